@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a workload can be seen doing: operations, access modes, enforcers. Numbers are on disk and in the kernel: append only."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class Operation(IntEnum):
+    """One thing a task did, as the kernel programs number it."""
+
+    EXEC = 1
+    EXIT = 2
+    OPEN = 10
+    CREATE = 11
+    UNLINK = 12
+    RENAME = 13
+    MKDIR = 14
+    RMDIR = 15
+    LINK = 16
+    SYMLINK = 17
+    CHMOD = 18
+    CHOWN = 19
+    TRUNCATE = 20
+    MOUNT = 21
+    UMOUNT = 22
+    MKNOD = 23
+    SOCKET = 30
+    BIND = 31
+    LISTEN = 32
+    CONNECT = 33
+    ACCEPT = 34
+    SEND = 35
+    DNS = 36
+    SETUID = 40
+    SETGID = 41
+    PTRACE = 42
+    CAPABLE = 43
+    MODULE = 44
+    BPF = 45
+    MMAP = 46
+    DEVICE = 50
+
+
+class Class(IntEnum):
+    """KubeArmor's `Operation` of an alert; also the unit of visibility and of default posture (kubearmor.md 3.3, 2.1)."""
+
+    PROCESS = 1
+    FILE = 2
+    NETWORK = 3
+    CAPABILITIES = 4
+    SYSCALL = 5
+    DEVICE = 6
+
+    @property
+    def label(self) -> str:
+        """The word in alerts: `Process`, `File`, ..."""
+        return self.name.capitalize()
+
+
+def class_of(operation: Operation) -> Class:
+    """The class an operation belongs to. CREATE..MKNOD are file operations, SETUID/SETGID/PTRACE/MODULE/BPF syscalls."""
+    if operation <= Operation.EXIT or operation is Operation.MMAP:
+        return Class.PROCESS
+    if operation in (Operation.MOUNT, Operation.UMOUNT):
+        return Class.SYSCALL
+    if operation < Operation.SOCKET:
+        return Class.FILE
+    if operation < Operation.SETUID:
+        return Class.NETWORK
+    if operation is Operation.CAPABLE:
+        return Class.CAPABILITIES
+    return Class.DEVICE if operation is Operation.DEVICE else Class.SYSCALL
+
+
+class Access(IntFlag):
+    """What was done to the resource; a rule with `readOnly` allows READ alone."""
+
+    READ = 1
+    WRITE = 2
+    APPEND = 4
+    EXEC = 8
+    CREATE = 16
+    TRUNCATE = 32
+    DELETE = 64
+    METADATA = 128
+    DIRECTORY = 256
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything but reading or executing is asked for."""
+        return bool(
+            self & (Access.WRITE | Access.APPEND | Access.CREATE | Access.TRUNCATE | Access.DELETE | Access.METADATA)
+        )
+
+
+class Backend(IntEnum):
+    """Who stopped an operation (`Enforcer` of an alert). OBSERVER: nobody did, it was only seen."""
+
+    OBSERVER = 0
+    BPF_LSM = 1
+    APPARMOR = 2
+    CGROUP = 3
+    SIGNAL = 4

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The topic table: every channel of the bus, what travels on it, who writes it and who reads it (DESIGN.md section 4)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+PREFIX = "hauberk."
+
+
+class Cleanup(StrEnum):
+    """How a topic forgets: by age and size, by key, or both (Kafka's `cleanup.policy`)."""
+
+    DELETE = "delete"
+    COMPACT = "compact"
+    COMPACT_DELETE = "compact,delete"
+
+
+class Topic(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel. `name`: without prefix and version, as the CLI takes it. `retention_hours`: 0 keeps forever."""
+
+    name: str
+    version: int = 1
+    key: str
+    value: str
+    content_type: str
+    cleanup: Cleanup
+    retention_hours: int
+    partitions: int
+    writer: str
+    readers: tuple[str, ...]
+
+    @property
+    def channel(self) -> str:
+        """The name on the broker, e.g. `hauberk.events.raw.v1`."""
+        return f"{PREFIX}{self.name}.v{self.version}"
+
+    @property
+    def compacted(self) -> bool:
+        """Whether the last value of a key is kept."""
+        return self.cleanup is not Cleanup.DELETE
+
+
+MSGPACK = "application/vnd.hauberk+msgpack"
+JSON = "application/json"
+CLOUDEVENT = "application/cloudevents+json"
+OCTETS = "application/octet-stream"
+
+EVENTS_RAW = Topic(
+    name="events.raw", key="node", value="frame: header, occurrences as they lay in the ring, definitions they use",
+    content_type=MSGPACK, cleanup=Cleanup.DELETE, retention_hours=6, partitions=6,
+    writer="sensors", readers=("processors",),
+)  # fmt: skip
+INVENTORY = Topic(
+    name="inventory", key="node/container or node uid", value="identity snapshot; tombstone when its events are over",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
+    writer="sensors", readers=("processors", "enforcers"),
+)  # fmt: skip
+POLICIES = Topic(
+    name="policies", key="kind/namespace/name", value="policy document, as JSON",
+    content_type=JSON, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
+    writer="hauberk", readers=("processors", "enforcers"),
+)  # fmt: skip
+TELEMETRY = Topic(
+    name="telemetry", key="node", value="enriched behaviours and the rows that index them",
+    content_type=MSGPACK, cleanup=Cleanup.DELETE, retention_hours=24, partitions=6,
+    writer="processors", readers=("sinks",),
+)  # fmt: skip
+ALERTS = Topic(
+    name="alerts", key="workload", value="one alert, KubeArmor field names",
+    content_type=JSON, cleanup=Cleanup.DELETE, retention_hours=168, partitions=6,
+    writer="processors", readers=("sinks",),
+)  # fmt: skip
+SUMMARIES = Topic(
+    name="summaries", key="workload and bucket", value="counts per behaviour in one time bucket",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT_DELETE, retention_hours=720, partitions=6,
+    writer="processors", readers=("sinks",),
+)  # fmt: skip
+ENFORCEMENT_DESIRED = Topic(
+    name="enforcement.desired", key="node", value="full plan with generation and content hash",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
+    writer="enforcers", readers=("enforcers",),
+)  # fmt: skip
+ENFORCEMENT_STATUS = Topic(
+    name="enforcement.status", key="node", value="receipt: generation applied, refused rules with reasons, backend",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
+    writer="enforcers", readers=("hauberk", "sinks"),
+)  # fmt: skip
+DEAD = Topic(
+    name="dead", key="original key", value="original bytes; headers say topic, group, stage, reason, error",
+    content_type=OCTETS, cleanup=Cleanup.DELETE, retention_hours=336, partitions=1,
+    writer="bus", readers=("hauberk",),
+)  # fmt: skip
+
+TOPICS: tuple[Topic, ...] = (
+    EVENTS_RAW, INVENTORY, POLICIES, TELEMETRY, ALERTS, SUMMARIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, DEAD,
+)  # fmt: skip
+
+BY_NAME: dict[str, Topic] = {topic.name: topic for topic in TOPICS}
