@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts and logs as people and SIEMs read them: KubeArmor's JSON names and value formats (kubearmor.md section 4), a superset.
+
+Ours in addition: `EventID` (node:boot:sequence, the same on every replay, so repeats can be dropped), `Count` (how many
+occurrences this one line stands for), `Suppressed` (how many were throttled before it), `Rule` (position of the rule that
+matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class OwnerRef(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """`Owner`: top-level owner of the pod."""
+
+    ref: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+class ExecEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`ExecEvent`: the exec session an operation belongs to."""
+
+    ExecID: str = ""
+    ExecutableName: str = ""
+
+
+class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One telemetry line. `Type` is `ContainerLog` or `HostLog`. `Result` is `Passed` or the errno's text."""
+
+    Timestamp: int
+    UpdatedTime: str
+    ClusterName: str = ""
+    HostName: str = ""
+    NamespaceName: str = ""
+    Owner: OwnerRef | None = None
+    PodName: str = ""
+    Labels: str = ""
+    ContainerID: str = ""
+    ContainerName: str = ""
+    ContainerImage: str = ""
+    HostPPID: int = 0
+    HostPID: int = 0
+    PPID: int = 0
+    PID: int = 0
+    UID: int | None = None
+    ParentProcessName: str = ""
+    ProcessName: str = ""
+    Type: str = ""
+    Source: str = ""
+    Operation: str = ""
+    Resource: str = ""
+    Data: str = ""
+    EventData: dict[str, str] | None = None
+    Result: str = ""
+    Cwd: str = ""
+    TTY: str = ""
+    ExecEvent: ExecEvent | None = None
+    NodeID: str = ""
+    UserName: str = ""
+    EventID: str = ""
+    Count: int = 1
+    RemoteAddress: str = ""
+    RemotePort: int = 0
+
+
+class Alert(Log, kw_only=True, omit_defaults=True):
+    """One alert. `Type` is `MatchedPolicy`, `MatchedHostPolicy`, `MatchedNetworkPolicy` or `SystemEvent`.
+    `Action`: `Audit`, `Block`, `Allow`, `Audit (Block)`, `Audit (Allow)`."""
+
+    PolicyName: str = ""
+    Severity: str = ""
+    Tags: str = ""
+    ATags: list[str] | None = None
+    Message: str = ""
+    Enforcer: str = ""
+    Action: str = ""
+    MaxAlertsPerSec: int = 0
+    DroppingAlertsInterval: int = 0
+    KubeArmorVersion: str = ""
+    Rule: str = ""
+    Mode: str = ""
+    Suppressed: int = 0
+
+
+encode_alert = msgspec.json.Encoder().encode
+decode_alert = msgspec.json.Decoder(Alert).decode
+encode_log = msgspec.json.Encoder().encode
+decode_log = msgspec.json.Decoder(Log).decode

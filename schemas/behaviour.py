@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A behaviour: everything of an event that a policy can decide on, and nothing else (DESIGN.md section 2)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.operations import Access, Backend, Class, Operation, class_of
+
+NO_OWNER = 0xFFFFFFFF
+
+
+class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """One decoded behaviour. Paths are absolute in the acting task's root; "" when there is none.
+
+    exec: `resource` is the new image, `executable` the image that called exec, `parent` the parent task's image.
+    connect/send: `address`/`port` are remote; bind/listen: local; accept: remote address, local port.
+    `result`: 0 or -errno. `syscall`: number on the node's architecture, `syscall_name` its name without `sys_`.
+    `detail`: what has no field of its own, as text (capability name, DNS name, filesystem type).
+    """
+
+    id: int = 0
+    operation: Operation = Operation.OPEN
+    access: Access = Access(0)
+    result: int = 0
+    enforcer: Backend = Backend.OBSERVER
+    cgroup: int = 0
+    pid_ns: int = 0
+    mnt_ns: int = 0
+    uid: int = 0
+    owner: int = NO_OWNER
+    tty: bool = False
+    executable: str = ""
+    parent: str = ""
+    resource: str = ""
+    resource2: str = ""
+    syscall: int = 0
+    syscall_name: str = ""
+    flags: int = 0
+    args: tuple[int, int] = (0, 0)
+    family: int = 0
+    socket_type: int = 0
+    protocol: int = 0
+    address: str = ""
+    port: int = 0
+    detail: str = ""
+
+    @property
+    def cls(self) -> Class:
+        """The class whose posture and visibility apply."""
+        return class_of(self.operation)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the operation went through."""
+        return self.result == 0
+
+
+class Occurrence(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """What belongs to one happening of a behaviour. `time_ns`: Unix ns. `arguments`: argv, None when not captured."""
+
+    time_ns: int = 0
+    sequence: int = 0
+    process: int = 0
+    pid: int = 0
+    ppid: int = 0
+    ns_pid: int = 0
+    ns_ppid: int = 0
+    ret: int = 0
+    aux: int = 0
+    arguments: tuple[str, ...] | None = None
+    cwd: str = ""
+    tty: str = ""

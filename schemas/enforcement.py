@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans and receipts: what a node shall enforce, and what it does.
+
+A plan is whole (not a difference), content-hashed and has a generation; the node computes the difference against what is in
+its maps. A rule that no backend of the node can express is refused with a reason in the receipt, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from schemas.errors import DecodeError
+from schemas.operations import Backend, Class
+from schemas.verdict import Action, RuleRef
+
+
+class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A process or file rule. `match`: `path`, `directory`, `directory_recursive`, `pattern` or `execname`.
+    Directories end in `/`. `source`: executable the rule is limited to (exec: the parent's), "" for any."""
+
+    cls: Class
+    match: str
+    value: str
+    source: str = ""
+    action: Action
+    owner_only: bool = False
+    read_only: bool = False
+    ref: RuleRef
+
+
+class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A network rule. `protocol`: tcp udp icmp icmpv6 sctp raw all or a socket type; `cidr` "" is any address, `port` 0 any."""
+
+    protocol: str
+    cidr: str = ""
+    port: int = 0
+    end_port: int = 0
+    direction: str = "egress"
+    source: str = ""
+    action: Action
+    ref: RuleRef
+
+
+class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What one container (or chosen host cgroup) shall be held to. `whitelist`: classes with Allow rules;
+    `posture`: what happens to the unmatched in those. `backends`: opt-ins beyond the node's own (`signal`)."""
+
+    uid: str
+    cgroups: tuple[int, ...]
+    cgroup_path: str = ""
+    workload: str = ""
+    paths: tuple[PathRule, ...] = ()
+    network: tuple[NetworkRule, ...] = ()
+    whitelist: tuple[Class, ...] = ()
+    posture: tuple[tuple[Class, Action], ...] = ()
+    signal: bool = False
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published."""
+
+    node: str
+    generation: int
+    digest: str
+    scopes: tuple[ScopePlan, ...]
+    policies: tuple[str, ...] = ()
+    created_ns: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A rule that is not enforced, and why."""
+
+    ref: RuleRef
+    uid: str = ""
+    backend: Backend = Backend.OBSERVER
+    reason: str
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One value of `enforcement.status.v1`, key node: what is in force. Times: Unix ns; `took_ms` for map updates alone."""
+
+    node: str
+    generation: int
+    digest: str
+    applied_ns: int
+    took_ms: float
+    backends: tuple[Backend, ...]
+    scopes: int
+    rules: int
+    refused: tuple[Refusal, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+def digest(scopes: tuple[ScopePlan, ...]) -> str:
+    """Content hash of a plan: equal scopes in equal order give equal digests."""
+    return hashlib.sha256(_encode(scopes)).hexdigest()[:32]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_plan = msgspec.msgpack.Decoder(Plan).decode
+_decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
+encode = _encode
+
+
+def decode_plan(data: bytes) -> Plan:
+    """The plan in `data`; DecodeError when it is not one."""
+    try:
+        return _decode_plan(data)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"expected an enforcement plan, got {error}") from error
+
+
+def decode_receipt(data: bytes) -> Receipt:
+    """The receipt in `data`; DecodeError when it is not one."""
+    try:
+        return _decode_receipt(data)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"expected an enforcement receipt, got {error}") from error

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who did it: the snapshot of a node, a container or a host cgroup that events are attributed to."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Kind(StrEnum):
+    """What an identity stands for. HOST: a cgroup of the node that is no container (a service, a session, the root)."""
+
+    NODE = "node"
+    HOST = "host"
+    CONTAINER = "container"
+
+
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """The workload that owns a pod (KubeArmor `Owner`): kind, name, namespace."""
+
+    ref: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One value of `inventory.v1`, key `node/uid`. Times are Unix seconds; `ended` 0 while it lives.
+
+    `complete` is False when only the cgroup is known yet (the runtime has not answered); such a container is judged with
+    what is known and announced again. Outside Kubernetes `namespace` is `container_namespace` and `orchestrated` False
+    (KubeArmor section 1.5).
+    """
+
+    kind: Kind
+    node: str
+    uid: str
+    cgroups: tuple[int, ...] = ()
+    cgroup_path: str = ""
+    pid_ns: int = 0
+    mnt_ns: int = 0
+    complete: bool = True
+    container_name: str = ""
+    image: str = ""
+    image_digest: str = ""
+    namespace: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+    owner: Owner = Owner()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    namespace_annotations: dict[str, str] = {}
+    node_labels: dict[str, str] = {}
+    runtime: str = ""
+    orchestrated: bool = False
+    privileged: bool = False
+    root_pid: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+    cluster: str = "default"
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `inventory.v1`."""
+        return f"{self.node}/{self.uid}".encode()
+
+    @property
+    def workload(self) -> str:
+        """`namespace/owner-or-pod-or-container` for containers, `node` for the host: the key of alerts and summaries."""
+        if self.kind is not Kind.CONTAINER:
+            return self.node
+        return f"{self.namespace}/{self.owner.name or self.pod or self.container_name or self.uid[:12]}"
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Identity).decode

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A telemetry frame: a table of enriched behaviours and the rows that refer to them by id. One record of `telemetry.v1`.
+
+The form of a raw frame with its definitions enriched: expansion to one JSON object per event happens at the edge that
+needs it. `rows` has the row layout of `schemas.frame`; rows whose id is not in the table were not asked to be logged.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.behaviour import Behaviour
+from schemas.errors import DecodeError
+from schemas.frame import FrameHeader
+from schemas.identity import Identity
+from schemas.verdict import Verdict
+
+
+class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A behaviour with whose it is (index into `identities`) and what was judged."""
+
+    behaviour: Behaviour
+    identity: int
+    verdict: Verdict
+    log: bool = True
+
+
+class ProcessContext(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """One exec image: what `process` of a row refers to. `arguments`: argv."""
+
+    process: int
+    executable: str = ""
+    parent: str = ""
+    arguments: tuple[str, ...] = ()
+    cwd: str = ""
+    tty: str = ""
+    parent_process: int = 0
+    start: int = 0
+    pid: int = 0
+    ppid: int = 0
+    session: int = 0
+    loginuid: int = 0
+
+
+class TelemetryFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Self-contained. `folded` as in `schemas.frame`."""
+
+    header: FrameHeader
+    identities: tuple[Identity, ...]
+    behaviours: tuple[Enriched, ...]
+    processes: tuple[ProcessContext, ...]
+    rows: bytes
+    folded: bytes = b""
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(TelemetryFrame).decode
+
+
+def decode(data: bytes) -> TelemetryFrame:
+    """The telemetry frame in `data`; DecodeError when it is not one."""
+    try:
+        return _decode(data)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"expected a telemetry frame of {len(data)} bytes as msgpack, got {error}") from error
