@@ -1,0 +1,63 @@
+# One command list. `make run` shows Hauberk at work, `make test` proves it; both install what they need.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+export PYTHONSAFEPATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup setup-dev run test lint format bench docs lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.run: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: expected Python 3.11 or newer on PATH, found none; install python3.11 and python3.11-venv" >&2; exit 1; }
+	@deploy/packages.sh run
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PYTHON)-venv >/dev/null; } || { echo "make: expected the venv module in $(PYTHON); install the package $(PYTHON)-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: installing the locked packages into $(VENV)"
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	@echo "setup: installing the locked development packages"
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements-dev.lock
+	@touch $@
+
+setup: $(VENV)/.run ## make .venv with the `hauberk` command in it
+
+setup-dev: $(VENV)/.dev ## the same with what tests, linters and benchmarks need
+
+run: setup ## start `hauberk up` with the example policies; Ctrl-C ends it
+	@deploy/run.sh
+
+test: setup-dev ## install what the tests need and run all of them
+	@deploy/packages.sh test
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lint: setup-dev ## ruff, mypy, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: setup-dev ## ruff's formatter and safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup-dev ## measure; a table, and build/bench.json
+	@$(BIN)/python benchmarks/run.py $(BENCH)
+
+docs: setup-dev ## write the generated pages again
+	@$(BIN)/python docs/generate.py
+
+lock: setup-dev ## resolve the lock files again
+	@$(BIN)/python -m pip install -q uv
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group build pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group build --group dev pyproject.toml -o requirements-dev.lock
+
+clean: ## remove what make made
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(VENV)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: a table of verbs, each imported on use, and the one place where an error becomes a line and an exit code.
+
+Nothing heavy is imported here: `hauberk --help` has 100 ms. Exit codes: 0 done, 1 the answer is no (differences, failed
+tests, nothing found), 2 the input is wrong, 3 something outside is not there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+from schemas.errors import HauberkError, PolicyError, SettingsError, Temporary
+
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "up": ("Run every stage in this process, over the embedded bus", "run"),
+    "node": ("Run the sensor, the inventory and the enforcement of this node", "run"),
+    "processor": ("Run the processors: frames in, alerts, telemetry and summaries out", "run"),
+    "enforcer": ("Run the planner: policies and inventory in, plans out", "run"),
+    "sink": ("Run the configured sinks", "run"),
+    "probe": ("Say what this kernel offers, what was chosen, and why not the rest", "node"),
+    "record": ("Record the raw ring of this node to a file", "node"),
+    "doctor": ("Check this installation and say what to mend", "node"),
+    "apply": ("Apply policies from files", "policy"),
+    "get": ("List policies, workloads, alerts, nodes or topics", "policy"),
+    "describe": ("Show one policy, workload or node in full", "policy"),
+    "delete": ("Delete policies", "policy"),
+    "policy": ("Check, test, explain, lint, diff and backtest policies", "policy"),
+    "logs": ("Follow alerts and telemetry", "see"),
+    "summary": ("Show what workloads did, from the summary store", "see"),
+    "topic": ("List the topics of the bus, or print their records", "see"),
+    "settings": ("Show the effective settings and where each came from", "other"),
+    "version": ("Print the version", "other"),
+    "completion": ("Print a completion script for bash, zsh or fish", "other"),
+}
+"""verb: (one line, group in `--help`). The module is `hauberk.verbs.<verb>`, the function `main(argv) -> int`."""
+
+GROUPS: Final = {
+    "run": "Run", "node": "This node", "policy": "Policies", "see": "See what happens", "other": "Other",
+}  # fmt: skip
+
+
+def usage() -> str:
+    """The text of `hauberk --help`."""
+    lines = ["Runtime security for containers, Kubernetes and Linux hosts.", "", "Usage: hauberk VERB [options]"]
+    for group, title in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {verb:<11} {text}" for verb, (text, member) in VERBS.items() if member == group]
+    lines += [
+        "",
+        "`hauberk VERB --help` shows a verb's options. Settings: file by --config or HAUBERK_CONFIG, then HAUBERK__A__B, then --set.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        words[0] = "version"
+    verb = words.pop(0)
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else "; `hauberk --help` lists them"
+        print(f"hauberk: expected a verb, got `{verb}`{hint}", file=sys.stderr)
+        return 2
+    try:
+        code = import_module(f"hauberk.verbs.{verb}").main(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) is gone: point stdout elsewhere so that the interpreter's flush at exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (PolicyError, SettingsError) as error:
+        print(f"hauberk {verb}: {error}", file=sys.stderr)
+        return 2
+    except HauberkError as error:
+        print(f"hauberk {verb}: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Temporary) else 2
+    except PermissionError as error:
+        print(
+            f"hauberk {verb}: no permission for `{error.filename}`; run as root or choose another directory with --state",
+            file=sys.stderr,
+        )
+        return 3
+    return int(code)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the configuration is read: a TOML or YAML file, then the environment (`HAUBERK__A__B`), then `--set a.b=value`.
+
+Later wins, and each value remembers where it came from. An unknown key, a wrong type or a value out of range is a
+SettingsError that holds the path. The structs themselves stand above their components, in the stages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from schemas.errors import SettingsError
+
+ENVIRONMENT: Final = "HAUBERK__"
+FILE_VARIABLE: Final = "HAUBERK_CONFIG"
+STATE_VARIABLE: Final = "HAUBERK_STATE"
+
+T = TypeVar("T")
+
+
+def state_directory(given: str | None = None) -> Path:
+    """Where the bus, the stores and the last plan live: `given`, HAUBERK_STATE, /var/lib/hauberk for root, else XDG's place."""
+    if chosen := given or os.environ.get(STATE_VARIABLE):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/hauberk")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "hauberk"
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a .toml, .yaml, .yml or .json file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"expected a settings file at `{path}`, got {error.strerror}; name another with --config"
+        ) from error
+    try:
+        if path.suffix == ".toml":
+            value = msgspec.toml.decode(data)
+        elif path.suffix in (".yaml", ".yml"):
+            value = msgspec.yaml.decode(data) or {}
+        elif path.suffix == ".json":
+            value = msgspec.json.decode(data)
+        else:
+            raise SettingsError(f"expected a settings file that ends in .toml, .yaml or .json, got `{path.name}`")
+    except SettingsError:
+        raise
+    except (msgspec.DecodeError, ValueError) as error:
+        raise SettingsError(
+            f"expected {path.suffix[1:].upper()} in `{path}`, got an error: {_one_line(error)}"
+        ) from error
+    except Exception as error:
+        # PyYAML's errors share no base with the decoders above.
+        if type(error).__module__.startswith("yaml"):
+            raise SettingsError(f"expected YAML in `{path}`, got an error: {_one_line(error)}") from error
+        raise
+    if not isinstance(value, dict):
+        raise SettingsError(f"expected a table of settings in `{path}`, got `{type(value).__name__}`")
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> None:
+    spot = tree
+    for step in path[:-1]:
+        below = spot.setdefault(step, {})
+        if not isinstance(below, dict):
+            raise SettingsError(
+                f"expected a table at `{step}` for `{'.'.join(path)}` ({origin}), got `{type(below).__name__}`"
+            )
+        spot = below
+    spot[path[-1]] = value
+
+
+def _flat(tree: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, origin, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = origin
+    return found
+
+
+def _literal(text: str) -> Any:
+    """A value from the environment or `--set`: JSON where it is JSON, else the text itself."""
+    try:
+        return msgspec.json.decode(text.encode())
+    except msgspec.DecodeError:
+        return text
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The merged raw tree and, for each dotted path given, where it came from."""
+
+    tree: dict[str, Any]
+    origins: dict[str, str]
+
+
+def merge(file: str | None = None, sets: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Loaded:
+    """File, environment and `--set` merged, not yet checked against structs."""
+    environment = os.environ if environment is None else environment
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if chosen := file or environment.get(FILE_VARIABLE):
+        tree = read_file(Path(chosen))
+        origins |= _flat(tree, chosen)
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT):
+            path = name[len(ENVIRONMENT) :].lower().split("__")
+            _put(tree, path, _literal(environment[name]), name)
+            origins[".".join(path)] = name
+    for text in sets:
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise SettingsError(f"expected --set a.b=value, got `{text}`")
+        _put(tree, dotted.split("."), _literal(value), "--set")
+        origins[dotted] = "--set"
+    return Loaded(tree, origins)
+
+
+def check(loaded: Loaded, kind: type[T]) -> T:
+    """The tree as `kind`; SettingsError with the path of the first value that does not fit."""
+    try:
+        return msgspec.convert(loaded.tree, kind)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_explain(str(error), loaded, kind)) from error
+
+
+def _explain(message: str, loaded: Loaded, kind: Any) -> str:
+    match = re.search(r" - at `\$(.*)`$", message)
+    where = match.group(1).lstrip(".") if match else ""
+    text = message[: match.start()] if match else message
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    path = ".".join(part for part in (where, unknown.group(1) if unknown else "") if part)
+    origin = loaded.origins.get(path) or next(
+        (by for key, by in loaded.origins.items() if path and key.startswith(path)), ""
+    )
+    said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")
+    if unknown and (near := _near(unknown.group(1), where, kind)):
+        said += f"; did you mean `{near}`?"
+    return said + "; `hauberk settings --reference` lists the keys"
+
+
+def _near(name: str, where: str, kind: Any) -> str | None:
+    import difflib
+
+    struct = kind
+    for step in filter(None, re.split(r"\.|\[[^]]*\]", where)):
+        fields = (
+            {field.encode_name: field.type for field in msgspec.structs.fields(struct)} if _is_struct(struct) else {}
+        )
+        struct = fields.get(step)
+    if not _is_struct(struct):
+        return None
+    names = [field.encode_name for field in msgspec.structs.fields(struct)]
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
