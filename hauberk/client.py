@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What verbs that talk to a running Hauberk share: the bus is opened as any other reader's would be, no private door."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from hauberk.output import FORMATS
+from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+
+T = TypeVar("T")
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A verb's parser with the options every verb has."""
+    made = argparse.ArgumentParser(prog=f"hauberk {verb}", description=description, allow_abbrev=False)
+    group = made.add_argument_group("settings")
+    group.add_argument("--config", metavar="FILE", help="settings file (.toml, .yaml, .json); default HAUBERK_CONFIG")
+    group.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="one setting; repeatable")
+    group.add_argument(
+        "--state", metavar="DIR", help="state directory; default HAUBERK_STATE, /var/lib/hauberk, or XDG's"
+    )
+    return made
+
+
+def add_output(made: argparse.ArgumentParser, *extra: str) -> None:
+    """`-o` and `--no-headers`, as kubectl has them."""
+    made.add_argument("-o", "--output", choices=(*FORMATS, *extra), default="table", help="form of the answer")
+    made.add_argument("--no-headers", action="store_true", help="no line of headings")
+
+
+def add_scope(made: argparse.ArgumentParser) -> None:
+    """`-n`, `-A` and `-l`, as kubectl has them."""
+    made.add_argument("-n", "--namespace", help="only this namespace")
+    made.add_argument("-A", "--all-namespaces", action="store_true", help="every namespace (the default)")
+    made.add_argument("-l", "--selector", metavar="K=V,...", default="", help="only workloads with these labels")
+
+
+def labels(text: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping; SettingsError for anything else."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"expected labels as `key=value,key=value`, got `{part}` in `{text}`")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def seconds(text: str) -> float:
+    """`90s`, `5m`, `2h`, `7d` or plain seconds as seconds; SettingsError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
+    if not match:
+        raise SettingsError(f"expected a duration such as 90s, 5m, 2h or 7d, got `{text}`")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> T:
+    """Run `work` with the configured bus open."""
+    from hauberk.configuration import client_bus
+
+    async def run() -> T:
+        bus = await client_bus(given)
+        try:
+            return await work(bus)
+        finally:
+            await bus.close()
+
+    return asyncio.run(run())

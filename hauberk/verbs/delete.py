@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk delete policy NAME` or `-f FILE`: a tombstone on the `policies` topic."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hauberk.client import parser as verb_parser
+from hauberk.client import with_bus
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+
+
+def parser() -> argparse.ArgumentParser:
+    """By name, by file, or all."""
+    made = verb_parser("delete", "Delete policies.")
+    made.add_argument(
+        "what", nargs="?", choices=("policy", "policies", "ksp", "hsp", "csp", "nsp"), help="what is deleted"
+    )
+    made.add_argument("names", nargs="*", metavar="NAME", help="name, or namespace/name")
+    made.add_argument("-f", "--filename", action="append", default=[], metavar="FILE", help="the policies in this file")
+    made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
+    made.add_argument("-n", "--namespace", help="only in this namespace")
+    made.add_argument("--all", action="store_true", help="every policy")
+    return made
+
+
+SHORT = {
+    "ksp": "KubeArmorPolicy",
+    "hsp": "KubeArmorHostPolicy",
+    "csp": "KubeArmorClusterPolicy",
+    "nsp": "KubeArmorNetworkPolicy",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 1 when something named is not there."""
+    made = parser()
+    given = made.parse_args(argv)
+    if not given.filename and not given.all and not given.names:
+        made.error("expected names, -f FILE or --all")
+
+    async def work(bus: Bus) -> int:
+        from bus.contract import Record
+        from schemas.topics import POLICIES
+
+        known = [key.decode() for key in await bus.latest(POLICIES)]
+        kind = SHORT.get(given.what or "")
+        if kind or given.namespace:
+            known = [
+                key for key in known
+                if (not kind or key.split("/")[0] == kind) and (not given.namespace or key.split("/")[1] == given.namespace)
+            ]  # fmt: skip
+        wanted: list[str] = list(known) if given.all else []
+        missing: list[str] = []
+        if given.filename:
+            from policy.documents import key as key_of
+
+            from hauberk.verbs.apply import read
+
+            for document in read(given.filename, given.recursive, quiet=True):
+                key = key_of(document).decode()
+                (wanted if key in known else missing).append(key)
+        for name in given.names:
+            hits = [key for key in known if key.split("/", 1)[1] == name or key.split("/")[-1] == name]
+            wanted += hits
+            missing += [] if hits else [name]
+        if wanted:
+            await bus.publish(POLICIES, [Record(key.encode(), None) for key in dict.fromkeys(wanted)])
+        for key in dict.fromkeys(wanted):
+            print(f"{key.lower()} deleted")
+        for name in missing:
+            print(
+                f"hauberk delete: expected policy `{name}`, there is none; `hauberk get policies` lists them",
+                file=sys.stderr,
+            )
+        return 1 if missing else 0
+
+    return with_bus(given, work)

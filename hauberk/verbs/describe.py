@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk describe policy|workload|node|alert NAME`: one thing in full, as YAML with its latest alerts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hauberk.client import parser as verb_parser
+from hauberk.client import with_bus
+from hauberk.output import as_yaml, table
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+
+WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What and which."""
+    made = verb_parser("describe", "Show one policy, workload, node or alert in full.")
+    made.add_argument("what", choices=tuple(WHAT), help="what is described")
+    made.add_argument("name", metavar="NAME", help="its name; an alert's EventID or policy")
+    made.add_argument("-n", "--namespace", help="only in this namespace")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 1 when there is no such thing."""
+    given = parser().parse_args(argv)
+
+    async def work(bus: Bus) -> int:
+        from hauberk.verbs import get
+
+        asked = argparse.Namespace(
+            what=WHAT[given.what], names=[] if given.what == "alert" else [given.name], namespace=given.namespace, selector="",
+            output="wide", limit=1_000_000,
+        )  # fmt: skip
+        found = await get._once(bus, asked)
+        values = found.values
+        if given.what == "alert":
+            values = [value for value in values if value.EventID == given.name]
+        if not values:
+            print(
+                f"hauberk describe: expected {given.what} `{given.name}`, there is none; `hauberk get {asked.what}` lists them",
+                file=sys.stderr,
+            )
+            return 1
+        print("\n---\n".join(as_yaml(value) for value in values))
+        if given.what in ("policy", "workload"):
+            asked = argparse.Namespace(
+                what="alerts", names=[], namespace=None, selector="", output="table", limit=1_000_000
+            )
+            alerts = await get.alerts(bus, asked)
+            mine = [row for row in alerts.rows if row[3 if given.what == "policy" else 2] == given.name][-10:]
+            if mine:
+                print("\nLatest alerts:\n" + table(alerts.columns, [row[: len(alerts.columns)] for row in mine]))
+        return 0
+
+    return with_bus(given, work)

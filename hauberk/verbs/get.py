@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk get policies|workloads|alerts|nodes`: what is on the bus, as kubectl would list it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hauberk.client import add_output, add_scope, labels, with_bus
+from hauberk.client import parser as verb_parser
+from hauberk.output import age, plain, show
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+
+KINDS = {
+    "KubeArmorPolicy": "ksp",
+    "KubeArmorHostPolicy": "hsp",
+    "KubeArmorClusterPolicy": "csp",
+    "KubeArmorNetworkPolicy": "nsp",
+}
+
+
+class Listing(NamedTuple):
+    """One answer before it is printed: values for json, rows (narrow columns first) for tables, names for `-o name`."""
+
+    columns: tuple[str, ...]
+    wide: tuple[str, ...]
+    values: list[Any]
+    rows: list[tuple[object, ...]]
+    names: list[str]
+
+
+def parser() -> argparse.ArgumentParser:
+    """What, which, and how it is shown."""
+    made = verb_parser("get", "List policies, workloads, alerts or nodes.")
+    made.add_argument(
+        "what", choices=("policies", "workloads", "alerts", "nodes", *KINDS.values()), help="what is listed"
+    )
+    made.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    add_scope(made)
+    add_output(made)
+    made.add_argument("-w", "--watch", action="store_true", help="list again whenever it changes; Ctrl-C ends it")
+    made.add_argument("--limit", type=int, default=100, metavar="N", help="alerts: the newest N (default 100)")
+    return made
+
+
+async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
+    """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
+    import msgspec
+
+    from schemas.enforcement import decode_receipt
+    from schemas.topics import ENFORCEMENT_STATUS, POLICIES
+
+    refused: dict[str, int] = {}
+    for record in (await bus.latest(ENFORCEMENT_STATUS)).values():
+        if record.value:
+            for refusal in decode_receipt(record.value).refused:
+                refused[refusal.ref.policy] = refused.get(refusal.ref.policy, 0) + 1
+    hits = await _hits(bus)
+    values, rows, names = [], [], []
+    for key, record in sorted((await bus.latest(POLICIES)).items()):
+        kind, namespace, name = key.decode().split("/", 2)
+        short = KINDS.get(kind, kind)
+        if given.what not in ("policies", short) or (given.namespace and namespace != given.namespace):
+            continue
+        if given.names and name not in given.names:
+            continue
+        document = msgspec.json.decode(record.value or b"{}")
+        spec = document.get("spec", {})
+        annotations = document.get("metadata", {}).get("annotations") or {}
+        mode = annotations.get("hauberk.io/mode") or annotations.get("kubearmor-policy") or "enabled"
+        selector = spec.get("selector") or spec.get("nodeSelector") or {}
+        chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
+        told = hits.get(name, 0)
+        values.append(document | {"status": {"hits": told, "rulesNotEnforced": refused.get(name, 0)}})
+        rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told,
+                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(name, 0)))  # fmt: skip
+        names.append(f"{short}/{name}")
+    return Listing(
+        ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "AGE"),
+        ("SELECTOR", "NOT ENFORCED"),
+        values,
+        rows,
+        names,
+    )
+
+
+async def _hits(bus: Bus) -> dict[str, int]:
+    """Occurrences told per policy, over the alerts the bus still has."""
+    import msgspec
+
+    class Hit(msgspec.Struct):
+        PolicyName: str = ""
+        Count: int = 1
+        Suppressed: int = 0
+
+    decode = msgspec.json.Decoder(Hit).decode
+    found: dict[str, int] = {}
+    for value in await _alerts(bus):
+        hit = decode(value)
+        found[hit.PolicyName] = found.get(hit.PolicyName, 0) + hit.Count + hit.Suppressed
+    return found
+
+
+async def _alerts(bus: Bus) -> list[bytes]:
+    from schemas.topics import ALERTS
+
+    found: list[bytes] = []
+    end = await bus.end(ALERTS)
+    async with bus.subscribe([ALERTS], None, "earliest") as subscription:
+        while any(subscription.position.get((ALERTS.name, part), 0) < offset for part, offset in end.items()):
+            batch = await subscription.take(5000, 0.5)
+            found += [delivery.record.value for delivery in batch if delivery.record.value is not None]
+            if not batch:
+                break
+    return found
+
+
+async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
+    """The newest alerts on the bus."""
+    from schemas.alert import decode_alert
+
+    wanted = labels(given.selector)
+    found = []
+    for value in await _alerts(bus):
+        alert = decode_alert(value)
+        own = labels(alert.Labels)
+        if (given.namespace and alert.NamespaceName != given.namespace) or (
+            given.names and alert.PolicyName not in given.names
+        ):
+            continue
+        if all(own.get(key) == text for key, text in wanted.items()):
+            found.append(alert)
+    found = found[-given.limit :]
+    rows = [
+        (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
+         alert.Operation, alert.Resource, alert.Result, alert.ProcessName, alert.Severity, alert.EventID)
+        for alert in found
+    ]  # fmt: skip
+    return Listing(("TIME", "NAMESPACE", "WORKLOAD", "POLICY", "ACTION", "OPERATION", "RESOURCE"),
+                   ("RESULT", "PROCESS", "SEVERITY", "EVENT ID"), list(found), rows, [f"alert/{alert.EventID}" for alert in found])  # fmt: skip
+
+
+async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
+    """Containers (and host cgroups with `-o wide`) of the inventory."""
+    from schemas.identity import Kind, decode
+    from schemas.topics import INVENTORY
+
+    wanted = labels(given.selector)
+    values, rows, names = [], [], []
+    found = [decode(record.value) for record in (await bus.latest(INVENTORY)).values() if record.value]
+    for one in sorted(found, key=lambda one: (one.kind, one.namespace, one.pod, one.container_name)):
+        if one.kind is not Kind.CONTAINER and given.output == "table":
+            continue
+        if (given.namespace and one.namespace != given.namespace) or any(
+            one.labels.get(k) != v for k, v in wanted.items()
+        ):
+            continue
+        name = one.container_name or one.cgroup_path or one.uid
+        if given.names and name not in given.names and one.pod not in given.names:
+            continue
+        state = "ended" if one.ended else "running" if one.complete else "starting"
+        values.append(one)
+        rows.append((one.namespace or "-", one.pod or "-", name, state, one.image or "-", one.node,
+                     age(time.time() - one.started) if one.started else "-", one.kind.value, one.runtime or "-", one.uid[:12],
+                     ",".join(map(str, one.cgroups)), ",".join(f"{k}={v}" for k, v in one.labels.items())))  # fmt: skip
+        names.append(f"workload/{name}")
+    return Listing(("NAMESPACE", "POD", "CONTAINER", "STATE", "IMAGE", "NODE", "AGE"), ("KIND", "RUNTIME", "ID", "CGROUPS", "LABELS"),
+                   values, rows, names)  # fmt: skip
+
+
+async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
+    """Nodes by their receipts: what they enforce and with what."""
+    from schemas.enforcement import decode_receipt
+    from schemas.identity import Kind, decode
+    from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
+
+    known = {
+        one.node
+        for record in (await bus.latest(INVENTORY)).values()
+        if record.value and (one := decode(record.value)).kind is Kind.NODE
+    }
+    receipts = {
+        one.node: one
+        for record in (await bus.latest(ENFORCEMENT_STATUS)).values()
+        if record.value and (one := decode_receipt(record.value))
+    }
+    values, rows = [], []
+    for name in sorted(known | set(receipts)):
+        if given.names and name not in given.names:
+            continue
+        receipt = receipts.get(name)
+        values.append({"node": name, "receipt": plain(receipt)})
+        if receipt is None:
+            rows.append((name, "-", "none (audit only)", 0, 0, 0, "-", "-", "-"))
+        else:
+            backends = (
+                ",".join(backend.name.lower().replace("_", "-") for backend in receipt.backends) or "none (audit only)"
+            )
+            rows.append((name, receipt.generation, backends, receipt.scopes, receipt.rules, len(receipt.refused),
+                         age(time.time() - receipt.applied_ns / 1e9), f"{receipt.took_ms:.1f} ms", "; ".join(receipt.failed) or "-"))  # fmt: skip
+    return Listing(("NODE", "GENERATION", "BACKENDS", "SCOPES", "RULES", "REFUSED", "SINCE"), ("TOOK", "FAILED"), values, rows,
+                   [f"node/{row[0]}" for row in rows])  # fmt: skip
+
+
+async def _once(bus: Bus, given: argparse.Namespace) -> Listing:
+    match given.what:
+        case "workloads":
+            return await workloads(bus, given)
+        case "alerts":
+            return await alerts(bus, given)
+        case "nodes":
+            return await nodes(bus, given)
+        case _:
+            return await policies(bus, given)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 1 when something named is not there."""
+    import sys
+
+    given = parser().parse_args(argv)
+
+    async def work(bus: Bus) -> int:
+        before = None
+        while True:
+            found = await _once(bus, given)
+            text = show(found.values, found.columns, found.rows, given.output, wide=found.wide, names=found.names,
+                        headings=not given.no_headers)  # fmt: skip
+            if text != before:
+                if found.rows or given.output in ("json", "yaml"):
+                    print(text, flush=True)
+                elif before is None:
+                    where = f" in namespace `{given.namespace}`" if given.namespace else ""
+                    print(f"No {given.what} found{where}.", file=sys.stderr)
+                before = text
+            if not given.watch:
+                return 1 if given.names and not found.rows else 0
+            await asyncio.sleep(0.5)
+
+    return with_bus(given, work)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk topic list` and `hauberk topic tail NAME`: the bus as a consumer of Kafka topics would see it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hauberk.client import add_output, with_bus
+from hauberk.client import parser as verb_parser
+from hauberk.output import plain, show
+
+if TYPE_CHECKING:
+    from bus.contract import Bus, Delivery
+
+
+def parser() -> argparse.ArgumentParser:
+    """Two sub-verbs."""
+    from schemas.topics import BY_NAME
+
+    made = verb_parser("topic", "List the topics of the bus, or print their records as they come.")
+    below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups")
+    add_output(below.add_parser("list", help="the topic table, with how many records each has"))
+    add_output(below.add_parser("groups", help="consumer groups, their offsets and their lag"))
+    tail = below.add_parser("tail", help="print records, one JSON object a line")
+    tail.add_argument("topic", choices=sorted(BY_NAME), help="name without prefix and version")
+    tail.add_argument("--from", dest="start", choices=("latest", "earliest"), default="latest", help="where to begin")
+    tail.add_argument("--limit", type=int, metavar="N", help="end after N records")
+    tail.add_argument("--until-quiet", type=float, metavar="SECONDS", help="end when nothing came for so long")
+    return made
+
+
+def decoded(delivery: Delivery) -> Any:
+    """A record's value in words: JSON as it is, msgpack through its struct, anything else as text."""
+    import msgspec
+
+    from schemas import enforcement, frame, identity, summary, telemetry
+
+    value = delivery.record.value
+    name = delivery.topic.name
+    if value is None:
+        return None
+    match name:
+        case "alerts" | "policies":
+            return msgspec.json.decode(value)
+        case "events.raw":
+            found = frame.decode(value)
+            return {
+                "header": plain(found.header),
+                "occurrences": len(found.occurrences) // 64,
+                "definitions": len(frame.definitions(found.definitions)),
+                "folded": len(found.folded) // frame.FOLDED.size,
+            }
+        case "inventory":
+            return plain(identity.decode(value))
+        case "telemetry":
+            return plain(telemetry.decode(value)) | {"rows": len(telemetry.decode(value).rows) // 64}
+        case "summaries":
+            return plain(summary.decode(value))
+        case "enforcement.desired":
+            return plain(enforcement.decode_plan(value))
+        case "enforcement.status":
+            return plain(enforcement.decode_receipt(value))
+    return value.decode("utf-8", "backslashreplace")
+
+
+async def _tail(bus: Bus, given: argparse.Namespace) -> int:
+    import orjson
+
+    from schemas.topics import BY_NAME
+
+    left = given.limit if given.limit is not None else -1
+    async with bus.subscribe([BY_NAME[given.topic]], None, given.start) as subscription:
+        waited = 0.0
+        while left:
+            batch = await subscription.take(left if left > 0 else 500, 0.5)
+            waited = 0.0 if batch else waited + 0.5
+            for delivery in batch:
+                line = {
+                    "topic": delivery.topic.channel,
+                    "partition": delivery.partition,
+                    "offset": delivery.offset,
+                    "timestamp": delivery.record.timestamp_ms,
+                    "key": delivery.record.key.decode("utf-8", "backslashreplace"),
+                    "headers": {
+                        name: value.decode("utf-8", "backslashreplace") for name, value in delivery.record.headers
+                    },
+                    "value": decoded(delivery),
+                }
+                sys.stdout.write(orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+                left -= 1
+            sys.stdout.flush()
+            if given.until_quiet is not None and waited >= given.until_quiet:
+                return 0
+    return 0
+
+
+async def _list(bus: Bus, given: argparse.Namespace) -> str:
+    from schemas.topics import TOPICS
+
+    ends = await asyncio.gather(*(bus.end(topic) for topic in TOPICS))
+    counted = list(zip(TOPICS, ends, strict=True))
+    rows = [
+        (topic.name, topic.key, sum(end.values()), topic.cleanup.value, topic.channel, topic.writer, ",".join(topic.readers), topic.value)
+        for topic, end in counted
+    ]  # fmt: skip
+    value = [plain(topic) | {"channel": topic.channel, "end": end} for topic, end in counted]
+    return show(value, ("NAME", "KEY", "RECORDS", "CLEANUP"), rows, given.output, wide=("CHANNEL", "WRITER", "READERS", "VALUE"),
+                names=[f"topic/{topic.name}" for topic in TOPICS], headings=not given.no_headers)  # fmt: skip
+
+
+async def _groups(bus: Bus, given: argparse.Namespace) -> str:
+    rows: list[tuple[object, ...]] = []
+    value = []
+    for group, offsets in sorted((await bus.groups()).items()):
+        behind = await bus.lag(group)
+        for topic, offset in sorted(offsets.items()):
+            rows.append((group, topic, offset, behind.get(topic, 0)))
+            value.append({"group": group, "topic": topic, "offset": offset, "lag": behind.get(topic, 0)})
+    return show(value, ("GROUP", "TOPIC", "OFFSET", "LAG"), rows, given.output, names=sorted({f"group/{row[0]}" for row in rows}),
+                headings=not given.no_headers)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """List or tail."""
+    given = parser().parse_args(argv)
+    if given.what == "tail":
+        return with_bus(given, lambda bus: _tail(bus, given))
+    print(with_bus(given, lambda bus: _list(bus, given) if given.what == "list" else _groups(bus, given)))
+    return 0
