@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house rules that a machine can check."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+CEILING = 400
+BANNED = {"utils", "helpers", "common", "manager", "base", "util", "misc"}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_import_contracts_hold() -> None:
+    program = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
+def test_file_is_one_idea(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert ast.get_docstring(ast.parse(text)), "a module says why it exists"
+    assert len(text.splitlines()) <= CEILING, f"over {CEILING} lines: two ideas in one file"
+    assert path.stem not in BANNED
+
+
+def test_bcc_is_imported_in_the_kernel_room_only() -> None:
+    for path in SOURCES:
+        if re.search(r"^\s*(import bcc|from bcc)", path.read_text(), re.MULTILINE):
+            assert path.parent.name == "kernel", path
+
+
+def test_hot_files_have_a_benchmark_and_no_await() -> None:
+    benchmarks = "\n".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    hot = [
+        path
+        for path in SOURCES
+        if (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].startswith("Hot")
+    ]
+    assert hot
+    for path in hot:
+        tree = ast.parse(path.read_text())
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Await | ast.AsyncFunctionDef)], path
+        assert "import logging" not in path.read_text(), path
+        module = f"{path.parent.name}.{path.stem}"
+        assert f"from {path.parent.name} import" in benchmarks or module in benchmarks, (
+            f"{module} is hot and has no benchmark"
+        )
+
+
+def test_nothing_committed_names_a_registry_host() -> None:
+    listed = (
+        subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    )
+    hosts = re.compile("|".join(("pypi" + r"\.org", "python" + "hosted", "registry" + r"\.npmjs", "crates" + r"\.io")))
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path.is_file():
+            assert not hosts.search(path.read_bytes().decode("utf-8", "replace")), name
