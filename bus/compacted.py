@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of one compacted topic: one SQLite table with the newest record of each key.
+
+A record keeps the offset it was published with, so readers follow it like any log and meet each key's newest value;
+versions in between may be passed over, as on any compacted topic. A tombstone is a row without a value: readers see
+it, `latest` does not, and it goes away after a day (or a reader that was away longer would never learn of it).
+The newest row is never removed: the next offset is counted from it. Neighbours: `segments` (same methods), `rows`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bus.contract import Record
+from bus.database import Corrupt, connect, translate, unlink
+from bus.rows import SELECT, Rows, drain, to_record, to_row
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS record(
+  key BLOB PRIMARY KEY NOT NULL, offset INTEGER NOT NULL, at INTEGER NOT NULL, value BLOB, headers BLOB);
+CREATE UNIQUE INDEX IF NOT EXISTS by_offset ON record(offset);
+"""
+_UPSERT = (
+    "INSERT INTO record(offset, at, key, value, headers) VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) DO UPDATE SET "
+    "offset = excluded.offset, at = excluded.at, value = excluded.value, headers = excluded.headers"
+)
+
+
+class CompactedLog:
+    """The same methods as `SegmentedLog`, over one table. Not for parallel use by threads."""
+
+    compacted = True
+
+    def __init__(self, directory: Path, *, durable: bool) -> None:
+        self._path = directory / "compacted.db"
+        self._durable = durable
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._floor = 0
+        self.quarantined = 0
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, records: Sequence[Record]) -> int:
+        while True:
+            try:
+                first = self._append(records)
+            except Corrupt:
+                self.quarantine()
+                continue
+            # A table that another process put aside while we wrote took our records with it; write them again.
+            if self._path.exists() and self._path.stat().st_ino == self._inode:
+                return first
+            self.close()
+
+    def _append(self, records: Sequence[Record]) -> int:
+        connection = self._open()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            top = connection.execute("SELECT max(offset) FROM record").fetchone()[0]
+            first = max(0 if top is None else top + 1, self._floor)
+            connection.executemany(_UPSERT, [to_row(first + index, record) for index, record in enumerate(records)])
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._rollback(connection)
+            raise translate(error, self._path) from error
+        return int(first)
+
+    def read(self, offset: int, max_records: int, max_bytes: int) -> Rows:
+        rows = Rows()
+        while True:
+            try:
+                drain(self._open(), SELECT, (offset, max_records), max_bytes, rows)
+            except Corrupt:
+                self.quarantine()
+                continue
+            except sqlite3.Error as error:
+                problem = translate(error, self._path)
+                if not isinstance(problem, Corrupt):
+                    raise problem from error
+                if not rows.found:
+                    self.quarantine()
+                    continue
+            return rows
+
+    def span(self) -> tuple[int, int]:
+        try:
+            low, high = self._open().execute("SELECT min(offset), max(offset) FROM record").fetchone()
+        except (sqlite3.Error, Corrupt) as error:
+            problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
+            if not isinstance(problem, Corrupt):
+                raise problem from error
+            self.quarantine()
+            return self.span()
+        if low is None:
+            return self._floor, self._floor
+        return low, max(high + 1, self._floor)
+
+    def latest(self) -> dict[bytes, Record]:
+        try:
+            cursor = self._open().execute(
+                "SELECT offset, at, key, value, headers FROM record WHERE value IS NOT NULL ORDER BY offset"
+            )
+            return {row[2]: to_record(row) for row in cursor}
+        except (sqlite3.Error, Corrupt) as error:
+            problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
+            if not isinstance(problem, Corrupt):
+                raise problem from error
+            self.quarantine()
+            return self.latest()
+
+    def behind(self, offset: int) -> int:
+        """Rows a reader at `offset` has yet to see."""
+        row = self._open().execute("SELECT count(*) FROM record WHERE offset >= ?", (offset,)).fetchone()
+        return int(row[0])
+
+    def raise_floor(self, offset: int) -> None:
+        self._floor = max(self._floor, offset)
+
+    def sweep(self, tombstones_before_ms: int, records_before_ms: int) -> int:
+        """Remove old tombstones, and on topics that also forget by age old records. Rows removed."""
+        connection = self._open()
+        try:
+            cursor = connection.execute(
+                "DELETE FROM record WHERE ((value IS NULL AND at < ?) OR at < ?) "
+                "AND offset < (SELECT max(offset) FROM record)",
+                (tombstones_before_ms, records_before_ms),
+            )
+        except sqlite3.Error as error:
+            self._rollback(connection)
+            raise translate(error, self._path) from error
+        return cursor.rowcount
+
+    def checkpoint(self, wal_bytes: int) -> None:
+        try:
+            if os.stat(f"{self._path}-wal").st_size > wal_bytes:
+                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except (FileNotFoundError, Corrupt):
+            return
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+
+    def quarantine(self) -> None:
+        """Put an unreadable table aside and start an empty one above its offsets; writers publish state again."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        self.close()
+        if size == 0:
+            unlink(self._path)
+        else:
+            # Keys repeat, so file size bounds nothing here: any offset it can have reached in a second of nanoseconds
+            # since the epoch is below the clock.
+            self.raise_floor(time.time_ns() // 1_000_000)
+            self._path.rename(self._path.with_suffix(f".{time.time_ns()}.corrupt"))
+            unlink(self._path)
+        self.quarantined += 1
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = connect(self._path, create=True)
+            try:
+                connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+                connection.executescript(_SCHEMA)
+            except sqlite3.Error as error:
+                connection.close()
+                raise translate(error, self._path) from error
+            self._connection = connection
+            self._inode = self._path.stat().st_ino
+        return self._connection
+
+    def _rollback(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            try:
+                connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self.close()

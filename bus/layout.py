@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things lie in the embedded bus's directory, which topics fsync, and what may be forgotten when.
+
+::
+
+    DIR/groups.db                 offsets of every group
+    DIR/leases/GROUP@TOPIC        flock of the member that reads
+    DIR/wake/PID-RANDOM           datagram sockets of the processes that have the log open
+    DIR/topics/NAME.vN/           one log: `segments` or `compacted`
+
+Each thread makes its own logs and offsets from the same layout. Neighbours: `embedded`, `writer`, `reader`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from bus.compacted import CompactedLog
+from bus.offsets import Lease, Offsets
+from bus.segments import SegmentedLog
+from schemas.topics import Topic
+
+Log = SegmentedLog | CompactedLog
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """The directory and its rules. `hours`, `bytes_kept`: overrides by topic name. Times in seconds."""
+
+    root: Path
+    durable_topics: frozenset[str]
+    segment_bytes: int
+    segment_age: float
+    bytes_kept: int
+    hours: dict[str, float]
+    bytes_by_topic: dict[str, int]
+    tombstone_age: float
+    keep_read: bool
+    seen: list[Topic] = msgspec.field(default_factory=list)
+
+    def directory(self, topic: Topic) -> Path:
+        return self.root / "topics" / f"{topic.name}.v{topic.version}"
+
+    def durable(self, topic: Topic) -> bool:
+        return topic.name in self.durable_topics
+
+    def log(self, topic: Topic) -> Log:
+        if topic not in self.seen:
+            self.seen.append(topic)
+        if topic.compacted:
+            return CompactedLog(self.directory(topic), durable=self.durable(topic))
+        return SegmentedLog(
+            self.directory(topic),
+            durable=self.durable(topic),
+            segment_bytes=self.segment_bytes,
+            segment_age=self.segment_age,
+        )
+
+    def offsets(self) -> Offsets:
+        return Offsets(self.root)
+
+    def lease(self, group: str, topic: Topic) -> Lease:
+        return Lease(self.root / "leases", group, topic.name)
+
+    def tidy(self, topic: Topic, log: Log, lowest: int | None) -> int:
+        """Seal, drop and sweep `log`; `lowest`: the lowest committed offset, None without groups.
+
+        Returns the records dropped before some group had read them.
+        """
+        now = time.time()
+        hours = self.hours.get(topic.name, topic.retention_hours)
+        oldest_ms = int((now - hours * 3600) * 1000) if hours else 0
+        if isinstance(log, CompactedLog):
+            log.sweep(int((now - self.tombstone_age) * 1000), oldest_ms if topic.cleanup.value != "compact" else 0)
+            return 0
+        log.rotate(now)
+        passed = 0 if lowest is None or self.keep_read else lowest
+        lost, _ = log.drop(passed, oldest_ms, self.bytes_by_topic.get(topic.name, self.bytes_kept))
+        return 0 if lowest is None else lost

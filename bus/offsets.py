@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has read how far: groups, their committed offsets, and the lease that gives a topic to one member of a group.
+
+Offsets live in `groups.db`, apart from the logs, so that forgetting a segment never touches them. A lease is a flock on
+a file: the kernel gives it back when the holder dies, however it dies. Neighbours: `writer` commits, `reader` asks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from bus.database import Corrupt, connect, translate, unlink
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS offsets(
+  grp TEXT NOT NULL, topic TEXT NOT NULL, next INTEGER NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (grp, topic)) WITHOUT ROWID;
+"""
+
+
+class Offsets:
+    """`groups.db` in `directory`. Not for parallel use by threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "groups.db"
+        self._connection: sqlite3.Connection | None = None
+        self._full = False
+        self.quarantined = 0
+
+    def commit(self, positions: Iterable[tuple[str, str, int]], *, durable: bool, register: bool = False) -> None:
+        """Set (group, topic, next offset); an offset never goes back. `register` keeps what is already there.
+
+        `durable`: survive a power cut as well. Without it a power cut may repeat what was read in the last seconds.
+        """
+        now = time.time_ns() // 1_000_000
+        rows = [(group, topic, offset, now) for group, topic, offset in positions]
+        change = "NOTHING" if register else "UPDATE SET next = max(next, excluded.next), at = excluded.at"
+        connection = self._open()
+        try:
+            if durable != self._full:
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._full = durable
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(f"INSERT INTO offsets VALUES (?, ?, ?, ?) ON CONFLICT DO {change}", rows)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._rollback(connection)
+            raise self._raised(error) from error
+
+    def all(self) -> dict[str, dict[str, int]]:
+        """Group -> topic name -> next offset."""
+        groups: dict[str, dict[str, int]] = {}
+        try:
+            for group, topic, offset in self._open().execute("SELECT grp, topic, next FROM offsets"):
+                groups.setdefault(group, {})[topic] = offset
+        except sqlite3.Error as error:
+            raise self._raised(error) from error
+        return groups
+
+    def of(self, group: str, topic: str) -> int | None:
+        try:
+            row = (
+                self._open().execute("SELECT next FROM offsets WHERE grp = ? AND topic = ?", (group, topic)).fetchone()
+            )
+        except sqlite3.Error as error:
+            raise self._raised(error) from error
+        return None if row is None else int(row[0])
+
+    def bounds(self, topic: str) -> tuple[int, int] | None:
+        """(lowest, highest) committed offset of all groups of `topic`; None when it has no group."""
+        try:
+            row = self._open().execute("SELECT min(next), max(next) FROM offsets WHERE topic = ?", (topic,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._raised(error) from error
+        return None if row[0] is None else (int(row[0]), int(row[1]))
+
+    def forget(self, group: str) -> None:
+        connection = self._open()
+        try:
+            connection.execute("DELETE FROM offsets WHERE grp = ?", (group,))
+        except sqlite3.Error as error:
+            self._rollback(connection)
+            raise self._raised(error) from error
+
+    def checkpoint(self, wal_bytes: int) -> None:
+        try:
+            if os.stat(f"{self._path}-wal").st_size > wal_bytes:
+                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except FileNotFoundError:
+            return
+        except sqlite3.Error as error:
+            raise self._raised(error) from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            for attempt in range(2):
+                try:
+                    connection = connect(self._path, create=True)
+                    connection.executescript(_SCHEMA)
+                except (sqlite3.Error, Corrupt) as error:
+                    problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
+                    if not isinstance(problem, Corrupt) or attempt:
+                        raise problem from error
+                    self._quarantine()
+                else:
+                    self._connection = connection
+                    self._full = True  # SQLite's own default.
+                    return connection
+        assert self._connection is not None
+        return self._connection
+
+    def _raised(self, error: sqlite3.Error) -> Exception:
+        problem = translate(error, self._path)
+        if isinstance(problem, Corrupt):
+            # Without offsets groups begin again at the oldest record kept: repeats, no loss. The next call finds it so.
+            self._quarantine()
+        return problem
+
+    def _quarantine(self) -> None:
+        self.close()
+        if self._path.exists():
+            self._path.rename(self._path.with_suffix(f".{time.time_ns()}.corrupt"))
+        unlink(self._path)
+        self.quarantined += 1
+
+    def _rollback(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            try:
+                connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self.close()
+
+
+class Lease:
+    """The right of one member of `group` to read `topic`. `take` never waits; `release` twice is once."""
+
+    def __init__(self, directory: Path, group: str, topic: str) -> None:
+        directory.mkdir(exist_ok=True)
+        self._path = directory / f"{quote(group, safe='')}@{topic}"
+        self._descriptor = -1
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor >= 0
+
+    def take(self) -> bool:
+        """Whether the lease is held now."""
+        if self.held:
+            return True
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bus there is, on one screen. Neighbours: the settings structs stand above their buses."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from bus.contract import Bus
+from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.memory import MemoryBus, MemorySettings
+
+BusSettings = EmbeddedSettings | MemorySettings
+
+
+async def open_bus(settings: BusSettings) -> Bus:
+    """Open the bus that `settings` names, on the running loop. The caller closes it."""
+    match settings:
+        case EmbeddedSettings():
+            return await EmbeddedBus.open(settings)
+        case MemorySettings():
+            return MemoryBus(settings)
+        case _:
+            assert_never(settings)
