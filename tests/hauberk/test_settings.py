@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: order of sources, paths in errors, did-you-mean."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from hauberk.settings import check, merge, read_file, state_directory
+from schemas.errors import SettingsError
+
+
+class Inner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    interval_seconds: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    name: str = "x"
+
+
+class Outer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    inner: Inner = Inner()
+    many: list[Inner] = []
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[inner]\ninterval_seconds = 2.0\nname = 'file'\n")
+    loaded = merge(
+        str(file), ["inner.name=set"], {"HAUBERK__INNER__NAME": "env", "HAUBERK__INNER__INTERVAL_SECONDS": "3.5"}
+    )
+    found = check(loaded, Outer)
+    assert found.inner == Inner(interval_seconds=3.5, name="set")
+    assert loaded.origins["inner.name"] == "--set"
+    assert loaded.origins["inner.interval_seconds"] == "HAUBERK__INNER__INTERVAL_SECONDS"
+
+
+def test_unknown_key_names_its_path_source_and_neighbour(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("inner:\n  intervall_seconds: 2\n")
+    with pytest.raises(SettingsError) as caught:
+        check(merge(str(file), (), {}), Outer)
+    assert "`inner.intervall_seconds`" in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "did you mean `interval_seconds`?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "path"),
+    [({"inner": {"interval_seconds": "x"}}, "inner.interval_seconds"), ({"inner": {"interval_seconds": 0}}, "inner.interval_seconds"),
+     ({"many": [{"name": 3}]}, "many[0].name")],
+)  # fmt: skip
+def test_wrong_value_names_its_path(tree: dict[str, object], path: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(msgspec.json.encode(tree))
+    with pytest.raises(SettingsError, match=path.replace("[", r"\[").replace("]", r"\]")):
+        check(merge(str(file), (), {}), Outer)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "= 3", "TOML"),
+        ("a.yaml", "a: [", "YAML"),
+        ("a.json", "{", "JSON"),
+        ("a.ini", "", "ends in"),
+        ("b.yaml", "- 1", "table"),
+    ],
+)
+def test_unreadable_file_is_one_sentence(tmp_path: Path, name: str, text: str, said: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=said) as caught:
+        read_file(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="name another with --config"):
+        read_file(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("text", ["a", "=3", ""])
+def test_bad_set(text: str) -> None:
+    with pytest.raises(SettingsError, match="expected --set"):
+        merge(None, [text], {})
+
+
+def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_directory("/x") == Path("/x")
+    monkeypatch.setenv("HAUBERK_STATE", "/y")
+    assert state_directory() == Path("/y")
