@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2) by ctypes: what the resident agent needs once the loader's child is gone. BCC would cost it 72 MB.
+
+Calls are thin: one function per command, bytes in, bytes out, errors as `KernelError` that name the operation, the object,
+the errno and what to do. Must never import BCC, asyncio or msgspec, and never load programs for anyone but the feature
+tests. Neighbours: `maps` (typed view of a map), `ring` (its memory), `loader` (who pins what is opened here).
+Numbers are from include/uapi/linux/bpf.h; attributes a kernel does not know must stay zero, or it answers E2BIG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from typing import Final, NamedTuple
+
+from schemas.errors import KernelError, PermissionMissing
+
+_SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+MAP_CREATE: Final = 0
+MAP_LOOKUP: Final = 1
+MAP_UPDATE: Final = 2
+MAP_DELETE: Final = 3
+MAP_NEXT_KEY: Final = 4
+PROG_LOAD: Final = 5
+OBJ_PIN: Final = 6
+OBJ_GET: Final = 7
+PROG_ATTACH: Final = 8
+PROG_DETACH: Final = 9
+PROG_TEST_RUN: Final = 10
+MAP_GET_FD_BY_ID: Final = 14
+OBJ_GET_INFO: Final = 15
+RAW_TRACEPOINT_OPEN: Final = 17
+MAP_LOOKUP_BATCH: Final = 24
+MAP_LOOKUP_AND_DELETE_BATCH: Final = 25
+MAP_UPDATE_BATCH: Final = 26
+MAP_DELETE_BATCH: Final = 27
+LINK_CREATE: Final = 28
+LINK_UPDATE: Final = 29
+LINK_DETACH: Final = 34
+
+COMMANDS: Final = {
+    value: name
+    for name, value in dict(globals()).items()
+    if name.startswith(("MAP_", "PROG_", "OBJ_", "LINK_", "RAW_")) and isinstance(value, int)
+}
+
+ANY: Final = 0
+NOEXIST: Final = 1
+EXIST: Final = 2
+
+_HINTS: Final = {
+    errno.EPERM: "run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and check that no container profile hides bpf(2)",
+    errno.EACCES: "run as root or with CAP_BPF and CAP_PERFMON",
+    errno.ENOENT: "it is not there: load the sensor first, or check the pin directory",
+    errno.ENOSYS: "this kernel has no bpf(2); CONFIG_BPF_SYSCALL is needed",
+    errno.EINVAL: "this kernel does not offer the operation for this object; `hauberk probe` says what it offers",
+    errno.E2BIG: "the map is full or this kernel is older than the call; raise the map's size",
+    errno.ENOSPC: "the map is full; raise its size in the settings",
+    errno.ENOMEM: "the memory cgroup is at its limit; raise it",
+    errno.EEXIST: "it exists already: another agent may own this pin directory",
+}
+
+
+class MapInfo(NamedTuple):
+    """`struct bpf_map_info`, the part that is older than any kernel supported. Sizes in bytes."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+class ProgramInfo(NamedTuple):
+    """`struct bpf_prog_info`: type, id and name. Run counts need kernel.bpf_stats_enabled."""
+
+    type: int
+    id: int
+    name: str
+
+
+PERCPU_TYPES: Final = frozenset({5, 6, 10, 21})
+"""BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE: a value per possible CPU."""
+
+
+def refused(operation: str, target: str, code: int) -> KernelError:
+    """The error for errno `code` of bpf(2) `operation` on `target`, with what to do about it."""
+    name = errno.errorcode.get(code, str(code))
+    hint = _HINTS.get(code, os.strerror(code))
+    kind = PermissionMissing if code in (errno.EPERM, errno.EACCES) else KernelError
+    return kind(f"bpf `{operation}` on `{target}`: {name}; {hint}", operation=operation, target=target, errno=code)
+
+
+def call(command: int, attributes: bytes | bytearray | ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(command, attributes). The result when >= 0, else -errno: callers decide which errno is an answer."""
+    buffer = attributes if isinstance(attributes, ctypes.Array) else ctypes.create_string_buffer(bytes(attributes))
+    size = len(attributes)
+    result = int(_syscall(_NUMBER, command, ctypes.byref(buffer), ctypes.c_uint(size)))
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def check(command: int, attributes: bytes, target: str) -> int:
+    """`call`, with every errno raised as KernelError."""
+    result = call(command, attributes)
+    if result < 0:
+        raise refused(COMMANDS.get(command, str(command)), target, -result)
+    return result
+
+
+def _number() -> int:
+    machine = platform.machine()
+    if machine not in _SYSCALL:
+        raise KernelError(
+            f"expected one of {', '.join(_SYSCALL)} as machine, got `{machine}`; its bpf(2) number is not known here",
+            operation="bpf",
+            target=machine,
+        )
+    return _SYSCALL[machine]
+
+
+_NUMBER: Final = _number()
+
+
+def pinned(path: str) -> int:
+    """A new fd (close-on-exec) of the object pinned at `path`. Raises KernelError, ENOENT when nothing is pinned there."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return check(OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), path)
+
+
+def pin(fd: int, path: str) -> None:
+    """Pin the object behind `fd` at `path` in a bpffs; it outlives this process until the file is removed."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    check(OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0), path)
+
+
+def map_create(kind: int, key_size: int, value_size: int, max_entries: int, *, name: str = "", flags: int = 0) -> int:
+    """fd of a new map. `kind`: BPF_MAP_TYPE_*; ring buffers take sizes 0 and a power of two of pages as `max_entries`."""
+    label = name.encode()[:15].ljust(16, b"\0")
+    attributes = struct.pack("=IIIIIII16s", kind, key_size, value_size, max_entries, flags, 0, 0, label)
+    return check(MAP_CREATE, attributes, name or f"map type {kind}")
+
+
+def map_info(fd: int, target: str = "map") -> MapInfo:
+    """What the kernel says about the map behind `fd`."""
+    data = _info(fd, 80, target)
+    kind, ident, key_size, value_size, max_entries, flags, name = struct.unpack_from("=IIIIII16s", data)
+    return MapInfo(kind, ident, key_size, value_size, max_entries, flags, name.split(b"\0")[0].decode())
+
+
+def program_info(fd: int, target: str = "program") -> ProgramInfo:
+    """What the kernel says about the program behind `fd`."""
+    # type, id, tag[8], jited len, xlated len, two pointers, load_time, created_by_uid, nr_map_ids, map_ids, name[16]
+    data = _info(fd, 80, target)
+    kind, ident = struct.unpack_from("=II", data)
+    return ProgramInfo(kind, ident, data[64:80].split(b"\0")[0].decode())
+
+
+def _info(fd: int, size: int, target: str) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    check(OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)), target)
+    return buffer.raw
+
+
+def link_create(program: int, target_fd: int, attach_type: int, target: str = "link") -> int:
+    """fd of a link that keeps `program` attached to `target_fd` (a cgroup directory, 0 for none) while it or a pin lives."""
+    return check(LINK_CREATE, struct.pack("=IIII", program, target_fd, attach_type, 0), target)
+
+
+def link_detach(link: int, target: str = "link") -> None:
+    """Detach now, whoever else holds the link. ENOLINK (detached already, the cgroup is gone) is no error."""
+    result = call(LINK_DETACH, struct.pack("=I", link))
+    if result < 0 and -result not in (errno.ENOLINK,):
+        raise refused("LINK_DETACH", target, -result)
+
+
+def cgroup_attach(program: int, cgroup: int, attach_type: int, target: str = "cgroup") -> int:
+    """Attach to a cgroup directory fd: a link's fd, or -1 where the kernel (before 5.7) knows only PROG_ATTACH.
+
+    After -1 the attachment lasts as long as the cgroup; undo it with `cgroup_detach`.
+    """
+    result = call(LINK_CREATE, struct.pack("=IIII", program, cgroup, attach_type, 0))
+    if result >= 0:
+        return result
+    if -result != errno.EINVAL:
+        raise refused("LINK_CREATE", target, -result)
+    allow_multi = 2
+    check(PROG_ATTACH, struct.pack("=IIIII", cgroup, program, attach_type, allow_multi, 0), target)
+    return -1
+
+
+def cgroup_detach(program: int, cgroup: int, attach_type: int, target: str = "cgroup") -> None:
+    """Undo a PROG_ATTACH."""
+    check(PROG_DETACH, struct.pack("=IIIII", cgroup, program, attach_type, 0, 0), target)
+
+
+def raw_tracepoint_open(program: int, name: str) -> int:
+    """fd of a link of `program` to the raw tracepoint `name`; closing it detaches unless it is pinned."""
+    label = ctypes.create_string_buffer(name.encode())
+    return check(RAW_TRACEPOINT_OPEN, struct.pack("=QII", ctypes.addressof(label), program, 0), name)
+
+
+def program_load(kind: int, instructions: bytes, *, name: str = "", attach_type: int = 0, flags: int = 0) -> int:
+    """fd of a small program made by hand: for feature tests and the ring's own tests. KernelError carries the verifier's log."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    label = name.encode()[:15].ljust(16, b"\0")
+
+    def attributes(log: int, log_size: int) -> bytes:
+        return struct.pack(
+            "=IIQQIIQII16sII",
+            kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(license_text),
+            1 if log else 0, log_size, log, 0, flags, label, 0, attach_type,
+        )  # fmt: skip
+
+    result = call(PROG_LOAD, attributes(0, 0))
+    if result >= 0:
+        return result
+    log = ctypes.create_string_buffer(1 << 16)
+    call(PROG_LOAD, attributes(ctypes.addressof(log), len(log)))
+    error = refused("PROG_LOAD", name or f"program type {kind}", -result)
+    last = log.value.decode(errors="replace").strip().splitlines()[-2:]
+    raise type(error)(f"{error}; verifier: {' / '.join(last)}", operation="PROG_LOAD", target=name, errno=-result)
+
+
+def program_run(program: int, context: bytes = b"", target: str = "program") -> int:
+    """Run `program` once (BPF_PROG_TEST_RUN) and return its 32-bit result."""
+    data = ctypes.create_string_buffer(context, max(len(context), 1))
+    size = 80
+    attributes = bytearray(size)
+    struct.pack_into("=II", attributes, 0, program, 0)
+    if context:
+        struct.pack_into("=II", attributes, 40, len(context), 0)
+        struct.pack_into("=Q", attributes, 48, ctypes.addressof(data))
+    buffer = (ctypes.c_char * size).from_buffer(attributes)
+    result = call(PROG_TEST_RUN, buffer)
+    if result < 0:
+        raise refused("PROG_TEST_RUN", target, -result)
+    return int(struct.unpack_from("=I", attributes, 4)[0])

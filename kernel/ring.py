@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot: a BPF ring buffer read by memory map, a chunk at a time, with no work per event.
+
+The map's fd is mapped twice: a read-write page with the consumer's position, and read-only a page with the producer's
+position followed by the data, which the kernel maps two times in a row so that a record that wraps is contiguous
+(kernel/bpf/ringbuf.c). A record is 8 bytes of header (u32 length with bit 31 busy and bit 30 discarded, u32 page offset)
+and its data padded to 8. Taking and giving back are two steps: `take` copies and moves this reader's own cursor,
+`release` hands the space back to the kernel. A reader that dies in between finds its records again.
+Must never wait, log or look at a record's meaning. Neighbours: `maps`, `sensors.rings`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from types import TracebackType
+from typing import Final, Self
+
+from kernel import bpf
+from kernel.maps import Map
+from schemas.errors import KernelError
+from schemas.kernel import OCCURRENCE, RING_HEADER
+
+RINGBUF: Final = 27
+"""BPF_MAP_TYPE_RINGBUF."""
+BUSY: Final = 0x80
+DISCARDED: Final = 0x40
+_LENGTH: Final = struct.Struct("=I").unpack_from
+_LENGTH_BITS: Final = (1 << 30) - 1
+# Byte of the u32 header that carries the two flags.
+_TOP: Final = 3 if struct.pack("=I", 1)[0] else 0
+_LOW: Final = 3 - _TOP
+
+PAGE: Final = mmap.PAGESIZE
+
+
+class Ring:
+    """One consumer of one ring. `size`: bytes of its data area. Not for two threads, and only one consumer per ring."""
+
+    def __init__(self, consumer: mmap.mmap, producer: mmap.mmap, size: int, target: str = "ring") -> None:
+        if size <= 0 or size & (size - 1) or len(producer) < PAGE + 2 * size:
+            raise ValueError(f"expected a ring of a power of two bytes mapped twice, got {size} in {len(producer)}")
+        self.size = size
+        self.target = target
+        self.discarded = 0
+        self._memory = producer
+        self._maps = (consumer, producer)
+        self._consumer = memoryview(consumer)[:8].cast("Q")
+        self._producer = memoryview(producer)[:8].cast("Q")
+        self._cursor = self._consumer[0]
+        self._fence = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """The ring pinned at `path`. KernelError when there is none, or when it is another kind of map."""
+        with Map.open(path) as found:
+            return cls.of(found.fd, path)
+
+    @classmethod
+    def of(cls, fd: int, target: str = "ring") -> Self:
+        """The ring behind `fd`, which may be closed afterwards: the mappings keep it."""
+        info = bpf.map_info(fd, target)
+        if info.type != RINGBUF:
+            raise KernelError(
+                f"expected a ring buffer (map type {RINGBUF}) at `{target}`, got map type {info.type}; load the sensor again",
+                operation="mmap",
+                target=target,
+            )
+        size = info.max_entries
+        try:
+            consumer = mmap.mmap(fd, PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            producer = mmap.mmap(fd, PAGE + 2 * size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=PAGE)
+        except OSError as error:
+            raise bpf.refused("mmap", target, error.errno or 0) from error
+        return cls(consumer, producer, size, target)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes the producers have filled and this reader has not taken, busy records included."""
+        return self._producer[0] - self._cursor
+
+    @property
+    def held(self) -> int:
+        """Bytes the kernel cannot reuse yet: waiting, or taken and not released."""
+        return self._producer[0] - self._consumer[0]
+
+    @property
+    def position(self) -> int:
+        """Where this reader stands: what `release` takes. Bytes since the ring was made."""
+        return self._cursor
+
+    def take_table(self, limit: int, length: int = OCCURRENCE.size) -> bytes:
+        """Committed records of one size as they lie, headers included, oldest first; at most `limit` bytes, b"" if none.
+
+        Stops at the first busy record. Discarded rows are left out and counted in `discarded`. KernelError when a record
+        of another size lies in between: the ring belongs to another build.
+        """
+        stride = length + RING_HEADER
+        # The producer's position is read strictly before the headers, the headers strictly before the data.
+        count = min(self._producer[0] - self._cursor, limit, self.size) // stride
+        if count <= 0:
+            return b""
+        self._order()
+        memory, start = self._memory, PAGE + (self._cursor & (self.size - 1))
+        flags = memory[start + _TOP : start + count * stride : stride]
+        if flags.count(0) != count:
+            busy = _first_busy(flags)
+            if busy == 0:
+                return b""
+            if busy > 0:
+                count, flags = busy, flags[:busy]
+        self._order()
+        chunk = memory[start : start + count * stride]
+        if chunk[_LOW::stride].count(length & 0xFF) != count:
+            raise KernelError(
+                f"expected records of {length} bytes in ring `{self.target}` at {self._cursor}, got another size; unload and load the sensor again",
+                operation="take",
+                target=self.target,
+            )
+        self._cursor += count * stride
+        if flags.count(0) != count:
+            kept = [chunk[i * stride : (i + 1) * stride] for i, flag in enumerate(flags) if not flag & DISCARDED]
+            self.discarded += count - len(kept)
+            chunk = b"".join(kept)
+        return chunk
+
+    def take_records(self, limit: int) -> list[bytes]:
+        """Committed records of any size, without headers; stops at the first busy one or after `limit` bytes."""
+        records: list[bytes] = []
+        memory, mask = self._memory, self.size - 1
+        cursor, end = self._cursor, min(self._producer[0], self._cursor + limit)
+        self._order()
+        while cursor < end:
+            start = PAGE + (cursor & mask)
+            (header,) = _LENGTH(memory, start)
+            if header >> 31:
+                break
+            size = header & _LENGTH_BITS
+            if header >> 30:
+                self.discarded += 1
+            else:
+                self._order()
+                records.append(memory[start + RING_HEADER : start + RING_HEADER + size])
+            cursor += RING_HEADER + (size + 7) // 8 * 8
+        self._cursor = cursor
+        return records
+
+    def release(self, position: int | None = None) -> None:
+        """Hand the space up to `position` (None: all that was taken) back to the kernel. Never moves backwards."""
+        target = self._cursor if position is None else position
+        if target > self._consumer[0]:
+            # After the copies: the producers write over this space from the store on.
+            self._order()
+            self._consumer[0] = target
+
+    def rewind(self) -> None:
+        """Stand again where the last `release` was: what was taken since is handed out once more."""
+        self._cursor = self._consumer[0]
+
+    def close(self) -> None:
+        """Unmap; the ring and what lies in it stay while it is pinned."""
+        self._consumer.release()
+        self._producer.release()
+        for mapping in self._maps:
+            mapping.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _order(self) -> None:
+        # x86 keeps loads in order by itself; elsewhere an uncontended lock is the fence that pure Python has (50 ns).
+        with self._fence:
+            pass
+
+
+def _first_busy(flags: bytes) -> int:
+    # -1 when there is none. Busy with bit 30 set as well cannot happen: discarding clears busy.
+    return flags.find(BUSY)
+
+
+def anonymous(size: int) -> tuple[mmap.mmap, mmap.mmap]:
+    """Consumer and producer memory of a ring that no kernel feeds: for replayed and property-tested rings. The data area
+    is plain memory, so whoever writes must write both images."""
+    return mmap.mmap(-1, PAGE), mmap.mmap(-1, PAGE + 2 * size)

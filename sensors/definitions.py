@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ids mean: a bounded memory of definitions, and the closure of those a frame uses.
+
+The kernel announces a definition once. This memory forgets too, so that the agent stays small; when it lets an id go it
+says so (`forget`), the agent deletes the id from the kernel's map, and the next use is announced again. Nothing is lost
+in between: a definition lives through three generations, and the kernel is told one generation before the bytes go, so
+occurrences that were in the ring by then still find theirs.
+
+    learn -> young -> old -> leaving (kernel told) -> gone        a use moves the definition back to young
+
+Must never decode more of a body than the ids of the strings it refers to. Neighbours: `rings` (who feeds it), `frames`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from schemas.kernel import BEHAVIOUR, DEFINITION, PROCESS, DefinitionKind
+
+OVERHEAD: Final = 200
+"""Bytes CPython 3.11 adds to a definition: two int and bytes headers and a dict slot, measured over 100,000 entries."""
+
+_HEAD: Final = DEFINITION.struct
+_STRING, _BEHAVIOUR, _PROCESS = DefinitionKind.STRING, DefinitionKind.BEHAVIOUR, DefinitionKind.PROCESS
+# Both bodies keep the ids of their strings in four u64 in a row; this fails at import when a layout changes that.
+_REFERENCES: Final = struct.Struct("=4Q")
+_AT: Final = DEFINITION.size + BEHAVIOUR.offsets["executable"]
+if (
+    [BEHAVIOUR.offsets[name] for name in ("executable", "parent", "resource", "resource2")] != [8, 16, 24, 32]
+    or [PROCESS.offsets[name] for name in ("executable", "parent", "arguments", "cwd")] != [8, 16, 24, 32]
+):  # fmt: skip
+    raise ImportError("schemas.kernel moved the string ids of BEHAVIOUR or PROCESS; sensors.definitions must follow")
+
+_Table = dict[int, bytes]
+_Generation = dict[int, _Table]
+
+
+class Missing(NamedTuple):
+    """Ids that are used and not defined, by kind."""
+
+    behaviours: tuple[int, ...]
+    strings: tuple[int, ...]
+    processes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return len(self.behaviours) + len(self.strings) + len(self.processes)
+
+
+NOTHING_MISSING: Final = Missing((), (), ())
+
+
+class Closure(NamedTuple):
+    """`run`: definition records one after the other, as `schemas.frame` wants them. `missing`: what had to be left out."""
+
+    run: bytes
+    missing: Missing
+
+
+class Definitions:
+    """`limit_bytes`: memory to hold, `OVERHEAD` included. `forget(kind, ids)` is called when STRING or BEHAVIOUR ids are
+    about to go. `seen(cgroup)` is called with the cgroup of each behaviour learned."""
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        forget: Callable[[DefinitionKind, list[int]], None] | None = None,
+        seen: Callable[[int], None] | None = None,
+    ) -> None:
+        self._limit = limit_bytes // 3
+        self._forget = forget
+        self._seen = seen
+        self._young, self._old, self._leaving = _generation(), _generation(), _generation()
+        self._bytes = 0
+        self.learned = 0
+        self.rotations = 0
+
+    def __len__(self) -> int:
+        return sum(len(table) for part in (self._young, self._old, self._leaving) for table in part.values())
+
+    def learn(self, records: Iterable[bytes]) -> list[tuple[DefinitionKind, int, bytes]]:
+        """Take in records of the definitions ring (header and body). Returns the CGROUP and CGROUP_GONE ones, decoded.
+
+        A record that is shorter than its header says is ignored: the kernel never writes one, a torn recording may.
+        """
+        cgroups: list[tuple[DefinitionKind, int, bytes]] = []
+        young, seen = self._young, self._seen
+        unpack, head = _HEAD.unpack_from, _HEAD.size
+        for record in records:
+            if len(record) < head:
+                continue
+            ident, kind, size = unpack(record)
+            end = head + size
+            if len(record) < end:
+                continue
+            table = young.get(kind)
+            if table is None:
+                if kind in (DefinitionKind.CGROUP, DefinitionKind.CGROUP_GONE):
+                    cgroups.append((DefinitionKind(kind), ident, record[head:end].rstrip(b"\0")))
+                continue
+            if ident not in table:
+                self._bytes += len(record) + OVERHEAD
+                self.learned += 1
+            padded = end + (-size % 8)
+            # The ring may carry more than the record (a fixed reservation); keep what the frame format allows.
+            table[ident] = record if len(record) == padded else record[:end] + bytes(padded - end)
+            if kind == _BEHAVIOUR and seen is not None and size >= BEHAVIOUR.size:
+                seen(int.from_bytes(record[head : head + 8], _ORDER))
+        if self._bytes > self._limit:
+            self._rotate()
+        return cgroups
+
+    def define(self, kind: DefinitionKind, ident: int, body: bytes) -> None:
+        """Define by other means than the ring (a map lookup, /proc)."""
+        self.learn((_HEAD.pack(ident, kind, len(body)) + body,))
+
+    def closure(self, behaviours: Iterable[int], processes: Iterable[int]) -> Closure:
+        """The definitions of these ids and of every string they refer to, each once. 0 means "none" and is skipped."""
+        strings: set[int] = set()
+        found: list[bytes] = []
+        missing: list[list[int]] = []
+        references, at = _REFERENCES.unpack_from, _AT
+        for kind, idents in ((_BEHAVIOUR, behaviours), (_PROCESS, processes)):
+            absent = []
+            young = self._young[kind]
+            for ident in idents:
+                record = young.get(ident) or self._revive(kind, ident)
+                if record:
+                    found.append(record)
+                    strings.update(references(record, at))
+                elif ident:
+                    absent.append(ident)
+            missing.append(absent)
+        strings.discard(0)
+        absent = []
+        young = self._young[_STRING]
+        for ident in strings:
+            record = young.get(ident) or self._revive(_STRING, ident)
+            if record:
+                found.append(record)
+            else:
+                absent.append(ident)
+        if not (absent or missing[0] or missing[1]):
+            return Closure(b"".join(found), NOTHING_MISSING)
+        return Closure(b"".join(found), Missing(tuple(missing[0]), tuple(absent), tuple(missing[1])))
+
+    def references(self, behaviour: int) -> tuple[int, int, int, int]:
+        """String ids of a known behaviour: executable, parent, resource, resource2; zeros when it is not known."""
+        record = self._young[_BEHAVIOUR].get(behaviour) or self._revive(_BEHAVIOUR, behaviour)
+        if not record:
+            return 0, 0, 0, 0
+        executable, parent, resource, resource2 = _REFERENCES.unpack_from(record, _AT)
+        return executable, parent, resource, resource2
+
+    def records(self) -> Iterable[bytes]:
+        """Everything held, oldest generation first."""
+        for generation in (self._leaving, self._old, self._young):
+            for table in generation.values():
+                yield from table.values()
+
+    def _revive(self, kind: int, ident: int) -> bytes | None:
+        record = self._old[kind].pop(ident, None) or self._leaving[kind].pop(ident, None)
+        if record:
+            self._young[kind][ident] = record
+            self._bytes += len(record) + OVERHEAD
+        return record
+
+    def _rotate(self) -> None:
+        self.rotations += 1
+        leaving, self._old, self._young = self._old, self._young, _generation()
+        self._leaving = leaving
+        self._bytes = 0
+        if self._forget is not None:
+            for kind in (_BEHAVIOUR, _STRING):
+                if leaving[kind]:
+                    self._forget(kind, list(leaving[kind]))
+
+
+def _generation() -> _Generation:
+    return {_STRING: {}, _BEHAVIOUR: {}, _PROCESS: {}}
+
+
+_ORDER: Final = "little" if struct.pack("=H", 1)[0] else "big"
