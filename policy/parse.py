@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to policy documents and diagnostics: the door of the language. Takes any bytes, never raises.
+
+::
+
+    text -> yaml_lines / json_lines -> trees -> identify -> check -> PolicyDocument
+                                                   └ other kinds of objects are left alone, with an info
+
+A document with an error gives no PolicyDocument; the other documents of the file do, and the caller decides whether to
+apply them (`hauberk apply` applies nothing of a file with errors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from policy import codes, json_lines, yaml_lines
+from policy.annotations import check_annotations
+from policy.check import INVALID, Checker
+from policy.diagnostics import Diagnostic, Report
+from policy.meaning import check_meaning
+from policy.nodes import Mapping, Node, Scalar, Sequence, describe, plain
+from policy.suggest import nearest
+from schemas.policy import API_VERSION, KINDS, KubeArmorPolicy, PolicyDocument
+
+SIZE: Final = 8 * 1024 * 1024
+"""Bytes of one file. The largest policy sets in the wild are a tenth of it."""
+GROUP: Final = "security.kubearmor.com"
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """What a file holds and what is wrong with it. `text`: as decoded, for `diagnostics.render`."""
+
+    policies: tuple[PolicyDocument, ...]
+    diagnostics: tuple[Diagnostic, ...]
+    ok: bool
+    """No errors: every policy of the file is in `policies`."""
+    text: str = ""
+
+
+def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
+    """Every policy and every finding of `text` (YAML with any number of documents, or JSON).
+
+    `origin`: file name for messages. `strict`: warnings count as errors.
+    """
+    report = Report(origin, strict)
+    decoded = _decode(text, report)
+    documents: list[PolicyDocument] = []
+    if decoded is None:
+        decoded = ""
+    else:
+        trees = json_lines.read(decoded) if decoded.lstrip()[:1] in ("{", "[") else None
+        if trees is None:
+            trees = yaml_lines.read(decoded, report)
+        seen: dict[str, int] = {}
+        found = 0
+        for node in _flatten(trees):
+            kind = _identify(node, report)
+            found += kind is not None
+            if kind is None or not isinstance(node, Mapping):
+                continue
+            document = _document(node, kind, report)
+            if document is None:
+                continue
+            before = seen.get(document.key)
+            if before is not None:
+                report.add(codes.TWICE, f"{document.key} is already at line {before}; this one replaces it", line=node.line, column=node.column)  # fmt: skip
+            seen[document.key] = node.line
+            documents.append(document)
+        if not found and not report.errors:
+            report.add(codes.NO_POLICY, "no policy in this file", line=1, column=1, expected=", ".join(KINDS))
+    return Parsed(tuple(documents), report.sorted(), not report.errors, decoded)
+
+
+def _decode(text: str | bytes, report: Report) -> str | None:
+    if len(text) > SIZE:
+        report.add(codes.TOO_LARGE, f"{len(text)} bytes; at most {SIZE} are read", line=1, column=1)
+        return None
+    try:
+        if isinstance(text, bytes):
+            return text.decode("utf-8-sig")
+        text.encode("utf-8")
+        return text.removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        before = bytes(text[: error.start]) if isinstance(text, bytes) else b""
+        line = before.count(b"\n") + 1
+        report.add(codes.NOT_TEXT, f"byte {error.start} is not UTF-8 text", line=line, column=1)
+    except UnicodeEncodeError as error:
+        report.add(codes.NOT_TEXT, f"character {error.start} is half of a surrogate pair", line=1, column=1)
+    return None
+
+
+def _flatten(trees: list[Node]) -> Iterator[Node]:
+    """The documents, and those inside of `kind: List` (what `kubectl get -o yaml` prints)."""
+    for node in trees:
+        if isinstance(node, Mapping):
+            kind, items = _get(node, "kind"), _get(node, "items")
+            if isinstance(kind, Scalar) and kind.text.endswith("List") and isinstance(items, Sequence):
+                yield from items.items
+                continue
+        yield node
+
+
+def _get(node: Mapping, name: str) -> Node | None:
+    return next((value for key, value in reversed(node.pairs) if isinstance(key, Scalar) and key.text == name), None)
+
+
+def _identify(node: Node, report: Report) -> str | None:
+    """The kind of policy a document is; None when it is none, which is reported."""
+    if not isinstance(node, Mapping):
+        report.add(codes.NOT_A_MAPPING, f"the document is {describe(node)}", line=node.line, column=node.column, width=node.width, expected="a mapping with apiVersion, kind, metadata, spec")  # fmt: skip
+        return None
+    kind, version = _get(node, "kind"), _get(node, "apiVersion")
+    kind_text = kind.text if isinstance(kind, Scalar) else ""
+    version_text = version.text if isinstance(version, Scalar) else ""
+    ours = version_text.partition("/")[0] == GROUP
+    if kind_text in KINDS and isinstance(kind, Scalar):
+        if version_text != API_VERSION:
+            at = version if isinstance(version, Scalar) else kind
+            got = f"`apiVersion` is `{version_text}`" if version_text else "`apiVersion` is missing"
+            report.add(codes.API_VERSION, got, line=at.line, column=at.column, width=at.width, path="apiVersion", expected=API_VERSION)  # fmt: skip
+        return kind_text
+    if not kind_text:
+        if ours or version is None:
+            report.add(codes.NO_KIND, "the document does not say its `kind`", line=node.line, column=node.column, path="kind", expected=", ".join(KINDS))  # fmt: skip
+        else:
+            report.add(codes.SKIPPED, f"an object of {version_text} without a kind is skipped", line=node.line, column=node.column)  # fmt: skip
+        return None
+    assert kind is not None
+    near = nearest(kind_text, KINDS)
+    if ours or (near is not None and kind_text.lower().startswith("kubearmor")):
+        help_ = f"did you mean `{near}`?" if near else ""
+        report.add(codes.UNKNOWN_KIND, f"`{kind_text}` is not a kind of policy", line=kind.line, column=kind.column, width=kind.width, path="kind", expected=", ".join(KINDS), suggestion=help_)  # fmt: skip
+        return None
+    report.add(codes.SKIPPED, f"`{kind_text}` is not a policy; skipped", line=kind.line, column=kind.column, width=kind.width)  # fmt: skip
+    return None
+
+
+def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None:
+    before = report.errors
+    struct = KINDS[kind]
+    checker = Checker(report, struct)
+    skipped = ("kind", "status")
+    body = Mapping([pair for pair in node.pairs if not (isinstance(pair[0], Scalar) and pair[0].text in skipped)], node.line, node.column, node.width)  # fmt: skip
+    value = checker.struct(body, struct, "")
+    metadata = _get(node, "metadata")
+    if isinstance(metadata, Mapping):
+        check_annotations(metadata, checker, namespaced=struct is KubeArmorPolicy)
+    if value is INVALID or report.errors > before:
+        return None
+    try:
+        policy = msgspec.convert({**value, "kind": kind}, struct)
+        raw = msgspec.json.encode(plain(node))
+    except (msgspec.ValidationError, msgspec.EncodeError, OverflowError, ValueError) as error:
+        report.add(codes.TYPE, str(error), line=node.line, column=node.column)
+        return None
+    namespace = (policy.metadata.namespace or "default") if struct is KubeArmorPolicy else ""
+    document = PolicyDocument(
+        kind=kind,
+        namespace=namespace,
+        name=policy.metadata.name,
+        policy=policy,
+        raw=raw,
+        origin=report.origin,
+        line=node.line,
+        positions=tuple(checker.positions),
+    )
+    check_meaning(document, report)
+    return document if report.errors == before else None

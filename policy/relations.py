@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions between the fields of one mapping: this needs that, these exclude each other, this has no effect.
+
+One function per struct, called by `check` after the fields themselves. A condition looks only at fields that were valid,
+so one mistake is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from policy import codes, values
+from policy.nodes import Mapping, Node, Scalar, Sequence
+from policy.regexes import BadExpression, Expression
+from policy.select import container_names, is_list
+from schemas import policy as written
+
+if TYPE_CHECKING:
+    from policy.check import Checker
+
+CONTAINER_LABEL: Final = "kubearmor.io/container.name"
+
+
+def related(
+    checker: Checker, struct: type, node: Mapping, result: dict[str, Any], nodes: dict[str, Node], given: set[str], path: str
+) -> None:  # fmt: skip
+    """Check the conditions of `struct`, if it has any."""
+    condition = _CONDITIONS.get(struct)
+    if condition is not None:
+        condition(checker, node, result, nodes, given, path)
+
+
+def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if not given & {"path", "execname"}:
+        checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path` or `execname`")
+    elif "path" in result and "execname" in result:
+        checker.say(codes.IGNORED, nodes["execname"], f"`{path}.execname` has no effect beside `path`", path, suggestion="make it an entry of its own")  # fmt: skip
+
+
+def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    ways = given & {"path", "dir", "pattern"}
+    if not ways:
+        checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path`, `dir` or `pattern`")
+    elif len(ways) > 1:
+        last = max((nodes[way] for way in ways if way in nodes), key=lambda at: (at.line, at.column), default=node)
+        checker.say(codes.IGNORED, last, f"`{path}` names executables in {len(ways)} ways; they are taken as alternatives", path, suggestion="write one entry each")  # fmt: skip
+    for way in ("dir", "pattern"):
+        if way in nodes and not (way == "dir" and ".syscalls." in path):
+            checker.say(codes.EXTENSION, nodes[way], f"`{path}.{way}` is an extension of Hauberk", path)
+    if "recursive" in result and "dir" not in given:
+        checker.say(codes.IGNORED, nodes["recursive"], f"`{path}.recursive` has no effect without `dir`", path)
+
+
+def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if "syscall" in result and not result["syscall"]:
+        checker.say(codes.EMPTY, nodes["syscall"], f"`{path}.syscall` names no system call", path, expected="a list such as `[ptrace, mount]`")  # fmt: skip
+
+
+def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if "key" not in result or "operator" not in result:
+        return
+    namespaces = result["key"] == "namespace"
+    if namespaces and checker.kind is not written.KubeArmorClusterPolicy:
+        checker.say(codes.WRONG_KIND, nodes["key"], f"a {checker.kind.__name__} cannot select namespaces", path, expected="label", suggestion="use `metadata.namespace`, or `kind: KubeArmorClusterPolicy`")  # fmt: skip
+        return
+    listed = nodes.get("values")
+    if listed is None or not isinstance(listed, Sequence) or not listed.items:
+        if "values" in result or "values" not in given:
+            nothing = "nothing" if result["operator"] == "In" else "everything"
+            checker.say(codes.NO_VALUES, listed or node, f"`{path}` has no values and selects {nothing}", path)
+        return
+    for at, item in enumerate(listed.items):
+        if not isinstance(item, Scalar):
+            continue
+        if namespaces:
+            values.label_name(item.text, _at(checker, item, f"{path}.values[{at}]"))
+        elif not item.text.partition("=")[0].strip() or "=" not in item.text:
+            shown = "app" if not item.text.strip("= ") else item.text.strip("= ")
+            checker.say(codes.EXPRESSION, item, f"`{item.text}` is not `key=value`", f"{path}.values[{at}]", expected="text such as `app=web`", suggestion=f"write `{shown}=...`")  # fmt: skip
+
+
+def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    labels = result.get("matchLabels")
+    if not labels or CONTAINER_LABEL not in labels or checker.kind is written.KubeArmorHostPolicy:
+        return
+    value = labels[CONTAINER_LABEL]
+    held = nodes["matchLabels"]
+    at = next((entry for key, entry in held.pairs if isinstance(key, Scalar) and key.text == CONTAINER_LABEL), held)
+    if is_list(value):
+        if "," in value and not container_names(value):
+            checker.say(codes.CONTAINERS, at, f"`{value}` names no container and so selects every one", path, suggestion='write `"[]"` or the names')  # fmt: skip
+        return
+    try:
+        Expression(value)
+    except BadExpression as error:
+        checker.say(codes.CONTAINERS, at, f"outside Kubernetes `{value}` selects nothing: {error}", path, suggestion=f'write `"[{value.strip("[]")}]"`')  # fmt: skip
+
+
+def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    selectors = given & {"selector", "nodeSelector"}
+    if len(selectors) != 1:
+        got = "has both" if selectors else "has neither"
+        checker.say(codes.ONE_SELECTOR, node, f"`{path}` {got} `selector` and `nodeSelector`" if selectors else f"`{path}` {got} `selector` nor `nodeSelector`", path, expected="exactly one of the two")  # fmt: skip
+    for way in ("ingress", "egress"):
+        listed = nodes.get(way)
+        if listed is None or not isinstance(listed, Sequence):
+            continue
+        for at, (entry, made) in enumerate(zip(listed.items, result[way], strict=True)):
+            both = "limit" in made and "duration" in made
+            either = "limit" in made or "duration" in made
+            needed = selectors == {"selector"}
+            if (either and not both) or (needed and not both):
+                why = "every rule for pods is a quota" if needed and not either else "a quota is an amount per time"
+                checker.say(codes.QUOTA, entry, f"`{path}.{way}[{at}]` lacks `{'duration' if 'limit' in made else 'limit'}`{' and `duration`' if not either else ''}: {why}", path, expected="`limit` and `duration`")  # fmt: skip
+
+
+def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if "endPort" not in result:
+        return
+    first = values.port_number(str(result.get("port", "")))
+    if "port" not in given:
+        checker.say(codes.PORT, nodes["endPort"], f"`{path}.endPort` has no `port` to start from", path, expected="`port` and `endPort`")  # fmt: skip
+    elif first is not None and result["endPort"] < first:
+        checker.say(codes.PORT, nodes["endPort"], f"`{path}.endPort` {result['endPort']} is below `port` {first}", path, expected=f"{first} to 65535")  # fmt: skip
+
+
+def _at(checker: Checker, node: Node, path: str) -> values.Say:
+    def say(code: codes.Code, message: str, *, expected: str = "", suggestion: str = "") -> None:
+        checker.say(code, node, message, path, expected=expected, suggestion=suggestion)
+
+    return say
+
+
+_CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], None]]] = {
+    written.ProcessPath: _process_path,
+    written.SourceMatch: _source,
+    written.SyscallMatch: _syscall,
+    written.LabelExpression: _expression,
+    written.Selector: _labels,
+    written.NetworkSpec: _network_spec,
+    written.PortMatch: _port,
+}

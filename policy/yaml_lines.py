@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML text to trees with lines and columns, through libyaml's events. Bounded, and never an exception.
+
+Events rather than PyYAML's composer, because the composer recurses in C: a file of a million brackets would end the
+process. After a syntax error reading goes on at the next `---`, so that one bad document does not hide the others.
+Neighbours: `json_lines` (the same for JSON), `nodes` (the tree).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import yaml
+from yaml.cyaml import CParser
+
+from policy import codes
+from policy.diagnostics import LINE_BREAK, Report
+from policy.nodes import Mapping, Node, Scalar, ScalarKind, Sequence, plain_kind
+
+DEPTH: Final = 32
+"""Levels of nesting. The deepest valid policy has 9."""
+EXPANDED: Final = 16 * 1024 * 1024
+"""Characters (and 16 per node) after every alias is replaced by what it stands for."""
+RESTARTS: Final = 50
+"""Documents with syntax errors after which the rest of the file is left."""
+
+_TAGS: Final[dict[str, ScalarKind]] = {
+    "tag:yaml.org,2002:str": "str",
+    "tag:yaml.org,2002:int": "int",
+    "tag:yaml.org,2002:float": "float",
+    "tag:yaml.org,2002:bool": "bool",
+    "tag:yaml.org,2002:null": "null",
+}
+_STRUCTURE: Final = (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class _Stop(Exception):
+    """A limit was reached; the report says which."""
+
+
+class _Open:
+    """A list or mapping whose end was not seen yet."""
+
+    __slots__ = ("anchor", "key", "node", "weight")
+
+    def __init__(self, node: Sequence | Mapping, anchor: str | None) -> None:
+        self.node = node
+        self.anchor = anchor
+        self.key: Node | None = None
+        self.weight = 16
+
+
+def read(text: str, report: Report) -> list[Node]:
+    """The documents of `text`; empty documents are left out. What cannot be read is reported."""
+    documents: list[Node] = []
+    first_line = 0
+    rest = text
+    for _ in range(RESTARTS):
+        reader = _Reader(report, first_line)
+        try:
+            reader.run(rest, documents)
+            break
+        except _Stop:
+            break
+        except yaml.YAMLError as error:
+            failed = reader.syntax_error(error)
+        except UnicodeError as error:
+            report.add(codes.NOT_TEXT, f"not UTF-8 text: {error.reason}" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else "not UTF-8 text", line=1, column=1)  # fmt: skip
+            break
+        lines = LINE_BREAK.split(rest)
+        skip = next(
+            (at for at in range(failed + 1, len(lines)) if lines[at] == "---" or lines[at].startswith("--- ")), None
+        )
+        if skip is None:
+            break
+        first_line += skip
+        rest = "\n".join(lines[skip:])
+    return documents
+
+
+class _Reader:
+    def __init__(self, report: Report, first_line: int) -> None:
+        self.report = report
+        self.first_line = first_line
+        self.weight = 0
+
+    def place(self, event: Any) -> tuple[int, int, int]:
+        start, end = event.start_mark, event.end_mark
+        width = end.column - start.column if end.line == start.line else 1
+        return start.line + 1 + self.first_line, start.column + 1, max(1, width)
+
+    def run(self, text: str, documents: list[Node]) -> None:
+        parser = CParser(text)
+        try:
+            while True:
+                event = parser.get_event()
+                if event is None or isinstance(event, yaml.StreamEndEvent):
+                    return
+                if isinstance(event, yaml.DocumentStartEvent):
+                    node = self.document(parser)
+                    if not (isinstance(node, Scalar) and node.kind == "null"):
+                        documents.append(node)
+        finally:
+            parser.dispose()
+
+    def document(self, parser: Any) -> Node:
+        anchors: dict[str, tuple[Node, int]] = {}
+        open_anchors: set[str] = set()
+        stack: list[_Open] = []
+        root: Node | None = None
+        while True:
+            event = parser.get_event()
+            if isinstance(event, yaml.DocumentEndEvent):
+                assert root is not None
+                return root
+            line, column, width = self.place(event)
+            if isinstance(event, yaml.ScalarEvent):
+                node, weight = self.scalar(event, line, column, width), len(event.value) + 16
+                if event.anchor:
+                    anchors[event.anchor] = (node, weight)
+            elif isinstance(event, yaml.AliasEvent):
+                node, weight = self.alias(event.anchor, anchors, open_anchors, line, column, width)
+            elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+                if len(stack) >= DEPTH:
+                    self.stop(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
+                mapping = isinstance(event, yaml.MappingStartEvent)
+                self.tag(event.tag, line, column)
+                stack.append(_Open(Mapping([], line, column, 1) if mapping else Sequence([], line, column, 1), event.anchor))  # fmt: skip
+                if event.anchor:
+                    open_anchors.add(event.anchor)
+                continue
+            else:
+                closed = stack.pop()
+                node, weight = closed.node, closed.weight
+                if isinstance(node, Mapping):
+                    self.merge(node)
+                if closed.anchor:
+                    anchors[closed.anchor] = (node, weight)
+                    open_anchors.discard(closed.anchor)
+            if not stack:
+                root = node
+                continue
+            top = stack[-1]
+            top.weight += weight
+            if top.weight > EXPANDED:
+                self.stop(codes.ALIAS, f"aliases expand to more than {EXPANDED >> 20} MiB", line, column)
+            if isinstance(top.node, Sequence):
+                top.node.items.append(node)
+            elif top.key is None:
+                top.key = node
+            else:
+                top.node.pairs.append((top.key, node))
+                top.key = None
+
+    def scalar(self, event: Any, line: int, column: int, width: int) -> Scalar:
+        kind: ScalarKind
+        if event.tag is None or event.tag == "!":
+            kind = plain_kind(event.value) if event.implicit[0] and event.tag is None else "str"
+        elif event.tag in _TAGS:
+            kind = _TAGS[event.tag]
+        else:
+            kind = "str"
+            self.tag(event.tag, line, column)
+        return Scalar(event.value, kind, line, column, width)
+
+    def alias(
+        self,
+        name: str,
+        anchors: dict[str, tuple[Node, int]],
+        open_anchors: set[str],
+        line: int,
+        column: int,
+        width: int,
+    ) -> tuple[Node, int]:
+        if name in open_anchors:
+            self.report.add(codes.ALIAS, f"`*{name}` stands inside of what it stands for", line=line, column=column, width=width)  # fmt: skip
+        elif name not in anchors:
+            self.report.add(codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line=line, column=column, width=width)  # fmt: skip
+        else:
+            return anchors[name]
+        return Scalar("", "null", line, column, width), 16
+
+    def tag(self, tag: str | None, line: int, column: int) -> None:
+        if tag not in _STRUCTURE:
+            self.report.add(codes.TAG, f"tag `{tag}` is ignored", line=line, column=column)
+
+    def merge(self, node: Mapping) -> None:
+        """Replace `<<: *other` by the pairs of `other` that the mapping does not have itself."""
+        merges = [(key, value) for key, value in node.pairs if isinstance(key, Scalar) and key.text == "<<"]
+        if not merges:
+            return
+        own = [(key, value) for key, value in node.pairs if not (isinstance(key, Scalar) and key.text == "<<")]
+        seen = {key.text for key, _ in own if isinstance(key, Scalar)}
+        for key, value in merges:
+            for part in value.items if isinstance(value, Sequence) else [value]:
+                if not isinstance(part, Mapping):
+                    self.report.add(codes.NOT_A_KEY, "`<<` needs a mapping to merge", line=key.line, column=key.column, width=2)  # fmt: skip
+                    continue
+                for inner, content in part.pairs:
+                    if isinstance(inner, Scalar) and inner.text not in seen:
+                        seen.add(inner.text)
+                        own.append((inner, content))
+        node.pairs = own
+
+    def stop(self, code: codes.Code, message: str, line: int, column: int) -> None:
+        self.report.add(code, message, line=line, column=column)
+        raise _Stop
+
+    def syntax_error(self, error: yaml.YAMLError) -> int:
+        """Report it; returns the line, counted from 0 in the text given to `run`."""
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+        context, context_mark = getattr(error, "context", None), getattr(error, "context_mark", None)
+        line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+        notes = ()
+        if context and context_mark is not None and context_mark.line != line:
+            notes = (f"{context}, which starts at line {context_mark.line + 1 + self.first_line}",)
+        self.report.add(codes.SYNTAX, str(problem), line=line + 1 + self.first_line, column=column + 1, notes=notes)
+        return line
