@@ -99,8 +99,8 @@ class _Reader:
         elif token["num"] is not None:
             node = Scalar(token["num"], "float" if token["frac"] else "int", line, column, len(token["num"]))
         elif token["word"] is not None:
-            kind = "null" if token["word"] == "null" else "bool"
-            node = Scalar("" if kind == "null" else token["word"], kind, line, column, len(token["word"]))
+            word = token["word"]
+            node = Scalar("" if word == "null" else word, "null" if word == "null" else "bool", line, column, len(word))
         else:
             raise _NotJson
         self.next()

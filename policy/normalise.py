@@ -202,7 +202,7 @@ class _Rules:
             for value in values.elements(entry.protocol):
                 fields: dict[str, Any] = {"class_": Class.NETWORK, "match": Match.PROTOCOL, "value": value.lower()}
                 yield entry, section, f"spec.network.matchProtocols[{at}]", fields
-        suffixes = DOMAIN_SUFFIXES
+        suffixes: tuple[str, ...] = DOMAIN_SUFFIXES
         if self.document.namespace:
             suffixes = (*suffixes, f"{self.document.namespace}.svc.cluster.local")
         for at, entry in enumerate(section.match_dns_queries):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import yaml
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
 from policy import codes
 from policy.diagnostics import LINE_BREAK, Report
@@ -114,12 +114,13 @@ class _Reader:
                 assert root is not None
                 return root
             line, column, width = self.place(event)
+            node: Node
             if isinstance(event, yaml.ScalarEvent):
                 node, weight = self.scalar(event, line, column, width), len(event.value) + 16
                 if event.anchor:
                     anchors[event.anchor] = (node, weight)
             elif isinstance(event, yaml.AliasEvent):
-                node, weight = self.alias(event.anchor, anchors, open_anchors, line, column, width)
+                node, weight = self.alias(event.anchor or "", anchors, open_anchors, line, column, width)
             elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 if len(stack) >= DEPTH:
                     self.stop(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
@@ -212,7 +213,7 @@ class _Reader:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         context, context_mark = getattr(error, "context", None), getattr(error, "context_mark", None)
         line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if context and context_mark is not None and context_mark.line != line:
             notes = (f"{context}, which starts at line {context_mark.line + 1 + self.first_line}",)
         self.report.add(codes.SYNTAX, str(problem), line=line + 1 + self.first_line, column=column + 1, notes=notes)
