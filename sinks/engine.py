@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the configured sinks over a bus, each at its own pace.
+
+One sink never holds up or brings down another: each has its consumer group, its delivery and its end. Only when none is
+left does `run` raise. Neighbours: `registry` builds them, `delivery` drives one, `hauberk` wires the engine into `up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from bus.contract import Bus
+from schemas.errors import HauberkError, Permanent, SettingsError, Temporary
+from sinks.delivery import SinkDelivery
+from sinks.registry import SinkSettings, build
+from sinks.sink import Sink
+from sinks.stats import DeliveryStats
+
+_log = logging.getLogger("hauberk.sinks")
+
+
+class SinkState(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sink is doing. `failure`: why it waits or ended, "" when all is well."""
+
+    name: str
+    type: str
+    running: bool
+    failure: str
+    stats: DeliveryStats
+
+
+class SinkEngine:
+    """`await check()`, then `await run()`; `stop()` from anywhere in the loop ends `run` after what is in hand."""
+
+    def __init__(self, bus: Bus, settings: Sequence[SinkSettings]) -> None:
+        self.sinks: list[Sink] = [build(one) for one in settings]
+        names = [sink.name for sink in self.sinks]
+        for name in names:
+            if names.count(name) > 1:
+                raise SettingsError(
+                    f"`sinks`: expected a name for each sink of its own, got `{name}` {names.count(name)} times; set `name`"
+                )
+        self._settings = list(settings)
+        self._deliveries = [
+            SinkDelivery(bus, sink, wanted=one.filter, retry=one.retry)
+            for sink, one in zip(self.sinks, settings, strict=True)
+        ]
+        self._ended: dict[str, str] = {}
+
+    async def check(self) -> None:
+        """Ask every sink whether it can work. SettingsError lists all that cannot; far sides that are merely away are
+        logged, because delivery waits for them."""
+        problems = []
+        for sink in self.sinks:
+            try:
+                await sink.check()
+            except Temporary as error:
+                _log.warning("sink `%s` will wait: %s", sink.name, error)
+            except HauberkError as error:
+                problems.append(str(error))
+        if problems:
+            raise SettingsError("; ".join(problems))
+
+    async def run(self) -> None:
+        """Run until `stop`. Raises the last Permanent when every sink has ended by one."""
+        tasks = [asyncio.create_task(self._run(delivery)) for delivery in self._deliveries]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        failures = [result for result in results if result is not None]
+        if failures and len(failures) == len(results):
+            raise failures[-1]
+
+    def stop(self) -> None:
+        """Finish the batches in hand, commit, close."""
+        for delivery in self._deliveries:
+            delivery.stop()
+
+    def states(self) -> list[SinkState]:
+        """One per sink, in the order of the settings."""
+        return [
+            SinkState(
+                name=delivery.sink.name,
+                type=str(one.__struct_config__.tag),
+                running=bool(delivery.stats.up),
+                failure=self._ended.get(delivery.sink.name, delivery.failure),
+                stats=delivery.stats,
+            )
+            for delivery, one in zip(self._deliveries, self._settings, strict=True)
+        ]
+
+    async def _run(self, delivery: SinkDelivery) -> Permanent | None:
+        try:
+            await delivery.run()
+        except Permanent as error:
+            _log.error("sink `%s` ended, the others go on: %s", delivery.sink.name, error)
+            self._ended[delivery.sink.name] = str(error)
+            return error
+        return None

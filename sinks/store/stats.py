@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the store sink counts, as plain integers."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StoreStats(msgspec.Struct, kw_only=True):
+    """Since start. See `store.Applied`; `tidied`: rows rolled up or forgotten."""
+
+    sink: str
+    summaries: int = 0
+    repeated: int = 0
+    overlapping: int = 0
+    late: int = 0
+    alerts: int = 0
+    tidied: int = 0
