@@ -17,7 +17,7 @@ occurrences mean; each is sent once, and again if the kernel forgot it:
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final
 
 import msgspec
@@ -168,18 +168,158 @@ class Loss(IntEnum):
     MAP_FULL = 5
 
 
-LAYOUTS: Final = (OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION)
+IMAGE: Final = Layout(
+    "image",
+    Field("process", "u64", "id of the exec image: (boot ns >> 10) << 22 | tgid, of its exec or of the task's start"),
+    Field("executable", "u64", "string id of its path; 0 for a kernel thread"),
+    Field("parent", "u64", "string id of the parent task's executable path when this task was forked or adopted"),
+    Field("parent_process", "u64", "`process` of the parent task at that moment, 0 if unknown"),
+    Field("start", "u64", "boot time ns of the exec"),
+    Field("pid", "u32", "host tgid"),
+    Field("ppid", "u32", "host tgid of the parent"),
+    Field("ns_pid", "u32", "tgid in the innermost pid namespace"),
+    Field("ns_ppid", "u32", "the parent's, in its own innermost namespace"),
+    Field("pid_ns", "u32", "inode of the pid namespace"),
+    Field("flags", "u32", "reserved, 0"),
+)
+"""Value of the `processes` map, keyed by host tgid (u32). Written by the kernel; an entry deleted by userspace is adopted
+again, with its definitions, at the task's next watched call."""
+
+
+class ScopeFlag(IntFlag):
+    """What a scope asks of the kernel programs. WHITELIST_*: what no rule of that class matches is stopped."""
+
+    CONTAINER = 1
+    ENFORCE_SIGNAL = 2
+    ENFORCE_CGROUP = 4
+    WHITELIST_PROCESS = 8
+    WHITELIST_FILE = 16
+    WHITELIST_NETWORK = 32
+    FRESH = 64
+
+
+SCOPE: Final = Layout(
+    "scope",
+    Field("table", "u64", "id of the rule table in force; 0 if none"),
+    Field("owner", "u64", "cgroup id whose scope stands in for this one (a cgroup made inside a container); 0 if none"),
+    Field("flags", "u32", "ScopeFlag; FRESH: made by the kernel when the cgroup was, nobody has claimed it yet"),
+    Field("visibility", "u32", "bit 1 << Class for each class that is reported"),
+)
+"""Value of the `scopes` map, keyed by cgroup id (u64). A cgroup without an entry has `config[HOST_VISIBILITY]`."""
+
+
+class RuleKind(IntEnum):
+    """How `rule_key.path` is meant. A directory's id is the hash of its path *with* the trailing slash."""
+
+    EXACT = 0
+    DIRECTORY = 1
+    RECURSIVE = 2
+
+
+class RuleAction(IntEnum):
+    """What a rule asks for."""
+
+    ALLOW = 1
+    AUDIT = 2
+    BLOCK = 3
+
+
+class RuleFlag(IntFlag):
+    """OWNER_ONLY: only the inode's owner may. READ_ONLY: reading is free, changing is not."""
+
+    OWNER_ONLY = 1
+    READ_ONLY = 2
+
+
+RULE_KEY: Final = Layout(
+    "rule_key",
+    Field("table", "u64", "scope.table"),
+    Field("path", "u64", "string id of the path or directory"),
+    Field("source", "u64", "string id of the acting executable (exec: of the image that calls exec); 0 for any"),
+    Field("class_", "u32", "schemas.operations.Class"),
+    Field("kind", "u32", "RuleKind"),
+)
+RULE: Final = Layout(
+    "rule",
+    Field("action", "u32", "RuleAction"),
+    Field("flags", "u32", "RuleFlag"),
+    Field("index", "u32", "the planner's number of the rule"),
+    Field("reserved", "u32", "0"),
+)
+
+
+class Direction(IntEnum):
+    """Which call a network rule speaks of: SEND covers connect and sendto/sendmsg with an address."""
+
+    SEND = 1
+    BIND = 2
+    CREATE = 3
+
+
+NET_KEY: Final = Layout(
+    "net_key",
+    Field("prefix", "u32", "significant bits: NET_FIXED_BITS + length of the address prefix"),
+    Field("port", "u16", "host order; 0 for any"),
+    Field("protocol", "u8", "IPPROTO_*; 255 for raw sockets; 0 for any"),
+    Field("family", "u8", "AF_INET or AF_INET6"),
+    Field("table", "u64", "scope.table"),
+    Field("source", "u64", "string id of the acting executable; 0 for any"),
+    Field("direction", "u32", "Direction"),
+    Field("reserved", "u32", "0"),
+    Field("address", "u8", "network order; IPv4 in the first four bytes", 16),
+)
+"""Key of the `net_rules` map, a longest-prefix trie: its cost depends on the address, not on how many rules there are."""
+
+NET_FIXED_BITS: Final = (NET_KEY.size - 4 - 16) * 8
+
+CALL: Final = Layout(
+    "call",
+    Field("hop", "u8", "index into the `hops` program array; 0: not watched"),
+    Field("class_", "u8", "schemas.operations.Class"),
+    Field("operation", "u16", "schemas.operations.Operation"),
+    Field("access", "u16", "schemas.operations.Access that the call implies"),
+    Field("path", "u8", "number of the argument holding a path; 255: none"),
+    Field("dirfd", "u8", "... its directory descriptor; 255: the working directory"),
+    Field("path2", "u8", "... the second path"),
+    Field("dirfd2", "u8", "... its directory descriptor"),
+    Field("fd", "u8", "... the descriptor acted on"),
+    Field("flags", "u8", "... flags"),
+    Field("arg0", "u8", "... what goes into behaviour.args[0]"),
+    Field("arg1", "u8", "... and args[1]"),
+    Field("reserved", "u16", "0"),
+)
+"""Value of the `calls` map, keyed by syscall number; written from kernel/syscalls.py when the programs are loaded."""
+
+
+class Config(IntEnum):
+    """Index into the `config` map (array of u64)."""
+
+    LAYOUT = 0
+    """Hash of programs and layouts: pins with another value are replaced, not reused."""
+    HASH_K0 = 1
+    HASH_K1 = 2
+    HOST_VISIBILITY = 3
+    """Visibility of cgroups without a scope."""
+    NEW_VISIBILITY = 4
+    """Visibility of a cgroup made while the programs run, until userspace claims it; 0: new cgroups get no scope."""
+
+
+LAYOUTS: Final = (
+    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL,
+)  # fmt: skip
 
 
 def c_header() -> str:
     """`records.h`: every layout, enum and size as C. Printed at load time, never stored."""
-    from schemas.operations import Access, Backend, Operation
+    from schemas.operations import Access, Backend, Class, Operation
 
     parts = ["/* printed by schemas.kernel.c_header(); not to be edited */", "#pragma once"]
     parts += [layout.c_struct() for layout in LAYOUTS]
     for prefix, members in (
         ("OP", Operation), ("ACCESS", Access), ("BACKEND", Backend), ("DEFINE", DefinitionKind), ("LOSS", Loss),
+        ("CLASS", Class), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction), ("FLAG", RuleFlag),
+        ("DIRECTION", Direction), ("CONFIG", Config),
     ):  # fmt: skip
         parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
-    parts.append(f"#define STRING_LIMIT {STRING_LIMIT}")
+    parts += [f"#define STRING_LIMIT {STRING_LIMIT}", f"#define NET_FIXED_BITS {NET_FIXED_BITS}"]
     return "\n".join(parts) + "\n"

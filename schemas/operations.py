@@ -85,6 +85,8 @@ class Access(IntFlag):
     DELETE = 64
     METADATA = 128
     DIRECTORY = 256
+    PARTIAL = 512
+    """The path in the behaviour is not whole: it could not be resolved or did not fit. Never to be matched as if it were."""
 
     @property
     def changes(self) -> bool:
