@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory of one node: which identity each cgroup has, published on `inventory` as it changes.
+
+The kernel says that a cgroup was born (`on_cgroup`), its path says which container that is, and the runtime says the rest
+a moment later: an identity is published at birth (`complete` False) and again when the runtime has answered. Nothing waits
+for a runtime, and an ended container stays known for its late events before its tombstone. `publish` failures keep what
+changed for the next attempt. It must never judge, and never block the loop. Neighbours: `containers.contract` (whom it
+asks), `containers.cgroups` (what paths mean), the sensor agent (who calls `on_cgroup`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from bus.contract import Bus, Record
+from schemas.errors import HauberkError, Temporary
+from schemas.identity import Identity, Kind, encode
+from schemas.topics import INVENTORY
+from sensors.containers import cgroups
+from sensors.containers.cgroups import Place
+from sensors.containers.contract import Found, Runtime
+from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
+
+
+class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who is on this node and how long they are remembered."""
+
+    node: Annotated[str, msgspec.Meta(description="Name of the node; empty takes the host name.", examples=["n1"])] = ""
+    node_labels: Annotated[
+        dict[str, str], msgspec.Meta(description="Labels of the node, for host policies.", examples=[{"zone": "a"}])
+    ] = {}
+    cluster: Annotated[str, msgspec.Meta(description="Name of the cluster.", examples=["prod"])] = "default"
+    container_namespace: Annotated[
+        str, msgspec.Meta(description="Namespace of containers outside Kubernetes.", examples=["container_namespace"])
+    ] = "container_namespace"
+    runtimes: Annotated[
+        tuple[RuntimeSettings, ...], msgspec.Meta(description="Runtimes to ask, in order.", examples=[[]])
+    ] = DEFAULTS
+    host_cgroups: Annotated[
+        bool, msgspec.Meta(description="Publish cgroups of the host (services, sessions) too.", examples=[False])
+    ] = True
+    linger_seconds: Annotated[
+        float, msgspec.Meta(ge=0, description="Seconds an ended container is kept for late events.", examples=[5.0])
+    ] = 60.0
+    answer_seconds: Annotated[
+        float, msgspec.Meta(gt=0, description="Seconds a runtime is asked about a new container.", examples=[2.0])
+    ] = 10.0
+    rescan_seconds: Annotated[
+        float, msgspec.Meta(gt=0, description="Seconds between full looks at the cgroup tree.", examples=[1.0])
+    ] = 10.0
+
+
+FIRST_RETRY = 0.01
+"""Seconds until a runtime is asked again about a newborn; doubled up to LAST_RETRY. Docker answers 10-50 ms after mkdir."""
+LAST_RETRY = 1.0
+HOST_ANSWER = 2.0
+"""Seconds until an unknown cgroup counts as the host's: plain runc writes its state file after it made the cgroup."""
+
+
+class Inventory:
+    """One node's inventory. `run` until cancelled; everything else belongs to the same event loop."""
+
+    def __init__(
+        self, bus: Bus, settings: InventorySettings | None = None, runtimes: Sequence[Runtime] | None = None
+    ) -> None:
+        self._bus = bus
+        self._settings = settings or InventorySettings()
+        self.node = self._settings.node or socket.gethostname()
+        self._runtimes = [make(one) for one in self._settings.runtimes] if runtimes is None else list(runtimes)
+        self._mount = cgroups.mount_point()
+        self._identities: dict[str, Identity] = {}
+        self._uid_of: dict[int, str] = {}
+        self._place_of: dict[str, Place] = {}
+        self._dirty: dict[str, Identity | None] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self.ready = asyncio.Event()
+        """Set once everything that was running at start has been published."""
+
+    def find(self, cgroup: int) -> Identity | None:
+        """The identity of a cgroup id; None for one that nobody told of yet."""
+        uid = self._uid_of.get(cgroup)
+        return None if uid is None else self._identities.get(uid)
+
+    @property
+    def identities(self) -> list[Identity]:
+        """Everything known, ended but not yet forgotten included."""
+        return list(self._identities.values())
+
+    @property
+    def status(self) -> list[str]:
+        """One sentence for each runtime that is there and cannot be read."""
+        return [runtime.status for runtime in self._runtimes if runtime.status]
+
+    def on_cgroup(self, id_: int, path: str | None, gone: bool) -> None:
+        """The kernel made or removed a cgroup. `path`: in the cgroup2 hierarchy, None when the kernel did not say."""
+        if gone:
+            self._gone(id_)
+        elif path is None:
+            found = next((path for seen, path in cgroups.scan(self._mount) if seen == id_), None)
+            if found is not None:
+                self._born(id_, found)
+        else:
+            self._born(id_, "/" + path.strip("/"))
+
+    async def run(self) -> None:
+        """Publish who is here, then every change, until cancelled."""
+        self._put(self._node_identity())
+        tasks = [asyncio.create_task(self._publish_loop())]
+        try:
+            for runtime in self._runtimes:
+                await self._listed(runtime)
+            self._rescan()
+            await self._flush()
+            self.ready.set()
+            tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
+            while True:
+                await asyncio.sleep(self._settings.rescan_seconds)
+                self._rescan()
+        finally:
+            tasks += self._asking.values()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- what the kernel tells
+
+    def _born(self, id_: int, path: str) -> None:
+        if id_ in self._uid_of:
+            return
+        place = cgroups.parse(path) or self._nested_in(path)
+        if place is not None:
+            self._container(place, id_)
+        elif self._settings.host_cgroups and path != "/" and not cgroups.is_parent(path):
+            uid = f"cgroup-{id_}"
+            self._uid_of[id_] = uid
+            self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path,
+                               complete=not self._runtimes, node_labels=self._settings.node_labels,
+                               started=time.time(), cluster=self._settings.cluster))  # fmt: skip
+            self._ask(uid, Place("", path), HOST_ANSWER)
+
+    def _nested_in(self, path: str) -> Place | None:
+        return next((place for place in self._place_of.values() if path.startswith(place.path + "/")), None)
+
+    def _container(self, place: Place, id_: int) -> None:
+        known = self._identities.get(place.id)
+        own = id_ if place.path == self._path_of(id_, place) else cgroups.cgroup_id(self._mount, place.path) or id_
+        self._place_of[place.id] = place
+        for cgroup in (own, id_):
+            self._uid_of[cgroup] = place.id
+        if known is None:
+            known = Identity(
+                kind=Kind.CONTAINER, node=self.node, uid=place.id, complete=False, container_name=place.id[:12],
+                namespace="" if place.pod_uid else self._settings.container_namespace, pod_uid=place.pod_uid,
+                runtime=place.runtime, orchestrated=bool(place.pod_uid), node_labels=self._settings.node_labels,
+                started=time.time(), cluster=self._settings.cluster,
+            )  # fmt: skip
+        ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
+        if ids != known.cgroups or known.ended:
+            self._put(msgspec.structs.replace(known, cgroups=ids, cgroup_path=place.path, ended=0.0))
+        if not self._identities[place.id].complete or known.ended:
+            self._ask(place.id, place, self._settings.answer_seconds)
+
+    def _path_of(self, id_: int, place: Place) -> str:
+        return place.path if cgroups.cgroup_id(self._mount, place.path) in (0, id_) else ""
+
+    def _gone(self, id_: int) -> None:
+        known = self.find(id_)
+        if known is None or known.ended:
+            return
+        if known.kind is Kind.CONTAINER and known.cgroups[0] != id_:  # an inner cgroup; late events may still name it
+            return
+        self._end(known)
+
+    def _end(self, known: Identity) -> None:
+        if task := self._asking.pop(known.uid, None):
+            task.cancel()
+        self._put(msgspec.structs.replace(known, ended=time.time(), root_pid=0))
+
+    # -- what the runtimes tell
+
+    async def _listed(self, runtime: Runtime) -> None:
+        try:
+            for found in await runtime.list():
+                self._complete(found)
+        except HauberkError:
+            return  # `status` says it; cgroup paths still tell the containers
+
+    async def _watch(self, runtime: Runtime) -> None:
+        def changed(id_: str, ended: bool) -> None:
+            known = self._identities.get(id_)
+            if not ended:
+                place = self._place_of.get(id_, Place(id_, "", runtime.name))
+                self._ask(id_, place, self._settings.answer_seconds, again=True)
+            elif known and not known.ended and not cgroups.first_pid(self._mount, known.cgroup_path):
+                self._end(known)
+
+        await runtime.watch(changed)
+
+    def _ask(self, uid: str, place: Place, seconds: float, again: bool = False) -> None:
+        if not self._runtimes or (uid in self._asking and not again):
+            return
+        if task := self._asking.pop(uid, None):
+            task.cancel()
+        self._asking[uid] = asyncio.create_task(self._asked(uid, place, seconds))
+
+    async def _asked(self, uid: str, place: Place, seconds: float) -> None:
+        deadline, pause = time.monotonic() + seconds, FIRST_RETRY
+        while time.monotonic() < deadline:
+            for runtime in self._runtimes:
+                try:
+                    found = await runtime.describe(place)
+                except HauberkError:
+                    continue
+                if found is not None and (found.root_pid or found.cgroup_path) and self._complete(found):
+                    if found.id != uid:
+                        self._rename(uid, found.id)
+                    self._asking.pop(uid, None)
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_RETRY)
+        self._asking.pop(uid, None)
+        known = self._identities.get(uid)
+        if known is not None and known.kind is Kind.HOST and not known.complete:
+            self._put(msgspec.structs.replace(known, complete=True))
+
+    def _rename(self, provisional: str, uid: str) -> None:
+        """What looked like the host's was a container's: the provisional identity goes, in front of the real one."""
+        if self._identities.pop(provisional, None) is not None:
+            self._dirty = {provisional: None, **self._dirty}
+            self._wake.set()
+
+    def _complete(self, found: Found) -> bool:
+        """Take in an answer; False when its process is not in a cgroup of its own yet."""
+        path = found.cgroup_path or cgroups.of_pid(found.root_pid)
+        place = cgroups.parse(path)
+        own = place.path if place is not None and place.id == found.id else path
+        id_ = cgroups.cgroup_id(self._mount, own)
+        if own in ("", "/") or not id_ or (place is not None and place.id != found.id):
+            return False
+        before = self._identities.get(found.id)
+        pid_ns, mnt_ns = cgroups.namespaces(found.root_pid)
+        self._place_of[found.id] = place or Place(found.id, own, found.runtime)
+        cgroup_ids = dict.fromkeys((id_, *(before.cgroups if before else ())))
+        for seen in cgroup_ids:
+            self._uid_of[seen] = found.id
+        identity = Identity(
+            kind=Kind.CONTAINER, node=self.node, uid=found.id, cgroups=tuple(cgroup_ids), cgroup_path=own,
+            pid_ns=pid_ns, mnt_ns=mnt_ns, container_name=found.name or found.id[:12], image=found.image,
+            image_digest=found.image_digest, namespace=found.namespace or self._settings.container_namespace,
+            pod=found.pod, pod_uid=found.pod_uid, labels=found.labels, annotations=found.annotations,
+            node_labels=self._settings.node_labels, runtime=found.runtime, orchestrated=found.orchestrated,
+            privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(),
+            cluster=self._settings.cluster,
+        )  # fmt: skip
+        if identity != before:
+            self._put(identity)
+        return True
+
+    # -- keeping and telling
+
+    def _node_identity(self) -> Identity:
+        pid_ns, mnt_ns = cgroups.namespaces(1)
+        boot = _word("/proc/sys/kernel/random/boot_id")
+        self._uid_of[cgroups.cgroup_id(self._mount, "/")] = uid = f"node-{_word('/etc/machine-id') or self.node}"
+        labels = {"kubernetes.io/hostname": self.node, "kubearmor.io/hostname": self.node, **self._settings.node_labels}
+        return Identity(
+            kind=Kind.NODE, node=self.node, uid=uid, cgroups=(cgroups.cgroup_id(self._mount, "/"),), cgroup_path="/",
+            pid_ns=pid_ns, mnt_ns=mnt_ns, labels=labels, node_labels=labels, root_pid=1, started=time.time(),
+            annotations={"hauberk.io/boot-id": boot}, cluster=self._settings.cluster,
+        )  # fmt: skip
+
+    def _rescan(self) -> None:
+        """What the kernel's records did not tell: cgroups made before us or lost in a full ring; and what may be forgotten."""
+        seen = dict(cgroups.scan(self._mount))
+        for id_, path in seen.items():
+            self._born(id_, path)
+        for id_ in [id_ for id_ in self._uid_of if id_ not in seen]:
+            self._gone(id_)
+        old = time.time() - self._settings.linger_seconds
+        for identity in [one for one in self._identities.values() if one.ended and one.ended <= old]:
+            self._forget(identity)
+        for identity in [one for one in self._identities.values() if len(one.cgroups) > 1 and not one.ended]:
+            alive = tuple(id_ for id_ in identity.cgroups if id_ in seen)
+            if alive and alive != identity.cgroups:
+                for id_ in set(identity.cgroups) - set(alive):
+                    del self._uid_of[id_]
+                self._put(msgspec.structs.replace(identity, cgroups=alive))
+
+    def _forget(self, identity: Identity) -> None:
+        del self._identities[identity.uid]
+        self._place_of.pop(identity.uid, None)
+        for id_ in identity.cgroups:
+            self._uid_of.pop(id_, None)
+        self._dirty[identity.uid] = None
+        self._wake.set()
+
+    def _put(self, identity: Identity) -> None:
+        self._identities[identity.uid] = identity
+        self._dirty.pop(identity.uid, None)
+        self._dirty[identity.uid] = identity
+        self._wake.set()
+
+    async def _publish_loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._flush()
+            except Temporary as error:
+                await asyncio.sleep(error.retry_after or 0.5)
+                self._wake.set()
+
+    async def _flush(self) -> None:
+        changes, self._dirty = self._dirty, {}
+        records = [
+            Record(f"{self.node}/{uid}".encode(), None if identity is None else encode(identity))
+            for uid, identity in changes.items()
+        ]
+        if not records:
+            return
+        try:
+            await self._bus.publish(INVENTORY, records)
+        except BaseException:
+            self._dirty = {**changes, **self._dirty}
+            raise
+
+
+def _word(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def root_pid(identity: Identity) -> int:
+    """A living host pid of `identity`, 0 when it has none: where `/proc/<pid>/root` shows the container's files."""
+    if identity.root_pid and os.path.exists(f"/proc/{identity.root_pid}"):
+        return identity.root_pid
+    return cgroups.first_pid(cgroups.mount_point(), identity.cgroup_path)
