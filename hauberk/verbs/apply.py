@@ -58,9 +58,8 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
 
 def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:
     """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error."""
-    from policy.parse import parse
-
     from policy.diagnostics import render
+    from policy.parse import parse
     from schemas.errors import PolicyError
 
     documents: list[Any] = []
@@ -71,9 +70,9 @@ def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: boo
         documents += parsed.policies
         found += parsed.diagnostics
         for diagnostic in parsed.diagnostics:
-            errors += diagnostic.severity == "error"
-            warnings += diagnostic.severity == "warning"
-            if diagnostic.severity == "error" or not quiet:
+            errors += diagnostic.level == "error"
+            warnings += diagnostic.level == "warning"
+            if diagnostic.level == "error" or not quiet:
                 print(render(diagnostic, data.decode("utf-8", "replace")), file=sys.stderr)
     if errors:
         raise PolicyError(
@@ -87,9 +86,8 @@ def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: boo
 
 async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> list[tuple[str, str]]:
     """(policy, created|configured|unchanged) for each document, published where it changed."""
-    from policy.documents import key, to_json
-
     from bus.contract import Record
+    from policy.documents import key, to_json
     from schemas.topics import POLICIES
 
     known = await bus.latest(POLICIES)

@@ -58,9 +58,8 @@ def main(argv: Sequence[str]) -> int:
         wanted: list[str] = list(known) if given.all else []
         missing: list[str] = []
         if given.filename:
-            from policy.documents import key as key_of
-
             from hauberk.verbs.apply import read
+            from policy.documents import key as key_of
 
             for document in read(given.filename, given.recursive, quiet=True):
                 key = key_of(document).decode()

@@ -61,7 +61,9 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
             for refusal in decode_receipt(record.value).refused:
                 refused[refusal.ref.policy] = refused.get(refusal.ref.policy, 0) + 1
     hits = await _hits(bus)
-    values, rows, names = [], [], []
+    values: list[Any] = []
+    rows: list[tuple[object, ...]] = []
+    names: list[str] = []
     for key, record in sorted((await bus.latest(POLICIES)).items()):
         kind, namespace, name = key.decode().split("/", 2)
         short = KINDS.get(kind, kind)
@@ -125,7 +127,7 @@ async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
     from schemas.alert import decode_alert
 
     wanted = labels(given.selector)
-    found = []
+    found: list[Any] = []
     for value in await _alerts(bus):
         alert = decode_alert(value)
         own = labels(alert.Labels)
@@ -136,7 +138,7 @@ async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
         if all(own.get(key) == text for key, text in wanted.items()):
             found.append(alert)
     found = found[-given.limit :]
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
          alert.Operation, alert.Resource, alert.Result, alert.ProcessName, alert.Severity, alert.EventID)
         for alert in found
@@ -151,7 +153,9 @@ async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
     from schemas.topics import INVENTORY
 
     wanted = labels(given.selector)
-    values, rows, names = [], [], []
+    values: list[Any] = []
+    rows: list[tuple[object, ...]] = []
+    names: list[str] = []
     found = [decode(record.value) for record in (await bus.latest(INVENTORY)).values() if record.value]
     for one in sorted(found, key=lambda one: (one.kind, one.namespace, one.pod, one.container_name)):
         if one.kind is not Kind.CONTAINER and given.output == "table":
@@ -179,17 +183,12 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
     from schemas.identity import Kind, decode
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
 
-    known = {
-        one.node
-        for record in (await bus.latest(INVENTORY)).values()
-        if record.value and (one := decode(record.value)).kind is Kind.NODE
-    }
-    receipts = {
-        one.node: one
-        for record in (await bus.latest(ENFORCEMENT_STATUS)).values()
-        if record.value and (one := decode_receipt(record.value))
-    }
-    values, rows = [], []
+    identities = [decode(record.value) for record in (await bus.latest(INVENTORY)).values() if record.value]
+    found = [decode_receipt(record.value) for record in (await bus.latest(ENFORCEMENT_STATUS)).values() if record.value]
+    known = {identity.node for identity in identities if identity.kind is Kind.NODE}
+    receipts = {receipt.node: receipt for receipt in found}
+    values: list[Any] = []
+    rows: list[tuple[object, ...]] = []
     for name in sorted(known | set(receipts)):
         if given.names and name not in given.names:
             continue
