@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies compiled for everybody: `compile_ruleset` -> `Ruleset`, `Ruleset.scope(identity)` -> `Scope`, `Scope.judge(behaviour)`.
+
+Scopes are shared: the cache key is what selectors and settings can read of an identity, and identities that differ in that but
+select the same policies share the compiled tables. So 500 equal containers cost one scope, and a hit costs the same under 1 or
+10,000 policies. Pure: no I/O; symlinks come through a callable. Neighbours: `policy/normalise.py`, `policy/select.py`,
+`policy/compile.py`; processors judge with it, enforcers plan with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from policy import select
+from policy.compile import compile_judge, posture_of, problem, whitelists
+from policy.judge import Judge
+from policy.normalise import normalise
+from policy.visibility import ANNOTATION as VISIBILITY
+from policy.visibility import EVERYTHING, Visibility, asked, visibility
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity, Kind
+from schemas.policy import PolicyDocument
+from schemas.rules import Policy, Rule, Target
+from schemas.verdict import Action, Mode, RuleRef, Verdict
+
+Posture = Literal["audit", "block", "allow"]
+KEPT: Final = 65536
+"""Identities whose scope is remembered; then all are forgotten. An entry is about 300 bytes."""
+NAMESPACE_POSTURE: Final = {
+    "file": "kubearmor-file-posture",
+    "network": "kubearmor-network-posture",
+    "capabilities": "kubearmor-capabilities-posture",
+}
+
+_Posture = Annotated[
+    Posture,
+    Meta(
+        description="What happens to the unmatched in a class with Allow rules: audit, block, or allow without telling.",
+        examples=["audit"],
+    ),
+]
+_Words = Annotated[
+    tuple[str, ...],
+    Meta(description="Classes logged: process, file, network, capabilities, dns, none.", examples=[["process", "network"]]),
+]  # fmt: skip
+
+
+class PostureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Default postures, visibility and untracked namespaces (KubeArmor's flags of the same names)."""
+
+    file: _Posture = "audit"
+    network: _Posture = "audit"
+    capabilities: _Posture = "audit"
+    host_file: _Posture = "audit"
+    host_network: _Posture = "audit"
+    host_capabilities: _Posture = "audit"
+    host_device: _Posture = "audit"
+    visibility: _Words = EVERYTHING
+    host_visibility: _Words = EVERYTHING
+    untracked_namespaces: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Kubernetes namespaces that are neither logged nor held to policies.",
+            examples=[["kube-system", "kubearmor"]],
+        ),
+    ] = ("kube-system", "kubearmor")
+
+
+class Scope:
+    """What the policies say to one kind of workload. Immutable; shared by all identities it fits.
+
+    `members`: the policies that select it, each with the mode it acts in here. `postures`: file, network, capabilities, device.
+    `visible`: classes to log; `dns_visible`: DNS names too; `watched`: `visible` and what rules ask about.
+    """
+
+    def __init__(
+        self,
+        members: tuple[tuple[Policy, Mode], ...],
+        postures: dict[str, str],
+        seen: Visibility,
+        mode: Mode,
+        host: bool,
+        resolve: Callable[[str], str] | None = None,
+    ) -> None:
+        self.members = members
+        self.postures = postures
+        self.mode = mode
+        self.host = host
+        self.policies = tuple(str(policy.key) for policy, _ in members)
+        self.visible = seen.classes
+        self.dns_visible = seen.dns
+        self.watched = seen.classes | asked(rule for policy, _ in members for rule in policy.rules)
+
+        def judge_of(*modes: Mode) -> Judge:
+            chosen = [(rule, mode) for policy, mode in members if mode in modes for rule in policy.rules]
+            return compile_judge(chosen, postures, host=host, resolve=resolve)
+
+        modes = {mode for _, mode in members}
+        self.enforced = judge_of(Mode.ENFORCE)
+        # What would be said if the audited (or shadow) policies were meant: they are judged together with the enforced ones.
+        self.audited = judge_of(Mode.ENFORCE, Mode.AUDITED) if Mode.AUDITED in modes else None
+        self.shadow = judge_of(Mode.ENFORCE, Mode.SHADOW) if Mode.SHADOW in modes else None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Rules that are enforced: no audited, no shadow ones."""
+        return tuple(rule for policy, mode in self.members if mode is Mode.ENFORCE for rule in policy.rules)
+
+    @property
+    def whitelist(self) -> frozenset[str]:
+        """Tables (`policy.compile.TABLES`) in which enforced Allow rules put everything else under the posture."""
+        return whitelists(self.rules)
+
+    def posture(self, table: str) -> str:
+        """The posture of a table: audit, block or allow."""
+        return self.postures.get(posture_of(table), "audit")
+
+    def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
+        """What is said of `behaviour`; `arguments`: argv of this occurrence, None when not known."""
+        verdict = self.enforced.judge(behaviour, arguments)
+        if self.audited is not None and verdict.action is not Action.BLOCK:
+            # Under an enforced Block nothing else happens; otherwise what an audited policy tells comes first.
+            other = self.audited.judge(behaviour, arguments)
+            if other.mode is Mode.AUDITED and (other.tell or not verdict.tell):
+                verdict = other
+        if self.shadow is not None:
+            other = self.shadow.judge(behaviour, arguments)
+            if other.mode is Mode.SHADOW:
+                needs = verdict.needs_arguments or other.needs_arguments
+                verdict = msgspec.structs.replace(verdict, shadow=(other,), needs_arguments=needs)
+        return verdict
+
+
+class Ruleset:
+    """All policies, ready to be asked by identity. `problems`: rules left out, with the reason."""
+
+    def __init__(self, policies: Iterable[Policy], settings: PostureSettings, digest: str) -> None:
+        self.policies = tuple(sorted(policies, key=lambda policy: (policy.key, msgspec.msgpack.encode(policy))))
+        self.settings = settings
+        self.digest = digest
+        self.problems: tuple[tuple[RuleRef, str], ...] = tuple(
+            (rule.ref, text) for policy in self.policies for rule in policy.rules if (text := problem(rule)) is not None
+        )
+        self._untracked = frozenset(settings.untracked_namespaces)
+        self._predicates = [select.predicate(policy.selection, self._untracked) for policy in self.policies]
+        self._containers: dict[str, list[int]] = {}
+        self._nodes: list[int] = []
+        self._label_keys: set[str] = set()
+        self._node_label_keys = {"kubernetes.io/hostname"}
+        self._names_containers = False
+        for number, policy in enumerate(self.policies):
+            selection = policy.selection
+            if selection.target is Target.NODES:
+                self._nodes.append(number)
+                self._node_label_keys.update(key for key, _ in selection.labels)
+            else:
+                self._containers.setdefault(selection.namespace, []).append(number)
+                self._label_keys.update(key for key, _ in selection.labels)
+                self._label_keys.update(
+                    value.partition("=")[0] for entry in selection.expressions if entry.labels for value in entry.values
+                )
+                self._names_containers |= selection.containers is not None
+        self._kept: dict[Hashable, Scope] = {}
+        self._compiled: dict[Hashable, Scope] = {}
+
+    def scope(self, identity: Identity, resolve: Callable[[str], str] | None = None) -> Scope:
+        """The scope of an identity. With `resolve` (path in the container -> real path there) it is made anew each time:
+        what a link points to is the container's own business."""
+        if resolve is not None:
+            return self._scope(identity, resolve)
+        key = self._key(identity)
+        scope = self._kept.get(key)
+        if scope is None:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+                self._compiled.clear()
+            scope = self._kept[key] = self._scope(identity, None)
+        return scope
+
+    def _key(self, identity: Identity) -> Hashable:
+        # Everything that a predicate, a mode, a posture or a visibility can read; nothing else.
+        status = identity.annotations.get(select.STATUS)
+        seen = identity.annotations.get(VISIBILITY)
+        if identity.kind is not Kind.CONTAINER:
+            labels = identity.node_labels
+            carried = frozenset((key, labels[key]) for key in self._node_label_keys if key in labels)
+            return (False, identity.node, status, seen, carried)
+        own = identity.namespace_annotations
+        settled = tuple(own.get(key) for key in (VISIBILITY, *NAMESPACE_POSTURE.values())) if own else None
+        keys = self._label_keys
+        return (
+            identity.orchestrated,
+            identity.namespace,
+            identity.container_name if self._names_containers else "",
+            status,
+            seen,
+            settled,
+            frozenset(item for item in identity.labels.items() if item[0] in keys),
+        )
+
+    def _candidates(self, identity: Identity) -> Iterable[int]:
+        if identity.kind is not Kind.CONTAINER:
+            return self._nodes
+        if identity.orchestrated:
+            return (*self._containers.get(identity.namespace, ()), *(self._containers.get("", ()) if identity.namespace else ()))  # fmt: skip
+        return (number for numbers in self._containers.values() for number in numbers)
+
+    def _scope(self, identity: Identity, resolve: Callable[[str], str] | None) -> Scope:
+        settings = self.settings
+        host = identity.kind is not Kind.CONTAINER
+        untracked = not host and identity.orchestrated and identity.namespace in self._untracked
+        members: list[tuple[Policy, Mode]] = []
+        for number in sorted(set(() if untracked else self._candidates(identity))):
+            policy = self.policies[number]
+            mode = select.effective_mode(policy, identity)
+            if mode is not None and self._predicates[number](identity):
+                members.append((policy, mode))
+        status = identity.annotations.get(select.STATUS)
+        scope_mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
+        postures = self._postures(identity, host)
+        if untracked:
+            seen = Visibility()
+        else:
+            default = settings.host_visibility if host else settings.visibility
+            outer = None if host else identity.namespace_annotations.get(VISIBILITY)
+            seen = visibility(default, (outer, identity.annotations.get(VISIBILITY)))
+        if resolve is not None:
+            return Scope(tuple(members), postures, seen, scope_mode, host, resolve)
+        key = (tuple((policy.key, mode) for policy, mode in members), tuple(postures.items()), seen, scope_mode, host)
+        scope = self._compiled.get(key)
+        if scope is None:
+            scope = self._compiled[key] = Scope(tuple(members), postures, seen, scope_mode, host)
+        return scope
+
+    def _postures(self, identity: Identity, host: bool) -> dict[str, str]:
+        settings = self.settings
+        if host:
+            return {
+                "file": settings.host_file,
+                "network": settings.host_network,
+                "capabilities": settings.host_capabilities,
+                "device": settings.host_device,
+            }
+        postures: dict[str, str] = {
+            "file": settings.file,
+            "network": settings.network,
+            "capabilities": settings.capabilities,
+        }
+        for name, annotation in NAMESPACE_POSTURE.items():
+            # An invalid value leaves the setting in force, as KubeArmor does by rewriting the annotation.
+            if (value := identity.namespace_annotations.get(annotation)) in ("audit", "block"):
+                postures[name] = value
+        return postures
+
+
+def compile_ruleset(documents: Iterable[PolicyDocument], settings: PostureSettings = PostureSettings()) -> Ruleset:  # noqa: B008
+    """A ruleset of `documents`, in any order. A rule that cannot be compiled is in `Ruleset.problems`, never an exception."""
+    known = sorted({(document.key, document.raw): document for document in documents}.items(), key=lambda item: item[0])
+    hashed = hashlib.sha256(msgspec.msgpack.encode(settings))
+    for (key, raw), _ in known:
+        hashed.update(f"{len(key)}:{len(raw)}:{key}".encode() + raw)
+    return Ruleset((normalise(document) for _, document in known), settings, hashed.hexdigest()[:32])
