@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All settings together: one section per stage, the structs as they stand above their components.
+
+What depends on the state directory (where the bus lies, where the alerts file and the summary store are) is filled in here
+when nobody said otherwise. Verbs that only read the bus check only `bus`, so that they start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from bus.registry import BusSettings, EmbeddedSettings, open_bus
+from hauberk.settings import Loaded, check, merge, state_directory
+from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bus.contract import Bus
+    from hauberk.sections import Configuration
+
+METRICS_PORT: Final = 9464
+"""Where Prometheus exporters of OpenTelemetry listen by custom; loopback only."""
+STORE_FILE: Final = "summary.db"
+ALERTS_FILE: Final = "alerts.jsonl"
+
+
+class BusOnly(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the configuration that a reader of the bus needs; the other sections are not looked at."""
+
+    bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
+    state: str = ""
+
+
+def load(given: argparse.Namespace) -> tuple[Loaded, Path]:
+    """The merged tree of a verb's options with the state directory's places filled in, and that directory."""
+    loaded = merge(given.config, given.set)
+    state = state_directory(given.state or loaded.tree.get("state"))
+    tree = loaded.tree
+    bus = tree.setdefault("bus", {})
+    if not isinstance(bus, dict):
+        raise SettingsError(f"settings: `bus`: expected a table, got `{type(bus).__name__}`")
+    bus.setdefault("type", "embedded")
+    if bus["type"] == "embedded":
+        bus.setdefault("directory", str(state / "bus"))
+    return loaded, state
+
+
+async def client_bus(given: argparse.Namespace) -> Bus:
+    """The configured bus, open, for a verb that reads or publishes. SettingsError when an embedded one is not there yet."""
+    loaded, state = load(given)
+    settings = check(loaded, BusOnly).bus
+    if isinstance(settings, EmbeddedSettings):
+        from pathlib import Path
+
+        if not Path(settings.directory).is_dir():
+            raise SettingsError(
+                f"expected a bus in `{settings.directory}`, there is none; start `hauberk up`, or name another with --state or HAUBERK_STATE"
+            )
+    return await open_bus(settings)
+
+
+def default_sinks(state: Path) -> list[dict[str, Any]]:
+    """What `up` tells to when `sinks` is not set: a file of alerts, the summary store, a Prometheus endpoint."""
+    return [
+        {"type": "file", "path": str(state / ALERTS_FILE)},
+        {"type": "store", "path": str(state / STORE_FILE)},
+        {"type": "prometheus", "port": METRICS_PORT},
+    ]
+
+
+def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Path]:
+    """Every section, checked."""
+    from hauberk.sections import Configuration
+
+    loaded, state = load(given)
+    loaded.tree.setdefault("sinks", default_sinks(state))
+    loaded.tree["state"] = str(state)
+    return check(loaded, Configuration), loaded, state
+
+
+def store_path(given: argparse.Namespace) -> Path:
+    """Where the summary store lies: the first `store` sink of the settings, else the state directory's."""
+    from pathlib import Path
+
+    loaded, state = load(given)
+    for sink in loaded.tree.get("sinks") or ():
+        if isinstance(sink, dict) and sink.get("type") == "store" and sink.get("path"):
+            return Path(str(sink["path"]))
+    return state / STORE_FILE

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk settings`: the effective configuration with where each value came from, or the reference of every key."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hauberk.client import parser as verb_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """What to show and how."""
+    made = verb_parser("settings", "Show the effective settings and where each came from.")
+    made.add_argument("--reference", action="store_true", help="every key with type, default and meaning")
+    made.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", help="form of the answer")
+    return made
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every setting in a struct."""
+    import msgspec
+
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        if tag is not None:
+            yield f"{prefix}{value.__struct_config__.tag_field}", tag
+        for field in msgspec.structs.fields(value):
+            yield from leaves(getattr(value, field.name), f"{prefix}{field.encode_name}.")
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], msgspec.Struct):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{prefix[:-1]}[{index}].")
+    else:
+        yield prefix[:-1], value
+
+
+def reference(kind: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> Iterator[tuple[str, str, str, str]]:
+    """(path, type, default, meaning) of every key of a settings struct, tagged unions spelled out."""
+    import msgspec
+    from msgspec import inspect
+
+    for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        path = f"{prefix}{field.encode_name}"
+        schema = {}
+        inner: Any = field.type
+        while isinstance(inner, inspect.Metadata):
+            schema |= inner.extra_json_schema or {}
+            inner = inner.type
+        structs = [
+            option for option in (inner.types if isinstance(inner, inspect.UnionType) else [getattr(inner, "item_type", inner)])
+            if isinstance(option, inspect.StructType)
+        ]  # fmt: skip
+        if isinstance(getattr(inner, "item_type", None), inspect.UnionType):
+            structs = [option for option in inner.item_type.types if isinstance(option, inspect.StructType)]
+        array = "[]" if isinstance(inner, inspect.ListType | inspect.VarTupleType) else ""
+        if structs:
+            for struct in structs:
+                tag = f"<{struct.tag}>" if struct.tag is not None else ""
+                yield f"{path}{array}{tag}", "table", "", (struct.cls.__doc__ or "").split("\n")[0]
+                if struct.cls not in seen:
+                    yield from reference(struct.cls, f"{path}{array}{tag}.", (*seen, struct.cls))
+            continue
+        default = field.default
+        if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        shown = "required" if field.required else msgspec.json.encode(default).decode()
+        yield path, type(inner).__name__.removesuffix("Type").lower(), shown, schema.get("description", "")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; SettingsError when the configuration does not hold."""
+    given = parser().parse_args(argv)
+    from hauberk.configuration import configuration
+    from hauberk.output import show, table
+    from hauberk.sections import Configuration
+
+    if given.reference:
+        print(table(("KEY", "TYPE", "DEFAULT", "MEANING"), list(reference(Configuration))))
+        return 0
+    found, loaded, _ = configuration(given)
+    rows = [(path, value, loaded.origins.get(path, "default")) for path, value in leaves(found)]
+    print(show(found, ("KEY", "VALUE", "FROM"), rows, given.output))
+    return 0

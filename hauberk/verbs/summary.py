@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk summary`: what workloads did, from the summary store, as the tables `karmor summary` had."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from hauberk.client import labels, seconds
+from hauberk.client import parser as verb_parser
+
+KINDS = {"process": "process", "file": "file", "ingress": "ingress", "egress": "egress", "bind": "bind"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Whose, what, since when, in which form."""
+    made = verb_parser("summary", "Show what workloads did, from the summary store.")
+    made.add_argument("-n", "--namespace", help="only this namespace")
+    made.add_argument(
+        "-l", "--selector", "--labels", metavar="K=V,...", default="", help="only workloads with these labels"
+    )
+    made.add_argument("-p", "--pod", help="only this pod")
+    made.add_argument("-c", "--container", help="only this container")
+    made.add_argument("--node", help="only this node")
+    made.add_argument("--host", action="store_true", help="the host's own processes too")
+    made.add_argument("-t", "--type", metavar="KIND,...", default=",".join(KINDS), help="which tables (default all)")
+    made.add_argument("--since", metavar="DURATION", default="24h", help="how far back (default 24h)")
+    made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
+    made.add_argument("-o", "--output", choices=("table", "json", "csv"), default="table", help="form of the answer")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 1 when nothing was found."""
+    made = parser()
+    given = made.parse_args(argv)
+    kinds = [kind.strip() for kind in given.type.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        made.error(f"expected --type of {', '.join(KINDS)}, got `{unknown[0]}`")
+    since = int(time.time() - seconds(given.since))
+    wanted = tuple(labels(given.selector).items())
+
+    from hauberk.configuration import store_path
+    from schemas.errors import SettingsError
+    from sinks.store.queries import SqliteReader
+    from sinks.store.store import Query
+    from sinks.summary_tables import build_each
+    from sinks.table_text import as_csv, as_json, text
+
+    path = store_path(given)
+    if not path.exists():
+        raise SettingsError(
+            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
+        )
+    reader = SqliteReader(str(path))
+    try:
+        query = Query(
+            namespace=given.namespace, pod=given.pod, container=given.container, node=given.node, labels=wanted, since=since,
+            kinds=() if given.host else ("container",),
+        )  # fmt: skip
+        tables = build_each(reader.totals(query), agg=given.agg)
+    finally:
+        reader.close()
+    if given.output == "json":
+        sys.stdout.buffer.write(as_json(tables) + b"\n")
+    elif given.output == "csv":
+        sys.stdout.write(as_csv(tables, kinds))
+    elif tables:
+        print("\n".join(text(one, kinds) for one in tables))
+    if not tables:
+        hint = "" if given.host else "; --host shows the host's own processes"
+        print(f"hauberk summary: nothing in the last {given.since} for this selection{hint}", file=sys.stderr)
+        return 1
+    return 0
