@@ -29,6 +29,7 @@ FORMS: dict[tuple[type | None, str], Callable[[str, values.Say], None]] = {
     (None, "path"): values.path,
     (written.SyscallPath, "path"): values.path_or_directory,
     (None, "dir"): values.directory,
+    (written.SourceMatch, "dir"): values.source_directory,
     (None, "execname"): values.execname,
     (None, "pattern"): values.pattern,
     (written.NetworkProtocol, "protocol"): values.protocol,
@@ -49,6 +50,10 @@ _OBJECT_META = (
     "clusterName creationTimestamp deletionGracePeriodSeconds deletionTimestamp finalizers generateName generation "
     "managedFields ownerReferences resourceVersion selfLink uid"
 )
+_CHOICE_HINTS: dict[tuple[type, str], str] = {
+    (written.LabelExpression, "key"): "write `key: label` and `values: [{0}=...]`",
+    (written.LabelExpression, "operator"): "list the values with `In` or `NotIn`",
+}
 LET_THROUGH: dict[type, frozenset[str]] = {written.Metadata: frozenset(_OBJECT_META.split())}
 """Fields of Kubernetes' ObjectMeta that say nothing to us."""
 
@@ -213,7 +218,8 @@ class Checker:
             self.say(codes.CASE, node, f"`{path}` is `{node.text}`", path, expected=expected, suggestion=f"write `{folded}`")  # fmt: skip
             return INVALID
         near = nearest(node.text, shape.choices)
-        self.say(codes.CHOICE, node, f"`{path}` is {describe(node)}", path, expected=expected, suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+        help_ = f"did you mean `{near}`?" if near else _CHOICE_HINTS.get((struct, name), "").format(node.text)
+        self.say(codes.CHOICE, node, f"`{path}` is {describe(node)}", path, expected=expected, suggestion=help_)
         return INVALID
 
     def sequence(self, node: Node, shape: Shape, name: str, struct: type, path: str) -> Any:

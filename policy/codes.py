@@ -85,6 +85,7 @@ ONE_SELECTOR = Code("P502", _E, "a network policy needs exactly one of `selector
 QUOTA = Code("P503", _E, "a quota needs both `limit` and `duration`", "Add the other one.")
 CONTAINERS = Code("P504", _W, "a container list or expression that selects none or every container", "Write `\"[name, name]\"`, or a regular expression outside Kubernetes.")
 NO_VALUES = Code("P505", _W, "an expression without values", "`In` without values selects nothing, `NotIn` without values everything.")
+NO_SELECTOR = Code("P506", _W, "a host policy without `nodeSelector`", "Write one; KubeArmor in Kubernetes refuses the policy, Hauberk takes every node.")
 
 DUPLICATE_RULE = Code("P601", _W, "the same rule twice", "Remove one.")
 CONTRADICTION = Code("P602", _W, "two rules for the same thing with different actions", "Keep one; Block wins over Audit, Audit over Allow.")

@@ -95,13 +95,13 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
 
 
 def _of_other_kind(kind: type[written.AnyPolicy], struct: type, name: str) -> Finding | None:
-    """A field of the same mapping of another kind: `nodeSelector` in a KubeArmorPolicy, `presets` in a host policy."""
+    """A field of another kind's `spec`: `nodeSelector` in a KubeArmorPolicy, `ingress` in a host policy."""
     specs = {other: fields(other)["spec"].shape.struct for other in written.KINDS.values()}
-    if struct is not specs[kind]:
-        return None
     owners = [other.__name__ for other, spec in specs.items() if spec is not None and name in fields(spec)]
-    if not owners:
+    if not owners or name in where(kind):
         return None
+    if struct is not specs[kind]:
+        return Finding(codes.WRONG_KIND, f"`{name}` belongs to another kind of policy", ", ".join(fields(struct)), f"use `kind: {owners[0]}` with `spec.{name}`")  # fmt: skip
     instead = {"nodeSelector": "selector", "selector": "nodeSelector"}.get(name, "")
     help_ = f"use `kind: {owners[0]}`"
     if instead in fields(struct):

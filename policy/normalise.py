@@ -82,7 +82,9 @@ def selection(document: PolicyDocument) -> Selection:
     containers = labels.pop(CONTAINER_LABEL, None)
     return Selection(
         target=Target.CONTAINERS,
-        namespace=document.namespace,
+        # A network policy for pods belongs to no namespace, but its author may have named one, and means it.
+        namespace=document.namespace
+        or (document.policy.metadata.namespace if document.kind == "KubeArmorNetworkPolicy" else ""),
         labels=tuple(sorted(labels.items())),
         expressions=tuple(_expression(entry) for entry in selector.match_expressions),
         containers=containers,
@@ -255,16 +257,15 @@ def _sources(entries: tuple[written.SourceMatch, ...]) -> tuple[Source, ...]:
         if entry.path is not None:
             found.append(Source(SourceKind.PATH, canonical(entry.path)))
         if entry.dir is not None:
-            found.append(Source(SourceKind.DIRECTORY, canonical(entry.dir), bool(entry.recursive)))
+            found.append(Source(SourceKind.DIRECTORY, canonical(entry.dir + "/"), bool(entry.recursive)))
         if entry.pattern is not None:
             found.append(Source(SourceKind.PATTERN, entry.pattern))
     return tuple(dict.fromkeys(found))
 
 
 def _ports(entry: written.PortMatch) -> Ports:
-    first = values.port_number(str(entry.port)) if entry.port is not None else None
-    protocol = (entry.protocol or "").lower()
-    return Ports(first or 0, entry.end_port or first or 0, protocol)
+    first = values.port_number(str(entry.port)) or 0
+    return Ports(first, entry.end_port or first, (entry.protocol or "").lower())
 
 
 def _bytes(limit: str | None) -> int:

@@ -24,7 +24,7 @@ from policy.diagnostics import Diagnostic, Report
 from policy.meaning import check_meaning
 from policy.nodes import Mapping, Node, Scalar, Sequence, describe, plain
 from policy.suggest import nearest
-from schemas.policy import API_VERSION, KINDS, KubeArmorPolicy, PolicyDocument
+from schemas.policy import API_VERSION, KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument
 
 SIZE: Final = 8 * 1024 * 1024
 """Bytes of one file. The largest policy sets in the wild are a tenth of it."""
@@ -58,16 +58,17 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
         seen: dict[str, int] = {}
         found = 0
         for node in _flatten(trees):
+            before = report.errors
             kind = _identify(node, report)
             found += kind is not None
             if kind is None or not isinstance(node, Mapping):
                 continue
             document = _document(node, kind, report)
-            if document is None:
+            if document is None or report.errors > before:
                 continue
-            before = seen.get(document.key)
-            if before is not None:
-                report.add(codes.TWICE, f"{document.key} is already at line {before}; this one replaces it", line=node.line, column=node.column)  # fmt: skip
+            earlier = seen.get(document.key)
+            if earlier is not None:
+                report.add(codes.TWICE, f"{document.key} is already at line {earlier}; this one replaces it", line=node.line, column=node.column)  # fmt: skip
             seen[document.key] = node.line
             documents.append(document)
         if not found and not report.errors:
@@ -118,7 +119,10 @@ def _identify(node: Node, report: Report) -> str | None:
     version_text = version.text if isinstance(version, Scalar) else ""
     ours = version_text.partition("/")[0] == GROUP
     if kind_text in KINDS and isinstance(kind, Scalar):
-        if version_text != API_VERSION:
+        misspelt = version is None and any(
+            isinstance(key, Scalar) and nearest(key.text, ("apiVersion",)) for key, _ in node.pairs
+        )
+        if version_text != API_VERSION and not misspelt:
             at = version if isinstance(version, Scalar) else kind
             got = f"`apiVersion` is `{version_text}`" if version_text else "`apiVersion` is missing"
             report.add(codes.API_VERSION, got, line=at.line, column=at.column, width=at.width, path="apiVersion", expected=API_VERSION)  # fmt: skip
@@ -139,6 +143,12 @@ def _identify(node: Node, report: Report) -> str | None:
     return None
 
 
+def _selects_pods(node: Mapping, struct: type) -> bool:
+    """A network policy with a `selector`: its namespace narrows the pods, though the object itself has none."""
+    spec = _get(node, "spec")
+    return struct is KubeArmorNetworkPolicy and isinstance(spec, Mapping) and _get(spec, "selector") is not None
+
+
 def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None:
     before = report.errors
     struct = KINDS[kind]
@@ -148,7 +158,7 @@ def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None
     value = checker.struct(body, struct, "")
     metadata = _get(node, "metadata")
     if isinstance(metadata, Mapping):
-        check_annotations(metadata, checker, namespaced=struct is KubeArmorPolicy)
+        check_annotations(metadata, checker, namespaced=struct is KubeArmorPolicy or _selects_pods(node, struct))
     if value is INVALID or report.errors > before:
         return None
     try:

@@ -115,6 +115,11 @@ def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, give
                 checker.say(codes.QUOTA, entry, f"`{path}.{way}[{at}]` lacks `{'duration' if 'limit' in made else 'limit'}`{' and `duration`' if not either else ''}: {why}", path, expected="`limit` and `duration`")  # fmt: skip
 
 
+def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if "nodeSelector" not in given:
+        checker.say(codes.NO_SELECTOR, node, f"`{path}` has no `nodeSelector` and is for every node", path, expected="`nodeSelector`")  # fmt: skip
+
+
 def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "endPort" not in result:
         return
@@ -139,5 +144,6 @@ _CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], 
     written.LabelExpression: _expression,
     written.Selector: _labels,
     written.NetworkSpec: _network_spec,
+    written.HostSpec: _host_spec,
     written.PortMatch: _port,
 }

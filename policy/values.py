@@ -95,6 +95,11 @@ def directory(text: str, say: Say) -> None:
         _plausible(text, say)
 
 
+def source_directory(text: str, say: Say) -> None:
+    """A directory of executables; KubeArmor's CRD does not ask for the slash at its end."""
+    directory(text if text.endswith("/") or not text else text + "/", say)
+
+
 def path_or_directory(text: str, say: Say) -> None:
     """What a system call rule may name."""
     (directory if text.endswith("/") else path)(text, say)
@@ -119,6 +124,12 @@ def pattern(text: str, say: Say) -> None:
     """A glob; whether it compiles is asked of the compiler by `lint`."""
     if not text:
         say(codes.EMPTY, "the pattern is empty", expected="a glob such as `/**/curl`")
+    elif text[0] not in "/*?[{":
+        say(
+            codes.NEVER,
+            f"`{text}` matches no path: they all start with `/`",
+            suggestion=f"write `/**/{text}`" if "/" not in text else "",
+        )
 
 
 def protocol(text: str, say: Say) -> None:

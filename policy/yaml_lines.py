@@ -32,6 +32,18 @@ _TAGS: Final[dict[str, ScalarKind]] = {
     "tag:yaml.org,2002:null": "null",
 }
 _STRUCTURE: Final = (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_HINTS: Final = (
+    ("while scanning an alias", 'a plain `*` starts an alias; write `"*"`'),
+    ("while scanning an anchor", "a plain `&` starts an anchor; quote the text"),
+    (
+        "cannot start any token",
+        "indent with blanks, not tabs, and quote text that starts with a sign such as `%`, `@` or a backquote",
+    ),
+    ("mapping values are not allowed", "look for `: ` inside unquoted text, or wrong indentation"),
+    ("did not find expected key", "look for wrong indentation here or above"),
+    ("block sequence entries are not allowed", "put the list on lines of its own"),
+    ("unexpected end of stream", "look for a quote that is not closed"),
+)
 
 
 class _Stop(Exception):
@@ -216,5 +228,8 @@ class _Reader:
         notes: tuple[str, ...] = ()
         if context and context_mark is not None and context_mark.line != line:
             notes = (f"{context}, which starts at line {context_mark.line + 1 + self.first_line}",)
-        self.report.add(codes.SYNTAX, str(problem), line=line + 1 + self.first_line, column=column + 1, notes=notes)
+        hint = next((help_ for sign, help_ in _HINTS if sign in f"{context} {problem}"), "")
+        self.report.add(
+            codes.SYNTAX, str(problem), suggestion=hint, line=line + 1 + self.first_line, column=column + 1, notes=notes
+        )
         return line

@@ -91,7 +91,9 @@ class SourceMatch(Wire, frozen=True, kw_only=True):
     """`fromSource`: the rule holds only for what these executables do (process rules: the parent's executable)."""
 
     path: Annotated[Path | None, Meta(description="Exact executable.")] = None
-    dir: Annotated[Directory | None, Meta(description="Executables in this directory.")] = None
+    dir: Annotated[
+        str | None, Meta(description="Executables in this directory; the slash at the end may be left out.")
+    ] = None
     recursive: Annotated[bool | None, Meta(description="With `dir`: its subdirectories too.")] = None
     pattern: Annotated[Pattern | None, Meta(description="Executables by glob; an extension of Hauberk.")] = None
 
@@ -310,7 +312,9 @@ class NodeSelector(Wire, frozen=True, kw_only=True):
 class HostSpec(Attributes, frozen=True, kw_only=True):
     """Rules for processes of the node that are in no container."""
 
-    node_selector: Annotated[NodeSelector, Meta(description="Which nodes.")]
+    node_selector: Annotated[NodeSelector, Meta(description="Which nodes; empty means every node.")] = field(
+        default_factory=NodeSelector
+    )
     process: Annotated[ProcessSection | None, Meta(description="Execution.")] = None
     file: Annotated[FileSection | None, Meta(description="File access.")] = None
     network: Annotated[NetworkSection | None, Meta(description="Sockets and DNS.")] = None
@@ -363,9 +367,9 @@ class PeerBlock(Wire, frozen=True, kw_only=True):
 
 
 class PortMatch(Wire, frozen=True, kw_only=True):
-    """A port, a range of ports, or a protocol."""
+    """A port or a range of ports."""
 
-    port: Annotated[int | str | None, Meta(description="Number or service name.", examples=[443, "dns"])] = None
+    port: Annotated[int | str, Meta(description="Number or service name.", examples=[443, "dns"])]
     end_port: Annotated[Annotated[int, Meta(ge=1, le=65535)] | None, Meta(description="Last port of the range.")] = None
     protocol: Annotated[
         Literal["TCP", "UDP", "SCTP", "tcp", "udp", "sctp"] | None, Meta(description="Transport; any when missing.")
