@@ -152,10 +152,9 @@ class Map:
         if value is not None:
             self._fits(value, self.value_bytes, "value")
             ctypes.memmove(self._value, value, len(value))
-        return bpf.call(
-            command,
-            _ELEMENT.pack(self.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), flags),
-        )
+        # A delete has no value, and the kernel refuses attributes it does not use.
+        place = 0 if command == bpf.MAP_DELETE else ctypes.addressof(self._value)
+        return bpf.call(command, _ELEMENT.pack(self.fd, 0, ctypes.addressof(self._key), place, flags))
 
     def _check(self, command: int, result: int) -> None:
         if result < 0:

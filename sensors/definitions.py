@@ -61,17 +61,20 @@ class Closure(NamedTuple):
 
 class Definitions:
     """`limit_bytes`: memory to hold, `OVERHEAD` included. `forget(kind, ids)` is called when STRING or BEHAVIOUR ids are
-    about to go. `seen(cgroup)` is called with the cgroup of each behaviour learned."""
+    about to go. In the order of the records, `seen(cgroup)` is called with the cgroup of each behaviour learned and
+    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record."""
 
     def __init__(
         self,
         limit_bytes: int,
         forget: Callable[[DefinitionKind, list[int]], None] | None = None,
         seen: Callable[[int], None] | None = None,
+        cgroup: Callable[[DefinitionKind, int, bytes], None] | None = None,
     ) -> None:
         self._limit = limit_bytes // 3
         self._forget = forget
         self._seen = seen
+        self._cgroup = cgroup
         self._young, self._old, self._leaving = _generation(), _generation(), _generation()
         self._bytes = 0
         self.learned = 0
@@ -80,12 +83,11 @@ class Definitions:
     def __len__(self) -> int:
         return sum(len(table) for part in (self._young, self._old, self._leaving) for table in part.values())
 
-    def learn(self, records: Iterable[bytes]) -> list[tuple[DefinitionKind, int, bytes]]:
-        """Take in records of the definitions ring (header and body). Returns the CGROUP and CGROUP_GONE ones, decoded.
+    def learn(self, records: Iterable[bytes]) -> None:
+        """Take in records of the definitions ring (header and body).
 
         A record that is shorter than its header says is ignored: the kernel never writes one, a torn recording may.
         """
-        cgroups: list[tuple[DefinitionKind, int, bytes]] = []
         young, seen = self._young, self._seen
         unpack, head = _HEAD.unpack_from, _HEAD.size
         for record in records:
@@ -97,8 +99,8 @@ class Definitions:
                 continue
             table = young.get(kind)
             if table is None:
-                if kind in (DefinitionKind.CGROUP, DefinitionKind.CGROUP_GONE):
-                    cgroups.append((DefinitionKind(kind), ident, record[head:end].rstrip(b"\0")))
+                if self._cgroup is not None and kind in (DefinitionKind.CGROUP, DefinitionKind.CGROUP_GONE):
+                    self._cgroup(DefinitionKind(kind), ident, record[head:end].rstrip(b"\0"))
                 continue
             if ident not in table:
                 self._bytes += len(record) + OVERHEAD
@@ -110,7 +112,6 @@ class Definitions:
                 seen(int.from_bytes(record[head : head + 8], _ORDER))
         if self._bytes > self._limit:
             self._rotate()
-        return cgroups
 
     def define(self, kind: DefinitionKind, ident: int, body: bytes) -> None:
         """Define by other means than the ring (a map lookup, /proc)."""

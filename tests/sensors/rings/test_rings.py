@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live source on the kernel's own rings, fed by hand: nothing lost, nothing repeated unless asked, misses announced again."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas import frame as words
+from schemas.errors import KernelError
+from schemas.frame import FOLDED, Frame
+from schemas.kernel import DefinitionKind, Loss
+from sensors.frames import FrameSettings
+from sensors.rings import RingSettings, RingSource
+
+pytestmark = pytest.mark.kernel
+
+
+def ids_of(frame: Frame) -> list[int]:
+    return list(memoryview(frame.occurrences).cast("Q")[1::8])
+
+
+def defined(frame: Frame) -> set[tuple[int, int]]:
+    return {(kind, ident) for ident, kind, _ in words.definitions(frame.definitions)}
+
+
+def open_source(stand_in: Any, **settings: Any) -> RingSource:
+    return RingSource(str(stand_in.pins), "node", "run", RingSettings(**settings))
+
+
+def test_rows_arrive_with_everything_they_refer_to(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.string(11, "/usr/bin/cat")
+    stand_in.string(12, "/etc/shadow")
+    stand_in.process(77, executable=11)
+    stand_in.behaviour(5, executable=11, resource=12)
+    for _ in range(10):
+        stand_in.happen(5, process=77)
+    (frame,) = source.drain().frames
+    assert ids_of(frame) == [5] * 10
+    assert defined(frame) == {(1, 11), (1, 12), (2, 5), (3, 77)}
+    assert frame.header.events == 10
+    assert frame.header.undefined == 0
+    source.release()
+    assert source.drain().frames == ()
+    stand_in.happen(5, process=77)
+    (again,) = source.drain().frames
+    assert defined(again) == defined(frame)
+    assert again.header.number == 1
+    source.close()
+
+
+def test_what_was_not_released_is_handed_out_again(stand_in: Any, tmp_path: Path) -> None:
+    source = open_source(stand_in, state_dir=str(tmp_path))
+    stand_in.string(12, "/etc/shadow")
+    stand_in.behaviour(5, resource=12)
+    stand_in.happen(5)
+    assert ids_of(source.drain().frames[0]) == [5]
+    source.close()
+    after = open_source(stand_in, state_dir=str(tmp_path))
+    (frame,) = after.drain().frames
+    assert ids_of(frame) == [5]
+    assert defined(frame) == {(1, 12), (2, 5)}
+    assert stand_in.announced(5)
+    after.close()
+
+
+def test_without_a_state_directory_everything_is_announced_again(stand_in: Any) -> None:
+    stand_in.string(12, "/etc/shadow")
+    stand_in.behaviour(5, resource=12)
+    source = open_source(stand_in)
+    assert not stand_in.announced(5)
+    source.close()
+
+
+def test_a_late_definition_is_waited_for(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.behaviour(6)
+    stand_in.happen(5)
+    stand_in.happen(6)
+    (frame,) = source.drain().frames
+    assert ids_of(frame) == [6]
+    source.release()
+    stand_in.behaviour(5)
+    (late,) = source.drain().frames
+    assert ids_of(late) == [5]
+    assert source.undefined == 0
+    source.close()
+
+
+def test_an_unknown_id_goes_out_counted_and_is_announced_again(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.behaviours.put(struct.pack("=Q", 5), struct.pack("=Q", 1))
+    stand_in.happen(5)
+    assert source.drain().frames == ()
+    (frame,) = source.finish().frames
+    assert ids_of(frame) == [5]
+    assert frame.header.undefined == 1
+    assert not stand_in.announced(5)
+    source.close()
+
+
+def test_losses_are_told_once_even_across_a_restart(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.lose(Loss.OCCURRENCES_FULL, 3)
+    batch = source.finish()
+    assert batch.frames[0].header.lost[Loss.OCCURRENCES_FULL] == 3
+    source.release()
+    assert source.finish().frames == ()
+    source.close()
+    stand_in.lose(Loss.PATH_TRUNCATED, 2)
+    after = open_source(stand_in)
+    (frame,) = after.finish().frames
+    assert frame.header.lost == (0, 0, 0, 2, 0, 0)
+    after.release()
+    after.close()
+
+
+def test_losses_not_released_are_told_again(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.lose(Loss.OCCURRENCES_FULL, 3)
+    assert source.finish().frames[0].header.lost[0] == 3
+    source.close()
+    after = open_source(stand_in)
+    assert after.finish().frames[0].header.lost[0] == 3
+    after.close()
+
+
+@pytest.mark.parametrize("stand_in", [1], indirect=True)
+def test_a_full_ring_loses_exactly_what_it_says(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.behaviour(5)
+    kept = sum(stand_in.happen(5) for _ in range(200))
+    batch = source.finish()
+    assert sum(frame.header.events for frame in batch.frames) == kept == 63
+    assert sum(frame.header.lost[0] for frame in batch.frames if frame.header.lost) == 200 - kept
+    source.close()
+
+
+def test_pressure_folds_and_counts_exactly(stand_in: Any) -> None:
+    source = open_source(stand_in, frames=FrameSettings(fold_from=8, keep=4), fold="pressure", pressure=0.5)
+    for ident in (5, 6, 7):
+        stand_in.behaviour(ident)
+    sent: Counter[int] = Counter()
+    for n in range(900):
+        ident = 5 if n % 3 else (6 if n % 2 else 7)
+        if n == 450:
+            ident = 7
+        assert stand_in.happen(ident, process=0)
+        sent[ident] += 1
+    (frame,) = source.drain().frames
+    got = Counter(ids_of(frame))
+    assert all(count == 4 for count in got.values())
+    for ident, count, first, last, _, _ in FOLDED.iter_unpack(frame.folded):
+        got[ident] += count
+        assert first < last
+    assert got == sent
+    assert frame.header.events == 900
+    source.close()
+
+
+def test_cgroups_are_told_once_and_when_they_go(stand_in: Any) -> None:
+    told: list[tuple[int, str | None, bool]] = []
+    source = RingSource(str(stand_in.pins), "node", "run", RingSettings(), lambda *seen: told.append(seen))
+    stand_in.say(DefinitionKind.CGROUP, 40, b"/docker/abc")
+    stand_in.behaviour(5, cgroup=40)
+    stand_in.behaviour(6, cgroup=41)
+    stand_in.behaviour(7, cgroup=41)
+    stand_in.say(DefinitionKind.CGROUP_GONE, 40, b"")
+    source.drain()
+    assert told == [(40, "/docker/abc", False), (41, None, False), (40, None, True)]
+    source.close()
+
+
+def test_the_agent_itself_is_excluded_while_it_runs(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    from kernel.maps import Map
+
+    with Map.open(str(stand_in.pins / "maps" / "excluded")) as excluded:
+        assert excluded.get(struct.pack("=I", os.getpid())) is not None
+        source.close()
+        assert excluded.get(struct.pack("=I", os.getpid())) is None
+
+
+def test_missing_pins_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=r"OBJ_GET.*ENOENT.*load the sensor first"):
+        RingSource(str(tmp_path), "node", "run", RingSettings())
