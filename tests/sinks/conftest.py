@@ -108,7 +108,7 @@ class Make:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Make:
     return Make()
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Summary tables as text, JSON or CSV. Pure. Neighbour: `summary_tables` builds them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from sinks.line_text import printable
+from sinks.summary_tables import (
+    BIND_COLUMNS,
+    CONNECTION_COLUMNS,
+    FILE_COLUMNS,
+    PROCESS_COLUMNS,
+    ConnectionLine,
+    PathLine,
+    Tables,
+)
+
+TITLES = {
+    "process": "Process Data", "file": "File Data", "ingress": "Ingress connections", "egress": "Egress connections",
+    "bind": "Bind Points",
+}  # fmt: skip
+"""Field of `Tables` -> what stands above the table; the keys are what `-t` of the CLI takes."""
+
+
+def when(unix_ns: int) -> str:
+    """`Mon Nov 14 03:49:44 UTC 2022`."""
+    return time.strftime("%a %b %e %H:%M:%S UTC %Y", time.gmtime(unix_ns // 1_000_000_000))
+
+
+def text(tables: Tables, kinds: Sequence[str] = tuple(TITLES), *, wide: bool = False) -> str:
+    """Header and every table that has lines; a sentence when none has. `wide`: STATUS for connections too, which the
+    0.7 tables do not have (their lines then add up whatever the status)."""
+    header = tables.header
+    parts = [
+        _key_values(
+            ("Pod Name", header.pod), ("Namespace Name", header.namespace), ("Cluster Name", header.cluster),
+            ("Container Name", header.container), ("Labels", header.labels),
+        )
+    ]  # fmt: skip
+    for kind in kinds:
+        columns, cells = _cells(tables, kind, wide)
+        if cells:
+            parts.append(f"{TITLES[kind]}\n{grid(columns, cells)}")
+    if len(parts) == 1:
+        parts.append("Nothing was seen in this time.\n")
+    return "\n".join(parts)
+
+
+def as_json(every: Iterable[Tables]) -> bytes:
+    """A JSON array of `Tables`; `last` in Unix ns."""
+    return msgspec.json.format(msgspec.json.encode(list(every)), indent=2)
+
+
+def as_csv(every: Iterable[Tables], kinds: Sequence[str] = tuple(TITLES)) -> str:
+    """One line per table line, all tables in one file: the same columns for all, empty where they do not apply."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["table", "cluster", "namespace", "pod", "container", "labels", "source", "destination", "protocol", "port",
+         "peer_namespace", "peer_labels", "count", "last_updated", "status"]
+    )  # fmt: skip
+    for tables in every:
+        head = tables.header
+        for kind in kinds:
+            start = [kind, head.cluster, head.namespace, head.pod, head.container, head.labels]
+            for line in _lines(tables, kind):
+                end = [line.count, when(line.last), line.status]
+                if isinstance(line, PathLine):
+                    middle: list[object] = [line.source, line.destination, "", "", "", ""]
+                else:
+                    middle = [line.command, line.peer, line.protocol, line.port, line.namespace, line.labels]
+                writer.writerow([_safe(cell) for cell in (*start, *middle, *end)])
+    return out.getvalue()
+
+
+def grid(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in `+-|`, as kubectl's and karmor's readers know it."""
+    widths = [max(len(row[at]) for row in (columns, *cells)) for at in range(len(columns))]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+\n"
+    body = [rule, _row(columns, widths), rule, *(_row(row, widths) for row in cells), rule]
+    return "".join(body)
+
+
+def _row(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |\n"
+
+
+def _key_values(*pairs: tuple[str, str]) -> str:
+    width = max(len(key) for key, _ in pairs)
+    return "".join(f"  {key.ljust(width)}  {printable(value) or '-'}\n" for key, value in pairs)
+
+
+def _lines(tables: Tables, kind: str) -> Sequence[PathLine | ConnectionLine]:
+    found: Sequence[PathLine | ConnectionLine] = getattr(tables, kind)
+    return found
+
+
+def _cells(tables: Tables, kind: str, wide: bool) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    if kind in ("process", "file"):
+        columns: Sequence[str] = PROCESS_COLUMNS if kind == "process" else FILE_COLUMNS
+        paths = [line for line in _lines(tables, kind) if isinstance(line, PathLine)]
+        return columns, [
+            (printable(line.source), printable(line.destination), str(line.count), when(line.last), line.status)
+            for line in paths
+        ]
+    sums: dict[tuple[str, ...], list[int]] = {}
+    for line in _lines(tables, kind):
+        if isinstance(line, ConnectionLine):
+            peer, port = printable(line.peer) or "-", str(line.port)
+            place: tuple[str, ...] = (peer, port, line.namespace or "-", line.labels or "-")
+            if kind == "bind":
+                place = (port, peer)
+            key: tuple[str, ...] = (line.protocol, printable(line.command), *place, *((line.status,) if wide else ()))
+            total = sums.setdefault(key, [0, 0])
+            total[0] += line.count
+            total[1] = max(total[1], line.last)
+    cells: list[tuple[str, ...]] = []
+    for key, (count, last) in sorted(sums.items(), key=lambda item: (-item[1][0], item[0])):
+        front, status = (key[:-1], key[-1:]) if wide else (key, ())
+        cells.append((*front, str(count), when(last), *status))
+    columns = BIND_COLUMNS if kind == "bind" else CONNECTION_COLUMNS
+    return ((*columns, "STATUS") if wide else columns), cells
+
+
+def _safe(cell: object) -> object:
+    # A path may begin with what a spreadsheet takes for a formula.
+    if isinstance(cell, str):
+        cell = printable(cell)
+        return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell
+    return cell

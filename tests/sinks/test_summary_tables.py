@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the store to the tables people know."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from schemas.operations import Operation
+from sinks import summary_tables, table_text
+from sinks.store.store import Row
+from sinks.summary_tables import Peer
+
+AT = 1_668_397_784 * 10**9
+
+
+@pytest.fixture
+def row(make):
+    def row(count=1, status="Allow", identity=None, last=AT, **fields):
+        return Row(
+            identity=identity or make.identity(), behaviour=make.behaviour(**fields), status=status, policy="", rule=None,
+            count=count, first=AT - 5, last=last,
+        )  # fmt: skip
+
+    return row
+
+
+def connection(operation, **fields):
+    return {"operation": operation, "family": 2, "socket_type": 1, "resource": "", **fields}
+
+
+def test_the_text_of_all_tables(row):
+    tables = summary_tables.build(
+        [
+            row(2, operation=Operation.EXEC, executable="/bin/bash", resource="/usr/bin/curl"),
+            row(7, "Deny"),
+            row(3, **connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")),
+            row(1, "Deny", **connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")),
+            row(5, **connection(Operation.ACCEPT, address="10.9.9.9", port=80)),
+            row(1, **connection(Operation.BIND, address="0.0.0.0", port=80)),
+            row(9, operation=Operation.EXIT),
+            row(4, operation=Operation.CONNECT, family=1, socket_type=1, resource="/run/dbus.sock"),
+        ]
+    )
+    shown = table_text.text(tables)
+    assert shown == (
+        "  Pod Name        web-c0ffee\n"
+        "  Namespace Name  shop\n"
+        "  Cluster Name    default\n"
+        "  Container Name  web\n"
+        "  Labels          app=web\n"
+        "\n"
+        "Process Data\n"
+        "+-------------+--------------------------+-------+------------------------------+--------+\n"
+        "| SRC PROCESS | DESTINATION PROCESS PATH | COUNT | LAST UPDATED TIME            | STATUS |\n"
+        "+-------------+--------------------------+-------+------------------------------+--------+\n"
+        "| /bin/bash   | /usr/bin/curl            | 2     | Mon Nov 14 03:49:44 UTC 2022 | Allow  |\n"
+        "+-------------+--------------------------+-------+------------------------------+--------+\n"
+        "\n"
+        "File Data\n"
+        "+-------------+-----------------------+-------+------------------------------+--------+\n"
+        "| SRC PROCESS | DESTINATION FILE PATH | COUNT | LAST UPDATED TIME            | STATUS |\n"
+        "+-------------+-----------------------+-------+------------------------------+--------+\n"
+        "| /bin/cat    | /etc/shadow           | 7     | Mon Nov 14 03:49:44 UTC 2022 | Deny   |\n"
+        "+-------------+-----------------------+-------+------------------------------+--------+\n"
+        "\n"
+        "Ingress connections\n"
+        "+----------+----------+------------+------+-----------+--------+-------+------------------------------+\n"
+        "| PROTOCOL | COMMAND  | POD/SVC/IP | PORT | NAMESPACE | LABELS | COUNT | LAST UPDATED TIME            |\n"
+        "+----------+----------+------------+------+-----------+--------+-------+------------------------------+\n"
+        "| TCP      | /bin/cat | 10.9.9.9   | 80   | -         | -      | 5     | Mon Nov 14 03:49:44 UTC 2022 |\n"
+        "+----------+----------+------------+------+-----------+--------+-------+------------------------------+\n"
+        "\n"
+        "Egress connections\n"
+        "+----------+---------------+----------------+------+-----------+--------+-------+------------------------------+\n"
+        "| PROTOCOL | COMMAND       | POD/SVC/IP     | PORT | NAMESPACE | LABELS | COUNT | LAST UPDATED TIME            |\n"
+        "+----------+---------------+----------------+------+-----------+--------+-------+------------------------------+\n"
+        "| AF_UNIX  | /bin/cat      | /run/dbus.sock | 0    | -         | -      | 4     | Mon Nov 14 03:49:44 UTC 2022 |\n"
+        "| TCP      | /usr/bin/curl | 10.1.2.3       | 443  | -         | -      | 4     | Mon Nov 14 03:49:44 UTC 2022 |\n"
+        "+----------+---------------+----------------+------+-----------+--------+-------+------------------------------+\n"
+        "\n"
+        "Bind Points\n"
+        "+----------+----------+-----------+--------------+-------+------------------------------+\n"
+        "| PROTOCOL | COMMAND  | BIND PORT | BIND ADDRESS | COUNT | LAST UPDATED TIME            |\n"
+        "+----------+----------+-----------+--------------+-------+------------------------------+\n"
+        "| TCP      | /bin/cat | 80        | 0.0.0.0      | 1     | Mon Nov 14 03:49:44 UTC 2022 |\n"
+        "+----------+----------+-----------+--------------+-------+------------------------------+\n"
+    )
+    assert [line for line in table_text.text(tables, wide=True).splitlines() if "443" in line and "Deny" in line]
+
+
+def test_agg_folds_a_directory_of_many_and_only_that(row):
+    rows = [row(1, resource=f"/usr/lib/x/{name}") for name in "abcd"] + [row(2, resource="/etc/hosts")]
+    rows += [row(1, "Deny", resource="/usr/lib/x/a"), row(1, resource="/top")]
+    lines = summary_tables.build(rows, agg=True).file
+    assert [(line.destination, line.count, line.status) for line in lines] == [
+        ("/usr/lib/x/", 4, "Allow"), ("/etc/hosts", 2, "Allow"), ("/top", 1, "Allow"), ("/usr/lib/x/a", 1, "Deny"),
+    ]  # fmt: skip
+    assert len(summary_tables.build(rows).file) == 7
+    many = [row(1, resource=f"/srv/{a}/{b}") for a in "abcd" for b in "wxyz"]
+    assert [(line.destination, line.count) for line in summary_tables.build(many, agg=True).file] == [("/srv/", 16)]
+    roots = [row(1, resource=f"/{name}") for name in "abcdef"]
+    assert len(summary_tables.build(roots, agg=True).file) == 6
+
+
+def test_one_set_of_tables_per_container(row, make):
+    rows = [row(), row(identity=make.identity("abc", pod="a-pod")), row()]
+    assert [tables.header.pod for tables in summary_tables.build_each(rows)] == ["a-pod", "web-c0ffee"]
+    assert summary_tables.build(rows).header.pod == ""
+    assert summary_tables.build(rows).header.namespace == "shop"
+
+
+def test_peers_get_their_names(row):
+    rows = [row(**connection(Operation.CONNECT, address="10.1.2.3", port=443))]
+    tables = summary_tables.build(
+        rows, resolve={"10.1.2.3": Peer(name="pod/db-0", namespace="data", labels="app=db")}.get
+    )
+    (line,) = tables.egress
+    assert (line.peer, line.namespace, line.labels) == ("pod/db-0", "data", "app=db")
+
+
+def test_json_and_csv(row):
+    tables = [summary_tables.build([row(3, "Audit", resource='=cmd("x")\x1b[2J'), row(2)])]
+    (found,) = json.loads(table_text.as_json(tables))
+    assert found["file"][0]["count"] == 3
+    lines = list(csv.DictReader(io.StringIO(table_text.as_csv(tables))))
+    assert [(line["table"], line["count"], line["status"]) for line in lines] == [
+        ("file", "3", "Audit"),
+        ("file", "2", "Allow"),
+    ]
+    assert lines[0]["destination"] == '\'=cmd("x")\\x1b[2J'
+
+
+def test_nothing_seen_is_said():
+    assert "Nothing was seen" in table_text.text(summary_tables.build([]))
