@@ -13,8 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 from schemas.errors import HauberkError
 
@@ -33,9 +33,13 @@ def notify(state: str) -> None:
         channel.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-async def run(stages: dict[str, Stage], stop: asyncio.Event | None = None) -> None:
-    """Run every stage until a signal, `stop`, or the first failure; then drain. Raises that failure."""
-    stop = stop or asyncio.Event()
+async def run(stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = None) -> None:
+    """Run every stage until a signal, `stop`, or the first failure; then drain. Raises that failure.
+
+    Stages are told to stop one after the other, in the order given: a stage upstream has said its last word before the
+    next one is asked to finish.
+    """
+    whole = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = 0
 
@@ -45,39 +49,44 @@ async def run(stages: dict[str, Stage], stop: asyncio.Event | None = None) -> No
         if signals > 1:
             print("hauberk: told twice to stop; not waiting for what is in hand", file=sys.stderr, flush=True)
             os._exit(130)
-        stop.set()
+        whole.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, ValueError):
             loop.add_signal_handler(number, told)
-    tasks = {asyncio.ensure_future(stage(stop)): name for name, stage in stages.items()}
-    watcher = asyncio.ensure_future(stop.wait())
+    ends = {name: asyncio.Event() for name, _ in stages}
+    tasks = {name: asyncio.create_task(stage(ends[name]), name=name) for name, stage in stages}
+    watcher = asyncio.create_task(whole.wait())
     try:
-        pending = set(tasks)
-        while pending and not stop.is_set():
+        pending: set[asyncio.Task[Any]] = set(tasks.values())
+        while pending and not whole.is_set():
             done, _ = await asyncio.wait({*pending, watcher}, return_when=asyncio.FIRST_COMPLETED)
             pending -= done
-            if any(task in tasks and task.exception() is not None for task in done if not task.cancelled()):
-                stop.set()
+            if any(task is not watcher and not task.cancelled() and task.exception() is not None for task in done):
+                break
         notify("STOPPING=1")
-        stop.set()
-        if pending:
-            _, late = await asyncio.wait(pending, timeout=DRAIN_SECONDS)
-            for task in late:
+        deadline = loop.time() + DRAIN_SECONDS
+        for name, task in tasks.items():
+            ends[name].set()
+            if not task.done():
+                await asyncio.wait({task}, timeout=max(0.5, deadline - loop.time()))
+            if not task.done():
                 print(
-                    f"hauberk: `{tasks[task]}` did not finish within {DRAIN_SECONDS:g} s and is cut off",
+                    f"hauberk: `{name}` did not finish within {DRAIN_SECONDS:g} s and is cut off",
                     file=sys.stderr,
+                    flush=True,
                 )
                 task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=2)
-        for task in tasks:
+                await asyncio.wait({task}, timeout=2)
+        for name, task in tasks.items():
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 if isinstance(error, HauberkError):
                     raise error
-                raise RuntimeError(f"stage `{tasks[task]}` failed: {type(error).__name__}: {error}") from error
+                raise RuntimeError(f"stage `{name}` failed: {type(error).__name__}: {error}") from error
     finally:
         watcher.cancel()
+        for task in tasks.values():
+            task.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, ValueError):
                 loop.remove_signal_handler(number)

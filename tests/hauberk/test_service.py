@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service runner: order of stopping, first failure, signals."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hauberk import service
+from schemas.errors import Unavailable
+
+
+def stage(name: str, said: list[str], fails: bool = False) -> service.Stage:
+    async def run(stop: asyncio.Event) -> None:
+        said.append(f"{name} up")
+        if fails:
+            raise Unavailable("gone")
+        await stop.wait()
+        await asyncio.sleep(0)
+        said.append(f"{name} down")
+
+    return run
+
+
+async def test_stages_stop_one_after_the_other() -> None:
+    said: list[str] = []
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    await service.run([("a", stage("a", said)), ("b", stage("b", said))], stop)
+    assert said == ["a up", "b up", "a down", "b down"]
+
+
+async def test_first_failure_stops_the_others_and_is_raised() -> None:
+    said: list[str] = []
+    with pytest.raises(Unavailable, match="gone"):
+        await service.run([("a", stage("a", said)), ("b", stage("b", said, fails=True))])
+    assert said[-1] == "a down"
+
+
+async def test_a_stage_that_hangs_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(service, "DRAIN_SECONDS", 0.1)
+
+    async def hangs(stop: asyncio.Event) -> None:
+        await asyncio.Event().wait()
+
+    stop = asyncio.Event()
+    stop.set()
+    await service.run([("hangs", hangs)], stop)
+    assert "`hangs` did not finish" in capfd.readouterr().err
+
+
+async def test_an_unforeseen_error_names_its_stage() -> None:
+    async def breaks(stop: asyncio.Event) -> None:
+        raise ValueError("x")
+
+    with pytest.raises(RuntimeError, match="stage `breaks` failed: ValueError: x"):
+        await service.run([("breaks", breaks)])
+
+
+PROGRAM = """
+import asyncio
+from hauberk import service
+async def stage(stop):
+    print("up", flush=True)
+    await stop.wait()
+    print("down", flush=True)
+asyncio.run(service.run([("stage", stage)]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains(number: int) -> None:
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    os.kill(child.pid, number)
+    assert child.stdout.read() == "down\n"
+    assert child.wait(10) == 0
+    child.stdout.close()
+
+
+def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        name = f"\0hauberk-test-{os.getpid()}-{time.monotonic_ns()}"
+        channel.bind(name)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name[1:])
+        service.notify("READY=1")
+        assert channel.recv(100) == b"READY=1"
