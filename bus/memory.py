@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -31,15 +32,15 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class _Log:
-    """One topic: deliveries in order; `base` is the offset of the first one kept."""
+    """One topic: deliveries in order of offset; everything under `base` was dropped, `end` comes next."""
 
     def __init__(self) -> None:
         self.rows: list[Delivery] = []
         self.base = 0
+        self.end = 0
 
-    @property
-    def end(self) -> int:
-        return self.base + len(self.rows)
+    def index(self, offset: int) -> int:
+        return bisect_left(self.rows, offset, key=lambda row: row.offset)
 
 
 class MemoryBus:
@@ -63,10 +64,10 @@ class MemoryBus:
     def drop(self, topic: Topic, before: int) -> None:
         """Forget records of `topic` with an offset under `before`, as retention would; lagging readers see a gap."""
         log = self._log(topic)
-        count = max(0, min(before - log.base, len(log.rows)))
+        count = log.index(before)
         self._bytes -= sum(row.record.size for row in log.rows[:count])
         del log.rows[:count]
-        log.base += count
+        log.base = max(log.base, min(before, log.end))
 
     def records(self, topic: Topic) -> list[Record]:
         """Everything kept on `topic`, in order: what a test looks at."""
@@ -75,6 +76,8 @@ class MemoryBus:
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         self._check("publish")
         size = sum(record.size for record in records)
+        if self._bytes + size > self._settings.max_bytes:
+            self._forget_read()
         if self._bytes + size > self._settings.max_bytes:
             raise Backpressure(
                 f"`{topic.name}`: {self._bytes + size} bytes would be kept, the cap is `max_bytes` "
@@ -87,6 +90,7 @@ class MemoryBus:
             if not record.timestamp_ms:
                 record = msgspec.structs.replace(record, timestamp_ms=now)
             log.rows.append(Delivery(topic, 0, log.end, record))
+            log.end += 1
         self._bytes += size
         self.published[topic.name] = self.published.get(topic.name, 0) + len(records)
         self._notify()
@@ -126,7 +130,7 @@ class MemoryBus:
         lags = {}
         for name, offset in self._offsets.get(group, {}).items():
             log = self._logs.get(name)
-            lags[name] = 0 if log is None else log.end - max(offset, log.base)
+            lags[name] = 0 if log is None else len(log.rows) - log.index(offset)
         return lags
 
     async def groups(self) -> dict[str, dict[str, int]]:
@@ -141,6 +145,17 @@ class MemoryBus:
 
     def _log(self, topic: Topic) -> _Log:
         return self._logs.setdefault(topic.name, _Log())
+
+    def _forget_read(self) -> None:
+        for name, log in self._logs.items():
+            low = min((offsets[name] for offsets in self._offsets.values() if name in offsets), default=log.end)
+            if log.rows and log.rows[0].topic.compacted:
+                newest = {row.record.key: row.offset for row in log.rows}
+                log.rows = [row for row in log.rows if newest[row.record.key] == row.offset or row.offset >= low]
+            else:
+                del log.rows[: log.index(low)]
+                log.base = max(log.base, low)
+        self._bytes = sum(row.record.size for log in self._logs.values() for row in log.rows)
 
     def _check(self, call: str) -> None:
         if self._closed:
@@ -211,9 +226,10 @@ class _MemorySubscription:
                 self._gaps.append(gap)
                 self.skipped += gap.records
                 self._position[place] = log.base
-            first = self._position[place] - log.base
+            first = log.index(self._position[place])
             rows = log.rows[first : first + max_records - len(batch)]
-            self._position[place] += len(rows)
+            if rows:
+                self._position[place] = rows[-1].offset + 1
             batch += rows
         return batch
 
