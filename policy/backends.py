@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each enforcement backend can express, as one table of reasons: for the planner, `explain` and the lint alike.
+
+Says what the kind of backend can do; whether this node's kernel offers it is for `hauberk probe` and the receipts. Audit rules
+need no backend: they are told by the judge.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.operations import Backend, Class
+from schemas.rules import Match, Rule, SourceKind
+from schemas.verdict import Action
+
+ALL: Final = (Backend.BPF_LSM, Backend.APPARMOR, Backend.CGROUP, Backend.SIGNAL)
+NAMES: Final = {
+    Backend.BPF_LSM: "bpf-lsm",
+    Backend.APPARMOR: "apparmor",
+    Backend.CGROUP: "cgroup",
+    Backend.SIGNAL: "signal",
+}
+_INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
+
+
+def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> str | None:
+    """Why `backend` cannot carry out `rule`; None when it can. `signal`: its policy or node opted in to kills."""
+    if rule.action is Action.AUDIT:
+        return "Audit rules are told by the judge, nothing is denied"
+    if rule.match is Match.PEER:
+        return _peer(rule, backend)
+    if rule.match is Match.DNS:
+        return "names are read from packets, which the judge sees after they were sent"
+    if rule.match is Match.DEVICE:
+        return "USB devices are not opened through a system call; the device handler would authorise them"
+    match backend:
+        case Backend.BPF_LSM:
+            return _bpf_lsm(rule)
+        case Backend.APPARMOR:
+            return _apparmor(rule)
+        case Backend.CGROUP:
+            return _cgroup(rule)
+        case Backend.SIGNAL:
+            return _signal(rule, signal)
+        case Backend.OBSERVER:
+            return "the observer only watches"
+
+
+def _peer(rule: Rule, backend: Backend) -> str | None:
+    peer = rule.peer
+    assert peer is not None
+    if peer.limit:
+        return "quotas need a packet counter; no backend has one"
+    if backend is Backend.APPARMOR:
+        return "AppArmor knows socket families and types, no addresses"
+    if backend is Backend.SIGNAL:
+        return "kills only at exec or open"
+    if peer.interfaces:
+        return "a socket call does not know the interface its packets will take"
+    return None
+
+
+def _source(rule: Rule) -> str | None:
+    if any(source.kind is not SourceKind.PATH for source in rule.sources):
+        return "`fromSource` with `dir` or `pattern` is matched in userspace; name the executables with `path`"
+    return None
+
+
+def _bpf_lsm(rule: Rule) -> str | None:
+    if rule.class_ is Class.SYSCALL:
+        return "system call rules only audit"
+    return _source(rule)
+
+
+def _apparmor(rule: Rule) -> str | None:
+    if rule.match is Match.PRESET:
+        return "presets need BPF LSM hooks"
+    if rule.pts is False:
+        return "a profile cannot ask for a terminal"
+    if rule.has_args:
+        return "a profile cannot see arguments"
+    return _source(rule)
+
+
+def _cgroup(rule: Rule) -> str | None:
+    if rule.class_ is not Class.NETWORK:
+        return "cgroup programs see sockets only"
+    if rule.value not in _INTERNET:
+        return f"cgroup programs see internet sockets only, not `{rule.value}`"
+    if rule.pts is False:
+        return "a cgroup program cannot ask for a terminal"
+    return _source(rule)
+
+
+def _signal(rule: Rule, opted_in: bool) -> str | None:
+    if rule.class_ not in (Class.PROCESS, Class.FILE) or rule.match is Match.PRESET:
+        return "kills only at exec or open"
+    # An Allow rule kills nobody, and without it a Block rule of another policy would kill too much.
+    if not opted_in and rule.action is Action.BLOCK:
+        return "the policy does not opt in to kills (annotation `hauberk.io/signal: enabled`)"
+    if rule.pts is False:
+        return "the program that kills does not look at the terminal"
+    if rule.has_args:
+        return "the program that kills does not look at arguments"
+    return _source(rule)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a scope that a kernel can decide: `Scope` -> `ScopePlan` and a refusal for every rule that no backend carries.
+
+Rules in a plan are sorted as the judge would choose: the first that matches decides (most specific, then Block before Allow), so
+a backend that cannot rank still agrees with the judge. Audited and shadow policies are never in a plan; host identities get host
+policies only, because only those select them. Pure; never widens a rule that it cannot express exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import msgspec
+
+from policy.backends import reason
+from policy.compile import problem, table_of
+from policy.overlap import may_overlap
+from policy.ruleset import Scope
+from policy.specificity import Rank, rank
+from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
+from schemas.identity import Identity
+from schemas.operations import Backend, Class
+from schemas.rules import Match, Ports, Rule
+from schemas.verdict import DEFAULT_POSTURE, Action, Mode, RuleRef
+
+BACKENDS: Final = (Backend.CGROUP, Backend.SIGNAL)
+"""Backends a plan is made for unless told otherwise: those that work without an LSM."""
+_LSM: Final = frozenset({Backend.BPF_LSM, Backend.APPARMOR})
+_DIRECTIONS: Final = ("egress", "ingress")
+
+
+def plan_scope(
+    scope: Scope, identity: Identity, *, backends: Iterable[Backend] = BACKENDS, signal: bool = False
+) -> tuple[ScopePlan, tuple[Refusal, ...]]:
+    """What `identity` shall be held to by `backends`. `signal`: the node opts in to kills for every policy."""
+    asked = tuple(backends)
+    carried, left = _split(scope, asked, signal)
+    paths: list[_Placed[PathRule]] = []
+    network: list[_Placed[NetworkRule]] = []
+    for rule in carried:
+        where = (rule.action is not Action.BLOCK, str(rule.key), rule.index)
+        if rule.class_ is Class.NETWORK:
+            network += [(ranked, where, made) for ranked, made in _network(rule)]
+        else:
+            paths += [(ranked, where, made) for ranked, made in _paths(rule)]
+    postures, fallbacks, unheld = _postures(scope, carried)
+    refused = [Refusal(ref=rule.ref, uid=identity.uid, backend=who, reason=why) for rule, who, why in left]
+    refused += [
+        Refusal(ref=RuleRef(DEFAULT_POSTURE), uid=identity.uid, backend=backend, reason=why)
+        for why in unheld
+        for backend in asked
+    ]
+    plan = ScopePlan(
+        uid=identity.uid,
+        cgroups=identity.cgroups,
+        cgroup_path=identity.cgroup_path,
+        workload=identity.workload,
+        paths=_merged(_ordered(paths)),
+        network=(*_ordered(network), *fallbacks),
+        whitelist=tuple(class_ for class_, _ in postures),
+        posture=postures,
+        signal=signal or any(policy.signal for policy, mode in scope.members if mode is Mode.ENFORCE),
+    )
+    return plan, tuple(refused)
+
+
+_Left = tuple[Rule, Backend, str]
+
+
+def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[list[Rule], list[_Left]]:
+    # Rules that some backend carries, and the others with each backend's reason.
+    carried: list[Rule] = []
+    left: list[_Left] = []
+    exceptions: list[Rule] = []
+    for policy, mode in scope.members:
+        for rule in policy.rules:
+            if mode is not Mode.ENFORCE or rule.action is Action.AUDIT or problem(rule) is not None:
+                continue
+            reasons = [
+                (rule, backend, why)
+                for backend in backends
+                if (why := reason(rule, backend, signal=signal or policy.signal) or _wordless(rule)) is not None
+            ]
+            if len(reasons) < len(backends):
+                carried.append(rule)
+                continue
+            left += reasons
+            if rule.action is Action.ALLOW or rule.has_args or rule.pts is False:
+                exceptions.append(rule)
+    # A Block rule without the more specific exception to it would deny what the policies allow.
+    widened = {id(rule): exception for rule in carried if (exception := _exception(rule, exceptions)) is not None}
+    for rule in carried:
+        if id(rule) in widened:
+            text = f"its exception {_name(widened[id(rule)])} cannot be carried out, and without it too much would be denied"
+            left += [(rule, backend, text) for backend in backends]
+    return [rule for rule in carried if id(rule) not in widened], left
+
+
+def _wordless(rule: Rule) -> str | None:
+    if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
+        return None
+    return "a plan has no words for such a rule yet"
+
+
+def _exception(rule: Rule, exceptions: list[Rule]) -> Rule | None:
+    if rule.action is not Action.BLOCK:
+        return None
+    mine = min(rank(rule, source) for source in rule.sources or (None,))
+    for other in exceptions:
+        if max(rank(other, source) for source in other.sources or (None,)) > mine and may_overlap(rule, other):
+            return other
+    return None
+
+
+def _name(rule: Rule) -> str:
+    return f"{rule.key.name} {rule.position}"
+
+
+_Made = TypeVar("_Made")
+_Placed = tuple[Rank, tuple[bool, str, int], _Made]
+
+
+def _ordered(rules: list[_Placed[_Made]]) -> list[_Made]:
+    # Two stable sorts: rank downwards, then what the judge does at equal ranks.
+    rules.sort(key=lambda placed: placed[1])
+    rules.sort(key=lambda placed: placed[0], reverse=True)
+    return [made for _, _, made in rules]
+
+
+def _merged(rules: list[PathRule]) -> tuple[PathRule, ...]:
+    # Of rules on one thing by one source the judge takes the strictest: a plain Block, else every limit that is written.
+    merged: dict[tuple[Class, str, str, str], PathRule] = {}
+    for rule in rules:
+        key = (rule.cls, rule.match, rule.value, rule.source)
+        kept = merged.setdefault(key, rule)
+        if kept is rule or _plain_block(kept):
+            continue
+        if _plain_block(rule) or not (kept.owner_only or kept.read_only):
+            merged[key] = rule if rule.action is Action.BLOCK or rule.owner_only or rule.read_only else kept
+        else:
+            merged[key] = msgspec.structs.replace(
+                kept,
+                owner_only=kept.owner_only or rule.owner_only,
+                read_only=kept.read_only or rule.read_only,
+            )
+    return tuple(merged.values())
+
+
+def _plain_block(rule: PathRule) -> bool:
+    return rule.action is Action.BLOCK and not (rule.owner_only or rule.read_only)
+
+
+def _paths(rule: Rule) -> Iterable[tuple[Rank, PathRule]]:
+    match = "directory_recursive" if rule.match is Match.DIRECTORY and rule.recursive else rule.match.value
+    for source in rule.sources or (None,):
+        yield (
+            rank(rule, source),
+            PathRule(
+                cls=rule.class_,
+                match=match,
+                value=rule.value,
+                source=source.value if source is not None else "",
+                action=rule.action,
+                owner_only=rule.owner_only,
+                read_only=rule.read_only,
+                ref=rule.ref,
+            ),
+        )
+
+
+def _network(rule: Rule) -> Iterable[tuple[Rank, NetworkRule]]:
+    peer = rule.peer
+    if peer is None:
+        for source in rule.sources or (None,):
+            name = source.value if source is not None else ""
+            for direction in _DIRECTIONS:
+                yield (
+                    rank(rule, source),
+                    NetworkRule(
+                        protocol=rule.value, direction=direction, source=name, action=rule.action, ref=rule.ref
+                    ),
+                )  # fmt: skip
+        return
+    for network in peer.networks or ("",):
+        prefix = int(network.partition("/")[2]) if network else -1
+        for ports in peer.ports or (Ports(),):
+            width = 0 if not ports.first else 2 if ports.first == ports.last else 1
+            yield (
+                rank(rule, prefix=prefix, ports=width),
+                NetworkRule(
+                    protocol=ports.protocol or "all",
+                    cidr=network,
+                    port=ports.first,
+                    end_port=ports.last,
+                    direction=rule.value,
+                    action=rule.action,
+                    ref=rule.ref,
+                ),
+            )
+
+
+def _postures(
+    scope: Scope, carried: list[Rule]
+) -> tuple[tuple[tuple[Class, Action], ...], list[NetworkRule], list[str]]:
+    """Postures of whitelisted classes, catch-all rules of whitelisted directions, and why a posture is left out."""
+    known = {(rule.key, rule.index) for rule in carried}
+    postures: list[tuple[Class, Action]] = []
+    fallbacks: list[NetworkRule] = []
+    unheld: list[str] = []
+    for table in sorted(scope.whitelist):
+        posture = scope.posture(table)
+        if posture == "allow":
+            continue
+        allowing = [rule for rule in scope.rules if rule.action is Action.ALLOW and table_of(rule) == table]
+        missing = next((rule for rule in allowing if (rule.key, rule.index) not in known), None)
+        blocks = posture == "block"
+        if blocks and missing is not None:
+            unheld.append(
+                f"posture block of {table} is only told: {_name(missing)} allows something no backend can express"
+            )
+        elif table in _CLASSES:
+            postures.append((_CLASSES[table], Action.BLOCK if blocks else Action.AUDIT))
+        elif blocks and table in _DIRECTIONS:
+            ref = RuleRef(DEFAULT_POSTURE)
+            fallbacks.append(NetworkRule(protocol="all", direction=table, action=Action.BLOCK, ref=ref))
+        elif blocks:
+            unheld.append(f"posture block of {table} is only told: no backend of the plan decides it")
+    return tuple(postures), fallbacks, unheld
+
+
+_CLASSES: Final = {"process": Class.PROCESS, "file": Class.FILE, "network": Class.NETWORK}

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether two rules can ever speak about the same thing, and whether one covers all that another does.
+
+Both err on the safe side: `may_overlap` says yes when it does not know, `covers` says no. Pure. Users: `policy/kernel_plan.py`
+(never widen a rule), `policy/lint.py` (shadowed and contradictory rules).
+"""
+
+from __future__ import annotations
+
+from policy import glob
+from policy.automata import Automaton
+from policy.compile import table_of
+from policy.sockets import words
+from schemas.rules import Match, Rule, Source, SourceKind
+
+
+def may_overlap(rule: Rule, other: Rule) -> bool:
+    """False only when no behaviour can match both, whoever acts."""
+    if table_of(rule) != table_of(other):
+        return False
+    first, second = sorted((rule, other), key=lambda one: _ORDER.get(one.match, 9))
+    if first.match is Match.PATH:
+        return _covers_path(second, first.value)
+    if first.match is Match.DIRECTORY and second.match is Match.DIRECTORY:
+        return _nested(first, second) or _nested(second, first)
+    if first.match is Match.EXECNAME and second.match is Match.EXECNAME:
+        return first.value == second.value
+    if first.match is Match.CAPABILITY:
+        return first.value == second.value
+    if first.match is Match.PROTOCOL:
+        return bool(_SOCKETS[first.value] & _SOCKETS[second.value])
+    if first.match is Match.DNS:
+        return _below(first.value, second.value) or _below(second.value, first.value)
+    return True
+
+
+def covers(rule: Rule, other: Rule) -> bool:
+    """True only when `rule` matches everything that `other` matches, by whoever `other` does."""
+    if table_of(rule) != table_of(other) or not _covers_sources(rule.sources, other.sources):
+        return False
+    if other.match is Match.PATH:
+        return _covers_path(rule, other.value)
+    if rule.match is Match.DIRECTORY and other.match is Match.DIRECTORY:
+        return _nested(rule, other)
+    if rule.match is Match.PROTOCOL and other.match is Match.PROTOCOL:
+        return _SOCKETS[other.value] <= _SOCKETS[rule.value]
+    if rule.match is Match.DNS and other.match is Match.DNS:
+        return _below(other.value, rule.value)
+    if rule.match is Match.PEER or rule.match is Match.DEVICE:
+        return rule.peer == other.peer and rule.device == other.device
+    if rule.match is Match.SYSCALL and other.match is Match.SYSCALL:
+        return set(other.syscalls) <= set(rule.syscalls)
+    return rule.match is other.match and rule.value == other.value
+
+
+def _covers_path(rule: Rule, path: str) -> bool:
+    match rule.match:
+        case Match.PATH:
+            return rule.value == path
+        case Match.EXECNAME:
+            return path.rpartition("/")[2] == rule.value
+        case Match.DIRECTORY:
+            if path == rule.value.rstrip("/"):
+                return True
+            return path.startswith(rule.value) and (rule.recursive or "/" not in path[len(rule.value) :])
+        case Match.PATTERN:
+            return bool(Automaton([glob.parse(rule.value)]).match(path))
+        case _:
+            return False
+
+
+def _nested(outer: Rule, inner: Rule) -> bool:
+    if outer.recursive:
+        return inner.value.startswith(outer.value)
+    return outer.value == inner.value and not inner.recursive
+
+
+def _covers_sources(sources: tuple[Source, ...], others: tuple[Source, ...]) -> bool:
+    return not sources or (bool(others) and all(any(_covers_source(one, other) for one in sources) for other in others))
+
+
+def _covers_source(source: Source, other: Source) -> bool:
+    if source == other:
+        return True
+    if source.kind is SourceKind.PATTERN:
+        return other.kind is SourceKind.PATH and bool(Automaton([glob.parse(source.value)]).match(other.value))
+    if source.kind is not SourceKind.DIRECTORY or other.kind is SourceKind.PATTERN:
+        return False
+    if source.recursive:
+        return other.value.startswith(source.value)
+    return other.kind is SourceKind.PATH and other.value.rpartition("/")[0] + "/" == source.value
+
+
+def _below(name: str, domain: str) -> bool:
+    return name == domain or name.endswith("." + domain)
+
+
+_ORDER = {Match.PATH: 0, Match.EXECNAME: 1, Match.DIRECTORY: 2, Match.PATTERN: 3}
+_FAMILIES = (1, 2, 10, 16, 17, 40)
+_SOCKETS: dict[str, frozenset[tuple[int, int, int]]] = {}
+# Which sockets a word means, by asking the function that the judge asks: every family, type and protocol that words exist for.
+for _socket in ((f, t, p) for f in _FAMILIES for t in (1, 2, 3, 4, 5, 6, 10) for p in (0, 1, 6, 17, 33, 58, 132, 255)):
+    for _word in words(*_socket):
+        _SOCKETS[_word] = _SOCKETS.get(_word, frozenset()) | {_socket}
