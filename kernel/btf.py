@@ -55,7 +55,9 @@ class Btf:
             name, info = unpack(types, offset)
             kind = info >> 24 & 0x1F
             if kind not in _EXTRA:
-                raise DecodeError(f"BTF kind {kind} at type {len(at)} is not known; this kernel's BTF is newer than this reader")
+                raise DecodeError(
+                    f"BTF kind {kind} at type {len(at)} is not known; this kernel's BTF is newer than this reader"
+                )
             if name and kind != _FUNC:
                 named.setdefault(name, []).append(len(at))
             at.append(offset)

@@ -75,7 +75,10 @@ def write_tree(root: Path) -> None:
 
 def installed() -> Path | None:
     """Where the distribution put headers of the running kernel; None if nowhere BCC looks."""
-    for path in (Path("/lib/modules") / os.uname().release / "build", Path("/lib/modules") / os.uname().release / "source"):
+    for path in (
+        Path("/lib/modules") / os.uname().release / "build",
+        Path("/lib/modules") / os.uname().release / "source",
+    ):
         if (path / "include").is_dir():
             return path
     return None

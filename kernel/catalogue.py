@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel program and map by name: what is loaded, where it is attached, what is pinned. The one list.
+
+`loader_child` loads what is written here, `docs/kernel.md` is compared with it by a test, enforcers take the guards'
+attach types from here. Adding a program: its C function, a row here, nothing else. Must never import BCC.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+SOURCES: Final = ("work", "hash", "scope", "path", "process", "call", "file", "network", "identity", "enforce", "guard")
+"""Files of kernel/programs in the order they are compiled: each may use what came before."""
+
+PROGRAM_DIRECTORY: Final = Path(__file__).parent / "programs"
+
+RAW_TRACEPOINT: Final = 17
+CGROUP_SOCK: Final = 9
+CGROUP_SOCK_ADDR: Final = 18
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A program attached to a raw tracepoint when the sensor is loaded; its link is pinned as links/`name`."""
+
+    name: str
+    tracepoint: str
+    why: str
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """A cgroup program: loaded and pinned as programs/`name`; an enforcer attaches it with `attach_type` per cgroup."""
+
+    name: str
+    kind: int
+    attach_type: int
+    why: str
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A map, pinned as maps/`name`."""
+
+    name: str
+    kind: str
+    key: str
+    value: str
+    writer: str
+    why: str
+
+
+PROBES: Final = (
+    Probe("on_sys_exit", "sys_exit", "every watched system call when it ends"),
+    Probe("on_exec", "sched_process_exec", "a new image, before its first instruction"),
+    Probe("on_fork", "sched_process_fork", "who a new process descends from"),
+    Probe("on_exit", "sched_process_exit", "the end of a process, by its last thread"),
+    Probe("on_cgroup_mkdir", "cgroup_mkdir", "a container's cgroup at its birth"),
+    Probe("on_cgroup_rmdir", "cgroup_rmdir", "and at its end"),
+)
+
+GUARDS: Final = (
+    Guard("guard_sock_create", CGROUP_SOCK, 2, "socket(2) of a protocol that is not allowed"),
+    Guard("guard_bind4", CGROUP_SOCK_ADDR, 8, "bind(2) of an IPv4 socket"),
+    Guard("guard_bind6", CGROUP_SOCK_ADDR, 9, "bind(2) of an IPv6 socket"),
+    Guard("guard_connect4", CGROUP_SOCK_ADDR, 10, "connect(2) of an IPv4 socket"),
+    Guard("guard_connect6", CGROUP_SOCK_ADDR, 11, "connect(2) of an IPv6 socket"),
+    Guard("guard_sendmsg4", CGROUP_SOCK_ADDR, 14, "a datagram to an IPv4 address"),
+    Guard("guard_sendmsg6", CGROUP_SOCK_ADDR, 15, "a datagram to an IPv6 address"),
+)
+
+HOPS: Final = (
+    "none", "call", "open", "paths", "symlink", "mount", "socket", "address", "listen", "accept", "send", "identity",
+    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "finish",
+)  # fmt: skip
+"""Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
+
+TABLES: Final = (
+    Table("occurrences", "ring buffer", "-", "occurrence", "kernel", "what happened, one fixed record each"),
+    Table("definitions", "ring buffer", "-", "definition + bytes", "kernel", "what ids mean, sent once"),
+    Table("behaviours", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "behaviours announced already"),
+    Table("strings", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "texts announced already"),
+    Table("processes", "hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
+    Table("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
+    Table("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
+    Table("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
+    Table("calls", "array", "u32 syscall", "call", "loader", "which calls are watched, and their arguments"),
+    Table("excluded", "hash", "u32 tgid", "u32 1", "agent", "processes neither reported nor stopped"),
+    Table("scopes", "hash", "u64 cgroup id", "scope", "agent, enforcer; kernel for new cgroups", "visibility and rule table"),
+    Table("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
+    Table("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
+    Table("denials", "lru hash", "u64 pid_tgid", "u32 Backend", "kernel", "a guard's denial on its way to the event"),
+    Table("hops", "program array", "u32", "program", "loader", "steps of an event"),
+)  # fmt: skip
+
+
+def source() -> str:
+    """The C text handed to BCC, whole. BCC rewrites map accesses in its main file only, so the files are joined, not
+    included; `#line` keeps messages pointing at the real ones."""
+    parts = []
+    for name in SOURCES:
+        path = PROGRAM_DIRECTORY / f"{name}.c"
+        if path.exists():
+            parts.append(f'#line 1 "{path.name}"\n{path.read_text()}')
+    return "\n".join(parts)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short-lived process that compiles, loads, attaches and pins, then ends: `python -P -m kernel.loader_child`.
+
+Why a process of its own: importing BCC and compiling with it cost 120 MB that never come back, and the agent is to stay
+under 40. It reads one JSON request on stdin, writes one JSON object per line on stdout (`{"step": ...}` as it goes, at last
+`{"done": ...}` or `{"error": ...}`), and leaves everything in bpffs. The only file of the house that imports BCC.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from kernel import bpf
+from kernel.btf import VMLINUX, Btf
+from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
+from kernel.headers import installed, write_tree
+from kernel.members import offsets_by_headers, offsets_from
+from kernel.syscalls import call_records, number
+from schemas.errors import HauberkError, KernelError, MissingDependency
+from schemas.kernel import Config, c_header
+
+_DISTRIBUTION: Final = "/usr/lib/python3/dist-packages"
+
+
+def main() -> int:
+    """Entry point of the child. Exit code 0 when everything is pinned."""
+    request = json.load(sys.stdin)
+    try:
+        say({"done": load(request)})
+    except HauberkError as error:
+        say({"error": str(error), "kind": type(error).__name__})
+        return 1
+    return 0
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line to the parent."""
+    print(json.dumps(message), flush=True)
+
+
+def import_bcc() -> Any:
+    """The BPF class of the distribution's BCC. MissingDependency when it is absent or is PyPI's package of that name."""
+    if _DISTRIBUTION not in sys.path:
+        sys.path.append(_DISTRIBUTION)
+    try:
+        import bcc
+    except ImportError as error:
+        raise MissingDependency(
+            f"BCC cannot be imported ({error}); install the distribution's package `python3-bpfcc` (Fedora: `python3-bcc`)"
+        ) from error
+    if not hasattr(bcc, "BPF"):
+        raise MissingDependency(
+            f"expected BCC, got the unrelated lattice library `bcc` of PyPI at `{bcc.__file__}`; remove it and install the distribution's `python3-bpfcc`"
+        )
+    return bcc.BPF
+
+
+def load(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile, load, pin. Returns figures: seconds per step, programs, memory."""
+    started = time.monotonic()
+    times: dict[str, float] = {}
+
+    def step(name: str) -> None:
+        times[name] = round(time.monotonic() - started, 3)
+        say({"step": name, "seconds": times[name]})
+
+    key = (secrets.randbits(64), secrets.randbits(64))
+    with tempfile.TemporaryDirectory(prefix="hauberk-headers-") as directory:
+        root = Path(directory)
+        flags = ["-I" + directory, "-Wno-unused-function", "-Wno-macro-redefined", *definitions(request, key)]
+        if VMLINUX.exists():
+            write_tree(root)
+            (root / "offsets.h").write_text(offsets_from(Btf.of_kernel()))
+            os.environ["BCC_KERNEL_SOURCE"] = directory
+        elif installed() is not None:
+            (root / "offsets.h").write_text(offsets_by_headers())
+        else:
+            raise MissingDependency(
+                f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
+            )
+        (root / "records.h").write_text(c_header())
+        if request["typed_loads"]:
+            flags.append("-DTYPED_LOADS=1")
+        step("headers")
+        compiler = import_bcc()
+        step("import")
+        try:
+            module = compiler(text=source(), cflags=flags)
+        except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
+            raise KernelError(f"BCC could not compile the programs: {error}", operation="compile") from error
+        step("compile")
+        pins = install(module, request, key)
+        step("attach")
+    peak = next((int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")), 0)
+    return {"seconds": times, "peak_kb": peak, **pins}
+
+
+def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
+    """The -D constants: sizes, hop numbers, call numbers, the hash key."""
+    values = {
+        "OCCURRENCE_PAGES": request["occurrence_pages"],
+        "DEFINITION_PAGES": request["definition_pages"],
+        "BEHAVIOURS": request["behaviours"],
+        "STRINGS": request["strings"],
+        "PROCESSES": request["processes"],
+        "SCOPES": request["scopes"],
+        "RULES": request["rules"],
+        "NET_RULES": request["net_rules"],
+        "HASH_K0": f"{key[0]}ULL",
+        "HASH_K1": f"{key[1]}ULL",
+    }
+    values |= {f"HOP_{name.upper()}": index for index, name in enumerate(HOPS)}
+    for name in ("openat2", "sendto", "sendmsg", "execve", "exit_group"):
+        values[f"NR_{name.upper()}"] = number(name)
+    return [f"-D{name}={value}" for name, value in values.items()]
+
+
+def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[str, Any]:
+    """Load every program, fill the tables that do not change, attach, pin. Pins are made in a sibling directory first."""
+    pin_dir = Path(request["pin_dir"])
+    for room in ("maps", "programs", "links"):
+        (pin_dir / room).mkdir(parents=True, exist_ok=True)
+    maps = {table.name: module[table.name.encode()].map_fd for table in TABLES}
+
+    def program(function: str, kind: int, attach_type: int = 0) -> int:
+        return bpf.program_load(kind, module.dump_func(function.encode()), name=function, attach_type=attach_type)
+
+    for index, name in enumerate(HOPS):
+        if index == 0:
+            continue
+        put(maps["hops"], struct.pack("=I", index), struct.pack("=I", program(f"hop_{name}", RAW_TRACEPOINT)), "hops")
+    for call, record in call_records({name: index for index, name in enumerate(HOPS)}):
+        put(maps["calls"], struct.pack("=I", call), record, "calls")
+    settings = {
+        Config.LAYOUT: request["layout"],
+        Config.HASH_K0: key[0],
+        Config.HASH_K1: key[1],
+        Config.HOST_VISIBILITY: request["host_visibility"],
+        Config.NEW_VISIBILITY: request["new_visibility"],
+    }
+    for name, value in settings.items():
+        put(maps["config"], struct.pack("=I", name), struct.pack("=Q", value), "config")
+    programs = {probe.name: program(probe.name, RAW_TRACEPOINT) for probe in PROBES}
+    programs |= {guard.name: program(guard.name, guard.kind, guard.attach_type) for guard in GUARDS}
+    for table, fd in maps.items():
+        bpf.pin(fd, str(pin_dir / "maps" / table))
+    for name, fd in programs.items():
+        bpf.pin(fd, str(pin_dir / "programs" / name))
+    # Strictly last, and on_sys_exit after the ones that keep the process map: from here on events flow.
+    for probe in reversed(PROBES):
+        bpf.pin(bpf.raw_tracepoint_open(programs[probe.name], probe.tracepoint), str(pin_dir / "links" / probe.name))
+    return {"programs": len(programs) + len(HOPS) - 1}
+
+
+def put(fd: int, key: bytes, value: bytes, target: str) -> None:
+    """One map element."""
+    import ctypes
+
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    bpf.check(bpf.MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0), target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Files: what a call did to which path. Opened files are named by the kernel, others by the caller's string. */
+#define O_ACCMODE_ 3
+#define O_CREAT_ 0100
+#define O_TRUNC_ 01000
+#define O_APPEND_ 02000
+#define O_DIRECTORY_ K_O_DIRECTORY
+#define O_PATH_ 010000000
+#define FMODE_CREATED_ 0x100000 /* include/linux/fs.h, since 4.19: this open made the file */
+
+static __always_inline u32 access_of(u32 flags)
+{
+    u32 mode = flags & O_ACCMODE_, access;
+    if (flags & O_PATH_)
+        return ACCESS_METADATA;
+    access = mode == 1 ? ACCESS_WRITE : mode == 2 ? ACCESS_READ | ACCESS_WRITE : ACCESS_READ;
+    if (flags & O_APPEND_)
+        access |= ACCESS_APPEND;
+    if (flags & O_CREAT_)
+        access |= ACCESS_CREATE;
+    if (flags & O_TRUNC_)
+        access |= ACCESS_TRUNCATE;
+    if (flags & O_DIRECTORY_)
+        access |= ACCESS_DIRECTORY;
+    return access;
+}
+
+static __always_inline void owner_from_file(struct work *w, u64 file)
+{
+    u64 inode = READ64(file, K_file__f_inode);
+    if (inode)
+        w->b.owner = READ32(inode, K_inode__i_uid);
+}
+
+int hop_open(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    void *task = TASK();
+    struct call *call = &w->call;
+    s32 dirfd = argument(w, call->dirfd, AT_FDCWD_);
+    u32 flags = w->b.flags;
+    if (call->flags == NONE) /* creat(2) */
+        flags = O_CREAT_ | O_TRUNC_ | 1;
+    else if (w->number == NR_OPENAT2) { /* struct open_how: u64 flags first */
+        u64 how = 0;
+        bpf_probe_read_user(&how, sizeof(how), (void *)(w->b.flags | (w->args[2] & ~0xffffffffULL)));
+        flags = how;
+    }
+    w->b.flags = flags;
+    w->b.access = access_of(flags);
+    w->o.aux = dirfd;
+    u64 file = w->ret >= 0 ? file_of(task, w->ret) : 0;
+    if (file) {
+        u64 path[2] = {};
+        bpf_probe_read_kernel(path, sizeof(path), (void *)file + K_file__f_path);
+        owner_from_file(w, file);
+        if (flags & O_CREAT_ && READ32(file, K_file__f_mode) & FMODE_CREATED_)
+            w->b.operation = OP_CREATE;
+        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, path[1], path[0]);
+    } else {
+        add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
+    }
+    if (w->scope.flags & SCOPE_ENFORCE_SIGNAL)
+        w->after = HOP_ENFORCE;
+    next_job(ctx, w);
+    return 0;
+}
+
+/* Every call that names one or two paths, or a descriptor in place of the first. */
+int hop_paths(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    struct call *call = &w->call;
+    void *task = TASK();
+    if (call->fd < 6) {
+        s32 fd = argument(w, call->fd, 0);
+        u64 file = file_of(task, fd);
+        w->o.aux = fd;
+        if (file)
+            owner_from_file(w, file);
+        if (file)
+            add_job(w, JOB_FD, SID_RESOURCE, fd, 0, 0);
+    } else if (call->path < 6) {
+        s32 dirfd = argument(w, call->dirfd, AT_FDCWD_);
+        w->o.aux = dirfd;
+        add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
+    }
+    if (call->path2 < 6)
+        add_job(w, JOB_USER, SID_RESOURCE2, (s32)argument(w, call->dirfd2, AT_FDCWD_), argument(w, call->path2, 0), 0);
+    next_job(ctx, w);
+    return 0;
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * SipHash-1-3 with this load's key (HASH_K0, HASH_K1): ids must hold against a workload that chooses its own strings.
+ * The twin is kernel/siphash.py; a test compares both.
+ */
+struct sip {
+    u64 a, b, c, d;
+};
+
+#define ROTL(x, n) ((x) << (n) | (x) >> (64 - (n)))
+
+static __always_inline void sip_round(struct sip *s)
+{
+    s->a += s->b; s->b = ROTL(s->b, 13); s->b ^= s->a; s->a = ROTL(s->a, 32);
+    s->c += s->d; s->d = ROTL(s->d, 16); s->d ^= s->c;
+    s->a += s->d; s->d = ROTL(s->d, 21); s->d ^= s->a;
+    s->c += s->b; s->b = ROTL(s->b, 17); s->b ^= s->c; s->c = ROTL(s->c, 32);
+}
+
+static __always_inline void sip_start(struct sip *s)
+{
+    s->a = HASH_K0 ^ 0x736f6d6570736575ULL;
+    s->b = HASH_K1 ^ 0x646f72616e646f6dULL;
+    s->c = HASH_K0 ^ 0x6c7967656e657261ULL;
+    s->d = HASH_K1 ^ 0x7465646279746573ULL;
+}
+
+static __always_inline void sip_word(struct sip *s, u64 word)
+{
+    s->d ^= word;
+    sip_round(s);
+    s->a ^= word;
+}
+
+/* `tail`: the last 0..7 bytes, zero padded; `length`: bytes in all. */
+static __always_inline u64 sip_end(struct sip *s, u64 tail, u64 length)
+{
+    sip_word(s, length << 56 | tail);
+    s->c ^= 0xff;
+    sip_round(s);
+    sip_round(s);
+    sip_round(s);
+    return s->a ^ s->b ^ s->c ^ s->d;
+}
+
+static __always_inline u64 hash_behaviour(struct behaviour *b)
+{
+    struct sip s;
+    u64 *words = (u64 *)b;
+    sip_start(&s);
+#pragma unroll
+    for (int i = 0; i < sizeof(*b) / 8; i++)
+        sip_word(&s, words[i]);
+    return sip_end(&s, 0, sizeof(*b));
+}
+
+/* The text of the scratch, from `at` to TEXT_MAX. */
+static __always_inline u64 hash_text(struct work *w)
+{
+    struct sip s;
+    u32 at = w->at, length = TEXT_MAX - at;
+    sip_start(&s);
+    for (int i = 0; i < TEXT_MAX / 8; i++) {
+        if (at + 8 > TEXT_MAX)
+            break;
+        sip_word(&s, *(u64 *)&w->text[at & (TEXT_MAX - 1)]);
+        at += 8;
+    }
+    u64 tail = at < TEXT_MAX ? *(u64 *)&w->text[at & (TEXT_MAX - 1)] : 0;
+    return sip_end(&s, tail, length);
+}

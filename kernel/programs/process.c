@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who acts: the `processes` map and the records that describe an executable image.
+ *
+ *     fork: child gets its parent's entry     exec: entry replaced, PROCESS announced     last exit: entry removed
+ *
+ * A task older than the programs has no entry; its first event is put aside (w->resume) while `hop_adopt` reads the image
+ * from mm->exe_file, and goes on afterwards.
+ */
+static __always_inline u64 image_id(u64 boot_ns, u32 tgid)
+{
+    return boot_ns >> 10 << 22 | (tgid & 0x3fffff);
+}
+
+/* tgid as the task's own pid namespace counts it, and that namespace. Any task: plain reads. */
+static __always_inline u32 inner_pid(void *task, u32 *pid_ns)
+{
+    void *leader = (void *)READ64(task, K_task_struct__group_leader);
+    void *pid = (void *)READ64(leader, K_task_struct__thread_pid);
+    u32 level = READ32(pid, K_pid__level);
+    struct {
+        u32 nr;
+        u32 hole;
+        u64 ns;
+    } upid = {};
+    if (level > 32)
+        return 0;
+    bpf_probe_read_kernel(&upid, sizeof(upid), pid + K_pid__numbers + level * sizeof(upid));
+    if (pid_ns)
+        *pid_ns = READ32(upid.ns, K_pid_namespace__ns__inum);
+    return upid.nr;
+}
+
+static __always_inline u32 mnt_ns(void *task)
+{
+    void *proxy = (void *)LOAD64(task, K_task_struct__nsproxy);
+    void *ns = (void *)LOAD64(proxy, K_nsproxy__mnt_ns);
+    return LOAD32(ns, K_mnt_namespace__ns__inum);
+}
+
+/* The members of behaviour and occurrence that say who acts. `image` is the task's entry. */
+static __always_inline void actor(struct work *w, void *task, struct image *image, u64 cgroup)
+{
+    __builtin_memset(&w->b, 0, sizeof(w->b));
+    w->b.cgroup = cgroup;
+    w->b.executable = image->executable;
+    w->b.parent = image->parent;
+    w->b.pid_ns = image->pid_ns;
+    w->b.mnt_ns = mnt_ns(task);
+    w->b.uid = bpf_get_current_uid_gid();
+    w->b.owner = 0xffffffff;
+    void *signal = (void *)LOAD64(task, K_task_struct__signal);
+    w->b.tty = LOAD64(signal, K_signal_struct__tty) != 0;
+    w->o.process = image->process;
+    w->o.pid = image->pid;
+    w->o.ns_pid = image->ns_pid;
+    void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
+    u32 ppid = LOAD32(parent, K_task_struct__tgid);
+    if (ppid != image->ppid) { /* orphaned: somebody else reaps it now */
+        image->ppid = ppid;
+        image->ns_ppid = inner_pid(parent, 0);
+    }
+    w->o.ppid = ppid;
+    w->o.ns_ppid = image->ns_ppid;
+    w->o.aux = 0;
+    w->sids[SID_RESOURCE] = 0;
+    w->sids[SID_RESOURCE2] = 0;
+    start_jobs(w, task);
+}
+
+static __always_inline void terminal(struct process *p, void *task)
+{
+    void *signal = (void *)LOAD64(task, K_task_struct__signal);
+    void *tty = (void *)LOAD64(signal, K_signal_struct__tty);
+    __builtin_memset(p->tty, 0, sizeof(p->tty));
+    if (tty)
+        bpf_probe_read_kernel_str(p->tty, sizeof(p->tty), tty + K_tty_struct__name);
+}
+
+static __always_inline void announce_process(struct work *w)
+{
+    w->process_head.id = w->process.process;
+    w->process_head.kind = DEFINE_PROCESS;
+    w->process_head.size = sizeof(w->process);
+    if (definitions.ringbuf_output(&w->process_head, sizeof(w->process_head) + sizeof(w->process), 1))
+        lose(LOSS_DEFINITIONS_FULL);
+}
+
+/* Jobs of an image: path, working directory, arguments. All from the current task's mm. */
+static __always_inline void image_jobs(struct work *w, void *task)
+{
+    void *mm = (void *)LOAD64(task, K_task_struct__mm);
+    void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
+    w->sids[SID_EXECUTABLE] = w->sids[SID_CWD] = w->sids[SID_ARGUMENTS] = 0;
+    if (!mm)
+        return;
+    add_job(w, JOB_DENTRY, SID_EXECUTABLE, 0, LOAD64(file, K_file__f_path__dentry), LOAD64(file, K_file__f_path__mnt));
+    add_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0);
+    u64 start = LOAD64(mm, K_mm_struct__arg_start), end = LOAD64(mm, K_mm_struct__arg_end);
+    u64 length = end - start;
+    w->truncated = length > TEXT_MAX;
+    if (w->truncated)
+        length = TEXT_MAX - 1;
+    else if (length)
+        length--; /* the NUL of the last argument */
+    add_job(w, JOB_ARGUMENTS, SID_ARGUMENTS, (s32)length, start, 0);
+}
+
+static __always_inline void fill_process(struct work *w, void *task, struct image *image)
+{
+    struct process *p = &w->process;
+    p->process = image->process;
+    p->executable = image->executable;
+    p->parent_process = image->parent_process;
+    p->arguments = w->sids[SID_ARGUMENTS];
+    p->cwd = w->sids[SID_CWD];
+    p->start = image->start;
+    p->pid = image->pid;
+    p->ppid = image->ppid;
+    p->ns_pid = image->ns_pid;
+    p->session = LOAD32(task, K_task_struct__sessionid);
+    p->loginuid = LOAD32(task, K_task_struct__loginuid);
+    p->truncated = w->truncated;
+    terminal(p, task);
+}
+
+/* First meeting with the current task. */
+int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    void *task = TASK();
+    u32 ppid = LOAD32((void *)LOAD64(task, K_task_struct__real_parent), K_task_struct__tgid);
+    struct image *parent = processes.lookup(&ppid);
+    start_jobs(w, task);
+    image_jobs(w, task);
+    w->sids[SID_PARENT] = 0;
+    w->image.parent_process = 0;
+    if (parent) {
+        w->sids[SID_PARENT] = parent->executable;
+        w->image.parent_process = parent->process;
+    } else {
+        void *other = (void *)LOAD64(task, K_task_struct__real_parent);
+        void *mm = (void *)LOAD64(other, K_task_struct__mm);
+        void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
+        u64 dentry = LOAD64(file, K_file__f_path__dentry);
+        if (dentry)
+            add_job(w, JOB_DENTRY, SID_PARENT, 0, dentry, LOAD64(file, K_file__f_path__mnt));
+    }
+    w->after = HOP_ADOPTED;
+    next_job(ctx, w);
+    return 0;
+}
+
+int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    void *task = TASK();
+    void *leader = (void *)LOAD64(task, K_task_struct__group_leader);
+    void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
+    struct image *image = &w->image;
+    u32 tgid = bpf_get_current_pid_tgid() >> 32, pid_ns = 0;
+    image->start = LOAD64(leader, K_task_struct__start_boottime);
+    image->process = image_id(image->start, tgid);
+    image->executable = w->sids[SID_EXECUTABLE];
+    image->parent = w->sids[SID_PARENT];
+    image->pid = tgid;
+    image->ppid = LOAD32(parent, K_task_struct__tgid);
+    image->ns_pid = inner_pid(task, &pid_ns);
+    image->pid_ns = pid_ns;
+    image->ns_ppid = inner_pid(parent, 0);
+    image->flags = 0;
+    fill_process(w, task, image);
+    w->process.parent = image->parent;
+    announce_process(w);
+    if (processes.update(&tgid, image)) {
+        lose(LOSS_MAP_FULL);
+        return 0;
+    }
+    hops.call(ctx, w->resume);
+    return 0;
+}
+
+/* sched_process_fork(parent, child), in the parent's context. */
+int on_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+    void *child = (void *)ctx->args[1];
+    u32 tgid = bpf_get_current_pid_tgid() >> 32, child_tgid = READ32(child, K_task_struct__tgid);
+    if (child_tgid == tgid) /* a thread */
+        return 0;
+    struct image *image = processes.lookup(&tgid);
+    struct work *w = work();
+    if (!w)
+        return 0;
+    if (!image) {
+        w->resume = HOP_FORK;
+        hops.call(ctx, HOP_ADOPT);
+        return 0;
+    }
+    hops.call(ctx, HOP_FORK);
+    return 0;
+}
+
+int hop_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+    void *child = (void *)ctx->args[1];
+    u32 tgid = bpf_get_current_pid_tgid() >> 32, pid_ns = 0;
+    struct image *image = processes.lookup(&tgid);
+    if (!image) {
+        lose(LOSS_PROCESS_UNKNOWN);
+        return 0;
+    }
+    struct image copy = *image;
+    copy.pid = READ32(child, K_task_struct__tgid);
+    void *parent = (void *)READ64(child, K_task_struct__real_parent);
+    copy.ppid = READ32(parent, K_task_struct__tgid);
+    copy.ns_ppid = copy.ppid == tgid ? image->ns_pid : inner_pid(parent, 0);
+    copy.ns_pid = inner_pid(child, &pid_ns);
+    copy.pid_ns = pid_ns;
+    copy.parent = image->executable;
+    copy.parent_process = image->process;
+    if (processes.update(&copy.pid, &copy))
+        lose(LOSS_MAP_FULL);
+    return 0;
+}
+
+/* sched_process_exec(task, old_pid, bprm): the new image is in place, its first instruction has not run. */
+int on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    void *task = TASK();
+    start_jobs(w, task);
+    image_jobs(w, task);
+    w->after = HOP_EXEC;
+    next_job(ctx, w);
+    return 0;
+}
+
+int hop_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    void *task = TASK();
+    u32 tgid = bpf_get_current_pid_tgid() >> 32, pid_ns = 0;
+    struct image *image = &w->image, *before = processes.lookup(&tgid);
+    u64 executable = w->sids[SID_EXECUTABLE], now = bpf_ktime_get_boot_ns();
+    if (before) {
+        *image = *before;
+    } else { /* forked before the programs were loaded, and silent since: its old image is gone */
+        lose(LOSS_PROCESS_UNKNOWN);
+        __builtin_memset(image, 0, sizeof(*image));
+        void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
+        image->pid = tgid;
+        image->ppid = LOAD32(parent, K_task_struct__tgid);
+        image->ns_ppid = inner_pid(parent, 0);
+        image->ns_pid = inner_pid(task, &pid_ns);
+        image->pid_ns = pid_ns;
+        u32 ppid = image->ppid;
+        struct image *known = processes.lookup(&ppid);
+        if (known) {
+            image->executable = image->parent = known->executable;
+            image->parent_process = known->process;
+        }
+    }
+    u64 caller = image->executable;
+    u64 cgroup = bpf_get_current_cgroup_id();
+    u32 incomplete = w->partial;
+    actor(w, task, image, cgroup);
+    w->partial = incomplete;
+    w->sids[SID_RESOURCE] = executable;
+    image->process = image_id(now, tgid);
+    image->executable = executable;
+    image->start = now;
+    fill_process(w, task, image);
+    w->process.parent = caller;
+    announce_process(w);
+    if (processes.update(&tgid, image))
+        lose(LOSS_MAP_FULL);
+    w->o.process = image->process;
+    w->o.ret = 0;
+    w->b.operation = OP_EXEC;
+    w->b.syscall = NR_EXECVE;
+    w->b.access = ACCESS_EXEC | (w->partial ? ACCESS_PARTIAL : 0);
+    struct scope scope;
+    scope_of(cgroup, &scope);
+    w->scope = scope;
+    w->visible = scope.visibility >> CLASS_PROCESS & 1;
+    if (w->visible && is_excluded(tgid))
+        w->visible = 0;
+    void *mm = (void *)LOAD64(task, K_task_struct__mm);
+    void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
+    void *inode = (void *)LOAD64(file, K_file__f_inode);
+    w->b.owner = LOAD32(inode, K_inode__i_uid);
+    w->call.class_ = CLASS_PROCESS;
+    if (scope.flags & SCOPE_ENFORCE_SIGNAL)
+        hops.call(ctx, HOP_ENFORCE);
+    if (w->visible)
+        hops.call(ctx, HOP_FINISH);
+    return 0;
+}
+
+/* sched_process_exit(task): reported once, by the last thread. */
+int on_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+    void *task = TASK();
+    void *signal = (void *)LOAD64(task, K_task_struct__signal);
+    if (LOAD32(signal, K_signal_struct__live))
+        return 0;
+    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    struct image *image = processes.lookup(&tgid);
+    struct work *w = work();
+    if (!image || !w)
+        return 0;
+    u64 cgroup = bpf_get_current_cgroup_id();
+    struct scope scope;
+    scope_of(cgroup, &scope);
+    if (scope.visibility >> CLASS_PROCESS & 1 && !is_excluded(tgid)) {
+        actor(w, task, image, cgroup);
+        u32 code = LOAD32(task, K_task_struct__exit_code);
+        w->b.operation = OP_EXIT;
+        w->b.syscall = NR_EXIT_GROUP;
+        w->o.ret = code & 0x7f ? 128 + (code & 0x7f) : code >> 8 & 0xff;
+        processes.delete(&tgid);
+        hops.call(ctx, HOP_FINISH);
+        return 0;
+    }
+    processes.delete(&tgid);
+    return 0;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Maps, the per-CPU scratch all programs of one event share, and how kernel memory is read.
+ *
+ * An event runs as a chain of tail calls ("hops"), so that each step has a verifier budget of its own and a path may be
+ * as deep as PATH_MAX allows. Tracepoint programs run with preemption off: the scratch belongs to one event at a time.
+ */
+#include "records.h"
+#include "offsets.h"
+
+#define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
+#define NONE 0xff     /* "this call has no such argument" in struct call */
+#define AT_FDCWD_ (-100)
+
+enum { SID_RESOURCE, SID_RESOURCE2, SID_EXECUTABLE, SID_CWD, SID_ARGUMENTS, SID_PARENT, SIDS = 8 };
+enum { JOB_DENTRY = 1, JOB_USER, JOB_FD, JOB_RAW, JOB_TEXT, JOB_STRING, JOB_ARGUMENTS };
+
+/* One text to be turned into a string id: where it comes from and which of `sids` it becomes. */
+struct job {
+    u64 pointer; /* USER: user address; DENTRY: dentry */
+    u64 mount;   /* DENTRY: vfsmount */
+    s32 fd;      /* FD: descriptor; USER: dirfd; ARGUMENTS: bytes */
+    u16 kind;
+    u16 sid;
+};
+
+struct work {
+    struct call call;
+    u64 args[6];
+    u64 cgroup;
+    s64 ret;
+    u32 number;
+    u32 hole;
+    u64 root_dentry;
+    u64 root_mount; /* struct mount */
+    u64 dentry;
+    u64 mount; /* struct mount */
+    u64 sids[SIDS];
+    struct job jobs[4];
+    struct scope scope;
+    u32 visible; /* 1 when this event is to be reported */
+    u32 job;     /* next job */
+    u32 count;   /* jobs in all */
+    u32 after;   /* hop to take when all jobs are done */
+    u32 resume;  /* hop that asked for adoption */
+    u32 at;      /* first byte of the text in `text`; the text always ends at TEXT_MAX */
+    u32 skip;    /* ".." seen on the way from the leaf, each swallows one component */
+    u32 cursor;  /* join: bytes of `raw` not looked at yet */
+    u32 end;     /* join: end of the component under the cursor */
+    u32 partial; /* 1 when a path could not be resolved or did not fit */
+    u32 truncated;
+    u32 hole2;
+    struct image image;
+    struct occurrence o;
+    struct definition process_head;
+    struct process process;
+    struct definition behaviour_head; /* strictly before `b`: both leave in one ring record */
+    struct behaviour b;
+    u8 raw[TEXT_MAX + 256];
+    struct definition text_room; /* the header of a text that starts at text[0] */
+    u8 text[TEXT_MAX + TEXT_MAX + 16]; /* bytes from TEXT_MAX on stay zero: the last word of a hash needs no mask */
+};
+
+BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
+BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
+BPF_TABLE("lru_hash", u64, u64, behaviours, BEHAVIOURS);
+BPF_TABLE("lru_hash", u64, u64, strings, STRINGS);
+BPF_F_TABLE("hash", u32, struct image, processes, PROCESSES, 1 /* BPF_F_NO_PREALLOC */);
+BPF_TABLE("percpu_array", u32, u64, losses, 16);
+BPF_TABLE("percpu_array", u32, u64, sequences, 1);
+BPF_TABLE("percpu_array", u32, struct work, scratch, 1);
+BPF_TABLE("array", u32, u64, config, 16);
+BPF_TABLE("array", u32, struct call, calls, 1024);
+BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
+BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
+BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);
+BPF_TABLE("lru_hash", u64, u32, denials, 4096);
+BPF_TABLE("prog", u32, u32, hops, 32);
+
+/* Members of task_struct and what it points to: typed loads cost nothing where the kernel offers them. */
+#ifdef TYPED_LOADS
+#define TASK() ((void *)bpf_get_current_task_btf())
+#define REGS(ctx, task) ((void *)bpf_task_pt_regs(task))
+#define LOAD64(p, off) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(v_) : "r"(p), "i"(off)); v_; })
+#define LOAD32(p, off) ({ u64 v_; asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(v_) : "r"(p), "i"(off)); (u32)v_; })
+#else
+#define TASK() ((void *)bpf_get_current_task())
+#define REGS(ctx, task) ((void *)(ctx)->args[0])
+#define LOAD64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
+#define LOAD32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
+#endif
+#define READ64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
+#define READ32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
+#define READ16(p, off) ({ u16 v_ = 0; bpf_probe_read_kernel(&v_, 2, (void *)(p) + (off)); v_; })
+
+/* Hides from the compiler what it knows of a number, so that the mask the verifier needs to see is not optimised away. */
+#define KEEP(number) asm volatile("" : "+r"(number))
+
+static __always_inline struct work *work(void)
+{
+    u32 zero = 0;
+    return scratch.lookup(&zero);
+}
+
+static __always_inline void lose(u32 what)
+{
+    u64 *count = losses.lookup(&what);
+    if (count)
+        *count += 1;
+}
+
+static __always_inline u64 setting(u32 index)
+{
+    u64 *value = config.lookup(&index);
+    return value ? *value : 0;
+}
