@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot: definition bytes to `Behaviour` and `ProcessContext`. Runs for ids that no cache knows, never per event.
+
+Bytes come from workloads, so every string is hostile: what is not UTF-8 is judged as surrogates (each byte kept apart) and
+told as `\\xff`, because no envelope carries surrogates. Must never evaluate or enrich. Neighbours: `schemas.kernel` (the
+layouts), `processors.judge` (the caller).
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from schemas import frame as frames
+from schemas import socket_names
+from schemas.behaviour import Behaviour
+from schemas.errors import DecodeError, Incompatible
+from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind
+from schemas.operations import Access, Backend, Operation
+from schemas.syscall_names import name as syscall_name
+from schemas.telemetry import ProcessContext
+
+_BEHAVIOUR: Final = BEHAVIOUR.struct.unpack_from
+_PROCESS: Final = PROCESS.struct.unpack_from
+_OPERATIONS: Final[dict[int, Operation]] = {member.value: member for member in Operation}
+_BACKENDS: Final[dict[int, Backend]] = {member.value: member for member in Backend}
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+_TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail")
+
+
+@lru_cache(512)
+def _access(bits: int) -> Access:
+    return Access(bits)
+
+
+@lru_cache(4096)
+def address_text(family: int, raw: bytes) -> str:
+    """`10.0.0.1`, `2001:db8::1`; an IPv4 address mapped into IPv6 is told as IPv4; "" for other families."""
+    if family == socket_names.INET:
+        return socket.inet_ntop(socket.AF_INET, raw[:4])
+    if family != socket_names.INET6:
+        return ""
+    if raw[:12] == _MAPPED:
+        return socket.inet_ntop(socket.AF_INET, raw[12:])
+    return socket.inet_ntop(socket.AF_INET6, raw)
+
+
+def text(raw: bytes) -> str:
+    """As the kernel has it: undecodable bytes become lone surrogates, one each, so that no two paths become one."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def tellable(value: str) -> str:
+    """`value` with surrogates as `\\xff`: fit for msgpack and JSON."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
+    """The behaviour itself unless one of its strings was not UTF-8."""
+    changed = {}
+    for name in _TEXTS:
+        value: str = getattr(behaviour, name)
+        if not value.isascii() and (safe := tellable(value)) != value:
+            changed[name] = safe
+    return msgspec.structs.replace(behaviour, **changed) if changed else behaviour
+
+
+class Definitions:
+    """The definitions of one frame by kind. Raises DecodeError when the run of records is not one."""
+
+    __slots__ = ("_architecture", "_strings", "behaviours", "cgroups", "processes")
+
+    def __init__(self, data: bytes, architecture: str) -> None:
+        self._architecture = architecture
+        self._strings: dict[int, bytes] = {}
+        self.behaviours: dict[int, bytes] = {}
+        self.processes: dict[int, bytes] = {}
+        self.cgroups: dict[int, str] = {}
+        by_kind: dict[int, dict[int, bytes]] = {
+            DefinitionKind.STRING: self._strings,
+            DefinitionKind.BEHAVIOUR: self.behaviours,
+            DefinitionKind.PROCESS: self.processes,
+        }
+        for ident, kind, body in frames.definitions(data):
+            table = by_kind.get(kind)
+            if table is not None:
+                table[ident] = body
+            elif kind == DefinitionKind.CGROUP:
+                self.cgroups[ident] = text(body.rstrip(b"\0"))
+
+    def string(self, ident: int) -> str:
+        """The string called `ident`; "" for 0 and for one the agent did not get."""
+        return text(self._strings.get(ident, b"").rstrip(b"\0")) if ident else ""
+
+    def behaviour(self, ident: int) -> Behaviour | None:
+        """The behaviour called `ident`; None when it is not defined here. Raises DecodeError, Incompatible."""
+        body = self.behaviours.get(ident)
+        if body is None:
+            return None
+        if len(body) < BEHAVIOUR.size:
+            raise DecodeError(f"expected a behaviour of {BEHAVIOUR.size} bytes or more, got {len(body)}, id {ident}")
+        (
+            cgroup, executable, parent, resource, resource2, pid_ns, mnt_ns, operation, syscall, access, enforcer, tty,
+            flags, result, uid, owner, arg0, arg1, family, port, socket_type, protocol, address, *_,
+        ) = _BEHAVIOUR(body)  # fmt: skip
+        op = _OPERATIONS.get(operation)
+        if op is None:
+            raise Incompatible(
+                f"operation {operation} of behaviour {ident} is not known to this build; upgrade hauberk"
+            )
+        path = self.string(resource)
+        detail = ""
+        if op is Operation.CAPABLE:
+            detail = socket_names.capability(arg0)
+        elif op is Operation.DNS:
+            detail = path
+        return Behaviour(
+            id=ident,
+            operation=op,
+            access=_access(access),
+            result=result,
+            enforcer=_BACKENDS.get(enforcer, Backend.OBSERVER),
+            cgroup=cgroup,
+            pid_ns=pid_ns,
+            mnt_ns=mnt_ns,
+            uid=uid,
+            owner=owner,
+            tty=tty != 0,
+            executable=self.string(executable),
+            parent=self.string(parent),
+            resource=path,
+            resource2=self.string(resource2),
+            syscall=syscall,
+            syscall_name=syscall_name(self._architecture, syscall),
+            flags=flags,
+            args=(arg0, arg1),
+            family=family,
+            socket_type=socket_type,
+            protocol=protocol,
+            address=address_text(family, address) if family else "",
+            port=port,
+            detail=detail,
+        )
+
+    def process(self, ident: int) -> ProcessContext | None:
+        """The exec image called `ident`; None when it is not defined here. Strings are tellable."""
+        body = self.processes.get(ident)
+        if body is None:
+            return None
+        if len(body) < PROCESS.size:
+            raise DecodeError(f"expected a process of {PROCESS.size} bytes or more, got {len(body)}, id {ident}")
+        (
+            process, executable, parent, arguments, cwd, parent_process, start, pid, ppid, _, session, loginuid, _,
+            tty, *_,
+        ) = _PROCESS(body)  # fmt: skip
+        argv = self._strings.get(arguments, b"")
+        if argv.endswith(b"\0"):
+            argv = argv[:-1]
+        return ProcessContext(
+            process=process,
+            executable=tellable(self.string(executable)),
+            parent=tellable(self.string(parent)),
+            arguments=tuple(part.decode("utf-8", "backslashreplace") for part in argv.split(b"\0")) if argv else (),
+            cwd=tellable(self.string(cwd)),
+            tty=tty.split(b"\0", 1)[0].decode("utf-8", "backslashreplace"),
+            parent_process=parent_process,
+            start=start,
+            pid=pid,
+            ppid=ppid,
+            session=session,
+            loginuid=loginuid,
+        )
+
+    def process_contexts(self) -> dict[int, ProcessContext]:
+        """Every exec image defined here, by id."""
+        return {ident: found for ident in self.processes if (found := self.process(ident)) is not None}

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose a behaviour is: the inventory as a table from cgroup (or namespace pair) to identity, per node.
+
+A container's cgroup answers first: it holds with shared pid namespaces and host-pid pods. Without cgroup v2 (cgroup 0) the
+namespace pair answers. `find` says None when the answer may still come; it never guesses host for what may be a container.
+Ended containers stay for late events. Neighbours: `processors.parking` (waits for a None), `schemas.identity`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import msgspec
+
+from schemas.behaviour import Behaviour
+from schemas.errors import DecodeError
+from schemas.identity import Identity, Kind, decode
+
+ROOT_CGROUP: Final = 1
+"""Inode of the cgroup2 root directory (kernfs root id)."""
+
+_CONTAINER_PATH: Final = re.compile(r"[0-9a-f]{64}|libpod|kubepods|docker|containerd|crio|lxc|garden")
+"""By feel: a cgroup path that looks like a container runtime made it; only such a cgroup is waited for on a known node."""
+
+Place = tuple[int, int, int]
+"""cgroup, pid namespace, mount namespace: where a behaviour happened, as far as identity goes."""
+
+
+class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the inventory remembers."""
+
+    keep_ended: Annotated[
+        float,
+        msgspec.Meta(ge=0, description="Seconds an ended container is kept after its tombstone.", examples=[60.0]),
+    ] = 60.0
+
+
+class _Node:
+    """What is known of one node."""
+
+    __slots__ = ("by_cgroup", "by_namespaces", "by_path", "host", "paths", "unknown")
+
+    def __init__(self) -> None:
+        self.host: Identity | None = None
+        self.by_cgroup: dict[int, Identity] = {}
+        self.by_namespaces: dict[tuple[int, int], Identity] = {}
+        self.by_path: dict[str, Identity] = {}
+        self.paths: dict[int, str] = {}
+        self.unknown: dict[Place, Identity] = {}
+
+
+class Inventory:
+    """The table. `epoch` grows with every change, so that a cache can tell whether its answers may be old."""
+
+    def __init__(self, settings: InventorySettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings or InventorySettings()
+        self._clock = clock
+        self._nodes: dict[str, _Node] = {}
+        self._by_key: dict[bytes, Identity] = {}
+        self._ended: dict[bytes, tuple[float, Identity]] = {}
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def apply(self, key: bytes, value: bytes | None) -> None:
+        """One record of `inventory.v1`; None is a tombstone. Raises DecodeError."""
+        self.forget_ended()
+        if value is None:
+            gone = self._by_key.pop(key, None)
+            if gone is not None:
+                self._ended[key] = (self._clock() + self._settings.keep_ended, gone)
+            return
+        try:
+            identity = decode(value)
+        except msgspec.DecodeError as error:
+            raise DecodeError(f"expected an identity under key `{key!r}`, got {error}") from error
+        old = self._by_key.get(key)
+        if old is None and key in self._ended:
+            old = self._ended.pop(key)[1]
+        if old is not None:
+            self._remove(old)
+        self._by_key[key] = identity
+        self._add(identity)
+        self.epoch += 1
+
+    def forget_ended(self) -> None:
+        """Drop containers whose time after the tombstone is over. No new epoch: what was answered stays true."""
+        now = self._clock()
+        while self._ended:
+            key, (deadline, identity) = next(iter(self._ended.items()))
+            if deadline > now:
+                return
+            del self._ended[key]
+            self._remove(identity)
+
+    def learn_cgroups(self, node: str, paths: dict[int, str]) -> None:
+        """Paths of cgroups as the kernel announced them; nested ones are attributed by their path."""
+        table = self._node(node).paths
+        for cgroup, path in paths.items():
+            if path and table.get(cgroup) != path:
+                table[cgroup] = path
+                self.epoch += 1
+        while len(table) > 65536:
+            del table[next(iter(table))]
+
+    def find(self, node: str, behaviour: Behaviour) -> Identity | None:
+        """Whose `behaviour` is; None when that is not known yet, or only in part."""
+        known = self._nodes.get(node)
+        if known is None:
+            return None
+        place = (behaviour.cgroup, behaviour.pid_ns, behaviour.mnt_ns)
+        found = self._lookup(known, place)
+        if found is not None and found.complete:
+            return found
+        given_up = known.unknown.get(place)
+        return given_up if given_up is None or found is None else found
+
+    def give_up(self, node: str, behaviour: Behaviour) -> Identity:
+        """The time to wait is over: what can be said of whose it is. Further `find`s of that place answer the same, until
+        the inventory says more."""
+        known = self._node(node)
+        place = (behaviour.cgroup, behaviour.pid_ns, behaviour.mnt_ns)
+        identity = self._lookup(known, place)
+        if identity is None:
+            path = known.paths.get(behaviour.cgroup, "")
+            name = re.search(r"[0-9a-f]{64}", path)
+            uid = (
+                name.group()
+                if name
+                else f"cgroup-{behaviour.cgroup}"
+                if behaviour.cgroup
+                else f"ns-{place[1]}-{place[2]}"
+            )
+            identity = Identity(
+                kind=Kind.CONTAINER,
+                node=node,
+                uid=uid,
+                cgroups=(behaviour.cgroup,) if behaviour.cgroup else (),
+                cgroup_path=path,
+                pid_ns=behaviour.pid_ns,
+                mnt_ns=behaviour.mnt_ns,
+                complete=False,
+                namespace="container_namespace",
+            )
+        known.unknown[place] = identity
+        while len(known.unknown) > 16384:
+            del known.unknown[next(iter(known.unknown))]
+        self.epoch += 1
+        return identity
+
+    def node_identity(self, node: str) -> Identity:
+        """The node itself, also when the inventory has not told of it."""
+        known = self._nodes.get(node)
+        return known.host if known and known.host else Identity(kind=Kind.NODE, node=node, uid=node)
+
+    def _lookup(self, known: _Node, place: Place) -> Identity | None:
+        cgroup, pid_ns, mnt_ns = place
+        found = known.by_cgroup.get(cgroup)
+        if found is not None:
+            return found
+        host = known.host
+        if cgroup == 0:
+            found = known.by_namespaces.get((pid_ns, mnt_ns))
+            if found is not None:
+                return found
+        elif cgroup == ROOT_CGROUP:
+            # The root of the hierarchy holds no container.
+            return host
+        path = known.paths.get(cgroup, "")
+        found = self._by_ancestor(known, path)
+        if found is not None:
+            return found
+        if host is None or (path and _CONTAINER_PATH.search(path)):
+            return None
+        # A container always has a mount namespace of its own, so the host's pair is the host.
+        return host if host.mnt_ns and (pid_ns, mnt_ns) == (host.pid_ns, host.mnt_ns) else None
+
+    @staticmethod
+    def _by_ancestor(known: _Node, path: str) -> Identity | None:
+        while path and path != "/":
+            found = known.by_path.get(path)
+            if found is not None:
+                return found
+            path = path.rpartition("/")[0]
+        return None
+
+    def _node(self, node: str) -> _Node:
+        return self._nodes.setdefault(node, _Node())
+
+    def _add(self, identity: Identity) -> None:
+        known = self._node(identity.node)
+        if identity.kind is Kind.NODE:
+            known.host = identity
+        for cgroup in identity.cgroups:
+            known.by_cgroup[cgroup] = identity
+        if identity.kind is Kind.CONTAINER and identity.mnt_ns and not identity.ended:
+            known.by_namespaces[identity.pid_ns, identity.mnt_ns] = identity
+        if identity.cgroup_path and identity.kind is not Kind.NODE:
+            known.by_path[identity.cgroup_path] = identity
+
+    def _remove(self, identity: Identity) -> None:
+        known = self._node(identity.node)
+        if known.host is identity:
+            known.host = None
+        for cgroup in identity.cgroups:
+            if known.by_cgroup.get(cgroup) is identity:
+                del known.by_cgroup[cgroup]
+        if known.by_namespaces.get((identity.pid_ns, identity.mnt_ns)) is identity:
+            del known.by_namespaces[identity.pid_ns, identity.mnt_ns]
+        if known.by_path.get(identity.cgroup_path) is identity:
+            del known.by_path[identity.cgroup_path]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot: count the ids of a frame, look each distinct one up, judge only those that no cache knows (DESIGN.md section 2).
+
+Per event nothing runs but `Counter` over the id column. An id means one behaviour for one (node, boot, run); a kernel that
+starts anew gets a cache of its own. A cached answer is good for one (policies, identities) epoch; when only identities
+moved it is kept if the behaviour's owner is still the same object. Neighbours: `processors.decode`, `processors.identify`,
+`policy.ruleset` (through the protocols here), `processors.engine` (the caller).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Final, Protocol
+
+import msgspec
+
+from processors.decode import Definitions, tellable_behaviour
+from processors.identify import Inventory
+from processors.outcome import Outcome, outcome
+from schemas.behaviour import Behaviour
+from schemas.frame import FOLDED, Frame, FrameHeader
+from schemas.identity import Identity
+from schemas.kernel import RING_HEADER, STRIDE
+from schemas.operations import Class
+from schemas.telemetry import ProcessContext
+from schemas.verdict import Verdict
+
+_STEP: Final = STRIDE // 8
+_ID: Final = RING_HEADER // 8
+_TIME: Final = _ID + 1
+
+
+class Scope(Protocol):
+    """What the policies say for one identity."""
+
+    @property
+    def visible(self) -> frozenset[Class]: ...
+
+    def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict: ...
+
+
+class Ruleset(Protocol):
+    """Compiled policies."""
+
+    def scope(self, identity: Identity) -> Scope: ...
+
+
+class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much the judge remembers."""
+
+    cached_behaviours: Annotated[
+        int, msgspec.Meta(ge=2, description="Judged behaviours kept, over all nodes.", examples=[131072])
+    ] = 131072
+
+
+class Entry:
+    """An enriched behaviour and its verdict. `told` is what to judge with, `behaviour` what may be written down."""
+
+    __slots__ = (
+        "behaviour", "identity", "log", "outcome", "plain", "raw", "rows", "scope", "shadows", "stamp", "verdict",
+    )  # fmt: skip
+
+    behaviour: Behaviour
+    raw: Behaviour
+    identity: Identity
+    scope: Scope
+    verdict: Verdict
+    outcome: Outcome
+    shadows: tuple[Verdict, ...]
+    log: bool
+    rows: bool
+    stamp: int
+    plain: Behaviour | None
+
+
+class Tally:
+    """One frame, counted. `counts`: id -> rows; `folded`: id -> rows of `FOLDED`. `entries`: id -> what was judged.
+    `parked`: ids whose identity is not known yet. `undefined`: ids whose definition is missing."""
+
+    __slots__ = ("_definitions", "_processes", "counts", "entries", "folded", "frame", "ids", "parked", "undefined")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.ids = memoryview(frame.occurrences).cast("Q")[_ID::_STEP]
+        self.counts: Counter[int] = Counter(self.ids)
+        self.folded: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
+        for row in FOLDED.iter_unpack(frame.folded):
+            self.folded.setdefault(row[0], []).append(row)
+        self.entries: dict[int, Entry] = {}
+        self.parked: dict[int, Behaviour] = {}
+        self.undefined: list[int] = []
+        self._definitions: Definitions | None = None
+        self._processes: dict[int, ProcessContext] | None = None
+
+    @property
+    def header(self) -> FrameHeader:
+        return self.frame.header
+
+    @property
+    def times(self) -> memoryview[int]:
+        """The boot time column."""
+        return memoryview(self.frame.occurrences).cast("Q")[_TIME::_STEP]
+
+    @property
+    def definitions(self) -> Definitions:
+        """Parsed when first asked for: a frame of known behaviours that nobody logs never needs them."""
+        if self._definitions is None:
+            self._definitions = Definitions(self.frame.definitions, self.header.architecture)
+        return self._definitions
+
+    @property
+    def processes(self) -> dict[int, ProcessContext]:
+        """Exec images defined in the frame."""
+        if self._processes is None:
+            self._processes = self.definitions.process_contexts()
+        return self._processes
+
+    def count(self, ident: int) -> int:
+        """Events of one id: rows and folded."""
+        folded = self.folded.get(ident)
+        return self.counts[ident] + (sum(row[1] for row in folded) if folded else 0)
+
+
+Run = tuple[str, str, str]
+
+
+class Judge:
+    """`use` a ruleset, then `tally` frames. `hits`, `judged`, `revalidated`: plain counts since start, of distinct ids."""
+
+    def __init__(self, settings: JudgeSettings, inventory: Inventory, ruleset: Ruleset) -> None:
+        self._limit = settings.cached_behaviours // 2
+        self._inventory = inventory
+        self._ruleset = ruleset
+        self._policies = 0
+        self._scopes: dict[int, tuple[Identity, Scope]] = {}
+        # Two generations: when the young one is full the old one is dropped, so a hit costs one lookup and no reordering.
+        self._young: dict[Run, dict[int, Entry]] = {}
+        self._old: dict[Run, dict[int, Entry]] = {}
+        self._size = 0
+        self.hits = 0
+        self.judged = 0
+        self.revalidated = 0
+
+    def use(self, ruleset: Ruleset) -> None:
+        """Judge by `ruleset` from the next frame on."""
+        self._ruleset = ruleset
+        self._policies += 1
+        self._scopes.clear()
+        self._young.clear()
+        self._old.clear()
+        self._size = 0
+
+    def tally(self, frame: Frame) -> Tally:
+        """Count and judge. Raises DecodeError, Incompatible for a frame that cannot be read."""
+        tally = Tally(frame)
+        header = frame.header
+        run = (header.node, header.boot, header.run)
+        cache = self._young.get(run)
+        if cache is None:
+            cache = self._young[run] = {}
+        if self._inventory_moves(tally):
+            self._inventory.learn_cgroups(header.node, tally.definitions.cgroups)
+        stamp, entries, get = self._inventory.epoch, tally.entries, cache.get
+        missing = []
+        for ident in tally.counts:
+            entry = get(ident)
+            if entry is not None and entry.stamp == stamp:
+                entries[ident] = entry
+            else:
+                missing.append(ident)
+        missing += [ident for ident in tally.folded if ident not in tally.counts]
+        self.hits += len(entries)
+        for ident in missing:
+            self._miss(tally, run, ident)
+        return tally
+
+    def knows(self, header: FrameHeader, ident: int) -> bool:
+        """Whether a definition of `ident` was seen in this run."""
+        run = (header.node, header.boot, header.run)
+        return ident in self._young.get(run, ()) or ident in self._old.get(run, ())
+
+    def _inventory_moves(self, tally: Tally) -> bool:
+        """Whether the frame announces cgroups: looked for in the bytes, as most frames announce none."""
+        return _CGROUP_KIND in tally.frame.definitions and bool(tally.definitions.cgroups)
+
+    def _miss(self, tally: Tally, run: Run, ident: int) -> None:
+        entry = self._young[run].get(ident) if run in self._young else None
+        if entry is None:
+            entry = self._old.get(run, {}).pop(ident, None)
+        raw = entry.raw if entry is not None else tally.definitions.behaviour(ident)
+        if raw is None:
+            tally.undefined.append(ident)
+            return
+        identity = self._inventory.find(run[0], raw)
+        if identity is None:
+            tally.parked[ident] = raw
+            return
+        if entry is not None and entry.identity is identity:
+            self.revalidated += 1
+        else:
+            entry = self._judge(raw, identity)
+        entry.stamp = self._inventory.epoch
+        tally.entries[ident] = entry
+        self._remember(run, ident, entry)
+
+    def _remember(self, run: Run, ident: int, entry: Entry) -> None:
+        table = self._young.setdefault(run, {})
+        if ident not in table:
+            self._size += 1
+            if self._size > self._limit:
+                self._old, self._young, self._size = self._young, {}, 1
+                table = self._young.setdefault(run, {})
+        table[ident] = entry
+
+    def _judge(self, raw: Behaviour, identity: Identity) -> Entry:
+        self.judged += 1
+        scope = self.scope(identity)
+        entry = Entry()
+        entry.raw = raw
+        entry.behaviour = tellable_behaviour(raw)
+        entry.identity = identity
+        entry.scope = scope
+        entry.log = raw.cls in scope.visible
+        entry.plain = None
+        _settle(entry, scope.judge(raw))
+        return entry
+
+    def with_arguments(self, entry: Entry, arguments: tuple[str, ...]) -> Entry:
+        """`entry` judged again for one occurrence's arguments; not cached."""
+        again = Entry()
+        for name in ("raw", "behaviour", "identity", "scope", "log", "plain", "stamp"):
+            setattr(again, name, getattr(entry, name))
+        _settle(again, entry.scope.judge(entry.raw, arguments))
+        again.rows = again.outcome.told or bool(again.shadows)
+        return again
+
+    def scope(self, identity: Identity) -> Scope:
+        """The scope of `identity` under the present policies."""
+        # By id(): an Identity holds dicts and cannot be hashed; the object is kept beside its scope, so ids are not reused.
+        found = self._scopes.get(id(identity))
+        if found is None:
+            if len(self._scopes) >= 8192:
+                self._scopes.clear()
+            found = self._scopes[id(identity)] = (identity, self._ruleset.scope(identity))
+        return found[1]
+
+
+def _settle(entry: Entry, verdict: Verdict) -> None:
+    entry.verdict = verdict
+    entry.outcome = outcome(entry.raw, verdict)
+    entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell)
+    entry.rows = entry.outcome.told or verdict.needs_arguments or bool(entry.shadows)
+
+
+_CGROUP_KIND: Final = (4).to_bytes(4, "little")

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact counts per workload, minute and behaviour: what the frames of one second added.
+
+A page is one frame's counts. Pages of one agent run are told in order and only when whole, parked rows included, in groups
+cut by the data's own seconds: a replay that starts at a committed frame makes the same records, and a store that knows a
+record's frames ignores the repeat. Neighbours: `processors.ledger` (order and groups), `schemas.summary`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from processors.judge import Entry, Tally
+from schemas.frame import FrameHeader
+from schemas.identity import Identity
+from schemas.summary import BUCKET_SECONDS, Summary, SummaryEntry
+
+_SECOND: Final = 1_000_000_000
+_BUCKET: Final = BUCKET_SECONDS * _SECOND
+_SLACK: Final = _SECOND
+"""Rows lie in the order of their reservation, which follows the time stamp at once; a second of slack is generous."""
+EXACT_ROWS: Final = 8192
+"""Up to this many rows `first` and `last` are exact; in a larger frame they are the frame's own, 250 ms wide at most."""
+
+Cell = dict[Entry, list[int]]
+"""Entry -> [count, first, last], Unix ns."""
+
+
+class Page:
+    """The counts of one frame. `open`: parts of it that are still parked."""
+
+    __slots__ = ("cells", "events", "header", "identities", "open", "received", "second")
+
+    def __init__(self, header: FrameHeader, second: int, received: float) -> None:
+        self.header = header
+        self.second = second
+        self.received = received
+        self.open = 0
+        self.events = 0
+        self.cells: dict[tuple[str, int], Cell] = {}
+        self.identities: dict[str, Identity] = {}
+
+    def add(self, entry: Entry, count: int, first: int, last: int) -> None:
+        """`count` events of `entry` between Unix ns `first` and `last`, both in one bucket."""
+        uid = entry.identity.uid
+        self.identities[uid] = entry.identity
+        cell = self.cells.setdefault((uid, first // _BUCKET), {})
+        _merge(cell, entry, count, first, last)
+        self.events += count
+
+
+def count(page: Page, tally: Tally, apart: set[int]) -> None:
+    """Add every judged event of `tally` to `page`, except ids in `apart` (judged per occurrence, added by the caller)."""
+    offset, entries = tally.header.clock_offset_ns, tally.entries
+    times = tally.times
+    if times:
+        low, high = sorted((times[0] + offset, times[-1] + offset))
+        if (low - _SLACK) // _BUCKET != (high + _SLACK) // _BUCKET:
+            _across(page, tally, apart, offset)
+        elif len(times) <= EXACT_ROWS:
+            last = dict(zip(tally.ids, times, strict=True))
+            first = dict(zip(tally.ids[::-1], times[::-1], strict=True))
+            for ident, many in tally.counts.items():
+                if ident in entries and ident not in apart:
+                    start, end = sorted((first[ident] + offset, last[ident] + offset))
+                    page.add(entries[ident], many, start, end)
+        else:
+            for ident, many in tally.counts.items():
+                if ident in entries and ident not in apart:
+                    page.add(entries[ident], many, low, high)
+    for ident, found in tally.folded.items():
+        entry = entries.get(ident)
+        if entry is not None and ident not in apart:
+            for _, many, start, end, _, _ in found:
+                # A folded count cannot be split: it belongs to the bucket it began in.
+                page.add(entry, many, start + offset, end + offset)
+
+
+def _across(page: Page, tally: Tally, apart: set[int], offset: int) -> None:
+    """A frame that touches two buckets: counted per row."""
+    buckets = [(at + offset) // _BUCKET for at in tally.times]
+    found = Counter(zip(tally.ids, buckets, strict=True))
+    first: dict[tuple[int, int], int] = {}
+    last: dict[tuple[int, int], int] = {}
+    for ident, bucket, at in zip(tally.ids, buckets, tally.times, strict=True):
+        first.setdefault((ident, bucket), at)
+        last[ident, bucket] = at
+    for key, many in found.items():
+        entry = tally.entries.get(key[0])
+        if entry is not None and key[0] not in apart:
+            start, end = sorted((first[key] + offset, last[key] + offset))
+            page.add(entry, many, start, end)
+
+
+def _merge(cell: Cell, entry: Entry, many: int, first: int, last: int) -> None:
+    found = cell.get(entry)
+    if found is None:
+        cell[entry] = [many, first, last]
+        return
+    found[0] += many
+    if first < found[1]:
+        found[1] = first
+    if last > found[2]:
+        found[2] = last
+
+
+def summaries(pages: list[Page]) -> Iterable[Summary]:
+    """One record per workload and bucket for consecutive pages of one run."""
+    cells: dict[tuple[str, int], Cell] = {}
+    identities: dict[str, Identity] = {}
+    for page in pages:
+        identities |= page.identities
+        for key, cell in page.cells.items():
+            into = cells.setdefault(key, {})
+            for entry, (many, first, last) in cell.items():
+                _merge(into, entry, many, first, last)
+    header = pages[0].header
+    for (uid, bucket), cell in cells.items():
+        yield Summary(
+            node=header.node,
+            run=f"{header.boot}/{header.run}",
+            first_frame=header.number,
+            last_frame=pages[-1].header.number,
+            bucket=bucket * BUCKET_SECONDS,
+            identity=identities[uid],
+            entries=tuple(_entry(entry, *numbers) for entry, numbers in cell.items()),
+        )
+
+
+def _entry(entry: Entry, many: int, first: int, last: int) -> SummaryEntry:
+    if entry.plain is None:
+        entry.plain = msgspec.structs.replace(entry.behaviour, id=0, pid_ns=0, mnt_ns=0)
+    verdict = entry.verdict
+    return SummaryEntry(
+        behaviour=entry.plain,
+        status=entry.outcome.status,
+        policy=verdict.policy or "",
+        rule=verdict.rule,
+        count=many,
+        first=first,
+        last=last,
+    )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot: a tally to a telemetry frame: the same rows, with the enriched behaviours they refer to.
+
+Rows pass through as bytes when every id is logged and are cut by visibility otherwise. Must never expand a row: that is
+done at the edge by `schemas.expand`. Neighbours: `processors.judge`, `schemas.telemetry`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from processors import rows
+from processors.judge import Tally
+from schemas.frame import FOLDED
+from schemas.identity import Identity
+from schemas.telemetry import Enriched, TelemetryFrame
+
+
+def telemetry(tally: Tally) -> TelemetryFrame | None:
+    """What of the frame is logged; None when nothing is."""
+    logged = {ident: entry for ident, entry in tally.entries.items() if entry.log}
+    if not logged:
+        return None
+    whole = len(logged) == len(tally.counts) and not tally.folded
+    data = tally.frame.occurrences if whole else rows.cut(tally, logged)
+    folded = b"".join(FOLDED.pack(*row) for ident, found in tally.folded.items() if ident in logged for row in found)
+    identities: list[Identity] = []
+    index: dict[int, int] = {}
+    behaviours = []
+    for entry in logged.values():
+        place = index.get(id(entry.identity))
+        if place is None:
+            place = index[id(entry.identity)] = len(identities)
+            identities.append(entry.identity)
+        behaviours.append(Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict))
+    events = sum(tally.count(ident) for ident in logged)
+    return TelemetryFrame(
+        header=msgspec.structs.replace(tally.header, events=events),
+        identities=tuple(identities),
+        behaviours=tuple(behaviours),
+        processes=tuple(tally.processes.values()),
+        rows=data,
+        folded=folded,
+    )
