@@ -152,6 +152,8 @@ class Checker:
         return self.shaped(node, field.shape, field.name, struct, path)
 
     def shaped(self, node: Node, shape: Shape, name: str, struct: type, path: str) -> Any:
+        if isinstance(node, Scalar) and node.kind == "lost":
+            return INVALID
         match shape.kind:
             case "struct":
                 assert shape.struct is not None
@@ -295,7 +297,7 @@ def _lost(node: Node) -> str:
         return f"`{node.text}`" if node.text else ""
     if isinstance(node, Sequence):
         lines = ", ".join(str(item.line) for item in node.items[:10])
-        return f"{len(node.items)} entries (line {lines})" if len(node.items) != 1 else f"1 entry (line {lines})"
+        return f"{len(node.items)} entries (lines {lines})" if len(node.items) != 1 else f"1 entry (line {lines})"
     parts = []
     for key, value in node.pairs:
         if isinstance(key, Scalar):

@@ -65,7 +65,10 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
         if own == "pattern" or (own == "dir" and text.endswith("/")) or (own == "path" and not text.endswith("/") and "*" not in text):  # fmt: skip
             return Finding(codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected, f"write `{own}`", own)
         list_path = path.rpartition("[")[0].rpartition(".")[0]
-        return Finding(codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, f"move it to `{list_path}.{section}`")  # fmt: skip
+        return Finding(codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, f"move it to `{list_path}.{section}`", own)  # fmt: skip
+    if own in ("path", "pattern") and name == "recursive":
+        list_path = path.rpartition("[")[0].rpartition(".")[0]
+        return Finding(codes.MISPLACED, f"`recursive` says nothing of the one thing in `{here}`", expected, f"directories go to `{list_path}.matchDirectories`")  # fmt: skip
     if struct in _SELECTORS and isinstance(value, Scalar):
         near = nearest(name, known)
         if near is None and "matchLabels" in known:

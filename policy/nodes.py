@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-ScalarKind = Literal["str", "int", "float", "bool", "null"]
+ScalarKind = Literal["str", "int", "float", "bool", "null", "lost"]
+"""`lost`: an alias that could not be followed; it was reported, so whatever holds it is silently left out."""
 
 
 class Scalar(msgspec.Struct):
@@ -95,7 +96,7 @@ def describe(node: Node) -> str:
         return "a list"
     if isinstance(node, Mapping):
         return "a mapping"
-    if node.kind == "null":
+    if node.kind in ("null", "lost"):
         return "nothing"
     shown = node.text if len(node.text) <= 60 else node.text[:57] + "..."
     word = {"str": "text", "int": "number", "float": "number", "bool": "boolean"}[node.kind]
@@ -109,7 +110,7 @@ def plain(node: Node) -> object:
     if isinstance(node, Mapping):
         return {key.text: plain(value) for key, value in node.pairs if isinstance(key, Scalar)}
     match node.kind:
-        case "null":
+        case "null" | "lost":
             return None
         case "bool":
             return truth(node.text)

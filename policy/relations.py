@@ -7,6 +7,7 @@ so one mistake is told once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,10 +92,11 @@ def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
         if "," in value and not container_names(value):
             checker.say(codes.CONTAINERS, at, f"`{value}` names no container and so selects every one", path, suggestion='write `"[]"` or the names')  # fmt: skip
         return
+    name = re.sub(r"[^a-zA-Z0-9_.,-]", "", value)
     try:
         Expression(value)
     except BadExpression as error:
-        checker.say(codes.CONTAINERS, at, f"outside Kubernetes `{value}` selects nothing: {error}", path, suggestion=f'write `"[{value.strip("[]")}]"`')  # fmt: skip
+        checker.say(codes.CONTAINERS, at, f"outside Kubernetes `{value}` selects nothing: {error}", path, suggestion=f'write `"[{name}]"`')  # fmt: skip
 
 
 def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:

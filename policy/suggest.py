@@ -36,7 +36,7 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     if not word or len(word) > LONGEST:
         return None
     folded = word.casefold()
-    best, found = max(1, len(word) // 3) + 1, None
+    best, found = (len(word) + 1) // 3 + 1, None
     for candidate in words:
         edits = distance(folded, candidate.casefold(), best - 1)
         if edits < best:

@@ -11,10 +11,11 @@ import ipaddress
 import re
 from typing import Final, Protocol
 
-from policy import codes
+from policy import codes, glob
 from policy.codes import Code
 from policy.suggest import nearest
 from policy.syscalls import SYSCALLS
+from schemas.errors import PolicyError
 
 
 class Say(Protocol):
@@ -121,7 +122,7 @@ def execname(text: str, say: Say) -> None:
 
 
 def pattern(text: str, say: Say) -> None:
-    """A glob; whether it compiles is asked of the compiler by `lint`."""
+    """A glob of the dialect in `policy/glob.py`."""
     if not text:
         say(codes.EMPTY, "the pattern is empty", expected="a glob such as `/**/curl`")
     elif text[0] not in "/*?[{":
@@ -130,6 +131,11 @@ def pattern(text: str, say: Say) -> None:
             f"`{text}` matches no path: they all start with `/`",
             suggestion=f"write `/**/{text}`" if "/" not in text else "",
         )
+    else:
+        try:
+            glob.parse(text)
+        except PolicyError as error:
+            say(codes.PATTERN, str(error))
 
 
 def protocol(text: str, say: Say) -> None:

@@ -81,7 +81,7 @@ def read(text: str, report: Report) -> list[Node]:
             break
         lines = LINE_BREAK.split(rest)
         skip = next(
-            (at for at in range(failed + 1, len(lines)) if lines[at] == "---" or lines[at].startswith("--- ")), None
+            (at for at in range(max(failed, 1), len(lines)) if lines[at] == "---" or lines[at].startswith("--- ")), None
         )
         if skip is None:
             break
@@ -147,6 +147,8 @@ class _Reader:
                 node, weight = closed.node, closed.weight
                 if isinstance(node, Mapping):
                     self.merge(node)
+                    if node.pairs:
+                        node.width = node.pairs[0][0].width
                 if closed.anchor:
                     anchors[closed.anchor] = (node, weight)
                     open_anchors.discard(closed.anchor)
@@ -191,7 +193,7 @@ class _Reader:
             self.report.add(codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line=line, column=column, width=width)  # fmt: skip
         else:
             return anchors[name]
-        return Scalar("", "null", line, column, width), 16
+        return Scalar("", "lost", line, column, width), 16
 
     def tag(self, tag: str | None, line: int, column: int) -> None:
         if tag not in _STRUCTURE:
