@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bus to test: every test that asks for `bus` or `world` runs on each kind there is; Kafka will join the list."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bus.contract import Bus, Delivery, Record, Subscription
+from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.memory import MemoryBus, MemorySettings
+
+
+class World:
+    """A place where a bus lives: `open` gives one, `reopen` closes it and gives one on the same data."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        self.kind = kind
+        self.directory = directory
+        self._open: list[Bus] = []
+
+    async def open(self, **settings: object) -> Bus:
+        bus: Bus
+        if self.kind == "memory":
+            bus = MemoryBus(MemorySettings())
+        else:
+            bus = await EmbeddedBus.open(self.settings(**settings))
+        self._open.append(bus)
+        return bus
+
+    def settings(self, **changes: object) -> EmbeddedSettings:
+        return msgspec.structs.replace(EmbeddedSettings(directory=str(self.directory)), **changes)
+
+    async def close(self) -> None:
+        for bus in self._open:
+            await bus.close()
+
+
+@pytest.fixture(params=["memory", "embedded"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(request.param, tmp_path / "bus")
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[World]:
+    """The embedded bus alone: what only a bus with a disk can promise."""
+    world = World("embedded", tmp_path / "bus")
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+def drain() -> Callable[[Subscription, int], Awaitable[list[Delivery]]]:
+    """Take until `count` records came, or fail after ten seconds."""
+
+    async def drain(subscription: Subscription, count: int) -> list[Delivery]:
+        found: list[Delivery] = []
+        deadline = time.monotonic() + 10
+        while len(found) < count and time.monotonic() < deadline:
+            found += await subscription.take(1000, 0.2)
+        assert len(found) >= count, f"{len(found)} of {count} records within ten seconds"
+        return found
+
+    return drain
+
+
+@pytest.fixture
+def records() -> Callable[[int], list[Record]]:
+    def records(count: int, key: bytes = b"k", first: int = 0) -> list[Record]:
+        return [Record(key, str(index).encode()) for index in range(first, first + count)]
+
+    return records
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            await asyncio.sleep(0.005)
+
+    return until
