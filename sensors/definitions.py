@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from schemas.kernel import BEHAVIOUR, DEFINITION, PROCESS, DefinitionKind
 
@@ -117,35 +117,33 @@ class Definitions:
         """Define by other means than the ring (a map lookup, /proc)."""
         self.learn((_HEAD.pack(ident, kind, len(body)) + body,))
 
-    def closure(self, behaviours: Iterable[int], processes: Iterable[int]) -> Closure:
+    def closure(self, behaviours: set[int], processes: set[int]) -> Closure:
         """The definitions of these ids and of every string they refer to, each once. 0 means "none" and is skipped."""
         strings: set[int] = set()
-        found: list[bytes] = []
-        missing: list[list[int]] = []
-        references, at = _REFERENCES.unpack_from, _AT
-        for kind, idents in ((_BEHAVIOUR, behaviours), (_PROCESS, processes)):
-            absent = []
-            young = self._young[kind]
-            for ident in idents:
-                record = young.get(ident) or self._revive(kind, ident)
-                if record:
-                    found.append(record)
-                    strings.update(references(record, at))
-                elif ident:
-                    absent.append(ident)
-            missing.append(absent)
-        strings.discard(0)
-        absent = []
-        young = self._young[_STRING]
-        for ident in strings:
-            record = young.get(ident) or self._revive(_STRING, ident)
-            if record:
-                found.append(record)
-            else:
+        acted, no_behaviours = self._fetch(_BEHAVIOUR, behaviours)
+        ran, no_processes = self._fetch(_PROCESS, processes)
+        acted_run, ran_run = b"".join(acted), b"".join(ran)
+        _refer(strings, acted, acted_run, DEFINITION.size + BEHAVIOUR.size)
+        _refer(strings, ran, ran_run, DEFINITION.size + PROCESS.size)
+        texts, no_strings = self._fetch(_STRING, strings)
+        run = b"".join((acted_run, ran_run, *texts))
+        if not (no_strings or no_behaviours or no_processes):
+            return Closure(run, NOTHING_MISSING)
+        return Closure(run, Missing(tuple(no_behaviours), tuple(no_strings), tuple(no_processes)))
+
+    def _fetch(self, kind: int, idents: set[int]) -> tuple[list[bytes], list[int]]:
+        # Records found and ids not found. In the steady state all are young, and this is one pass in C.
+        found = list(map(self._young[kind].get, idents))
+        if None not in found:
+            return cast(list[bytes], found), []
+        records, absent = [], []
+        for ident, record in zip(idents, found, strict=True):
+            known = record or self._revive(kind, ident)
+            if known:
+                records.append(known)
+            elif ident:
                 absent.append(ident)
-        if not (absent or missing[0] or missing[1]):
-            return Closure(b"".join(found), NOTHING_MISSING)
-        return Closure(b"".join(found), Missing(tuple(missing[0]), tuple(absent), tuple(missing[1])))
+        return records, absent
 
     def references(self, behaviour: int) -> tuple[int, int, int, int]:
         """String ids of a known behaviour: executable, parent, resource, resource2; zeros when it is not known."""
@@ -181,6 +179,17 @@ class Definitions:
 
 def _generation() -> _Generation:
     return {_STRING: {}, _BEHAVIOUR: {}, _PROCESS: {}}
+
+
+def _refer(strings: set[int], records: list[bytes], run: bytes, size: int) -> None:
+    # Add the string ids of `records`, whose bytes in a row are `run`: by column when all have the size of this build.
+    if len(run) == size * len(records):
+        words, stride = memoryview(run).cast("Q"), size // 8
+        for column in range(_AT // 8, _AT // 8 + 4):
+            strings.update(words[column::stride].tolist())
+    else:
+        for record in records:
+            strings.update(_REFERENCES.unpack_from(record, _AT))
 
 
 _ORDER: Final = "little" if struct.pack("=H", 1)[0] else "big"

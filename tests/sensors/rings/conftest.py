@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,18 +154,3 @@ def stand_in(bpffs: Path, request: pytest.FixtureRequest) -> Iterator[StandIn]:
     stand = StandIn(directory, pages=pages)
     yield stand
     stand.close()
-
-
-@pytest.fixture
-def build_row() -> Callable[..., bytes]:
-    """`build_row(id, sequence, process=, pid=)`: a row with its ring header."""
-
-    def build(ident: int, sequence: int, process: int = 0, pid: int = 1) -> bytes:
-        return struct.pack("=II", OCCURRENCE.size, 0) + occurrence(ident, sequence, process, pid)
-
-    return build
-
-
-@pytest.fixture
-def build_behaviour() -> Callable[[int, int, int], bytes]:
-    return behaviour
