@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,9 +93,11 @@ def test_percpu_values_are_summed() -> None:
 
 
 def test_a_full_map_says_so() -> None:
-    with Map(bpf.map_create(HASH, 8, 8, 2, name="small")) as small, pytest.raises(KernelError, match="E2BIG") as caught:
-        for n in range(3):
-            small.put(key(n), key(n))
+    with Map(bpf.map_create(HASH, 8, 8, 2, name="small")) as small:
+        small.put(key(0), key(0))
+        small.put(key(1), key(1))
+        with pytest.raises(KernelError, match="E2BIG") as caught:
+            small.put(key(2), key(2))
     assert caught.value.operation == "MAP_UPDATE"
     assert caught.value.target == "small"
     assert "full" in str(caught.value)
@@ -151,19 +154,17 @@ def test_a_program_loads_runs_and_attaches_to_a_cgroup() -> None:
 
 
 def test_a_refused_program_shows_the_verifiers_words() -> None:
-    with pytest.raises(KernelError, match=r"PROG_LOAD.*verifier: .*R1"):
+    with pytest.raises(KernelError, match=r"PROG_LOAD.*verifier: invalid bpf_context access"):
         bpf.program_load(1, instructions((0xBF, 0x10, 0, 0), (0x79, 0x11, 0, 0), (0x95, 0, 0, 0)), name="bad")
 
 
 def test_without_privilege_the_error_says_which() -> None:
     code = (
-        "import os; os.setuid(65534)\n"
-        "from kernel import bpf\nfrom schemas.errors import PermissionMissing\n"
+        "import os\nfrom kernel import bpf\nfrom schemas.errors import PermissionMissing\n"
+        "os.setuid(65534)\n"
         "try: bpf.program_load(17, bytes.fromhex('b700000001000000' '9500000000000000'))\n"
         "except PermissionMissing as error: print(error)"
     )
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "EPERM" in done.stdout
     assert "CAP_BPF" in done.stdout
