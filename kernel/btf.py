@@ -58,7 +58,7 @@ class Btf:
                 raise DecodeError(
                     f"BTF kind {kind} at type {len(at)} is not known; this kernel's BTF is newer than this reader"
                 )
-            if name and kind != _FUNC:
+            if name:
                 named.setdefault(name, []).append(len(at))
             at.append(offset)
             once, each = _EXTRA[kind]
@@ -94,6 +94,10 @@ class Btf:
     def type_id(self, name: str) -> int | None:
         """Id of the typedef, struct or union called `name`: what `attach_btf_id` wants."""
         return self._find(name, {_TYPEDEF, _STRUCT, _UNION})
+
+    def function_id(self, name: str) -> int | None:
+        """Id of the kernel function `name`: what fentry and LSM programs attach to."""
+        return self._find(name, {_FUNC})
 
     def has_tracepoint(self, name: str) -> bool:
         """Whether the kernel defines tracepoint `name` (BTF keeps one `btf_trace_NAME` typedef for each)."""

@@ -21,6 +21,7 @@ from typing import Any, Final
 from kernel import bpf
 from kernel.btf import VMLINUX, Btf
 from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
+from kernel.features import typed_loads
 from kernel.headers import installed, write_tree
 from kernel.members import offsets_by_headers, offsets_from
 from kernel.syscalls import call_records, number
@@ -87,7 +88,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
                 f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
             )
         (root / "records.h").write_text(c_header())
-        if request["typed_loads"]:
+        if typed_loads().available:
             flags.append("-DTYPED_LOADS=1")
         step("headers")
         compiler = import_bcc()

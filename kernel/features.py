@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel and machine offer, found by trying: the rows of `hauberk probe` and the loader's own choices.
+
+Never asks for a version: distributions carry features back and switch them off. Each test loads a program of a few
+instructions or opens a file, takes milliseconds and leaves nothing behind. Neighbours: `bpf` (loads), `loader_child`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kernel import bpf
+from kernel.btf import VMLINUX, Btf
+from kernel.headers import installed
+from schemas.errors import HauberkError, KernelError
+
+_KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
+_TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
+_SEND_SIGNAL, _RINGBUF_OUTPUT, _TASK_BTF, _TASK_REGS, _LOOP = 109, 130, 158, 175, 181
+DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One thing this machine offers or does not. `why`: the evidence, or the refusal with what it means for Hauberk."""
+
+    name: str
+    available: bool
+    why: str
+
+
+def survey() -> tuple[Feature, ...]:
+    """Every feature, in the order they are shown. About 0.2 s; needs root for the loads, says so where it lacks it."""
+    return tuple(test() for test in _TESTS)
+
+
+def by_name(features: tuple[Feature, ...]) -> dict[str, Feature]:
+    """The survey as a table."""
+    return {feature.name: feature for feature in features}
+
+
+def typed_loads() -> Feature:
+    """Whether programs may read task_struct without a probe read per member."""
+    code = _call(_TASK_BTF) + _insn(0xBF, 1, 0) + _call(_TASK_REGS) + _insn(0x79, 0, 0) + _END
+    return _loads("typed loads", code, "task members are read directly", "every task member costs a probe read")
+
+
+def _insn(code: int, dst: int = 0, src: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", code, src << 4 | dst, offset, value)
+
+
+def _call(helper: int) -> bytes:
+    return _insn(0x85, 0, 0, 0, helper)
+
+
+_END: Final = _insn(0xB7, 0) + _insn(0x95)
+
+
+def _loads(name: str, code: bytes, good: str, bad: str, kind: int = _RAW_TRACEPOINT, attach_type: int = 0) -> Feature:
+    try:
+        os.close(bpf.program_load(kind, code, name="hauberk_test", attach_type=attach_type))
+    except KernelError as error:
+        return Feature(name, False, f"{bad} ({_short(error)})")
+    return Feature(name, True, good)
+
+
+def _short(error: KernelError) -> str:
+    return errno.errorcode.get(error.errno, str(error.errno)) if error.errno else str(error)
+
+
+def _btf() -> Feature:
+    if not VMLINUX.exists():
+        return Feature("BTF", False, f"`{VMLINUX}` is missing; kernel headers are needed instead")
+    return Feature("BTF", True, f"{VMLINUX.stat().st_size >> 20} MB at `{VMLINUX}`")
+
+
+def _headers() -> Feature:
+    found = installed()
+    return Feature(
+        "kernel headers",
+        found is not None,
+        f"at `{found}`" if found else "none for this kernel; not needed where BTF is",
+    )
+
+
+def _raw_tracepoint() -> Feature:
+    return _loads("raw tracepoints", _END, "every event is seen through these", "nothing can be observed")
+
+
+def _tracing(
+    name: str, attach_type: int, target: str, function: str, good: str, bad: str, kind: int = _TRACING
+) -> Feature:
+    try:
+        ident = Btf.of_kernel().function_id(target) if function == "func" else Btf.of_kernel().type_id(target)
+    except HauberkError:
+        return Feature(name, False, f"{bad} (no BTF)")
+    if ident is None:
+        return Feature(name, False, f"{bad} (`{target}` is not in BTF)")
+    code = ctypes.create_string_buffer(_END, len(_END))
+    text = ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        "=IIQQIIQII16sIIIIQIIQII",
+        kind, len(_END) // 8, ctypes.addressof(code), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
+        0, attach_type, 0, 0, 0, 0, 0, 0, 0, ident,
+    )  # fmt: skip
+    result = bpf.call(bpf.PROG_LOAD, attributes)
+    if result < 0:
+        return Feature(name, False, f"{bad} ({errno.errorcode.get(-result, -result)})")
+    try:
+        if attach_type == _TRACE_RAW_TP:
+            return Feature(name, True, good)
+        link = bpf.call(bpf.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, result, 0))
+        if link < 0:
+            return Feature(name, False, f"{bad} (loads, attaching gives {errno.errorcode.get(-link, -link)})")
+        os.close(link)
+    finally:
+        os.close(result)
+    return Feature(name, True, good)
+
+
+def _tp_btf() -> Feature:
+    return _tracing(
+        "BTF tracepoints",
+        _TRACE_RAW_TP,
+        "btf_trace_sched_process_exec",
+        "typedef",
+        "load; not used, typed loads give the same",
+        "not used",
+    )
+
+
+def _fentry() -> Feature:
+    return _tracing("fentry", _TRACE_FENTRY, "do_exit", "func", "load and attach", "refused; tracepoints are used")
+
+
+def _lsm_load() -> Feature:
+    return _tracing(
+        "LSM programs",
+        _LSM_MAC,
+        "bpf_lsm_file_open",
+        "func",
+        "load and attach",
+        "refused; `bpf-lsm` enforcement is not available",
+        _LSM,
+    )
+
+
+def _lsm_list() -> Feature:
+    for path in (Path("/sys/kernel/security/lsm"),):
+        if path.exists():
+            names = path.read_text().strip()
+            return Feature("bpf in LSM list", "bpf" in names.split(","), names)
+    return Feature("bpf in LSM list", False, "securityfs is not mounted at /sys/kernel/security")
+
+
+def _kprobe() -> Feature:
+    # PMU type and not only a load: kernels without kprobes verify such programs and cannot attach them.
+    path = Path("/sys/bus/event_source/devices/kprobe/type")
+    if not path.exists():
+        return Feature("kprobes", False, "not compiled into this kernel; not needed")
+    return _loads("kprobes", _END, "load", "refused; not needed", _KPROBE)
+
+
+def _ring_buffer() -> Feature:
+    return _map(
+        "ring buffer", 27, 0, 0, 4096, "events leave through two of them", "needed; this kernel is older than 5.8"
+    )
+
+
+def _lru() -> Feature:
+    return _map("LRU hash", 9, 8, 8, 16, "remembers what was announced", "needed")
+
+
+def _lpm() -> Feature:
+    return _map("LPM trie", 11, 8, 8, 16, "holds network rules", "no network rules by address", flags=1)
+
+
+def _map(name: str, kind: int, key: int, value: int, entries: int, good: str, bad: str, flags: int = 0) -> Feature:
+    try:
+        os.close(bpf.map_create(kind, key, value, entries, name="hauberk_test", flags=flags))
+    except KernelError as error:
+        return Feature(name, False, f"{bad} ({_short(error)})")
+    return Feature(name, True, good)
+
+
+def _sock_addr() -> Feature:
+    allow = _insn(0xB7, 0, value=1) + _insn(0x95)
+    return _loads(
+        "cgroup socket programs",
+        allow,
+        "`cgroup` enforcement stops connect, bind, send and socket",
+        "no `cgroup` enforcement",
+        _CGROUP_SOCK_ADDR,
+        _INET4_CONNECT,
+    )
+
+
+def _signal() -> Feature:
+    code = _insn(0xB7, 1, value=0) + _call(_SEND_SIGNAL) + _END
+    return _loads(
+        "bpf_send_signal", code, "`signal` enforcement kills at exec or right after open", "no `signal` enforcement"
+    )
+
+
+def _loop() -> Feature:
+    try:
+        found = Btf.of_kernel().enumerator("bpf_func_id", "BPF_FUNC_loop") is not None
+    except HauberkError:
+        found = False
+    return Feature(
+        "bpf_loop",
+        found,
+        "offered; not used, tail calls carry deep paths everywhere" if found else "absent; not needed",
+    )
+
+
+def _cap_capable() -> Feature:
+    try:
+        found = Btf.of_kernel().has_tracepoint("cap_capable")
+    except HauberkError:
+        found = False
+    return Feature(
+        "cap_capable tracepoint",
+        found,
+        "capability checks can be seen" if found else "absent; capability use is not seen without LSM programs",
+    )
+
+
+def _cgroup2() -> Feature:
+    where = cgroup2_mount()
+    return Feature(
+        "cgroup v2",
+        where is not None,
+        f"mounted at `{where}`; containers are told apart by cgroup id"
+        if where
+        else "not mounted; containers cannot be told apart by cgroup id",
+    )
+
+
+def cgroup2_mount() -> str | None:
+    """Where the cgroup v2 hierarchy is mounted; None if it is not."""
+    return _mount_of("cgroup2")
+
+
+def bpffs_mount() -> str | None:
+    """Where a bpffs is mounted; None if none is."""
+    return _mount_of("bpf")
+
+
+def _mount_of(kind: str) -> str | None:
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        for line in mounts:
+            _, where, found, *_ = line.split(" ")
+            if found == kind:
+                return where
+    return None
+
+
+def _bpffs() -> Feature:
+    where = bpffs_mount()
+    return Feature(
+        "bpffs",
+        where is not None,
+        f"mounted at `{where}`" if where else "not mounted; the loader can mount one (`mount -t bpf bpf /sys/fs/bpf`)",
+    )
+
+
+def _bcc() -> Feature:
+    # Looked at, not imported: importing costs 72 MB and PyPI's package of this name would run its own code.
+    for directory in (*sys.path, DISTRIBUTION_PACKAGES):
+        package = Path(directory or ".") / "bcc"
+        if not (package / "__init__.py").exists():
+            continue
+        if not (package / "libbcc.py").exists():
+            return Feature(
+                "BCC",
+                False,
+                f"`{package}` is PyPI's unrelated lattice library; remove it and install the distribution's `python3-bpfcc`",
+            )
+        version = (
+            re.search(r"['\"]([0-9][^'\"]*)['\"]", (package / "version.py").read_text())
+            if (package / "version.py").exists()
+            else None
+        )
+        return Feature("BCC", True, f"version {version.group(1) if version else 'unknown'} at `{package}`")
+    return Feature("BCC", False, "not installed; the distribution's package is `python3-bpfcc` (Fedora: `python3-bcc`)")
+
+
+_TESTS: Final[tuple[Callable[[], Feature], ...]] = (
+    _btf, _headers, _bcc, _bpffs, _cgroup2, _raw_tracepoint, _tp_btf, typed_loads, _ring_buffer, _lru, _lpm, _loop,
+    _signal, _sock_addr, _lsm_list, _lsm_load, _fentry, _kprobe, _cap_capable,
+)  # fmt: skip

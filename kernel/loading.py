@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parent's side of loading: reuse pins that fit, else run the short-lived child; take everything down again.
+
+Pins outlive the agent: enforcement, ids and the process map go on while it restarts. Pins are reused when the layout hash
+in their `config` map equals ours (it covers the C text, the record layouts, the tables and the settings that size maps), and
+replaced otherwise. Must never import BCC and never touch a directory it did not make. Neighbours: `loader_child` (the
+work), `catalogue` (what is pinned), `bpf`, `maps`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from kernel import bpf
+from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
+from kernel.maps import Map
+from kernel.syscalls import call_records
+from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
+from schemas.kernel import Config, c_header
+from schemas.operations import Class
+
+_ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
+_MAGIC_BPFFS: Final = 0xCAFE4A11
+_KINDS: Final = {kind.__name__: kind for kind in (Incompatible, KernelError, MissingDependency, PermissionMissing)}
+_KEPT_LINES: Final = 12
+"""Lines of the child's stderr that go into an error: clang's or the verifier's last words fit."""
+
+
+class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes of rings and maps, and what is watched until somebody says otherwise."""
+
+    occurrence_pages: Annotated[
+        int,
+        msgspec.Meta(description="size of the occurrences ring in 4096-byte pages, a power of two", examples=[4096]),
+    ] = 4096
+    definition_pages: Annotated[
+        int,
+        msgspec.Meta(description="size of the definitions ring in 4096-byte pages, a power of two", examples=[1024]),
+    ] = 1024
+    behaviours: Annotated[int, msgspec.Meta(description="behaviours remembered as announced", examples=[65536])] = 65536
+    strings: Annotated[
+        int, msgspec.Meta(description="paths and arguments remembered as announced", examples=[65536])
+    ] = 65536
+    processes: Annotated[int, msgspec.Meta(description="live processes known at once", examples=[65536])] = 65536
+    scopes: Annotated[
+        int, msgspec.Meta(description="cgroups with a visibility or a rule table of their own", examples=[16384])
+    ] = 16384
+    rules: Annotated[int, msgspec.Meta(description="path rules of all tables together", examples=[262144])] = 262144
+    net_rules: Annotated[int, msgspec.Meta(description="network rules of all tables together", examples=[65536])] = (
+        65536
+    )
+    host_visibility: Annotated[
+        int,
+        msgspec.Meta(
+            description="bit 1 << Class for each class reported of cgroups without a scope; 0: the host is not watched",
+            examples=[0, 46],
+        ),
+    ] = 0
+    new_visibility: Annotated[
+        int,
+        msgspec.Meta(
+            description="the same for a cgroup made later, until it is claimed; 0: new cgroups are host", examples=[46]
+        ),
+    ] = _ALL
+    timeout: Annotated[
+        float, msgspec.Meta(description="seconds the loader may take before it is ended", examples=[60.0])
+    ] = 60.0
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What is pinned and how it came about. `key`: the two u64 of SipHash ids. `seconds`: per step, empty when reused."""
+
+    pin_dir: str
+    key: tuple[int, int]
+    reused: bool
+    seconds: dict[str, float] = {}
+    peak_kb: int = 0
+
+    def map(self, name: str) -> Map:
+        """The map pinned as `name`; the caller closes it."""
+        return Map.open(f"{self.pin_dir}/maps/{name}")
+
+    def program(self, name: str) -> int:
+        """A new fd of the program pinned as `name`; the caller closes it."""
+        return bpf.pinned(f"{self.pin_dir}/programs/{name}")
+
+
+def layout_hash(settings: LoadSettings) -> int:
+    """u64 over everything that makes pins of one build unfit for another."""
+    sizes = {
+        name: getattr(settings, name)
+        for name in settings.__struct_fields__
+        if name not in ("timeout", "host_visibility", "new_visibility")
+    }
+    text = [source(), c_header(), json.dumps(sizes, sort_keys=True), repr((TABLES, PROBES, GUARDS, HOPS))]
+    text.append(repr(call_records({name: index for index, name in enumerate(HOPS)})))
+    return int.from_bytes(hashlib.blake2b("\0".join(text).encode(), digest_size=8).digest(), "little")
+
+
+def load(
+    settings: LoadSettings, pin_dir: str, *, progress: Callable[[str, float], None] | None = None, fresh: bool = False
+) -> Loaded:
+    """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
+
+    Reuses fitting pins unless `fresh`. `progress(step, seconds)` is called as the child reports. Blocks for about two seconds
+    when compiling. Raises PermissionMissing, MissingDependency, KernelError (with the verifier's last lines), Unavailable (timeout).
+    """
+    directory = Path(pin_dir)
+    _require_bpffs(directory)
+    expected = layout_hash(settings)
+    if not fresh and (found := existing(pin_dir, expected)) is not None:
+        _set_visibility(found, settings)
+        return found
+    unload(pin_dir)
+    request = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    request |= {"pin_dir": pin_dir, "layout": expected}
+    try:
+        done = _run_child(request, settings.timeout, progress)
+    except Exception:
+        unload(pin_dir)
+        raise
+    found = existing(pin_dir, expected)
+    if found is None:
+        raise KernelError(
+            f"the loader ended well but left no usable pins under `{pin_dir}`", operation="load", target=pin_dir
+        )
+    return msgspec.structs.replace(found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"])
+
+
+def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:
+    """What is pinned under `pin_dir` now; None when nothing is, or its layout hash is not `expected` (None: any)."""
+    paths = [f"maps/{table.name}" for table in TABLES] + [f"links/{probe.name}" for probe in PROBES]
+    paths += [f"programs/{each.name}" for each in (*PROBES, *GUARDS)]
+    if not all(os.path.exists(f"{pin_dir}/{path}") for path in paths):
+        return None
+    with Map.open(f"{pin_dir}/maps/config") as config:
+        values = {name: config.sum_u64(struct.pack("=I", name)) for name in Config}
+    if expected is not None and values[Config.LAYOUT] != expected:
+        return None
+    return Loaded(pin_dir=pin_dir, key=(values[Config.HASH_K0], values[Config.HASH_K1]), reused=True)
+
+
+def unload(pin_dir: str) -> None:
+    """Remove every pin under `pin_dir` and the directory: programs detach when the last reference goes. Twice is once."""
+    # Links strictly first: nothing runs any more while its maps disappear.
+    for room in ("links", "programs", "maps"):
+        shutil.rmtree(f"{pin_dir}/{room}", ignore_errors=True)
+    if os.path.isdir(pin_dir):
+        shutil.rmtree(pin_dir, ignore_errors=True)
+
+
+def exclude(loaded: Loaded, pid: int) -> None:
+    """Neither report nor ever stop the process with host tgid `pid`; its children are not excluded."""
+    with loaded.map("excluded") as table:
+        table.put(struct.pack("=I", pid), struct.pack("=I", 1))
+
+
+def mount_bpffs(where: str) -> bool:
+    """Make sure a bpffs is mounted at `where`; True when it was mounted here and is the caller's to unmount (`unmount`)."""
+    if is_bpffs(where):
+        return False
+    os.makedirs(where, exist_ok=True)
+    result = subprocess.run(["mount", "-t", "bpf", "bpf", where], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise PermissionMissing(
+            f"cannot mount a bpffs at `{where}`: {result.stderr.strip()}; run as root or mount it beforehand",
+            operation="mount",
+            target=where,
+        )
+    return True
+
+
+def unmount(where: str) -> None:
+    """Undo `mount_bpffs` when it returned True."""
+    subprocess.run(["umount", "-l", where], capture_output=True, check=False)
+
+
+def is_bpffs(where: str) -> bool:
+    """Whether `where`, or what exists of its parents, lies in a bpffs."""
+    path = Path(where)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    best = ("", "")
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        for line in mounts:
+            _, point, kind, *_ = line.split(" ")
+            if (str(path) + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
+                best = (point, kind)
+    return best[1] == "bpf"
+
+
+def _require_bpffs(directory: Path) -> None:
+    if not is_bpffs(str(directory)):
+        raise KernelError(
+            f"expected `{directory}` to lie in a bpffs, it does not; mount one (`mount -t bpf bpf /sys/fs/bpf`) or name another directory",
+            operation="pin",
+            target=str(directory),
+        )
+
+
+def _set_visibility(loaded: Loaded, settings: LoadSettings) -> None:
+    with loaded.map("config") as config:
+        config.put(struct.pack("=I", Config.HOST_VISIBILITY), struct.pack("=Q", settings.host_visibility))
+        config.put(struct.pack("=I", Config.NEW_VISIBILITY), struct.pack("=Q", settings.new_visibility))
+
+
+def _run_child(
+    request: dict[str, Any], timeout: float, progress: Callable[[str, float], None] | None
+) -> dict[str, Any]:
+    command = [sys.executable, "-P", "-m", "kernel.loader_child"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = child.communicate(json.dumps(request), timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise Unavailable(
+            f"the loader did not finish in {timeout} s; raise `timeout`, or see whether the machine is out of memory or processors"
+        ) from None
+    last: dict[str, Any] = {}
+    for line in out.splitlines():
+        message = json.loads(line)
+        if "step" in message and progress is not None:
+            progress(message["step"], message["seconds"])
+        last = message
+    if "done" in last:
+        done: dict[str, Any] = last["done"]
+        return done
+    said = " / ".join(err.strip().splitlines()[-_KEPT_LINES:])
+    if "error" in last:
+        kind = _KINDS.get(last["kind"], KernelError)
+        raise kind(last["error"] + (f"; it said: {said}" if said else ""))
+    raise KernelError(
+        f"the loader ended with {child.returncode} and no answer; it said: {said or 'nothing'}", operation="load"
+    )
