@@ -82,6 +82,7 @@ class Inventory:
         self._dirty: dict[str, Identity | None] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
+        self._looking = False
         self.ready = asyncio.Event()
         """Set once everything that was running at start has been published."""
 
@@ -105,9 +106,10 @@ class Inventory:
         if gone:
             self._gone(id_)
         elif path is None:
-            found = next((path for seen, path in cgroups.scan(self._mount) if seen == id_), None)
-            if found is not None:
-                self._born(id_, found)
+            # Asked for many at once when the agent starts: one look at the tree answers all.
+            if id_ not in self._uid_of and not self._looking:
+                self._looking = True
+                asyncio.get_running_loop().call_soon(self._look)
         else:
             self._born(id_, "/" + path.strip("/"))
 
@@ -136,16 +138,23 @@ class Inventory:
     def _born(self, id_: int, path: str) -> None:
         if id_ in self._uid_of:
             return
-        place = cgroups.parse(path) or self._nested_in(path)
+        place = self._nested_in(path) or cgroups.parse(path)
         if place is not None:
             self._container(place, id_)
         elif self._settings.host_cgroups and path != "/" and not cgroups.is_parent(path):
             uid = f"cgroup-{id_}"
+            sure = cgroups.is_host(path) or not self._runtimes
             self._uid_of[id_] = uid
-            self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path,
-                               complete=not self._runtimes, node_labels=self._settings.node_labels,
-                               started=time.time(), cluster=self._settings.cluster))  # fmt: skip
-            self._ask(uid, Place("", path), HOST_ANSWER)
+            self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure,
+                               node_labels=self._settings.node_labels, started=time.time(),
+                               cluster=self._settings.cluster))  # fmt: skip
+            if not sure:
+                self._ask(uid, Place("", path), HOST_ANSWER)
+
+    def _look(self) -> None:
+        self._looking = False
+        for id_, path in cgroups.scan(self._mount):
+            self._born(id_, path)
 
     def _nested_in(self, path: str) -> Place | None:
         return next((place for place in self._place_of.values() if path.startswith(place.path + "/")), None)
@@ -229,7 +238,8 @@ class Inventory:
             pause = min(pause * 2, LAST_RETRY)
         self._asking.pop(uid, None)
         known = self._identities.get(uid)
-        if known is not None and known.kind is Kind.HOST and not known.complete:
+        if known is not None and not known.complete:
+            # Nobody answers for it: what the cgroup path says is all there will be, and its events must not wait for more.
             self._put(msgspec.structs.replace(known, complete=True))
 
     def _rename(self, provisional: str, uid: str) -> None:

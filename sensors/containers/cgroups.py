@@ -32,6 +32,9 @@ _SCOPE = re.compile(rf"(?P<runtime>docker|cri-containerd|crio|libpod|nerdctl)-(?
 _BARE = re.compile(_HEX)
 _POD = re.compile(r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?")  # fmt: skip
 _PARENT = re.compile(r"docker|kubepods.*|kubelet.*|besteffort|burstable|libpod_parent|machine\.slice|crio|buildkit")
+_HOST = re.compile(
+    r".+\.(?:service|slice|mount|socket|swap)|(?:init|session-.+)\.scope|conmon|(?:crio|libpod)-conmon-.+"
+)
 _NAMES = {"cri-containerd": "containerd", "crio": "cri-o", "libpod": "podman", "nerdctl": "containerd"}
 
 
@@ -62,6 +65,11 @@ def is_parent(path: str) -> bool:
         return False
     last = path.rsplit("/", 1)[-1]
     return bool(_PARENT.fullmatch(last) or _POD.fullmatch(last))
+
+
+def is_host(path: str) -> bool:
+    """Whether systemd's own names say that no container runtime made `path`: services, slices, login sessions."""
+    return bool(_HOST.fullmatch(path.rsplit("/", 1)[-1]))
 
 
 def mount_point(mounts: str = "/proc/self/mounts") -> str:

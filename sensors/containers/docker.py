@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from schemas.errors import HauberkError, Unavailable
+from schemas.errors import DecodeError, HauberkError, Unavailable
 from sensors.containers import unix_http
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Changed, Found
@@ -84,7 +84,7 @@ class Docker:
             async for chunk in chunks:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in filter(None, lines):
-                    event = msgspec.json.decode(line)
+                    event = _decoded(line)
                     changed(event["Actor"]["ID"], event["Action"] not in _STARTED)
 
     async def _get(self, target: str) -> Any:
@@ -98,7 +98,7 @@ class Docker:
             return None
         if status != 200:
             raise Unavailable(f"docker on {self._settings.socket} answered {status} to `GET {target}`: {body[:200]!r}")
-        return msgspec.json.decode(body)
+        return _decoded(body)
 
     def _fail(self, error: HauberkError) -> None:
         # A machine without Docker is no fault; a socket that is there and does not answer is.
@@ -107,6 +107,13 @@ class Docker:
     async def _inspect(self, id_: str) -> Found | None:
         seen = await self._get(f"/containers/{id_}/json")
         return None if seen is None else found(seen)
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"expected JSON from the Docker API, got {error}") from error
 
 
 def found(seen: dict[str, Any]) -> Found:

@@ -158,7 +158,7 @@ def _text(block: bytes, at: int) -> tuple[str, int]:
 _LENGTHS = {
     5: "012aceiost",
     6: " %-./3456789=A_bdfghlmnpru",
-    7: ":BCDEFGHIJKLMNOPQRSTUVWjkqvwxyz",
+    7: ":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz",
     8: "&*,;XZ",
     10: "!\"()?",
     11: "'+|",

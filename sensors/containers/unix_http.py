@@ -31,7 +31,7 @@ async def connect(path: str) -> AsyncIterator[tuple[asyncio.StreamReader, asynci
         raise Unavailable(f"expected a server on {path}, got `{error.strerror}`; is it running?") from error
     try:
         yield reader, writer
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError) as error:
         raise Unavailable(f"{path} broke off in the middle of an answer ({error or type(error).__name__})") from error
     finally:
         writer.close()

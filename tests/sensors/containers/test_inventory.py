@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory over real runtimes and the real cgroup tree: known at birth, complete soon, kept after the end, then gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bus.memory import MemoryBus
+from schemas.errors import Unavailable
+from schemas.identity import Identity, Kind, decode
+from schemas.topics import INVENTORY
+from sensors.containers import cgroups
+from sensors.containers.cri import CriSettings
+from sensors.containers.docker import DockerSettings
+from sensors.containers.podman import PodmanSettings
+from sensors.inventory import Inventory, InventorySettings
+
+pytestmark = [pytest.mark.containers, pytest.mark.kernel]
+
+
+@asynccontextmanager
+async def running(bus: MemoryBus, *runtimes: Any, **settings: Any) -> AsyncIterator[Inventory]:
+    inventory = Inventory(bus, InventorySettings(node="n1", runtimes=runtimes, **settings))
+    task = asyncio.create_task(inventory.run())
+    try:
+        async with asyncio.timeout(20):
+            await inventory.ready.wait()
+        yield inventory
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def published(bus: MemoryBus, uid: str) -> Identity | None:
+    record = (await bus.latest(INVENTORY)).get(f"n1/{uid}".encode())
+    return None if record is None or record.value is None else decode(record.value)
+
+
+def tell_of(inventory: Inventory, under: str) -> None:
+    """What the kernel's cgroup_mkdir records would say."""
+    for id_, path in cgroups.scan(cgroups.mount_point()):
+        if path.startswith(under):
+            inventory.on_cgroup(id_, path, False)
+
+
+async def test_what_runs_already_is_known_at_start(dockerd: Any, kernel_cgroup_id: Callable[[str], int]) -> None:
+    bus = MemoryBus()
+    id_ = await asyncio.to_thread(dockerd.run, "early", "--label", "app=web")
+    try:
+        async with running(bus, DockerSettings(socket=dockerd.socket)) as inventory:
+            seen = await published(bus, id_)
+            assert seen is not None
+            assert seen.complete
+            assert (seen.kind, seen.container_name, seen.namespace) == (Kind.CONTAINER, "early", "container_namespace")
+            assert seen.labels["app"] == "web"
+            assert seen.workload == "container_namespace/early"
+            assert seen.cgroups == (kernel_cgroup_id(f"/docker/{id_}"),)
+            assert (seen.pid_ns, seen.mnt_ns) == cgroups.namespaces(seen.root_pid)
+            assert inventory.find(seen.cgroups[0]) == seen
+            assert inventory.status == []
+    finally:
+        await asyncio.to_thread(dockerd.remove, "early")
+
+
+async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    runtime = DockerSettings(socket=dockerd.socket)
+    async with running(bus, runtime, linger_seconds=0.3, rescan_seconds=0.1) as inventory:
+        id_ = await asyncio.to_thread(dockerd.run, "born", "--label", "kubearmor.io/namespace=shop")
+        tell_of(inventory, f"/docker/{id_}")
+        await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one.root_pid)
+        cgroup = _cgroup(id_)
+        seen = await published(bus, id_)
+        assert seen is not None
+        assert seen.namespace == "shop"
+        await asyncio.to_thread(dockerd.remove, "born")
+        await wait_until(lambda: (one := inventory.find(cgroup)) and one.ended)
+        ended = inventory.find(cgroup)
+        assert ended is not None
+        assert ended.container_name == "born"
+        await wait_until(lambda: inventory.find(cgroup) is None)
+        mine = lambda: [one for one in bus.records(INVENTORY) if one.key == f"n1/{id_}".encode()]  # noqa: E731
+        await wait_until(lambda: mine()[-1].value is None)
+
+
+async def test_a_restarted_container_keeps_its_name_under_a_new_cgroup(dockerd: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    async with running(bus, DockerSettings(socket=dockerd.socket), rescan_seconds=0.1) as inventory:
+        id_ = await asyncio.to_thread(dockerd.run, "again")
+        first = await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one)
+        await asyncio.to_thread(dockerd.docker, "restart", "-t", "0", "again")
+        await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.root_pid not in (0, first.root_pid))
+        now = inventory.find(_cgroup(id_))
+        assert now is not None
+        assert now.cgroups[0] == _cgroup(id_) != first.cgroups[0]
+        assert not now.ended
+        await asyncio.to_thread(dockerd.remove, "again")
+
+
+def _cgroup(id_: str) -> int:
+    return cgroups.cgroup_id(cgroups.mount_point(), f"/docker/{id_}")
+
+
+async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_until: Any) -> None:
+    id_ = await asyncio.to_thread(dockerd.run, "outer")
+    inner = f"{cgroups.mount_point()}/docker/{id_}/init.scope"
+    try:
+        async with running(MemoryBus(), DockerSettings(socket=dockerd.socket)) as inventory:
+            os.mkdir(inner)
+            inner_id = os.stat(inner).st_ino
+            inventory.on_cgroup(inner_id, None, False)
+            found = await wait_until(lambda: inventory.find(inner_id))
+            assert found.container_name == "outer"
+            assert found.cgroups == (_cgroup(id_), inner_id)
+            os.rmdir(inner)
+            inventory.on_cgroup(inner_id, None, True)
+            assert not inventory.find(_cgroup(id_)).ended  # type: ignore[union-attr]
+    finally:
+        await asyncio.to_thread(dockerd.remove, "outer")
+
+
+async def test_a_pod_is_whole(containerd: Any, wait_until: Any) -> None:
+    uid = "99999999-2222-3333-4444-555555555555"
+    bus = MemoryBus()
+    async with running(bus, CriSettings(socket=containerd.socket)) as inventory:
+        sandbox, config = await asyncio.to_thread(containerd.pod, "db-0", "shop", uid, {"app": "db"})
+        id_ = await asyncio.to_thread(containerd.container, sandbox, config, "postgres")
+        tell_of(inventory, "/kubepods")
+        seen = await wait_until(
+            lambda: next((one for one in inventory.identities if one.uid == id_ and one.complete), None)
+        )
+        assert (seen.pod, seen.namespace, seen.container_name, seen.pod_uid) == ("db-0", "shop", "postgres", uid)
+        assert seen.orchestrated
+        assert seen.labels == {"app": "db"}
+        assert seen.cgroup_path == f"/kubepods/burstable/pod{uid}/{id_}"
+        await asyncio.to_thread(containerd.remove, sandbox)
+
+
+async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    name, path = "hauberk-plain", "/hauberk-plain"
+    async with running(bus, PodmanSettings(roots=(oci.root("runc"),), poll_seconds=60)) as inventory:
+        os.mkdir(cgroups.mount_point() + path)
+        id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
+        inventory.on_cgroup(id_, path, False)
+        provisional = inventory.find(id_)
+        assert provisional is not None
+        assert (provisional.kind, provisional.complete) == (Kind.HOST, False)
+        os.rmdir(cgroups.mount_point() + path)
+        inventory.on_cgroup(id_, None, True)
+        await asyncio.to_thread(oci.run, "runc", name)
+        id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
+        inventory.on_cgroup(id_, path, False)
+        await wait_until(lambda: inventory.find(id_).kind is Kind.CONTAINER)  # type: ignore[union-attr]
+        assert await published(bus, f"cgroup-{id_}") is None
+        seen = await wait_until(lambda: inventory.find(id_))
+        assert (seen.uid, seen.runtime, seen.cgroup_path) == (name, "runc", path)
+
+
+@pytest.fixture
+def host_cgroup() -> Any:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes a cgroup")
+    path = f"/hauberk-host-{os.getpid()}.service"
+    os.mkdir(cgroups.mount_point() + path)
+    yield path
+    os.rmdir(cgroups.mount_point() + path)
+
+
+async def test_the_node_and_its_services_are_the_hosts(host_cgroup: str) -> None:
+    bus = MemoryBus()
+    async with running(bus, node_labels={"zone": "a"}) as inventory:
+        node = inventory.find(1)
+        assert node is not None
+        assert (node.kind, node.node, node.cgroup_path) == (Kind.NODE, "n1", "/")
+        assert node.node_labels == {"kubernetes.io/hostname": "n1", "kubearmor.io/hostname": "n1", "zone": "a"}
+        service = inventory.find(cgroups.cgroup_id(cgroups.mount_point(), host_cgroup))
+        assert service is not None
+        assert (service.kind, service.complete, service.cgroup_path) == (Kind.HOST, True, host_cgroup)
+
+
+async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_path: Any, wait_until: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes a cgroup")
+    id_, mount = "c" * 64, cgroups.mount_point()
+    top = f"{mount}/docker-by-hand"
+    os.makedirs(f"{top}/{id_}")
+    try:
+        gone = DockerSettings(socket=str(tmp_path / "none"))
+        async with running(MemoryBus(), gone, answer_seconds=0.1) as inventory:
+            cgroup = cgroups.cgroup_id(mount, f"/docker-by-hand/{id_}")
+            seen = await wait_until(lambda: (one := inventory.find(cgroup)) and one.complete and one)
+            assert (seen.kind, seen.uid, seen.container_name) == (Kind.CONTAINER, id_, id_[:12])
+    finally:
+        os.rmdir(f"{top}/{id_}")
+        os.rmdir(top)
+
+
+async def test_a_bus_that_is_away_loses_no_change(host_cgroup: str, wait_until: Any) -> None:
+    bus = MemoryBus()
+    async with running(bus) as inventory:
+        bus.fail(Unavailable("away", retry_after=0.01), times=3)
+        inventory.on_cgroup(777, "/made-up.service", False)
+        await wait_until(lambda: any(record.key == b"n1/cgroup-777" for record in bus.records(INVENTORY)))
+        inventory.on_cgroup(777, None, True)
+        await wait_until(lambda: inventory.find(777).ended)  # type: ignore[union-attr]
