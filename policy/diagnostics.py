@@ -17,6 +17,9 @@ from policy.codes import Code, Level
 LIMIT = 500
 """Diagnostics kept per file: enough for any person, small enough for a file made of errors."""
 
+LONGEST = 500
+"""Characters of a message."""
+
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """What libyaml counts as the end of a line."""
 
@@ -76,21 +79,28 @@ class Report:
             Diagnostic(
                 code=code.code,
                 level=level,
-                message=message,
+                message=_one_line(message),
                 file=self.origin,
                 line=line,
                 column=column,
                 width=max(1, width),
-                path=path,
-                expected=expected,
-                suggestion=suggestion,
-                notes=notes,
+                path=_one_line(path),
+                expected=_one_line(expected),
+                suggestion=_one_line(suggestion),
+                notes=tuple(_one_line(note) for note in notes),
             )
         )
 
     def sorted(self) -> tuple[Diagnostic, ...]:
         """In the order of the file; each finding once."""
         return tuple(dict.fromkeys(sorted(self.found, key=lambda found: (found.line, found.column, found.code))))
+
+
+def _one_line(text: str) -> str:
+    """Text of a policy inside of a message: cut when long, control characters written as escapes."""
+    if len(text) > LONGEST:
+        text = text[: LONGEST - 3] + "..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _printable(text: str) -> str:

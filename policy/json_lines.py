@@ -27,14 +27,14 @@ class _NotJson(Exception):
 
 def read(text: str) -> list[Node] | None:
     """The values in `text`, one after the other, or None when it is not JSON."""
-    reader = _Reader(text)
+    documents: list[Node] = []
     try:
-        documents: list[Node] = []
+        reader = _Reader(text)
         while reader.peek() != "end":
             documents.append(reader.value(0))
-        return documents
     except (_NotJson, ValueError):
         return None
+    return documents
 
 
 class _Reader:
