@@ -26,6 +26,9 @@ ID: Final = (RING_HEADER + OCCURRENCE.offsets["id"]) // 8
 TIME: Final = (RING_HEADER + OCCURRENCE.offsets["time"]) // 8
 SEQUENCE: Final = (RING_HEADER + OCCURRENCE.offsets["sequence"]) // 8
 PROCESS: Final = (RING_HEADER + OCCURRENCE.offsets["process"]) // 8
+PID: Final = (RING_HEADER + OCCURRENCE.offsets["pid"]) // 4
+PPID: Final = (RING_HEADER + OCCURRENCE.offsets["ppid"]) // 4
+"""In u32."""
 MOST_FOLDED: Final = 32
 """Ids folded out of one chunk at most: bounds the searches below to 32 passes over a list, whatever the workload does."""
 

@@ -25,10 +25,11 @@ from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
 from schemas.frame import Frame, FrameHeader
-from schemas.kernel import STRIDE, DefinitionKind, Loss
+from schemas.kernel import STRIDE, Config, DefinitionKind, Loss
 from sensors.definition_log import DefinitionLog
 from sensors.definitions import Closure, Definitions
-from sensors.frames import ID, WORDS, Fold, FrameSettings, columns, frames
+from sensors.frames import ID, PID, PPID, WORDS, Fold, FrameSettings, columns, frames
+from sensors.missing import AT_MOST, Elsewhere
 from sensors.source import Batch
 
 PATIENCE: Final = 0.05
@@ -37,6 +38,7 @@ _PARKED_BYTES: Final = 1 << 20
 _CHUNK_FOLDED: Final = 1 << 20
 _LOSSES_EVERY: Final = 0.1
 _CGROUPS_SEEN: Final = 1 << 16
+_MAPS: Final = ("behaviours", "strings", "processes", "losses", "excluded")
 _TOLD: Final = struct.Struct("=16Q")
 _U64: Final = struct.Struct("=Q").pack
 _U32: Final = struct.Struct("=I").pack
@@ -104,16 +106,16 @@ class RingSource:
         maps = os.path.join(pin_dir, "maps")
         self._occurrences = Ring.open(f"{maps}/occurrences")
         self._ring = Ring.open(f"{maps}/definitions")
-        self._maps = {
-            name: Map.open(f"{maps}/{name}") for name in ("behaviours", "strings", "processes", "losses", "excluded")
-        }
+        self._maps = {name: Map.open(f"{maps}/{name}") for name in _MAPS}
+        config = Map.open(f"{maps}/config")
+        key = (config.sum_u64(_U32(Config.HASH_K0)), config.sum_u64(_U32(Config.HASH_K1)))
+        config.close()
+        self._elsewhere = Elsewhere(self._maps["processes"], key)
         self._told_map = self._open_told(f"{maps}/told")
         self._definitions = Definitions(settings.definitions_bytes, self._forget, self._saw, self._cgroup)
         self._log = self._open_log(settings.state_dir) if settings.state_dir else None
         if self._log is None:
-            # Nothing is known of what was announced before: have everything announced again.
-            self._maps["behaviours"].clear()
-            self._maps["strings"].clear()
+            self._announce_all()
         self._told = self._read_told()
         self._pids: list[int] = []
         self.exclude(os.getpid())
@@ -231,7 +233,7 @@ class RingSource:
             self._learn()
             self._seek(rows, closure)
             closure = self._definitions.closure(behaviours, processes)
-            self._give_up(closure)
+            self._give_up(rows, closure)
         count = len(rows) // STRIDE
         counted = fold.events - count
         made += frames(
@@ -287,7 +289,7 @@ class RingSource:
         waits = (len(ids) - len(kept)) * STRIDE
         if not late or now - self._parked_at >= self._patience or waits > _PARKED_BYTES:
             self._parked_at = 0.0
-            self._give_up(closure)
+            self._give_up(rows, closure)
             return rows, closure
         keep = set(kept)
         self._parked = b"".join([rows[i * STRIDE : (i + 1) * STRIDE] for i in range(len(ids)) if i not in keep])
@@ -295,12 +297,33 @@ class RingSource:
         return rows, self._definitions.closure(*columns(rows)) if rows else closure
 
     def _seek(self, rows: bytes, closure: Closure) -> None:
-        """Other places that may know: filled in by the kernel's process map."""
+        missing = closure.missing
+        found = self._elsewhere.processes(missing.processes) if missing.processes else []
+        if missing.strings:
+            found += self._elsewhere.strings(self._tasks(rows, closure), set(missing.strings))
+        for kind, ident, body in found:
+            self._definitions.define(kind, ident, body)
 
-    def _give_up(self, closure: Closure) -> None:
+    def _give_up(self, rows: bytes, closure: Closure) -> None:
         missing = closure.missing
         self._forget(DefinitionKind.BEHAVIOUR, list(missing.behaviours))
         self._forget(DefinitionKind.STRING, list(missing.strings))
+        # The kernel keeps the path's id in its process map and would not say the path again by itself.
+        self._elsewhere.adopt_again(self._tasks(rows, closure))
+
+    def _tasks(self, rows: bytes, closure: Closure) -> set[int]:
+        # Host tgids of the tasks, and their parents, whose rows use a string that is missing.
+        strings = set(closure.missing.strings)
+        words, halves = memoryview(rows).cast("Q"), memoryview(rows).cast("I")
+        ids = words[ID::WORDS].tolist()
+        tasks: set[int] = set()
+        for ident in set(ids):
+            if strings.intersection(self._definitions.references(ident)):
+                at = ids.index(ident) * WORDS * 2
+                tasks |= {halves[at + PID], halves[at + PPID]}
+                if len(tasks) >= AT_MOST:
+                    break
+        return tasks - {0}
 
     def _forget(self, kind: DefinitionKind, idents: list[int]) -> None:
         if idents:
@@ -363,9 +386,13 @@ class RingSource:
         if log.known:
             self._definitions.learn(log.read())
         else:
-            self._maps["behaviours"].clear()
-            self._maps["strings"].clear()
+            self._announce_all()
         return log
+
+    def _announce_all(self) -> None:
+        # Nothing is known of what was announced before. Processes last: a task adopted in between says its strings.
+        for name in ("behaviours", "strings", "processes"):
+            self._maps[name].clear()
 
 
 def boot_id() -> str:

@@ -17,7 +17,7 @@ from kernel import bpf
 from kernel.maps import Map
 from schemas.errors import KernelError
 from schemas.frame import definition
-from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, DefinitionKind
+from schemas.kernel import BEHAVIOUR, IMAGE, OCCURRENCE, PROCESS, DefinitionKind
 
 
 def bpf_missing() -> str:
@@ -74,8 +74,9 @@ class StandIn:
             "definitions": bpf.map_create(27, 0, 0, 64 * 4096, name="definitions"),
             "behaviours": bpf.map_create(9, 8, 8, 65536, name="behaviours"),
             "strings": bpf.map_create(9, 8, 8, 65536, name="strings"),
-            "processes": bpf.map_create(1, 4, 24, 1024, name="processes"),
+            "processes": bpf.map_create(1, 4, IMAGE.size, 1024, name="processes"),
             "losses": bpf.map_create(6, 4, 8, 16, name="losses"),
+            "config": bpf.map_create(2, 4, 8, 16, name="config"),
             "excluded": bpf.map_create(1, 4, 4, 1024, name="excluded"),
         }
         for name, fd in self.fds.items():
@@ -84,6 +85,7 @@ class StandIn:
         self._emit = {name: emitter(self.fds[name], self._source.fd) for name in ("occurrences", "definitions")}
         self.behaviours = Map(self.fds["behaviours"])
         self.strings = Map(self.fds["strings"])
+        self.images = Map(self.fds["processes"])
         self._losses = Map(self.fds["losses"])
         self._sequence = itertools.count()
 
@@ -122,6 +124,10 @@ class StandIn:
             return True
         self.lose(0)
         return False
+
+    def image(self, pid: int, process: int, executable: int) -> None:
+        """An entry of the process map."""
+        self.images.put(struct.pack("=I", pid), IMAGE.struct.pack(process, executable, 0, 0, 5, pid, 1, pid, 0, 0, 0))
 
     def announced(self, ident: int) -> bool:
         """Whether the kernel thinks the behaviour is known."""

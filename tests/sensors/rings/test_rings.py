@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kernel.siphash import siphash13
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
@@ -102,6 +103,35 @@ def test_an_unknown_id_goes_out_counted_and_is_announced_again(stand_in: Any) ->
     assert ids_of(frame) == [5]
     assert frame.header.undefined == 1
     assert not stand_in.announced(5)
+    source.close()
+
+
+def test_a_process_nobody_announced_comes_from_the_kernels_map_and_proc(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    pid = os.getpid()
+    process = 99 << 22 | pid
+    path = os.fsencode(os.readlink("/proc/self/exe"))
+    executable = siphash13((0, 0), path)
+    stand_in.image(pid, process, executable)
+    stand_in.behaviour(5, executable=executable)
+    stand_in.happen(5, process=process, pid=pid)
+    (frame,) = source.drain().frames
+    found = {(kind, ident): body for ident, kind, body in words.definitions(frame.definitions)}
+    assert frame.header.undefined == 0
+    assert found[DefinitionKind.STRING, executable] == path
+    arguments = int.from_bytes(found[DefinitionKind.PROCESS, process][24:32], "little")
+    assert b"pytest" in found[DefinitionKind.STRING, arguments]
+    source.close()
+
+
+def test_proc_is_not_believed_when_the_hash_differs(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.image(os.getpid(), 99 << 22 | os.getpid(), 1234)
+    stand_in.behaviour(5, executable=1234)
+    stand_in.happen(5, pid=os.getpid())
+    (frame,) = source.finish().frames
+    assert frame.header.undefined == 1
+    assert stand_in.images.get(struct.pack("=I", os.getpid())) is None, "the task is to be adopted again"
     source.close()
 
 
