@@ -16,6 +16,10 @@ STATES: Final = 4000
 """Size of an automaton: `(a{1000}){1000}` is refused, every expression a person writes is far below."""
 DEPTH: Final = 50
 """Nested groups."""
+LENGTH: Final = 1000
+"""Characters of an expression."""
+REPEATS: Final = 1000
+"""Largest count in braces, as in Go."""
 
 Test = Callable[[str], bool]
 
@@ -110,6 +114,8 @@ class _Parser:
         self.at = end + 1
         least = int(low)
         most = -1 if comma and not high else int(high or low)
+        if max(least, most) > REPEATS:
+            raise self.fail(f"a repeat of more than {REPEATS}")
         if most != -1 and most < least:
             raise self.fail("a repeat whose end is below its start")
         return least, most
@@ -216,7 +222,9 @@ def _build(program: _Program, tree: Tree, after: int) -> int:
         for _ in range(most - least):
             start = program.emit(_SPLIT, [_build(program, inner, start), after])
     for _ in range(least):
-        start = _build(program, inner, start)
+        before, start = start, _build(program, inner, start)
+        if start == before:
+            break
     return start
 
 
@@ -224,6 +232,8 @@ class Expression:
     """A compiled expression."""
 
     def __init__(self, text: str) -> None:
+        if len(text) > LENGTH:
+            raise BadExpression(f"expected at most {LENGTH} characters, got {len(text)}")
         parser = _Parser(text)
         tree = parser.either()
         if parser.at < len(text):
