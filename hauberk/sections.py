@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of the configuration, one per stage. The structs stand above their components; here they only meet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from bus.embedded import EmbeddedSettings
+from bus.registry import BusSettings
+from processors.engine import ProcessorSettings
+from sensors.inventory import InventorySettings
+from sensors.node import NodeSettings
+from sinks.registry import SinkSettings
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything. `state` and what lies in it are filled in when they are not set."""
+
+    state: Annotated[
+        str, Meta(description="Directory of the bus, the stores and the last plan.", examples=["/var/lib/hauberk"])
+    ] = ""
+    bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
+    sensor: Annotated[NodeSettings, Meta(description="What is seen on this node.", examples=[{}])] = NodeSettings()
+    inventory: Annotated[InventorySettings, Meta(description="Who is on this node.", examples=[{}])] = (
+        InventorySettings()
+    )
+    processor: Annotated[ProcessorSettings, Meta(description="How frames are judged.", examples=[{}])] = (
+        ProcessorSettings()
+    )
+    sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk probe`: what this kernel offers, what was chosen, and why not the rest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Final
+
+from hauberk.client import add_output
+
+NEEDED: Final = ("raw tracepoints", "ring buffer", "LRU hash", "BCC", "bpffs")
+"""Without any one of these nothing can be watched live; BTF or kernel headers are the sixth."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The form, or just the answer."""
+    made = argparse.ArgumentParser(prog="hauberk probe", description=__doc__, allow_abbrev=False)
+    add_output(made)
+    made.add_argument(
+        "-q", "--quiet", action="store_true", help="print nothing; exit 0 when this node can be watched, 1 when not"
+    )
+    return made
+
+
+def missing() -> list[str]:
+    """What keeps this node from being watched, a sentence each; empty when nothing does. Asks nothing that needs long."""
+    import os
+
+    from kernel.features import by_name, survey
+
+    if os.geteuid() != 0:
+        return ["expected root (or CAP_BPF and CAP_PERFMON), got uid " + str(os.geteuid()) + "; run with sudo"]
+    features = by_name(survey())
+    lacks = [
+        f"{name}: {features[name].why}"
+        for name in NEEDED
+        if name in features and not features[name].available and name != "bpffs"
+    ]
+    if not features["BTF"].available and not features["kernel headers"].available:
+        lacks.append(f"BTF: {features['BTF'].why}; kernel headers: {features['kernel headers'].why}")
+    return lacks
+
+
+def chosen() -> list[tuple[str, str]]:
+    """(what, how and why) of the choices that follow from the features."""
+    from kernel.features import by_name, survey
+
+    features = by_name(survey())
+
+    def has(name: str) -> bool:
+        return name in features and features[name].available
+
+    lsm = (
+        "bpf-lsm could load; this build enforces with cgroup and signal"
+        if has("LSM programs")
+        else f"none: {features['LSM programs'].why}"
+    )
+    return [
+        ("observe", "raw tracepoints" if has("raw tracepoints") else "nothing: " + features["raw tracepoints"].why),
+        ("read tasks", "typed loads" if has("typed loads") else "probe reads"),
+        (
+            "struct layouts",
+            "BTF" if has("BTF") else "kernel headers" if has("kernel headers") else "none: install linux-headers",
+        ),
+        ("tell containers apart", "cgroup v2 id" if has("cgroup v2") else "pid and mount namespaces"),
+        (
+            "block network",
+            "cgroup programs"
+            if has("cgroup socket programs")
+            else "nothing: " + features["cgroup socket programs"].why,
+        ),
+        (
+            "block exec and open",
+            "signal, opt-in per policy" if has("bpf_send_signal") else "nothing: " + features["bpf_send_signal"].why,
+        ),
+        ("LSM", lsm),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit 0 when this node can be watched, 1 when not."""
+    import sys
+
+    from hauberk.output import paint, show
+    from kernel.features import survey
+
+    given = parser().parse_args(argv)
+    lacks = missing()
+    if given.quiet:
+        for lack in lacks:
+            print(lack, file=sys.stderr)
+        return 1 if lacks else 0
+    features = survey()
+    rows = [(feature.name, "yes" if feature.available else "no", feature.why) for feature in features]
+    choices = chosen()
+    value = {"features": features, "chosen": dict(choices), "missing": lacks}
+    print(show(value, ("FEATURE", "HERE", "WHY"), rows, given.output, names=[f"feature/{row[0]}" for row in rows],
+               headings=not given.no_headers))  # fmt: skip
+    if given.output in ("table", "wide"):
+        print("\nChosen:")
+        for what, how in choices:
+            print(f"  {what:<22} {how}")
+        if lacks:
+            print("\n" + paint("This node cannot be watched:", "red"))
+            print("\n".join(f"  {lack}" for lack in lacks))
+            print("  `hauberk up --replay examples/recordings/host.hbrk` shows Hauberk from a recording")
+        else:
+            print("\nThis node can be watched.")
+    return 1 if lacks else 0

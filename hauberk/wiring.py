@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages as the service runner takes them: each is built on a bus and a section of the configuration, and ends when told.
+
+A stage that reads the bus is told to stop only after the stage before it has ended; it then finishes what its group has not
+committed yet. `up` runs them all on one bus, the other verbs one each: the stages cannot tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from hauberk.sections import Configuration
+    from hauberk.service import Stage
+    from processors.engine import Processor
+    from sinks.engine import SinkEngine
+
+DRAIN: Final = 5.0
+"""Longest wait for a group to commit what the stage before it published, in seconds."""
+
+
+async def until(stop: asyncio.Event, work: Awaitable[None], end: Callable[[], None]) -> None:
+    """Run `work` until it ends by itself or `stop` is set; then call `end` and wait for it."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            end()
+        await task
+    finally:
+        watcher.cancel()
+        task.cancel()
+
+
+async def caught_up(bus: Bus, *groups: str, within: float = DRAIN) -> None:
+    """Wait until the groups have committed all there is, or `within` seconds are over."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + within
+    while clock() < deadline:
+        behind = [sum((await bus.lag(group)).values()) for group in groups]
+        if not any(behind):
+            return
+        await asyncio.sleep(0.02)
+
+
+def reader(
+    bus: Bus, groups: Callable[[], Sequence[str]], run: Callable[[], Awaitable[None]], end: Callable[[], None]
+) -> Stage:
+    """A stage that reads the bus: once told, it goes on until its groups have caught up."""
+
+    async def stage(stop: asyncio.Event) -> None:
+        done = asyncio.Event()
+
+        async def told() -> None:
+            await stop.wait()
+            await caught_up(bus, *groups())
+            done.set()
+
+        waiting = asyncio.ensure_future(told())
+        try:
+            await until(done, run(), end)
+        finally:
+            waiting.cancel()
+
+    return stage
+
+
+def processor(bus: Bus, configuration: Configuration) -> tuple[Processor, Stage]:
+    """Frames in; alerts, telemetry, summaries out."""
+    from processors.engine import Processor
+
+    engine = Processor(bus, configuration.processor)
+    return engine, reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop)
+
+
+def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
+    """Alerts, telemetry, summaries and receipts out to the world."""
+    from sinks.engine import SinkEngine
+
+    engine = SinkEngine(bus, configuration.sinks)
+    groups = [f"sink.{sink.name}" for sink in engine.sinks if not sink.live]
+    return engine, reader(bus, lambda: groups, engine.run, engine.stop)
