@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's sensor, put together: programs loaded or found, rings opened, the agent built. What `hauberk node` and `up` start.
+
+`open_node` blocks for about two seconds when the programs must be compiled, so it is called before the loop is busy or in
+a thread. Must never import BCC. Neighbours: `kernel.loading`, `rings`, `agent`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from bus.contract import Bus
+from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from sensors.agent import Agent, AgentSettings
+from sensors.rings import OnCgroup, RingSettings, RingSource
+from sensors.source import Batch
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sensor of one node."""
+
+    node: Annotated[
+        str, msgspec.Meta(description="Name of this node; empty takes the host name.", examples=["node-1"])
+    ] = ""
+    pin_dir: Annotated[
+        str, msgspec.Meta(description="Directory of pins, in a bpffs.", examples=["/sys/fs/bpf/hauberk"])
+    ] = "/sys/fs/bpf/hauberk"
+    keep: Annotated[
+        bool,
+        msgspec.Meta(description="Leave programs and pins in place at the end, so that the next start is instant."),
+    ] = False
+    load: Annotated[LoadSettings, msgspec.Meta(description="Sizes and visibility.", examples=[{}])] = LoadSettings()
+    rings: Annotated[RingSettings, msgspec.Meta(description="How the rings are drained.", examples=[{}])] = (
+        RingSettings()
+    )
+    agent: Annotated[AgentSettings, msgspec.Meta(description="The drain timer.", examples=[{}])] = AgentSettings()
+
+
+def node_name(settings: NodeSettings) -> str:
+    """The configured name, else the host's."""
+    return settings.node or os.uname().nodename
+
+
+class Node:
+    """A loaded sensor. `source` is open, `agent(bus)` runs it; `close()` undoes what `open_node` did (pins only without `keep`)."""
+
+    def __init__(self, settings: NodeSettings, loaded: Loaded, source: RingSource, mounted: str) -> None:
+        self.settings = settings
+        self.loaded = loaded
+        self.source = source
+        self._mounted = mounted
+
+    def agent(self, bus: Bus, published: Callable[[Batch], None] | None = None) -> Agent:
+        """The engine over this node's rings."""
+        return Agent(self.source, bus, self.settings.agent, published)
+
+    def close(self) -> None:
+        """Close the rings; without `keep` also detach and remove every program."""
+        self.source.close()
+        if not self.settings.keep:
+            unload(self.settings.pin_dir)
+            if self._mounted:
+                unmount(self._mounted)
+
+
+def open_node(
+    settings: NodeSettings,
+    on_cgroup: OnCgroup | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    *,
+    exclude: tuple[int, ...] = (),
+) -> Node:
+    """Load (or reuse) the programs and open their rings. `exclude`: more host tgids never to be reported.
+
+    Raises what `kernel.loading.load` and `RingSource` raise; nothing is left behind then that was not there before.
+    """
+    parent = os.path.dirname(settings.pin_dir.rstrip("/"))
+    mounted = parent if mount_bpffs(parent) else ""
+    try:
+        loaded = load(settings.load, settings.pin_dir, progress=progress)
+        run = secrets.token_hex(8)
+        source = RingSource(settings.pin_dir, node_name(settings), run, settings.rings, on_cgroup)
+        for pid in exclude:
+            source.exclude(pid)
+    except BaseException:
+        if mounted:
+            unload(settings.pin_dir)
+            unmount(mounted)
+        raise
+    return Node(settings, loaded, source, mounted)
