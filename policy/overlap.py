@@ -20,7 +20,7 @@ def may_overlap(rule: Rule, other: Rule) -> bool:
         return False
     first, second = sorted((rule, other), key=lambda one: _ORDER.get(one.match, 9))
     if first.match is Match.PATH:
-        return _covers_path(second, first.value)
+        return covers_path(second, first.value)
     if first.match is Match.DIRECTORY and second.match is Match.DIRECTORY:
         return _nested(first, second) or _nested(second, first)
     if first.match is Match.EXECNAME and second.match is Match.EXECNAME:
@@ -39,7 +39,7 @@ def covers(rule: Rule, other: Rule) -> bool:
     if table_of(rule) != table_of(other) or not _covers_sources(rule.sources, other.sources):
         return False
     if other.match is Match.PATH:
-        return _covers_path(rule, other.value)
+        return covers_path(rule, other.value)
     if rule.match is Match.DIRECTORY and other.match is Match.DIRECTORY:
         return _nested(rule, other)
     if rule.match is Match.PROTOCOL and other.match is Match.PROTOCOL:
@@ -53,7 +53,8 @@ def covers(rule: Rule, other: Rule) -> bool:
     return rule.match is other.match and rule.value == other.value
 
 
-def _covers_path(rule: Rule, path: str) -> bool:
+def covers_path(rule: Rule, path: str) -> bool:
+    """Whether a rule on paths covers `path`, whoever acts; False for every other rule."""
     match rule.match:
         case Match.PATH:
             return rule.value == path

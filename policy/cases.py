@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies tested as policies: one answer per event (`hauberk policy test --events`), and the tests a policy carries.
+
+Tests stand in the annotation `hauberk.io/tests` or in a file beside the policy; both have the form that
+`policy.annotations.test_cases` reads. A test asks the whole ruleset, because that is what a node does. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from policy.annotations import TestCase, test_cases
+from policy.diagnostics import Diagnostic, Report
+from policy.events import BadLine, Event, parse_event, read_events
+from policy.ruleset import Ruleset
+from schemas.errors import DecodeError
+from schemas.rules import Policy
+from schemas.verdict import Verdict
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `hauberk policy test -o json`. `event`: number of the event, from 1; `rule` null when none decided."""
+
+    event: int
+    action: str
+    policy: str | None
+    rule: dict[str, Any] | None
+
+
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one test of a policy came to. `got` is None when its event could not be read; `reason` says what is wrong."""
+
+    name: str
+    line: int
+    passed: bool
+    expected: str
+    got: Answer | None
+    reason: str = ""
+
+
+def judge_event(ruleset: Ruleset, event: Event) -> Verdict:
+    """The verdict on one event."""
+    return ruleset.scope(event.identity).judge(event.behaviour, event.arguments)
+
+
+def answer(number: int, verdict: Verdict) -> Answer:
+    """A verdict in the words of the contract (DESIGN.md section 6)."""
+    rule = msgspec.structs.asdict(verdict.rule) if verdict.rule is not None else None
+    return Answer(event=number, action=verdict.action.value, policy=verdict.policy, rule=rule)
+
+
+def answer_events(ruleset: Ruleset, lines: Iterable[str | bytes]) -> Iterator[Answer | BadLine]:
+    """One answer for every event of a JSON Lines text, in order; lines that are none come back as `BadLine`."""
+    number = 0
+    for event in read_events(lines):
+        if isinstance(event, BadLine):
+            yield event
+            continue
+        number += 1
+        yield answer(number, judge_event(ruleset, event))
+
+
+def carried_cases(policy: Policy) -> tuple[tuple[TestCase, ...], tuple[Diagnostic, ...]]:
+    """The tests in a policy's annotation, and what is wrong with those that cannot be read."""
+    return read_cases(policy.tests, policy.origin) if policy.tests else ((), ())
+
+
+def read_cases(text: str, origin: str) -> tuple[tuple[TestCase, ...], tuple[Diagnostic, ...]]:
+    """The tests in a YAML text."""
+    report = Report(origin)
+    return test_cases(text, report), tuple(report.found)
+
+
+def run_cases(ruleset: Ruleset, cases: Iterable[TestCase], name: str = "") -> Iterator[CaseResult]:
+    """Every test asked of `ruleset`. `name`: of the policy or file they came from."""
+    for number, case in enumerate(cases, 1):
+        expected = case.action if case.policy is None else f"{case.action} by {case.policy}"
+        try:
+            event = parse_event(case.event)
+        except DecodeError as error:
+            yield CaseResult(name=name, line=case.line, passed=False, expected=expected, got=None, reason=str(error))
+            continue
+        got = answer(number, judge_event(ruleset, event))
+        passed = got.action == case.action and case.policy in (None, got.policy)
+        reason = "" if passed else f"expected {expected}, got {got.action} by {got.policy or 'no policy'}"
+        yield CaseResult(name=name, line=case.line, passed=passed, expected=expected, got=got, reason=reason)

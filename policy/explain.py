@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why: which rule decides an event, why each other candidate lost, and what each backend can make of a policy.
+
+Asks the judge for its candidates and tells the choice of `policy/candidates.py` in words; it never decides anything itself, and a test
+holds that the rule it names is the rule of the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from policy.backends import ALL, NAMES, reason
+from policy.candidates import Candidate, Unmatched, decide, outcome
+from policy.compile import judged, problem, table_of
+from policy.judge import Judge, considered
+from policy.overlap import covers_path
+from policy.ruleset import Ruleset, Scope
+from policy.specificity import Rank
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity
+from schemas.rules import Policy, Rule
+from schemas.verdict import Action, Mode, RuleRef, Verdict
+
+_SHAPES = {
+    "path": {5: "exact path", 4: "name of the executable", 3: "pattern", 2: "directory"},
+    "network": {3: "protocol", 2: "socket type", 1: "all sockets"},
+}
+
+
+class Weighed(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule and what became of it. `says`: what it would do by itself, None when it stands aside."""
+
+    rule: RuleRef
+    table: str
+    says: str | None
+    decides: bool
+    why: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict and everything that was weighed for it. `unselected`: policies that are not for this workload."""
+
+    verdict: Verdict
+    summary: str
+    policies: tuple[str, ...]
+    unselected: tuple[str, ...]
+    weighed: tuple[Weighed, ...]
+
+
+class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
+    """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it does not compile."""
+
+    rule: RuleRef
+    action: str
+    backends: dict[str, str | None]
+    problem: str | None = None
+
+
+def explain_event(
+    ruleset: Ruleset, identity: Identity, behaviour: Behaviour, arguments: tuple[str, ...] | None = None
+) -> Explanation:
+    """Why `behaviour` of `identity` gets its verdict."""
+    scope = ruleset.scope(identity)
+    verdict = scope.judge(behaviour, arguments)
+    chosen = set(scope.policies)
+    weighed: list[Weighed] = []
+    for judge in (scope.enforced, scope.audited, scope.shadow):
+        if judge is not None:
+            known = {(entry.rule, entry.table) for entry in weighed}
+            weighed += [
+                entry
+                for entry in _weigh(judge, scope, behaviour, arguments, verdict)
+                if (entry.rule, entry.table) not in known
+            ]
+    return Explanation(
+        verdict=verdict,
+        summary=_summary(scope, behaviour, verdict),
+        policies=scope.policies,
+        unselected=tuple(str(policy.key) for policy in ruleset.policies if str(policy.key) not in chosen),
+        weighed=tuple(weighed),
+    )
+
+
+def explain_policy(policy: Policy, *, signal: bool = False) -> tuple[Enforceability, ...]:
+    """What each backend can make of each rule. `signal`: the node opts in to kills whatever the policy says."""
+    return tuple(
+        Enforceability(
+            rule=rule.ref,
+            action=rule.action.value,
+            backends={NAMES[backend]: reason(rule, backend, signal=signal or policy.signal) for backend in ALL},
+            problem=problem(rule),
+        )
+        for rule in policy.rules
+    )
+
+
+def rank_words(rank: Rank, rule: Rule) -> str:
+    """A rank as people say it: `exact path, limited to a source`."""
+    table = table_of(rule)
+    shapes = _SHAPES["network" if table == "network" else "path"]
+    known = table in ("process", "file", "network", "syscall")
+    words = shapes.get(rank[1], rule.match.value) if known else rule.match.value
+    return f"{words} `{rule.value}`" + (", limited to a source" if rank[0] else "")
+
+
+def _summary(scope: Scope, behaviour: Behaviour, verdict: Verdict) -> str:
+    if not considered(behaviour):
+        return "the operation failed for a reason of its own: policies have nothing to say of what never happened"
+    if verdict.rule is not None:
+        text = f"{verdict.action.value} by {verdict.rule.policy}, {verdict.rule.position}"
+    elif verdict.policy is not None:
+        text = (
+            f"{verdict.action.value} by the default posture: Allow rules make the class a whitelist, and none matched"
+        )
+    elif not scope.policies:
+        text = "Allow: no policy is for this workload"
+    else:
+        text = "Allow: no rule matched, and the class has no Allow rules"
+    if verdict.mode is Mode.AUDITED:
+        text += "; audited: told, not enforced"
+    if verdict.needs_arguments:
+        text += "; depends on the arguments, which this event does not have"
+    if verdict.policy is not None and verdict.action is not Action.ALLOW and not verdict.tell:
+        text += "; not told, because somebody else had denied it already"
+    return text
+
+
+def _weigh(
+    judge: Judge, scope: Scope, behaviour: Behaviour, arguments: tuple[str, ...] | None, verdict: Verdict
+) -> Iterable[Weighed]:
+    if not considered(behaviour):
+        return
+    matched: set[tuple[object, int]] = set()
+    tables = judge.candidates(behaviour)
+    for table, candidates, unmatched in tables:
+        winner = decide(candidates, behaviour, arguments, unmatched)
+        for candidate in candidates:
+            matched.add((candidate.rule.key, candidate.rule.index))
+            said = outcome(candidate, behaviour, arguments)
+            decides = said is not None and winner.rule == candidate.rule.ref
+            final = decides and verdict.rule == candidate.rule.ref
+            why = _why(candidate, said, candidates, unmatched, behaviour, arguments)
+            if decides and not final:
+                why = f"decides its table, but {_strongest(verdict)} is stronger"
+            yield Weighed(
+                rule=candidate.rule.ref,
+                table=table,
+                says=said.action.value if said is not None else None,
+                decides=final,
+                why=why,
+            )
+    asked = {table for table, _, _ in tables}
+    yield from _elsewhere(scope, behaviour, asked, matched)
+
+
+def _strongest(verdict: Verdict) -> str:
+    return (
+        f"{verdict.action.value} of {verdict.rule.policy if verdict.rule is not None else verdict.policy or 'nobody'}"
+    )
+
+
+def _why(
+    candidate: Candidate,
+    said: Verdict | None,
+    candidates: list[Candidate],
+    unmatched: Unmatched,
+    behaviour: Behaviour,
+    arguments: tuple[str, ...] | None,
+) -> str:
+    mine = rank_words(candidate.rank, candidate.rule)
+    if said is None:
+        return f"stands aside: {_aside(candidate, arguments)}"
+    spoken = [
+        (other, verdict) for other in candidates if (verdict := outcome(other, behaviour, arguments)) is not None
+    ]  # fmt: skip
+    deciders = [(other, verdict) for other, verdict in spoken if not other.audits]
+    best = max(deciders, key=lambda pair: (pair[0].rank, pair[1].action is Action.BLOCK), default=None)
+    if candidate.audits:
+        if best is None:
+            if unmatched.blocks:
+                return "tells nothing: no Allow rule matched, and the default posture blocks"
+        elif best[1].action is Action.BLOCK:
+            return f"tells nothing: {_named(best[0])} blocks, and an Audit rule never loosens a Block"
+        elif best[0].rank > candidate.rank:
+            return f"silenced by the more specific {_named(best[0])}: {rank_words(best[0].rank, best[0].rule)}"
+        first = max((other for other, _ in spoken if other.audits), key=lambda other: other.rank)
+        if first.rank > candidate.rank:
+            return f"less specific than {_named(first)}: {rank_words(first.rank, first.rule)} before {mine}"
+        return f"tells: {mine}"
+    assert best is not None
+    if best[0].rank > candidate.rank:
+        return f"less specific than {_named(best[0])}: {rank_words(best[0].rank, best[0].rule)} before {mine}"
+    if best[1].action is not said.action:
+        return f"as specific as {_named(best[0])}, and Block goes before Allow"
+    return f"most specific that matches: {mine}"
+
+
+def _aside(candidate: Candidate, arguments: tuple[str, ...] | None) -> str:
+    if candidate.arguments is not None:
+        if candidate.permits:
+            return "the arguments are not known" if arguments is None else "an argument is not in allowedArgs"
+        return "every argument is in allowedArgs"
+    return "within what ownerOnly, readOnly or pts leave free"
+
+
+def _named(candidate: Candidate) -> str:
+    return f"{candidate.rule.key.name} {candidate.rule.position}"
+
+
+def _elsewhere(
+    scope: Scope, behaviour: Behaviour, asked: set[str], matched: set[tuple[object, int]]
+) -> Iterable[Weighed]:
+    # Rules on the very resource that another executable would have met: the commonest surprise of fromSource.
+    actor = (behaviour.parent or behaviour.executable) if "process" in asked else behaviour.executable
+    for policy, _ in scope.members:
+        for rule in policy.rules:
+            if (rule.key, rule.index) in matched or table_of(rule) not in asked or not rule.sources or not judged(rule):
+                continue
+            if covers_path(rule, behaviour.resource):
+                wanted = ", ".join(source.value for source in rule.sources)
+                why = f"holds for {wanted} only; acted by {actor or 'an unknown executable'}"
+                yield Weighed(rule=rule.ref, table=table_of(rule), says=None, decides=False, why=why)
