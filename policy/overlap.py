@@ -7,6 +7,8 @@ Both err on the safe side: `may_overlap` says yes when it does not know, `covers
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from policy import glob
 from policy.automata import Automaton
 from policy.compile import table_of
@@ -53,6 +55,11 @@ def covers(rule: Rule, other: Rule) -> bool:
     return rule.match is other.match and rule.value == other.value
 
 
+@lru_cache(maxsize=256)
+def _automaton(pattern: str) -> Automaton:
+    return Automaton([glob.parse(pattern)])
+
+
 def covers_path(rule: Rule, path: str) -> bool:
     """Whether a rule on paths covers `path`, whoever acts; False for every other rule."""
     match rule.match:
@@ -65,7 +72,7 @@ def covers_path(rule: Rule, path: str) -> bool:
                 return True
             return path.startswith(rule.value) and (rule.recursive or "/" not in path[len(rule.value) :])
         case Match.PATTERN:
-            return bool(Automaton([glob.parse(rule.value)]).match(path))
+            return bool(_automaton(rule.value).match(path))
         case _:
             return False
 
@@ -84,7 +91,7 @@ def _covers_source(source: Source, other: Source) -> bool:
     if source == other:
         return True
     if source.kind is SourceKind.PATTERN:
-        return other.kind is SourceKind.PATH and bool(Automaton([glob.parse(source.value)]).match(other.value))
+        return other.kind is SourceKind.PATH and bool(_automaton(source.value).match(other.value))
     if source.kind is not SourceKind.DIRECTORY or other.kind is SourceKind.PATTERN:
         return False
     if source.recursive:

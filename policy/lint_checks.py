@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of `policy/lint.py`: one function per code, each over policies that meet on the same workloads.
+
+A check yields findings and never raises; what it recommends must be valid. To add one: write it here, name it in `CHECKS` of
+`policy/lint.py`, add a case to `tests/policy/test_lint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from policy import glob
+from policy.backends import ALL, NAMES, reason
+from policy.compile import posture_of
+from policy.lint_findings import Finding, Together
+from policy.overlap import covers, covers_path
+from policy.specificity import Rank, rank
+from policy.visibility import asked, visibility
+from schemas.operations import Class
+from schemas.rules import Match, Rule
+from schemas.verdict import Action
+
+PROTECTED: Final = (
+    "/sbin/init",
+    "/usr/lib/systemd/systemd",
+    "/lib/systemd/systemd",
+    "/usr/sbin/sshd",
+    "/usr/bin/dockerd",
+    "/usr/bin/containerd",
+    "/usr/bin/containerd-shim-runc-v2",
+    "/usr/bin/runc",
+    "/usr/sbin/runc",
+    "/usr/bin/crio",
+    "/usr/bin/kubelet",
+    "/usr/local/bin/hauberk",
+)
+"""Executables without which a node cannot be reached or cannot run containers (DESIGN.md section 7)."""
+LINKED: Final = ("/bin/", "/sbin/", "/lib/", "/lib64/", "/var/run/", "/var/lock/")
+"""Directories that are symlinks on today's distributions: the kernel reports what they point to."""
+SHARED_SYSTEM: Final = frozenset({"/", "/usr/", "/etc/", "/lib/", "/usr/lib/", "/bin/", "/usr/bin/", "/dev/", "/proc/"})
+MANY: Final = 4000
+"""Rules of one table compared pairwise at most: 16 M comparisons, some seconds. Beyond, only equal values are compared."""
+
+
+def _pairs(together: Together) -> Iterator[tuple[Rule, Rule]]:
+    for rules in together.tables.values():
+        if len(rules) <= MANY:
+            yield from ((rule, other) for rule in rules for other in rules if rule is not other)
+            continue
+        same: dict[tuple[Match, str], list[Rule]] = {}
+        for rule in rules:
+            same.setdefault((rule.match, rule.value), []).append(rule)
+        yield from ((rule, other) for some in same.values() for rule in some for other in some if rule is not other)
+
+
+def _rank(rule: Rule) -> Rank:
+    return max(rank(rule, source) for source in rule.sources or (None,))
+
+
+def _limited(rule: Rule) -> bool:
+    return rule.owner_only or rule.read_only or rule.pts is False or rule.has_args
+
+
+def _first(rule: Rule, other: Rule) -> bool:
+    return (rule.key, rule.index) < (other.key, other.index)
+
+
+def _where(rule: Rule) -> str:
+    return f"{rule.key.name} {rule.position}"
+
+
+def shadowed(together: Together) -> Iterator[Finding]:
+    """L101: another rule always decides before this one."""
+    told: set[tuple[object, int]] = set()
+    for rule, other in _pairs(together):
+        if (rule.key, rule.index) in told or rule.action is Action.AUDIT or other.action is Action.AUDIT:
+            continue
+        if _limited(other) or not covers(other, rule) or _same_place(rule, other):
+            continue
+        mine, its = _rank(rule), min(rank(other, source) for source in other.sources or (None,))
+        stronger = its > mine or (its == mine and other.action is Action.BLOCK and rule.action is Action.ALLOW)
+        if stronger:
+            told.add((rule.key, rule.index))
+            yield Finding(
+                code="L101",
+                rule=rule.ref,
+                other=other.ref,
+                message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers all of it and goes first",
+                recommendation="remove it, or make it more specific than the other",
+            )
+
+
+def contradictory(together: Together) -> Iterator[Finding]:
+    """L102: Allow and Block of the same thing; Block wins."""
+    for rule, other in _pairs(together):
+        if rule.action is Action.ALLOW and other.action is Action.BLOCK and _same_place(rule, other):
+            yield Finding(
+                code="L102",
+                rule=rule.ref,
+                other=other.ref,
+                message=f"allows what {_where(other)} blocks (`{rule.value}`, same sources): the Block wins",
+                recommendation="keep one of the two",
+            )
+
+
+def repeated(together: Together) -> Iterator[Finding]:
+    """L103: the same rule twice."""
+    for rule, other in _pairs(together):
+        same = rule.action is other.action and _same_place(rule, other) and _limits(rule) == _limits(other)
+        if same and _first(other, rule):
+            yield Finding(
+                code="L103",
+                rule=rule.ref,
+                other=other.ref,
+                message=f"says the same as {_where(other)}",
+                recommendation="remove one; alerts name the first",
+            )
+
+
+def _same_place(rule: Rule, other: Rule) -> bool:
+    # Not `rule == other`: severity, tags and message make no difference to what matches.
+    if rule.match is not other.match or rule.value != other.value or rule.recursive != other.recursive:
+        return False
+    if rule.class_ is not other.class_ or rule.peer != other.peer or rule.device != other.device:
+        return False
+    return set(rule.sources) == set(other.sources) and rule.syscalls == other.syscalls
+
+
+def _limits(rule: Rule) -> tuple[object, ...]:
+    return (rule.owner_only, rule.read_only, rule.pts is False, rule.has_args, frozenset(rule.allowed_args))
+
+
+def unreachable(together: Together) -> Iterator[Finding]:
+    """L104: nothing can ever match."""
+    for rule in together.rules:
+        if rule.match is Match.PATTERN and not _starts_with_slash(glob.parse(rule.value)):
+            yield Finding(
+                code="L104",
+                rule=rule.ref,
+                message=f"never matches: paths begin with `/`, the pattern `{rule.value}` does not",
+                recommendation=f"write `/**/{rule.value}`",
+            )
+        if rule.match in (Match.PATH, Match.DIRECTORY) and "/../" in rule.value + "/":
+            yield Finding(
+                code="L104",
+                rule=rule.ref,
+                message=f"never matches: the kernel reports paths without `..`, `{rule.value}` has it",
+                recommendation="write the path without `..`",
+            )
+
+
+def _starts_with_slash(sequence: glob.Sequence) -> bool:
+    for node in sequence:
+        if isinstance(node, glob.One):
+            return any(low <= glob.SLASH <= high for low, high in node.ranges)
+        if isinstance(node, glob.Many):
+            if any(low <= glob.SLASH <= high for low, high in node.ranges):
+                return True
+        elif any(not option or _starts_with_slash(option) for option in node.options):
+            return True
+    return False
+
+
+def over_broad(together: Together) -> Iterator[Finding]:
+    """L105: a Block that takes much more than anybody wants."""
+    for rule in together.rules:
+        if rule.action is not Action.BLOCK or rule.sources or _limited(rule):
+            continue
+        wide = rule.match is Match.DIRECTORY and rule.recursive and rule.value in SHARED_SYSTEM
+        wide |= rule.match is Match.PATTERN and all(
+            isinstance(node, glob.Many) or node == glob.SEPARATOR for node in glob.parse(rule.value)
+        )
+        wide |= rule.match is Match.PROTOCOL and rule.value == "all"
+        if wide:
+            yield Finding(
+                code="L105",
+                rule=rule.ref,
+                message=f"blocks `{rule.value}` for everybody: most programs will not start or not work",
+                recommendation="name smaller directories, limit it with fromSource or readOnly, or audit it first",
+            )
+
+
+def protected(together: Together) -> Iterator[Finding]:
+    """L106: a host rule that would stop what the node needs."""
+    if not together.host:
+        return
+    for rule in together.tables.get("process", ()):
+        if rule.action is Action.BLOCK and not rule.sources and not rule.has_args:
+            hit = next((path for path in PROTECTED if covers_path(rule, path)), None)
+            if hit is not None:
+                yield Finding(
+                    code="L106",
+                    rule=rule.ref,
+                    message=f"blocks {hit}, which the node cannot do without",
+                    recommendation="protected processes stay allowed unless overridden; exclude them from the rule",
+                )
+
+
+def invisible(together: Together) -> Iterator[Finding]:
+    """L107: an Audit rule about a class that is not logged."""
+    settings = together.settings
+    seen = visibility(settings.host_visibility if together.host else settings.visibility, ()).classes
+    for rule in together.rules:
+        counts = rule.action is Action.AUDIT and rule.match is not Match.PRESET and rule.class_ is not Class.DEVICE
+        if counts and not asked((rule,)) <= seen:
+            yield Finding(
+                code="L107",
+                rule=rule.ref,
+                message=f"audits {rule.class_.label}, which is not logged: alerts come, the log around them does not",
+                recommendation=f"add `{rule.class_.name.lower()}` to the visibility of these workloads",
+            )
+
+
+def plain_pattern(together: Together) -> Iterator[Finding]:
+    """L108: a pattern that is a path."""
+    for rule in together.rules:
+        if rule.match is Match.PATTERN:
+            text = glob.plain(glob.parse(rule.value))
+            if text is not None:
+                yield Finding(
+                    code="L108",
+                    rule=rule.ref,
+                    message=f"the pattern `{rule.value}` matches one path only",
+                    recommendation=f"use matchPaths with `path: {text}`: it is more specific, and found by hash",
+                )
+
+
+def linked(together: Together) -> Iterator[Finding]:
+    """L109: a path that is a symlink on most systems."""
+    for rule in together.rules:
+        if rule.match in (Match.PATH, Match.DIRECTORY) and rule.value.startswith(LINKED):
+            real = "/run" + rule.value[8:] if rule.value.startswith("/var/run/") else "/usr" + rule.value
+            real = "/run/lock" + rule.value[9:] if rule.value.startswith("/var/lock/") else real
+            yield Finding(
+                code="L109",
+                rule=rule.ref,
+                message=f"`{rule.value}` lies below a symlink on most distributions: the kernel reports `{real}`",
+                recommendation=f"add the same rule for `{real}`",
+            )
+
+
+def unenforceable(together: Together) -> Iterator[Finding]:
+    """L110: a Block that no backend can carry out."""
+    for rule in together.rules:
+        if rule.action is Action.BLOCK:
+            reasons = {NAMES[backend]: reason(rule, backend, signal=True) for backend in ALL}
+            if all(reasons.values()):
+                yield Finding(
+                    code="L110",
+                    rule=rule.ref,
+                    message=f"can only be told, not enforced: {reasons['bpf-lsm']}",
+                    recommendation="use Audit, or a rule that `hauberk policy explain` shows as enforceable",
+                )
+
+
+def toothless(together: Together) -> Iterator[Finding]:
+    """L111: a whitelist whose posture lets everything pass."""
+    settings = together.settings
+    for table, rules in together.tables.items():
+        allowing = [rule for rule in rules if rule.action is Action.ALLOW]
+        name = posture_of(table)
+        if not allowing or table in ("preset", "syscall"):
+            continue
+        posture = getattr(settings, f"host_{name}" if together.host or name == "device" else name, "audit")
+        if posture != "block":
+            what = "is only audited" if posture == "audit" else "passes without a word"
+            yield Finding(
+                code="L111",
+                rule=min(allowing, key=lambda rule: (rule.key, rule.index)).ref,
+                message=f"Allow rules make {table} a whitelist, and what is not on it {what} (posture {posture})",
+                recommendation=f"set the {name} posture to block where the list is complete",
+            )
+
+
+def presets_allow(together: Together) -> Iterator[Finding]:
+    """L112: a preset that allows."""
+    for rule in together.tables.get("preset", ()):
+        if rule.action is Action.ALLOW:
+            yield Finding(
+                code="L112",
+                rule=rule.ref,
+                message=f"preset {rule.value} with Allow does nothing: presets stand beside the rules and never loosen them",
+                recommendation="use Block or Audit, or remove it",
+            )
