@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every policy under examples/ is clean, and does to its own test events what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policy import annotations
+from policy.cases import carried_cases, run_cases
+from policy.diagnostics import Report, render_all
+from policy.normalise import normalise
+from policy.parse import parse
+from policy.ruleset import compile_ruleset
+from schemas.policy import KINDS
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "policies").glob("*.yaml"))
+WITHOUT_TESTS = {"pod-traffic-quota.yaml", "pod-shadow-tmp-exec.yaml"}
+"""A quota is about amounts and a shadow policy never decides: neither can be asked about one event."""
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_has_no_diagnostics(path: Path) -> None:
+    parsed = parse(path.read_bytes(), path.name, strict=True)
+    assert render_all(parsed.diagnostics, parsed.text) == ""
+    assert parsed.policies
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.name not in WITHOUT_TESTS], ids=lambda path: path.name
+)
+def test_an_example_passes_its_own_tests(path: Path) -> None:
+    parsed = parse(path.read_bytes(), path.name)
+    ruleset = compile_ruleset(parsed.policies)
+    for document in parsed.policies:
+        cases, broken = carried_cases(normalise(document))
+        assert not broken
+        # One event that is meant and one that is not, at least: a rule that matches everything would pass the first kind alone.
+        assert len(cases) >= 2
+        assert {case.action for case in cases} != {"Allow"}
+        assert "Allow" in {case.action for case in cases}
+        assert [result.reason for result in run_cases(ruleset, cases) if not result.passed] == []
+
+
+def test_examples_show_every_kind_and_section() -> None:
+    texts = [path.read_text() for path in EXAMPLES]
+    for word in (*KINDS, "process:", "file:", "network:", "capabilities:", "syscalls:", "presets:", "device:", "ingress:", "egress:", "matchDNSQueries:", "matchPatterns:", "fromSource:", "readOnly:", "hauberk.io/mode: shadow"):  # fmt: skip
+        assert any(word in text for text in texts), word
+    assert len(EXAMPLES) >= 12
+
+
+BROKEN = [
+    ("a: 1", "not a list"),
+    ("- event: {}", "expect.action"),
+    ("- expect: {action: Block}", "expect.action"),
+    ("- {event: {}, expect: {action: Deny}}", "expect.action"),
+    ("- {event: {}, expect: {action: Block}, extra: 1}", "nothing else"),
+    ("- [", "did not find"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN)
+def test_tests_that_cannot_be_read_are_told(text: str, words: str) -> None:
+    report = Report("t")
+    assert annotations.test_cases(text, report) == ()
+    assert words in report.found[0].message
+
+
+def test_the_good_tests_are_read_beside_the_broken() -> None:
+    report = Report("t")
+    (case,) = annotations.test_cases("- {event: {UID: 0}, expect: {action: Block, policy: p}}\n- 5\n", report)
+    assert (case.event, case.action, case.policy, case.line) == (b'{"UID":0}', "Block", "p", 1)
+    assert len(report.found) == 1
