@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bus.contract import Record
-from bus.database import Corrupt, connect, file_bytes, translate, unlink
+from bus.database import PAGE_BYTES, Corrupt, connect, file_bytes, translate, unlink
 from bus.rows import INSERT, SELECT, Rows, drain, to_row
 
 LAYOUT = 1
@@ -144,24 +144,33 @@ class SegmentedLog:
         """Never hand out an offset under `offset`: a group has been there, whatever a power cut took from the log."""
         self._floor = max(self._floor, offset)
 
-    def rotate(self, now: float) -> bool:
-        """Seal the live segment when it is full or old. Cheap when it is neither."""
+    def rotate(self, now: float, *, force: bool = False) -> bool:
+        """Seal the live segment when it is full or old (or `force`, if it holds anything). Cheap when it is neither."""
         live = self._live
         if live is None:
-            return False
+            if not force:
+                return False
+            live = self._open_live()
         try:
             pages = live.execute("PRAGMA page_count").fetchone()[0]
             made_ms, top = live.execute("SELECT made_ms, (SELECT max(offset) FROM record) FROM about").fetchone()
-            full = pages * 8192 >= self._segment_bytes
+            full = pages * PAGE_BYTES >= self._segment_bytes
             old = now - made_ms / 1000 >= self._segment_age
-            if top is None or not (full or old):
+            if top is None or not (full or old or force):
                 return False
             live.execute("UPDATE about SET sealed = ? WHERE sealed IS NULL", (int(now * 1000),))
         except sqlite3.Error as error:
             self._rollback(live)
             raise translate(error, self._live_path) from error
         self._close_live()
+        if force:
+            # The successor now and not with the next record: only a segment that has one can be dropped.
+            self._open_live()
         return True
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file_bytes(self._path(base)) for base in self.bases())
 
     def drop(self, keep_from: int, oldest_ms: int, max_bytes: int) -> tuple[int, int]:
         """Unlink sealed segments that every group has passed, that are too old, or over the byte cap.
