@@ -96,7 +96,11 @@ def refused(operation: str, target: str, code: int) -> KernelError:
     """The error for errno `code` of bpf(2) `operation` on `target`, with what to do about it."""
     name = errno.errorcode.get(code, str(code))
     hint = _HINTS.get(code, os.strerror(code))
-    kind = PermissionMissing if code in (errno.EPERM, errno.EACCES) else KernelError
+    if operation == "PROG_LOAD" and code not in (errno.EPERM, errno.ENOSYS, errno.ENOMEM):
+        hint = "the kernel's verifier refused the program"
+    # The verifier answers EACCES to a program it does not like; nobody's privilege is missing then.
+    missing = code == errno.EPERM or (code == errno.EACCES and operation != "PROG_LOAD")
+    kind = PermissionMissing if missing else KernelError
     return kind(f"bpf `{operation}` on `{target}`: {name}; {hint}", operation=operation, target=target, errno=code)
 
 
