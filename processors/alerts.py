@@ -30,6 +30,9 @@ ENFORCERS: Final = {
 FEW: Final = 64
 """An id with more rows than this is searched for one by one, since the throttle will cut it; by feel."""
 
+_STORMS: Final = 4096
+"""Identities remembered for the notice at the end of a silence."""
+
 NETWORK_POLICY: Final = "KubeArmorNetworkPolicy"
 
 
@@ -118,7 +121,7 @@ class Alerts:
             Severity=str(verdict.severity) if named and verdict.severity else "",
             Tags=",".join(verdict.tags) if named else "",
             ATags=list(verdict.tags) if named and verdict.tags else None,
-            Message=verdict.message if named else "",
+            Message=_message(entry, verdict) if named or not policy else "",
             Enforcer=ENFORCERS[entry.behaviour.enforcer],
             Action=action,
             Rule=rule.position if rule else "",
@@ -134,6 +137,8 @@ class Alerts:
         self, header: FrameHeader, identity: Identity, policy: str, unix: int, suppressed: int, enforcer: str
     ) -> Record:
         self._identities[identity.uid] = (identity, header.boot)
+        if len(self._identities) > _STORMS:
+            del self._identities[next(iter(self._identities))]
         return self._notice(identity, header.boot, policy, unix, suppressed, enforcer)
 
     def _notice(self, identity: Identity, boot: str, policy: str, unix: int, suppressed: int, enforcer: str) -> Record:
@@ -201,6 +206,12 @@ def record_of(alert: Alert, workload: str) -> Record:
 
 def _policy(verdict: Verdict) -> str:
     return verdict.policy or ""
+
+
+def _message(entry: Entry, verdict: Verdict) -> str:
+    if verdict.policy is None and entry.outcome.told:
+        return "stopped on the node by a plan that the present policies do not ask for"
+    return verdict.message
 
 
 def _position(pair: tuple[int, Record]) -> int:

@@ -20,6 +20,7 @@ from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError, Incompatible
 from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind
 from schemas.operations import Access, Backend, Operation
+from schemas.syscall_names import BY_ARCHITECTURE
 from schemas.syscall_names import name as syscall_name
 from schemas.telemetry import ProcessContext
 
@@ -27,6 +28,8 @@ _BEHAVIOUR: Final = BEHAVIOUR.struct.unpack_from
 _PROCESS: Final = PROCESS.struct.unpack_from
 _OPERATIONS: Final[dict[int, Operation]] = {member.value: member for member in Operation}
 _BACKENDS: Final[dict[int, Backend]] = {member.value: member for member in Backend}
+_CAPABLE: Final = Operation.CAPABLE
+_DNS: Final = Operation.DNS
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail")
 
@@ -59,7 +62,7 @@ def tellable(value: str) -> str:
 
 
 def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
-    """The behaviour itself unless one of its strings was not UTF-8."""
+    """The behaviour with every string tellable; for those in `Definitions.odd`."""
     changed = {}
     for name in _TEXTS:
         value: str = getattr(behaviour, name)
@@ -69,16 +72,31 @@ def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
 
 
 class Definitions:
-    """The definitions of one frame by kind. Raises DecodeError when the run of records is not one."""
+    """The definitions of one frame by kind. `odd`: ids of behaviours decoded here that hold a string that was not UTF-8.
+    Raises DecodeError when the run of records is not one."""
 
-    __slots__ = ("_architecture", "_strings", "behaviours", "cgroups", "processes")
+    __slots__ = (
+        "_architecture",
+        "_calls",
+        "_strings",
+        "_surrogates",
+        "_texts",
+        "behaviours",
+        "cgroups",
+        "odd",
+        "processes",
+    )
 
     def __init__(self, data: bytes, architecture: str) -> None:
         self._architecture = architecture
+        self._calls = BY_ARCHITECTURE.get(architecture, {})
         self._strings: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {0: ""}
+        self._surrogates: set[int] = set()
         self.behaviours: dict[int, bytes] = {}
         self.processes: dict[int, bytes] = {}
         self.cgroups: dict[int, str] = {}
+        self.odd: set[int] = set()
         by_kind: dict[int, dict[int, bytes]] = {
             DefinitionKind.STRING: self._strings,
             DefinitionKind.BEHAVIOUR: self.behaviours,
@@ -89,11 +107,22 @@ class Definitions:
             if table is not None:
                 table[ident] = body
             elif kind == DefinitionKind.CGROUP:
-                self.cgroups[ident] = text(body.rstrip(b"\0"))
+                self.cgroups[ident] = tellable(text(body.rstrip(b"\0")))
 
     def string(self, ident: int) -> str:
         """The string called `ident`; "" for 0 and for one the agent did not get."""
-        return text(self._strings.get(ident, b"").rstrip(b"\0")) if ident else ""
+        known = self._texts.get(ident)
+        if known is None:
+            raw = self._strings.get(ident, b"")
+            if raw.endswith(b"\0"):
+                raw = raw.rstrip(b"\0")
+            try:
+                known = raw.decode()
+            except UnicodeDecodeError:
+                known = text(raw)
+                self._surrogates.add(ident)
+            self._texts[ident] = known
+        return known
 
     def behaviour(self, ident: int) -> Behaviour | None:
         """The behaviour called `ident`; None when it is not defined here. Raises DecodeError, Incompatible."""
@@ -111,13 +140,15 @@ class Definitions:
             raise Incompatible(
                 f"operation {operation} of behaviour {ident} is not known to this build; upgrade hauberk"
             )
-        path = self.string(resource)
+        # The memo is asked here first: most strings of a frame are shared, and a call costs more than the lookup.
+        known, string = self._texts.get, self.string
+        path = string(resource)
         detail = ""
-        if op is Operation.CAPABLE:
+        if op is _CAPABLE:
             detail = socket_names.capability(arg0)
-        elif op is Operation.DNS:
+        elif op is _DNS:
             detail = path
-        return Behaviour(
+        behaviour = Behaviour(
             id=ident,
             operation=op,
             access=_access(access),
@@ -129,12 +160,12 @@ class Definitions:
             uid=uid,
             owner=owner,
             tty=tty != 0,
-            executable=self.string(executable),
-            parent=self.string(parent),
+            executable=known(executable) or string(executable),
+            parent=known(parent) or string(parent),
             resource=path,
-            resource2=self.string(resource2),
+            resource2=string(resource2) if resource2 else "",
             syscall=syscall,
-            syscall_name=syscall_name(self._architecture, syscall),
+            syscall_name=self._calls.get(syscall) or syscall_name(self._architecture, syscall),
             flags=flags,
             args=(arg0, arg1),
             family=family,
@@ -144,6 +175,9 @@ class Definitions:
             port=port,
             detail=detail,
         )
+        if self._surrogates and not self._surrogates.isdisjoint((executable, parent, resource, resource2)):
+            self.odd.add(ident)
+        return behaviour
 
     def process(self, ident: int) -> ProcessContext | None:
         """The exec image called `ident`; None when it is not defined here. Strings are tellable."""

@@ -134,6 +134,7 @@ class Processor:
             settings=self.settings.pump,
         )
         self._groups: list[list[Page]] = []
+        self._latest = (0, clock())
         self._outbox: dict[str, list[Record]] = {ALERTS.name: [], TELEMETRY.name: [], SUMMARIES.name: []}
         self._sending = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -205,6 +206,7 @@ class Processor:
         at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
         unix = at + header.clock_offset_ns
         page = Page(header, unix // _SECOND, self._clock())
+        self._heard(unix)
         self._tell(tally, page)
         self._losses(header, unix)
         self._stats.frames += 1
@@ -212,6 +214,15 @@ class Processor:
         self.ledger.open(delivery, page)
         if waits:
             self.parking.add(tally, page, self._clock())
+
+    def _heard(self, unix: int) -> None:
+        if unix > self._event_now():
+            self._latest = (unix, self._clock())
+
+    def _event_now(self) -> int:
+        """The events' own time, Unix ns: the newest seen and what passed since. A recording has a time of its own."""
+        unix, seen = self._latest
+        return unix + int((self._clock() - seen) * _SECOND)
 
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
@@ -224,7 +235,7 @@ class Processor:
         now = self._clock()
         for part in self.parking.over(now):
             self._again(part, give_up=True)
-        self._outbox[ALERTS.name] += self.alerts.closing(time.time_ns())
+        self._outbox[ALERTS.name] += self.alerts.closing(self._event_now())
         for group in self.ledger.groups(now, closing):
             said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
             self._outbox[SUMMARIES.name] += said
@@ -241,6 +252,15 @@ class Processor:
             for group in groups:
                 self.ledger.told(group)
             del self._groups[: len(groups)]
+
+    def discard(self) -> None:
+        """Forget what would be published, and count it as told: for benchmarks and dry runs."""
+        for box in self._outbox.values():
+            box.clear()
+        for group in self._groups:
+            self.ledger.told(group)
+        self._groups.clear()
+        self.ledger.done()
 
     async def _publish(self, topic: Topic) -> None:
         box = self._outbox[topic.name]

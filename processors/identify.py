@@ -112,6 +112,9 @@ class Inventory:
         known = self._nodes.get(node)
         if known is None:
             return None
+        found = known.by_cgroup.get(behaviour.cgroup)
+        if found is not None and found.complete:
+            return found
         place = (behaviour.cgroup, behaviour.pid_ns, behaviour.mnt_ns)
         found = self._lookup(known, place)
         if found is not None and found.complete:

@@ -21,13 +21,15 @@ from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED, Frame, FrameHeader
 from schemas.identity import Identity
 from schemas.kernel import RING_HEADER, STRIDE
-from schemas.operations import Class
+from schemas.operations import Class, Operation, class_of
 from schemas.telemetry import ProcessContext
 from schemas.verdict import Verdict
 
 _STEP: Final = STRIDE // 8
 _ID: Final = RING_HEADER // 8
 _TIME: Final = _ID + 1
+_SCOPES: Final = 8192
+"""Identities whose scope is at hand without asking the ruleset."""
 
 
 class Scope(Protocol):
@@ -35,6 +37,9 @@ class Scope(Protocol):
 
     @property
     def visible(self) -> frozenset[Class]: ...
+
+    @property
+    def dns_visible(self) -> bool: ...
 
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict: ...
 
@@ -132,7 +137,7 @@ class Judge:
         self._inventory = inventory
         self._ruleset = ruleset
         self._policies = 0
-        self._scopes: dict[int, tuple[Identity, Scope]] = {}
+        self._scopes: dict[int, tuple[Identity, tuple[Scope, frozenset[Operation]]]] = {}
         # Two generations: when the young one is full the old one is dropped, so a hit costs one lookup and no reordering.
         self._young: dict[Run, dict[int, Entry]] = {}
         self._old: dict[Run, dict[int, Entry]] = {}
@@ -170,8 +175,8 @@ class Judge:
                 missing.append(ident)
         missing += [ident for ident in tally.folded if ident not in tally.counts]
         self.hits += len(entries)
-        for ident in missing:
-            self._miss(tally, run, ident)
+        if missing:
+            self._misses(tally, run, missing)
         return tally
 
     def knows(self, header: FrameHeader, ident: int) -> bool:
@@ -183,47 +188,53 @@ class Judge:
         """Whether the frame announces cgroups: looked for in the bytes, as most frames announce none."""
         return _CGROUP_KIND in tally.frame.definitions and bool(tally.definitions.cgroups)
 
-    def _miss(self, tally: Tally, run: Run, ident: int) -> None:
-        entry = self._young[run].get(ident) if run in self._young else None
-        if entry is None:
-            entry = self._old.get(run, {}).pop(ident, None)
-        raw = entry.raw if entry is not None else tally.definitions.behaviour(ident)
-        if raw is None:
-            tally.undefined.append(ident)
-            return
-        identity = self._inventory.find(run[0], raw)
-        if identity is None:
-            tally.parked[ident] = raw
-            return
-        if entry is not None and entry.identity is identity:
-            self.revalidated += 1
-        else:
-            entry = self._judge(raw, identity)
-        entry.stamp = self._inventory.epoch
-        tally.entries[ident] = entry
-        self._remember(run, ident, entry)
-
-    def _remember(self, run: Run, ident: int, entry: Entry) -> None:
-        table = self._young.setdefault(run, {})
-        if ident not in table:
-            self._size += 1
-            if self._size > self._limit:
-                self._old, self._young, self._size = self._young, {}, 1
-                table = self._young.setdefault(run, {})
-        table[ident] = entry
-
-    def _judge(self, raw: Behaviour, identity: Identity) -> Entry:
-        self.judged += 1
-        scope = self.scope(identity)
-        entry = Entry()
-        entry.raw = raw
-        entry.behaviour = tellable_behaviour(raw)
-        entry.identity = identity
-        entry.scope = scope
-        entry.log = raw.cls in scope.visible
-        entry.plain = None
-        _settle(entry, scope.judge(raw))
-        return entry
+    def _misses(self, tally: Tally, run: Run, missing: list[int]) -> None:
+        """Judge ids that are not in the young generation, or whose answer may be old."""
+        inventory, definitions, odd = self._inventory, tally.definitions, tally.definitions.odd
+        decode, find, node, epoch = definitions.behaviour, inventory.find, run[0], inventory.epoch
+        entries, parked, scope_of = tally.entries, tally.parked, self._scope
+        young, old = self._young[run], self._old.get(run, {})
+        judged = 0
+        for ident in missing:
+            entry = young.get(ident)
+            if entry is None and old:
+                entry = old.pop(ident, None)
+            raw = decode(ident) if entry is None else entry.raw
+            if raw is None:
+                tally.undefined.append(ident)
+                continue
+            identity = find(node, raw)
+            if identity is None:
+                parked[ident] = raw
+                continue
+            if entry is not None and entry.identity is identity:
+                self.revalidated += 1
+            else:
+                judged += 1
+                fresh = Entry()
+                fresh.raw = raw
+                if entry is not None:
+                    fresh.behaviour = entry.behaviour
+                else:
+                    fresh.behaviour = tellable_behaviour(raw) if ident in odd else raw
+                fresh.identity = identity
+                fresh.plain = None
+                fresh.scope, logged = scope_of(identity)
+                fresh.log = raw.operation in logged
+                _settle(fresh, fresh.scope.judge(raw))
+                entry = fresh
+            entry.stamp = epoch
+            entries[ident] = entry
+            if ident not in young:
+                self._size += 1
+                if self._size > self._limit:
+                    self._old, self._size, young = self._young, 1, {}
+                    self._young = {run: young}
+                    old = self._old[run]
+                young[ident] = entry
+            elif entry is not young[ident]:
+                young[ident] = entry
+        self.judged += judged
 
     def with_arguments(self, entry: Entry, arguments: tuple[str, ...]) -> Entry:
         """`entry` judged again for one occurrence's arguments; not cached."""
@@ -234,22 +245,25 @@ class Judge:
         again.rows = again.outcome.told or bool(again.shadows)
         return again
 
-    def scope(self, identity: Identity) -> Scope:
-        """The scope of `identity` under the present policies."""
+    def _scope(self, identity: Identity) -> tuple[Scope, frozenset[Operation]]:
         # By id(): an Identity holds dicts and cannot be hashed; the object is kept beside its scope, so ids are not reused.
         found = self._scopes.get(id(identity))
         if found is None:
-            if len(self._scopes) >= 8192:
+            if len(self._scopes) >= _SCOPES:
                 self._scopes.clear()
-            found = self._scopes[id(identity)] = (identity, self._ruleset.scope(identity))
+            scope = self._ruleset.scope(identity)
+            logged = {op for op in Operation if class_of(op) in scope.visible}
+            if not scope.dns_visible:
+                logged.discard(Operation.DNS)
+            found = self._scopes[id(identity)] = (identity, (scope, frozenset(logged)))
         return found[1]
 
 
 def _settle(entry: Entry, verdict: Verdict) -> None:
     entry.verdict = verdict
-    entry.outcome = outcome(entry.raw, verdict)
-    entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell)
-    entry.rows = entry.outcome.told or verdict.needs_arguments or bool(entry.shadows)
+    told = entry.outcome = outcome(entry.raw, verdict)
+    shadows = entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell) if verdict.shadow else ()
+    entry.rows = told.told or verdict.needs_arguments or bool(shadows)
 
 
 _CGROUP_KIND: Final = (4).to_bytes(4, "little")

@@ -253,7 +253,7 @@ def node() -> Node:
     return Node()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_node() -> type[Node]:
     return Node
 
@@ -266,17 +266,17 @@ def stage() -> Stage:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_stage() -> type[Stage]:
     return Stage
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def web() -> Identity:
     return WEB
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def host() -> Identity:
     return HOST
 
@@ -292,11 +292,11 @@ def policy(kind: str = "KubeArmorPolicy", name: str = "p", **spec: object) -> di
     return {"apiVersion": "security.kubearmor.com/v1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_policy() -> Callable[..., dict[str, object]]:
     return policy
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def replace() -> Callable[..., Identity]:
     return msgspec.structs.replace

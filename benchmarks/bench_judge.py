@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What judging costs: frames of repeated behaviours, frames in which every behaviour is new, telemetry to JSON.
+
+One process, one core, frames made beforehand; the figures are of `process_time`, so a busy machine does not lower them.
+`run(scale)`: scale 1.0 takes about ten seconds. Neighbours: `processors.judge`, `processors.engine`, `schemas.expand`.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bus.contract import Delivery, Record
+from bus.memory import MemoryBus
+from policy.documents import from_json
+from policy.ruleset import compile_ruleset
+from processors.engine import Processor
+from processors.identify import Inventory
+from processors.judge import Judge, JudgeSettings
+from processors.telemetry import telemetry
+from schemas import expand
+from schemas import frame as frames
+from schemas import identity as identities
+from schemas.frame import Frame, FrameHeader, definition
+from schemas.identity import Identity, Kind, Owner
+from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, DefinitionKind
+from schemas.operations import Access, Operation
+from schemas.topics import EVENTS_RAW
+
+_BASE = 1_765_863_405 * 1_000_000_000
+_POLICY = b"""{"apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy",
+"metadata": {"name": "web", "namespace": "demo"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "action": "Block",
+"process": {"matchPaths": [{"path": "/usr/bin/apt"}], "matchDirectories": [{"dir": "/sbin/", "recursive": true}]},
+"file": {"matchDirectories": [{"dir": "/etc/ssl/", "recursive": true, "readOnly": true}],
+"matchPatterns": [{"pattern": "/srv/*/secret/**"}]}, "network": {"matchProtocols": [{"protocol": "raw"}]}}}"""
+
+
+def _identity(cgroup: int) -> Identity:
+    return Identity(
+        kind=Kind.CONTAINER,
+        node="bench",
+        uid=f"{cgroup:064x}",
+        cgroups=(cgroup,),
+        container_name="web",
+        image="docker.io/library/nginx:1.27",
+        namespace="demo",
+        pod=f"web-{cgroup}",
+        owner=Owner("Deployment", "web", "demo"),
+        labels={"app": "web", "tier": "front"},
+        orchestrated=True,
+    )
+
+
+def _frame(number: int, rows: int, behaviours: int, first: int = 0) -> Frame:
+    """`rows` opens by 20 processes of 8 containers, over `behaviours` distinct ones numbered from `first`."""
+    strings = {1: b"/usr/sbin/nginx", 2: b"/bin/sh", 3: b"nginx\0-g\0daemon off;", 4: b"/"}
+    tables = []
+    for process in range(20):
+        body = PROCESS.struct.pack(100 + process, 1, 2, 3, 4, 0, 0, 500 + process, 1, 1, 0, 0, 0, b"")
+        tables.append(definition(DefinitionKind.PROCESS, 100 + process, body))
+    for index in range(first, first + behaviours):
+        path = 1_000_000 + index
+        strings[path] = f"/srv/app/{index % 97}/static/{index}.css".encode()
+        body = BEHAVIOUR.struct.pack(
+            10 + index % 8, 1, 2, path, 0, 11, 12, Operation.OPEN, 257, Access.READ, 0, 0, 0o2000000, 0, 33, 33, 0, 0,
+            0, 0, 0, 0, b"",
+        )  # fmt: skip
+        tables.append(definition(DefinitionKind.BEHAVIOUR, _ident(index), body))
+    tables += [definition(DefinitionKind.STRING, key, text) for key, text in strings.items()]
+    pack, head = OCCURRENCE.struct.pack, struct.pack("=II", OCCURRENCE.size, 0)
+    table = b"".join(
+        head + pack(_ident(first + row % behaviours), row * 10_000, number * rows + row, 100 + row % 20, 500, 1, 7, 1, 3, 0xFFFFFF9C)
+        for row in range(rows)
+    )  # fmt: skip
+    header = FrameHeader(node="bench", boot="b", run="r", number=number, clock_offset_ns=_BASE, events=rows)
+    return Frame(header=header, occurrences=table, definitions=b"".join(tables))
+
+
+def _ident(index: int) -> int:
+    """Spread over 64 bits as the kernel's hash would be."""
+    return (index * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+
+
+def _inventory() -> Inventory:
+    inventory = Inventory()
+    for cgroup in range(10, 18):
+        identity = _identity(cgroup)
+        inventory.apply(identity.key, identities.encode(identity))
+    return inventory
+
+
+def _rate(work: Callable[[], int], seconds: float) -> tuple[float, int]:
+    """(events per second of CPU, events) over about `seconds`."""
+    total, spent = 0, 0.0
+    while spent < seconds:
+        start = time.process_time()
+        total += work()
+        spent += time.process_time() - start
+    return total / spent, total
+
+
+def run(scale: float) -> dict[str, dict[str, Any]]:
+    """Figures by name: value, unit, n, how."""
+    seconds = max(0.05, 2.0 * scale)
+    ruleset = compile_ruleset([from_json(_POLICY)])
+    found: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, rate: float, n: int, how: str) -> None:
+        found[name] = {"value": round(rate), "unit": "events/s", "n": n, "how": how}
+
+    judge = Judge(JudgeSettings(), _inventory(), ruleset)
+    hot = _frame(0, 32_768, 400)
+    encoded = frames.encode(hot)
+    judge.tally(hot)
+    rate, n = _rate(lambda: len(judge.tally(frames.decode(encoded)).ids), seconds)
+    note("judge_repeated", rate, n, "decode + count + look up; frames of 32,768 rows, 400 known behaviours")
+
+    fresh = Judge(JudgeSettings(), _inventory(), ruleset)
+    pieces = [_frame(number, 2048, 2048, number * 2048) for number in range(max(4, round(40 * scale)))]
+    start = time.process_time()
+    for piece in pieces:
+        fresh.tally(piece)
+    spent = time.process_time() - start
+    n = fresh.judged
+    note(
+        "judge_new",
+        n / spent,
+        n,
+        "decode, enrich and evaluate; every behaviour new, 2,048 a frame, one policy of 5 rules",
+    )
+
+    logged = telemetry(judge.tally(_frame(0, 16_384, 400)))
+    assert logged is not None
+    rate, n = _rate(lambda: sum(1 for _ in expand.json_lines(logged)), seconds)
+    note(
+        "telemetry_json",
+        rate,
+        n,
+        "TelemetryFrame to one JSON object per event, KubeArmor fields; 400 behaviours, 20 processes",
+    )
+
+    for name, rows, behaviours in (("stage_flood", 32_768, 400), ("stage_mixed", 4096, 400)):
+        rate, n = _rate(_stage(ruleset, rows, behaviours), seconds)
+        note(
+            name,
+            rate,
+            n,
+            f"frame bytes to telemetry and summary records, nothing published; {rows} rows, {behaviours} behaviours a frame",
+        )
+    return found
+
+
+def _stage(ruleset: Any, rows: int, behaviours: int) -> Callable[[], int]:
+    processor = Processor(MemoryBus())
+    processor.inventory = _inventory()
+    processor.judge = Judge(JudgeSettings(), processor.inventory, ruleset)
+    encoded = [frames.encode(_frame(number, rows, behaviours)) for number in range(4)]
+    deliveries = [Delivery(EVENTS_RAW, 0, number, Record(b"bench", data)) for number, data in enumerate(encoded)]
+
+    def work() -> int:
+        for delivery in deliveries:
+            processor.read(delivery)
+        processor.settle(closing=True)
+        processor.discard()
+        return rows * len(deliveries)
+
+    work()
+    return work
+
+
+if __name__ == "__main__":
+    for name, figure in run(1.0).items():
+        print(f"{name:16} {figure['value']:>12,} {figure['unit']}  n={figure['n']:,}  {figure['how']}")

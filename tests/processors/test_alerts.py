@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts as KubeArmor writes them: each form of `Data` and `Resource`, each kind of verdict."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.operations import Access, Backend, Operation
+from schemas.topics import ALERTS
+
+ALL = {
+    "process": {"matchDirectories": [{"dir": "/", "recursive": True}]},
+    "file": {"matchDirectories": [{"dir": "/", "recursive": True}]},
+    "network": {"matchProtocols": [{"protocol": "all"}]},
+    "capabilities": {"matchCapabilities": [{"capability": "net_raw"}]},
+    "syscalls": {"matchSyscalls": [{"syscall": ["ptrace", "mount", "umount2", "setuid", "setgid"]}]},
+    "action": "Audit",
+}
+AT_FDCWD = 4294967196
+INET = {"family": 2, "socket_type": 1, "protocol": 6}
+UDP = {"family": 2, "socket_type": 2, "protocol": 17}
+LSM = {"enforcer": Backend.BPF_LSM, "result": -13}
+
+FORMS = [
+    ("openat", Operation.OPEN, "/etc/a", {"syscall": 257, "flags": 0o2000000}, AT_FDCWD,
+     "syscall=SYS_OPENAT fd=-100 flags=O_RDONLY|O_CLOEXEC", "/etc/a", "File"),
+    ("openat_fd", Operation.OPEN, "/etc/a", {"syscall": 257, "flags": 0o101, "access": Access.WRITE}, 5,
+     "syscall=SYS_OPENAT fd=5 flags=O_WRONLY|O_CREAT", "/etc/a", "File"),
+    ("open", Operation.OPEN, "/etc/a", {"syscall": 2}, 0, "syscall=SYS_OPEN flags=O_RDONLY", "/etc/a", "File"),
+    ("unlink", Operation.UNLINK, "/etc/a", {"syscall": 87}, 0, "syscall=SYS_UNLINK", "/etc/a", "File"),
+    ("unlinkat", Operation.RMDIR, "/etc/a", {"syscall": 263, "flags": 0x200}, 0,
+     "syscall=SYS_UNLINKAT flags=AT_REMOVEDIR", "/etc/a", "File"),
+    ("rmdir", Operation.RMDIR, "/etc/a", {"syscall": 84}, 0, "syscall=SYS_RMDIR", "/etc/a", "File"),
+    ("chown", Operation.CHOWN, "/etc/a", {"syscall": 92, "args": (33, 34)}, 0,
+     "syscall=SYS_CHOWN userid=33 group=34", "/etc/a", "File"),
+    ("fchownat", Operation.CHOWN, "/etc/a", {"syscall": 260, "args": (33, 34)}, 0,
+     "syscall=SYS_FCHOWNAT userid=33 group=34 mode=0", "/etc/a", "File"),
+    ("chmod", Operation.CHMOD, "/etc/a", {"syscall": 90, "args": (0o4755, 0)}, 0,
+     "syscall=SYS_CHMOD mode=4755", "/etc/a", "File"),
+    ("rename", Operation.RENAME, "/etc/a", {"syscall": 82, "resource2": "/etc/b"}, 0,
+     "syscall=SYS_RENAME newpath=/etc/b", "/etc/a", "File"),
+    ("lsm_open", Operation.OPEN, "/etc/a", LSM, 0, "lsm=FILE_OPEN", "/etc/a", "File"),
+    ("lsm_write", Operation.OPEN, "/etc/a", {**LSM, "access": Access.WRITE}, 0, "lsm=FILE_PERMISSION", "/etc/a", "File"),
+    ("exec", Operation.EXEC, "/usr/bin/apt", {"syscall": 59}, 0, "syscall=SYS_EXECVE", "/usr/bin/apt", "Process"),
+    ("lsm_exec", Operation.EXEC, "/usr/bin/apt", LSM, 0, "lsm=SECURITY_BPRM_CHECK", "/usr/bin/apt", "Process"),
+    ("socket", Operation.SOCKET, "", {**INET, "syscall": 41, "flags": 0o2000001}, 0,
+     "syscall=SYS_SOCKET", "domain=AF_INET type=SOCK_STREAM|SOCK_CLOEXEC protocol=TCP", "Network"),
+    ("socket_default", Operation.SOCKET, "", {**INET, "protocol": 0, "syscall": 41}, 0,
+     "syscall=SYS_SOCKET", "domain=AF_INET type=SOCK_STREAM protocol=TCP", "Network"),
+    ("lsm_socket", Operation.SOCKET, "", {**INET, **LSM}, 0,
+     "lsm=SOCKET_CREATE protocol=TCP type=SOCK_STREAM", "protocol=TCP type=SOCK_STREAM", "Network"),
+    ("tcp_connect", Operation.CONNECT, "", {**INET, "syscall": 42, "address": "93.184.216.34", "port": 80}, 0,
+     "kprobe=tcp_connect domain=AF_INET", "remoteip=93.184.216.34 port=80 protocol=TCP", "Network"),
+    ("connect_denied", Operation.CONNECT, "",
+     {**INET, "syscall": 42, "address": "10.0.0.10", "port": 53, "result": -1, "enforcer": Backend.CGROUP}, 0,
+     "syscall=SYS_CONNECT", "sa_family=AF_INET sin_port=53 sin_addr=10.0.0.10", "Network"),
+    ("udp_connect", Operation.CONNECT, "", {**UDP, "syscall": 42, "address": "10.0.0.10", "port": 53}, 0,
+     "syscall=SYS_CONNECT", "sa_family=AF_INET sin_port=53 sin_addr=10.0.0.10", "Network"),
+    ("bind6", Operation.BIND, "", {**INET, "family": 10, "syscall": 49, "address": "::1", "port": 8080}, 3,
+     "syscall=SYS_BIND fd=3", "sa_family=AF_INET6 sin6_port=8080 sin6_addr=::1", "Network"),
+    ("mapped", Operation.BIND, "", {**INET, "family": 10, "syscall": 49, "address": "::ffff:10.1.2.3", "port": 1}, 3,
+     "syscall=SYS_BIND fd=3", "sa_family=AF_INET6 sin6_port=1 sin6_addr=10.1.2.3", "Network"),
+    ("listen", Operation.LISTEN, "", {**INET, "syscall": 50, "address": "0.0.0.0", "port": 80}, 4,
+     "syscall=SYS_LISTEN fd=4", "sa_family=AF_INET sin_port=80 sin_addr=0.0.0.0", "Network"),
+    ("accept", Operation.ACCEPT, "", {**INET, "syscall": 288, "address": "1.2.3.4", "port": 443}, 50123,
+     "kprobe=tcp_accept domain=AF_INET", "remoteip=1.2.3.4 port=443 protocol=TCP", "Network"),
+    ("send", Operation.SEND, "", {**UDP, "syscall": 44, "address": "10.0.0.10", "port": 514}, 6,
+     "syscall=SYS_SENDTO fd=6", "remoteip=10.0.0.10 port=514 protocol=UDP", "Network"),
+    ("capable", Operation.CAPABLE, "", {"args": (13, 0)}, 0, "lsm=CAPABLE CAP_NET_RAW", "CAP_NET_RAW", "Capabilities"),
+    ("setuid", Operation.SETUID, "", {"syscall": 105, "args": (0, 0)}, 0, "syscall=SYS_SETUID userid=0", "", "Syscall"),
+    ("ptrace", Operation.PTRACE, "/usr/bin/x", {"syscall": 101, "args": (16, 123)}, 0,
+     "syscall=SYS_PTRACE request=PTRACE_ATTACH pid=123 process=/usr/bin/x", "/usr/bin/x", "Syscall"),
+    ("mount", Operation.MOUNT, "/dev/sda", {"syscall": 165, "resource2": "/mnt", "flags": 4096}, 0,
+     "syscall=SYS_MOUNT source=/dev/sda target=/mnt filesystem= mountflag=MS_BIND data=", "/mnt", "Syscall"),
+    ("umount", Operation.UMOUNT, "/mnt", {"syscall": 166, "flags": 2}, 0,
+     "syscall=SYS_UMOUNT2 target=/mnt flag=MNT_DETACH", "/mnt", "Syscall"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS, ids=[form[0] for form in FORMS])
+async def test_data_and_resource(form, node, stage, make_policy):
+    _, operation, resource, fields, aux, data, told, word = form
+    stage.policies(make_policy(**ALL))
+    node.row(node.behaviour(operation, resource, **fields), aux=aux)
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Data, alert.Resource, alert.Operation) == (data, told, word)
+    network = told if word == "Network" else ""
+    pairs = (part.split("=", 1) for part in f"{data} {network}".split(" ") if "=" in part)
+    assert alert.EventData == {key[0].upper() + key[1:]: value for key, value in pairs}
+
+
+async def test_the_sample_of_the_reference(node, stage, make_policy):
+    stage.policies(
+        make_policy(
+            name="block-pkg-mgmt",
+            tags=["NIST", "SI-4"],
+            message="package manager",
+            process={"matchPaths": [{"path": "/usr/bin/apt"}]},
+            action="Block",
+        )
+    )
+    apt = node.process("/usr/bin/apt", ("apt", "update"), tty="pts0")
+    denied = node.behaviour(Operation.EXEC, "/usr/bin/apt", executable="/bin/bash", parent="/bin/bash", tty=True, **LSM)
+    node.row(denied, process=apt, pid=191949, ppid=190507, ns_pid=113, ns_ppid=7)
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert alert.PolicyName == "block-pkg-mgmt"
+    assert (alert.Severity, alert.Tags, alert.ATags, alert.Message) == (
+        "5", "NIST,SI-4", ["NIST", "SI-4"], "package manager",
+    )  # fmt: skip
+    assert (alert.Type, alert.Source, alert.Resource) == ("MatchedPolicy", "/bin/bash", "/usr/bin/apt update")
+    assert (alert.ParentProcessName, alert.ProcessName) == ("/bin/bash", "/usr/bin/apt")
+    assert (alert.Enforcer, alert.Action, alert.Result) == ("BPFLSM", "Block", "Permission denied")
+    assert (alert.Cwd, alert.TTY, alert.UID) == ("/", "pts0", 0)
+    assert (alert.HostPPID, alert.HostPID, alert.PPID, alert.PID) == (190507, 191949, 7, 113)
+    assert alert.EventData == {"Lsm": "SECURITY_BPRM_CHECK"}
+    assert alert.Labels == "app=web,tier=front"
+    assert (alert.Owner.ref, alert.Owner.name, alert.Owner.namespace) == ("Deployment", "web", "demo")
+    assert alert.ContainerImage == "docker.io/library/nginx:1.27@sha256:8c94"
+    assert alert.UpdatedTime == "2025-12-16T05:36:41.001000Z"
+    assert alert.Timestamp == 1765863401
+
+
+@pytest.mark.parametrize(
+    ("fields", "action", "enforcer", "result"),
+    [
+        ({}, "Audit (Block)", "eBPF Monitor", "Passed"),
+        ({"result": -13}, "Audit (Block)", "eBPF Monitor", "Permission denied"),
+        ({"result": -1, "enforcer": Backend.CGROUP}, "Block", "Hauberk cgroup", "Operation not permitted"),
+        ({"enforcer": Backend.SIGNAL}, "Block", "Hauberk signal", "Passed"),
+        ({"result": -13, "enforcer": Backend.APPARMOR}, "Block", "AppArmor", "Permission denied"),
+    ],
+)
+async def test_a_block_rule_is_told_as_what_happened(fields, action, enforcer, result, node, stage, make_policy):
+    stage.policies(make_policy(file={"matchPaths": [{"path": "/etc/a"}]}, action="Block"))
+    node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257, **fields))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Action, alert.Enforcer, alert.Result) == (action, enforcer, result)
+    await stage.finish()
+    assert stage.summaries[0].entries[0].status == ("Deny" if action == "Block" else "Audit")
+
+
+async def test_default_posture_has_no_severity_tags_or_message(node, stage, make_policy):
+    stage.policies(
+        make_policy(
+            file={"matchDirectories": [{"dir": "/srv/", "recursive": True}]}, action="Allow", tags=["T"], message="m"
+        )
+    )
+    node.row(node.behaviour(Operation.OPEN, "/srv/a", syscall=257))
+    node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.PolicyName, alert.Action, alert.Resource) == ("DefaultPosture", "Audit", "/etc/a")
+    assert (alert.Severity, alert.Tags, alert.ATags, alert.Message) == ("", "", None, "")
+
+
+async def test_a_failed_call_that_no_policy_stopped_is_no_alert(node, stage, make_policy):
+    stage.policies(make_policy(**ALL))
+    node.row(node.behaviour(Operation.OPEN, "/etc/missing", syscall=257, result=-2))
+    await stage.take(node.record())
+    await stage.finish()
+    assert stage.alerts == []
+    assert stage.counted() == 1
+
+
+async def test_what_was_stopped_is_told_whatever_the_policies_say_now(node, stage):
+    stage.policies()
+    node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257, result=-13, enforcer=Backend.BPF_LSM))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Action, alert.PolicyName) == ("Block", "")
+    assert "present policies" in alert.Message
+
+
+async def test_host_policies_make_host_alerts(node, stage, make_policy):
+    stage.policies(make_policy("KubeArmorHostPolicy", file={"matchPaths": [{"path": "/etc/shadow"}]}, action="Audit"))
+    node.row(node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257, cgroup=1, pid_ns=1, mnt_ns=2))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Type, alert.HostName, alert.ContainerID, alert.NamespaceName) == (
+        "MatchedHostPolicy",
+        "node-1",
+        "",
+        "",
+    )
+
+
+async def test_shadow_policies_tell_what_would_have_happened(node, stage, make_policy):
+    document = make_policy(file={"matchPaths": [{"path": "/etc/a"}]}, action="Block")
+    document["metadata"]["annotations"] = {"hauberk.io/mode": "shadow"}
+    stage.policies(document)
+    number = node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Mode, alert.Action, alert.PolicyName) == ("shadow", "Audit (Block)", "p")
+    assert alert.EventID == f"node-1:boot-a:{number}:shadow:p"
+    await stage.finish()
+    assert stage.summaries[0].entries[0].status == "Allow"
+
+
+async def test_arguments_are_judged_per_occurrence(node, stage, make_policy):
+    stage.policies(make_policy(process={"matchPaths": [{"path": "/bin/ls", "allowedArgs": ["-l"]}]}, action="Block"))
+    run = node.behaviour(Operation.EXEC, "/bin/ls", syscall=59)
+    allowed, refused = node.process("/bin/ls", ("ls", "-l")), node.process("/bin/ls", ("ls", "-a"))
+    for process in (allowed, refused, allowed):
+        node.row(run, process=process)
+    await stage.take(node.record())
+    assert [alert.Resource for alert in stage.alerts] == ["/bin/ls -a"]
+    await stage.finish()
+    assert sorted((entry.status, entry.count) for entry in stage.summaries[0].entries) == [("Allow", 2), ("Audit", 1)]
+
+
+async def test_records_are_cloudevents(node, stage, make_policy):
+    stage.policies(make_policy(**ALL))
+    number = node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257))
+    await stage.take(node.record())
+    (record,) = stage.bus.records(ALERTS)
+    headers = dict(record.headers)
+    assert record.key == b"demo/web"
+    assert headers["ce_specversion"] == b"1.0"
+    assert headers["ce_id"] == f"node-1:boot-a:{number}".encode()
+    assert headers["ce_source"] == b"/hauberk/nodes/node-1"
+    assert headers["ce_subject"] == b"demo/web"
+    assert headers["content-type"] == b"application/json"
+    assert headers["ce_time"].endswith(b"Z")
+    assert headers["ce_type"] == b"io.hauberk.alert.v1"
+
+
+async def test_names_that_are_not_utf8_are_told(node, stage, make_policy):
+    stage.policies(make_policy(**ALL))
+    node.row(node.behaviour(Operation.OPEN, b"/tmp/\xff\xfe", syscall=257))
+    await stage.take(node.record())
+    await stage.finish()
+    (alert,) = stage.alerts
+    assert alert.Resource == "/tmp/\\xff\\xfe"
+    assert stage.counted() == 1
+    assert len(stage.telemetry) == 1
