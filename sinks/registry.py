@@ -10,8 +10,9 @@ from sinks.console import ConsoleSettings, ConsoleSink
 from sinks.file import FileSettings, FileSink
 from sinks.sink import Sink
 from sinks.store.sink import StoreSettings, StoreSink
+from sinks.syslog import SyslogSettings, SyslogSink
 
-SinkSettings: TypeAlias = BlackholeSettings | ConsoleSettings | FileSettings | StoreSettings
+SinkSettings: TypeAlias = BlackholeSettings | ConsoleSettings | FileSettings | StoreSettings | SyslogSettings
 
 
 def build(settings: SinkSettings) -> Sink:
@@ -25,5 +26,7 @@ def build(settings: SinkSettings) -> Sink:
             return FileSink(settings)
         case StoreSettings():
             return StoreSink(settings)
+        case SyslogSettings():
+            return SyslogSink(settings)
         case _:
             assert_never(settings)
