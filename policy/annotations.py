@@ -43,7 +43,13 @@ def check_annotations(metadata: Mapping, checker: Checker, *, namespaced: bool) 
         if not isinstance(key, Scalar):
             continue
         if key.text == "namespace" and not namespaced and isinstance(value, Scalar) and value.text:
-            checker.say(codes.NAMESPACE_IGNORED, value, f"a {checker.kind.__name__} belongs to no namespace", "metadata.namespace", suggestion="remove it")  # fmt: skip
+            checker.say(
+                codes.NAMESPACE_IGNORED,
+                value,
+                f"a {checker.kind.__name__} belongs to no namespace",
+                "metadata.namespace",
+                suggestion="remove it",
+            )
         if key.text != "annotations" or not isinstance(value, Mapping):
             continue
         for name, setting in value.pairs:
@@ -57,15 +63,35 @@ def _annotation(name: Scalar, setting: Scalar, checker: Checker) -> None:
     if words is not None:
         if setting.text not in words:
             near = nearest(setting.text, words)
-            checker.say(codes.ANNOTATION, setting, f"`{name.text}` is `{setting.text}`", path, expected=", ".join(words), suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+            checker.say(
+                codes.ANNOTATION,
+                setting,
+                f"`{name.text}` is `{setting.text}`",
+                path,
+                expected=", ".join(words),
+                suggestion=f"did you mean `{near}`?" if near else "",
+            )
     elif name.text == ANNOTATION_TESTS:
         inner = Report(checker.report.origin)
         test_cases(setting.text, inner)
         for found in inner.found:
-            checker.say(codes.TESTS, setting, f"line {found.line} of `{name.text}`: {found.message}", path, expected=found.expected)  # fmt: skip
+            checker.say(
+                codes.TESTS,
+                setting,
+                f"line {found.line} of `{name.text}`: {found.message}",
+                path,
+                expected=found.expected,
+            )
     elif name.text.startswith("hauberk.io/"):
         near = nearest(name.text, KNOWN)
-        checker.say(codes.ANNOTATION_UNKNOWN, name, f"there is no annotation `{name.text}`", path, expected=", ".join(KNOWN), suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+        checker.say(
+            codes.ANNOTATION_UNKNOWN,
+            name,
+            f"there is no annotation `{name.text}`",
+            path,
+            expected=", ".join(KNOWN),
+            suggestion=f"did you mean `{near}`?" if near else "",
+        )
 
 
 def test_cases(text: str, report: Report) -> tuple[TestCase, ...]:
@@ -73,7 +99,13 @@ def test_cases(text: str, report: Report) -> tuple[TestCase, ...]:
     cases: list[TestCase] = []
     for document in yaml_lines.read(text, report):
         if not isinstance(document, Sequence):
-            report.add(codes.TESTS, "the tests are not a list", line=document.line, column=document.column, expected="a list of `{event: {...}, expect: {action: ...}}`")  # fmt: skip
+            report.add(
+                codes.TESTS,
+                "the tests are not a list",
+                line=document.line,
+                column=document.column,
+                expected="a list of `{event: {...}, expect: {action: ...}}`",
+            )
             continue
         cases += [case for item in document.items if (case := _case(item, report)) is not None]
     return tuple(cases)
@@ -84,13 +116,28 @@ def _case(item: Node, report: Report) -> TestCase | None:
         {key.text: value for key, value in item.pairs if isinstance(key, Scalar)} if isinstance(item, Mapping) else {}
     )
     event, expect = held.get("event"), held.get("expect")
-    answer = {key.text: value for key, value in expect.pairs if isinstance(key, Scalar)} if isinstance(expect, Mapping) else {}  # fmt: skip
+    answer = (
+        {key.text: value for key, value in expect.pairs if isinstance(key, Scalar)}
+        if isinstance(expect, Mapping)
+        else {}
+    )
     action, policy = answer.get("action"), answer.get("policy")
     if not isinstance(event, Mapping) or not isinstance(action, Scalar) or action.text not in ACTIONS:
-        report.add(codes.TESTS, "a test needs `event` and `expect.action`", line=item.line, column=item.column, expected="`{event: {...}, expect: {action: Allow|Audit|Block}}`")  # fmt: skip
+        report.add(
+            codes.TESTS,
+            "a test needs `event` and `expect.action`",
+            line=item.line,
+            column=item.column,
+            expected="`{event: {...}, expect: {action: Allow|Audit|Block}}`",
+        )
         return None
     if set(held) - {"event", "expect", "name"} or set(answer) - {"action", "policy"}:
-        report.add(codes.TESTS, "a test has `name`, `event` and `expect` with `action` and `policy`, nothing else", line=item.line, column=item.column)  # fmt: skip
+        report.add(
+            codes.TESTS,
+            "a test has `name`, `event` and `expect` with `action` and `policy`, nothing else",
+            line=item.line,
+            column=item.column,
+        )
         return None
     name = policy.text if isinstance(policy, Scalar) and policy.kind == "str" else None
     try:

@@ -20,6 +20,7 @@ from policy.relations import related
 from policy.shapes import FieldShape, Shape, fields
 from policy.suggest import nearest
 from schemas import policy as written
+from schemas import policy_sections as sections
 from schemas.policy import Position
 
 INVALID: Any = object()
@@ -27,16 +28,16 @@ INVALID: Any = object()
 
 FORMS: dict[tuple[type | None, str], Callable[[str, values.Say], None]] = {
     (None, "path"): values.path,
-    (written.SyscallPath, "path"): values.path_or_directory,
+    (sections.SyscallPath, "path"): values.path_or_directory,
     (None, "dir"): values.directory,
-    (written.SourceMatch, "dir"): values.source_directory,
+    (sections.SourceMatch, "dir"): values.source_directory,
     (None, "execname"): values.execname,
     (None, "pattern"): values.pattern,
-    (written.NetworkProtocol, "protocol"): values.protocol,
+    (sections.NetworkProtocol, "protocol"): values.protocol,
     (None, "domain"): values.domain,
     (None, "capability"): values.capability,
     (None, "syscall"): values.syscall,
-    (written.DeviceMatch, "class"): values.device_class,
+    (sections.DeviceMatch, "class"): values.device_class,
     (None, "cidr"): values.cidr,
     (None, "port"): values.port,
     (None, "limit"): values.limit,
@@ -66,14 +67,40 @@ class Checker:
         self.kind = kind
         self.positions: list[Position] = []
 
-    def say(self, code: Code, node: Node, message: str, path: str, *, expected: str = "", suggestion: str = "", notes: tuple[str, ...] = ()) -> None:  # fmt: skip
+    def say(
+        self,
+        code: Code,
+        node: Node,
+        message: str,
+        path: str,
+        *,
+        expected: str = "",
+        suggestion: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> None:
         """Report at a node."""
-        self.report.add(code, message, line=node.line, column=node.column, width=node.width, path=path, expected=expected, suggestion=suggestion, notes=notes)  # fmt: skip
+        self.report.add(
+            code,
+            message,
+            line=node.line,
+            column=node.column,
+            width=node.width,
+            path=path,
+            expected=expected,
+            suggestion=suggestion,
+            notes=notes,
+        )
 
     def struct(self, node: Node, struct: type, path: str) -> Any:
         """The mapping `node` as keyword values of `struct`, or INVALID."""
         if not isinstance(node, Mapping):
-            self.say(codes.TYPE, node, f"`{path}` is {describe(node)}", path, expected=f"a mapping with {_listed(fields(struct))}")  # fmt: skip
+            self.say(
+                codes.TYPE,
+                node,
+                f"`{path}` is {describe(node)}",
+                path,
+                expected=f"a mapping with {_listed(fields(struct))}",
+            )
             return INVALID
         known = fields(struct)
         pairs = self.pairs(node, path)
@@ -88,7 +115,9 @@ class Checker:
                 if self.tolerated(struct, key, here):
                     continue
                 finding = misnamed(self.kind, struct, key.text, path, value)
-                self.say(finding.code, key, finding.message, here, expected=finding.expected, suggestion=finding.suggestion)  # fmt: skip
+                self.say(
+                    finding.code, key, finding.message, here, expected=finding.expected, suggestion=finding.suggestion
+                )
                 meant.add(finding.instead)
                 whole = False
                 continue
@@ -106,7 +135,13 @@ class Checker:
         given = {key.text for key, _ in pairs} | meant
         for name, field in known.items():
             if field.required and name not in given:
-                self.say(codes.MISSING, node, f"`{name}` is missing in `{path or 'the document'}`", path, expected=_wanted(field.shape))  # fmt: skip
+                self.say(
+                    codes.MISSING,
+                    node,
+                    f"`{name}` is missing in `{path or 'the document'}`",
+                    path,
+                    expected=_wanted(field.shape),
+                )
                 whole = False
         related(self, struct, node, result, nodes, given, path)
         return result if whole else INVALID
@@ -171,7 +206,14 @@ class Checker:
                     return truth(node.text)
                 near = node.text.strip().lower()
                 quoted = near in ("true", "false") and node.kind == "str"
-                self.say(codes.TYPE, node, f"`{path}` is {describe(node)}", path, expected="true or false", suggestion=f"write `{near}` without quotes" if quoted else "")  # fmt: skip
+                self.say(
+                    codes.TYPE,
+                    node,
+                    f"`{path}` is {describe(node)}",
+                    path,
+                    expected="true or false",
+                    suggestion=f"write `{near}` without quotes" if quoted else "",
+                )
                 return INVALID
             case "int":
                 return self.integer(node, shape, path)
@@ -180,7 +222,14 @@ class Checker:
             case "port":
                 return self.form(node, name, struct, path)
         if node.kind != "str":
-            self.say(codes.TYPE, node, f"`{path}` is {describe(node)}", path, expected="text", suggestion=f'write `"{node.text}"`' if node.text else "")  # fmt: skip
+            self.say(
+                codes.TYPE,
+                node,
+                f"`{path}` is {describe(node)}",
+                path,
+                expected="text",
+                suggestion=f'write `"{node.text}"`' if node.text else "",
+            )
             return INVALID
         return self.form(node, name, struct, path)
 
@@ -201,10 +250,21 @@ class Checker:
         value = number(node.text) if node.kind == "int" else None
         if value is None:
             quoted = node.kind == "str" and node.text.strip().isdecimal()
-            self.say(codes.TYPE, node, f"`{path}` is {describe(node)}", path, expected=_wanted(shape), suggestion=f"write `{node.text.strip()}` without quotes" if quoted else "")  # fmt: skip
+            self.say(
+                codes.TYPE,
+                node,
+                f"`{path}` is {describe(node)}",
+                path,
+                expected=_wanted(shape),
+                suggestion=f"write `{node.text.strip()}` without quotes" if quoted else "",
+            )
             return INVALID
         least, most = shape.least, shape.most
-        if (least is not None and value < least) or (most is not None and value > most) or not -(2**31) <= value < 2**31:  # fmt: skip
+        if (
+            (least is not None and value < least)
+            or (most is not None and value > most)
+            or not -(2**31) <= value < 2**31
+        ):
             self.say(codes.RANGE, node, f"`{path}` is {node.text}", path, expected=_wanted(shape))
             return INVALID
         return value
@@ -217,7 +277,9 @@ class Checker:
         if folded is not None:
             if path == "spec.action" and node.text == node.text.lower():
                 return folded
-            self.say(codes.CASE, node, f"`{path}` is `{node.text}`", path, expected=expected, suggestion=f"write `{folded}`")  # fmt: skip
+            self.say(
+                codes.CASE, node, f"`{path}` is `{node.text}`", path, expected=expected, suggestion=f"write `{folded}`"
+            )
             return INVALID
         near = nearest(node.text, shape.choices)
         help_ = f"did you mean `{near}`?" if near else _CHOICE_HINTS.get((struct, name), "").format(node.text)
@@ -258,7 +320,14 @@ class Checker:
         for key, value in self.pairs(node, path):
             if not isinstance(value, Scalar) or value.kind != "str":
                 shown = f'write `{key.text}: "{value.text}"`' if isinstance(value, Scalar) else ""
-                self.say(codes.TYPE, value if value.width else key, f"`{path}.{key.text}` is {describe(value)}", path, expected="text", suggestion=shown)  # fmt: skip
+                self.say(
+                    codes.TYPE,
+                    value if value.width else key,
+                    f"`{path}.{key.text}` is {describe(value)}",
+                    path,
+                    expected="text",
+                    suggestion=shown,
+                )
                 whole = False
                 continue
             result[key.text] = value.text

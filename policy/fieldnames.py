@@ -17,6 +17,7 @@ from policy.nodes import Mapping, Node, Scalar, Sequence
 from policy.shapes import fields, where
 from policy.suggest import distance, nearest
 from schemas import policy as written
+from schemas import policy_sections as sections
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -31,14 +32,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 _ENTRY: Final = {
-    "path": ("matchPaths", (written.ProcessPath, written.FilePath)),
-    "dir": ("matchDirectories", (written.ProcessDirectory, written.FileDirectory)),
-    "pattern": ("matchPatterns", (written.ProcessPattern, written.FilePattern)),
+    "path": ("matchPaths", (sections.ProcessPath, sections.FilePath)),
+    "dir": ("matchDirectories", (sections.ProcessDirectory, sections.FileDirectory)),
+    "pattern": ("matchPatterns", (sections.ProcessPattern, sections.FilePattern)),
 }
 _OWN: Final[dict[type, str]] = {
-    written.ProcessPath: "path", written.FilePath: "path", written.SyscallPath: "path",
-    written.ProcessDirectory: "dir", written.FileDirectory: "dir",
-    written.ProcessPattern: "pattern", written.FilePattern: "pattern",
+    sections.ProcessPath: "path", sections.FilePath: "path", sections.SyscallPath: "path",
+    sections.ProcessDirectory: "dir", sections.FileDirectory: "dir",
+    sections.ProcessPattern: "pattern", sections.FilePattern: "pattern",
 }  # fmt: skip
 _RENAMED: Final[dict[str, str]] = {
     "directory": "dir", "directories": "matchDirectories", "paths": "matchPaths", "patterns": "matchPatterns",
@@ -62,27 +63,63 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
     if own is not None and name in _ENTRY and name != own:
         section, _ = _ENTRY[name]
         text = value.text if isinstance(value, Scalar) else ""
-        if own == "pattern" or (own == "dir" and text.endswith("/")) or (own == "path" and not text.endswith("/") and "*" not in text):  # fmt: skip
+        if (
+            own == "pattern"
+            or (own == "dir" and text.endswith("/"))
+            or (own == "path" and not text.endswith("/") and "*" not in text)
+        ):
             return Finding(codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected, f"write `{own}`", own)
         list_path = path.rpartition("[")[0].rpartition(".")[0]
-        return Finding(codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, f"move it to `{list_path}.{section}`", own)  # fmt: skip
+        return Finding(
+            codes.MISPLACED,
+            f"`{name}` does not belong in `{here}`",
+            expected,
+            f"move it to `{list_path}.{section}`",
+            own,
+        )
     if own in ("path", "pattern") and name == "recursive":
         list_path = path.rpartition("[")[0].rpartition(".")[0]
-        return Finding(codes.MISPLACED, f"`recursive` says nothing of the one thing in `{here}`", expected, f"directories go to `{list_path}.matchDirectories`")  # fmt: skip
+        return Finding(
+            codes.MISPLACED,
+            f"`recursive` says nothing of the one thing in `{here}`",
+            expected,
+            f"directories go to `{list_path}.matchDirectories`",
+        )
     if struct in _SELECTORS and isinstance(value, Scalar):
         near = nearest(name, known)
         if near is None and "matchLabels" in known:
-            return Finding(codes.MISPLACED, f"`{name}` is a label and stands beside the labels", expected, f"write `{path}.matchLabels.{name}`")  # fmt: skip
+            return Finding(
+                codes.MISPLACED,
+                f"`{name}` is a label and stands beside the labels",
+                expected,
+                f"write `{path}.matchLabels.{name}`",
+            )
         if near is None:
-            return Finding(codes.MISPLACED, f"a cluster policy selects labels by expression, not as `{name}`", expected, f"write a `matchExpressions` entry with `key: label`, `operator: In`, `values: [{name}={value.text}]`")  # fmt: skip
+            return Finding(
+                codes.MISPLACED,
+                f"a cluster policy selects labels by expression, not as `{name}`",
+                expected,
+                f"write a `matchExpressions` entry with `key: label`, `operator: In`, `values: [{name}={value.text}]`",
+            )
     if struct in _SELECTORS and name == "matchLabels":
-        return Finding(codes.WRONG_KIND, "a cluster policy has no `matchLabels`", expected, "write a `matchExpressions` entry with `key: label`, `operator: In` and `k=v` values")  # fmt: skip
+        return Finding(
+            codes.WRONG_KIND,
+            "a cluster policy has no `matchLabels`",
+            expected,
+            "write a `matchExpressions` entry with `key: label`, `operator: In` and `k=v` values",
+        )
     other = _of_other_kind(kind, struct, name)
     if other is not None:
         return other
     renamed = _RENAMED.get(name)
     if renamed in known:
-        return Finding(codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected, f"did you mean `{renamed}`?", renamed or "")  # fmt: skip
+        return Finding(
+            codes.UNKNOWN_FIELD,
+            f"`{name}` is not a field of `{here}`",
+            expected,
+            f"did you mean `{renamed}`?",
+            renamed or "",
+        )
     near = nearest(name, known)
     elsewhere = where(kind).get(name)
     if near is not None and (elsewhere is None or distance(name.casefold(), near.casefold(), 2) <= 1):
@@ -90,10 +127,14 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected, f"did you mean `{near}`?", near
         )
     if elsewhere is not None:
-        return Finding(codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, _move(name, elsewhere, path, value))  # fmt: skip
+        return Finding(
+            codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, _move(name, elsewhere, path, value)
+        )
     far = nearest(name, where(kind))
     if far is not None and len(name) > 4:
-        return Finding(codes.MISPLACED, f"`{name}` is not a field of `{here}`", expected, f"did you mean `{where(kind)[far][0]}`?")  # fmt: skip
+        return Finding(
+            codes.MISPLACED, f"`{name}` is not a field of `{here}`", expected, f"did you mean `{where(kind)[far][0]}`?"
+        )
     return Finding(codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected)
 
 
@@ -104,7 +145,12 @@ def _of_other_kind(kind: type[written.AnyPolicy], struct: type, name: str) -> Fi
     if not owners or name in where(kind):
         return None
     if struct is not specs[kind]:
-        return Finding(codes.WRONG_KIND, f"`{name}` belongs to another kind of policy", ", ".join(fields(struct)), f"use `kind: {owners[0]}` with `spec.{name}`")  # fmt: skip
+        return Finding(
+            codes.WRONG_KIND,
+            f"`{name}` belongs to another kind of policy",
+            ", ".join(fields(struct)),
+            f"use `kind: {owners[0]}` with `spec.{name}`",
+        )
     instead = {"nodeSelector": "selector", "selector": "nodeSelector"}.get(name, "")
     help_ = f"use `kind: {owners[0]}`"
     if instead in fields(struct):
@@ -117,7 +163,9 @@ def _move(name: str, elsewhere: tuple[str, ...], path: str, value: Node) -> str:
 
     def shared(target: str) -> int:
         ours, theirs = path.split("."), target.split(".")
-        return sum(1 for left, right in zip(ours, theirs, strict=False) if left.partition("[")[0] == right.partition("[")[0])  # fmt: skip
+        return sum(
+            1 for left, right in zip(ours, theirs, strict=False) if left.partition("[")[0] == right.partition("[")[0]
+        )
 
     best = max(shared(target) for target in elsewhere)
     near = [target for target in elsewhere if shared(target) == best]

@@ -26,9 +26,20 @@ def check_meaning(document: PolicyDocument, report: Report) -> None:
     told: set[tuple[int, str]] = set()
     for rule in policy.rules:
         same = (
-            rule.class_, rule.match, rule.value, rule.recursive, frozenset(rule.sources), rule.owner_only, rule.read_only,
-            rule.pts, rule.allowed_args, rule.has_args, rule.device, rule.peer, rule.syscalls,
-        )  # fmt: skip
+            rule.class_,
+            rule.match,
+            rule.value,
+            rule.recursive,
+            frozenset(rule.sources),
+            rule.owner_only,
+            rule.read_only,
+            rule.pts,
+            rule.allowed_args,
+            rule.has_args,
+            rule.device,
+            rule.peer,
+            rule.syscalls,
+        )
         before = seen.setdefault(same, rule)
         if before is rule or (rule.line, rule.position + before.position) in told:
             continue
@@ -36,7 +47,21 @@ def check_meaning(document: PolicyDocument, report: Report) -> None:
         place = f"`{before.position}` (line {before.line})" if before.line else f"`{before.position}`"
         line, column = rule.line or document.line, columns.get(rule.position, 1)
         if before.action is rule.action:
-            report.add(codes.DUPLICATE_RULE, f"`{rule.value}` is already in {place}", line=line, column=column, path=rule.position, suggestion="remove one of the two")  # fmt: skip
+            report.add(
+                codes.DUPLICATE_RULE,
+                f"`{rule.value}` is already in {place}",
+                line=line,
+                column=column,
+                path=rule.position,
+                suggestion="remove one of the two",
+            )
         else:
             winner = max(before.action, rule.action, key=lambda action: _WEIGHT[action])
-            report.add(codes.CONTRADICTION, f"`{rule.value}` is {rule.action} here and {before.action} in {place}", line=line, column=column, path=rule.position, suggestion=f"{winner} wins; keep one of the two")  # fmt: skip
+            report.add(
+                codes.CONTRADICTION,
+                f"`{rule.value}` is {rule.action} here and {before.action} in {place}",
+                line=line,
+                column=column,
+                path=rule.position,
+                suggestion=f"{winner} wins; keep one of the two",
+            )

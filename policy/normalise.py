@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from policy import values
 from schemas import policy as written
+from schemas import policy_sections as sections
 from schemas.operations import Class
 from schemas.policy import PolicyDocument
 from schemas.rules import (
@@ -96,7 +97,13 @@ def _nodes(labels: dict[str, str]) -> Selection:
     written_names = [values.elements(labels[key]) or [""] for key in HOSTNAME_LABELS if key in labels]
     hostnames = written_names[0] if written_names else []
     for more in written_names[1:]:
-        hostnames = more if "*" in hostnames else hostnames if "*" in more else [name for name in hostnames if name in more] or [""]  # fmt: skip
+        hostnames = (
+            more
+            if "*" in hostnames
+            else hostnames
+            if "*" in more
+            else [name for name in hostnames if name in more] or [""]
+        )
     return Selection(
         target=Target.NODES,
         labels=tuple(
@@ -193,7 +200,12 @@ class _Rules:
                 fields |= {"allowed_args": entry.allowed_args, "has_args": True}
             yield entry, section, f"{where}.matchPaths[{at}]", fields
         for at, entry in enumerate(section.match_directories):
-            fields = {"class_": class_, "match": Match.DIRECTORY, "value": canonical(entry.dir), "recursive": bool(entry.recursive)}  # fmt: skip
+            fields = {
+                "class_": class_,
+                "match": Match.DIRECTORY,
+                "value": canonical(entry.dir),
+                "recursive": bool(entry.recursive),
+            }
             yield entry, section, f"{where}.matchDirectories[{at}]", fields
         for at, entry in enumerate(section.match_patterns):
             fields = {"class_": class_, "match": Match.PATTERN, "value": entry.pattern}
@@ -216,7 +228,12 @@ class _Rules:
     def syscalls(self, section: Any) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
         for at, entry in enumerate(section.match_syscalls):
             names = tuple(dict.fromkeys(entry.syscall))
-            fields: dict[str, Any] = {"class_": Class.SYSCALL, "match": Match.SYSCALL, "value": ",".join(names), "syscalls": names}  # fmt: skip
+            fields: dict[str, Any] = {
+                "class_": Class.SYSCALL,
+                "match": Match.SYSCALL,
+                "value": ",".join(names),
+                "syscalls": names,
+            }
             yield entry, section, f"spec.syscalls.matchSyscalls[{at}]", fields
         for at, entry in enumerate(section.match_paths):
             directory = entry.path.endswith("/")
@@ -251,7 +268,7 @@ def _or_any(number: int | None) -> int:
     return -1 if number is None else number
 
 
-def _sources(entries: tuple[written.SourceMatch, ...]) -> tuple[Source, ...]:
+def _sources(entries: tuple[sections.SourceMatch, ...]) -> tuple[Source, ...]:
     found: list[Source] = []
     for entry in entries:
         if entry.path is not None:

@@ -68,7 +68,12 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
                 continue
             earlier = seen.get(document.key)
             if earlier is not None:
-                report.add(codes.TWICE, f"{document.key} is already at line {earlier}; this one replaces it", line=node.line, column=node.column)  # fmt: skip
+                report.add(
+                    codes.TWICE,
+                    f"{document.key} is already at line {earlier}; this one replaces it",
+                    line=node.line,
+                    column=node.column,
+                )
             seen[document.key] = node.line
             documents.append(document)
         if not found and not report.errors:
@@ -112,7 +117,14 @@ def _get(node: Mapping, name: str) -> Node | None:
 def _identify(node: Node, report: Report) -> str | None:
     """The kind of policy a document is; None when it is none, which is reported."""
     if not isinstance(node, Mapping):
-        report.add(codes.NOT_A_MAPPING, f"the document is {describe(node)}", line=node.line, column=node.column, width=node.width, expected="a mapping with apiVersion, kind, metadata, spec")  # fmt: skip
+        report.add(
+            codes.NOT_A_MAPPING,
+            f"the document is {describe(node)}",
+            line=node.line,
+            column=node.column,
+            width=node.width,
+            expected="a mapping with apiVersion, kind, metadata, spec",
+        )
         return None
     kind, version = _get(node, "kind"), _get(node, "apiVersion")
     kind_text = kind.text if isinstance(kind, Scalar) else ""
@@ -125,21 +137,52 @@ def _identify(node: Node, report: Report) -> str | None:
         if version_text != API_VERSION and not misspelt:
             at = version if isinstance(version, Scalar) else kind
             got = f"`apiVersion` is `{version_text}`" if version_text else "`apiVersion` is missing"
-            report.add(codes.API_VERSION, got, line=at.line, column=at.column, width=at.width, path="apiVersion", expected=API_VERSION)  # fmt: skip
+            report.add(
+                codes.API_VERSION,
+                got,
+                line=at.line,
+                column=at.column,
+                width=at.width,
+                path="apiVersion",
+                expected=API_VERSION,
+            )
         return kind_text
     if not kind_text:
         if ours or version is None:
-            report.add(codes.NO_KIND, "the document does not say its `kind`", line=node.line, column=node.column, path="kind", expected=", ".join(KINDS))  # fmt: skip
+            report.add(
+                codes.NO_KIND,
+                "the document does not say its `kind`",
+                line=node.line,
+                column=node.column,
+                path="kind",
+                expected=", ".join(KINDS),
+            )
         else:
-            report.add(codes.SKIPPED, f"an object of {version_text} without a kind is skipped", line=node.line, column=node.column)  # fmt: skip
+            report.add(
+                codes.SKIPPED,
+                f"an object of {version_text} without a kind is skipped",
+                line=node.line,
+                column=node.column,
+            )
         return None
     assert kind is not None
     near = nearest(kind_text, KINDS)
     if ours or (near is not None and kind_text.lower().startswith("kubearmor")):
         help_ = f"did you mean `{near}`?" if near else ""
-        report.add(codes.UNKNOWN_KIND, f"`{kind_text}` is not a kind of policy", line=kind.line, column=kind.column, width=kind.width, path="kind", expected=", ".join(KINDS), suggestion=help_)  # fmt: skip
+        report.add(
+            codes.UNKNOWN_KIND,
+            f"`{kind_text}` is not a kind of policy",
+            line=kind.line,
+            column=kind.column,
+            width=kind.width,
+            path="kind",
+            expected=", ".join(KINDS),
+            suggestion=help_,
+        )
         return None
-    report.add(codes.SKIPPED, f"`{kind_text}` is not a policy; skipped", line=kind.line, column=kind.column, width=kind.width)  # fmt: skip
+    report.add(
+        codes.SKIPPED, f"`{kind_text}` is not a policy; skipped", line=kind.line, column=kind.column, width=kind.width
+    )
     return None
 
 
@@ -154,7 +197,12 @@ def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None
     struct = KINDS[kind]
     checker = Checker(report, struct)
     skipped = ("kind", "status")
-    body = Mapping([pair for pair in node.pairs if not (isinstance(pair[0], Scalar) and pair[0].text in skipped)], node.line, node.column, node.width)  # fmt: skip
+    body = Mapping(
+        [pair for pair in node.pairs if not (isinstance(pair[0], Scalar) and pair[0].text in skipped)],
+        node.line,
+        node.column,
+        node.width,
+    )
     value = checker.struct(body, struct, "")
     metadata = _get(node, "metadata")
     if isinstance(metadata, Mapping):

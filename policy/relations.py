@@ -16,6 +16,7 @@ from policy.nodes import Mapping, Node, Scalar, Sequence
 from policy.regexes import BadExpression, Expression
 from policy.select import container_names, is_list
 from schemas import policy as written
+from schemas import policy_sections as sections
 
 if TYPE_CHECKING:
     from policy.check import Checker
@@ -36,7 +37,13 @@ def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, give
     if not given & {"path", "execname"}:
         checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path` or `execname`")
     elif "path" in result and "execname" in result:
-        checker.say(codes.IGNORED, nodes["execname"], f"`{path}.execname` has no effect beside `path`", path, suggestion="make it an entry of its own")  # fmt: skip
+        checker.say(
+            codes.IGNORED,
+            nodes["execname"],
+            f"`{path}.execname` has no effect beside `path`",
+            path,
+            suggestion="make it an entry of its own",
+        )
 
 
 def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -45,7 +52,13 @@ def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
         checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path`, `dir` or `pattern`")
     elif len(ways) > 1:
         last = max((nodes[way] for way in ways if way in nodes), key=lambda at: (at.line, at.column), default=node)
-        checker.say(codes.IGNORED, last, f"`{path}` names executables in {len(ways)} ways; they are taken as alternatives", path, suggestion="write one entry each")  # fmt: skip
+        checker.say(
+            codes.IGNORED,
+            last,
+            f"`{path}` names executables in {len(ways)} ways; they are taken as alternatives",
+            path,
+            suggestion="write one entry each",
+        )
     for way in ("dir", "pattern"):
         if way in nodes and not (way == "dir" and ".syscalls." in path):
             checker.say(codes.EXTENSION, nodes[way], f"`{path}.{way}` is an extension of Hauberk", path)
@@ -55,7 +68,13 @@ def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
 
 def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "syscall" in result and not result["syscall"]:
-        checker.say(codes.EMPTY, nodes["syscall"], f"`{path}.syscall` names no system call", path, expected="a list such as `[ptrace, mount]`")  # fmt: skip
+        checker.say(
+            codes.EMPTY,
+            nodes["syscall"],
+            f"`{path}.syscall` names no system call",
+            path,
+            expected="a list such as `[ptrace, mount]`",
+        )
 
 
 def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -63,7 +82,14 @@ def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given:
         return
     namespaces = result["key"] == "namespace"
     if namespaces and checker.kind is not written.KubeArmorClusterPolicy:
-        checker.say(codes.WRONG_KIND, nodes["key"], f"a {checker.kind.__name__} cannot select namespaces", path, expected="label", suggestion="use `metadata.namespace`, or `kind: KubeArmorClusterPolicy`")  # fmt: skip
+        checker.say(
+            codes.WRONG_KIND,
+            nodes["key"],
+            f"a {checker.kind.__name__} cannot select namespaces",
+            path,
+            expected="label",
+            suggestion="use `metadata.namespace`, or `kind: KubeArmorClusterPolicy`",
+        )
         return
     listed = nodes.get("values")
     if listed is None or not isinstance(listed, Sequence) or not listed.items:
@@ -78,7 +104,14 @@ def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given:
             values.label_name(item.text, _at(checker, item, f"{path}.values[{at}]"))
         elif not item.text.partition("=")[0].strip() or "=" not in item.text:
             shown = "app" if not item.text.strip("= ") else item.text.strip("= ")
-            checker.say(codes.EXPRESSION, item, f"`{item.text}` is not `key=value`", f"{path}.values[{at}]", expected="text such as `app=web`", suggestion=f"write `{shown}=...`")  # fmt: skip
+            checker.say(
+                codes.EXPRESSION,
+                item,
+                f"`{item.text}` is not `key=value`",
+                f"{path}.values[{at}]",
+                expected="text such as `app=web`",
+                suggestion=f"write `{shown}=...`",
+            )
 
 
 def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -90,20 +123,40 @@ def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
     at = next((entry for key, entry in held.pairs if isinstance(key, Scalar) and key.text == CONTAINER_LABEL), held)
     if is_list(value):
         if "," in value and not container_names(value):
-            checker.say(codes.CONTAINERS, at, f"`{value}` names no container and so selects every one", path, suggestion='write `"[]"` or the names')  # fmt: skip
+            checker.say(
+                codes.CONTAINERS,
+                at,
+                f"`{value}` names no container and so selects every one",
+                path,
+                suggestion='write `"[]"` or the names',
+            )
         return
     name = re.sub(r"[^a-zA-Z0-9_.,-]", "", value)
     try:
         Expression(value)
     except BadExpression as error:
-        checker.say(codes.CONTAINERS, at, f"outside Kubernetes `{value}` selects nothing: {error}", path, suggestion=f'write `"[{name}]"`')  # fmt: skip
+        checker.say(
+            codes.CONTAINERS,
+            at,
+            f"outside Kubernetes `{value}` selects nothing: {error}",
+            path,
+            suggestion=f'write `"[{name}]"`',
+        )
 
 
 def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     selectors = given & {"selector", "nodeSelector"}
     if len(selectors) != 1:
         got = "has both" if selectors else "has neither"
-        checker.say(codes.ONE_SELECTOR, node, f"`{path}` {got} `selector` and `nodeSelector`" if selectors else f"`{path}` {got} `selector` nor `nodeSelector`", path, expected="exactly one of the two")  # fmt: skip
+        checker.say(
+            codes.ONE_SELECTOR,
+            node,
+            f"`{path}` {got} `selector` and `nodeSelector`"
+            if selectors
+            else f"`{path}` {got} `selector` nor `nodeSelector`",
+            path,
+            expected="exactly one of the two",
+        )
     for way in ("ingress", "egress"):
         listed = nodes.get(way)
         if listed is None or not isinstance(listed, Sequence):
@@ -114,12 +167,24 @@ def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, give
             needed = selectors == {"selector"}
             if (either and not both) or (needed and not both):
                 why = "every rule for pods is a quota" if needed and not either else "a quota is an amount per time"
-                checker.say(codes.QUOTA, entry, f"`{path}.{way}[{at}]` lacks `{'duration' if 'limit' in made else 'limit'}`{' and `duration`' if not either else ''}: {why}", path, expected="`limit` and `duration`")  # fmt: skip
+                checker.say(
+                    codes.QUOTA,
+                    entry,
+                    f"`{path}.{way}[{at}]` lacks `{'duration' if 'limit' in made else 'limit'}`{' and `duration`' if not either else ''}: {why}",
+                    path,
+                    expected="`limit` and `duration`",
+                )
 
 
 def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "nodeSelector" not in given:
-        checker.say(codes.NO_SELECTOR, node, f"`{path}` has no `nodeSelector` and is for every node", path, expected="`nodeSelector`")  # fmt: skip
+        checker.say(
+            codes.NO_SELECTOR,
+            node,
+            f"`{path}` has no `nodeSelector` and is for every node",
+            path,
+            expected="`nodeSelector`",
+        )
 
 
 def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -127,9 +192,21 @@ def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[s
         return
     first = values.port_number(str(result.get("port", "")))
     if "port" not in given:
-        checker.say(codes.PORT, nodes["endPort"], f"`{path}.endPort` has no `port` to start from", path, expected="`port` and `endPort`")  # fmt: skip
+        checker.say(
+            codes.PORT,
+            nodes["endPort"],
+            f"`{path}.endPort` has no `port` to start from",
+            path,
+            expected="`port` and `endPort`",
+        )
     elif first is not None and result["endPort"] < first:
-        checker.say(codes.PORT, nodes["endPort"], f"`{path}.endPort` {result['endPort']} is below `port` {first}", path, expected=f"{first} to 65535")  # fmt: skip
+        checker.say(
+            codes.PORT,
+            nodes["endPort"],
+            f"`{path}.endPort` {result['endPort']} is below `port` {first}",
+            path,
+            expected=f"{first} to 65535",
+        )
 
 
 def _at(checker: Checker, node: Node, path: str) -> values.Say:
@@ -140,9 +217,9 @@ def _at(checker: Checker, node: Node, path: str) -> values.Say:
 
 
 _CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], None]]] = {
-    written.ProcessPath: _process_path,
-    written.SourceMatch: _source,
-    written.SyscallMatch: _syscall,
+    sections.ProcessPath: _process_path,
+    sections.SourceMatch: _source,
+    sections.SyscallMatch: _syscall,
     written.LabelExpression: _expression,
     written.Selector: _labels,
     written.NetworkSpec: _network_spec,

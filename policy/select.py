@@ -46,7 +46,11 @@ def predicate(selection: Selection, untracked: frozenset[str] = UNTRACKED) -> Pr
 
 def applies(policy: Policy, identity: Identity, untracked: frozenset[str] = UNTRACKED) -> bool:
     """Whether a policy is judged for a workload. For one question; compile with `predicate` for many."""
-    return policy.enabled and effective_mode(policy, identity) is not None and predicate(policy.selection, untracked)(identity)  # fmt: skip
+    return (
+        policy.enabled
+        and effective_mode(policy, identity) is not None
+        and predicate(policy.selection, untracked)(identity)
+    )
 
 
 def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
@@ -139,7 +143,11 @@ def _conditions(expressions: tuple[Condition, ...]) -> Predicate:
 
     def hold(identity: Identity) -> bool:
         for about_labels, want, names, pairs in wanted:
-            there = any(identity.labels.get(key) == value for key, value in pairs) if about_labels else identity.namespace in names  # fmt: skip
+            there = (
+                any(identity.labels.get(key) == value for key, value in pairs)
+                if about_labels
+                else identity.namespace in names
+            )
             if there is not want:
                 return False
         return True

@@ -77,7 +77,12 @@ def path(text: str, say: Say) -> None:
         help_ = "for a name without directory use `execname`" if "/" not in text else f"write `/{text}`"
         say(codes.PATH, f"`{text}` is not an absolute path", expected="a path that starts with `/`", suggestion=help_)
     elif text.endswith("/"):
-        say(codes.PATH, f"`{text}` is a directory", expected="the path of a file", suggestion="move it to `matchDirectories` as `dir`")  # fmt: skip
+        say(
+            codes.PATH,
+            f"`{text}` is a directory",
+            expected="the path of a file",
+            suggestion="move it to `matchDirectories` as `dir`",
+        )
     elif not _PATH.fullmatch(text):
         say(codes.PATH, f"`{text}` is not the path of a file", expected="an absolute path such as `/usr/bin/curl`")
     else:
@@ -89,9 +94,19 @@ def directory(text: str, say: Say) -> None:
     if not text:
         say(codes.EMPTY, "the directory is empty", expected="an absolute path such as `/etc/`")
     elif not text.startswith("/"):
-        say(codes.DIRECTORY, f"`{text}` is not an absolute path", expected="a path that starts and ends with `/`", suggestion=f"write `/{text.strip('/')}/`")  # fmt: skip
+        say(
+            codes.DIRECTORY,
+            f"`{text}` is not an absolute path",
+            expected="a path that starts and ends with `/`",
+            suggestion=f"write `/{text.strip('/')}/`",
+        )
     elif not _DIRECTORY.fullmatch(text):
-        say(codes.DIRECTORY, f"`{text}` does not end with `/`", expected="a path that starts and ends with `/`", suggestion=f"write `{text}/`")  # fmt: skip
+        say(
+            codes.DIRECTORY,
+            f"`{text}` does not end with `/`",
+            expected="a path that starts and ends with `/`",
+            suggestion=f"write `{text}/`",
+        )
     else:
         _plausible(text, say)
 
@@ -108,9 +123,17 @@ def path_or_directory(text: str, say: Say) -> None:
 
 def _plausible(text: str, say: Say) -> None:
     if ".." in text.split("/"):
-        say(codes.NEVER, f"`{text}` holds `..`, which no path that the kernel reports does", suggestion="write the resolved path")  # fmt: skip
+        say(
+            codes.NEVER,
+            f"`{text}` holds `..`, which no path that the kernel reports does",
+            suggestion="write the resolved path",
+        )
     elif any(char in text for char in "*?") and "[" not in text:
-        say(codes.NEVER, f"`{text}` is compared letter by letter, `*` and `?` too", suggestion="use `matchPatterns` with `pattern`")  # fmt: skip
+        say(
+            codes.NEVER,
+            f"`{text}` is compared letter by letter, `*` and `?` too",
+            suggestion="use `matchPatterns` with `pattern`",
+        )
 
 
 def execname(text: str, say: Say) -> None:
@@ -118,7 +141,12 @@ def execname(text: str, say: Say) -> None:
     if not text:
         say(codes.EMPTY, "the name is empty", expected="a name such as `curl`")
     elif "/" in text:
-        say(codes.EXECNAME, f"`{text}` holds a directory", expected="a name without `/`", suggestion=f"use `path: {text}`, or write `{text.rstrip('/').rpartition('/')[2]}`")  # fmt: skip
+        say(
+            codes.EXECNAME,
+            f"`{text}` holds a directory",
+            expected="a name without `/`",
+            suggestion=f"use `path: {text}`, or write `{text.rstrip('/').rpartition('/')[2]}`",
+        )
 
 
 def pattern(text: str, say: Say) -> None:
@@ -147,10 +175,20 @@ def protocol(text: str, say: Say) -> None:
         if name in PROTOCOLS or (name.lower() in PROTOCOLS and name == name.upper()):
             continue
         if name.lower() in PROTOCOLS:
-            say(codes.CASE, f"`{name}` mixes cases", expected="all lower or all upper case", suggestion=f"write `{name.lower()}`")  # fmt: skip
+            say(
+                codes.CASE,
+                f"`{name}` mixes cases",
+                expected="all lower or all upper case",
+                suggestion=f"write `{name.lower()}`",
+            )
             continue
         near = nearest(name, PROTOCOLS)
-        say(codes.PROTOCOL, f"`{name}` is not a protocol", expected=", ".join(PROTOCOLS), suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+        say(
+            codes.PROTOCOL,
+            f"`{name}` is not a protocol",
+            expected=", ".join(PROTOCOLS),
+            suggestion=f"did you mean `{near}`?" if near else "",
+        )
 
 
 def capability(text: str, say: Say) -> None:
@@ -164,10 +202,20 @@ def capability(text: str, say: Say) -> None:
         elif name not in CAPABILITIES:
             bare = name.lower().removeprefix("cap_").replace("-", "_")
             if bare in CAPABILITIES:
-                say(codes.CASE, f"`{name}` is not how capabilities are written", expected="lower case without `CAP_`", suggestion=f"write `{bare}`")  # fmt: skip
+                say(
+                    codes.CASE,
+                    f"`{name}` is not how capabilities are written",
+                    expected="lower case without `CAP_`",
+                    suggestion=f"write `{bare}`",
+                )
             else:
                 near = nearest(bare, CAPABILITIES)
-                say(codes.CAPABILITY, f"`{name}` is not a capability", expected="a name such as `net_raw`", suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+                say(
+                    codes.CAPABILITY,
+                    f"`{name}` is not a capability",
+                    expected="a name such as `net_raw`",
+                    suggestion=f"did you mean `{near}`?" if near else "",
+                )
 
 
 def syscall(text: str, say: Say) -> None:
@@ -177,10 +225,20 @@ def syscall(text: str, say: Say) -> None:
     elif text not in SYSCALLS:
         bare = text.lower().removeprefix("sys_").removeprefix("__nr_")
         if bare in SYSCALLS:
-            say(codes.CASE, f"`{text}` is not how system calls are written", expected="lower case without prefix", suggestion=f"write `{bare}`")  # fmt: skip
+            say(
+                codes.CASE,
+                f"`{text}` is not how system calls are written",
+                expected="lower case without prefix",
+                suggestion=f"write `{bare}`",
+            )
         else:
             near = nearest(bare, sorted(SYSCALLS))
-            say(codes.SYSCALL, f"`{text}` is not a system call", expected="a name such as `ptrace`", suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+            say(
+                codes.SYSCALL,
+                f"`{text}` is not a system call",
+                expected="a name such as `ptrace`",
+                suggestion=f"did you mean `{near}`?" if near else "",
+            )
 
 
 def domain(text: str, say: Say) -> None:
@@ -191,7 +249,12 @@ def domain(text: str, say: Say) -> None:
     for name in names:
         if "://" in name or "/" in name:
             host = name.partition("://")[2].partition("/")[0] or name.partition("/")[0]
-            say(codes.DOMAIN, f"`{name}` is an address of a page", expected="a domain name", suggestion=f"write `{host}`")  # fmt: skip
+            say(
+                codes.DOMAIN,
+                f"`{name}` is an address of a page",
+                expected="a domain name",
+                suggestion=f"write `{host}`",
+            )
         elif not _DOMAIN.fullmatch(name) or len(name.strip(".")) > 253:
             say(codes.DOMAIN, f"`{name}` is not a domain name", expected="a name such as `example.com`")
 
@@ -200,7 +263,12 @@ def device_class(text: str, say: Say) -> None:
     """A USB class by name or number."""
     if class_number(text) is None:
         near = nearest(text, DEVICE_CLASSES)
-        say(codes.DEVICE, f"`{text}` is not a USB device class", expected="a class name, a number from 0 to 255, or `ALL`", suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+        say(
+            codes.DEVICE,
+            f"`{text}` is not a USB device class",
+            expected="a class name, a number from 0 to 255, or `ALL`",
+            suggestion=f"did you mean `{near}`?" if near else "",
+        )
 
 
 def class_number(text: str) -> int | None:
@@ -226,7 +294,12 @@ def port(text: str, say: Say) -> None:
     """A port number or service name."""
     if port_number(text) is None:
         near = nearest(text, SERVICES)
-        say(codes.PORT, f"`{text}` is not a port", expected="1 to 65535 or a service name", suggestion=f"did you mean `{near}`?" if near else "")  # fmt: skip
+        say(
+            codes.PORT,
+            f"`{text}` is not a port",
+            expected="1 to 65535 or a service name",
+            suggestion=f"did you mean `{near}`?" if near else "",
+        )
 
 
 def port_number(text: str) -> int | None:
@@ -253,10 +326,19 @@ def subdomain_name(text: str, say: Say) -> None:
     """A name of an object: RFC 1123 subdomain."""
     if len(text) > 253 or not all(_LABEL.fullmatch(part) for part in text.split(".")):
         better = re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:253]
-        say(codes.NAME, f"`{text}` is not a name Kubernetes takes", expected="lower-case letters, digits, `-` and `.`, at most 253, a letter or digit at both ends", suggestion=f"write `{better}`" if better and better != text else "")  # fmt: skip
+        say(
+            codes.NAME,
+            f"`{text}` is not a name Kubernetes takes",
+            expected="lower-case letters, digits, `-` and `.`, at most 253, a letter or digit at both ends",
+            suggestion=f"write `{better}`" if better and better != text else "",
+        )
 
 
 def label_name(text: str, say: Say) -> None:
     """A namespace: RFC 1123 label."""
     if not _LABEL.fullmatch(text):
-        say(codes.NAMESPACE, f"`{text}` is not a namespace Kubernetes takes", expected="lower-case letters, digits and `-`, at most 63, a letter or digit at both ends")  # fmt: skip
+        say(
+            codes.NAMESPACE,
+            f"`{text}` is not a namespace Kubernetes takes",
+            expected="lower-case letters, digits and `-`, at most 63, a letter or digit at both ends",
+        )

@@ -77,7 +77,14 @@ def read(text: str, report: Report) -> list[Node]:
         except yaml.YAMLError as error:
             failed = reader.syntax_error(error)
         except UnicodeError as error:
-            report.add(codes.NOT_TEXT, f"not UTF-8 text: {error.reason}" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else "not UTF-8 text", line=1, column=1)  # fmt: skip
+            report.add(
+                codes.NOT_TEXT,
+                f"not UTF-8 text: {error.reason}"
+                if isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
+                else "not UTF-8 text",
+                line=1,
+                column=1,
+            )
             break
         lines = LINE_BREAK.split(rest)
         skip = next(
@@ -138,7 +145,9 @@ class _Reader:
                     self.stop(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
                 mapping = isinstance(event, yaml.MappingStartEvent)
                 self.tag(event.tag, line, column)
-                stack.append(_Open(Mapping([], line, column, 1) if mapping else Sequence([], line, column, 1), event.anchor))  # fmt: skip
+                stack.append(
+                    _Open(Mapping([], line, column, 1) if mapping else Sequence([], line, column, 1), event.anchor)
+                )
                 if event.anchor:
                     open_anchors.add(event.anchor)
                 continue
@@ -188,9 +197,13 @@ class _Reader:
         width: int,
     ) -> tuple[Node, int]:
         if name in open_anchors:
-            self.report.add(codes.ALIAS, f"`*{name}` stands inside of what it stands for", line=line, column=column, width=width)  # fmt: skip
+            self.report.add(
+                codes.ALIAS, f"`*{name}` stands inside of what it stands for", line=line, column=column, width=width
+            )
         elif name not in anchors:
-            self.report.add(codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line=line, column=column, width=width)  # fmt: skip
+            self.report.add(
+                codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line=line, column=column, width=width
+            )
         else:
             return anchors[name]
         return Scalar("", "lost", line, column, width), 16
@@ -209,7 +222,9 @@ class _Reader:
         for key, value in merges:
             for part in value.items if isinstance(value, Sequence) else [value]:
                 if not isinstance(part, Mapping):
-                    self.report.add(codes.NOT_A_KEY, "`<<` needs a mapping to merge", line=key.line, column=key.column, width=2)  # fmt: skip
+                    self.report.add(
+                        codes.NOT_A_KEY, "`<<` needs a mapping to merge", line=key.line, column=key.column, width=2
+                    )
                     continue
                 for inner, content in part.pairs:
                     if isinstance(inner, Scalar) and inner.text not in seen:
