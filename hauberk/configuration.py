@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from bus.registry import BusSettings, EmbeddedSettings, open_bus
+from bus.embedded import EmbeddedSettings
+from bus.registry import BusSettings, open_bus
 from hauberk.settings import Loaded, check, merge, state_directory
 from schemas.errors import SettingsError
+from schemas.operations import Class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 METRICS_PORT: Final = 9464
 """Where Prometheus exporters of OpenTelemetry listen by custom; loopback only."""
+WATCH_ALL: Final = sum(1 << cls for cls in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 STORE_FILE: Final = "summary.db"
 ALERTS_FILE: Final = "alerts.jsonl"
 
@@ -41,9 +44,7 @@ def load(given: argparse.Namespace) -> tuple[Loaded, Path]:
     loaded = merge(given.config, given.set)
     state = state_directory(given.state or loaded.tree.get("state"))
     tree = loaded.tree
-    bus = tree.setdefault("bus", {})
-    if not isinstance(bus, dict):
-        raise SettingsError(f"settings: `bus`: expected a table, got `{type(bus).__name__}`")
+    bus = _table(tree, "bus")
     bus.setdefault("type", "embedded")
     if bus["type"] == "embedded":
         bus.setdefault("directory", str(state / "bus"))
@@ -64,6 +65,13 @@ async def client_bus(given: argparse.Namespace) -> Bus:
     return await open_bus(settings)
 
 
+def _table(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    below = tree.setdefault(name, {})
+    if not isinstance(below, dict):
+        raise SettingsError(f"settings: `{name}`: expected a table, got `{type(below).__name__}`")
+    return below
+
+
 def default_sinks(state: Path) -> list[dict[str, Any]]:
     """What `up` tells to when `sinks` is not set: a file of alerts, the summary store, a Prometheus endpoint."""
     return [
@@ -78,8 +86,15 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     from hauberk.sections import Configuration
 
     loaded, state = load(given)
-    loaded.tree.setdefault("sinks", default_sinks(state))
-    loaded.tree["state"] = str(state)
+    tree = loaded.tree
+    tree.setdefault("sinks", default_sinks(state))
+    tree["state"] = str(state)
+    sensor = _table(tree, "sensor")
+    _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
+    # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
+    _table(sensor, "load").setdefault("host_visibility", WATCH_ALL)
+    if "node" in sensor:
+        _table(tree, "inventory").setdefault("node", sensor["node"])
     return check(loaded, Configuration), loaded, state
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from schemas.errors import HauberkError
@@ -21,7 +21,7 @@ from schemas.errors import HauberkError
 DRAIN_SECONDS: Final = 15.0
 """Longest wait for stages to finish what is in hand; systemd's default TimeoutStopSec is 90."""
 
-Stage = Callable[[asyncio.Event], Awaitable[None]]
+Stage = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 
 def notify(state: str) -> None:
@@ -55,7 +55,9 @@ async def run(stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = 
         with contextlib.suppress(NotImplementedError, ValueError):
             loop.add_signal_handler(number, told)
     ends = {name: asyncio.Event() for name, _ in stages}
-    tasks = {name: asyncio.create_task(stage(ends[name]), name=name) for name, stage in stages}
+    tasks: dict[str, asyncio.Task[None]] = {
+        name: asyncio.create_task(stage(ends[name]), name=name) for name, stage in stages
+    }
     watcher = asyncio.create_task(whole.wait())
     try:
         pending: set[asyncio.Task[Any]] = set(tasks.values())

@@ -42,7 +42,7 @@ def reference(kind: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> Iterat
 
     for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
         path = f"{prefix}{field.encode_name}"
-        schema = {}
+        schema: dict[str, Any] = {}
         inner: Any = field.type
         while isinstance(inner, inspect.Metadata):
             schema |= inner.extra_json_schema or {}

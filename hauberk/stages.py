@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from processors.engine import Processor
+    from sensors.agent import Agent
+    from sensors.inventory import Inventory
+    from sensors.node import Node
+    from sensors.replay import ReplaySettings
     from sinks.engine import SinkEngine
 
 DRAIN: Final = 5.0
@@ -84,3 +88,42 @@ def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
     engine = SinkEngine(bus, configuration.sinks)
     groups = [f"sink.{sink.name}" for sink in engine.sinks if not sink.live]
     return engine, reader(bus, lambda: groups, engine.run, engine.stop)
+
+
+def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:
+    """This kernel's rings to frames. Ends the inventory too: nobody tells it of cgroups any more."""
+    agent = node.agent(bus)
+
+    async def stage(stop: asyncio.Event) -> None:
+        telling = asyncio.create_task(inventory.run(), name="inventory")
+        # Identities before events: what runs already is known before its first frame is judged.
+        ready = asyncio.create_task(inventory.ready.wait())
+        try:
+            await asyncio.wait({telling, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=DRAIN)
+            if telling.done():
+                telling.result()
+            await until(stop, agent.run(), agent.stop)
+        finally:
+            ready.cancel()
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    return agent, stage
+
+
+def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Agent, Stage]:
+    """A recording to frames; sets `over` when it has been played."""
+    import secrets
+
+    from sensors.agent import Agent
+    from sensors.replay import Replay
+
+    agent = Agent(Replay(settings, secrets.token_hex(8)), bus)
+
+    async def stage(stop: asyncio.Event) -> None:
+        try:
+            await until(stop, agent.run(), agent.stop)
+        finally:
+            over.set()
+
+    return agent, stage

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wires `hauberk up`: bus, policies, sensor or recording, processors, enforcement, sinks; says what it watches and where."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bus.registry import open_bus
+from hauberk import service, stages
+from hauberk.configuration import configuration
+from hauberk.output import colourful, paint
+from schemas.errors import DiskFull, PermissionMissing
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from hauberk.sections import Configuration
+    from sensors.node import Node
+
+
+def say(what: str, text: str) -> None:
+    """One line of the opening: a word and a sentence."""
+    print(f"  {paint(f'{what:<10}', 'bold')} {text}", file=sys.stderr, flush=True)
+
+
+def prepare(state: Path) -> None:
+    """Make the state directory and set up logging to standard error."""
+    logging.basicConfig(
+        level=os.environ.get("HAUBERK_LOG", "WARNING").upper(), format="%(levelname).1s %(name)s: %(message)s"
+    )
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"expected to write to `{state}`, got no permission; run as root or choose another with --state"
+        ) from error
+    except OSError as error:
+        raise DiskFull(
+            f"expected to make `{state}`, got {error.strerror}; free space or choose another with --state"
+        ) from error
+
+
+def open_sensor(settings: Configuration, on_cgroup: Any) -> tuple[Node, float]:
+    """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
+    from hauberk.verbs.probe import missing
+    from schemas.errors import KernelError, MissingDependency
+    from sensors.node import open_node
+
+    started = time.monotonic()
+    try:
+        return open_node(settings.sensor, on_cgroup), time.monotonic() - started
+    except (KernelError, MissingDependency) as error:
+        lacks = missing()
+        hint = "`hauberk up --replay RECORDING` needs none of this"
+        raise type(error)(f"{error}; {'; '.join([*lacks, hint])}") from error
+
+
+async def run_up(given: argparse.Namespace) -> None:
+    """Everything in this process, until a signal or the end of the replay."""
+    from hauberk.verbs.apply import publish, read
+
+    settings, _, state = configuration(given)
+    documents = read(given.filename, False, quiet=True) if given.filename else []
+    prepare(state)
+    if not given.quiet:
+        console = {"type": "console", "name": "live", "form": given.output}
+        settings = msgspec.structs.replace(settings, sinks=[*settings.sinks, msgspec.convert(console, _sink_type())])
+    print(
+        f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {_node(settings)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    bus = await open_bus(settings.bus)
+    node: Node | None = None
+    try:
+        told = await publish(bus, documents)
+        if given.replay:
+            node, all_stages, over = None, *await _replay(bus, settings, given)
+        else:
+            node, all_stages, over = *await _live(bus, settings), asyncio.Event()
+        say(
+            "policies",
+            f"{len(told)} applied from {', '.join(given.filename)}"
+            if told
+            else "those on the bus; `hauberk apply -f FILE` adds more",
+        )
+        await _say_where(bus, settings, state)
+        service.notify("READY=1")
+        await service.run(all_stages, over)
+    finally:
+        if node is not None:
+            node.close()
+        await bus.close()
+    print("hauberk: ended", file=sys.stderr)
+
+
+async def _live(bus: Bus, settings: Configuration) -> tuple[Node, list[tuple[str, service.Stage]]]:
+    from sensors.inventory import Inventory
+
+    inventory = Inventory(bus, settings.inventory)
+    node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
+    how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
+    say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
+    _, sensing = stages.sensor(bus, node, inventory)
+    _, judging = stages.processor(bus, settings)
+    sinks, telling = stages.sinks(bus, settings)
+    await sinks.check()
+    for line in inventory.status:
+        say("runtime", line)
+    return node, [("sensor", sensing), ("processor", judging), ("sinks", telling)]
+
+
+async def _replay(
+    bus: Bus, settings: Configuration, given: argparse.Namespace
+) -> tuple[list[tuple[str, service.Stage]], asyncio.Event]:
+    from sensors.replay import ReplaySettings
+
+    over = asyncio.Event()
+    _, playing = stages.replay(bus, ReplaySettings(path=given.replay, speed=given.speed), over)
+    _, judging = stages.processor(bus, settings)
+    sinks, telling = stages.sinks(bus, settings)
+    await sinks.check()
+    say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
+    return [("replay", playing), ("processor", judging), ("sinks", telling)], over
+
+
+async def _say_where(bus: Bus, settings: Configuration, state: Path) -> None:
+    for sink in settings.sinks:
+        match sink.__struct_config__.tag:
+            case "prometheus":
+                say("metrics", f"http://{getattr(sink, 'host', '127.0.0.1')}:{getattr(sink, 'port', '')}/metrics")
+            case "file" | "store" as kind:
+                say("alerts" if kind == "file" else "summaries", str(getattr(sink, "path", "")))
+            case "console":
+                say("live", "alerts below; Ctrl-C ends it")
+            case kind:
+                say(str(kind), getattr(sink, "name", "") or "running")
+    say("bus", f"{getattr(settings.bus, 'directory', 'in memory')} (hauberk logs, hauberk topic tail alerts)")
+
+
+def _sink_type() -> Any:
+    from sinks.registry import SinkSettings
+
+    return SinkSettings
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("hauberk")
+
+
+def _node(settings: Configuration) -> str:
+    from sensors.node import node_name
+
+    return node_name(settings.sensor)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk up`: every stage in one process over one bus, live or from a recording."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from hauberk.client import parser as verb_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """What is applied at start, what is replayed, what is shown."""
+    made = verb_parser("up", "Run every stage in this process, over the embedded bus. Ctrl-C ends it.")
+    made.add_argument(
+        "-f", "--filename", action="append", default=[], metavar="FILE", help="policies to apply at start; repeatable"
+    )
+    made.add_argument(
+        "--replay", metavar="RECORDING", help="judge a recorded ring instead of this kernel's; needs no root"
+    )
+    made.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of the replay: 1 as recorded, 10 ten times as fast, 0 at once",
+    )
+    made.add_argument("-q", "--quiet", action="store_true", help="no live alerts on standard output")
+    made.add_argument(
+        "-o", "--output", choices=("line", "text", "json"), default="line", help="form of the live alerts"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run until told to stop; a replay ends by itself."""
+    import asyncio
+
+    from hauberk.up import run_up
+
+    given = parser().parse_args(argv)
+    asyncio.run(run_up(given))
+    return 0
