@@ -9,7 +9,6 @@ Limit: a crash of this process and of the server at the same moment may lose wha
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -96,7 +95,7 @@ class SyslogSink:
             raise SettingsError(f"syslog: expected `max_bytes` of 480 or more, got {settings.max_bytes}")
         if settings.transport != "unix":
             host_and_port(settings.address)
-        (await self._connect()).close()
+        await (await self._connect()).close()
 
     async def open(self) -> None:
         await self._connected()
@@ -123,11 +122,7 @@ class SyslogSink:
     async def close(self) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
-            try:
-                async with asyncio.timeout(2.0):
-                    await wire.close_gently()
-            except TimeoutError:
-                wire.close()
+            await wire.close()
 
     def _message(self, item: Log) -> bytes:
         return syslog_message.message(
@@ -141,7 +136,7 @@ class SyslogSink:
         if self._wire is not None and not self._wire.lost:
             return self._wire
         if self._wire is not None:
-            self._wire.close()
+            self._wire.abort()
             self._wire = None
         try:
             wire = await self._connect()
@@ -169,8 +164,7 @@ class SyslogSink:
             await wire.drain()
         except BaseException:
             # Half a message may be out: this connection cannot be written to again.
-            wire.close()
-            wire.lost = wire.lost or "it was given up in the middle of a message"
+            wire.abort()
             raise
 
     def _remember(self, messages: Sequence[bytes]) -> None:

@@ -70,6 +70,7 @@ class Wire(asyncio.Protocol, asyncio.DatagramProtocol):
         self._transport: asyncio.Transport | None = None
         self._room = asyncio.Event()
         self._room.set()
+        self._gone = asyncio.Event()
 
     def write(self, data: bytes) -> None:
         """Hand over; nothing is waited for."""
@@ -84,16 +85,22 @@ class Wire(asyncio.Protocol, asyncio.DatagramProtocol):
         if self.lost:
             raise Unavailable(f"syslog: expected the connection to stay open, got {self.lost}")
 
-    def close(self) -> None:
-        """At once; what is not with the kernel yet is dropped."""
+    def abort(self) -> None:
+        """End it now; what is not with the kernel yet is dropped."""
+        self.lost = self.lost or "it was given up"
         if self._transport is not None:
             self._transport.abort()
 
-    async def close_gently(self) -> None:
-        """Send what is written, then close."""
-        if self._transport is not None and not self.lost:
-            await self._room.wait()
-            self._transport.close()
+    async def close(self) -> None:
+        """Send what is written, then end; two seconds at most. Twice is once."""
+        try:
+            async with asyncio.timeout(2.0):
+                await self._room.wait()
+                if self._transport is not None:
+                    self._transport.close()
+                    await self._gone.wait()
+        except TimeoutError:
+            self.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # asyncio's datagram transport inherits from Transport, and from DatagramTransport only since 3.12.
@@ -115,6 +122,7 @@ class Wire(asyncio.Protocol, asyncio.DatagramProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(_words(exc) if exc else "it was closed")
+        self._gone.set()
 
     def pause_writing(self) -> None:
         self._room.clear()
