@@ -12,13 +12,15 @@ makes the same groups again. Neighbours: `processors.summaries`, `processors.hol
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from bus.contract import Delivery
 from processors.summaries import Page
 
 Place = tuple[str, int, int]
-LINGER: float = 1.0
-"""Seconds after the last frame of a run before its group is closed without a frame of the next second."""
+LINGER: Final = 1.5
+"""Seconds after the last frame of a run before its group is closed without a frame of the next second. More than a second
+and a frame's own width (250 ms), so that a frame that comes later begins in another second."""
 
 
 def place_of(delivery: Delivery) -> Place:
