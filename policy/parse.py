@@ -148,7 +148,9 @@ def _identify(node: Node, report: Report) -> str | None:
             )
         return kind_text
     if not kind_text:
-        if ours or version is None:
+        if not any(_get(node, name) for name in ("apiVersion", "kind", "metadata", "spec")):
+            report.add(codes.SKIPPED, "not an object of Kubernetes; skipped", line=node.line, column=node.column)
+        elif ours or version is None:
             report.add(
                 codes.NO_KIND,
                 "the document does not say its `kind`",

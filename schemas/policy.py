@@ -200,7 +200,7 @@ class Metadata(Wire, frozen=True, kw_only=True):
 class KubeArmorPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorPolicy"):
     """Rules for containers of one namespace."""
 
-    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`.")] = API_VERSION
+    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name and namespace.")]
     spec: Annotated[Spec, Meta(description="The rules.")]
 
@@ -208,7 +208,7 @@ class KubeArmorPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="Ku
 class KubeArmorHostPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorHostPolicy"):
     """Rules for processes of nodes that are in no container."""
 
-    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`.")] = API_VERSION
+    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name.")]
     spec: Annotated[HostSpec, Meta(description="The rules.")]
 
@@ -216,7 +216,7 @@ class KubeArmorHostPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag
 class KubeArmorClusterPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorClusterPolicy"):
     """Rules for containers of many namespaces."""
 
-    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`.")] = API_VERSION
+    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name.")]
     spec: Annotated[ClusterSpec, Meta(description="The rules.")]
 
@@ -224,7 +224,7 @@ class KubeArmorClusterPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", 
 class KubeArmorNetworkPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorNetworkPolicy"):
     """Firewall rules of nodes, bandwidth quotas of pods."""
 
-    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`.")] = API_VERSION
+    api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name.")]
     spec: Annotated[NetworkSpec, Meta(description="The rules.")]
 

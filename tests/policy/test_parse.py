@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from policy import documents, json_lines, shapes, yaml_lines
 from policy.diagnostics import Report
-from policy.nodes import Mapping, Node, Scalar, Sequence, plain
+from policy.nodes import Mapping, Node, Scalar, Sequence, plain, plain_kind
 from policy.normalise import normalise
 from policy.parse import SIZE, Parsed, parse
 from schemas.errors import PolicyError
@@ -216,6 +216,73 @@ def test_from_json_wants_exactly_one() -> None:
         documents.from_json(b"")
 
 
+# PyYAML writes `y` and `1e5` without quotes, which Kubernetes reads as a boolean and a number.
+TEXTS = st.text(max_size=8).filter(lambda text: plain_kind(text) in ("str", "null"))
+NAMES = st.text(alphabet="abcxyz0189", min_size=1, max_size=8)
+PATHS = st.lists(
+    st.text(alphabet="aeb .-_+é#:'\"", min_size=1, max_size=6).filter(lambda name: name.strip(".") != ""),
+    min_size=1,
+    max_size=4,
+).map(lambda parts: "/" + "/".join(parts))
+ATTRIBUTES = {
+    "severity": st.integers(1, 10),
+    "tags": st.lists(TEXTS, max_size=3),
+    "message": TEXTS,
+    "action": st.sampled_from(["Allow", "Audit", "Block"]),
+}
+SOURCES = st.lists(st.fixed_dictionaries({"path": PATHS}), max_size=2)
+
+
+def entry(
+    needed: dict[str, st.SearchStrategy[object]], **more: st.SearchStrategy[object]
+) -> st.SearchStrategy[list[object]]:
+    return st.lists(st.fixed_dictionaries(needed, optional=ATTRIBUTES | more), max_size=3)  # type: ignore[arg-type]
+
+
+FLAGS = {"ownerOnly": st.booleans(), "pts": st.booleans(), "fromSource": SOURCES}
+SPECS = st.fixed_dictionaries(
+    {"selector": st.fixed_dictionaries({"matchLabels": st.dictionaries(NAMES, TEXTS, max_size=3)})},
+    optional=ATTRIBUTES
+    | {
+        "process": st.fixed_dictionaries({}, optional=ATTRIBUTES | {
+            "matchPaths": entry({"path": PATHS}, allowedArgs=st.lists(TEXTS, max_size=3), **FLAGS),
+            "matchDirectories": entry({"dir": PATHS.map(lambda path: path + "/")}, recursive=st.booleans(), **FLAGS),
+        }),
+        "file": st.fixed_dictionaries({}, optional=ATTRIBUTES | {
+            "matchPatterns": entry({"pattern": st.sampled_from(["/**/x", "/a*", "/{a,b}?"])}, readOnly=st.booleans()),
+        }),
+        "network": st.fixed_dictionaries({}, optional=ATTRIBUTES | {
+            "matchProtocols": entry({"protocol": st.sampled_from(["tcp", "UDP", "icmp, raw", "all"])}),
+            "matchDNSQueries": entry({"domain": st.sampled_from(["a.b", "X.y., z"])}),
+        }),
+        "capabilities": st.fixed_dictionaries({}, optional={"matchCapabilities": entry({"capability": st.just("net_raw,kill")})}),
+        "presets": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["exec", "protectEnv"])}), max_size=2),
+    },
+)  # fmt: skip
+
+
+@settings(FUZZ, max_examples=100)
+@given(SPECS, st.booleans(), st.booleans())
+def test_valid_policies_survive_yaml_and_json(spec: dict[str, object], flow: bool, wide: bool) -> None:
+    body = {
+        "apiVersion": "security.kubearmor.com/v1",
+        "kind": "KubeArmorPolicy",
+        "metadata": {"name": "a"},
+        "spec": spec,
+    }
+    written = yaml.safe_dump(body, default_flow_style=flow, width=1000 if wide else 40)
+    document = only(written)
+    assert json.loads(documents.to_json(document)) == body
+    again = documents.from_json(documents.to_json(document))
+    strip = {"line": 0, "origin": ""}
+    first, second = normalise(document), normalise(again)
+    assert msgspec.structs.replace(first, **strip, rules=()) == msgspec.structs.replace(second, **strip, rules=())
+    assert [msgspec.structs.replace(rule, line=0) for rule in first.rules] == [
+        msgspec.structs.replace(rule, line=0) for rule in second.rules
+    ]
+    assert all(rule.line for rule in first.rules)
+
+
 def _without_places(node: Node) -> object:
     if isinstance(node, Mapping):
         return {str(_without_places(key)): _without_places(value) for key, value in node.pairs}
@@ -268,6 +335,12 @@ def test_json_lines_of_policies() -> None:
     body = yaml.safe_load(POLICY)
     text = json.dumps(body) + "\n" + json.dumps(body | {"metadata": {"name": "b"}}) + "\n"
     assert [document.name for document in parse(text, "f").policies] == ["demo", "b"]
+
+
+def test_a_file_about_something_else_is_left_alone() -> None:
+    parsed = parse("version: v1\npolicyRules:\n- name: a\n  yaml: a.yaml\n", "metadata.yaml")
+    assert parsed.ok
+    assert [found.code for found in parsed.diagnostics] == ["P205", "P206"]
 
 
 def test_flow_yaml_that_is_not_json() -> None:
