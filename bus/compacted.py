@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.contract import Record
-from bus.database import Corrupt, connect, translate, unlink
+from bus.database import Corrupt, connect, inode, translate, unlink
 from bus.rows import SELECT, Rows, drain, to_record, to_row
 
 _SCHEMA = """
@@ -52,7 +52,7 @@ class CompactedLog:
                 self.quarantine()
                 continue
             # A table that another process put aside while we wrote took our records with it; write them again.
-            if self._path.exists() and self._path.stat().st_ino == self._inode:
+            if not self._replaced():
                 return first
             self.close()
 
@@ -145,6 +145,10 @@ class CompactedLog:
 
     def quarantine(self) -> None:
         """Put an unreadable table aside and start an empty one above its offsets; writers publish state again."""
+        if self._replaced():
+            # Somebody else did: what lies there now is theirs and whole.
+            self.close()
+            return
         size = self._path.stat().st_size if self._path.exists() else 0
         self.close()
         if size == 0:
@@ -159,10 +163,13 @@ class CompactedLog:
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
+        self._inode = 0
         if connection is not None:
             connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and self._replaced():
+            self.close()
         if self._connection is None:
             connection = connect(self._path, create=True)
             try:
@@ -172,8 +179,12 @@ class CompactedLog:
                 connection.close()
                 raise translate(error, self._path) from error
             self._connection = connection
-            self._inode = self._path.stat().st_ino
+            self._inode = inode(self._path)
         return self._connection
+
+    def _replaced(self) -> bool:
+        """Whether the file this object opened is no longer the one at its path."""
+        return self._inode != 0 and inode(self._path) != self._inode
 
     def _rollback(self, connection: sqlite3.Connection) -> None:
         if connection.in_transaction:

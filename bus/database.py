@@ -68,6 +68,14 @@ def translate(error: sqlite3.Error, path: Path) -> HauberkError | Corrupt:
     return Unavailable(f"expected `{path}` to be readable and writable, SQLite said: {error}", 1.0)
 
 
+def inode(path: Path) -> int:
+    """Which file lies at `path`; 0 when none does."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
 def file_bytes(path: Path) -> int:
     """Bytes on disk of a database and its WAL; 0 when it is gone."""
     total = 0

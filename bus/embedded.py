@@ -25,6 +25,7 @@ from bus.database import Corrupt
 from bus.layout import Layout, Log
 from bus.offsets import Lease
 from bus.reader import Channel, EmbeddedSubscription
+from bus.rows import measure
 from bus.wake import Wake
 from bus.writer import HOUSEKEEPING_SECONDS, Append, Commit, Done, Forget, Stop, Writer
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
@@ -155,14 +156,7 @@ class EmbeddedBus:
         self.check_open("publish")
         if not records:
             return
-        size = 0
-        for record in records:
-            if record.size > self._settings.record_bytes:
-                raise Refused(
-                    f"`{topic.name}`: expected a record of at most `record_bytes` {self._settings.record_bytes}, "
-                    f"got {record.size}; send it in parts"
-                )
-            size += record.size
+        size = measure(topic, records, self._settings.record_bytes)
         waiting = self._stats.queue_bytes
         if waiting and waiting + size > self._settings.queue_bytes:
             self._stats.refused += len(records)
@@ -181,8 +175,11 @@ class EmbeddedBus:
         self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
     ) -> AsyncIterator[Subscription]:
         self.check_open("subscribe")
+        # Channels strictly before spans: what is published while a span is read must not be missed.
+        channels = [self._channel(topic) for topic in topics]
         spans = {topic.name: await self._read_thread(self._log_span, topic) for topic in topics}
-        channels = [self._channel(topic, spans[topic.name][1]) for topic in topics]
+        for channel in channels:
+            channel.grown(spans[channel.topic.name][1])
         leases: dict[str, Lease] = {}
         if group is not None:
             begin = tuple((group, topic, spans[topic.name][start == "latest"]) for topic in topics)
@@ -253,7 +250,7 @@ class EmbeddedBus:
         self._closed = True
         self._looking.cancel()
         self._writer.submit(Stop())
-        await self._loop.run_in_executor(None, self._writer.join)
+        await self._loop.run_in_executor(self._pool, self._writer.join)
         await self._loop.run_in_executor(self._pool, self._close_logs)
         self._pool.shutdown(wait=True)
         self._wake.close()
@@ -336,11 +333,10 @@ class EmbeddedBus:
                 except RuntimeError:
                     return
 
-    def _channel(self, topic: Topic, end: int) -> Channel:
+    def _channel(self, topic: Topic) -> Channel:
         channel = self._channels.get(topic.name)
         if channel is None:
-            channel = self._channels[topic.name] = Channel(topic, end, self._settings.memory_bytes)
-        channel.grown(end)
+            channel = self._channels[topic.name] = Channel(topic, self._settings.memory_bytes)
         return channel
 
     def _log(self, topic: Topic) -> Log:

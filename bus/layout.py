@@ -76,6 +76,6 @@ class Layout(msgspec.Struct, frozen=True):
             log.sweep(int((now - self.tombstone_age) * 1000), oldest_ms if topic.cleanup.value != "compact" else 0)
             return 0
         log.rotate(now)
-        passed = 0 if lowest is None or self.keep_read else lowest
-        lost, _ = log.drop(passed, oldest_ms, self.bytes_by_topic.get(topic.name, self.bytes_kept))
+        most = self.bytes_by_topic.get(topic.name, self.bytes_kept)
+        lost, _ = log.drop(lowest or 0, oldest_ms, most, keep_passed=self.keep_read)
         return 0 if lowest is None else lost

@@ -19,6 +19,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Delivery, Gap, Record, Start, Subscription
+from bus.rows import measure
 from schemas.errors import Backpressure, HauberkError, Refused
 from schemas.topics import Topic
 
@@ -75,7 +76,7 @@ class MemoryBus:
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         self._check("publish")
-        size = sum(record.size for record in records)
+        size = measure(topic, records, self._settings.max_bytes)
         if self._bytes + size > self._settings.max_bytes:
             self._forget_read()
         if self._bytes + size > self._settings.max_bytes:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from bus.database import Corrupt, connect, translate, unlink
+from bus.database import Corrupt, connect, inode, translate, unlink
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS offsets(
@@ -30,6 +30,7 @@ class Offsets:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "groups.db"
         self._connection: sqlite3.Connection | None = None
+        self._inode = 0
         self._full = False
         self.quarantined = 0
 
@@ -103,6 +104,8 @@ class Offsets:
             connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and inode(self._path) != self._inode:
+            self.close()
         if self._connection is None:
             for attempt in range(2):
                 try:
@@ -115,6 +118,7 @@ class Offsets:
                     self._quarantine()
                 else:
                     self._connection = connection
+                    self._inode = inode(self._path)
                     self._full = True  # SQLite's own default.
                     return connection
         assert self._connection is not None
@@ -128,7 +132,10 @@ class Offsets:
         return problem
 
     def _quarantine(self) -> None:
+        mine = self._connection is None or inode(self._path) == self._inode
         self.close()
+        if not mine:
+            return
         if self._path.exists():
             self._path.rename(self._path.with_suffix(f".{time.time_ns()}.corrupt"))
         unlink(self._path)

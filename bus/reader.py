@@ -25,9 +25,9 @@ STANDBY_SECONDS = 0.2
 class Channel:
     """What this process knows of one topic: its end, the newest records, and who waits for more."""
 
-    def __init__(self, topic: Topic, end: int, max_bytes: int) -> None:
+    def __init__(self, topic: Topic, max_bytes: int) -> None:
         self.topic = topic
-        self.end = end
+        self.end = 0
         self.readers: set[EmbeddedSubscription] = set()
         self._max_bytes = max_bytes
         self._recent: deque[Delivery] = deque()

@@ -172,10 +172,10 @@ class SegmentedLog:
         """Bytes on disk."""
         return sum(file_bytes(self._path(base)) for base in self.bases())
 
-    def drop(self, keep_from: int, oldest_ms: int, max_bytes: int) -> tuple[int, int]:
+    def drop(self, passed: int, oldest_ms: int, max_bytes: int, *, keep_passed: bool = False) -> tuple[int, int]:
         """Unlink sealed segments that every group has passed, that are too old, or over the byte cap.
 
-        `keep_from`: the lowest committed offset. Returns (records dropped that some group had not passed, bytes freed).
+        `passed`: the lowest committed offset. Returns (records dropped that some group had not passed, bytes freed).
         """
         bases = self.bases()
         lost = freed = 0
@@ -187,9 +187,11 @@ class SegmentedLog:
             total = sum(sizes)
             for base, successor, size in zip(bases, bases[1:], sizes, strict=False):
                 path = self._path(base)
-                if not (successor <= keep_from or total > max_bytes or self._newest_ms(path) < oldest_ms):
+                if not (
+                    (successor <= passed and not keep_passed) or total > max_bytes or self._newest_ms(path) < oldest_ms
+                ):
                     break
-                lost += max(0, successor - max(base, keep_from))
+                lost += max(0, successor - max(base, passed))
                 unlink(path)
                 freed += size
                 total -= size

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from bus.contract import Record
-from bus.memory import MemoryBus, MemorySettings
+from bus.memory import MemoryBus
 from bus.spool import SpooledBus, SpoolSettings
 from schemas.errors import Backpressure, Refused, Unavailable
 from schemas.topics import ALERTS, SUMMARIES, TELEMETRY
@@ -139,8 +139,9 @@ async def test_what_is_too_old_is_shed_and_counted(spool):
 
 
 async def test_a_bus_that_asks_for_less_is_not_away(spool):
-    inner = MemoryBus(MemorySettings(max_bytes=10))
+    inner = MemoryBus()
     bus = await spool(inner)
+    inner.fail(Backpressure("full"))
     with pytest.raises(Backpressure):
         await bus.publish(ALERTS, numbered(0, 1, 100))
     assert not bus.stats.away
