@@ -26,18 +26,19 @@ from schemas.operations import Class
 from sensors.node import Node, NodeSettings, open_node
 from sensors.rings import RingSettings
 
-STORM = Path(__file__).parent / "storm.c"
+STORM = Path(__file__).parent / "flood.c"
 
 
 class Counting:
-    """A bus that counts what it is given and keeps nothing."""
+    """A bus that counts ids and keeps nothing: the cheapest reader that can still compare."""
 
     def __init__(self) -> None:
-        self.rows: Counter[bytes] = Counter()
+        self.counts: Counter[int] = Counter()
+        self.known: dict[int, bytes] = {}
         self.lost = self.undefined = self.frames = self.bytes = self.folded = 0
 
     async def publish(self, topic: Any, records: Any) -> None:
-        """Take frames apart as a processor would: by distinct ids."""
+        """Count; definitions are looked at when an id is new."""
         for record in records:
             frame = words.decode(record.value)
             self.frames += 1
@@ -49,11 +50,22 @@ class Counting:
             for row in FOLDED.iter_unpack(frame.folded):
                 counts[row[0]] += row[1]
                 self.folded += row[1]
-            known = {(kind, ident): body for ident, kind, body in words.definitions(frame.definitions)}
-            for ident, count in counts.items():
-                body = known.get((DefinitionKind.BEHAVIOUR, ident))
-                resource = BEHAVIOUR.struct.unpack(body)[3] if body else 0
-                self.rows[known.get((DefinitionKind.STRING, resource), b"")] += count
+            if counts.keys() - self.known.keys():
+                self._learn(frame.definitions)
+            self.counts.update(counts)
+
+    def paths(self) -> Counter[bytes]:
+        """Opens per path."""
+        found: Counter[bytes] = Counter()
+        for ident, count in self.counts.items():
+            found[self.known.get(ident, b"")] += count
+        return found
+
+    def _learn(self, definitions: bytes) -> None:
+        found = {(kind, ident): body for ident, kind, body in words.definitions(definitions)}
+        for (kind, ident), body in found.items():
+            if kind == DefinitionKind.BEHAVIOUR:
+                self.known[ident] = found.get((DefinitionKind.STRING, BEHAVIOUR.struct.unpack(body)[3]), b"")
 
 
 async def flood(
@@ -71,6 +83,8 @@ async def flood(
     out, _ = await child.communicate()
     agent.stop()
     await task
+    if child.returncode:
+        raise RuntimeError(f"expected the generator to end well, got exit code {child.returncode}")
     return bus, agent.stats, out.decode().split(), time.process_time() - before
 
 
@@ -123,7 +137,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
                 finally:
                     node.close()
                 made, each = int(said[0]), float(said[1])
-                arrived = sum(n for text, n in bus.rows.items() if text.decode().startswith(path))
+                arrived = sum(n for text, n in bus.paths().items() if text.decode().startswith(path))
                 how = (
                     f"{made} opens on {os.cpu_count()} cores, {arrived} arrived ({bus.folded} of them folded), "
                     f"{bus.lost} lost, {bus.frames} frames, {bus.bytes >> 10} KiB, undefined {bus.undefined}"

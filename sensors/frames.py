@@ -29,8 +29,8 @@ PROCESS: Final = (RING_HEADER + OCCURRENCE.offsets["process"]) // 8
 PID: Final = (RING_HEADER + OCCURRENCE.offsets["pid"]) // 4
 PPID: Final = (RING_HEADER + OCCURRENCE.offsets["ppid"]) // 4
 """In u32."""
-MOST_FOLDED: Final = 32
-"""Ids folded out of one chunk at most: bounds the searches below to 32 passes over a list, whatever the workload does."""
+FEW: Final = 32
+"""Up to this many busy ids are searched for one by one; more are found in three passes over the chunk, whatever it holds."""
 
 
 class FrameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,11 +41,16 @@ class FrameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 512 * 1024
     fold_from: Annotated[
         int,
-        msgspec.Meta(description="Repeats of a behaviour in one chunk from which folding starts.", examples=[64], ge=2),
-    ] = 64
+        msgspec.Meta(description="Repeats of a behaviour in one chunk from which folding starts.", examples=[8], ge=2),
+    ] = 8
     keep: Annotated[
-        int, msgspec.Meta(description="Rows of a folded behaviour kept whole in each frame.", examples=[16], ge=1)
-    ] = 16
+        int,
+        msgspec.Meta(
+            description="Rows of a folded behaviour kept whole in each frame; one when very many are folded.",
+            examples=[8],
+            ge=1,
+        ),
+    ] = 8
 
 
 class Stamp(Protocol):
@@ -57,8 +62,8 @@ class Stamp(Protocol):
 class Fold:
     """Chunks of one frame, with the repeats of busy behaviours counted. Feed `add`, then read `rows` and `folded`."""
 
-    def __init__(self, settings: FrameSettings) -> None:
-        self._from, self._keep = settings.fold_from, settings.keep
+    def __init__(self, settings: FrameSettings, few: int = FEW) -> None:
+        self._from, self._keep, self._few = settings.fold_from, settings.keep, few
         self._parts: list[bytes] = []
         self._kept: Counter[int] = Counter()
         # id -> [count, first time, last time, first sequence, process of the first]
@@ -92,11 +97,8 @@ class Fold:
         ids = words[ID::WORDS].tolist()
         counts = Counter(ids)
         self.behaviours.update(counts)
-        heavy = {
-            ident: count
-            for ident, count in counts.most_common(MOST_FOLDED)
-            if count >= self._from or ident in self._counted
-        }
+        floor, counted = self._from, self._counted
+        heavy = {ident: count for ident, count in counts.items() if count >= floor or ident in counted}
         if not heavy:
             self._append(chunk)
             return
@@ -104,6 +106,13 @@ class Fold:
         if sum(heavy.values()) != len(ids):
             light = counts.keys() - heavy
             kept = list(compress(range(len(ids)), map(light.__contains__, ids)))
+        search = self._search if len(heavy) <= self._few else self._sweep
+        search(ids, heavy, kept, words)
+        kept.sort()
+        self._append(b"".join([chunk[at * STRIDE : (at + 1) * STRIDE] for at in kept]))
+
+    def _search(self, ids: list[int], heavy: dict[int, int], kept: list[int], words: memoryview) -> None:
+        # Id by id: cheap when they are few and busy, as in a flood.
         backwards = ids[::-1]
         for ident, count in heavy.items():
             room = min(self._keep - self._kept[ident], count)
@@ -112,27 +121,48 @@ class Fold:
                 at = ids.index(ident, at + 1)
                 kept.append(at)
             self._kept[ident] += room
-            if count == room:
-                continue
-            first = ids.index(ident, at + 1)
-            last = len(ids) - 1 - backwards.index(ident)
-            row = self._counted.get(ident)
-            if row is None:
-                base = first * WORDS
-                self._counted[ident] = [
-                    count - room, words[base + TIME], words[last * WORDS + TIME],
-                    words[base + SEQUENCE], words[base + PROCESS],
-                ]  # fmt: skip
-            else:
-                row[0] += count - room
-                row[2] = max(row[2], words[last * WORDS + TIME])
-        kept.sort()
-        self._append(b"".join([chunk[at * STRIDE : (at + 1) * STRIDE] for at in kept]))
+            if count > room:
+                last = len(ids) - 1 - backwards.index(ident)
+                self._count(ident, count - room, ids.index(ident, at + 1), last, words)
+
+    def _sweep(self, ids: list[int], heavy: dict[int, int], kept: list[int], words: memoryview) -> None:
+        # All at once: a dict made from the ids keeps the last position of each, made backwards the first.
+        last = dict(zip(ids, range(len(ids)), strict=True))
+        first = _first(ids)
+        fresh = [ident for ident in heavy if not self._kept[ident]]
+        if fresh:
+            rest = ids.copy()
+            for ident in fresh:
+                kept.append(first[ident])
+                rest[first[ident]] = -1
+                self._kept[ident] = 1
+            first = _first(rest)
+        new = set(fresh)
+        for ident, count in heavy.items():
+            left = count - (ident in new)
+            if left:
+                self._count(ident, left, first[ident], last[ident], words)
+
+    def _count(self, ident: int, count: int, first: int, last: int, words: memoryview) -> None:
+        row = self._counted.get(ident)
+        until = words[last * WORDS + TIME]
+        if row is None:
+            base = first * WORDS
+            self._counted[ident] = [
+                count, words[base + TIME], until, words[base + SEQUENCE], words[base + PROCESS],
+            ]  # fmt: skip
+        else:
+            row[0] += count
+            row[2] = max(row[2], until)
 
     def _append(self, rows: bytes) -> None:
         if rows:
             self._parts.append(rows)
             self.size += len(rows)
+
+
+def _first(ids: list[int]) -> dict[int, int]:
+    return dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
 
 
 def columns(rows: bytes) -> tuple[set[int], set[int]]:

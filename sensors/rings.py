@@ -187,11 +187,13 @@ class RingSource:
         while left > 0:
             if not parked:
                 self._parked_from = self._occurrences.position
-            chunk = self._occurrences.take_table(min(room, left))
+            wanted = min(room, left)
+            chunk = self._occurrences.take_table(wanted)
             self._learn()
             if not chunk and not parked:
                 return False
-            left -= len(chunk) or left
+            # A short chunk emptied the ring. Producers go on, but chasing them would make frames of a few rows.
+            left = left - len(chunk) if len(chunk) > wanted - STRIDE else 0
             rows = parked + chunk
             parked = b""
             closure = self._definitions.closure(*columns(rows))
@@ -200,7 +202,7 @@ class RingSource:
             if rows:
                 made += frames(rows, closure, self._definitions, self._stamp, limit)
                 self.rows += len(rows) // STRIDE
-        return self._occurrences.waiting > 0 and bool(chunk)
+        return len(chunk) > wanted - STRIDE
 
     def _drain_folding(self, made: list[Frame]) -> bool:
         left = self._occurrences.size
@@ -212,10 +214,11 @@ class RingSource:
         while left > 0:
             chunk = self._occurrences.take_table(_CHUNK_FOLDED)
             self._learn()
-            if not chunk:
+            if chunk:
+                fold.add(chunk)
+            if len(chunk) <= _CHUNK_FOLDED - STRIDE:
                 break
             left -= len(chunk)
-            fold.add(chunk)
             if fold.size >= limit // 2:
                 self._close_fold(fold, made)
                 fold = Fold(self.settings.frames)

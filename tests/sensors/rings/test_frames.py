@@ -98,14 +98,15 @@ def test_split_frames_are_self_contained_and_complete(rows: Any, have: Any, limi
     limit=st.sampled_from([300, 1 << 20]),
     fold_from=st.integers(2, 9),
     keep=st.integers(1, 5),
+    few=st.sampled_from([0, 3, 32]),
 )
 @settings(deadline=None)
 def test_folding_counts_exactly(
-    rows: Any, have: Any, cuts: int, limit: int, fold_from: int, keep: int
+    rows: Any, have: Any, cuts: int, limit: int, fold_from: int, keep: int, few: int
 ) -> None:  # fmt: skip
     build_behaviour, build_row = _builders()
     definitions = memory(have, build_behaviour)
-    fold = Fold(FrameSettings(fold_from=fold_from, keep=keep))
+    fold = Fold(FrameSettings(fold_from=fold_from, keep=keep), few)
     table = [build_row(ident, n, process) for n, (ident, process) in enumerate(rows)]
     step = max(1, len(table) // cuts)
     for start in range(0, len(table), step):
