@@ -161,20 +161,23 @@ class Processor:
     async def run(self) -> None:
         """Until `stop`. The latest policies and identities are in force before the first frame is read."""
         facts = asyncio.create_task(self.facts.run())
-        clock: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[object]] = [facts]
         try:
             ready = asyncio.create_task(self.facts.ready.wait())
+            tasks.append(ready)
             await asyncio.wait((ready, facts), return_when=asyncio.FIRST_COMPLETED)
-            if facts.done():
-                ready.cancel()
-                facts.result()
-            clock = asyncio.create_task(self._tick_forever())
-            await self.pump.run()
+            if not facts.done():
+                pump = asyncio.create_task(self.pump.run())
+                tasks += [pump, asyncio.create_task(self._tick_forever())]
+                # Whichever ends first: the pump on `stop`, the others only by an error, which must not pass unseen.
+                await asyncio.wait((pump, facts, tasks[-1]), return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
-            for task in (facts, clock):
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(*(task for task in (facts, clock) if task is not None), return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""

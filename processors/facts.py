@@ -25,7 +25,7 @@ Compile = Callable[[list[PolicyDocument]], Ruleset]
 
 class Facts:
     """`run` follows until cancelled; `ready` is set when the latest values are in force. `refused`: records not readable;
-    `problem`: the last reason; `recompiled`: rulesets put in force."""
+    `problem`: the last reason; `recompiled`: rulesets put in force; `policies`: documents in force."""
 
     def __init__(
         self,
@@ -46,11 +46,7 @@ class Facts:
         self.refused = 0
         self.problem = ""
         self.recompiled = 0
-
-    @property
-    def policies(self) -> int:
-        """Documents in force."""
-        return len(self._documents)
+        self.policies = 0
 
     async def run(self) -> None:
         """Follow both topics. Ends only by cancelling."""
@@ -120,3 +116,4 @@ class Facts:
         ruleset = await asyncio.to_thread(self._compile, documents)
         self._use(ruleset)
         self.recompiled += 1
+        self.policies = len(documents)

@@ -6,11 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from bus.contract import Record
 from bus.memory import MemoryBus
-from processors.engine import Processor
+from bus.pump import PumpSettings
+from processors.engine import Processor, ProcessorSettings
 from schemas import identity as identities
 from schemas.alert import decode_alert
+from schemas.errors import Refused, Unavailable
 from schemas.expand import json_lines
 from schemas.operations import Access, Operation
 from schemas.summary import decode as decode_summary
@@ -57,3 +61,92 @@ async def test_from_frame_to_alert_telemetry_and_summary(node, web, host, make_p
     await running
     assert await bus.lag("processors") == {"events.raw": 0}
     assert processor.stats().events == 11
+
+
+@pytest.fixture
+async def running(host, web):
+    """A bus that knows the node and its container, and a way to start processors on it."""
+    bus = MemoryBus()
+    await bus.publish(INVENTORY, [Record(item.key, identities.encode(item)) for item in (host, web)])
+    started = []
+
+    def start(**options):
+        processor = Processor(bus, ProcessorSettings(**options))
+        task = asyncio.create_task(processor.run())
+        started.append((processor, task))
+        return processor, task
+
+    yield bus, start
+    for processor, task in started:
+        processor.stop()
+        task.cancel()
+    await asyncio.gather(*(task for _, task in started), return_exceptions=True)
+
+
+async def test_policies_and_identities_are_followed(node, running, make_policy, replace, web):
+    bus, start = running
+    processor, _ = start()
+    read = node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257)
+    late = node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257, cgroup=500)
+    node.row(read)
+    node.row(late)
+    await bus.publish(EVENTS_RAW, [node.record()])
+    await until(lambda: processor.stats().waiting == 1)
+    document = make_policy(file={"matchPaths": [{"path": "/etc/shadow"}]}, action="Audit")
+    await bus.publish(POLICIES, [Record(b"a", json.dumps(document).encode()), Record(b"b", b"{}")])
+    await until(lambda: processor.stats().policies == 1)
+    assert processor.stats().policies_refused == 1
+    assert processor.stats().problem
+    other = replace(web, uid="other", cgroups=(500,), container_name="other")
+    await bus.publish(INVENTORY, [Record(other.key, identities.encode(other))])
+    await until(lambda: bus.published.get("alerts"))
+    (alert,) = [decode_alert(record.value) for record in bus.records(ALERTS)]
+    assert alert.ContainerName == "other", "parked rows are judged by the policies of when they are told"
+    await bus.publish(POLICIES, [Record(b"a", None)])
+    await until(lambda: processor.stats().policies == 0)
+    node.row(read)
+    await bus.publish(EVENTS_RAW, [node.record()])
+    await until(lambda: processor.stats().frames == 2)
+    assert len(bus.records(ALERTS)) == 1
+
+
+async def test_publishing_that_fails_is_repeated_without_counting_twice(node, running):
+    bus, start = running
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    await bus.publish(EVENTS_RAW, [node.record()])
+    bus.fail(Unavailable("away"), times=4)
+    processor, task = start(pump=PumpSettings(retry_first=0.01))
+    await until(lambda: bus.published.get("summaries"))
+    assert processor.stats().events == 1
+    assert [decode_telemetry(record.value).header.events for record in bus.records(TELEMETRY)] == [1]
+    (summary,) = [decode_summary(record.value) for record in bus.records(SUMMARIES)]
+    assert summary.entries[0].count == 1
+    processor.stop()
+    await task
+
+
+async def test_what_was_not_told_comes_again_after_a_restart(node, running, replace, web):
+    bus, start = running
+    processor, task = start()
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=500))
+    await bus.publish(EVENTS_RAW, [node.record()])
+    await until(lambda: processor.stats().waiting == 1)
+    processor.stop()
+    await task
+    assert await bus.lag("processors") == {"events.raw": 1}
+    other = replace(web, uid="other", cgroups=(500,), container_name="other")
+    await bus.publish(INVENTORY, [Record(other.key, identities.encode(other))])
+    again, second = start()
+    await until(lambda: bus.published.get("summaries"))
+    assert decode_telemetry(bus.records(TELEMETRY)[-1].value).identities[0].container_name == "other"
+    again.stop()
+    await second
+    assert await bus.lag("processors") == {"events.raw": 0}
+
+
+async def test_a_closed_bus_ends_the_stage_with_its_error(running):
+    bus, start = running
+    _, task = start()
+    await bus.close()
+    with pytest.raises(Refused):
+        await task
