@@ -11,6 +11,7 @@ Neighbours: `batcher` (when), `reader` (what), `engine` (who runs it).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -32,6 +33,9 @@ _log = logging.getLogger("hauberk.sinks")
 
 _POLL_SECONDS = 0.25
 """Longest wait for records: how late a stop or an `idle` may be noticed."""
+
+_LOOK_SECONDS = 2.0
+"""Between two looks at the group's lag."""
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +77,7 @@ class SinkDelivery:
         self._jitter = jitter or random.Random()
         self._stop = asyncio.Event()
         self._sending: asyncio.Timeout | None = None
+        self._next_look = 0.0
         self._group = None if sink.live else f"sink.{sink.name}"
 
     def stop(self) -> None:
@@ -111,6 +116,8 @@ class SinkDelivery:
                 continue
             if stopping:
                 return
+            if now >= self._next_look:
+                await self._look(subscription, now)
             wait = min(batcher.wait(now), _POLL_SECONDS) if len(batcher) else _POLL_SECONDS
             try:
                 # Never more records than a batch holds: what waits in the batcher is memory.
@@ -123,6 +130,14 @@ class SinkDelivery:
                 await self._read(batcher, delivery, now)
             if not deliveries and not len(batcher):
                 await self._until_it_works(self.sink.idle)
+
+    async def _look(self, subscription: Subscription, now: float) -> None:
+        self._next_look = now + _LOOK_SECONDS
+        self.stats.skipped = subscription.skipped
+        if self._group is not None:
+            with contextlib.suppress(Temporary):
+                lags = await self._bus.lag(self._group)
+                self.stats.lag = sum(lags.get(topic.name, 0) for topic in self.sink.topics)
 
     async def _read(self, batcher: Batcher, delivery: Delivery, now: float) -> None:
         self.stats.taken += 1

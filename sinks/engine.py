@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from bus.contract import Bus
 from schemas.errors import HauberkError, Permanent, SettingsError, Temporary
 from sinks.delivery import SinkDelivery
+from sinks.exposition import Stats
+from sinks.prometheus import Collector, PrometheusSink
 from sinks.registry import SinkSettings, build
 from sinks.sink import Sink
 from sinks.stats import DeliveryStats
+from sinks.store.sink import StoreSink
 
 _log = logging.getLogger("hauberk.sinks")
 
@@ -50,6 +53,16 @@ class SinkEngine:
             for sink, one in zip(self.sinks, settings, strict=True)
         ]
         self._ended: dict[str, str] = {}
+        self.collect(self._stats)
+        for sink in self.sinks:
+            if isinstance(sink, PrometheusSink):
+                sink.ready_when(self._not_ready)
+
+    def collect(self, collector: Collector) -> None:
+        """Show another stage's stats in every `prometheus` sink."""
+        for sink in self.sinks:
+            if isinstance(sink, PrometheusSink):
+                sink.collect(collector)
 
     async def check(self) -> None:
         """Ask every sink whether it can work. SettingsError lists all that cannot; far sides that are merely away are
@@ -95,6 +108,15 @@ class SinkEngine:
             )
             for delivery, one in zip(self._deliveries, self._settings, strict=True)
         ]
+
+    def _stats(self) -> Iterator[Stats]:
+        for delivery in self._deliveries:
+            yield Stats(part="sink", values=delivery.stats)
+            if isinstance(delivery.sink, StoreSink):
+                yield Stats(part="store", values=delivery.sink.stats)
+
+    def _not_ready(self) -> str:
+        return "; ".join(f"sink `{state.name}`: {state.failure}" for state in self.states() if state.failure)
 
     async def _run(self, delivery: SinkDelivery) -> Permanent | None:
         try:

@@ -8,11 +8,14 @@ from typing import TypeAlias, assert_never
 from sinks.blackhole import BlackholeSettings, BlackholeSink
 from sinks.console import ConsoleSettings, ConsoleSink
 from sinks.file import FileSettings, FileSink
+from sinks.prometheus import PrometheusSettings, PrometheusSink
 from sinks.sink import Sink
 from sinks.store.sink import StoreSettings, StoreSink
 from sinks.syslog import SyslogSettings, SyslogSink
 
-SinkSettings: TypeAlias = BlackholeSettings | ConsoleSettings | FileSettings | StoreSettings | SyslogSettings
+SinkSettings: TypeAlias = (
+    BlackholeSettings | ConsoleSettings | FileSettings | PrometheusSettings | StoreSettings | SyslogSettings
+)
 
 
 def build(settings: SinkSettings) -> Sink:
@@ -24,6 +27,8 @@ def build(settings: SinkSettings) -> Sink:
             return ConsoleSink(settings)
         case FileSettings():
             return FileSink(settings)
+        case PrometheusSettings():
+            return PrometheusSink(settings)
         case StoreSettings():
             return StoreSink(settings)
         case SyslogSettings():

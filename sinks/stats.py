@@ -9,9 +9,13 @@ import msgspec
 
 
 class DeliveryStats(msgspec.Struct, kw_only=True):
-    """Counters of one sink since it started; names in `GAUGES` may also fall."""
+    """Counters of one sink's delivery since it started.
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"up", "failing", "waiting_items"})
+    `skipped`: records lost to it because retention ran past it. `lag`: records not committed, as of the last look. Names in
+    `GAUGES` may also fall; those in `LABELS` become metric labels."""
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"up", "failing", "waiting_items", "lag"})
+    LABELS: ClassVar[tuple[str, ...]] = ("sink",)
 
     sink: str
     taken: int = 0
@@ -24,6 +28,8 @@ class DeliveryStats(msgspec.Struct, kw_only=True):
     batches: int = 0
     size_bytes: int = 0
     committed: int = 0
+    skipped: int = 0
+    lag: int = 0
     waiting_items: int = 0
     failing: int = 0
     up: int = 0

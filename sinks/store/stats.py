@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
 
 class StoreStats(msgspec.Struct, kw_only=True):
-    """Since start. See `store.Applied`; `tidied`: rows rolled up or forgotten."""
+    """What the store made of its batches since start.
+
+    See `store.Applied`; `tidied`: rows rolled up or forgotten."""
+
+    LABELS: ClassVar[tuple[str, ...]] = ("sink",)
 
     sink: str
     summaries: int = 0

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics that promtool accepts, in both formats; capped series; health; a port in use is a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import aiohttp
+import msgspec
+import pytest
+
+from schemas.enforcement import Receipt, Refusal
+from schemas.errors import SettingsError
+from schemas.operations import Backend, Operation
+from schemas.verdict import RuleRef
+from sinks import exposition
+from sinks.engine import SinkEngine
+from sinks.exposition import Capped, Family, Stats
+from sinks.file import FileSettings
+from sinks.prometheus import PrometheusSettings, PrometheusSink
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt install prometheus)")
+pytestmark = pytest.mark.servers
+RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
+
+
+class Counts(msgspec.Struct):
+    """What a stage counts. More text."""
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"size"})
+    LABELS: ClassVar[tuple[str, ...]] = ("node",)
+
+    node: str = "n1"
+    frames: int = 5
+    size: int = 3
+    took_ms: float = 250.0
+    lost: dict[str, int] = msgspec.field(default_factory=lambda: {"ring": 2, "path": 0})
+    spread: tuple[int, ...] = (1, 2)
+    last_error: str = "not a label"
+    away: bool = True
+
+
+@pytest.fixture
+async def sink():
+    sink = PrometheusSink(PrometheusSettings(port=0, max_series=3))
+    await sink.open()
+    yield sink
+    await sink.close()
+
+
+async def get(url: str, accept: str = "") -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(url, headers={"Accept": accept}) as answer:
+        return answer.status, answer.headers["Content-Type"], await answer.text()
+
+
+def receipt(generation: int, at: int, **fields: object) -> Receipt:
+    values: dict[str, object] = {
+        "node": "node-1", "generation": generation, "digest": "d", "applied_ns": at, "took_ms": 12.5,
+        "backends": (Backend.CGROUP, Backend.SIGNAL), "scopes": 2, "rules": 9,
+        "refused": (Refusal(ref=RuleRef("p"), reason="no"),),
+    }  # fmt: skip
+    return Receipt(**{**values, **fields})  # type: ignore[arg-type]
+
+
+async def fill(sink: PrometheusSink, make) -> None:
+    sink.collect(lambda: [Stats(part="test", values=Counts()), Stats(part="test", values=Counts(node='n"2\n\\'))])
+    alerts = [make.alert(1), make.alert(2, Suppressed=4), make.alert(3, PolicyName='bad"name\n')]
+    summary = make.summary(0, None, make.entry(7), make.entry(2, "Deny", operation=Operation.CONNECT))
+    await sink.send([*alerts, summary, receipt(3, 10**18), receipt(2, 10**17)])
+
+
+@needs_promtool
+async def test_promtool_finds_nothing_to_say(sink, make):
+    await fill(sink, make)
+    status, kind, text = await get(f"{sink.url}/metrics")
+    assert (status, kind) == (200, exposition.TEXT)
+    done = await asyncio.to_thread(
+        subprocess.run, ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (
+        'hauberk_alerts_total{namespace="shop",policy="no-shadow",action="Audit",operation="File",severity="7"} 2'
+        in text
+    )
+    assert "hauberk_alerts_suppressed_total 4\n" in text
+    assert 'hauberk_events_total{namespace="shop",operation="Network",status="Deny"} 2' in text
+    assert 'hauberk_enforcement_generation{node="node-1"} 3' in text
+    assert 'hauberk_enforcement_refused_rules{node="node-1"} 1' in text
+    assert 'hauberk_enforcement_backend{node="node-1",backend="cgroup"} 1.0' in text
+    assert 'hauberk_test_frames_total{node="n1"} 5' in text
+    assert "# TYPE hauberk_test_size gauge" in text
+    assert 'hauberk_test_took_seconds_total{node="n1"} 0.25' in text
+    assert 'hauberk_test_lost_total{node="n1",kind="ring"} 2' in text
+    assert 'hauberk_test_spread_total{node="n1",index="1"} 2' in text
+    assert 'hauberk_test_away{node="n\\"2\\n\\\\"} 1' in text
+    assert "last_error" not in text
+    assert text.count("# TYPE hauberk_test_frames_total ") == 1
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("*/*", False),
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5",
+            True,
+        ),
+        ("text/plain;version=0.0.4;q=0.9,application/openmetrics-text;q=0.1", False),
+        ("application/openmetrics-text;q=bad", False),
+    ],
+)
+async def test_openmetrics_on_request(sink, make, accept, openmetrics):
+    await fill(sink, make)
+    _, kind, text = await get(f"{sink.url}/metrics", accept)
+    assert (kind == exposition.OPENMETRICS) is openmetrics
+    assert text.endswith("# EOF\n") is openmetrics
+    assert ("# TYPE hauberk_alerts counter\n" in text) is openmetrics
+    assert "\nhauberk_alerts_total{" in text
+
+
+async def test_series_are_capped(sink, make):
+    await sink.send([make.alert(n, PolicyName=f"p{n}") for n in range(10)])
+    _, _, text = await get(f"{sink.url}/metrics")
+    lines = re.findall(r"^hauberk_alerts_total\{.*\} (\d+)$", text, re.M)
+    assert [int(count) for count in lines] == [1, 1, 1, 7]
+    assert 'policy="other"' in text
+
+
+def test_capped_and_odd_numbers():
+    counts = Capped(("a",), 1)
+    for value in ("x", "y", "x", "z"):
+        counts.add((value,), 2)
+    assert counts.samples() == [((("a", "x"),), 4), ((("a", "other"),), 4)]
+    odd = [
+        Family(
+            name="x",
+            kind="gauge",
+            help="a\\b\nc",
+            samples=[((), n) for n in (float("inf"), float("-inf"), float("nan"), 0.5)],
+        )
+    ]
+    assert (
+        exposition.render(odd, openmetrics=False)
+        == b"# HELP x a\\\\b\\nc\n# TYPE x gauge\nx +Inf\nx -Inf\nx NaN\nx 0.5\n"
+    )
+
+
+async def test_health_and_readiness(sink):
+    why = [""]
+    sink.ready_when(lambda: why[0])
+    assert (await get(f"{sink.url}/healthz"))[::2] == (200, "ok\n")
+    assert (await get(f"{sink.url}/readyz"))[::2] == (200, "ok\n")
+    why[0] = "sink `siem`: away"
+    assert (await get(f"{sink.url}/readyz"))[::2] == (503, "sink `siem`: away\n")
+    assert (await get(f"{sink.url}/other"))[0] == 404
+
+
+async def test_a_port_in_use_is_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        sink = PrometheusSink(PrometheusSettings(port=port))
+        for call in (sink.check, sink.open):
+            with pytest.raises(
+                SettingsError, match=f"listen on `127.0.0.1:{port}`, but it is in use; set `port` or stop"
+            ):
+                await call()
+        await sink.close()
+
+
+async def test_the_engine_shows_every_sinks_delivery(bus, make, publish, until, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = SinkEngine(bus, [PrometheusSettings(port=port), FileSettings(path=str(tmp_path / "a.jsonl"))])
+    engine.collect(lambda: [Stats(part="bus", values=Counts())])
+    await engine.check()
+    await publish(make.alert(1))
+    task = asyncio.create_task(engine.run())
+    await until(lambda: [state.stats.committed for state in engine.states()] == [1, 1])
+    _, _, text = await get(f"http://127.0.0.1:{port}/metrics")
+    assert 'hauberk_sink_accepted_total{sink="file"} 1' in text
+    assert 'hauberk_sink_lag{sink="file"} ' in text
+    assert "# TYPE hauberk_sink_up gauge" in text
+    assert "hauberk_bus_frames_total" in text
+    assert (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+    engine.stop()
+    await task
+
+
+@needs_promtool
+def test_the_rule_file():
+    for arguments in (["check", "rules", "hauberk.rules.yml"], ["test", "rules", "hauberk.rules.test.yml"]):
+        done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
