@@ -59,7 +59,8 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published."""
+    """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published.
+    `refused`: rules that no backend can carry, found while planning; the node repeats them in its receipt."""
 
     node: str
     generation: int
@@ -67,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     scopes: tuple[ScopePlan, ...]
     policies: tuple[str, ...] = ()
     created_ns: int = 0
+    refused: tuple[Refusal, ...] = ()
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of a node's enforcement: the saved plan at start, then every plan that is desired, each answered by a receipt.
+
+The bus is not needed to go on enforcing. Plans are carried out in a thread, one at a time, newest only. A plan is saved
+before it is carried out and the file is replaced whole, so that a crash leaves the old or the new one. Neighbours: `apply`
+(the work), `planner` (who desires), the sensor (whose pins are used).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from bus.contract import Bus, Record
+from enforcers.apply import Applier
+from enforcers.registry import DEFAULTS, Name
+from schemas.enforcement import Plan, Receipt, decode_plan, encode
+from schemas.errors import DecodeError, DiskFull, Temporary
+from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
+
+log = logging.getLogger(__name__)
+
+
+class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Enforcement on this node."""
+
+    backends: Annotated[
+        tuple[Name, ...],
+        msgspec.Meta(description="Backends to use, as far as this kernel offers them; none: only tell.", examples=[[]]),
+    ] = DEFAULTS
+    state_dir: Annotated[
+        str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])
+    ] = ""
+    grace_seconds: Annotated[
+        float, msgspec.Meta(ge=0, description="Seconds an old rule table outlives its switch.", examples=[0.5])
+    ] = 0.2
+
+
+class Enforcement:
+    """`run` until `stop`. `receipt`: the latest; `said(receipt)` is called after each plan."""
+
+    def __init__(self, bus: Bus, pin_dir: str, node: str, settings: EnforceSettings | None = None) -> None:
+        self._bus = bus
+        self._settings = settings or EnforceSettings()
+        self._pin_dir = pin_dir
+        self._node = node
+        self._file = Path(self._settings.state_dir, "plan.msgpack") if self._settings.state_dir else None
+        self._stopping = asyncio.Event()
+        self._applier: Applier | None = None
+        self._unsaid: Receipt | None = None
+        self.plan: Plan | None = None
+        self.receipt: Receipt | None = None
+        self.problem = ""
+        self.ready = asyncio.Event()
+        """Set when the first plan, saved or desired, is in force, or there is none."""
+
+    @property
+    def applier(self) -> Applier:
+        """Whoever carries plans out; opened by `run`."""
+        assert self._applier is not None, "`run` opens the applier"
+        return self._applier
+
+    def stop(self) -> None:
+        """Ask `run` to return. What is in force stays in force."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Carry out the saved plan, then what is desired. Raises KernelError when pins cannot be opened."""
+        settings = self._settings
+        self._applier = await asyncio.to_thread(
+            Applier, self._pin_dir, self._node, settings.backends, settings.grace_seconds
+        )
+        for problem in self._applier.problems:
+            log.warning("enforcement: %s", problem)
+        try:
+            saved = self._load()
+            if saved is not None:
+                await self._apply(saved, save=False)
+            while not self._stopping.is_set():
+                try:
+                    await self._follow()
+                except Temporary as error:
+                    self.problem = str(error)
+                    self.ready.set()  # the bus is away; the saved plan is in force
+                    await self._wait(error.retry_after or 1.0)
+        finally:
+            self._applier.close()
+
+    async def _follow(self) -> None:
+        async with self._bus.subscribe((ENFORCEMENT_DESIRED,), None, "latest") as subscription:
+            newest = (await self._bus.latest(ENFORCEMENT_DESIRED)).get(self._node.encode())
+            await self._desired([newest] if newest else [])
+            self.ready.set()
+            while not self._stopping.is_set():
+                await self._tell()
+                wait = self.applier.sweep()
+                batch = await subscription.take(100, 0.2 if wait is None else max(0.001, min(wait, 0.2)))
+                await self._desired([one.record for one in batch if one.record.key == self._node.encode()])
+
+    async def _desired(self, records: list[Record]) -> None:
+        if not records or records[-1].value is None:
+            return
+        try:
+            plan = decode_plan(records[-1].value)
+        except DecodeError as error:
+            self.problem = str(error)
+            log.error("the plan in force stays: %s", error)
+            return
+        if self.plan is not None and (plan.digest, plan.generation) == (self.plan.digest, self.plan.generation):
+            return
+        await self._apply(plan, save=True)
+
+    async def _apply(self, plan: Plan, save: bool) -> None:
+        if save:
+            await asyncio.to_thread(self._save, plan)
+        self.receipt = await asyncio.to_thread(self.applier.apply, plan)
+        self.plan = plan
+        for sentence in self.receipt.failed:
+            log.warning("enforcement: %s", sentence)
+        self._unsaid = self.receipt
+        self.ready.set()
+        await self._tell()
+
+    async def _tell(self) -> None:
+        if self._unsaid is None:
+            return
+        receipt = self._unsaid
+        try:
+            await self._bus.publish(ENFORCEMENT_STATUS, [Record(self._node.encode(), encode(receipt))])
+        except Temporary as error:
+            self.problem = str(error)
+            return
+        if self._unsaid is receipt:
+            self._unsaid = None
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    def _load(self) -> Plan | None:
+        if self._file is None or not self._file.exists():
+            return None
+        try:
+            return decode_plan(self._file.read_bytes())
+        except DecodeError as error:
+            self.problem = f"{self._file}: {error}; waiting for the bus"
+            log.error("%s", self.problem)
+            return None
+
+    def _save(self, plan: Plan) -> None:
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        new = self._file.with_suffix(".new")
+        try:
+            with open(new, "wb") as file:
+                file.write(encode(plan))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self._file)
+        except OSError as error:
+            # Enforcing matters more than remembering: the plan is carried out all the same.
+            self.problem = str(DiskFull(f"cannot save the plan at {self._file}: {error.strerror}; free some space"))
+            log.error("%s", self.problem)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `cgroup` backend: network rules by cgroup programs on the container's own cgroup. A denied call sees EPERM.
+
+Works on any kernel with cgroup v2. The programs (`guard_*`) were loaded and pinned with the sensor; here each is attached to
+one cgroup by a link that is pinned too, so it holds on while the agent is away and ends with the cgroup. It must never
+touch the root cgroup. Neighbours: `networks` (the entries), `kernel.catalogue` (the programs), `apply` (who calls).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from enforcers import networks
+from enforcers.contract import Ident, Part
+from kernel import bpf
+from kernel.catalogue import GUARDS
+from schemas.enforcement import Refusal, ScopePlan
+from schemas.errors import KernelError
+from schemas.kernel import NET_KEY, Direction, ScopeFlag
+from schemas.operations import Backend, Class
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+
+ROOT_CGROUP: Final = 1
+_LINK: Final = "guard-{cgroup}-{name}"
+
+
+def cgroup2_mount() -> str:
+    """Where cgroup v2 is mounted, "" when it is not."""
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        return next((line.split(" ")[1] for line in file if line.split(" ")[2] == "cgroup2"), "")
+
+
+class CgroupEnforcer:
+    """See `contract.Enforcer`. `pin_dir`: where the sensor's programs are pinned."""
+
+    backend = Backend.CGROUP
+    map_name = "net_rules"
+    table_offset = NET_KEY.offsets["table"]
+
+    def __init__(self, pin_dir: str) -> None:
+        self._links = Path(pin_dir, "links")
+        self._programs = Path(pin_dir, "programs")
+        self._mount = cgroup2_mount()
+
+    def unusable(self) -> str:
+        if not self._mount:
+            return "cgroup v2 is not mounted; mount -t cgroup2 none /sys/fs/cgroup/unified"
+        missing = [guard.name for guard in GUARDS if not (self._programs / guard.name).exists()]
+        return (
+            f"expected `{missing[0]}` under {self._programs}, it is not pinned; load the sensor first"
+            if missing
+            else ""
+        )
+
+    def encode(self, scope: ScopePlan, ident: Ident) -> Part:
+        entries, refused, holes = networks.encode(scope.network, ident, self.backend, scope.uid)
+        flags = ScopeFlag.ENFORCE_CGROUP if entries else ScopeFlag(0)
+        if (Class.NETWORK, Action.BLOCK) in scope.posture:
+            if Direction.CREATE in holes:
+                why = "an Allow rule cannot be carried out, and without it the posture would deny too much"
+                ref = RuleRef(DEFAULT_POSTURE)
+                refused = (*refused, Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why))
+            else:
+                flags |= ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_NETWORK
+        carried = {rule.ref for rule in scope.network} - {one.ref for one in refused}
+        return Part(entries=entries, flags=flags, rules=len(carried), refused=refused)
+
+    def hold(self, cgroup: int, path: str) -> None:
+        if cgroup == ROOT_CGROUP or path in ("", "/"):
+            raise KernelError(
+                "expected a cgroup below the root, got the root; it is never enforced", operation="attach"
+            )
+        wanted = [guard for guard in GUARDS if not self._link(cgroup, guard.name).exists()]
+        if not wanted:
+            return
+        directory = os.open(self._mount + path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for guard in wanted:
+                self._attach(guard.name, guard.attach_type, directory, cgroup, path)
+        finally:
+            os.close(directory)
+
+    def _attach(self, name: str, attach_type: int, directory: int, cgroup: int, path: str) -> None:
+        program = bpf.pinned(str(self._programs / name))
+        try:
+            link = bpf.link_create(program, directory, attach_type, f"{name} on {path}")
+        finally:
+            os.close(program)
+        try:
+            bpf.pin(link, str(self._link(cgroup, name)))
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        finally:
+            os.close(link)
+
+    def release(self, cgroup: int) -> None:
+        for guard in GUARDS:
+            path = self._link(cgroup, guard.name)
+            if not path.exists():
+                continue
+            link = bpf.pinned(str(path))
+            try:
+                bpf.link_detach(link, str(path))
+            finally:
+                os.close(link)
+            path.unlink()
+
+    def held(self) -> set[int]:
+        names = (name.split("-") for name in os.listdir(self._links) if name.startswith("guard-"))
+        return {int(words[1]) for words in names}
+
+    def _link(self, cgroup: int, name: str) -> Path:
+        return self._links / _LINK.format(cgroup=cgroup, name=name)

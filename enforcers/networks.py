@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network rules of a plan as entries of the kernel's `net_rules` trie. Pure.
+
+The kernel asks two questions and either may stop a call (`schemas.kernel.Direction`): CREATE, may this kind of socket be
+used, answered by protocol rules; SEND or BIND, may this address and port be used, answered by the rules of network
+policies. Of all that match the greatest rank decides, so the rank is the rule's place in the plan. An IPv4 network is
+written for IPv6 sockets too, as the mapped network they could reach it by. What a trie cannot say is refused, and with it
+each Block rule it would have been an exception to. Neighbours: `cgroup` (whose map this is), `policy.kernel_plan`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from enforcers.contract import Entries, Ident
+from enforcers.paths import ACTIONS
+from schemas.enforcement import NetworkRule, Refusal
+from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, SOCKET_TYPE, Direction
+from schemas.operations import Backend
+from schemas.verdict import DEFAULT_POSTURE, Action
+
+_INET: Final = int(socket.AF_INET)
+_INET6: Final = int(socket.AF_INET6)
+_BOTH: Final = (_INET, _INET6)
+_PROTOCOLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
+    "": (0, _BOTH), "all": (0, _BOTH), "tcp": (6, _BOTH), "udp": (17, _BOTH), "sctp": (132, _BOTH), "icmp": (1, (_INET,)),
+    "icmpv6": (58, (_INET6,)), "stream": (SOCKET_TYPE | 1, _BOTH), "dgram": (SOCKET_TYPE | 2, _BOTH),
+    "raw": (SOCKET_TYPE | 3, _BOTH), "seqpacket": (SOCKET_TYPE | 5, _BOTH),
+}  # fmt: skip
+"""Word -> what stands in `net_key.protocol`, and the families that know it."""
+_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+PORTS: Final = 1024
+"""Widest range of ports that is written out port by port; the kernel's key holds one."""
+_LAST_PORT: Final = 65535
+
+PROTECTED: Final = "protected"
+"""Policy name in the `ref` of the exceptions that `enforcers.protected` puts first; they answer both questions."""
+_PEERS: Final = ("KubeArmorNetworkPolicy",)
+
+
+def encode(
+    rules: Iterable[NetworkRule], ident: Ident, backend: Backend, uid: str
+) -> tuple[Entries, tuple[Refusal, ...], set[Direction]]:
+    """Entries with table id 0; refusals; questions in which an Allow rule is missing, so that no posture must be held."""
+    ordered = list(rules)
+    entries: dict[bytes, bytes] = {}
+    refused: list[Refusal] = []
+    holes: set[Direction] = set()
+    for index, rule in enumerate(ordered):
+        questions = _questions(rule)
+        why = _problem(rule)
+        if not why and rule.action is Action.BLOCK and holes & questions:
+            why = "an exception before it cannot be carried out, and without it too much would be denied"
+        if why:
+            refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why))
+            if rule.action is Action.ALLOW:
+                holes |= questions
+            continue
+        value = RULE.struct.pack(ACTIONS[rule.action], 0, index, len(ordered) - index)
+        source = ident(rule.source) if rule.source else 0
+        for question in sorted(questions):
+            for key in _keys(rule, question, source):
+                entries.setdefault(key, value)
+    return tuple(entries.items()), tuple(refused), holes
+
+
+def _questions(rule: NetworkRule) -> set[Direction]:
+    address = Direction.SEND if rule.direction == "egress" else Direction.BIND
+    if rule.ref.policy == PROTECTED:
+        return {Direction.CREATE, address}
+    return {address} if rule.ref.kind in _PEERS or rule.ref.policy == DEFAULT_POSTURE else {Direction.CREATE}
+
+
+def _problem(rule: NetworkRule) -> str:
+    if rule.protocol not in _PROTOCOLS:
+        return f"cgroup programs see internet sockets only, not `{rule.protocol}`"
+    if rule.direction == "ingress" and rule.cidr:
+        return "who connects is not known when a socket is bound; only the port of an ingress rule can be held"
+    if rule.end_port - rule.port >= PORTS and (rule.port > 1 or rule.end_port < _LAST_PORT):
+        return f"a range of {rule.end_port - rule.port + 1} ports; at most {PORTS} are written out"
+    return ""
+
+
+def _keys(rule: NetworkRule, question: Direction, source: int) -> Iterator[bytes]:
+    protocol, families = _PROTOCOLS[rule.protocol]
+    ports: Iterable[int] = range(rule.port, max(rule.port, rule.end_port) + 1)
+    if question is Direction.CREATE or (rule.port <= 1 and rule.end_port >= _LAST_PORT):
+        ports = (0,)
+    for family, bits, address in _networks(rule.cidr):
+        if family in families:
+            for port in ports:
+                yield NET_KEY.struct.pack(
+                    NET_FIXED_BITS + bits, port, protocol, family, 0, source, question, 0, address
+                )  # fmt: skip
+
+
+def _networks(cidr: str) -> Iterator[tuple[int, int, bytes]]:
+    if not cidr:
+        yield _INET, 0, bytes(16)
+        yield _INET6, 0, bytes(16)
+        return
+    network = ipaddress.ip_network(cidr, strict=False)
+    packed = network.network_address.packed
+    if network.version == 4:
+        yield _INET, network.prefixlen, packed + bytes(12)
+        yield _INET6, 96 + network.prefixlen, _MAPPED + packed
+    else:
+        yield _INET6, network.prefixlen, packed

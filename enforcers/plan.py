@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies and identities of one node -> its plan: for each container, and each chosen host cgroup, an ordered rule table. Pure.
+
+Equal content gives an equal digest, whatever the order of policies or identities. A host policy is enforced in chosen
+cgroups only, never in the root. Every rule that is not carried out is refused with a reason, once for all containers it is
+refused in. Neighbours: `policy.kernel_plan` (what one scope says), `protected` (the fences), `planner` (who publishes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Final
+
+import msgspec
+
+from enforcers import protected
+from policy.kernel_plan import plan_scope
+from policy.ruleset import Ruleset, Scope
+from schemas.enforcement import Plan, Refusal, ScopePlan, digest
+from schemas.identity import Identity, Kind
+from schemas.operations import Backend
+from schemas.verdict import Action, RuleRef
+
+
+class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plans are made for."""
+
+    host_cgroups: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description="Host cgroups (paths or globs) in which host policies are enforced; elsewhere they only tell.",
+            examples=[["/user.slice/*"]],
+        ),
+    ] = ()
+    protected: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(description="Executables that a broad host rule never stops.", examples=[["/usr/sbin/sshd"]]),
+    ] = protected.EXECUTABLES
+    override_protected: Annotated[
+        bool, msgspec.Meta(description="Let broad host rules reach protected processes too.", examples=[False])
+    ] = False
+    signal: Annotated[
+        bool, msgspec.Meta(description="Kill for Block rules of every policy where nothing can deny.", examples=[False])
+    ] = False
+
+
+_NOT_CHOSEN: Final = "host policies are enforced in the cgroups named by `host_cgroups` only; elsewhere they tell"
+
+
+class Planner:
+    """Makes plans for one set of policies; remembers what it worked out for equal identities."""
+
+    def __init__(self, ruleset: Ruleset, settings: PlanSettings | None = None) -> None:
+        self.ruleset = ruleset
+        self._settings = settings or PlanSettings()
+        self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
+        self._left_out = tuple(
+            Refusal(ref=ref, reason=f"left out of the ruleset: {why}") for ref, why in self.ruleset.problems
+        )
+
+    def plan(self, node: str, identities: Iterable[Identity], generation: int, created_ns: int = 0) -> Plan:
+        """The whole plan of `node`. `identities`: those of the node, in any order; ended ones are passed over."""
+        scopes: list[ScopePlan] = []
+        refused = dict.fromkeys(self._left_out)
+        policies: set[str] = set()
+        # One refusal for each rule and reason: 500 containers with the same rule are one line for a person.
+        seen: set[tuple[object, ...]] = set()
+        for identity in sorted(identities, key=lambda one: one.uid):
+            if identity.ended or identity.node != node:
+                continue
+            scope = self.ruleset.scope(identity)
+            if not scope.members:
+                continue
+            template, refusals = self._part(scope, identity)
+            if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
+                if identity.kind is Kind.NODE:
+                    blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK]
+                    refusals = tuple(Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN) for rule in blocked)
+                else:
+                    continue
+            elif template.paths or template.network or template.posture:
+                policies.update(scope.policies)
+                scopes.append(
+                    msgspec.structs.replace(
+                        template, uid=identity.uid, cgroups=identity.cgroups, cgroup_path=identity.cgroup_path,
+                        workload=identity.workload,
+                    )
+                )  # fmt: skip
+            for refusal in refusals:
+                same = (refusal.ref, refusal.backend, refusal.reason)
+                if same not in seen:
+                    seen.add(same)
+                    refused[msgspec.structs.replace(refusal, uid=identity.uid)] = None
+        made = tuple(scopes)
+        return Plan(
+            node=node, generation=generation, digest=digest(made), scopes=made, policies=tuple(sorted(policies)),
+            created_ns=created_ns, refused=tuple(refused),
+        )  # fmt: skip
+
+    def _chosen(self, identity: Identity) -> bool:
+        settings = self._settings
+        return identity.kind is Kind.HOST and protected.chosen(
+            identity.cgroup_path, settings.host_cgroups, settings.override_protected
+        )
+
+    def _part(self, scope: Scope, identity: Identity) -> tuple[ScopePlan, tuple[Refusal, ...]]:
+        host = identity.kind is not Kind.CONTAINER
+        key = (id(scope), host)
+        kept = self._parts.get(key)
+        if kept is None or kept[0] is not scope:
+            backends = (Backend.CGROUP, Backend.SIGNAL)
+            made, refused = plan_scope(scope, identity, backends=backends, signal=self._settings.signal)
+            if host and not self._settings.override_protected:
+                made = protected.fenced(made, self._settings.protected)
+            kept = self._parts[key] = (scope, made, _told_once(refused))
+        return kept[1], kept[2]
+
+
+_GENERIC: Final = frozenset({"cgroup programs see sockets only", "kills only at exec or open"})
+
+
+def _told_once(refused: tuple[Refusal, ...]) -> tuple[Refusal, ...]:
+    """Of a rule that several backends refuse, one line: the reason of a backend that is for rules of its class at all."""
+    told: dict[RuleRef, Refusal] = {}
+    for one in refused:
+        if one.ref not in told or told[one.ref].reason in _GENERIC:
+            told[one.ref] = one
+    return tuple(told.values())

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that turns policies and inventory into one plan per node, on the bus.
+
+Follows both compacted topics from their latest values, waits a few milliseconds for what comes together, and publishes a
+plan only when its content changed. Generations only grow, also across restarts. It keeps no state of its own: everything is
+on the bus. It must never touch a kernel. Neighbours: `plan` (the pure part), `apply` (who carries a plan out).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Annotated
+
+import msgspec
+
+from bus.contract import Bus, Delivery, Record, Subscription
+from enforcers.plan import Planner, PlanSettings
+from policy.documents import from_json
+from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from schemas.enforcement import decode_plan, encode
+from schemas.errors import DecodeError, PolicyError, Temporary
+from schemas.identity import Identity
+from schemas.identity import decode as decode_identity
+from schemas.policy import PolicyDocument
+from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
+
+log = logging.getLogger(__name__)
+
+
+class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The planner: what it waits for, and what plans are made for."""
+
+    debounce_seconds: Annotated[
+        float, msgspec.Meta(ge=0, description="Seconds to wait for changes that come together.", examples=[0.02])
+    ] = 0.005
+    longest_wait_seconds: Annotated[
+        float,
+        msgspec.Meta(gt=0, description="Seconds after which a plan is made whatever still comes.", examples=[0.2]),
+    ] = 0.05
+    plan: Annotated[PlanSettings, msgspec.Meta(description="What plans are made for.")] = PlanSettings()
+    postures: Annotated[PostureSettings, msgspec.Meta(description="Default postures; the same as the processors'.")] = (
+        PostureSettings()
+    )
+
+
+class PlannerStats(msgspec.Struct):
+    """Plain counts since start. `plan_ms`: the latest round of planning, compile included."""
+
+    plans: int = 0
+    unchanged: int = 0
+    refused_records: int = 0
+    compiled: int = 0
+    plan_ms: float = 0.0
+    problem: str = ""
+
+
+class PlannerEngine:
+    """`run` until `stop`; `ready` is set once plans for everything on the bus are published."""
+
+    def __init__(self, bus: Bus, settings: PlannerSettings | None = None) -> None:
+        self._bus = bus
+        self._settings = settings or PlannerSettings()
+        self._documents: dict[bytes, PolicyDocument] = {}
+        self._identities: dict[str, dict[bytes, Identity]] = {}
+        self._published: dict[str, tuple[int, str]] = {}
+        self._planner: Planner | None = None
+        self._stale = True
+        self._newest_ns = 0
+        self._stopping = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.stats = PlannerStats()
+
+    def stop(self) -> None:
+        """Ask `run` to finish the round in hand and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Follow, plan, publish. Cancelling is safe at any point: the bus holds everything."""
+        while not self._stopping.is_set():
+            try:
+                async with self._bus.subscribe((INVENTORY, POLICIES), None, "latest") as subscription:
+                    # Strictly after subscribing: what is published in between is then seen twice, never missed.
+                    await self._catch_up()
+                    await self._plan_all(set(self._identities) | set(self._published))
+                    self.ready.set()
+                    await self._follow(subscription)
+            except Temporary as error:
+                self.stats.problem = str(error)
+                await self._pause(error.retry_after or 1.0)
+
+    async def _follow(self, subscription: Subscription) -> None:
+        while not self._stopping.is_set():
+            batch = await subscription.take(1000, 0.2)
+            deadline = time.monotonic() + self._settings.longest_wait_seconds
+            more = batch
+            while more and time.monotonic() < deadline:
+                more = await subscription.take(1000, self._settings.debounce_seconds)
+                batch += more
+            nodes = self._take_in(batch)
+            if nodes or self._stale:
+                await self._plan_all(set(self._identities) | set(self._published) if self._stale else nodes)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    async def _catch_up(self) -> None:
+        for record in (await self._bus.latest(ENFORCEMENT_DESIRED)).values():
+            try:
+                plan = decode_plan(record.value or b"")
+            except DecodeError as error:
+                self._refuse(error)
+                continue
+            self._published.setdefault(plan.node, (plan.generation, plan.digest))
+        identities = await self._bus.latest(INVENTORY)
+        self._identities = {}
+        for record in identities.values():
+            self._identity(record)
+        newest = await self._bus.latest(POLICIES)
+        for key in self._documents.keys() - newest.keys():
+            del self._documents[key]
+            self._stale = True
+        for record in newest.values():
+            self._policy(record)
+
+    def _take_in(self, batch: list[Delivery]) -> set[str]:
+        """Nodes whose identities changed; policies mark everything stale."""
+        nodes: set[str] = set()
+        for delivery in batch:
+            if delivery.topic.name == POLICIES.name:
+                self._policy(delivery.record)
+            elif node := self._identity(delivery.record):
+                nodes.add(node)
+        return nodes
+
+    def _identity(self, record: Record) -> str:
+        node = record.key.split(b"/", 1)[0].decode("utf-8", "replace")
+        mine = self._identities.setdefault(node, {})
+        if record.value is None:
+            return node if mine.pop(record.key, None) is not None else ""
+        try:
+            identity = decode_identity(record.value)
+        except msgspec.DecodeError as error:
+            self._refuse(error)
+            return ""
+        if mine.get(record.key) == identity:
+            return ""
+        mine[record.key] = identity
+        return node
+
+    def _policy(self, record: Record) -> None:
+        known = self._documents.get(record.key)
+        if record.value is None:
+            self._stale |= self._documents.pop(record.key, None) is not None
+        elif known is None or known.raw != record.value:
+            try:
+                self._documents[record.key] = from_json(record.value)
+            except PolicyError as error:
+                # The one before it stays in force: no policy is worse than an old one.
+                self._refuse(error)
+                return
+            self._stale = True
+        else:
+            return
+        self._newest_ns = max(self._newest_ns, record.timestamp_ms * 1_000_000)
+
+    def _refuse(self, error: Exception) -> None:
+        self.stats.refused_records += 1
+        self.stats.problem = str(error)
+        log.warning("a record was left out of the plans: %s", error)
+
+    async def _plan_all(self, nodes: set[str]) -> None:
+        started = time.monotonic()
+        if self._stale or self._planner is None:
+            self._stale = False
+            ruleset = await asyncio.to_thread(self._compile, list(self._documents.values()))
+            self._planner = Planner(ruleset, self._settings.plan)
+            self.stats.compiled += 1
+        records: list[Record] = []
+        changed: dict[str, tuple[int, str]] = {}
+        for node in sorted(nodes):
+            identities = list(self._identities.get(node, {}).values())
+            generation, digest = self._published.get(node, (0, ""))
+            plan = await asyncio.to_thread(self._planner.plan, node, identities, generation + 1, self._newest_ns)
+            if plan.digest == digest:
+                self.stats.unchanged += 1
+                continue
+            changed[node] = (plan.generation, plan.digest)
+            records.append(Record(node.encode(), encode(plan)))
+        self.stats.plan_ms = (time.monotonic() - started) * 1000
+        if records:
+            try:
+                await self._bus.publish(ENFORCEMENT_DESIRED, records)
+            except Temporary:
+                self._stale = True
+                raise
+            self._published |= changed
+            self.stats.plans += len(records)
+
+    def _compile(self, documents: list[PolicyDocument]) -> Ruleset:
+        return compile_ruleset(documents, self._settings.postures)

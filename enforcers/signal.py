@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `signal` backend: the sensor's own programs send SIGKILL at exec or right after an open. Opt-in, labelled in alerts.
+
+For kernels with no usable LSM. It does not prevent: an exec is killed before its first instruction, an open after it
+happened. Only scopes that opted in (policy annotation or node setting) are ever touched. Nothing is attached here: the
+programs run with the sensor and look at the scope's flag. Neighbours: `paths` (the entries), `cgroup`, `apply`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from enforcers import paths
+from enforcers.contract import Ident, Part
+from schemas.enforcement import Refusal, ScopePlan
+from schemas.kernel import RULE_KEY, ScopeFlag
+from schemas.operations import Backend, Class
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+
+_WHITELIST = {Class.PROCESS: ScopeFlag.WHITELIST_PROCESS, Class.FILE: ScopeFlag.WHITELIST_FILE}
+
+
+class SignalEnforcer:
+    """See `contract.Enforcer`."""
+
+    backend = Backend.SIGNAL
+    map_name = "rules"
+    table_offset = RULE_KEY.offsets["table"]
+
+    def __init__(self, pin_dir: str) -> None:
+        self._program = f"{pin_dir}/programs/on_exec"
+
+    def unusable(self) -> str:
+        if not os.path.exists(self._program):
+            return f"expected `on_exec` at {self._program}, it is not pinned; load the sensor first"
+        return ""
+
+    def encode(self, scope: ScopePlan, ident: Ident) -> Part:
+        if not scope.signal:
+            why = "neither its policies nor the node opt in to kills (annotation `hauberk.io/signal: enabled`)"
+            asked = [rule for rule in scope.paths if rule.action is Action.BLOCK]
+            refused = tuple(
+                Refusal(ref=rule.ref, uid=scope.uid, backend=self.backend, reason=why) for rule in asked
+            )  # fmt: skip
+            return Part(refused=refused)
+        entries, refused, holes = paths.encode(scope.paths, ident, self.backend, scope.uid)
+        flags = ScopeFlag.ENFORCE_SIGNAL if entries else ScopeFlag(0)
+        for class_, flag in _WHITELIST.items():
+            if (class_, Action.BLOCK) not in scope.posture:
+                continue
+            if class_ in holes:
+                why = "an Allow rule cannot be carried out, and without it the posture would kill too much"
+                ref = RuleRef(DEFAULT_POSTURE)
+                refused = (*refused, Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why))
+            else:
+                flags |= ScopeFlag.ENFORCE_SIGNAL | flag
+        rules = len({rule.ref for rule in scope.paths} - {one.ref for one in refused})
+        return Part(entries=entries, flags=flags, rules=rules, refused=refused)
+
+    def hold(self, cgroup: int, path: str) -> None:
+        return
+
+    def release(self, cgroup: int) -> None:
+        return
+
+    def held(self) -> set[int]:
+        return set()
