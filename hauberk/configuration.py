@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
 
-METRICS_PORT: Final = 9464
-"""Where Prometheus exporters of OpenTelemetry listen by custom; loopback only."""
 WATCH_ALL: Final = sum(1 << cls for cls in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 STORE_FILE: Final = "summary.db"
 ALERTS_FILE: Final = "alerts.jsonl"
@@ -77,7 +75,7 @@ def default_sinks(state: Path) -> list[dict[str, Any]]:
     return [
         {"type": "file", "path": str(state / ALERTS_FILE)},
         {"type": "store", "path": str(state / STORE_FILE)},
-        {"type": "prometheus", "port": METRICS_PORT},
+        {"type": "prometheus"},
     ]
 
 

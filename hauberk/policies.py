@@ -101,7 +101,7 @@ def test(given: argparse.Namespace) -> int:
         _refuse(diagnostics)
         # A file is tested as one thing; the files of a directory need not be meant for one machine.
         beside = [other for other, its in zip(documents, policies, strict=True) if its.origin == policy.origin]
-        results += cases.run_cases(compile_ruleset(beside), tests, document.metadata.name)
+        results += cases.run_cases(compile_ruleset(beside), tests, document.name)
     for name in given.tests:
         tests, diagnostics = cases.read_cases(b"\n".join(_lines(name)).decode("utf-8", "replace"), name)
         _refuse(diagnostics)

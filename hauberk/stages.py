@@ -8,10 +8,12 @@ committed yet. `up` runs them all on one bus, the other verbs one each: the stag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import msgspec
+
     from bus.contract import Bus
     from hauberk.sections import Configuration
     from hauberk.service import Stage
@@ -88,6 +90,20 @@ def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
     engine = SinkEngine(bus, configuration.sinks)
     groups = [f"sink.{sink.name}" for sink in engine.sinks if not sink.live]
     return engine, reader(bus, lambda: groups, engine.run, engine.stop)
+
+
+def collect(sinks: SinkEngine, parts: Mapping[str, Callable[[], msgspec.Struct]]) -> None:
+    """Show the stages' own counts, and the sinks', at every Prometheus endpoint. `parts`: metric prefix -> current stats."""
+    from sinks.exposition import Stats
+    from sinks.prometheus import PrometheusSink
+
+    def collector() -> list[Stats]:
+        shown = [Stats(part=part, values=stats()) for part, stats in parts.items()]
+        return shown + [Stats(part="sink", values=state.stats) for state in sinks.states()]
+
+    for sink in sinks.sinks:
+        if isinstance(sink, PrometheusSink):
+            sink.collect(collector)
 
 
 def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:

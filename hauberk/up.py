@@ -109,10 +109,13 @@ async def _live(bus: Bus, settings: Configuration) -> tuple[Node, list[tuple[str
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
-    _, sensing = stages.sensor(bus, node, inventory)
-    _, judging = stages.processor(bus, settings)
+    agent, sensing = stages.sensor(bus, node, inventory)
+    processor, judging = stages.processor(bus, settings)
     sinks, telling = stages.sinks(bus, settings)
     await sinks.check()
+    stages.collect(
+        sinks, {"sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats}
+    )
     for line in inventory.status:
         say("runtime", line)
     return node, [("sensor", sensing), ("processor", judging), ("sinks", telling)]
