@@ -23,6 +23,21 @@ NAMES: Final = {
 _INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
 
 
+def limited(rule: Rule) -> bool:
+    """Whether the rule leaves a part free by ownerOnly, readOnly or pts."""
+    return rule.owner_only or rule.read_only or rule.pts is False
+
+
+def denies(rule: Rule) -> bool:
+    """Whether anything is ever denied by the rule: a limited Allow denies what is outside its limits."""
+    return rule.action is Action.BLOCK or (rule.action is Action.ALLOW and limited(rule))
+
+
+def frees(rule: Rule) -> bool:
+    """Whether anything passes because of the rule that would not without it."""
+    return rule.action is Action.ALLOW or (rule.action is Action.BLOCK and (limited(rule) or rule.has_args))
+
+
 def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> str | None:
     """Why `backend` cannot carry out `rule`; None when it can. `signal`: its policy or node opted in to kills."""
     if rule.action is Action.AUDIT:
@@ -96,7 +111,7 @@ def _signal(rule: Rule, opted_in: bool) -> str | None:
     if rule.class_ not in (Class.PROCESS, Class.FILE) or rule.match is Match.PRESET:
         return "kills only at exec or open"
     # An Allow rule kills nobody, and without it a Block rule of another policy would kill too much.
-    if not opted_in and rule.action is Action.BLOCK:
+    if not opted_in and denies(rule):
         return "the policy does not opt in to kills (annotation `hauberk.io/signal: enabled`)"
     if rule.pts is False:
         return "the program that kills does not look at the terminal"

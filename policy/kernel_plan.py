@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from policy.backends import reason
+from policy.backends import denies, frees, reason
 from policy.compile import problem, table_of
 from policy.overlap import may_overlap
 from policy.ruleset import Scope
@@ -86,7 +86,7 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
                 carried.append(rule)
                 continue
             left += reasons
-            if rule.action is Action.ALLOW or rule.has_args or rule.pts is False:
+            if frees(rule):
                 exceptions.append(rule)
     # A Block rule without the more specific exception to it would deny what the policies allow.
     widened = {id(rule): exception for rule in carried if (exception := _exception(rule, exceptions)) is not None}
@@ -104,7 +104,7 @@ def _wordless(rule: Rule) -> str | None:
 
 
 def _exception(rule: Rule, exceptions: list[Rule]) -> Rule | None:
-    if rule.action is not Action.BLOCK:
+    if not denies(rule):
         return None
     mine = min(rank(rule, source) for source in rule.sources or (None,))
     for other in exceptions:
@@ -212,8 +212,8 @@ def _postures(
         posture = scope.posture(table)
         if posture == "allow":
             continue
-        allowing = [rule for rule in scope.rules if rule.action is Action.ALLOW and table_of(rule) == table]
-        missing = next((rule for rule in allowing if (rule.key, rule.index) not in known), None)
+        freeing = [rule for rule in scope.rules if frees(rule) and table_of(rule) == table]
+        missing = next((rule for rule in freeing if (rule.key, rule.index) not in known), None)
         blocks = posture == "block"
         if blocks and missing is not None:
             unheld.append(

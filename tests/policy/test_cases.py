@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy, event, verdict: every group of `cases/*.yaml`, judged through the parser, the event reader and the judge.
+
+A policy entry is `{name, kind?, namespace?, annotations?, spec}`; selectors default to `app=web` and to every node. `base` is
+merged under each event. The answer must not depend on the order of the policies, so each group is judged both ways round.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from policy.annotations import TestCase as Case
+from policy.cases import Answer, answer_events, carried_cases, read_cases, run_cases
+from policy.events import BadLine, parse_event
+from policy.explain import explain_event
+from policy.parse import parse
+from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+
+FILES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
+GROUPS = [
+    pytest.param(group, id=f"{file.stem}-{number}")
+    for file in FILES
+    for number, group in enumerate(yaml.safe_load(file.read_text()))
+]
+SELECTORS = {
+    "KubeArmorPolicy": {"selector": {"matchLabels": {"app": "web"}}},
+    "KubeArmorHostPolicy": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "*"}}},
+    "KubeArmorNetworkPolicy": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "*"}}},
+    "KubeArmorClusterPolicy": {},
+}
+
+
+def documents(group: dict[str, Any]) -> list[Any]:
+    texts = []
+    for entry in group["policies"]:
+        kind = entry.get("kind", "KubeArmorPolicy")
+        metadata: dict[str, Any] = {"name": entry["name"], "annotations": entry.get("annotations", {})}
+        if kind == "KubeArmorPolicy":
+            metadata["namespace"] = entry.get("namespace", "demo")
+        texts.append(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "security.kubearmor.com/v1",
+                    "kind": kind,
+                    "metadata": metadata,
+                    "spec": SELECTORS[kind] | entry["spec"],
+                }
+            )
+        )
+    parsed = parse("---\n".join(texts), "cases")
+    assert parsed.ok, [str(diagnostic) for diagnostic in parsed.diagnostics]
+    return list(parsed.policies)
+
+
+def expected(case: dict[str, Any], answer: Answer) -> None:
+    wanted = case["expect"]
+    assert answer.action == wanted["action"], (case, answer)
+    if "policy" in wanted:
+        assert answer.policy == wanted["policy"], (case, answer)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_group(group: dict[str, Any], backwards: bool) -> None:
+    found = documents(group)
+    ruleset = compile_ruleset(reversed(found) if backwards else found, PostureSettings(**group.get("settings", {})))
+    lines = [json.dumps(group.get("base", {}) | case["event"]) for case in group["cases"]]
+    answers = list(answer_events(ruleset, lines))
+    assert len(answers) == len(lines)
+    for case, answer in zip(group["cases"], answers, strict=True):
+        assert isinstance(answer, Answer), (case, answer)
+        expected(case, answer)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_explain_names_the_rule_of_the_verdict(group: dict[str, Any]) -> None:
+    ruleset = compile_ruleset(documents(group), PostureSettings(**group.get("settings", {})))
+    for case in group["cases"]:
+        event = parse_event(json.dumps(group.get("base", {}) | case["event"]).encode())
+        told = explain_event(ruleset, event.identity, event.behaviour, event.arguments)
+        deciding = {entry.rule for entry in told.weighed if entry.decides}
+        assert deciding == ({told.verdict.rule} if told.verdict.rule is not None else set()), (case, told)
+        assert told.summary
+        assert all(entry.why for entry in told.weighed)
+
+
+def ruleset_of(text: str) -> Ruleset:
+    parsed = parse(text, "policy.yaml")
+    assert parsed.ok, parsed.diagnostics
+    return compile_ruleset(parsed.policies)
+
+
+CARRYING = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata:
+  name: carrying
+  namespace: demo
+  annotations:
+    hauberk.io/tests: |
+      - event: {Operation: File, Resource: /etc/shadow, NamespaceName: demo, ContainerName: c, Labels: app=web}
+        expect: {action: Block, policy: carrying}
+      - event: {Operation: File, Resource: /etc/hosts, NamespaceName: demo, ContainerName: c, Labels: app=web}
+        expect: {action: Block}
+      - event: {Operation: Fool}
+        expect: {action: Allow}
+spec:
+  selector: {matchLabels: {app: web}}
+  file: {matchPaths: [{path: /etc/shadow}]}
+"""
+
+
+def test_a_policy_carries_its_own_tests() -> None:
+    ruleset = ruleset_of(CARRYING)
+    cases, wrong = carried_cases(ruleset.policies[0])
+    assert not wrong
+    first, second, third = run_cases(ruleset, cases, "carrying")
+    assert first.passed
+    assert not second.passed
+    assert "expected Block, got Allow by no policy" in second.reason
+    assert third.got is None
+    assert "expected Process, File" in third.reason
+
+
+def test_cases_beside_a_policy_report_what_cannot_be_read() -> None:
+    cases, wrong = read_cases("- event: {Operation: File}\n- nonsense\n", "p_test.yaml")
+    assert cases == ()
+    assert len(wrong) == 2
+    assert run_cases(ruleset_of(CARRYING), [Case(b"{}", "Allow")])
+
+
+def test_bad_lines_keep_their_numbers_and_stop_nothing() -> None:
+    ruleset = ruleset_of(CARRYING)
+    good = '{"Operation": "File", "Resource": "/etc/shadow", "NamespaceName": "demo", "ContainerName": "c", "Labels": "app=web"}'
+    answers = list(answer_events(ruleset, [good, "", "{", "[1]", '{"Operation": "File", "UID": [1]}', good]))
+    assert [type(answer) for answer in answers] == [Answer, BadLine, BadLine, BadLine, Answer]
+    assert [answer.line for answer in answers if isinstance(answer, BadLine)] == [3, 4, 5]
+    assert [answer.event for answer in answers if isinstance(answer, Answer)] == [1, 2]
+    last = answers[-1]
+    assert isinstance(last, Answer)
+    assert last.rule is not None
+    assert last.rule["position"] == "spec.file.matchPaths[0]"
