@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hauberk.output import FORMATS
 from schemas.errors import SettingsError
@@ -23,12 +23,28 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A verb's parser with the options every verb has."""
     made = argparse.ArgumentParser(prog=f"hauberk {verb}", description=description, allow_abbrev=False)
+    _add_settings(made, None, [])
+    return made
+
+
+def _add_settings(made: argparse.ArgumentParser, nothing: Any, no_sets: Any) -> None:
     group = made.add_argument_group("settings")
-    group.add_argument("--config", metavar="FILE", help="settings file (.toml, .yaml, .json); default HAUBERK_CONFIG")
-    group.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="one setting; repeatable")
     group.add_argument(
-        "--state", metavar="DIR", help="state directory; default HAUBERK_STATE, /var/lib/hauberk, or XDG's"
+        "--config", metavar="FILE", default=nothing, help="settings file (.toml, .yaml, .json); default HAUBERK_CONFIG"
     )
+    group.add_argument("--set", metavar="A.B=VALUE", action="append", default=no_sets, help="one setting; repeatable")
+    group.add_argument(
+        "--state",
+        metavar="DIR",
+        default=nothing,
+        help="state directory; default HAUBERK_STATE, /var/lib/hauberk, or XDG's",
+    )
+
+
+def sub_parser(below: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A sub-verb that takes the settings options too, so that they may stand on either side of its name."""
+    made: argparse.ArgumentParser = below.add_parser(name, help=text, allow_abbrev=False)
+    _add_settings(made, argparse.SUPPRESS, argparse.SUPPRESS)
     return made
 
 

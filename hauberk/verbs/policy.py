@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from hauberk.client import parser as verb_parser
+from hauberk.client import sub_parser
 
 
 def _files(made: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -19,38 +20,34 @@ def parser() -> argparse.ArgumentParser:
     """One sub-verb each."""
     made = verb_parser("policy", "Check, test, explain, compare, replay and lint policies. Nothing is applied.")
     below = made.add_subparsers(dest="what", required=True, metavar="check|test|explain|diff|backtest|lint")
-    check = below.add_parser(
-        "check", help="parse, and show everything that is wrong; exit 0 clean, 1 warnings, 2 errors"
-    )
+    check = sub_parser(below, "check", "parse, and show everything that is wrong; exit 0 clean, 1 warnings, 2 errors")
     check.add_argument("files", nargs="*", metavar="FILE", help="the same as -f")
     _files(check, required=False)
     check.add_argument("--strict", action="store_true", help="warnings are errors")
     check.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the diagnostics")
-    test = below.add_parser(
-        "test", help="one verdict per event, or the tests the policies carry; exit 1 when one fails"
-    )
+    test = sub_parser(below, "test", "one verdict per event, or the tests the policies carry; exit 1 when one fails")
     _files(test)
     test.add_argument("--events", metavar="FILE", help="JSON Lines with KubeArmor's log fields, or `-`")
     test.add_argument("--tests", action="append", default=[], metavar="FILE", help="YAML file of tests; repeatable")
     test.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
-    explain = below.add_parser("explain", help="which rule decides an event and why; what each backend can enforce")
+    explain = sub_parser(below, "explain", "which rule decides an event and why; what each backend can enforce")
     _files(explain)
     explain.add_argument(
         "--event", metavar="JSON", help="one event, as JSON, `-` or @FILE; without it: what can be enforced"
     )
     explain.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
-    diff = below.add_parser("diff", help="which observed behaviours change verdict; exit 1 when some do")
+    diff = sub_parser(below, "diff", "which observed behaviours change verdict; exit 1 when some do")
     diff.add_argument("before", metavar="A", help="policy file or directory")
     diff.add_argument("after", metavar="B", help="policy file or directory")
-    backtest = below.add_parser(
-        "backtest", help="judge stored behaviours again: what would have been blocked, by whom, how often"
+    backtest = sub_parser(
+        below, "backtest", "judge stored behaviours again: what would have been blocked, by whom, how often"
     )
     _files(backtest)
     for one in (diff, backtest):
         one.add_argument("--since", metavar="DURATION", default="7d", help="how far back (default 7d)")
         one.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
-    lint = below.add_parser(
-        "lint", help="shadowed, contradictory, unreachable and over-broad rules; exit 1 when some are found"
+    lint = sub_parser(
+        below, "lint", "shadowed, contradictory, unreachable and over-broad rules; exit 1 when some are found"
     )
     _files(lint)
     lint.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hauberk.client import add_output, with_bus
+from hauberk.client import add_output, sub_parser, with_bus
 from hauberk.client import parser as verb_parser
 from hauberk.output import plain, show
 
@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
 
     made = verb_parser("topic", "List the topics of the bus, or print their records as they come.")
     below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups")
-    add_output(below.add_parser("list", help="the topic table, with how many records each has"))
-    add_output(below.add_parser("groups", help="consumer groups, their offsets and their lag"))
-    tail = below.add_parser("tail", help="print records, one JSON object a line")
+    add_output(sub_parser(below, "list", "the topic table, with how many records each has"))
+    add_output(sub_parser(below, "groups", "consumer groups, their offsets and their lag"))
+    tail = sub_parser(below, "tail", "print records, one JSON object a line")
     tail.add_argument("topic", choices=sorted(BY_NAME), help="name without prefix and version")
     tail.add_argument("--from", dest="start", choices=("latest", "earliest"), default="latest", help="where to begin")
     tail.add_argument("--limit", type=int, metavar="N", help="end after N records")
