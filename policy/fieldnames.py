@@ -32,9 +32,9 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 _ENTRY: Final = {
-    "path": ("matchPaths", (sections.ProcessPath, sections.FilePath)),
-    "dir": ("matchDirectories", (sections.ProcessDirectory, sections.FileDirectory)),
-    "pattern": ("matchPatterns", (sections.ProcessPattern, sections.FilePattern)),
+    "path": "matchPaths",
+    "dir": "matchDirectories",
+    "pattern": "matchPatterns",
 }
 _OWN: Final[dict[type, str]] = {
     sections.ProcessPath: "path", sections.FilePath: "path", sections.SyscallPath: "path",
@@ -61,7 +61,6 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
     here = path or "the document"
     own = _OWN.get(struct)
     if own is not None and name in _ENTRY and name != own:
-        section, _ = _ENTRY[name]
         text = value.text if isinstance(value, Scalar) else ""
         if (
             own == "pattern"
@@ -74,7 +73,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             codes.MISPLACED,
             f"`{name}` does not belong in `{here}`",
             expected,
-            f"move it to `{list_path}.{section}`",
+            f"move it to `{list_path}.{_ENTRY[name]}`",
             own,
         )
     if own in ("path", "pattern") and name == "recursive":

@@ -28,6 +28,7 @@ from schemas.policy import API_VERSION, KINDS, KubeArmorNetworkPolicy, KubeArmor
 
 SIZE: Final = 8 * 1024 * 1024
 """Bytes of one file. The largest policy sets in the wild are a tenth of it."""
+LISTS: Final = ("List", *(f"{kind}List" for kind in KINDS))
 GROUP: Final = "security.kubearmor.com"
 
 
@@ -104,7 +105,7 @@ def _flatten(trees: list[Node]) -> Iterator[Node]:
     for node in trees:
         if isinstance(node, Mapping):
             kind, items = _get(node, "kind"), _get(node, "items")
-            if isinstance(kind, Scalar) and kind.text.endswith("List") and isinstance(items, Sequence):
+            if isinstance(kind, Scalar) and kind.text in LISTS and isinstance(items, Sequence):
                 yield from items.items
                 continue
         yield node

@@ -147,33 +147,18 @@ def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
 def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     selectors = given & {"selector", "nodeSelector"}
     if len(selectors) != 1:
-        got = "has both" if selectors else "has neither"
-        checker.say(
-            codes.ONE_SELECTOR,
-            node,
-            f"`{path}` {got} `selector` and `nodeSelector`"
-            if selectors
-            else f"`{path}` {got} `selector` nor `nodeSelector`",
-            path,
-            expected="exactly one of the two",
-        )
+        got = "both `selector` and" if selectors else "neither `selector` nor"
+        checker.say(codes.ONE_SELECTOR, node, f"`{path}` has {got} `nodeSelector`", path, expected="one of the two")
     for way in ("ingress", "egress"):
         listed = nodes.get(way)
         if listed is None or not isinstance(listed, Sequence):
             continue
         for at, (entry, made) in enumerate(zip(listed.items, result[way], strict=True)):
-            both = "limit" in made and "duration" in made
-            either = "limit" in made or "duration" in made
-            needed = selectors == {"selector"}
-            if (either and not both) or (needed and not both):
-                why = "every rule for pods is a quota" if needed and not either else "a quota is an amount per time"
-                checker.say(
-                    codes.QUOTA,
-                    entry,
-                    f"`{path}.{way}[{at}]` lacks `{'duration' if 'limit' in made else 'limit'}`{' and `duration`' if not either else ''}: {why}",
-                    path,
-                    expected="`limit` and `duration`",
-                )
+            missing = [name for name in ("limit", "duration") if name not in made]
+            if len(missing) == 1 or (missing and selectors == {"selector"}):
+                why = "a quota is an amount per time" if len(missing) == 1 else "every rule for pods is a quota"
+                names = " and ".join(f"`{name}`" for name in missing)
+                checker.say(codes.QUOTA, entry, f"`{path}.{way}[{at}]` lacks {names}: {why}", path)
 
 
 def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:

@@ -76,15 +76,8 @@ def read(text: str, report: Report) -> list[Node]:
             break
         except yaml.YAMLError as error:
             failed = reader.syntax_error(error)
-        except UnicodeError as error:
-            report.add(
-                codes.NOT_TEXT,
-                f"not UTF-8 text: {error.reason}"
-                if isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
-                else "not UTF-8 text",
-                line=1,
-                column=1,
-            )
+        except UnicodeError:
+            report.add(codes.NOT_TEXT, "not UTF-8 text", line=1, column=1)
             break
         lines = LINE_BREAK.split(rest)
         skip = next(
@@ -101,7 +94,6 @@ class _Reader:
     def __init__(self, report: Report, first_line: int) -> None:
         self.report = report
         self.first_line = first_line
-        self.weight = 0
 
     def place(self, event: Any) -> tuple[int, int, int]:
         start, end = event.start_mark, event.end_mark
