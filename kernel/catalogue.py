@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-SOURCES: Final = ("work", "hash", "scope", "path", "process", "call", "file", "network", "identity", "enforce", "guard")
+SOURCES: Final = ("hash", "work", "scope", "path", "process", "call", "file", "network", "identity", "enforce", "guard")
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
 PROGRAM_DIRECTORY: Final = Path(__file__).parent / "programs"
@@ -71,7 +71,7 @@ GUARDS: Final = (
 
 HOPS: Final = (
     "none", "call", "open", "paths", "symlink", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "finish",
+    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "finish",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 

@@ -166,6 +166,8 @@ class Loss(IntEnum):
     PATH_TRUNCATED = 3
     PROCESS_UNKNOWN = 4
     MAP_FULL = 5
+    CHAIN_BROKEN = 6
+    """An event needed more steps than the kernel allows (33 tail calls) and was given up."""
 
 
 IMAGE: Final = Layout(
@@ -209,11 +211,14 @@ SCOPE: Final = Layout(
 
 
 class RuleKind(IntEnum):
-    """How `rule_key.path` is meant. A directory's id is the hash of its path *with* the trailing slash."""
+    """How `rule_key.path` is meant. A directory's id is the hash of its path *with* the trailing slash; an EXECNAME's that of
+    the last component alone. Looked up in the judge's order: limited to the source before not; then EXACT, EXECNAME, and
+    directories from the deepest upwards, DIRECTORY (its own entries) before RECURSIVE. The first that is there decides."""
 
     EXACT = 0
     DIRECTORY = 1
     RECURSIVE = 2
+    EXECNAME = 3
 
 
 class RuleAction(IntEnum):
@@ -235,7 +240,7 @@ RULE_KEY: Final = Layout(
     "rule_key",
     Field("table", "u64", "scope.table"),
     Field("path", "u64", "string id of the path or directory"),
-    Field("source", "u64", "string id of the acting executable (exec: of the image that calls exec); 0 for any"),
+    Field("source", "u64", "string id of the acting executable (exec: behaviour.parent, or executable); 0 for any"),
     Field("class_", "u32", "schemas.operations.Class"),
     Field("kind", "u32", "RuleKind"),
 )
@@ -244,23 +249,29 @@ RULE: Final = Layout(
     Field("action", "u32", "RuleAction"),
     Field("flags", "u32", "RuleFlag"),
     Field("index", "u32", "the planner's number of the rule"),
-    Field("reserved", "u32", "0"),
+    Field("rank", "u32", "network rules: of all that match the greatest rank decides, then BLOCK over AUDIT over ALLOW"),
 )
 
 
 class Direction(IntEnum):
-    """Which call a network rule speaks of: SEND covers connect and sendto/sendmsg with an address."""
+    """Which question a network rule answers. CREATE: may this kind of socket be used at all (asked at socket, bind, connect
+    and send; rules without address and port). SEND: may this peer be talked to (connect, and sends with an address).
+    BIND: may this local address and port be taken. A call is stopped when either of its questions says so."""
 
     SEND = 1
     BIND = 2
     CREATE = 3
 
 
+SOCKET_TYPE: Final = 0xF0
+"""`net_key.protocol` of a rule on a socket type: SOCKET_TYPE | SOCK_* (stream 0xF1, dgram 0xF2, raw 0xF3, seqpacket 0xF5)."""
+
+
 NET_KEY: Final = Layout(
     "net_key",
     Field("prefix", "u32", "significant bits: NET_FIXED_BITS + length of the address prefix"),
     Field("port", "u16", "host order; 0 for any"),
-    Field("protocol", "u8", "IPPROTO_*; 255 for raw sockets; 0 for any"),
+    Field("protocol", "u8", "IPPROTO_*, or SOCKET_TYPE | SOCK_*; 0 for any"),
     Field("family", "u8", "AF_INET or AF_INET6"),
     Field("table", "u64", "scope.table"),
     Field("source", "u64", "string id of the acting executable; 0 for any"),

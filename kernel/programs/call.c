@@ -46,10 +46,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->cgroup = cgroup;
     if (!processes.lookup(&tgid)) {
         w->resume = HOP_CALL;
-        hops.call(ctx, HOP_ADOPT);
+        go(ctx, HOP_ADOPT);
         return 0;
     }
-    hops.call(ctx, HOP_CALL);
+    go(ctx, HOP_CALL);
     return 0;
 }
 
@@ -80,7 +80,7 @@ int hop_call(struct bpf_raw_tracepoint_args *ctx)
     w->b.result = w->ret < 0 ? w->ret : 0;
     w->o.ret = w->ret;
     w->after = HOP_FINISH;
-    hops.call(ctx, call->hop);
+    go(ctx, call->hop);
     return 0;
 }
 

@@ -1,6 +1,181 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The signal backend: an exec or open that the scope's rules forbid ends its process before it goes on.
+ *
+ *     hop_enforce (one pass over the path: the id of every directory on the way) -> hop_decide (pick, kill) -> hop_finish
+ *
+ * The order is the judge's: rules limited to the acting executable first, then exact path, last component, directories from
+ * the deepest upwards. Never killed: pid 1, excluded processes, anything in the root cgroup.
+ */
+#define SCAN_STEPS 128 /* words and slashes per program: the worst path of 4096 bytes takes 20 of the 33 tail calls */
+#define EACH_BYTE(b) (0x0101010101010101ULL * (b))
+#define CHANGES (ACCESS_WRITE | ACCESS_APPEND | ACCESS_CREATE | ACCESS_TRUNCATE | ACCESS_DELETE | ACCESS_METADATA)
+
+static __always_inline struct rule *find_rule(struct work *w, u64 path, u64 source, u32 kind)
+{
+    struct rule_key key = {};
+    key.table = w->scope.table;
+    key.path = path;
+    key.source = source;
+    key.class_ = w->scan.class_;
+    key.kind = kind;
+    return rules.lookup(&key);
+}
+
+/* A directory ends under the cursor. Deeper ones overwrite. Without a source both lookups ask for the same: fewer branches
+ * make the verifier's work bearable, and hop_decide does not look at deep[0] then. */
+static __always_inline void directory(struct work *w, u64 id, u32 kind)
+{
+    struct rule *rule = find_rule(w, id, w->scan.source, kind);
+    if (rule)
+        w->scan.deep[0] = *rule;
+    rule = find_rule(w, id, 0, kind);
+    if (rule)
+        w->scan.deep[1] = *rule;
+}
+
+static __always_inline void start_scan(struct work *w)
+{
+    struct scan *scan = &w->scan;
+    scan->at = w->at;
+    scan->seen = 0;
+    scan->slash = 0;
+    scan->parent = 0;
+    scan->deep[0].action = 0;
+    scan->deep[1].action = 0;
+    scan->class_ = w->b.operation == OP_EXEC ? CLASS_PROCESS : CLASS_FILE;
+    scan->source = w->b.executable;
+    if (w->b.operation == OP_EXEC && w->b.parent)
+        scan->source = w->b.parent;
+    sip_start(&scan->sip);
+}
+
+/* The top bit of every byte of `word` that is a slash; exact, also for what stands right of one. */
+static __always_inline u64 slashes_of(u64 word)
+{
+    u64 x = word ^ EACH_BYTE('/');
+    return ~((x & EACH_BYTE(0x7f)) + EACH_BYTE(0x7f) | x | EACH_BYTE(0x7f));
+}
+
 int hop_enforce(struct bpf_raw_tracepoint_args *ctx)
 {
-    hops.call(ctx, HOP_FINISH);
+    struct work *w = work();
+    if (!w)
+        return 0;
+    struct scan *scan = &w->scan;
+    if (w->resume != HOP_ENFORCE) {
+        w->resume = HOP_ENFORCE; /* "this scan has begun" */
+        start_scan(w);
+    }
+    for (int i = 0; i < SCAN_STEPS; i++) {
+        u32 at = scan->at;
+        if (at >= TEXT_MAX)
+            break;
+        u64 word = *(u64 *)&w->text[at & (TEXT_MAX - 1)], slashes = slashes_of(word) & ~scan->seen;
+        struct sip copy = scan->sip;
+        u32 length = at - w->at;
+        u64 id;
+        if (slashes & ~(1ULL << 63)) { /* a slash inside the word: its directory ends with a part of the word */
+            u64 low = slashes & -slashes;
+            length += ((low >> 7) * 0x0001020304050607ULL >> 56) + 1;
+            id = sip_end(&copy, word & ((low << 1) - 1), length);
+            scan->seen |= low;
+        } else {
+            sip_word(&copy, word);
+            scan->at = at + 8;
+            scan->seen = 0;
+            if (at + 8 > TEXT_MAX)
+                break; /* the last bytes stay out of the state: hop_decide puts a slash behind them */
+            scan->sip = copy;
+            if (!slashes)
+                continue;
+            length += 8;
+            id = sip_end(&copy, 0, length);
+        }
+        scan->slash = length;
+        scan->parent = id;
+        directory(w, id, RULE_RECURSIVE);
+    }
+    if (scan->at < TEXT_MAX) {
+        go(ctx, HOP_ENFORCE);
+        return 0;
+    }
+    go(ctx, HOP_DECIDE);
+    return 0;
+}
+
+/* Id of the path with a slash at its end: a directory rule covers the directory itself too. */
+static __always_inline u64 object_id(struct work *w)
+{
+    struct sip s = w->scan.sip;
+    u32 length = TEXT_MAX - w->at, left = length & 7;
+    u64 word = left ? *(u64 *)&w->text[(TEXT_MAX - left) & (TEXT_MAX - 1)] : 0;
+    word |= (u64)'/' << left * 8;
+    if (left == 7) {
+        sip_word(&s, word);
+        word = 0;
+    }
+    return sip_end(&s, word, length + 1);
+}
+
+/* 1 when the rule forbids what was done. */
+static __always_inline int forbids(struct work *w, struct rule *rule)
+{
+    u32 flags = rule->flags;
+    if (rule->action == ACTION_AUDIT)
+        return 0;
+    if (!flags)
+        return rule->action == ACTION_BLOCK;
+    if (flags & FLAG_OWNER_ONLY && (w->b.owner == 0xffffffff || w->b.owner != w->b.uid))
+        return 1;
+    return flags & FLAG_READ_ONLY && w->b.access & CHANGES;
+}
+
+int hop_decide(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    struct scan *scan = &w->scan;
+    u32 whitelist = scan->class_ == CLASS_PROCESS ? SCOPE_WHITELIST_PROCESS : SCOPE_WHITELIST_FILE;
+    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    int stop = (w->scope.flags & whitelist) != 0, found = 0;
+    u64 path = w->sids[SID_RESOURCE], name = 0, object = 0;
+    w->resume = 0;
+    if (w->partial || w->at >= TEXT_MAX)
+        goto verdict; /* nothing is known of this path: only the posture holds */
+    directory(w, scan->parent, RULE_DIRECTORY);
+    object = object_id(w);
+    directory(w, object, RULE_RECURSIVE);
+    directory(w, object, RULE_DIRECTORY);
+    w->at = (w->at + scan->slash) & (TEXT_MAX - 1);
+    name = hash_text(w);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        u64 source = i ? 0 : scan->source;
+        struct rule *rule = 0;
+        if (found || (!i && !source))
+            continue;
+        rule = find_rule(w, path, source, RULE_EXACT);
+        if (!rule)
+            rule = find_rule(w, name, source, RULE_EXECNAME);
+        if (!rule && scan->deep[i].action)
+            rule = &scan->deep[i];
+        if (rule) {
+            found = 1;
+            stop = forbids(w, rule);
+        }
+    }
+verdict:
+    if (w->ret < 0 && w->b.operation != OP_EXEC)
+        stop = 0; /* it failed by itself; ending the process would punish a question */
+    if (stop && tgid > 1 && w->b.cgroup > 1 && !is_excluded(tgid)) {
+        if (bpf_send_signal(9) == 0) {
+            w->b.enforcer = BACKEND_SIGNAL;
+            w->visible = 1;
+        }
+    }
+    if (w->visible)
+        go(ctx, HOP_FINISH);
     return 0;
 }

@@ -3,6 +3,9 @@
  * SipHash-1-3 with this load's key (HASH_K0, HASH_K1): ids must hold against a workload that chooses its own strings.
  * The twin is kernel/siphash.py; a test compares both.
  */
+#include "records.h"
+#include "offsets.h"
+
 struct sip {
     u64 a, b, c, d;
 };
@@ -41,31 +44,4 @@ static __always_inline u64 sip_end(struct sip *s, u64 tail, u64 length)
     sip_round(s);
     sip_round(s);
     return s->a ^ s->b ^ s->c ^ s->d;
-}
-
-static __always_inline u64 hash_behaviour(struct behaviour *b)
-{
-    struct sip s;
-    u64 *words = (u64 *)b;
-    sip_start(&s);
-#pragma unroll
-    for (int i = 0; i < sizeof(*b) / 8; i++)
-        sip_word(&s, words[i]);
-    return sip_end(&s, 0, sizeof(*b));
-}
-
-/* The text of the scratch, from `at` to TEXT_MAX. */
-static __always_inline u64 hash_text(struct work *w)
-{
-    struct sip s;
-    u32 at = w->at, length = TEXT_MAX - at;
-    sip_start(&s);
-    for (int i = 0; i < TEXT_MAX / 8; i++) {
-        if (at + 8 > TEXT_MAX)
-            break;
-        sip_word(&s, *(u64 *)&w->text[at & (TEXT_MAX - 1)]);
-        at += 8;
-    }
-    u64 tail = at < TEXT_MAX ? *(u64 *)&w->text[at & (TEXT_MAX - 1)] : 0;
-    return sip_end(&s, tail, length);
 }

@@ -10,7 +10,7 @@
  *
  * A path that cannot be resolved or does not fit is counted, marked ACCESS_PARTIAL and never passed off as whole.
  */
-#define WALK_STEPS 160 /* components per program: 2048 fit in PATH_MAX, and 33 tail calls carry two such paths */
+#define WALK_STEPS 256 /* components per program: the 2048 that fit in PATH_MAX take 8 of the 33 tail calls */
 #define JOIN_STEPS 1024
 
 struct dentry_part { /* consecutive members of struct dentry; members.py refuses a kernel where they are not */
@@ -107,7 +107,7 @@ static __always_inline void walk_from_fd(struct work *w, void *task, s32 fd)
 static __always_inline void next_job(void *ctx, struct work *w)
 {
     if (w->job >= w->count) {
-        hops.call(ctx, w->after);
+        go(ctx, w->after);
         return;
     }
     struct job *job = current_job(w);
@@ -116,10 +116,10 @@ static __always_inline void next_job(void *ctx, struct work *w)
     w->skip = 0;
     if (job->kind == JOB_DENTRY) {
         walk_from(w, job->pointer, job->mount);
-        hops.call(ctx, HOP_WALK);
+        go(ctx, HOP_WALK);
     } else if (job->kind == JOB_FD) {
         walk_from_fd(w, task, job->fd);
-        hops.call(ctx, HOP_WALK);
+        go(ctx, HOP_WALK);
     } else if (job->kind == JOB_USER) {
         long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
         if (size <= 0) {
@@ -133,17 +133,17 @@ static __always_inline void next_job(void *ctx, struct work *w)
         w->cursor = w->end = size;
         if (w->partial && size == 0) {
             w->dentry = 0;
-            hops.call(ctx, HOP_STORE);
+            go(ctx, HOP_STORE);
         }
-        hops.call(ctx, HOP_JOIN);
+        go(ctx, HOP_JOIN);
     } else if (job->kind == JOB_ARGUMENTS) {
         u32 length = (u32)job->fd & (TEXT_MAX - 1);
         w->at = TEXT_MAX - length;
         if (bpf_probe_read_user(&w->text[w->at & (TEXT_MAX - 1)], length, (void *)job->pointer))
             w->at = TEXT_MAX; /* swapped out; the image is known all the same */
-        hops.call(ctx, HOP_STORE);
+        go(ctx, HOP_STORE);
     } else if (job->kind == JOB_RAW) { /* a path lies in raw, `cursor` bytes long */
-        hops.call(ctx, HOP_JOIN);
+        go(ctx, HOP_JOIN);
     } else {
         if (job->kind == JOB_STRING) {
             long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
@@ -153,7 +153,7 @@ static __always_inline void next_job(void *ctx, struct work *w)
         u32 length = w->cursor & (TEXT_MAX - 1);
         w->at = TEXT_MAX - length;
         bpf_probe_read_kernel(&w->text[w->at & (TEXT_MAX - 1)], length, w->raw);
-        hops.call(ctx, HOP_STORE);
+        go(ctx, HOP_STORE);
     }
 }
 
@@ -208,18 +208,18 @@ int hop_join(struct bpf_raw_tracepoint_args *ctx)
         }
     }
     if (cursor) {
-        hops.call(ctx, HOP_JOIN);
+        go(ctx, HOP_JOIN);
         return 0;
     }
     component(w, 0, w->end);
     if (w->raw[0] == '/') {
         w->dentry = 0;
-        hops.call(ctx, HOP_STORE);
+        go(ctx, HOP_STORE);
         return 0;
     }
     struct job *job = current_job(w);
     walk_from_fd(w, TASK(), job->fd);
-    hops.call(ctx, HOP_WALK);
+    go(ctx, HOP_WALK);
     return 0;
 }
 
@@ -273,11 +273,11 @@ int hop_walk(struct bpf_raw_tracepoint_args *ctx)
     if (deep) {
         w->dentry = dentry;
         w->mount = mount;
-        hops.call(ctx, HOP_WALK);
+        go(ctx, HOP_WALK);
         partial(w, LOSS_PATH_TRUNCATED);
     }
 store:
-    hops.call(ctx, HOP_STORE);
+    go(ctx, HOP_STORE);
     return 0;
 }
 

@@ -94,7 +94,6 @@ static __always_inline void image_jobs(struct work *w, void *task)
     w->sids[SID_EXECUTABLE] = w->sids[SID_CWD] = w->sids[SID_ARGUMENTS] = 0;
     if (!mm)
         return;
-    add_job(w, JOB_DENTRY, SID_EXECUTABLE, 0, LOAD64(file, K_file__f_path__dentry), LOAD64(file, K_file__f_path__mnt));
     add_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0);
     u64 start = LOAD64(mm, K_mm_struct__arg_start), end = LOAD64(mm, K_mm_struct__arg_end);
     u64 length = end - start;
@@ -104,6 +103,8 @@ static __always_inline void image_jobs(struct work *w, void *task)
     else if (length)
         length--; /* the NUL of the last argument */
     add_job(w, JOB_ARGUMENTS, SID_ARGUMENTS, (s32)length, start, 0);
+    /* Strictly last: enforcement looks at the text that was stored last. */
+    add_job(w, JOB_DENTRY, SID_EXECUTABLE, 0, LOAD64(file, K_file__f_path__dentry), LOAD64(file, K_file__f_path__mnt));
 }
 
 static __always_inline void fill_process(struct work *w, void *task, struct image *image)
@@ -180,7 +181,7 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
         lose(LOSS_MAP_FULL);
         return 0;
     }
-    hops.call(ctx, w->resume);
+    go(ctx, w->resume);
     return 0;
 }
 
@@ -197,10 +198,10 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     if (!image) {
         w->resume = HOP_FORK;
-        hops.call(ctx, HOP_ADOPT);
+        go(ctx, HOP_ADOPT);
         return 0;
     }
-    hops.call(ctx, HOP_FORK);
+    go(ctx, HOP_FORK);
     return 0;
 }
 
@@ -299,9 +300,9 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     w->b.owner = LOAD32(inode, K_inode__i_uid);
     w->call.class_ = CLASS_PROCESS;
     if (scope.flags & SCOPE_ENFORCE_SIGNAL)
-        hops.call(ctx, HOP_ENFORCE);
+        go(ctx, HOP_ENFORCE);
     if (w->visible)
-        hops.call(ctx, HOP_FINISH);
+        go(ctx, HOP_FINISH);
     return 0;
 }
 
@@ -327,7 +328,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
         w->b.syscall = NR_EXIT_GROUP;
         w->o.ret = code & 0x7f ? 128 + (code & 0x7f) : code >> 8 & 0xff;
         processes.delete(&tgid);
-        hops.call(ctx, HOP_FINISH);
+        go(ctx, HOP_FINISH);
         return 0;
     }
     processes.delete(&tgid);

@@ -5,9 +5,6 @@
  * An event runs as a chain of tail calls ("hops"), so that each step has a verifier budget of its own and a path may be
  * as deep as PATH_MAX allows. Tracepoint programs run with preemption off: the scratch belongs to one event at a time.
  */
-#include "records.h"
-#include "offsets.h"
-
 #define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
@@ -50,6 +47,17 @@ struct work {
     u32 partial; /* 1 when a path could not be resolved or did not fit */
     u32 truncated;
     u32 hole2;
+    struct scan {
+        struct sip sip;
+        u64 seen;    /* marks of the slashes of the word under the cursor that were looked at */
+        u64 source;  /* whose rules are looked at first */
+        u64 parent;  /* id of the directory the path lies in */
+        u32 at;      /* first byte of the word under the cursor */
+        u32 slash;   /* length of the path up to and with its last slash */
+        u32 class_;
+        u32 hole;
+        struct rule deep[2]; /* deepest directory so far: [0] limited to the source, [1] for anybody; action 0: none */
+    } scan;
     struct image image;
     struct occurrence o;
     struct definition process_head;
@@ -109,8 +117,42 @@ static __always_inline void lose(u32 what)
         *count += 1;
 }
 
+/* On to the next step. It returns only when the kernel refuses: 33 tail calls are all an event gets. */
+static __always_inline void go(void *ctx, u32 hop)
+{
+    hops.call(ctx, hop);
+    lose(LOSS_CHAIN_BROKEN);
+}
+
 static __always_inline u64 setting(u32 index)
 {
     u64 *value = config.lookup(&index);
     return value ? *value : 0;
+}
+
+static __always_inline u64 hash_behaviour(struct behaviour *b)
+{
+    struct sip s;
+    u64 *words = (u64 *)b;
+    sip_start(&s);
+#pragma unroll
+    for (int i = 0; i < sizeof(*b) / 8; i++)
+        sip_word(&s, words[i]);
+    return sip_end(&s, 0, sizeof(*b));
+}
+
+/* The text of the scratch, from `at` to TEXT_MAX. */
+static __always_inline u64 hash_text(struct work *w)
+{
+    struct sip s;
+    u32 at = w->at, length = TEXT_MAX - at;
+    sip_start(&s);
+    for (int i = 0; i < TEXT_MAX / 8; i++) {
+        if (at + 8 > TEXT_MAX)
+            break;
+        sip_word(&s, *(u64 *)&w->text[at & (TEXT_MAX - 1)]);
+        at += 8;
+    }
+    u64 tail = at < TEXT_MAX ? *(u64 *)&w->text[at & (TEXT_MAX - 1)] : 0;
+    return sip_end(&s, tail, length);
 }
