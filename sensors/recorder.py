@@ -28,15 +28,15 @@ def describe(command: str = "") -> dict[str, Any]:
 
 
 class Recorder:
-    """`started` is set when nothing published from then on is missed. `frames`, `bytes`, `identities` count what is in the
+    """`header`: `describe()` when None. `started` is set when nothing published from then on is missed. `frames`, `bytes`, `identities` count what is in the
     file. Raises DecodeError or OSError of `Writer`, and what the bus raises when it goes away."""
 
-    def __init__(self, bus: Bus, path: str, *, command: str = "", limit_bytes: int = 0) -> None:
+    def __init__(self, bus: Bus, path: str, header: dict[str, Any] | None = None, *, limit_bytes: int = 0) -> None:
         self.frames = self.bytes = self.identities = 0
         self.started = asyncio.Event()
         self._bus = bus
         self._path = path
-        self._command = command
+        self._header = describe() if header is None else header
         self._limit = limit_bytes
         self._stop = asyncio.Event()
 
@@ -47,7 +47,7 @@ class Recorder:
     async def run(self) -> None:
         """Record until `stop`, or until the file's entries reach `limit_bytes` before compression (0: no limit)."""
         async with self._bus.subscribe([INVENTORY, EVENTS_RAW], None, "latest") as reader:
-            with Writer(self._path, describe(self._command)) as writer:
+            with Writer(self._path, self._header) as writer:
                 for key, record in (await self._bus.latest(INVENTORY)).items():
                     writer.add(Kind.INVENTORY, time.time_ns(), key, record.value)
                     self.identities += 1

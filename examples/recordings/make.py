@@ -28,7 +28,7 @@ from schemas.kernel import SCOPE
 from schemas.operations import Class
 from schemas.topics import INVENTORY
 from sensors.node import NodeSettings, open_node
-from sensors.recorder import Recorder
+from sensors.recorder import Recorder, describe
 from sensors.rings import RingSettings
 
 NODE = "demo"
@@ -54,9 +54,9 @@ while [ $n -lt 40 ]; do
     cat /tmp/demo/site/index.html > /dev/null
     n=$((n + 1))
 done
-curl -s -o /dev/null http://127.0.0.1:PORT/index.html
-curl -s -o /dev/null http://127.0.0.1:PORT/index.html
-curl -s -m 1 -o /dev/null http://127.0.0.1:9/
+curl -q -s -o /dev/null http://127.0.0.1:PORT/index.html
+curl -q -s -o /dev/null http://127.0.0.1:PORT/index.html
+curl -q -s -m 1 -o /dev/null http://127.0.0.1:9/
 echo access >> /tmp/demo/access.log
 cat /etc/passwd > /dev/null
 sh -c 'ls -l /tmp/demo/site' > /dev/null
@@ -81,7 +81,7 @@ async def run_in(cgroup: Path, script: str) -> None:
         file.write(f"echo $$ > {cgroup}/cgroup.procs\nsh {file.name}.run\n")
         file.flush()
         Path(file.name + ".run").write_text(script)
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/tmp/demo"}
         child = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", f"/bin/sh {file.name} & wait", cwd="/tmp/demo", env=environment,
             stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
@@ -129,7 +129,10 @@ async def record(path: Path) -> None:
             ),
         )  # fmt: skip
         await bus.publish(INVENTORY, [Record(key=each.key, value=encode(each)) for each in identities])
-        recorder = Recorder(bus, str(path), command="examples/recordings/make.py")
+        header = describe("examples/recordings/make.py")
+        # The build's own suffix says which machine this was, and nothing a reader needs.
+        header["kernel"] = header["kernel"].partition("-")[0]
+        recorder = Recorder(bus, str(path), header)
         agent = node.agent(bus)
         tasks = [asyncio.create_task(recorder.run()), asyncio.create_task(agent.run())]
         await recorder.started.wait()

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sensor on the running kernel: what a generator did in a cgroup of its own arrives, exactly, whatever happens to the agent.
+
+Only that cgroup is visible (a scope of its own; host and new cgroups are not watched), so the machine's other work
+does not count.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel import bpf
+from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.maps import Map
+from schemas import frame as words
+from schemas.errors import KernelError
+from schemas.frame import FOLDED, Frame
+from schemas.kernel import BEHAVIOUR, SCOPE, DefinitionKind, Loss
+from schemas.operations import Class
+from sensors.recording import Kind, Reader
+from sensors.rings import RingSettings, RingSource
+
+pytestmark = pytest.mark.kernel
+STORM = Path(__file__).parents[3] / "benchmarks" / "flood.c"
+
+
+def why_not() -> str:
+    """What is missing for these tests; empty when nothing is."""
+    if shutil.which("cc") is None:
+        return "no C compiler"
+    if not unified():
+        return "no cgroup v2"
+    try:
+        os.close(bpf.map_create(2, 4, 8, 1))
+    except KernelError as error:
+        return str(error)
+    return "" if os.path.isdir("/usr/lib/python3/dist-packages/bcc") else "no BCC (python3-bpfcc)"
+
+
+def unified() -> Path | None:
+    for path in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
+        if (path / "cgroup.procs").exists():
+            return path
+    return None
+
+
+if why_not():
+    pytest.skip(why_not(), allow_module_level=True)
+
+
+@pytest.fixture(scope="session")
+def storm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("storm") / "storm"
+    subprocess.run(["cc", "-O2", "-o", str(path), str(STORM), "-lpthread"], check=True)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    where = str(tmp_path_factory.mktemp("live"))
+    mine = mount_bpffs(where)
+    yield where
+    if mine:
+        unmount(where)
+
+
+@pytest.fixture(scope="module")
+def loaded(mount: str) -> Iterator[Loaded]:
+    """Real programs with the usual rings, watching nothing by themselves."""
+    yield load(LoadSettings(host_visibility=0, new_visibility=0), f"{mount}/usual")
+    unload(f"{mount}/usual")
+
+
+@pytest.fixture(scope="module")
+def small(mount: str) -> Iterator[Loaded]:
+    """The same with a ring of 1023 rows."""
+    yield load(LoadSettings(host_visibility=0, new_visibility=0, occurrence_pages=16), f"{mount}/small")
+    unload(f"{mount}/small")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of our own, empty and removed at the end."""
+    root = unified()
+    assert root is not None
+    path = root / f"hauberk-test-rings-{os.getpid()}-{time.monotonic_ns()}"
+    path.mkdir()
+    yield path
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            path.rmdir()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def watch(loaded: Loaded, cgroup: Path, classes: int = 1 << Class.FILE) -> int:
+    """Make `cgroup` visible; its id."""
+    ident = cgroup.stat().st_ino
+    with loaded.map("scopes") as scopes:
+        scopes.put(struct.pack("=Q", ident), SCOPE.struct.pack(0, 0, 0, classes))
+    return ident
+
+
+def run_storm(storm: str, cgroup: Path, count: int, path: str, distinct: int = 0, threads: int = 1) -> int:
+    command = [storm, str(cgroup / "cgroup.procs"), str(count), path, str(distinct), str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return int(done.stdout.split()[0])
+
+
+def settled(source: RingSource, frames: list[Frame]) -> None:
+    """Drain until the ring is empty."""
+    while batch := source.finish():
+        frames += batch.frames
+        source.release()
+
+
+def opens(frames: list[Frame], cgroup: int) -> Counter[str]:
+    """Path -> opens in `cgroup`, from rows and folded rows."""
+    found: Counter[str] = Counter()
+    for frame in frames:
+        known = {(kind, ident): body for ident, kind, body in words.definitions(frame.definitions)}
+        counts: Counter[int] = Counter(memoryview(frame.occurrences).cast("Q")[1::8].tolist())
+        for row in FOLDED.iter_unpack(frame.folded):
+            counts[row[0]] += row[1]
+        for ident, count in counts.items():
+            body = known[DefinitionKind.BEHAVIOUR, ident]
+            behaviour = dict(zip(BEHAVIOUR.offsets, BEHAVIOUR.struct.unpack(body)[:5], strict=False))
+            if behaviour["cgroup"] == cgroup:
+                found[known[DefinitionKind.STRING, behaviour["resource"]].decode()] += count
+    return found
+
+
+def test_every_open_arrives_with_its_path(loaded: Loaded, storm: str, cgroup: Path, tmp_path: Path) -> None:
+    ident = watch(loaded, cgroup)
+    for n in range(0, 50, 2):
+        (tmp_path / f"f.{n}").touch()
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings(fold="never"))
+    made = run_storm(storm, cgroup, 5000, str(tmp_path / "f"), distinct=50)
+    frames: list[Frame] = []
+    settled(source, frames)
+    source.close()
+    assert made == 5000
+    assert opens(frames, ident) == {str(tmp_path / f"f.{n}"): 100 for n in range(50)}
+    assert sum(frame.header.undefined for frame in frames) == 0
+    # Half of the files are missing: success and failure are two behaviours.
+    rows = b"".join(frame.occurrences for frame in frames)
+    returned = memoryview(rows).cast("i")[2 + 12 :: 16].tolist()
+    assert sum(value == -2 for value in returned) == 2500
+    sequences = memoryview(rows).cast("Q")[3::8].tolist()
+    assert len(set(sequences)) == len(sequences)
+
+
+def test_a_flood_is_counted_exactly_by_rows_and_folds(loaded: Loaded, storm: str, cgroup: Path) -> None:
+    ident = watch(loaded, cgroup)
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings(fold="pressure", pressure=0.0005))
+    command = [storm, str(cgroup / "cgroup.procs"), "150000", "/etc/hostname", "0", "2"]
+    frames: list[Frame] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        while child.poll() is None:
+            frames += source.drain().frames
+            source.release()
+            time.sleep(0.005)
+        assert child.stdout is not None
+        made = int(child.stdout.read().split()[0])
+    settled(source, frames)
+    source.close()
+    assert opens(frames, ident) == {"/etc/hostname": made}
+    assert any(frame.folded for frame in frames)
+    assert not any(frame.header.lost and frame.header.lost[Loss.OCCURRENCES_FULL] for frame in frames)
+
+
+def test_what_does_not_fit_is_reported_exactly(small: Loaded, storm: str, cgroup: Path) -> None:
+    ident = watch(small, cgroup)
+    source = RingSource(small.pin_dir, "n", "r", RingSettings(fold="never"))
+    made = run_storm(storm, cgroup, 5000, "/etc/hostname")
+    frames: list[Frame] = []
+    settled(source, frames)
+    lost = sum(frame.header.lost[Loss.OCCURRENCES_FULL] for frame in frames if frame.header.lost)
+    arrived = sum(opens(frames, ident).values())
+    source.close()
+    assert arrived == 1023
+    assert arrived + lost == made == 5000
+
+
+def test_a_new_agent_takes_over_the_pins(loaded: Loaded, storm: str, cgroup: Path, tmp_path: Path) -> None:
+    ident = watch(loaded, cgroup)
+    settings = RingSettings(fold="never", state_dir=str(tmp_path))
+    frames: list[Frame] = []
+    for number in range(3):
+        source = RingSource(loaded.pin_dir, "n", f"r{number}", settings)
+        run_storm(storm, cgroup, 1000, "/etc/hostname")
+        settled(source, frames)
+        source.close()
+        # Nobody is reading now.
+        run_storm(storm, cgroup, 500, "/etc/hostname")
+    source = RingSource(loaded.pin_dir, "n", "last", settings)
+    settled(source, frames)
+    source.close()
+    assert opens(frames, ident) == {"/etc/hostname": 4500}
+    assert sum(frame.header.undefined for frame in frames) == 0
+
+
+AGENT = """
+import asyncio, sys
+from schemas.topics import EVENTS_RAW
+from sensors.agent import Agent, AgentSettings
+from sensors.recording import Kind, Writer
+from sensors.rings import RingSettings, RingSource
+
+class ToFile:
+    def __init__(self, path):
+        self.writer = Writer(path)
+    async def publish(self, topic, records):
+        for record in records:
+            self.writer.add(Kind.FRAMES, 0, record.key, record.value)
+        self.writer.flush()
+
+async def main(pins, state, path):
+    source = RingSource(pins, "n", "r", RingSettings(fold="never", state_dir=state))
+    agent = Agent(source, ToFile(path), AgentSettings(tick=0.002, idle=0.002))
+    print("ready", flush=True)
+    asyncio.get_running_loop().add_reader(0, agent.stop)
+    await agent.run()
+    source.close()
+    rss = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")][0]
+    print(rss, agent.stats.events, flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def start_agent(loaded: Loaded, state: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", AGENT, loaded.pin_dir, str(state), str(out)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def stop_agent(child: subprocess.Popen[str]) -> tuple[int, int]:
+    """Ask it to stop; (RSS in KiB, events)."""
+    out, _ = child.communicate("stop", timeout=20)
+    rss, events = out.split()
+    return int(rss), int(events)
+
+
+def test_killed_at_any_moment_it_loses_nothing(loaded: Loaded, storm: str, cgroup: Path, tmp_path: Path) -> None:
+    ident = watch(loaded, cgroup)
+    out, state = tmp_path / "out", tmp_path / "state"
+    command = [storm, str(cgroup / "cgroup.procs"), "60000", str(tmp_path / "f"), "40"]
+    child = start_agent(loaded, state, out)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load_generator:
+        for _ in range(4):
+            time.sleep(random.uniform(0.01, 0.05))
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            child = start_agent(loaded, state, out)
+        load_generator.communicate(timeout=60)
+    stop_agent(child)
+    with Reader(str(out)) as reader:
+        frames = [words.decode(e.value) for e in reader if e.kind is Kind.FRAMES and e.value is not None]
+    assert sum(frame.header.undefined for frame in frames) == 0
+    assert not any(frame.header.lost and frame.header.lost[Loss.OCCURRENCES_FULL] for frame in frames)
+    rows = b"".join(frame.occurrences for frame in frames)
+    assert len(set(memoryview(rows).cast("Q")[3::8].tolist())) == 60000
+    assert set(opens(frames, ident)) == {str(tmp_path / f"f.{n}") for n in range(40)}
+
+
+def test_the_resident_agent_is_small(loaded: Loaded, storm: str, cgroup: Path, tmp_path: Path) -> None:
+    watch(loaded, cgroup)
+    child = start_agent(loaded, tmp_path / "state", tmp_path / "out")
+    made = run_storm(storm, cgroup, 30_000, str(tmp_path / "f"), distinct=3000)
+    deadline = time.monotonic() + 10
+    with Map.open(f"{loaded.pin_dir}/maps/told"):
+        while time.monotonic() < deadline and not (tmp_path / "out").stat().st_size:
+            pass
+    rss, events = stop_agent(child)
+    print(f"resident agent: {rss / 1024:.1f} MiB after {events} events of 3000 behaviours")
+    assert events == made
+    assert rss < 40 * 1024
