@@ -24,7 +24,11 @@ def may_overlap(rule: Rule, other: Rule) -> bool:
     if first.match is Match.PATH:
         return covers_path(second, first.value)
     if first.match is Match.DIRECTORY and second.match is Match.DIRECTORY:
-        return _nested(first, second) or _nested(second, first)
+        # A directory object is an entry of its parent, so `/a/` and `/a/b/` meet in `/a/b` even when neither is recursive.
+        return any(
+            _nested(one, two) or covers_path(one, two.value.rstrip("/"))
+            for one, two in ((first, second), (second, first))
+        )
     if first.match is Match.EXECNAME and second.match is Match.EXECNAME:
         return first.value == second.value
     if first.match is Match.CAPABILITY:
