@@ -47,6 +47,9 @@ def connect(path: Path, *, create: bool = False, cache_kb: int = 256) -> sqlite3
         connection.execute("PRAGMA wal_autocheckpoint=0")
     except sqlite3.Error as error:
         connection.close()
+        if not create and not path.exists():
+            # Dropped between the open and the first look: SQLite calls that an I/O error.
+            raise FileNotFoundError(str(path)) from error
         raise translate(error, path) from error
     return connection
 

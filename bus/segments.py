@@ -26,6 +26,7 @@ from pathlib import Path
 from bus.contract import Record
 from bus.database import PAGE_BYTES, Corrupt, connect, file_bytes, translate, unlink
 from bus.rows import INSERT, SELECT, Rows, drain, to_row
+from schemas.errors import Unavailable
 
 LAYOUT = 1
 
@@ -70,6 +71,10 @@ class SegmentedLog:
             except Corrupt:
                 self.quarantine(self._live_path)
                 continue
+            except Unavailable:
+                if self._still_there():
+                    raise
+                first = None
             if first is not None and self._still_there():
                 return first
             # Another process sealed the file under us, or put it aside as corrupt: go on to the newest one.
@@ -106,6 +111,9 @@ class SegmentedLog:
             except FileNotFoundError:
                 continue
             except sqlite3.Error as error:
+                if not path.exists() and not rows.found:
+                    self._forget_reader(path)
+                    continue
                 problem = translate(error, path)
                 if not isinstance(problem, Corrupt):
                     raise problem from error
@@ -133,6 +141,9 @@ class SegmentedLog:
         except FileNotFoundError:
             return self.span()
         except (sqlite3.Error, Corrupt) as error:
+            if not newest.exists():
+                self._forget_reader(newest)
+                return self.span()
             problem = translate(error, newest) if isinstance(error, sqlite3.Error) else error
             if not isinstance(problem, Corrupt):
                 raise problem from error
@@ -211,7 +222,7 @@ class SegmentedLog:
                 continue
             except sqlite3.Error as error:
                 problem = translate(error, path)
-                if not isinstance(problem, Corrupt):
+                if path.exists() and not isinstance(problem, Corrupt):
                     raise problem from error
 
     def quarantine(self, path: Path) -> None:
@@ -219,9 +230,7 @@ class SegmentedLog:
         with self._lock():
             if path == self._live_path:
                 self._close_live()
-            reader = self._open.pop(path, None)
-            if reader is not None:
-                reader.close()
+            self._forget_reader(path)
             if not path.exists():
                 return
             base = int(path.stem)
@@ -258,6 +267,8 @@ class SegmentedLog:
                     row = live.execute("SELECT sealed, (SELECT max(offset) FROM record) FROM about").fetchone()
                 except sqlite3.Error as error:
                     live.close()
+                    if not path.exists():
+                        continue
                     raise translate(error, path) from error
                 if row is None:
                     live.close()
@@ -294,6 +305,11 @@ class SegmentedLog:
         if reader is None:
             reader = self._open[path] = connect(path)
         return reader
+
+    def _forget_reader(self, path: Path) -> None:
+        reader = self._open.pop(path, None)
+        if reader is not None:
+            reader.close()
 
     def _forget_readers(self, bases: list[int]) -> None:
         # Two are enough for a reader at the end and one that lags; each holds a page cache and three descriptors.
