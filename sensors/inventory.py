@@ -27,6 +27,7 @@ from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
+from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
 
 
@@ -44,6 +45,13 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     runtimes: Annotated[
         tuple[RuntimeSettings, ...], msgspec.Meta(description="Runtimes to ask, in order.", examples=[[]])
     ] = DEFAULTS
+    workloads: Annotated[
+        tuple[WorkloadSettings, ...],
+        msgspec.Meta(
+            description="Cgroups to be taken for containers: services, sessions, jobs.",
+            examples=[[{"name": "nginx", "cgroup": "/system.slice/nginx.service"}]],
+        ),
+    ] = ()
     host_cgroups: Annotated[
         bool, msgspec.Meta(description="Publish cgroups of the host (services, sessions) too.", examples=[False])
     ] = True
@@ -75,6 +83,7 @@ class Inventory:
         self._settings = settings or InventorySettings()
         self.node = self._settings.node or socket.gethostname()
         self._runtimes = [make(one) for one in self._settings.runtimes] if runtimes is None else list(runtimes)
+        self._declared = Declared(self._settings.workloads)
         self._mount = cgroups.mount_point()
         self._identities: dict[str, Identity] = {}
         self._uid_of: dict[int, str] = {}
@@ -138,8 +147,11 @@ class Inventory:
     def _born(self, id_: int, path: str) -> None:
         if id_ in self._uid_of:
             return
-        place = self._nested_in(path) or cgroups.parse(path)
-        if place is not None:
+        nested = self._nested_in(path)
+        place = nested or cgroups.parse(path)
+        if nested is None and (declared := self._declared.find(path)) is not None:
+            self._workload(declared, id_, path)
+        elif place is not None:
             self._container(place, id_)
         elif self._settings.host_cgroups and path != "/" and not cgroups.is_parent(path):
             uid = f"cgroup-{id_}"
@@ -150,6 +162,14 @@ class Inventory:
                                cluster=self._settings.cluster))  # fmt: skip
             if not sure:
                 self._ask(uid, Place("", path), HOST_ANSWER)
+
+    def _workload(self, declared: WorkloadSettings, id_: int, path: str) -> None:
+        said = stands_for(declared, id_, path, self._node_identity())
+        pid_ns, mnt_ns = cgroups.namespaces(cgroups.first_pid(self._mount, path) or 1)
+        self._uid_of[id_] = said.uid
+        self._place_of[said.uid] = Place(said.uid, path, said.runtime)
+        namespace = said.namespace or self._settings.container_namespace
+        self._put(msgspec.structs.replace(said, namespace=namespace, pid_ns=pid_ns, mnt_ns=mnt_ns, started=time.time()))
 
     def _look(self) -> None:
         self._looking = False
