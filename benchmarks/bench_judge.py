@@ -118,7 +118,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
     note("judge_repeated", rate, n, "decode + count + look up; frames of 32,768 rows, 400 known behaviours")
 
     fresh = Judge(JudgeSettings(), _inventory(), ruleset)
-    pieces = [_frame(number, 2048, 2048, number * 2048) for number in range(max(4, round(40 * scale)))]
+    pieces = [_frame(number, 2048, 2048, number * 2048) for number in range(max(4, round(20 * scale)))]
     start = time.process_time()
     for piece in pieces:
         fresh.tally(piece)
@@ -154,16 +154,18 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
 
 def _stage(ruleset: Any, rows: int, behaviours: int) -> Callable[[], int]:
     processor = Processor(MemoryBus())
-    processor.inventory = _inventory()
-    processor.judge = Judge(JudgeSettings(), processor.inventory, ruleset)
+    for cgroup in range(10, 18):
+        processor.inventory.apply(b"bench/%d" % cgroup, identities.encode(_identity(cgroup)))
+    processor.judge.use(ruleset)
+    teller = processor.teller
     encoded = [frames.encode(_frame(number, rows, behaviours)) for number in range(4)]
     deliveries = [Delivery(EVENTS_RAW, 0, number, Record(b"bench", data)) for number, data in enumerate(encoded)]
 
     def work() -> int:
         for delivery in deliveries:
-            processor.read(delivery)
-        processor.settle(closing=True)
-        processor.discard()
+            teller.read(delivery)
+        teller.settle(closing=True)
+        teller.discard()
         return rows * len(deliveries)
 
     work()

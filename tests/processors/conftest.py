@@ -204,7 +204,7 @@ class Stage:
 
     async def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.processor.settle()
+        self.processor.teller.settle()
         await self.processor.send()
 
     async def finish(self) -> None:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the processor stage counted: plain numbers, for whoever renders metrics or answers `doctor`.
+
+Neighbours: `processors.engine` (fills it), Prometheus through `hauberk` (shows it).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ProcessorStats(msgspec.Struct):
+    """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
+    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came."""
+
+    frames: int = 0
+    events: int = 0
+    judged: int = 0
+    hits: int = 0
+    revalidated: int = 0
+    alerts: dict[str, int] = {}
+    telemetry_events: int = 0
+    summary_events: int = 0
+    parked: int = 0
+    waiting: int = 0
+    told_unknown: int = 0
+    undefined: int = 0
+    throttled: int = 0
+    repeats: int = 0
+    holes: int = 0
+    lost: dict[str, int] = {}
+    bad_frames: int = 0
+    open_frames: int = 0
+    policies: int = 0
+    policies_refused: int = 0
+    policy_changes: int = 0
+    identities: int = 0
+    problem: str = ""

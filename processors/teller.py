@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames to records: the synchronous middle of the stage, a plain function of frames, facts and time.
+
+What is to be published lies in `outbox`, alerts, telemetry and summaries apart; `groups` are the pages that the summaries in
+it (or already out of it) speak of. Must never touch the bus. Neighbours: `processors.engine` (publishes, commits),
+`processors.judge`, `processors.parking`, `processors.ledger`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from bus.contract import Delivery, Record
+from processors import rows
+from processors.alerts import Alerts
+from processors.identify import Inventory
+from processors.judge import Entry, Judge, Tally
+from processors.ledger import Ledger
+from processors.parking import Parked, Parking
+from processors.summaries import Page, count, summaries
+from processors.telemetry import telemetry
+from schemas import frame as frames
+from schemas import summary as summary_words
+from schemas import telemetry as telemetry_words
+from schemas.errors import DecodeError
+from schemas.expand import process_of
+from schemas.frame import FrameHeader
+from schemas.kernel import Loss
+
+_SECOND: Final = 1_000_000_000
+_RUNS: Final = 4096
+"""Agent runs whose last frame number is remembered."""
+
+
+class Counts(msgspec.Struct):
+    """Plain counts since start; see `processors.stats.ProcessorStats`."""
+
+    frames: int = 0
+    events: int = 0
+    telemetry_events: int = 0
+    summary_events: int = 0
+    told_unknown: int = 0
+    undefined: int = 0
+    repeats: int = 0
+    holes: int = 0
+    lost: dict[str, int] = {}
+
+
+class Outbox:
+    """Records to be published, by topic."""
+
+    def __init__(self) -> None:
+        self.alerts: list[Record] = []
+        self.telemetry: list[Record] = []
+        self.summaries: list[Record] = []
+
+
+class Teller:
+    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        judge: Judge,
+        parking: Parking,
+        alerts: Alerts,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        log: bool = True,
+    ) -> None:
+        self._inventory = inventory
+        self._judge = judge
+        self._parking = parking
+        self._alerts = alerts
+        self._ledger = ledger
+        self._clock = clock
+        self._log = log
+        self._latest = (0, clock())
+        self._numbers: dict[tuple[str, str, str], int] = {}
+        self.outbox = Outbox()
+        self.groups: list[list[Page]] = []
+        self.counts = Counts()
+
+    def read(self, delivery: Delivery) -> None:
+        """One frame: count, judge, tell, park."""
+        value = delivery.record.value
+        if value is None:
+            raise DecodeError(f"expected a frame under key `{delivery.record.key!r}`, got a tombstone; nothing to do")
+        frame = frames.decode(value)
+        self.release()
+        tally = self._judge.tally(frame)
+        waits = bool(tally.parked or tally.undefined)
+        if waits or any(entry.rows for entry in tally.entries.values()):
+            # Everything that can be wrong with the bytes is found before anything is told.
+            _ = tally.processes
+        header = frame.header
+        times = tally.times
+        at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
+        unix = at + header.clock_offset_ns
+        page = Page(header, unix // _SECOND, self._clock())
+        self._heard(unix)
+        self._tell(tally, page)
+        self._losses(header, unix)
+        self.counts.frames += 1
+        self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
+        self._ledger.open(delivery, page)
+        if waits:
+            self._parking.add(tally, page, self._clock())
+
+    def _heard(self, unix: int) -> None:
+        if unix > self._event_now():
+            self._latest = (unix, self._clock())
+
+    def _event_now(self) -> int:
+        """The events' own time, Unix ns: the newest seen and what passed since. A recording has a time of its own."""
+        unix, seen = self._latest
+        return unix + int((self._clock() - seen) * _SECOND)
+
+    def release(self) -> None:
+        """Tell parked rows whose owner is known by now."""
+        for part in self._parking.ready(self._inventory, self._judge):
+            self._again(part)
+
+    def settle(self, closing: bool = False) -> None:
+        """Tell what has waited long enough and close the groups that are whole. `closing`: no further frame will come."""
+        self.release()
+        now = self._clock()
+        for part in self._parking.over(now):
+            self._again(part, give_up=True)
+        self.outbox.alerts += self._alerts.closing(self._event_now())
+        for group in self._ledger.groups(now, closing):
+            said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
+            self.outbox.summaries += said
+            self.counts.summary_events += sum(page.events for page in group)
+            self.groups.append(group)
+
+    def discard(self) -> None:
+        """Forget what would be published, and count it as told: for benchmarks and dry runs."""
+        self.outbox = Outbox()
+        for group in self.groups:
+            self._ledger.told(group)
+        self.groups.clear()
+        self._ledger.done()
+
+    def _again(self, part: Parked, give_up: bool = False) -> None:
+        """Judge parked rows again; with `give_up` whatever is not known stays so and is told."""
+        tally = self._judge.tally(part.frame)
+        header = part.frame.header
+        if give_up and tally.parked:
+            self.counts.told_unknown += sum(tally.count(ident) for ident in tally.parked)
+            for behaviour in tally.parked.values():
+                self._inventory.give_up(header.node, behaviour)
+            tally = self._judge.tally(part.frame)
+        self._tell(tally, part.page)
+        if not give_up and (tally.parked or tally.undefined):
+            self._parking.add(tally, part.page, self._clock(), part.deadline)
+        elif tally.undefined:
+            missing = sum(tally.count(ident) for ident in tally.undefined)
+            self.counts.undefined += missing
+            self._lost(header, part.page.second * _SECOND, [("undefined", missing)], ":undefined")
+
+    def _tell(self, tally: Tally, page: Page) -> None:
+        """Alerts, telemetry and counts of what is resolved."""
+        said = telemetry(tally) if self._log else None
+        apart = {ident for ident, entry in tally.entries.items() if entry.verdict.needs_arguments}
+        alerts = list(self._alerts.of(tally))
+        if apart:
+            alerts += self._per_occurrence(tally, page, apart)
+        count(page, tally, apart)
+        self.outbox.alerts += alerts
+        if said is not None:
+            self.counts.telemetry_events += said.header.events
+            self.outbox.telemetry.append(Record(said.header.node.encode(), telemetry_words.encode(said)))
+
+    def _per_occurrence(self, tally: Tally, page: Page, apart: set[int]) -> list[Record]:
+        """Rows whose verdict hangs on the arguments of each."""
+        again: dict[tuple[int, tuple[str, ...]], Entry] = {}
+        offset = tally.header.clock_offset_ns
+        records: list[Record] = []
+        for position in rows.positions(tally, apart):
+            row = rows.row(tally, position)
+            entry = tally.entries[row[2]]
+            arguments = process_of(entry.behaviour, tally.processes, row[5], row[4]).arguments
+            if arguments:
+                key = (row[2], arguments)
+                found = again.get(key)
+                if found is None:
+                    found = again[key] = self._judge.with_arguments(entry, arguments)
+                entry = found
+            records += self._alerts.row(tally, entry, row)
+            page.add(entry, 1, row[3] + offset, row[3] + offset)
+        for ident in apart & tally.folded.keys():
+            entry = tally.entries[ident]
+            for _, many, first, last, sequence, process in tally.folded[ident]:
+                row = (0, 0, ident, first, sequence, process, 0, 0, 0, 0, 0, 0)
+                records += self._alerts.row(tally, entry, row, many)
+                page.add(entry, many, first + offset, last + offset)
+        return records
+
+    def _losses(self, header: FrameHeader, unix: int) -> None:
+        """Count and tell what the node says it lost, and frames that never came."""
+        run = (header.node, header.boot, header.run)
+        last = self._numbers.pop(run, None)
+        if last is not None and header.number <= last:
+            self._numbers[run] = last
+            self.counts.repeats += 1
+            return
+        self._numbers[run] = header.number
+        if len(self._numbers) > _RUNS:
+            del self._numbers[next(iter(self._numbers))]
+        counts = [
+            (Loss(index).name.lower(), many) for index, many in enumerate(header.lost) if many and index < len(Loss)
+        ]
+        for what, many in counts:
+            self.counts.lost[what] = self.counts.lost.get(what, 0) + many
+        if last is not None and header.number > last + 1:
+            holes = header.number - last - 1
+            self.counts.holes += holes
+            counts.insert(0, ("frames", holes))
+        if counts:
+            self._lost(header, unix, counts)
+
+    def _lost(self, header: FrameHeader, unix: int, counts: list[tuple[str, int]], mark: str = "") -> None:
+        identity = self._inventory.node_identity(header.node)
+        self.outbox.alerts.append(self._alerts.lost(header, identity, unix, counts, mark))
