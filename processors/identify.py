@@ -25,6 +25,8 @@ ROOT_CGROUP: Final = 1
 _CONTAINER_PATH: Final = re.compile(r"[0-9a-f]{64}|libpod|kubepods|docker|containerd|crio|lxc|garden")
 """By feel: a cgroup path that looks like a container runtime made it; only such a cgroup is waited for on a known node."""
 
+_CONTAINER_ID: Final = re.compile(r"[0-9a-f]{64}")
+
 Place = tuple[int, int, int]
 """cgroup, pid namespace, mount namespace: where a behaviour happened, as far as identity goes."""
 
@@ -130,25 +132,15 @@ class Inventory:
         identity = self._lookup(known, place)
         if identity is None:
             path = known.paths.get(behaviour.cgroup, "")
-            name = re.search(r"[0-9a-f]{64}", path)
-            uid = (
-                name.group()
-                if name
-                else f"cgroup-{behaviour.cgroup}"
-                if behaviour.cgroup
-                else f"ns-{place[1]}-{place[2]}"
-            )
-            identity = Identity(
-                kind=Kind.CONTAINER,
-                node=node,
-                uid=uid,
-                cgroups=(behaviour.cgroup,) if behaviour.cgroup else (),
-                cgroup_path=path,
-                pid_ns=behaviour.pid_ns,
-                mnt_ns=behaviour.mnt_ns,
-                complete=False,
-                namespace="container_namespace",
-            )
+            if behaviour.cgroup == ROOT_CGROUP:
+                identity = self.node_identity(node)
+            elif path and not _CONTAINER_PATH.search(path):
+                uid = f"cgroup-{behaviour.cgroup}"
+                identity = Identity(
+                    kind=Kind.HOST, node=node, uid=uid, cgroups=(behaviour.cgroup,), cgroup_path=path, complete=False
+                )
+            else:
+                identity = _unknown(node, behaviour, path)
         known.unknown[place] = identity
         while len(known.unknown) > 16384:
             del known.unknown[next(iter(known.unknown))]
@@ -216,3 +208,24 @@ class Inventory:
             del known.by_namespaces[identity.pid_ns, identity.mnt_ns]
         if known.by_path.get(identity.cgroup_path) is identity:
             del known.by_path[identity.cgroup_path]
+
+
+def _unknown(node: str, behaviour: Behaviour, path: str) -> Identity:
+    """A container of which only the place is known."""
+    cgroup = behaviour.cgroup
+    name = _CONTAINER_ID.search(path)
+    if name:
+        uid = name.group()
+    else:
+        uid = f"cgroup-{cgroup}" if cgroup else f"namespaces-{behaviour.pid_ns}-{behaviour.mnt_ns}"
+    return Identity(
+        kind=Kind.CONTAINER,
+        node=node,
+        uid=uid,
+        cgroups=(cgroup,) if cgroup else (),
+        cgroup_path=path,
+        pid_ns=behaviour.pid_ns,
+        mnt_ns=behaviour.mnt_ns,
+        complete=False,
+        namespace="container_namespace",
+    )

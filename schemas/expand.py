@@ -91,7 +91,9 @@ def process_of(
     """The image a row is about: for exec the one it made (its id is the exec's sequence), otherwise the acting one."""
     if behaviour.operation is Operation.EXEC:
         made = processes.get(sequence) or processes.get(process)
-        return made if made is not None and made.executable == behaviour.resource else NO_PROCESS
+        # A refused exec has made no image, unless an LSM refused it after its arguments were read.
+        fits = made is not None and (behaviour.result == 0 or made.executable == behaviour.resource)
+        return made if made is not None and fits else NO_PROCESS
     return processes.get(process, NO_PROCESS)
 
 

@@ -144,6 +144,22 @@ async def test_without_cgroup_v2_the_namespace_pair_answers(node, stage):
     assert stage.telemetry[0].identities[0].container_name == "web"
 
 
+async def test_a_host_cgroup_that_nobody_announced_is_told_as_host(node, stage):
+    node.cgroups = {700: b"/system.slice/cron.service"}
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=700))
+    await stage.take(node.record())
+    await stage.finish()
+    assert stage.summaries[0].identity.kind is Kind.HOST
+
+
+async def test_the_root_cgroup_is_the_node_though_nobody_announced_it(make_stage, node):
+    stage = make_stage()
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=1))
+    await stage.take(node.record())
+    await stage.finish()
+    assert stage.summaries[0].identity.kind is Kind.NODE
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("frame"), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=6)),
