@@ -91,6 +91,11 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
     # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
     _table(sensor, "load").setdefault("host_visibility", WATCH_ALL)
+    _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
+    if "postures" in tree:
+        # The judge and the planner must not disagree about what happens to the unmatched.
+        for stage in ("processor", "enforcer"):
+            _table(tree, stage).setdefault("postures", tree["postures"])
     if "node" in sensor:
         _table(tree, "inventory").setdefault("node", sensor["node"])
     return check(loaded, Configuration), loaded, state

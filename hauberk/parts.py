@@ -47,6 +47,7 @@ async def run_node(given: argparse.Namespace) -> None:
         inventory = Inventory(bus, settings.inventory)
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
         _, sensing = stages.sensor(bus, node, inventory)
+        _, enforcing = stages.enforcement(bus, settings, inventory.node)
 
         async def stage(stop: asyncio.Event) -> None:
             try:
@@ -54,7 +55,7 @@ async def run_node(given: argparse.Namespace) -> None:
             finally:
                 node.close()
 
-        return [("sensor", stage)]
+        return [("enforcement", enforcing), ("sensor", stage)]
 
     await _part(given, "node", build)
 
@@ -81,3 +82,8 @@ async def run_sink(given: argparse.Namespace) -> None:
 
 async def run_enforcer(given: argparse.Namespace) -> None:
     """Policies and inventory in; plans out."""
+
+    async def build(bus: Bus, settings: Configuration) -> list[tuple[str, service.Stage]]:
+        return [("planner", stages.planner(bus, settings)[1])]
+
+    await _part(given, "enforcer", build)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hauberk import service, stages
 from hauberk.configuration import client_bus, configuration
 from hauberk.up import open_sensor, prepare
-from sensors.recorder import Recorder
+from sensors.recorder import Recorder, describe
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -43,7 +43,7 @@ async def record(given: argparse.Namespace) -> tuple[int, str]:
 
 
 async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, service.Stage]]) -> tuple[int, str]:
-    recorder = Recorder(bus, given.file, command=shlex.join(given.command), limit_bytes=given.limit_bytes)
+    recorder = Recorder(bus, given.file, describe(shlex.join(given.command)), limit_bytes=given.limit_bytes)
     over = asyncio.Event()
     code = 0
 

@@ -10,6 +10,9 @@ from msgspec import Meta
 
 from bus.embedded import EmbeddedSettings
 from bus.registry import BusSettings
+from enforcers.agent import EnforceSettings
+from enforcers.planner import PlannerSettings
+from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
 from sensors.inventory import InventorySettings
 from sensors.node import NodeSettings
@@ -30,4 +33,12 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     processor: Annotated[ProcessorSettings, Meta(description="How frames are judged.", examples=[{}])] = (
         ProcessorSettings()
     )
+    enforcer: Annotated[PlannerSettings, Meta(description="How plans are made.", examples=[{}])] = PlannerSettings()
+    enforcement: Annotated[EnforceSettings, Meta(description="How this node carries plans out.", examples=[{}])] = (
+        EnforceSettings()
+    )
+    postures: Annotated[
+        PostureSettings | None,
+        Meta(description="Default postures and visibility, for processors and planner.", examples=[{}]),
+    ] = None
     sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []

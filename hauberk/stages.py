@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import msgspec
 
     from bus.contract import Bus
+    from enforcers.agent import Enforcement
+    from enforcers.planner import PlannerEngine
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from processors.engine import Processor
@@ -125,6 +127,30 @@ def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:
             await asyncio.gather(telling, return_exceptions=True)
 
     return agent, stage
+
+
+def planner(bus: Bus, configuration: Configuration) -> tuple[PlannerEngine, Stage]:
+    """Policies and inventory in; plans out."""
+    from enforcers.planner import PlannerEngine
+
+    engine = PlannerEngine(bus, configuration.enforcer)
+
+    async def stage(stop: asyncio.Event) -> None:
+        await until(stop, engine.run(), engine.stop)
+
+    return engine, stage
+
+
+def enforcement(bus: Bus, configuration: Configuration, node: str) -> tuple[Enforcement, Stage]:
+    """Plans to map updates on this node. What is in force stays in force when the stage ends, as long as the pins do."""
+    from enforcers.agent import Enforcement
+
+    engine = Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement)
+
+    async def stage(stop: asyncio.Event) -> None:
+        await until(stop, engine.run(), engine.stop)
+
+    return engine, stage
 
 
 def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Agent, Stage]:

@@ -111,14 +111,33 @@ async def _live(bus: Bus, settings: Configuration) -> tuple[Node, list[tuple[str
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
     agent, sensing = stages.sensor(bus, node, inventory)
     processor, judging = stages.processor(bus, settings)
+    planner, planning = stages.planner(bus, settings)
+    _, enforcing = stages.enforcement(bus, settings, inventory.node)
     sinks, telling = stages.sinks(bus, settings)
     await sinks.check()
-    stages.collect(
-        sinks, {"sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats}
-    )
+    stages.collect(sinks, {
+        "sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats,
+        "planner": lambda: planner.stats,
+    })  # fmt: skip
+    _say_enforcing(settings)
     for line in inventory.status:
         say("runtime", line)
-    return node, [("sensor", sensing), ("processor", judging), ("sinks", telling)]
+    return node, [
+        ("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging), ("sinks", telling),
+    ]  # fmt: skip
+
+
+def _say_enforcing(settings: Configuration) -> None:
+    from hauberk.verbs.probe import chosen
+
+    choices = dict(chosen())
+    if not settings.enforcement.backends:
+        say("enforcing", "nothing, as `enforcement.backends` says: policies are audited only")
+        return
+    say(
+        "enforcing",
+        f"network: {choices['block network']}; exec and open: {choices['block exec and open']}; LSM {choices['LSM']}",
+    )
 
 
 async def _replay(
