@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees: karmor's text, one line, JSON; colour only where it is wanted; no control over the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+
+import pytest
+
+from sinks import line_text
+from sinks.console import ConsoleSettings, ConsoleSink
+
+TEXT = """\
+== Alert / 2023-11-14 22:14:00.000001 ==
+ClusterName: default
+HostName: node-1
+NamespaceName: shop
+PodName: web-1
+Labels: app=web,tier=front
+ContainerName: web
+ContainerID: c0ffee
+Type: MatchedPolicy
+PolicyName: no-shadow
+Severity: 7
+Message: reads secrets
+Source: /bin/cat /etc/shadow
+Resource: /etc/shadow
+Operation: File
+Action: Audit
+Data: syscall=SYS_OPENAT fd=-100 flags=O_RDONLY
+EventData: map[Syscall:SYS_OPENAT]
+Enforcer: eBPF Monitor
+Result: Passed
+EventID: node-1:boot:1
+HostPID: 101
+PID: 1
+ParentProcessName: /bin/sh
+ProcessName: /bin/cat
+UID: 0
+"""
+
+LINE = "22:14:00.000 Audit File    shop/web-1 /bin/cat -> /etc/shadow [no-shadow sev 7] reads secrets\n"
+
+
+async def shown(make, form="line", **fields):
+    read, write = os.pipe()
+    sink = ConsoleSink(ConsoleSettings(form=form), fd=write)
+    await sink.send([make.alert(1, **fields)])
+    os.close(write)
+    try:
+        return os.read(read, 65536).decode()
+    finally:
+        os.close(read)
+
+
+async def test_text_is_karmors(make):
+    assert await shown(make, "text") == TEXT
+
+
+async def test_one_line(make):
+    assert await shown(make) == LINE
+    more = await shown(make, Result="Permission denied", Mode="shadow", Suppressed=3, Count=2, Action="Block")
+    assert more.endswith(
+        "(Permission denied) [no-shadow sev 7] reads secrets (shadow: nothing was enforced) (+3 suppressed) x2\n"
+    )
+
+
+async def test_json(make):
+    assert json.loads(await shown(make, "json"))["PolicyName"] == "no-shadow"
+
+
+@pytest.mark.parametrize("form", ["line", "text"])
+async def test_a_workload_cannot_write_to_the_terminal(make, form):
+    text = await shown(make, form, Resource="/tmp/\x1b[2J\x9b1m\r\n\u202eexe", Message="a\x00b")
+    assert not any(bad in text for bad in "\x1b\x9b\r\x00\u202e")
+    assert "/tmp/\\x1b[2J\\x9b1m\\x0d\\x0a\\u202eexe" in text
+
+
+def test_ordinary_text_of_any_language_is_left_alone():
+    assert line_text.printable("/home/żółw/数据") == "/home/żółw/数据"
+
+
+async def test_logs_have_their_own_header(make):
+    from schemas.alert import Log
+
+    log = Log(Timestamp=1, UpdatedTime="2023-11-14T22:14:00.000001Z", HostName="n", Operation="File", Resource="/x")
+    assert line_text.block(log).startswith("== Log / 2023-11-14 22:14:00.000001 ==\nHostName: n\n")
+    assert line_text.line(log) == "22:14:00.000 Log   File    n - -> /x\n"
+
+
+async def test_colour_on_a_terminal_unless_told_otherwise(make, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    control, terminal = pty.openpty()
+    try:
+        for settings, environment, coloured in (
+            (ConsoleSettings(), {}, True),
+            (ConsoleSettings(), {"NO_COLOR": "1"}, False),
+            (ConsoleSettings(colour="never"), {}, False),
+            (ConsoleSettings(colour="always"), {"NO_COLOR": "1"}, True),
+        ):
+            with monkeypatch.context() as patch:
+                for key, value in environment.items():
+                    patch.setenv(key, value)
+                await ConsoleSink(settings, fd=terminal).send([make.alert(1)])
+            assert (b"\x1b[33mAudit\x1b[0m" in os.read(control, 65536)) is coloured
+    finally:
+        os.close(control)
+        os.close(terminal)
