@@ -55,7 +55,9 @@ class Applier:
         self._tables: Tables | None = None
         self._encoded: dict[bytes, Encoded] = {}
         if loaded is None:
-            self.problems = (f"nothing is enforced: no programs are pinned under {pin_dir}; start the sensor first",)
+            self.problems: tuple[str, ...] = (
+                f"nothing is enforced: no programs are pinned under {pin_dir}; start the sensor first",
+            )
             return
         self._key = loaded.key
         self._enforcers, problems = usable(backends, pin_dir)
@@ -163,6 +165,7 @@ class Applier:
                         one.hold(cgroup, scope.cgroup_path)
                         held[one.map_name].add(cgroup)
                 tables.switch(cgroup, encoded.table, encoded.flags)
+                tables.adopt_below(cgroup, self._mount + scope.cgroup_path)
             except (KernelError, OSError) as error:
                 # What was in force before stays in force: an old table is better than none.
                 failed.append(f"{scope.workload or scope.cgroup_path}: {error}")

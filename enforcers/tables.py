@@ -10,6 +10,7 @@ the old table; it must find it whole, hence the grace. It must never delete a ta
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import time
 from collections.abc import Iterable, Mapping
@@ -106,13 +107,28 @@ class Tables:
             before = (0, 0, 0, self._visibility[1] or self._visibility[0])
         else:
             before = SCOPE.struct.unpack(value)
-        kept = ScopeFlag(before[2]) & ~ENFORCEMENT
-        after = SCOPE.struct.pack(table, 0 if table else before[1], kept | flags, before[3])
+        # CONTAINER: what the workload makes below itself is born under the same scope, so nobody steps out of it.
+        kept = (ScopeFlag(before[2]) & ~ENFORCEMENT) | ScopeFlag.CONTAINER
+        after = SCOPE.struct.pack(table, 0, kept | flags, before[3])
         if after == value:
             return False
         self._scopes.put(key, after)
         self.writes += 1
         return True
+
+    def adopt_below(self, cgroup: int, directory: str) -> None:
+        """Put the cgroups that lie below `directory`, the one of `cgroup`, under its scope."""
+        for inner, _, _ in os.walk(directory):
+            try:
+                child = os.stat(inner).st_ino
+            except OSError:
+                continue
+            key = struct.pack("=Q", child)
+            value = self._scopes.get(key) if child != cgroup else None
+            if child == cgroup or (value is not None and SCOPE.struct.unpack(value)[1] == cgroup):
+                continue
+            self._scopes.put(key, SCOPE.struct.pack(0, cgroup, ScopeFlag.FRESH, 0))
+            self.writes += 1
 
     def release(self, cgroup: int) -> None:
         """Take a cgroup from under enforcement. Its visibility stays."""
@@ -122,7 +138,7 @@ class Tables:
             return
         _, owner, flags, visibility = SCOPE.struct.unpack(value)
         kept = ScopeFlag(flags) & ~ENFORCEMENT
-        if not kept and not owner and visibility == self._visibility[0]:
+        if not kept & ~ScopeFlag.CONTAINER and not owner and visibility == self._visibility[0]:
             self._scopes.delete(key)  # a scope that says nothing is no scope
         else:
             self._scopes.put(key, SCOPE.struct.pack(0, owner, kept, visibility))

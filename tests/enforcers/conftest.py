@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cgroups the test made, processes inside them, programs pinned in a bpffs of the test's own. Nothing else is ever touched."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.contract import Record
+from bus.memory import MemoryBus
+from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.cgroup import cgroup2_mount
+from enforcers.plan import PlanSettings
+from enforcers.planner import PlannerEngine, PlannerSettings
+from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from policy.documents import key, to_json
+from policy.parse import parse
+from schemas.errors import HauberkError
+from schemas.identity import Identity, Kind
+from schemas.identity import encode as encode_identity
+from schemas.kernel import SCOPE
+from schemas.policy import PolicyDocument
+from schemas.topics import INVENTORY, POLICIES
+
+NODE = "n1"
+KILLED = -9
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Loaded]:
+    """Programs loaded and pinned in a bpffs made for these tests."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: loads BPF programs")
+    home = tempfile.mkdtemp(prefix="hauberk-enforcers-")
+    try:
+        mounted = mount_bpffs(home)
+        pins = f"{home}/pins"
+        try:
+            yield load(LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0), pins)
+        finally:
+            unload(pins)
+            if mounted:
+                unmount(home)
+    except HauberkError as error:
+        pytest.skip(f"needs BPF: {error}")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def pin_dir(loaded: Loaded) -> Iterator[str]:
+    """The pins, with no enforcement before and none left after."""
+    yield loaded.pin_dir
+    assert [name for name in os.listdir(f"{loaded.pin_dir}/links") if name.startswith("guard-")] == []
+    for name in ("rules", "net_rules"):
+        with loaded.map(name) as one:
+            assert list(one.keys()) == [], name
+    with loaded.map("scopes") as scopes:
+        assert [key for key, value in scopes.items() if SCOPE.struct.unpack(value)[0]] == []
+
+
+class Cgroup:
+    """A cgroup of the test's own. `run` starts a program in it and waits."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.full = cgroup2_mount() + path
+        os.mkdir(self.full)
+        self.id = os.stat(self.full).st_ino
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
+        # The shell moves itself in, then becomes the program: the exec happens inside.
+        return subprocess.Popen(
+            ["/bin/sh", "-c", f'echo $$ > {self.full}/cgroup.procs && exec "$@"', "sh", *command], **options
+        )
+
+    def run(self, *command: str) -> int:
+        """Exit status, or -signal."""
+        process = self.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return process.wait(30)
+
+    def connect(self, port: int, host: str = "127.0.0.1", kind: str = "tcp", program: str = sys.executable) -> str:
+        """What a connect (udp: a send) from inside answers: `ok` or the errno's name."""
+        family = "AF_INET6" if ":" in host else "AF_INET"
+        body = {
+            "tcp": f"s=socket.socket(socket.{family});s.settimeout(5);s.connect(({host!r},{port}))",
+            "udp": f"s=socket.socket(socket.{family},socket.SOCK_DGRAM);s.sendto(b'x',({host!r},{port}))",
+            "bind": f"s=socket.socket(socket.{family});s.bind(({host!r},{port}))",
+        }[kind]
+        code = (
+            f"import socket,errno\ntry:\n {body}\n print('ok')\nexcept OSError as e:\n print(errno.errorcode[e.errno])"
+        )
+        process = self.start(program, "-S", "-c", code, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=30)
+        return out.decode().strip()
+
+    def close(self) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            for pid in Path(self.full, "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
+            try:
+                os.rmdir(self.full)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+                continue
+            return
+
+
+@pytest.fixture
+def new_cgroup() -> Iterator[Callable[[], Cgroup]]:
+    """Makes cgroups; removes them after."""
+    if not cgroup2_mount() or os.geteuid() != 0:
+        pytest.skip("needs root and cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
+    made: list[Cgroup] = []
+
+    def new() -> Cgroup:
+        made.append(Cgroup(f"/hauberk-enforce-{os.getpid()}-{len(made)}-{time.monotonic_ns()}"))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """Port of a TCP server on loopback (both families) that takes and closes connections."""
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+    stop = threading.Event()
+
+    def serve() -> None:
+        listener.settimeout(0.05)
+        while not stop.is_set():
+            try:
+                listener.accept()[0].close()
+            except TimeoutError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield int(listener.getsockname()[1])
+    stop.set()
+    thread.join()
+    listener.close()
+
+
+def identity(cgroup: Any, **changes: Any) -> Identity:
+    """A container that stands for the cgroup."""
+    words: dict[str, Any] = {
+        "kind": Kind.CONTAINER, "node": NODE, "uid": f"uid-{cgroup.id}", "cgroups": (cgroup.id,),
+        "cgroup_path": cgroup.path, "container_name": "box", "namespace": "shop", "labels": {"app": "web"},
+    }  # fmt: skip
+    return Identity(**(words | changes))
+
+
+def policies(text: str) -> list[PolicyDocument]:
+    """Parsed; a mistake in a test's policy fails the test."""
+    parsed = parse(text, "test.yaml")
+    assert not [one for one in parsed.diagnostics if one.level == "error"], parsed.diagnostics
+    return list(parsed.policies)
+
+
+def ksp(name: str, spec: str, annotations: str = "{}") -> str:
+    """A KubeArmorPolicy for `app: web` in `shop`. `spec`: flow-style YAML without the braces."""
+    return (
+        "---\napiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\n"
+        f"metadata: {{name: {name}, namespace: shop, annotations: {annotations}}}\n"
+        f"spec: {{selector: {{matchLabels: {{app: web}}}}, {spec}}}\n"
+    )
+
+
+class House:
+    """Planner and enforcement on one bus, as `hauberk up` runs them."""
+
+    def __init__(self, pin_dir: str, state_dir: Path, plan: PlanSettings) -> None:
+        self.bus = MemoryBus()
+        self.planner = PlannerEngine(self.bus, PlannerSettings(plan=plan))
+        self.agent = Enforcement(self.bus, pin_dir, NODE, EnforceSettings(state_dir=str(state_dir), grace_seconds=0.05))
+
+    async def know(self, *identities: Identity) -> None:
+        await self.bus.publish(INVENTORY, [Record(one.key, encode_identity(one)) for one in identities])
+
+    async def forget(self, *identities: Identity) -> None:
+        await self.bus.publish(INVENTORY, [Record(one.key, None) for one in identities])
+
+    async def apply(self, text: str) -> None:
+        await self.bus.publish(POLICIES, [Record(key(one), to_json(one)) for one in policies(text)])
+
+    async def delete(self, text: str) -> None:
+        await self.bus.publish(POLICIES, [Record(key(one), None) for one in policies(text)])
+
+    async def until(self, ask: Callable[[], Any], seconds: float = 15.0) -> Any:
+        async with asyncio.timeout(seconds):
+            while True:
+                if answer := ask():
+                    return answer
+                await asyncio.sleep(0.002)
+
+    async def enforced(self, *cgroups: Any) -> None:
+        """Wait until exactly these cgroups are under enforcement and old tables are gone."""
+        want = {one.id for one in cgroups}
+        await self.until(lambda: set(self.agent.applier.enforced) == want)
+        await self.until(lambda: self.agent.receipt is not None and self.agent.receipt.scopes == len(want))
+
+
+@pytest.fixture
+def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncIterator[House]:
+        one = House(pin_dir, tmp_path / "state", PlanSettings(**settings))
+        tasks = [asyncio.create_task(one.planner.run()), asyncio.create_task(one.agent.run())]
+        try:
+            await one.until(lambda: any(task.done() for task in tasks) or one.agent.ready.is_set())
+            yield one
+            one.agent.applier.clear()
+        finally:
+            one.planner.stop()
+            one.agent.stop()
+            await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+    return opened
+
+
+@pytest.fixture(name="identity")
+def _identity() -> Callable[..., Identity]:
+    return identity
+
+
+@pytest.fixture(name="ksp")
+def _ksp() -> Callable[..., str]:
+    return ksp
+
+
+@pytest.fixture(name="policies")
+def _policies() -> Callable[..., list[PolicyDocument]]:
+    return policies
