@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kernel.ring import PAGE, Ring, anonymous
+from kernel.ring import PAGE, TAKE_BYTES, Ring, anonymous
 from schemas import frame as words
 from schemas.frame import FrameHeader
 from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, STRIDE, DefinitionKind
@@ -83,7 +83,7 @@ def folding(source: Synthetic) -> int:
     """A full ring into one folded frame; events."""
     fold = Fold(FrameSettings())
     events = 0
-    while chunk := source.ring.take_table(1 << 20):
+    while chunk := source.ring.take_table(TAKE_BYTES):
         fold.add(chunk)
         events += len(chunk) // STRIDE
     rows = fold.rows

@@ -3,7 +3,8 @@
 
 The map's fd is mapped twice: a read-write page with the consumer's position, and read-only a page with the producer's
 position followed by the data, which the kernel maps two times in a row so that a record that wraps is contiguous
-(kernel/bpf/ringbuf.c). A record is 8 bytes of header (u32 length with bit 31 busy and bit 30 discarded, u32 page offset)
+(kernel/bpf/ringbuf.c). Only a window of the data is mapped at a time: the kernel inserts all pages of such a mapping at once,
+and a ring of 16 MiB mapped twice would be 32 MiB of this process's RSS. A record is 8 bytes of header (u32 length with bit 31 busy and bit 30 discarded, u32 page offset)
 and its data padded to 8. Taking and giving back are two steps: `take` copies and moves this reader's own cursor,
 `release` hands the space back to the kernel. A reader that dies in between finds its records again.
 Must never wait, log or look at a record's meaning. Neighbours: `maps`, `sensors.rings`.
@@ -11,7 +12,9 @@ Must never wait, log or look at a record's meaning. Neighbours: `maps`, `sensors
 
 from __future__ import annotations
 
+import fcntl
 import mmap
+import os
 import struct
 import threading
 from types import TracebackType
@@ -33,18 +36,29 @@ _TOP: Final = 3 if struct.pack("=I", 1)[0] else 0
 _LOW: Final = 3 - _TOP
 
 PAGE: Final = mmap.PAGESIZE
+WINDOW: Final = 1 << 20
+"""Bytes of data mapped at once, moved in steps of half of it: what RSS pays per ring. Mapping it anew costs about 15 us."""
+TAKE_BYTES: Final = WINDOW // 2
+"""No take hands out more, whatever its limit: from any place in the first half of a window this much is mapped."""
+_RECORD_MOST: Final = 1 << 16
 
 
 class Ring:
     """One consumer of one ring. `size`: bytes of its data area. Not for two threads, and only one consumer per ring."""
 
-    def __init__(self, consumer: mmap.mmap, producer: mmap.mmap, size: int, target: str = "ring") -> None:
-        if size <= 0 or size & (size - 1) or len(producer) < PAGE + 2 * size:
+    def __init__(
+        self, consumer: mmap.mmap, producer: mmap.mmap, size: int, target: str = "ring", fd: int | None = None
+    ) -> None:
+        """`producer`: the position's page, followed by both images of the data when there is no `fd` to map them from."""
+        if size <= 0 or size & (size - 1) or (fd is None and len(producer) < PAGE + 2 * size):
             raise ValueError(f"expected a ring of a power of two bytes mapped twice, got {size} in {len(producer)}")
         self.size = size
         self.target = target
         self.discarded = 0
-        self._memory = producer
+        self._fd = fd
+        # Data from `_base` on lies at `_memory[_shift:]`; without an fd all of it, for ever.
+        self._memory, self._shift = producer, PAGE
+        self._base, self._end = (0, 2 * size) if fd is None else (0, 0)
         self._maps = (consumer, producer)
         self._consumer = memoryview(consumer)[:8].cast("Q")
         self._producer = memoryview(producer)[:8].cast("Q")
@@ -59,7 +73,7 @@ class Ring:
 
     @classmethod
     def of(cls, fd: int, target: str = "ring") -> Self:
-        """The ring behind `fd`, which may be closed afterwards: the mappings keep it."""
+        """The ring behind `fd`, which stays the caller's and may be closed."""
         info = bpf.map_info(fd, target)
         if info.type != RINGBUF:
             raise KernelError(
@@ -70,10 +84,10 @@ class Ring:
         size = info.max_entries
         try:
             consumer = mmap.mmap(fd, PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-            producer = mmap.mmap(fd, PAGE + 2 * size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=PAGE)
+            producer = mmap.mmap(fd, PAGE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=PAGE)
+            return cls(consumer, producer, size, target, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         except OSError as error:
             raise bpf.refused("mmap", target, error.errno or 0) from error
-        return cls(consumer, producer, size, target)
 
     @property
     def waiting(self) -> int:
@@ -91,18 +105,19 @@ class Ring:
         return self._cursor
 
     def take_table(self, limit: int, length: int = OCCURRENCE.size) -> bytes:
-        """Committed records of one size as they lie, headers included, oldest first; at most `limit` bytes, b"" if none.
+        """Committed records of one size as they lie, headers included, oldest first; at most `limit` and `TAKE_BYTES`
+        bytes, b"" if none.
 
         Stops at the first busy record. Discarded rows are left out and counted in `discarded`. KernelError when a record
         of another size lies in between: the ring belongs to another build.
         """
         stride = length + RING_HEADER
         # The producer's position is read strictly before the headers, the headers strictly before the data.
-        count = min(self._producer[0] - self._cursor, limit, self.size) // stride
+        count = min(self._producer[0] - self._cursor, limit, TAKE_BYTES, self.size) // stride
         if count <= 0:
             return b""
         self._order()
-        memory, start = self._memory, PAGE + (self._cursor & (self.size - 1))
+        memory, start = self._view(self._cursor & (self.size - 1))
         flags = memory[start + _TOP : start + count * stride : stride]
         if flags.count(0) != count:
             busy = _first_busy(flags)
@@ -126,14 +141,15 @@ class Ring:
         return chunk
 
     def take_records(self, limit: int) -> list[bytes]:
-        """Committed records of any size, without headers; stops at the first busy one or after `limit` bytes."""
+        """Committed records of any size, without headers; stops at the first busy one or after `limit` bytes (at most
+        `TAKE_BYTES`): call again until nothing comes."""
         records: list[bytes] = []
-        memory, mask = self._memory, self.size - 1
-        cursor, end = self._cursor, min(self._producer[0], self._cursor + limit)
+        memory, start = self._view(self._cursor & (self.size - 1))
+        # From the cursor on, so that a record never leaves the window or the second image.
+        at, end = start, start + min(self._producer[0] - self._cursor, limit, TAKE_BYTES - _RECORD_MOST)
         self._order()
-        while cursor < end:
-            start = PAGE + (cursor & mask)
-            (header,) = _LENGTH(memory, start)
+        while at < end:
+            (header,) = _LENGTH(memory, at)
             if header >> 31:
                 break
             size = header & _LENGTH_BITS
@@ -141,9 +157,9 @@ class Ring:
                 self.discarded += 1
             else:
                 self._order()
-                records.append(memory[start + RING_HEADER : start + RING_HEADER + size])
-            cursor += RING_HEADER + (size + 7) // 8 * 8
-        self._cursor = cursor
+                records.append(memory[at + RING_HEADER : at + RING_HEADER + size])
+            at += RING_HEADER + (size + 7) // 8 * 8
+        self._cursor += at - start
         return records
 
     def release(self, position: int | None = None) -> None:
@@ -162,14 +178,32 @@ class Ring:
         """Unmap; the ring and what lies in it stay while it is pinned."""
         self._consumer.release()
         self._producer.release()
-        for mapping in self._maps:
+        for mapping in (*self._maps, self._memory):
             mapping.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _view(self, start: int) -> tuple[mmap.mmap, int]:
+        # The mapping that holds `TAKE_BYTES` from data offset `start` on (or all there is), and where in it.
+        if start < self._base or start + min(TAKE_BYTES, 2 * self.size - start) > self._end:
+            assert self._fd is not None
+            base = start - start % TAKE_BYTES
+            length = min(WINDOW, 2 * self.size - base)
+            if self._memory is not self._maps[1]:
+                self._memory.close()
+            # Data begins two pages into the file: after the consumer's and the producer's position.
+            self._memory = mmap.mmap(
+                self._fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=2 * PAGE + base
+            )
+            self._shift, self._base, self._end = 0, base, base + length
+        return self._memory, self._shift + start - self._base
 
     def _order(self) -> None:
         # x86 keeps loads in order by itself; elsewhere an uncontended lock is the fence that pure Python has (50 ns).

@@ -21,6 +21,7 @@ import msgspec
 from bus.contract import Bus, Record
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
+from schemas.kernel import Loss
 from schemas.topics import EVENTS_RAW, INVENTORY, Topic
 from sensors.source import Batch, Source
 
@@ -57,7 +58,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Stats(msgspec.Struct):
     """Plain counters of one agent, only ever added to (`fill`, `lag` and `waiting` are the latest values).
 
-    `published` frames and their `bytes`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
+    `published` frames and their `bytes`; `lost`: told in published frames, indexed by
+    `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
     `lag`: seconds the loop woke up late; `publish_seconds`: the latest publish.
     """
 
@@ -66,6 +68,7 @@ class Stats(msgspec.Struct):
     events: int = 0
     bytes: int = 0
     undefined: int = 0
+    lost: list[int] = msgspec.field(default_factory=lambda: [0] * len(Loss))
     inventory: int = 0
     retries: int = 0
     refused: int = 0
@@ -173,6 +176,8 @@ class Agent:
             for frame in batch.frames:
                 stats.events += frame.header.events
                 stats.undefined += frame.header.undefined
+                for index, count in enumerate(frame.header.lost[: len(stats.lost)]):
+                    stats.lost[index] += count
         if self._published is not None:
             self._published(batch)
 

@@ -22,7 +22,7 @@ import msgspec
 
 from kernel import bpf
 from kernel.maps import Map
-from kernel.ring import Ring
+from kernel.ring import TAKE_BYTES, Ring
 from schemas.errors import KernelError
 from schemas.frame import Frame, FrameHeader
 from schemas.kernel import STRIDE, Config, DefinitionKind, Loss
@@ -35,7 +35,6 @@ from sensors.source import Batch
 PATIENCE: Final = 0.05
 """Seconds rows wait for a late definition: five ticks of the drain timer, far above any preemption of a program."""
 _PARKED_BYTES: Final = 1 << 20
-_CHUNK_FOLDED: Final = 1 << 20
 _LOSSES_EVERY: Final = 0.1
 _CGROUPS_SEEN: Final = 1 << 16
 _MAPS: Final = ("behaviours", "strings", "processes", "losses", "excluded")
@@ -55,12 +54,12 @@ class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     definitions_bytes: Annotated[
         int,
-        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[6291456], ge=65536),
-    ] = 6 << 20
+        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536),
+    ] = 4 << 20
     drain_bytes: Annotated[
         int,
-        msgspec.Meta(description="Rows taken per drain without folding, in bytes.", examples=[2097152], ge=65536),
-    ] = 2 << 20
+        msgspec.Meta(description="Rows taken per drain without folding, in bytes.", examples=[1048576], ge=65536),
+    ] = 1 << 20
     fold: Annotated[
         Literal["never", "pressure", "always"],
         msgspec.Meta(description="When repeats are counted instead of sent one by one.", examples=["pressure"]),
@@ -187,7 +186,7 @@ class RingSource:
         while left > 0:
             if not parked:
                 self._parked_from = self._occurrences.position
-            wanted = min(room, left)
+            wanted = min(room, left, TAKE_BYTES)
             chunk = self._occurrences.take_table(wanted)
             self._learn()
             if not chunk and not parked:
@@ -212,11 +211,11 @@ class RingSource:
             fold.add(self._parked)
             self._parked = b""
         while left > 0:
-            chunk = self._occurrences.take_table(_CHUNK_FOLDED)
+            chunk = self._occurrences.take_table(TAKE_BYTES)
             self._learn()
             if chunk:
                 fold.add(chunk)
-            if len(chunk) <= _CHUNK_FOLDED - STRIDE:
+            if len(chunk) <= TAKE_BYTES - STRIDE:
                 break
             left -= len(chunk)
             if fold.size >= limit // 2:
@@ -246,9 +245,10 @@ class RingSource:
         self.folded += counted
 
     def _learn(self) -> None:
-        records = self._ring.take_records(self._ring.size)
-        if not records:
-            return
+        while records := self._ring.take_records(TAKE_BYTES):
+            self._take_in(records)
+
+    def _take_in(self, records: list[bytes]) -> None:
         rotations = self._definitions.rotations
         self._definitions.learn(records)
         if self._log is not None:

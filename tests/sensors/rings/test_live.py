@@ -236,8 +236,9 @@ async def main(pins, state, path):
     print("ready", flush=True)
     asyncio.get_running_loop().add_reader(0, agent.stop)
     await agent.run()
+    with open("/proc/self/status") as status:
+        rss = [line.split()[1] for line in status if line.startswith("VmRSS")][0]
     source.close()
-    rss = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")][0]
     print(rss, agent.stats.events, flush=True)
 
 asyncio.run(main(*sys.argv[1:]))

@@ -172,6 +172,23 @@ def test_a_full_ring_loses_exactly_what_it_says(stand_in: Any) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("stand_in", [512], indirect=True)
+def test_rows_stay_in_order_across_windows_and_wraps(stand_in: Any) -> None:
+    source = open_source(stand_in, fold="never")
+    stand_in.behaviour(5)
+    expected, seen = 0, []
+    for burst in (1, 9000, 20_000, 3, 25_000, 8191, 8193):
+        for _ in range(burst):
+            assert stand_in.happen(5)
+        expected += burst
+        while batch := source.drain():
+            for frame in batch.frames:
+                seen += memoryview(frame.occurrences).cast("Q")[3::8].tolist()
+            source.release()
+    assert seen == list(range(expected))
+    source.close()
+
+
 def test_pressure_folds_and_counts_exactly(stand_in: Any) -> None:
     source = open_source(stand_in, frames=FrameSettings(fold_from=8, keep=4), fold="pressure", pressure=0.5)
     for ident in (5, 6, 7):
