@@ -252,7 +252,8 @@ class Judge:
             if len(self._scopes) >= _SCOPES:
                 self._scopes.clear()
             scope = self._ruleset.scope(identity)
-            logged = {op for op in Operation if class_of(op) in scope.visible}
+            # Exits are counted, but no line of KubeArmor's feed speaks of one.
+            logged = {op for op in Operation if class_of(op) in scope.visible and op is not Operation.EXIT}
             if not scope.dns_visible:
                 logged.discard(Operation.DNS)
             found = self._scopes[id(identity)] = (identity, (scope, frozenset(logged)))
