@@ -59,9 +59,10 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     retention_hours_of: Annotated[
         dict[str, float], Meta(description="Hours kept, by topic name; 0 is for ever.", examples=[{"alerts": 720}])
     ] = {}
-    keep_read: Annotated[bool, Meta(description="Keep until retention what every group has read.", examples=[True])] = (
-        False
-    )
+    keep_read: Annotated[
+        tuple[str, ...],
+        Meta(description="Topics kept until retention although every group has read them.", examples=[["alerts"]]),
+    ] = ("alerts", "dead")
     tombstone_age: Annotated[
         float, Meta(gt=0, description="Seconds a tombstone stays visible to readers.", examples=[86400.0])
     ] = 86400.0
@@ -117,7 +118,7 @@ class EmbeddedBus:
             hours=settings.retention_hours_of,
             bytes_by_topic=settings.retention_bytes_of,
             tombstone_age=settings.tombstone_age,
-            keep_read=settings.keep_read,
+            keep_read=frozenset(settings.keep_read),
         )
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}
@@ -372,7 +373,7 @@ def _stamped(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def _check_names(settings: EmbeddedSettings) -> None:
-    for key in ("retention_bytes_of", "retention_hours_of", "durable_topics"):
+    for key in ("retention_bytes_of", "retention_hours_of", "durable_topics", "keep_read"):
         for name in getattr(settings, key):
             if name not in BY_NAME:
                 raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")

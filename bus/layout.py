@@ -37,7 +37,7 @@ class Layout(msgspec.Struct, frozen=True):
     hours: dict[str, float]
     bytes_by_topic: dict[str, int]
     tombstone_age: float
-    keep_read: bool
+    keep_read: frozenset[str]
     seen: list[Topic] = msgspec.field(default_factory=list)
 
     def directory(self, topic: Topic) -> Path:
@@ -77,5 +77,5 @@ class Layout(msgspec.Struct, frozen=True):
             return 0
         log.rotate(now)
         most = self.bytes_by_topic.get(topic.name, self.bytes_kept)
-        lost, _ = log.drop(lowest or 0, oldest_ms, most, keep_passed=self.keep_read)
+        lost, _ = log.drop(lowest or 0, oldest_ms, most, keep_passed=topic.name in self.keep_read)
         return 0 if lowest is None else lost

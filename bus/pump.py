@@ -26,6 +26,9 @@ from bus.contract import Bus, Delivery, Headers, Record, Start, Subscription
 from schemas.errors import HauberkError, Permanent, Reason, Temporary
 from schemas.topics import DEAD, Topic
 
+# Each look is a round trip to the log's reading thread or to the broker.
+LAG_SECONDS = 5.0
+
 Handle = Callable[[list[Delivery]], Awaitable[None]]
 Flush = Callable[[], Awaitable[None]]
 
@@ -37,6 +40,10 @@ class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_wait: Annotated[
         float, msgspec.Meta(gt=0, description="Seconds to wait for a record before looking up.", examples=[1.0])
     ] = 1.0
+    commit_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=0, description="Seconds between commits at least; what a crash may repeat.", examples=[0.1]),
+    ] = 0.1
     retry_first: Annotated[
         float, msgspec.Meta(gt=0, description="Seconds, upper end of the first back-off.", examples=[0.5])
     ] = 0.5
@@ -93,8 +100,9 @@ class Pump:
         self._stage = stage
         self._start: Start = start
         self._flush = flush
-        self._flush_seconds = flush_seconds
         self._settings = settings or PumpSettings()
+        # Without a flush only the commit is deferred: it must not stand between a record and the next.
+        self._flush_seconds = self._settings.commit_seconds if flush is None else flush_seconds
         self._random_part = random_part
         self._stopping = asyncio.Event()
         self._pending = False
@@ -127,12 +135,12 @@ class Pump:
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
                 self._pending = True
             now = time.monotonic()
-            if self._pending and (self._flush is None or now >= next_flush):
+            if self._pending and now >= next_flush:
                 await self._finish(subscription)
                 next_flush = time.monotonic() + self._flush_seconds
             if now >= next_lag:
                 await self._look_at_lag()
-                next_lag = now + 1.0
+                next_lag = now + LAG_SECONDS
         if self._pending:
             await self._finish(subscription)
 

@@ -65,7 +65,7 @@ async def test_segments_every_group_has_passed_are_dropped(log, drain, until):
 
 
 async def test_what_is_read_may_be_kept_until_retention(log, drain):
-    bus = await log.open(**SMALL, keep_read=True)
+    bus = await log.open(**SMALL, keep_read=("events.raw",))
     async with bus.subscribe([EVENTS_RAW], "a") as one:
         await fill(bus, EVENTS_RAW, 0, 20)
         await drain(one, 20)
