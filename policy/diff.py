@@ -29,7 +29,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One behaviour whose verdict differs. `kind`: `denied`, `permitted`, `told`, `silenced`, or `attributed` (another rule)."""
+    """One behaviour whose verdict differs. `kind`: `denied`, `permitted`, `told`, `silenced`, or `attributed` (another policy)."""
 
     kind: str
     observed: Observed
@@ -77,7 +77,8 @@ def _denies(verdict: Verdict) -> bool:
     return verdict.action is Action.BLOCK and verdict.mode.value == "enforce"
 
 
-def _key(verdict: Verdict) -> tuple[str | None, str, str]:
+def _key(verdict: Verdict) -> tuple[str | None, str, int]:
+    # By policy, not by place in it: moving a rule in its file changes nothing.
     if verdict.rule is None:
-        return (verdict.policy, "", "")
-    return (verdict.policy, f"{verdict.rule.kind}/{verdict.rule.namespace}", verdict.rule.position)
+        return (verdict.policy, "", verdict.severity)
+    return (verdict.policy, f"{verdict.rule.kind}/{verdict.rule.namespace}", verdict.severity)

@@ -12,7 +12,7 @@ from typing import Final
 
 from policy import glob
 from policy.backends import ALL, NAMES, reason
-from policy.compile import posture_of
+from policy.compile import posture_of, table_of
 from policy.lint_findings import Finding, Together
 from policy.overlap import covers, covers_path
 from policy.specificity import Rank, rank
@@ -76,7 +76,7 @@ def shadowed(together: Together) -> Iterator[Finding]:
     for rule, other in _pairs(together):
         if (rule.key, rule.index) in told or rule.action is Action.AUDIT or other.action is Action.AUDIT:
             continue
-        if _limited(other) or not covers(other, rule) or _same_place(rule, other):
+        if _limited(other) or _same_place(rule, other) or not (covers(other, rule) or _covers_entries(other, rule)):
             continue
         mine, its = _rank(rule), min(rank(other, source) for source in other.sources or (None,))
         stronger = its > mine or (its == mine and other.action is Action.BLOCK and rule.action is Action.ALLOW)
@@ -89,6 +89,21 @@ def shadowed(together: Together) -> Iterator[Finding]:
                 message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers all of it and goes first",
                 recommendation="remove it, or make it more specific than the other",
             )
+
+
+def _covers_entries(other: Rule, rule: Rule) -> bool:
+    # A pattern goes before a directory: `/srv/**` leaves the rule for `/srv/` nothing but the directory object.
+    if other.match is not Match.PATTERN or rule.match is not Match.DIRECTORY or table_of(other) != table_of(rule):
+        return False
+    if other.sources and set(other.sources) != set(rule.sources):
+        return False
+    *beginning, last = glob.parse(other.value)
+    prefix = glob.plain(tuple(beginning))
+    if prefix is None:
+        return False
+    if last == glob.DOUBLE_STAR:
+        return rule.value.startswith(prefix)
+    return last == glob.STAR and rule.value == prefix and not rule.recursive
 
 
 def contradictory(together: Together) -> Iterator[Finding]:

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event lines: the samples of KubeArmor's documentation, tolerance, and text that is no event."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.events import parse_event
+from policy.ruleset import compile_ruleset
+from schemas.errors import DecodeError
+from schemas.identity import Kind
+from schemas.operations import Access, Backend, Operation
+
+BLOCKED = {
+    "Timestamp": 1765863439, "ClusterName": "default", "HostName": "node-1", "NamespaceName": "demo",
+    "Owner": {"Ref": "Deployment", "Name": "web", "Namespace": "demo"}, "PodName": "web-8dc5d8d48-5s8pf",
+    "Labels": "app=web,tier=front", "ContainerID": "4771ac3e", "ContainerName": "web", "HostPID": 191949, "PID": 113, "UID": 0,
+    "ParentProcessName": "/bin/bash", "ProcessName": "/usr/bin/apt", "PolicyName": "block-pkg-mgmt", "Type": "MatchedPolicy",
+    "Source": "/bin/bash", "Operation": "Process", "Resource": "/usr/bin/apt update", "Data": "lsm=SECURITY_BPRM_CHECK",
+    "EventData": {"Lsm": "SECURITY_BPRM_CHECK"}, "Enforcer": "BPFLSM", "Action": "Block", "Result": "Permission denied",
+    "Cwd": "/", "TTY": "pts0", "ExecEvent": {"ExecID": "0", "ExecutableName": "bash"},
+}  # fmt: skip
+
+
+def read(**fields: Any) -> Any:
+    return parse_event(json.dumps(fields).encode())
+
+
+def test_a_block_alert() -> None:
+    event = read(**BLOCKED)
+    assert event.identity.kind is Kind.CONTAINER
+    assert event.identity.workload == "demo/web"
+    assert event.identity.labels == {"app": "web", "tier": "front"}
+    assert event.identity.orchestrated
+    behaviour = event.behaviour
+    assert (behaviour.operation, behaviour.resource, behaviour.result) == (Operation.EXEC, "/usr/bin/apt", -13)
+    assert (behaviour.parent, behaviour.enforcer, behaviour.tty) == ("/bin/bash", Backend.BPF_LSM, True)
+    assert event.arguments == ("/usr/bin/apt", "update")
+
+
+def test_lower_camel_keys_of_the_log_file() -> None:
+    lower = {key[:1].lower() + key[1:]: value for key, value in BLOCKED.items()}
+    assert parse_event(json.dumps(lower).encode()) == read(**BLOCKED)
+
+
+def test_a_host_event() -> None:
+    event = read(HostName="vm-1", UID=1000, Type="MatchedHostPolicy", Operation="Process", Resource="/usr/bin/sleep", Result="Passed", Labels="a=b")  # fmt: skip
+    assert event.identity.kind is Kind.NODE
+    assert event.identity.node_labels == {"a": "b"}
+    assert event.arguments == ("/usr/bin/sleep",)
+
+
+def test_a_container_outside_kubernetes() -> None:
+    event = read(ContainerName="web", Operation="File", Resource="/a")
+    assert event.identity.namespace == "container_namespace"
+    assert not event.identity.orchestrated
+
+
+@pytest.mark.parametrize(
+    ("data", "operation", "access"),
+    [
+        ("syscall=SYS_OPENAT fd=-100 flags=O_RDONLY|O_CLOEXEC", Operation.OPEN, Access.READ),
+        ("syscall=SYS_OPEN flags=O_WRONLY|O_CREAT", Operation.OPEN, Access.WRITE | Access.CREATE),
+        ("syscall=SYS_OPEN flags=O_RDWR|O_APPEND", Operation.OPEN, Access.READ | Access.WRITE | Access.APPEND),
+        ("syscall=SYS_UNLINK", Operation.UNLINK, Access.DELETE),
+        ("syscall=SYS_UNLINKAT flags=AT_REMOVEDIR", Operation.RMDIR, Access.DELETE),
+        ("syscall=SYS_RMDIR", Operation.RMDIR, Access.DELETE),
+        ("syscall=SYS_CHOWN userid=0 group=0", Operation.CHOWN, Access.METADATA),
+        ("lsm=FILE_MKNOD", Operation.MKNOD, Access.WRITE | Access.CREATE),
+        ("lsm=FILE_TRUNCATE", Operation.TRUNCATE, Access.WRITE | Access.TRUNCATE),
+        ("lsm=FILE_PERMISSION", Operation.OPEN, Access.READ | Access.WRITE),
+        ("", Operation.OPEN, Access.READ),
+        ("something=new", Operation.OPEN, Access.READ),
+    ],
+)
+def test_file_data(data: str, operation: Operation, access: Access) -> None:
+    behaviour = read(Operation="File", Resource="/a", Data=data).behaviour
+    assert (behaviour.operation, behaviour.access) == (operation, access)
+
+
+@pytest.mark.parametrize(
+    ("resource", "data", "wanted"),
+    [
+        ("domain=AF_INET type=SOCK_STREAM|SOCK_CLOEXEC protocol=TCP", "syscall=SYS_SOCKET", (Operation.SOCKET, 2, 1, 6, "", 0)),
+        ("sa_family=AF_INET sin_port=53 sin_addr=10.0.0.10", "syscall=SYS_CONNECT fd=3", (Operation.CONNECT, 2, 0, 0, "10.0.0.10", 53)),
+        ("sa_family=AF_INET6 sin6_port=80 sin6_addr=::1", "syscall=SYS_BIND fd=3", (Operation.BIND, 10, 0, 0, "::1", 80)),
+        ("sa_family=AF_UNIX sun_path=/run/x", "syscall=SYS_CONNECT fd=3", (Operation.CONNECT, 1, 0, 0, "/run/x", 0)),
+        ("remoteip=1.2.3.4 port=443 protocol=TCP", "kprobe=tcp_connect domain=AF_INET", (Operation.CONNECT, 2, 1, 6, "1.2.3.4", 443)),
+        ("remoteip=1.2.3.4 port=443 protocol=TCP", "", (Operation.CONNECT, 2, 1, 6, "1.2.3.4", 443)),
+        ("protocol=UDP type=SOCK_DGRAM", "lsm=SOCKET_CONNECT protocol=UDP type=SOCK_DGRAM", (Operation.CONNECT, 0, 2, 17, "", 0)),
+        ("INGRESS", "SourceIP=9.9.9.9 SourcePort=1 DestinationIP=10.0.0.1 DestinationPort=22 Protocol=TCP", (Operation.ACCEPT, 2, 1, 6, "9.9.9.9", 22)),
+    ],
+)  # fmt: skip
+def test_network_text(resource: str, data: str, wanted: tuple[Any, ...]) -> None:
+    found = read(Operation="Network", Resource=resource, Data=data).behaviour
+    assert (found.operation, found.family, found.socket_type, found.protocol, found.address, found.port) == wanted
+
+
+def test_names_asked_for() -> None:
+    found = read(
+        Operation="Network", Resource="sa_family=AF_INET sin_port=53", Data="kfunc=UDP_SENDMSG,domain=example.com"
+    ).behaviour
+    assert (found.operation, found.detail) == (Operation.DNS, "example.com")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (b"", "one JSON object"),
+        (b"[]", "got list"),
+        (b"\xff", "one JSON object"),
+        (b"{}", "in `Operation`"),
+        (b'{"Operation": "Dance"}', "got `Dance`"),
+        (b'{"Operation": "File", "UID": "x"}', "number in `UID`"),
+        (b'{"Operation": "File", "Labels": 3}', "in `Labels`"),
+        (b'{"Operation": "File", "Resource": {}}', "text in `Resource`"),
+        (b"[" * 100_000, "one JSON object"),
+    ],
+)
+def test_lines_that_are_no_events(line: bytes, part: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        parse_event(line)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from([*BLOCKED, "OID", "Annotations", "NamespaceAnnotations", "NodeLabels"])
+operations = st.sampled_from(
+    ["Process", "File", "Network", "NetworkFirewall", "Capabilities", "Syscall", "Device", "x"]
+)
+
+
+@given(st.dictionaries(names, json_values, max_size=8), operations)
+@settings(max_examples=400, deadline=None)
+def test_any_object_is_an_event_or_a_decode_error(fields: dict[str, Any], operation: str) -> None:
+    try:
+        event = read(**(fields | {"Operation": operation}))
+    except DecodeError:
+        return
+    compile_ruleset([]).scope(event.identity).judge(event.behaviour, event.arguments)

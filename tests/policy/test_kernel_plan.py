@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a plan, in which order, and what is refused with which reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from policy.explain import explain_policy
+from policy.kernel_plan import plan_scope
+from policy.parse import parse
+from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from schemas.enforcement import Refusal, ScopePlan
+from schemas.identity import Identity, Kind
+from schemas.operations import Backend, Class
+from schemas.verdict import Action
+
+CONTAINER = Identity(kind=Kind.CONTAINER, node="n1", uid="u1", namespace="demo", labels={"app": "web"}, cgroups=(7,), orchestrated=True)  # fmt: skip
+HOST = Identity(kind=Kind.HOST, node="n1", uid="n1/x")
+SIGNAL = {"hauberk.io/signal": "enabled"}
+
+
+def ruleset(*entries: tuple[str, dict[str, Any], dict[str, str]], settings: PostureSettings | None = None) -> Ruleset:
+    texts = []
+    for number, (kind, spec, notes) in enumerate(entries):
+        metadata: dict[str, Any] = {"name": f"p{number}", "annotations": notes}
+        if kind == "KubeArmorPolicy":
+            metadata["namespace"] = "demo"
+            spec = {"selector": {"matchLabels": {"app": "web"}}} | spec
+        else:
+            spec = {"nodeSelector": {"matchLabels": {}}} | spec
+        texts.append(
+            yaml.safe_dump(
+                {"apiVersion": "security.kubearmor.com/v1", "kind": kind, "metadata": metadata, "spec": spec}
+            )
+        )
+    parsed = parse("---\n".join(texts), "plan")
+    assert parsed.ok, parsed.diagnostics
+    return compile_ruleset(parsed.policies, settings or PostureSettings())
+
+
+def planned(
+    spec: dict[str, Any], annotations: dict[str, str] | None = None, **settings: Any
+) -> tuple[ScopePlan, tuple[Refusal, ...]]:
+    found = ruleset(("KubeArmorPolicy", spec, annotations or {}), settings=PostureSettings(**settings))
+    return plan_scope(found.scope(CONTAINER), CONTAINER)
+
+
+def test_network_rules_go_to_the_cgroup_backend() -> None:
+    plan, refused = planned({"network": {"matchProtocols": [{"protocol": "tcp"}, {"protocol": "udp", "fromSource": [{"path": "/bin/dig"}]}]}})  # fmt: skip
+    assert not refused
+    assert [(rule.protocol, rule.source, rule.direction) for rule in plan.network] == [
+        ("udp", "/bin/dig", "egress"),
+        ("udp", "/bin/dig", "ingress"),
+        ("tcp", "", "egress"),
+        ("tcp", "", "ingress"),
+    ]
+    assert (plan.uid, plan.cgroups, plan.signal) == ("u1", (7,), False)
+
+
+def test_path_rules_need_an_opt_in_to_kills() -> None:
+    spec = {"process": {"matchPaths": [{"path": "/bin/x"}]}}
+    plan, refused = planned(spec)
+    assert plan.paths == ()
+    assert {refusal.backend for refusal in refused} == {Backend.CGROUP, Backend.SIGNAL}
+    assert any("opt in" in refusal.reason for refusal in refused)
+    plan, refused = planned(spec, SIGNAL)
+    assert plan.signal
+    assert not refused
+    assert [(rule.match, rule.value, rule.action) for rule in plan.paths] == [("path", "/bin/x", Action.BLOCK)]
+
+
+def test_first_match_is_the_judges_choice() -> None:
+    spec = {
+        "file": {
+            "action": "Allow",
+            "matchDirectories": [
+                {"dir": "/", "recursive": True},
+                {"dir": "/s/", "recursive": True, "action": "Block"},
+                {"dir": "/s/", "recursive": True, "fromSource": [{"path": "/bin/app"}]},
+            ],
+            "matchPaths": [{"path": "/s/x"}],
+            "matchPatterns": [{"pattern": "/**.key", "action": "Block"}],
+        }
+    }
+    plan, _ = planned(spec, SIGNAL)
+    assert [(rule.match, rule.value, rule.source) for rule in plan.paths] == [
+        ("directory_recursive", "/s/", "/bin/app"),
+        ("path", "/s/x", ""),
+        ("pattern", "/**.key", ""),
+        ("directory_recursive", "/s/", ""),
+        ("directory_recursive", "/", ""),
+    ]
+    assert plan.posture == ((Class.FILE, Action.AUDIT),)
+
+
+def test_limits_on_one_path_are_merged_to_the_strictest() -> None:
+    spec = {
+        "file": {"matchPaths": [{"path": "/a", "readOnly": True}, {"path": "/a", "ownerOnly": True, "action": "Allow"}]}
+    }
+    plan, _ = planned(spec, SIGNAL)
+    (rule,) = plan.paths
+    assert rule.owner_only
+    assert rule.read_only
+
+
+def test_audit_audited_and_shadow_rules_are_not_planned() -> None:
+    audit = {"action": "Audit", "network": {"matchProtocols": [{"protocol": "tcp"}]}}
+    block = {"network": {"matchProtocols": [{"protocol": "tcp"}]}}
+    for spec, notes in (
+        (audit, {}),
+        (block, {"kubearmor-policy": "audited"}),
+        (block, {"hauberk.io/mode": "shadow"}),
+        (block, {"kubearmor-policy": "disabled"}),
+    ):
+        plan, refused = planned(spec, notes)
+        assert plan.network == ()
+        assert refused == ()
+
+
+def test_a_block_without_its_exception_is_refused() -> None:
+    spec = {
+        "process": {
+            "matchDirectories": [{"dir": "/bin/", "recursive": True}, {"dir": "/opt/"}],
+            "matchPaths": [{"path": "/bin/ls", "allowedArgs": ["-l"]}],
+        }
+    }
+    plan, refused = planned(spec, SIGNAL)
+    assert [rule.value for rule in plan.paths] == ["/opt/"]
+    assert any("exception p0 spec.process.matchPaths[0]" in refusal.reason for refusal in refused)
+
+
+def test_posture_block_is_left_to_the_judge_when_the_list_is_not_complete() -> None:
+    spec = {"action": "Allow", "network": {"matchProtocols": [{"protocol": "tcp"}]}}
+    plan, refused = planned(spec, network="block")
+    assert plan.posture == ((Class.NETWORK, Action.BLOCK),)
+    assert plan.whitelist == (Class.NETWORK,)
+    assert refused == ()
+    spec["network"]["matchProtocols"].append({"protocol": "udp", "fromSource": [{"dir": "/usr/"}]})
+    plan, refused = planned(spec, network="block")
+    assert plan.posture == ()
+    assert any("posture block of network" in refusal.reason for refusal in refused)
+
+
+def test_host_firewall_rules_with_a_catch_all_for_the_posture() -> None:
+    spec = {
+        "egress": [
+            {
+                "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+                "ports": [{"port": 443, "protocol": "TCP"}],
+                "action": "Allow",
+            },
+            {"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "action": "Block"},
+        ],
+        "ingress": [{"iface": ["eth0"], "ports": [{"port": 22}], "action": "Block"}],
+    }
+    found = ruleset(("KubeArmorNetworkPolicy", spec, {}), settings=PostureSettings(host_network="block"))
+    plan, refused = plan_scope(found.scope(HOST), HOST)
+    assert [(rule.cidr, rule.port, rule.protocol, rule.action, rule.ref.policy) for rule in plan.network] == [
+        ("10.1.0.0/16", 0, "all", Action.BLOCK, "p0"),
+        ("10.0.0.0/8", 443, "tcp", Action.ALLOW, "p0"),
+        ("", 0, "all", Action.BLOCK, "DefaultPosture"),
+    ]
+    assert any("interface" in refusal.reason for refusal in refused)
+
+
+def test_rules_without_a_backend_say_why() -> None:
+    spec = {
+        "capabilities": {"matchCapabilities": [{"capability": "net_raw"}]},
+        "presets": [{"name": "filelessExec", "action": "Block"}],
+        "network": {"matchDNSQueries": [{"domain": "x.org"}]},
+    }
+    plan, refused = planned(spec, SIGNAL)
+    assert plan.paths == plan.network == ()
+    assert len(refused) == 6
+    assert all(refusal.reason and refusal.uid == "u1" for refusal in refused)
+
+
+def test_explain_says_for_every_backend() -> None:
+    spec = {
+        "process": {"matchPaths": [{"path": "/x", "pts": False}]},
+        "network": {"matchProtocols": [{"protocol": "tcp"}]},
+    }
+    (first, second) = explain_policy(ruleset(("KubeArmorPolicy", spec, SIGNAL)).policies[0])
+    assert set(first.backends) == {"bpf-lsm", "apparmor", "cgroup", "signal"}
+    assert first.backends["bpf-lsm"] is None
+    assert "terminal" in str(first.backends["signal"])
+    assert second.backends["cgroup"] is None
+    assert second.backends["signal"] is not None
