@@ -112,7 +112,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         source, stats = self.source, self.stats
         while not self._stopping and not source.finished:
-            started = loop.time()
+            started, busy = loop.time(), time.thread_time()
             batch = source.drain()
             drained = bool(batch)
             if drained:
@@ -121,7 +121,7 @@ class Agent:
             source.release()
             stats.drains += 1
             stats.fill = batch.fill
-            delay = self._delay(batch, drained, loop.time() - started)
+            delay = self._delay(batch, drained, loop.time() - started, time.thread_time() - busy)
             due = loop.time() + delay
             if delay == 0:
                 await asyncio.sleep(0)
@@ -131,14 +131,15 @@ class Agent:
                 stats.lag = max(0.0, loop.time() - due)
         await self._finish()
 
-    def _delay(self, batch: Batch, drained: bool, spent: float) -> float:
+    def _delay(self, batch: Batch, drained: bool, spent: float, busy: float) -> float:
         settings = self._settings
         if batch.more or batch.fill >= settings.urgent:
             return 0.0
         if not drained:
             return settings.idle
-        wanted = spent / settings.share
-        return max(0.0, min(max(settings.tick, wanted), settings.coalesce) - spent)
+        # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
+        wanted = min(max(settings.tick, busy / settings.share), settings.coalesce)
+        return max(0.0, wanted - spent)
 
     async def _wait(self, delay: float) -> None:
         # A future and a timer: half the cost of a timeout around an event, and this runs fifty times a second for ever.
