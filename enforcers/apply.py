@@ -102,9 +102,8 @@ class Applier:
         """Take every cgroup from under enforcement and empty the tables, at once."""
         if self._tables is None:
             return
-        self._tables.grace = 0.0
         self.apply(Plan(node=self.node, generation=0, digest="", scopes=()))
-        self.sweep()
+        self._tables.sweep(everything=True)
 
     def close(self) -> None:
         """Let go of the maps. What is in force stays in force."""

@@ -10,6 +10,7 @@ the old table; it must find it whole, hence the grace. It must never delete a ta
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 import time
@@ -51,7 +52,7 @@ class Tables:
             self._visibility = [
                 config.sum_u64(struct.pack("=I", which)) for which in (Config.HOST_VISIBILITY, Config.NEW_VISIBILITY)
             ]
-        self.grace = grace
+        self._grace = grace
         self._retired: dict[int, float] = {}
         self._keys: dict[int, dict[str, list[bytes]]] = {}
         self.writes = 0
@@ -147,13 +148,13 @@ class Tables:
     def retire(self, used: set[int]) -> None:
         """Tables not in `used` are to go when their grace is over (`sweep`)."""
         for table in self._keys.keys() - used:
-            self._retired.setdefault(table, time.monotonic() + self.grace)
+            self._retired.setdefault(table, time.monotonic() + self._grace)
         for table in self._retired.keys() & used:
             del self._retired[table]
 
-    def sweep(self) -> float | None:
+    def sweep(self, everything: bool = False) -> float | None:
         """Delete retired tables whose grace is over; seconds until the next one, None when none waits."""
-        now = time.monotonic()
+        now = math.inf if everything else time.monotonic()
         for table in [table for table, due in self._retired.items() if due <= now]:
             del self._retired[table]
             self._delete(table)

@@ -24,6 +24,7 @@ import pytest
 from bus.contract import Record
 from bus.memory import MemoryBus
 from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import PlanSettings
 from enforcers.planner import PlannerEngine, PlannerSettings
@@ -231,11 +232,13 @@ def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
         try:
             await one.until(lambda: any(task.done() for task in tasks) or one.agent.ready.is_set())
             yield one
-            one.agent.applier.clear()
         finally:
             one.planner.stop()
             one.agent.stop()
             await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            rest = Applier(pin_dir, NODE)
+            rest.clear()
+            rest.close()
 
     return opened
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Path rules as map entries; what the kernel cannot look up is refused with what depended on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enforcers.paths import encode
+from schemas.enforcement import PathRule
+from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind
+from schemas.operations import Backend, Class
+from schemas.verdict import Action, RuleRef
+
+REF = RuleRef("p", "KubeArmorPolicy", "shop", "spec.file.matchPaths[0]")
+
+
+def ident(text: str) -> int:
+    return sum(text.encode()) + 1
+
+
+def rule(match: str, value: str, action: Action = Action.BLOCK, **words: Any) -> PathRule:
+    return PathRule(**({"cls": Class.FILE, "match": match, "value": value, "action": action, "ref": REF} | words))
+
+
+def test_each_rule_is_an_entry() -> None:
+    rules = (
+        rule("path", "/a", source="/bin/x"), rule("directory", "/b/"), rule("directory_recursive", "/c/"),
+        rule("execname", "nc", cls=Class.PROCESS), rule("path", "/d", Action.ALLOW, owner_only=True, read_only=True),
+    )  # fmt: skip
+    entries, refused, holes = encode(rules, ident, Backend.SIGNAL, "u")
+    keys = [RULE_KEY.struct.unpack(key) for key, _ in entries]
+    assert keys == [
+        (0, ident("/a"), ident("/bin/x"), Class.FILE, RuleKind.EXACT),
+        (0, ident("/b/"), 0, Class.FILE, RuleKind.DIRECTORY),
+        (0, ident("/c/"), 0, Class.FILE, RuleKind.RECURSIVE),
+        (0, ident("nc"), 0, Class.PROCESS, RuleKind.EXECNAME),
+        (0, ident("/d"), 0, Class.FILE, RuleKind.EXACT),
+    ]
+    assert RULE.struct.unpack(entries[4][1])[:2] == (RuleAction.ALLOW, RuleFlag.OWNER_ONLY | RuleFlag.READ_ONLY)
+    assert (refused, holes) == ((), set())
+
+
+def test_of_two_rules_on_one_key_the_first_decides() -> None:
+    entries, _, _ = encode((rule("path", "/a"), rule("path", "/a", Action.ALLOW)), ident, Backend.SIGNAL, "u")
+    assert [RULE.struct.unpack(value)[0] for _, value in entries] == [RuleAction.BLOCK]
+
+
+def test_a_block_behind_a_pattern_that_allows_is_refused_with_it() -> None:
+    rules = (
+        rule("path", "/etc/shadow"),
+        rule("pattern", "/etc/*.conf", Action.ALLOW),
+        rule("directory", "/etc/"),
+        rule("directory", "/bin/", cls=Class.PROCESS),
+    )
+    entries, refused, holes = encode(rules, ident, Backend.SIGNAL, "u")
+    assert len(entries) == 2
+    assert ["pattern" in one.reason for one in refused] == [True, False]
+    assert "too much would be stopped" in refused[1].reason
+    assert holes == {Class.FILE}
+
+
+def test_a_pattern_that_blocks_takes_nothing_with_it() -> None:
+    entries, refused, holes = encode((rule("pattern", "/*"), rule("path", "/a")), ident, Backend.SIGNAL, "u")
+    assert (len(entries), len(refused), holes) == (1, 1, set())

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: equal content, equal digest; fences around what keeps the node alive; a reason for everything left out."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from enforcers.plan import Planner, PlanSettings
+from enforcers.protected import EXECUTABLES, chosen
+from policy.ruleset import compile_ruleset
+from schemas.enforcement import decode_plan, encode
+from schemas.identity import Kind
+from schemas.operations import Class
+from schemas.verdict import Action
+
+TCP = "network: {matchProtocols: [{protocol: tcp}]}, action: Block"
+BIN = "process: {matchDirectories: [{dir: /usr/sbin/}]}, file: {matchPaths: [{path: /etc/shadow}]}, action: Block"
+HSP = """---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorHostPolicy
+metadata: {{name: host, annotations: {{hauberk.io/signal: enabled}}}}
+spec: {{nodeSelector: {{matchLabels: {{kubernetes.io/hostname: n1}}}}, {spec}}}
+"""
+
+
+def box(number: int) -> Any:
+    return SimpleNamespace(id=100 + number, path=f"/docker/{number}")
+
+
+@pytest.fixture
+def host(identity: Any) -> Any:
+    def make(path: str, number: int = 1, kind: Kind = Kind.HOST) -> Any:
+        labels = {"kubernetes.io/hostname": "n1"}
+        words = {"kind": kind, "labels": {}, "namespace": "", "node_labels": labels, "cgroup_path": path}
+        return identity(box(number), **words)
+
+    return make
+
+
+def test_order_changes_nothing(policies: Any, ksp: Any, identity: Any) -> None:
+    documents = policies(ksp("a", TCP) + ksp("b", BIN, "{hauberk.io/signal: enabled}") + ksp("c", TCP))
+    identities = [identity(box(n)) for n in range(20)]
+    digests = set()
+    for seed in range(5):
+        random.Random(seed).shuffle(documents)
+        random.Random(seed).shuffle(identities)
+        plan = Planner(compile_ruleset(documents)).plan("n1", identities, 7)
+        digests.add(plan.digest)
+        assert (plan.generation, len(plan.scopes)) == (7, 20)
+        assert decode_plan(encode(plan)) == plan
+    assert len(digests) == 1
+
+
+def test_only_living_selected_containers_of_the_node(policies: Any, ksp: Any, identity: Any) -> None:
+    identities = [
+        identity(box(1)), identity(box(2), ended=1.0), identity(box(3), node="n2"), identity(box(4), labels={}),
+    ]  # fmt: skip
+    plan = Planner(compile_ruleset(policies(ksp("a", TCP)))).plan("n1", identities, 1)
+    assert [scope.cgroups for scope in plan.scopes] == [(101,)]
+    assert plan.policies == ("KubeArmorPolicy/shop/a",)
+
+
+def test_a_reason_is_told_once_for_all_containers(policies: Any, ksp: Any, identity: Any) -> None:
+    planner = Planner(
+        compile_ruleset(policies(ksp("a", BIN + ", capabilities: {matchCapabilities: [{capability: net_raw}]}")))
+    )
+    plan = planner.plan("n1", [identity(box(n)) for n in range(50)], 1)
+    reasons = {one.ref.position.split(".")[1].split("[")[0]: one.reason for one in plan.refused}
+    assert len(plan.refused) == 3
+    assert "opt in" in reasons["process"]
+    assert "opt in" in reasons["file"]
+
+
+def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) -> None:
+    ruleset = compile_ruleset(policies(HSP.format(spec=TCP)))
+    identities = [host("/", 0, Kind.NODE), host("/user.slice/a.scope", 1), host("/system.slice/cron.service", 2),
+                  host("/user.slice/ssh.service", 3)]  # fmt: skip
+    assert Planner(ruleset).plan("n1", identities, 1).scopes == ()
+    refused = Planner(ruleset).plan("n1", identities, 1).refused
+    assert ["host_cgroups" in one.reason for one in refused] == [True]
+    plan = Planner(ruleset, PlanSettings(host_cgroups=("/user.slice/*", "/"))).plan("n1", identities, 1)
+    assert [scope.cgroup_path for scope in plan.scopes] == ["/user.slice/a.scope"]
+
+
+def test_protected_services_need_their_name_or_the_override() -> None:
+    for path in ("/system.slice/ssh.service", "/system.slice/containerd.service", "/init.scope", "/kubelet.service/x"):
+        assert not chosen(path, ("*",), False)
+        assert chosen(path, ("*",), True)
+        assert chosen(path, (path,), False)
+    assert chosen("/system.slice/cron.service", ("/system.slice/*",), False)
+    assert not chosen("/", ("*", "/"), True)
+
+
+def test_protected_executables_are_excepted_from_broad_rules(policies: Any, host: Any) -> None:
+    settings = PlanSettings(host_cgroups=("/user.slice/*",))
+    documents = policies(HSP.format(spec=f"{BIN.replace(', action: Block', '')}, {TCP}"))
+    (scope,) = Planner(compile_ruleset(documents), settings).plan("n1", [host("/user.slice/a")], 1).scopes
+    first = scope.paths[: 2 * len(EXECUTABLES)]
+    assert {rule.action for rule in first} == {Action.ALLOW}
+    assert ("/usr/sbin/sshd", Class.PROCESS) in {(rule.value, rule.cls) for rule in first}
+    assert ("/", "/usr/sbin/sshd", Class.FILE) in {(rule.value, rule.source, rule.cls) for rule in first}
+    assert {rule.source for rule in scope.network if rule.action is Action.ALLOW} == set(EXECUTABLES)
+    overridden = PlanSettings(host_cgroups=("/user.slice/*",), override_protected=True)
+    (bare,) = Planner(compile_ruleset(documents), overridden).plan("n1", [host("/user.slice/a")], 1).scopes
+    assert not [rule for rule in (*bare.paths, *bare.network) if rule.action is Action.ALLOW]
+
+
+def test_what_is_named_is_not_protected(policies: Any, host: Any) -> None:
+    settings = PlanSettings(host_cgroups=("/user.slice/*",))
+    documents = policies(HSP.format(spec="process: {matchPaths: [{path: /usr/sbin/sshd}]}, action: Block"))
+    (scope,) = Planner(compile_ruleset(documents), settings).plan("n1", [host("/user.slice/a")], 1).scopes
+    mine = [rule for rule in scope.paths if rule.value == "/usr/sbin/sshd"]
+    assert [rule.action for rule in mine] == [Action.BLOCK]
+
+
+def test_containers_get_no_exceptions(policies: Any, ksp: Any, identity: Any) -> None:
+    documents = policies(ksp("a", BIN, "{hauberk.io/signal: enabled}"))
+    (scope,) = Planner(compile_ruleset(documents)).plan("n1", [identity(box(1))], 1).scopes
+    assert {rule.action for rule in scope.paths} == {Action.BLOCK}
