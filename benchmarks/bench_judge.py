@@ -2,7 +2,8 @@
 """What judging costs: frames of repeated behaviours, frames in which every behaviour is new, telemetry to JSON.
 
 One process, one core, frames made beforehand; the figures are of `process_time`, so a busy machine does not lower them.
-`run(scale)`: scale 1.0 takes about ten seconds. Neighbours: `processors.judge`, `processors.engine`, `schemas.expand`.
+`run(scale)`: scale 1.0 takes about fifteen seconds. Measured: `processors.decode` and `processors.judge` (judge_*),
+`schemas.expand` (telemetry_json), `processors.rows` (alert_flood), all of them with `processors.telemetry` (stage_*).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from bus.contract import Delivery, Record
 from bus.memory import MemoryBus
 from policy.documents import from_json
 from policy.ruleset import compile_ruleset
-from processors.engine import Processor
+from processors.engine import Processor, ProcessorSettings
 from processors.identify import Inventory
 from processors.judge import Judge, JudgeSettings
 from processors.telemetry import telemetry
+from processors.throttle import ThrottleSettings
 from schemas import expand
 from schemas import frame as frames
 from schemas import identity as identities
@@ -35,6 +37,10 @@ _POLICY = b"""{"apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPoli
 "process": {"matchPaths": [{"path": "/usr/bin/apt"}], "matchDirectories": [{"dir": "/sbin/", "recursive": true}]},
 "file": {"matchDirectories": [{"dir": "/etc/ssl/", "recursive": true, "readOnly": true}],
 "matchPatterns": [{"pattern": "/srv/*/secret/**"}]}, "network": {"matchProtocols": [{"protocol": "raw"}]}}}"""
+
+_LOUD = b"""{"apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": "all",
+"namespace": "demo"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "action": "Audit", "severity": 5,
+"tags": ["a", "b"], "message": "m", "file": {"matchDirectories": [{"dir": "/", "recursive": true}]}}}"""
 
 
 def _identity(cgroup: int) -> Identity:
@@ -141,6 +147,11 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
         "TelemetryFrame to one JSON object per event, KubeArmor fields; 400 behaviours, 20 processes",
     )
 
+    rate, n = _rate(_stage(ruleset, 32_768, 400, told=1), seconds)
+    note("alert_flood", rate, n, "as stage_flood, all rows in one told behaviour: throttled, counted, not walked")
+    rate, n = _rate(_stage(ruleset, 2048, 400, told=400, throttle=0), seconds)
+    note("alert_records", rate, n, "frame bytes to one alert record per row, throttle off")
+
     for name, rows, behaviours in (("stage_flood", 32_768, 400), ("stage_mixed", 4096, 400)):
         rate, n = _rate(_stage(ruleset, rows, behaviours), seconds)
         note(
@@ -152,11 +163,14 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _stage(ruleset: Any, rows: int, behaviours: int) -> Callable[[], int]:
-    processor = Processor(MemoryBus())
+def _stage(ruleset: Any, rows: int, behaviours: int, told: int = 0, throttle: int = 10) -> Callable[[], int]:
+    """One round through the stage. `told`: a policy makes every row an alert, and so many behaviours are used."""
+    settings = ProcessorSettings(throttle=ThrottleSettings(max_alerts_per_second=throttle))
+    processor = Processor(MemoryBus(), settings)
     for cgroup in range(10, 18):
         processor.inventory.apply(b"bench/%d" % cgroup, identities.encode(_identity(cgroup)))
-    processor.judge.use(ruleset)
+    processor.judge.use(compile_ruleset([from_json(_LOUD)]) if told else ruleset)
+    behaviours = told or behaviours
     teller = processor.teller
     encoded = [frames.encode(_frame(number, rows, behaviours)) for number in range(4)]
     deliveries = [Delivery(EVENTS_RAW, 0, number, Record(b"bench", data)) for number, data in enumerate(encoded)]

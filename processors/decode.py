@@ -34,8 +34,12 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail")
 
 
-@lru_cache(512)
+_ACCESS: Final[dict[int, Access]] = {}
+
+
 def _access(bits: int) -> Access:
+    if len(_ACCESS) < 4096:
+        _ACCESS[bits] = Access(bits)
     return Access(bits)
 
 
@@ -151,7 +155,7 @@ class Definitions:
         behaviour = Behaviour(
             id=ident,
             operation=op,
-            access=_access(access),
+            access=_ACCESS.get(access) or _access(access),
             result=result,
             enforcer=_BACKENDS.get(enforcer, Backend.OBSERVER),
             cgroup=cgroup,

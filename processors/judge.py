@@ -16,7 +16,7 @@ import msgspec
 
 from processors.decode import Definitions, tellable_behaviour
 from processors.identify import Inventory
-from processors.outcome import Outcome, outcome
+from processors.outcome import SILENT, Outcome, outcome
 from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED, Frame, FrameHeader
 from schemas.identity import Identity
@@ -192,7 +192,7 @@ class Judge:
         """Judge ids that are not in the young generation, or whose answer may be old."""
         inventory, definitions, odd = self._inventory, tally.definitions, tally.definitions.odd
         decode, find, node, epoch = definitions.behaviour, inventory.find, run[0], inventory.epoch
-        entries, parked, scope_of = tally.entries, tally.parked, self._scope
+        entries, parked, scopes = tally.entries, tally.parked, self._scopes
         young, old = self._young[run], self._old.get(run, {})
         judged = 0
         for ident in missing:
@@ -219,7 +219,8 @@ class Judge:
                     fresh.behaviour = tellable_behaviour(raw) if ident in odd else raw
                 fresh.identity = identity
                 fresh.plain = None
-                fresh.scope, logged = scope_of(identity)
+                known = scopes.get(id(identity))
+                fresh.scope, logged = known[1] if known is not None else self._scope(identity)
                 fresh.log = raw.operation in logged
                 _settle(fresh, fresh.scope.judge(raw))
                 entry = fresh
@@ -262,8 +263,12 @@ class Judge:
 
 def _settle(entry: Entry, verdict: Verdict) -> None:
     entry.verdict = verdict
+    if not (verdict.tell or verdict.needs_arguments or verdict.shadow or entry.raw.enforcer):
+        # Nearly always: nothing to tell.
+        entry.outcome, entry.shadows, entry.rows = SILENT, (), False
+        return
     told = entry.outcome = outcome(entry.raw, verdict)
-    shadows = entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell) if verdict.shadow else ()
+    shadows = entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell)
     entry.rows = told.told or verdict.needs_arguments or bool(shadows)
 
 

@@ -35,7 +35,7 @@ def outcome(behaviour: Behaviour, verdict: Verdict) -> Outcome:
         # Told whatever the verdict: a plan older than the policies may still be in force on the node.
         return Outcome(True, "Block", DENY)
     if not verdict.tell:
-        return _SILENT
+        return SILENT
     if verdict.action is Action.BLOCK:
         return _NOT_ENFORCED
     if verdict.action is Action.ALLOW:
@@ -43,6 +43,6 @@ def outcome(behaviour: Behaviour, verdict: Verdict) -> Outcome:
     return _AUDITED
 
 
-_SILENT: Final = Outcome(False, "Allow", ALLOW)
+SILENT: Final = Outcome(False, "Allow", ALLOW)
 _NOT_ENFORCED: Final = Outcome(True, "Audit (Block)", AUDIT)
 _AUDITED: Final = Outcome(True, "Audit", AUDIT)
