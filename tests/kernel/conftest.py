@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One load of the real programs per session, and a way to run something in a cgroup of its own and see what was seen."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kernel import bpf
+from kernel.features import cgroup2_mount, survey
+from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.maps import Map
+from schemas.kernel import BEHAVIOUR, DEFINITION, OCCURRENCE, PROCESS, SCOPE, DefinitionKind, Layout, Loss, ScopeFlag
+from schemas.operations import Access, Backend, Class, Operation
+
+ALL = sum(1 << member for member in Class)
+
+
+def why_not() -> str | None:
+    """Why the programs cannot be loaded here; None when they can."""
+    if os.geteuid():
+        return "needs root"
+    offered = {feature.name: feature for feature in survey()}
+    for name in ("BTF", "BCC", "raw tracepoints", "ring buffer", "cgroup v2"):
+        if not offered[name].available:
+            return f"{name}: {offered[name].why}"
+    return None
+
+
+@pytest.fixture(scope="session")
+def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bpffs mounted for this session alone."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    where = str(tmp_path_factory.mktemp("bpffs"))
+    assert mount_bpffs(where)
+    yield where
+    unmount(where)
+
+
+@pytest.fixture(scope="session")
+def loaded(bpffs: str) -> Iterator[Loaded]:
+    """The programs, watching only cgroups that a test made."""
+    # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
+    yield load(LoadSettings(new_visibility=0), f"{bpffs}/session")
+    unload(f"{bpffs}/session")
+
+
+class Reader:
+    """A ring read from where it is now: enough for tests, blind to speed."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = bpf.pinned(path)
+        self.size = bpf.map_info(self.fd).max_entries
+        self.consumer = mmap.mmap(self.fd, mmap.PAGESIZE)
+        self.producer = mmap.mmap(self.fd, mmap.PAGESIZE + 2 * self.size, prot=mmap.PROT_READ, offset=mmap.PAGESIZE)
+
+    def take(self) -> list[bytes]:
+        """Every finished record."""
+        out = []
+        (at,) = struct.unpack_from("=Q", self.consumer)
+        (end,) = struct.unpack_from("=Q", self.producer)
+        while at < end:
+            place = mmap.PAGESIZE + (at & (self.size - 1))
+            (length,) = struct.unpack_from("=I", self.producer, place)
+            if length >> 31:
+                break
+            size = length & 0x3FFFFFFF
+            if not length >> 30 & 1:
+                out.append(self.producer[place + 8 : place + 8 + size])
+            at += (size + 15) & ~7
+        struct.pack_into("=Q", self.consumer, 0, at)
+        return out
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.consumer.close()
+        self.producer.close()
+        os.close(self.fd)
+
+
+def fields(layout: Layout, data: bytes) -> SimpleNamespace:
+    """A record by field name; repeated fields as tuples."""
+    values = list(layout.struct.unpack(data))
+    out: dict[str, Any] = {}
+    for field in layout.fields:
+        if field.ctype == "u8" or field.count == 1:
+            out[field.name] = values.pop(0)
+        else:
+            out[field.name] = tuple(values.pop(0) for _ in range(field.count))
+    return SimpleNamespace(**out)
+
+
+class Event(SimpleNamespace):
+    """One occurrence with its behaviour and texts spelled out."""
+
+
+class Sensor:
+    """The loaded programs seen from a test."""
+
+    def __init__(self, loaded: Loaded, cgroup: Path) -> None:
+        self.loaded = loaded
+        self.key = loaded.key
+        self.cgroup = cgroup
+        self.cgroup_id = cgroup.stat().st_ino
+        self.occurrences = Reader(f"{loaded.pin_dir}/maps/occurrences")
+        self.definitions = Reader(f"{loaded.pin_dir}/maps/definitions")
+        self.texts: dict[int, bytes] = {0: b""}
+        self.behaviours: dict[int, SimpleNamespace] = {}
+        self.processes: dict[int, SimpleNamespace] = {}
+        self.cgroups: list[tuple[DefinitionKind, int, bytes]] = []
+        # What earlier tests were told is told again: every test stands alone.
+        for name in ("behaviours", "strings", "processes"):
+            with loaded.map(name) as table:
+                table.clear()
+        self.occurrences.take()
+        self.definitions.take()
+        self.scope()
+
+    def scope(self, *, flags: ScopeFlag = ScopeFlag.CONTAINER, table: int = 0, visibility: int = ALL) -> None:
+        """Write this test's scope."""
+        with self.loaded.map("scopes") as scopes:
+            scopes.put(struct.pack("=Q", self.cgroup_id), SCOPE.struct.pack(table, 0, flags, visibility))
+
+    def run(self, action: Callable[[], object] | list[str], *, status: int | None = 0) -> list[Event]:
+        """Run `action` in a forked child inside the cgroup (a list is executed) and return what was seen of the cgroup.
+
+        `status`: wait status expected, None for any. A child that raises prints its traceback and ends with 99.
+        """
+        pid = os.fork()
+        if not pid:
+            code = 99
+            try:
+                (self.cgroup / "cgroup.procs").write_text("0")
+                if isinstance(action, list):
+                    os.execv(action[0], action)
+                action()
+                code = 0
+            except BaseException:  # noqa: BLE001  a forked child must not return into pytest
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        _, ended = os.waitpid(pid, 0)
+        if status is not None:
+            assert ended == status
+        self.pid = pid
+        return self.seen()
+
+    def seen(self) -> list[Event]:
+        """What the rings hold of this cgroup, in order of time."""
+        rows = [fields(OCCURRENCE, record) for record in self.occurrences.take()]
+        for record in self.definitions.take():
+            self._define(record)
+        events = []
+        for row in rows:
+            behaviour = self.behaviours.get(row.id)
+            assert behaviour is not None, f"occurrence of the undefined behaviour {row.id:#x}"
+            if behaviour.cgroup != self.cgroup_id:
+                continue
+            event = Event(**{**vars(behaviour), **vars(row)})
+            event.operation = Operation(event.operation)
+            event.access = Access(event.access)
+            event.enforcer = Backend(event.enforcer)
+            for name in ("executable", "parent", "resource", "resource2"):
+                setattr(event, name, self.texts[getattr(behaviour, name)].decode())
+            events.append(event)
+        return sorted(events, key=lambda event: event.time)
+
+    def _define(self, record: bytes) -> None:
+        ident, kind, size = DEFINITION.struct.unpack_from(record)
+        body = record[DEFINITION.size : DEFINITION.size + size]
+        assert len(body) == size
+        match DefinitionKind(kind):
+            case DefinitionKind.STRING:
+                self.texts[ident] = body
+            case DefinitionKind.BEHAVIOUR:
+                self.behaviours[ident] = fields(BEHAVIOUR, body)
+            case DefinitionKind.PROCESS:
+                process = fields(PROCESS, body)
+                for name in ("executable", "parent", "arguments", "cwd"):
+                    setattr(process, name, self.texts.get(getattr(process, name)))
+                self.processes[ident] = process
+            case other:
+                self.cgroups.append((other, ident, body))
+
+    def lost(self, what: Loss) -> int:
+        """A loss counter, over all cpus."""
+        with self.loaded.map("losses") as losses:
+            return losses.sum_u64(struct.pack("=I", what))
+
+    def map(self, name: str) -> Map:
+        """A map of the session's load."""
+        return self.loaded.map(name)
+
+    def close(self) -> None:
+        """Let go of the rings."""
+        self.occurrences.close()
+        self.definitions.close()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """An empty cgroup of this test, removed afterwards."""
+    mount = cgroup2_mount()
+    if mount is None or os.geteuid():
+        pytest.skip("needs root and cgroup v2")
+    path = Path(mount) / f"hauberk-test-{os.getpid()}-{time.monotonic_ns()}"
+    path.mkdir()
+    yield path
+    for child in sorted(path.glob("**/"), reverse=True):
+        remove(child)
+
+
+def remove(path: Path) -> None:
+    """rmdir a cgroup; tasks that were just reaped may hold it for a moment."""
+    deadline = time.monotonic() + 5
+    while path.exists():
+        try:
+            path.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            os.sched_yield()
+
+
+@pytest.fixture
+def sensor(loaded: Loaded, cgroup: Path) -> Iterator[Sensor]:
+    """The programs watching `cgroup`."""
+    made = Sensor(loaded, cgroup)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pick() -> Callable[..., Event]:
+    """pick(events, operation, **fields): the only event with that operation and those fields."""
+
+    def choose(events: list[Event], operation: Operation, **wanted: object) -> Event:
+        found = [
+            event
+            for event in events
+            if event.operation is operation and all(getattr(event, name) == value for name, value in wanted.items())
+        ]
+        near = [event for event in events if event.operation is operation]
+        assert len(found) == 1, f"expected one {operation.name} with {wanted}, got {len(found)} of {near}"
+        return found[0]
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """A C compiler's name."""
+    for name in ("cc", "gcc", "clang"):
+        if subprocess.run(["which", name], capture_output=True, check=False).returncode == 0:
+            return name
+    pytest.skip("needs a C compiler")

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File operations as the live kernel tells them: each call made for real, path, access and result compared."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel.syscalls import number
+from schemas.kernel import Loss
+from schemas.operations import Access, Operation
+
+pytestmark = pytest.mark.kernel
+Pick = Callable[..., Any]
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "access", "operation"),
+    [
+        (os.O_RDONLY, Access.READ, Operation.OPEN),
+        (os.O_WRONLY, Access.WRITE, Operation.OPEN),
+        (os.O_RDWR | os.O_APPEND, Access.READ | Access.WRITE | Access.APPEND, Operation.OPEN),
+        (os.O_WRONLY | os.O_TRUNC, Access.WRITE | Access.TRUNCATE, Operation.OPEN),
+        (os.O_WRONLY | os.O_CREAT, Access.WRITE | Access.CREATE, Operation.OPEN),
+        (os.O_PATH, Access.METADATA, Operation.OPEN),
+    ],
+)
+def test_open_modes(sensor: Any, pick: Pick, tmp_path: Path, flags: int, access: Access, operation: Operation) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    os.chown(path, 1234, 1234)
+    event = pick(sensor.run(lambda: os.open(path, flags)), operation, resource=str(path))
+    assert (event.access, event.result, event.owner) == (access, 0, 1234)
+    assert event.flags & ~os.O_CLOEXEC == flags
+    assert event.ret >= 0
+
+
+def test_open_that_makes_the_file_is_a_create(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    event = pick(sensor.run(lambda: os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)), Operation.CREATE)
+    assert (event.resource, event.access) == (str(path), Access.WRITE | Access.CREATE)
+
+
+def test_symbolic_links_are_followed_by_an_open_that_succeeds(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    pick(sensor.run(lambda: os.open(tmp_path / "link", os.O_RDONLY)), Operation.OPEN, resource=f"{tmp_path}/real")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("missing", "{base}/missing"),
+        ("./a//b/../missing", "{base}/a/missing"),
+        ("../../../../../../../../../../missing", "/missing"),
+        ("/a/./b/..//missing/", "/a/missing"),
+        ("..", None),
+        ("sub/..//", None),
+        ("/..", None),
+    ],
+)
+def test_a_failed_open_is_told_by_the_callers_string(
+    sensor: Any, pick: Pick, tmp_path: Path, given: str, expected: str | None
+) -> None:
+    def act() -> None:
+        os.chdir(tmp_path)
+        with pytest.raises(OSError):
+            os.open(given, os.O_WRONLY)
+
+    event = pick(sensor.run(act), Operation.OPEN, flags=os.O_WRONLY | os.O_CLOEXEC)
+    wanted = os.path.normpath(os.path.join(tmp_path, given)) if expected is None else expected.format(base=tmp_path)
+    assert event.resource == wanted
+    assert event.result in (-errno.ENOENT, -errno.EISDIR)
+    assert event.owner == 0xFFFFFFFF
+
+
+def test_open_relative_to_a_descriptor(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    def act() -> None:
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        with pytest.raises(FileNotFoundError):
+            os.open("gone", os.O_RDONLY, dir_fd=fd)
+
+    events = sensor.run(act)
+    assert pick(events, Operation.OPEN, resource=str(tmp_path)).access == Access.READ | Access.DIRECTORY
+    assert pick(events, Operation.OPEN, resource=f"{tmp_path}/gone").result == -errno.ENOENT
+
+
+def test_openat2(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    def act() -> None:
+        how = (ctypes.c_uint64 * 3)(os.O_RDWR, 0, 0)
+        assert libc.syscall(number("openat2"), -100, os.fsencode(tmp_path / "file"), how, 24) >= 0
+
+    event = pick(sensor.run(act), Operation.OPEN, resource=f"{tmp_path}/file")
+    assert (event.flags, event.access) == (os.O_RDWR, Access.READ | Access.WRITE)
+
+
+def test_calls_that_name_paths(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    def act() -> None:
+        os.chdir(tmp_path)
+        os.mkdir("dir", 0o750)
+        os.rename("file", "dir/./moved")
+        os.link("dir/moved", "hard")
+        os.symlink("../some/where", "soft")
+        os.chmod("hard", 0o640)
+        os.chown("hard", 5, 6)
+        os.truncate("hard", 77)
+        os.mkfifo("fifo", 0o600)
+        fd = os.open("hard", os.O_RDWR)
+        os.fchmod(fd, 0o600)
+        os.fchown(fd, 7, 8)
+        os.ftruncate(fd, 3)
+        os.unlink("hard")
+        os.unlink("dir/moved")
+        os.rmdir("dir")
+
+    events = sensor.run(act)
+    base = str(tmp_path)
+    assert pick(events, Operation.MKDIR, resource=f"{base}/dir").args[0] == 0o750
+    renamed = pick(events, Operation.RENAME)
+    assert (renamed.resource, renamed.resource2) == (f"{base}/file", f"{base}/dir/moved")
+    linked = pick(events, Operation.LINK)
+    assert (linked.resource, linked.resource2) == (f"{base}/hard", f"{base}/dir/moved")
+    soft = pick(events, Operation.SYMLINK)
+    assert (soft.resource, soft.resource2) == (f"{base}/soft", "../some/where")
+    assert [e.args[0] for e in events if e.operation is Operation.CHMOD and e.resource == f"{base}/hard"] == [
+        0o640,
+        0o600,
+    ]
+    assert [e.args for e in events if e.operation is Operation.CHOWN and e.resource == f"{base}/hard"] == [
+        (5, 6),
+        (7, 8),
+    ]
+    assert [e.args[0] for e in events if e.operation is Operation.TRUNCATE] == [77, 3]
+    node = pick(events, Operation.MKNOD, resource=f"{base}/fifo")
+    assert stat.S_ISFIFO(node.args[0])
+    assert [e.resource for e in events if e.operation is Operation.UNLINK] == [f"{base}/hard", f"{base}/dir/moved"]
+    assert pick(events, Operation.RMDIR).resource == f"{base}/dir"
+    assert {e.result for e in events} == {0}
+
+
+def test_failed_calls_carry_their_errno(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    def act() -> None:
+        for call in (os.unlink, os.rmdir):
+            with pytest.raises(FileNotFoundError):
+                call(tmp_path / "gone")
+
+    events = sensor.run(act)
+    assert pick(events, Operation.UNLINK).result == -errno.ENOENT
+    assert pick(events, Operation.RMDIR).result == -errno.ENOENT
+
+
+def make_deep(base: Path, name: str, count: int) -> None:
+    """`count` nested directories, made step by step: the whole path may be longer than a call accepts."""
+    os.chdir(base)
+    for _ in range(count):
+        os.mkdir(name)
+        os.chdir(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("d", 100), ("component-of-some-length", 80), ("n", 1900), ("x" * 250, 15)]
+)
+def test_deep_paths_are_whole(sensor: Any, pick: Pick, tmp_path: Path, name: str, count: int) -> None:
+    before = sensor.lost(Loss.PATH_TRUNCATED)
+
+    def act() -> None:
+        make_deep(tmp_path, name, count)
+        os.open("leaf", os.O_CREAT | os.O_WRONLY)
+        with pytest.raises(FileNotFoundError):
+            os.open("gone", os.O_RDONLY)
+
+    events = sensor.run(act)
+    whole = f"{tmp_path}" + f"/{name}" * count
+    made = [event for event in events if event.operation is Operation.CREATE]
+    assert [event.resource for event in made] == [f"{whole}/leaf"]
+    assert pick(events, Operation.OPEN, resource=f"{whole}/gone").result == -errno.ENOENT
+    assert sensor.lost(Loss.PATH_TRUNCATED) == before
+    subprocess.run(["rm", "-rf", str(tmp_path / name)], check=True)
+
+
+def test_a_path_beyond_path_max_is_counted_and_marked(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    before = sensor.lost(Loss.PATH_TRUNCATED)
+
+    def act() -> None:
+        make_deep(tmp_path, "y" * 200, 22)
+        os.open("leaf", os.O_CREAT | os.O_WRONLY)
+
+    event = pick(sensor.run(act), Operation.CREATE)
+    assert event.access & Access.PARTIAL
+    assert event.resource.endswith("y" * 200 + "/leaf")
+    assert sensor.lost(Loss.PATH_TRUNCATED) > before
+    subprocess.run(["rm", "-rf", str(tmp_path / ("y" * 200))], check=True)
+
+
+def test_paths_are_those_of_the_tasks_root(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "jail" / "etc").mkdir(parents=True)
+    (tmp_path / "jail" / "etc" / "hosts").write_text("x")
+
+    def act() -> None:
+        os.chroot(tmp_path / "jail")
+        os.chdir("/")
+        os.open("/etc/hosts", os.O_RDONLY)
+        with pytest.raises(FileNotFoundError):
+            os.open("etc/gone", os.O_RDONLY)
+
+    events = sensor.run(act)
+    assert pick(events, Operation.OPEN, resource="/etc/hosts").ret >= 0
+    assert pick(events, Operation.OPEN, resource="/etc/gone").result == -errno.ENOENT
+
+
+def test_mounts_are_crossed_in_a_namespace_of_its_own(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    target = tmp_path / "mounted"
+    target.mkdir()
+
+    def act() -> None:
+        clone_newns, ms_rec, ms_private = 0x20000, 16384, 1 << 18
+        assert libc.unshare(clone_newns) == 0
+        assert libc.mount(b"none", b"/", None, ms_rec | ms_private, None) == 0
+        assert libc.mount(b"fresh", os.fsencode(target), b"tmpfs", 0, None) == 0
+        (target / "sub").mkdir()
+        os.open(target / "sub" / "inside", os.O_CREAT | os.O_RDWR)
+        assert libc.umount2(os.fsencode(target), 0) != 0  # busy: the descriptor is open
+        assert libc.umount2(os.fsencode(target), 2) == 0
+
+    events = sensor.run(act)
+    assert pick(events, Operation.CREATE).resource == f"{target}/sub/inside"
+    mounted = pick(events, Operation.MOUNT, resource=str(target))
+    assert (mounted.resource2, mounted.result) == ("fresh", 0)
+    assert [e.result for e in events if e.operation is Operation.UMOUNT] == [-errno.EBUSY, 0]
+    own = pick(events, Operation.CREATE).mnt_ns
+    assert own != int(os.readlink("/proc/self/ns/mnt")[5:-1])
+
+
+def test_repetition_defines_nothing_new(sensor: Any) -> None:
+    def act() -> None:
+        for _ in range(200):
+            os.close(os.open("/etc/hosts", os.O_RDONLY))
+
+    events = [event for event in sensor.run(act) if event.resource == "/etc/hosts"]
+    assert len(events) == 200
+    assert len({event.id for event in events}) == 1

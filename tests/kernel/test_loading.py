@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading, reuse, replacement and removal of pins, and the sentences said when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel import bpf, loading
+from kernel.catalogue import GUARDS, PROBES, TABLES
+from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
+from schemas.errors import KernelError, MissingDependency, PermissionMissing, Unavailable
+from schemas.kernel import Config
+
+pytestmark = pytest.mark.kernel
+SMALL = LoadSettings(new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64)
+
+
+def links_alive(pin_dir: str) -> list[str]:
+    """Probes whose pinned link can be opened."""
+    alive = []
+    for probe in PROBES:
+        fd = bpf.pinned(f"{pin_dir}/links/{probe.name}")
+        alive.append(probe.name)
+        os.close(fd)
+    return alive
+
+
+def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
+    pins = f"{bpffs}/reuse"
+    steps: list[str] = []
+    first = load(SMALL, pins, progress=lambda step, seconds: steps.append(step))
+    try:
+        assert steps == ["headers", "import", "compile", "attach"]
+        assert not first.reused
+        assert sorted(os.listdir(f"{pins}/maps")) == sorted(table.name for table in TABLES)
+        assert sorted(os.listdir(f"{pins}/programs")) == sorted(each.name for each in (*PROBES, *GUARDS))
+        assert links_alive(pins) == [probe.name for probe in PROBES]
+        second = load(
+            LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"host_visibility": 4}), pins
+        )
+        assert (second.reused, second.key) == (True, first.key)
+        with second.map("config") as config:
+            assert config.sum_u64(struct.pack("=I", Config.HOST_VISIBILITY)) == 4
+        assert existing(pins, layout_hash(SMALL)) is not None
+        assert existing(pins, 1) is None
+    finally:
+        unload(pins)
+    assert not os.path.exists(pins)
+    assert existing(pins) is None
+    unload(pins)
+
+
+def test_pins_of_another_layout_are_replaced(bpffs: str) -> None:
+    pins = f"{bpffs}/replace"
+    try:
+        first = load(SMALL, pins)
+        other = LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"rules": 128})
+        second = load(other, pins)
+        assert not second.reused
+        assert second.key != first.key
+        with second.map("rules") as rules:
+            assert rules.info.max_entries == 128
+    finally:
+        unload(pins)
+
+
+def test_the_parent_stays_small(bpffs: str) -> None:
+    code = (
+        "import sys\nfrom kernel.loading import LoadSettings, load, unload\n"
+        f"load(LoadSettings(new_visibility=0, occurrence_pages=4, definition_pages=4), {bpffs + '/small-parent'!r})\n"
+        f"unload({bpffs + '/small-parent'!r})\n"
+        "assert 'bcc' not in sys.modules\n"
+        "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 45_000, "kB at the peak"
+
+
+def test_a_place_that_is_no_bpffs_is_refused(tmp_path: Path) -> None:
+    assert not is_bpffs(str(tmp_path))
+    with pytest.raises(KernelError, match="to lie in a bpffs"):
+        load(SMALL, str(tmp_path / "pins"))
+
+
+def test_a_loader_that_takes_too_long_is_ended(bpffs: str) -> None:
+    settings = LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"timeout": 0.05})
+    with pytest.raises(Unavailable, match=r"did not finish in 0\.05 s"):
+        load(settings, f"{bpffs}/late")
+    assert not os.path.exists(f"{bpffs}/late")
+
+
+def test_a_program_that_does_not_compile_is_told(bpffs: str) -> None:
+    settings = LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"strings": 0})
+    with pytest.raises(KernelError):
+        load(settings, f"{bpffs}/broken")
+    assert not os.path.exists(f"{bpffs}/broken")
+
+
+def child(request: dict[str, Any], prelude: str) -> dict[str, Any]:
+    """Last line of a loader child that ran `prelude` first."""
+    code = f"{prelude}\nimport sys\nfrom kernel import loader_child\nsys.exit(loader_child.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(request), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def request(pins: str) -> dict[str, Any]:
+    """What the parent would ask for."""
+    return {name: getattr(SMALL, name) for name in SMALL.__struct_fields__} | {"pin_dir": pins, "layout": 1}
+
+
+def test_the_wrong_bcc_is_named(bpffs: str, tmp_path: Path) -> None:
+    (tmp_path / "bcc").mkdir()
+    (tmp_path / "bcc" / "__init__.py").write_text("lattice = 1\n")
+    answer = child(request(f"{bpffs}/wrong"), f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert answer["kind"] == MissingDependency.__name__
+    assert "unrelated lattice library" in answer["error"]
+
+
+def test_a_missing_bcc_is_named(bpffs: str) -> None:
+    prelude = "import sys; sys.modules['bcc'] = None"
+    answer = child(request(f"{bpffs}/missing"), prelude)
+    assert "python3-bpfcc" in answer["error"]
+
+
+def test_without_privileges_the_sentence_says_so(bpffs: str) -> None:
+    prelude = "import os, kernel.loader_child; os.setuid(65534)"
+    answer = child(request(f"{bpffs}/nobody"), prelude)
+    assert answer["kind"] == PermissionMissing.__name__
+    assert "run as root" in answer["error"]
+
+
+def test_the_layout_hash_knows_sizes_but_not_visibility() -> None:
+    base = layout_hash(LoadSettings())
+    assert base == layout_hash(LoadSettings(host_visibility=14, timeout=1.0))
+    assert base != layout_hash(LoadSettings(rules=5))
+    assert loading.LoadSettings.__struct_config__.forbid_unknown_fields

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket calls as the live kernel tells them, on loopback."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.operations import Operation
+
+pytestmark = pytest.mark.kernel
+Pick = Callable[..., Any]
+V4, V6 = bytes([127, 0, 0, 1]) + bytes(12), bytes(15) + b"\1"
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
+def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A listening TCP socket of the test's own process."""
+    made = socket.socket(request.param, socket.SOCK_STREAM)
+    made.bind(("127.0.0.1" if request.param == socket.AF_INET else "::1", 0))
+    made.listen(4)
+    yield made
+    made.close()
+
+
+def test_connect_tells_peer_and_local_port(sensor: Any, pick: Pick, server: socket.socket) -> None:
+    host, port = server.getsockname()[:2]
+    read, write = os.pipe()
+
+    def act() -> None:
+        client = socket.create_connection((host, port))
+        os.write(write, client.getsockname()[1].to_bytes(2, "big"))
+
+    events = sensor.run(act)
+    event = pick(events, Operation.CONNECT)
+    assert (event.family, event.socket_type, event.protocol) == (server.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    assert (event.address, event.port, event.result) == (V4 if server.family == socket.AF_INET else V6, port, 0)
+    assert event.aux == int.from_bytes(os.read(read, 2), "big")
+    made = pick(events, Operation.SOCKET, family=server.family)
+    assert (made.socket_type, made.flags & socket.SOCK_CLOEXEC) == (socket.SOCK_STREAM, socket.SOCK_CLOEXEC)
+    os.close(read)
+    os.close(write)
+
+
+def test_a_refused_connect_is_told(sensor: Any, pick: Pick, server: socket.socket) -> None:
+    address = server.getsockname()
+    server.close()
+
+    def act() -> None:
+        with socket.socket(server.family) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(address)
+
+    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
+    server = socket.socket(family)
+    event = pick(sensor.run(act), Operation.CONNECT)
+    assert (event.port, event.result) == (address[1], -errno.ECONNREFUSED)
+    server.close()
+
+
+def test_a_connect_in_progress_is_a_pass(sensor: Any, pick: Pick) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def act() -> None:
+        client = socket.socket()
+        client.setblocking(False)
+        assert client.connect_ex(server.getsockname()) == errno.EINPROGRESS
+
+    event = pick(sensor.run(act), Operation.CONNECT)
+    assert (event.ret, event.result) == (-errno.EINPROGRESS, 0)
+    server.close()
+
+
+def test_bind_listen_accept(sensor: Any, pick: Pick) -> None:
+    read, write = os.pipe()
+
+    def act() -> None:
+        server = socket.socket()
+        server.bind(("127.0.0.1", 0))
+        server.listen(7)
+        client = socket.create_connection(server.getsockname())
+        server.accept()
+        os.write(write, server.getsockname()[1].to_bytes(2, "big") + client.getsockname()[1].to_bytes(2, "big"))
+
+    events = sensor.run(act)
+    data = os.read(read, 4)
+    local, remote = int.from_bytes(data[:2], "big"), int.from_bytes(data[2:], "big")
+    bound = pick(events, Operation.BIND)
+    assert (bound.address, bound.port, bound.aux) == (V4, 0, local)
+    listening = pick(events, Operation.LISTEN)
+    assert (listening.address, listening.port, listening.args[0]) == (V4, local, 7)
+    accepted = pick(events, Operation.ACCEPT)
+    assert (accepted.address, accepted.port, accepted.aux) == (V4, local, remote)
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("call", ["sendto", "sendmsg"])
+def test_datagrams_tell_their_destination(sensor: Any, pick: Pick, connected: bool, call: str) -> None:
+    sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sink.bind(("127.0.0.1", 0))
+    address = sink.getsockname()
+
+    def act() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            if connected:
+                client.connect(address)
+            if call == "sendto":
+                client.send(b"x") if connected else client.sendto(b"x", address)
+            else:
+                client.sendmsg([b"x"], [], 0, *([] if connected else [address]))
+
+    event = pick(sensor.run(act), Operation.SEND)
+    assert (event.address, event.port, event.protocol, event.ret) == (V4, address[1], socket.IPPROTO_UDP, 1)
+    sink.close()
+
+
+def test_streams_are_told_by_connect_not_by_send(sensor: Any) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    events = sensor.run(lambda: socket.create_connection(server.getsockname()).send(b"x"))
+    assert not [event for event in events if event.operation is Operation.SEND]
+    server.close()
+
+
+def test_unix_sockets_by_path(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    def act() -> None:
+        os.chdir(tmp_path)
+        server = socket.socket(socket.AF_UNIX)
+        server.bind("./sock")
+        server.listen(1)
+        socket.socket(socket.AF_UNIX).connect(str(tmp_path / "sock"))
+
+    events = sensor.run(act)
+    path = f"{tmp_path}/sock"
+    assert pick(events, Operation.BIND).resource == path
+    assert pick(events, Operation.CONNECT).resource == path
+    assert pick(events, Operation.CONNECT).family == socket.AF_UNIX
+
+
+def test_abstract_unix_sockets_keep_every_byte(sensor: Any, pick: Pick) -> None:
+    name = f"\0hauberk\0{os.getpid()}"
+
+    def act() -> None:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(name)
+        server.listen(1)
+        socket.socket(socket.AF_UNIX).connect(name)
+        server.accept()
+
+    events = sensor.run(act)
+    for operation in (Operation.BIND, Operation.LISTEN, Operation.CONNECT, Operation.ACCEPT):
+        assert pick(events, operation).resource == "@" + name[1:]
+
+
+def test_a_descriptor_that_is_no_socket(sensor: Any, pick: Pick) -> None:
+    def act() -> None:
+        fd = os.open("/etc/hosts", os.O_RDONLY)
+        address = struct.pack("=HH12x", socket.AF_INET, socket.htons(9))
+        assert ctypes.CDLL(None).connect(fd, address, len(address)) == -1
+
+    event = pick(sensor.run(act), Operation.CONNECT)
+    assert (event.result, event.port) == (-errno.ENOTSOCK, 9)

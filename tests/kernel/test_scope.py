@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is watched: visibility per cgroup and class, cgroups made inside containers, excluded processes, full rings."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel.loading import LoadSettings, exclude, load, unload
+from schemas.kernel import SCOPE, Config, DefinitionKind, Loss, ScopeFlag
+from schemas.operations import Class, Operation
+
+pytestmark = pytest.mark.kernel
+Pick = Callable[..., Any]
+
+
+def act() -> None:
+    """One file and one identity operation."""
+    os.open("/etc/hosts", os.O_RDONLY)
+    os.setgid(0)
+
+
+def test_classes_are_switched_one_by_one(sensor: Any) -> None:
+    sensor.scope(visibility=1 << Class.SYSCALL)
+    assert [event.operation for event in sensor.run(act)] == [Operation.SETGID]
+    sensor.scope(visibility=1 << Class.FILE)
+    assert {event.operation for event in sensor.run(act)} == {Operation.OPEN}
+    sensor.scope(visibility=0)
+    assert sensor.run(act) == []
+
+
+def test_what_was_forked_unseen_is_known_once_seen(sensor: Any) -> None:
+    sensor.scope(visibility=0)
+
+    def late() -> None:
+        sensor.scope(visibility=1 << Class.FILE)
+        os.open("/etc/hosts", os.O_RDONLY)
+
+    (event,) = [event for event in sensor.run(late) if event.resource == "/etc/hosts"]
+    assert event.executable == os.path.realpath("/proc/self/exe")
+    assert event.pid == sensor.pid
+
+
+def test_excluded_processes_are_silent_and_their_children_are_not(sensor: Any) -> None:
+    def hidden() -> None:
+        exclude(sensor.loaded, os.getpid())
+        os.open("/etc/hosts", os.O_RDONLY)
+        child = os.fork()
+        if not child:
+            os.open("/etc/passwd", os.O_RDONLY)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    events = sensor.run(hidden)
+    with sensor.map("excluded") as table:
+        table.delete(struct.pack("=I", sensor.pid))
+    opened = {event.resource for event in events if event.operation is Operation.OPEN}
+    assert "/etc/passwd" in opened
+    assert "/etc/hosts" not in opened
+
+
+def test_a_new_cgroup_is_announced_and_forgotten(sensor: Any) -> None:
+    made = sensor.cgroup / "pod"
+    made.mkdir()
+    ident = made.stat().st_ino
+    made.rmdir()
+    sensor.seen()
+    told = [(kind, body.decode()) for kind, number, body in sensor.cgroups if number == ident]
+    assert told[0][0] is DefinitionKind.CGROUP
+    assert told[0][1].endswith(f"/{sensor.cgroup.name}/pod")
+    assert told[1] == (DefinitionKind.CGROUP_GONE, "")
+
+
+def test_a_cgroup_made_inside_a_container_shares_its_scope(sensor: Any) -> None:
+    inner = sensor.cgroup / "inner"
+    inner.mkdir()
+    deeper = inner / "deeper"
+    deeper.mkdir()
+    with sensor.map("scopes") as scopes:
+        for path in (inner, deeper):
+            table, owner, flags, _ = SCOPE.struct.unpack(scopes.get(struct.pack("=Q", path.stat().st_ino)))
+            assert (table, owner, flags) == (0, sensor.cgroup_id, ScopeFlag.FRESH)
+        deeper.rmdir()
+        assert scopes.get(struct.pack("=Q", inner.stat().st_ino)) is not None
+    inner.rmdir()
+
+
+def test_a_new_cgroup_is_watched_before_anybody_claims_it(sensor: Any, cgroup: Path) -> None:
+    key = struct.pack("=I", Config.NEW_VISIBILITY)
+    sensor.scope(flags=ScopeFlag(0))
+    made = cgroup / "fresh"
+    with sensor.map("config") as config:
+        config.put(key, struct.pack("=Q", 1 << Class.FILE))
+        made.mkdir()
+        config.put(key, struct.pack("=Q", 0))
+    with sensor.map("scopes") as scopes:
+        record = scopes.get(struct.pack("=Q", made.stat().st_ino))
+        assert SCOPE.struct.unpack(record) == (0, 0, ScopeFlag.FRESH, 1 << Class.FILE)
+        ident = struct.pack("=Q", made.stat().st_ino)
+        made.rmdir()
+        assert scopes.get(ident) is None
+
+
+def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path, sensor: Any) -> None:
+    pins = f"{bpffs}/small"
+    small = load(LoadSettings(new_visibility=0, occurrence_pages=1, definition_pages=1), pins)
+    try:
+        tight = type(sensor)(small, cgroup)
+
+        def flood() -> None:
+            for number in range(400):
+                os.close(os.open(cgroup / "cgroup.procs", os.O_RDONLY | (number % 2) * os.O_CLOEXEC))
+                Path(f"/nonexistent/{number:060}").exists()
+                with pytest.raises(FileNotFoundError):
+                    os.open(f"/nonexistent/{number:060}", os.O_RDONLY)
+
+        tight.occurrences.take()
+        pid = os.fork()
+        if not pid:
+            (cgroup / "cgroup.procs").write_text("0")
+            flood()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert tight.lost(Loss.OCCURRENCES_FULL) > 100
+        assert tight.lost(Loss.DEFINITIONS_FULL) > 100
+        tight.occurrences.take()
+        for record in tight.definitions.take():
+            tight._define(record)
+        with small.map("processes") as table:
+            table.clear()
+        events = tight.run(lambda: os.open(cgroup / "cgroup.procs", os.O_RDONLY))
+        assert [event.resource for event in events if event.resource.endswith("cgroup.procs")]
+        tight.close()
+    finally:
+        unload(pins)

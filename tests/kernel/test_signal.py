@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signal backend on the live kernel: who is stopped, by which rule, and that nobody else is.
+
+Every rule here holds for one cgroup that the test made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel.loading import exclude
+from kernel.siphash import string_id
+from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind, ScopeFlag
+from schemas.operations import Backend, Class, Operation
+
+pytestmark = pytest.mark.kernel
+KILLED = 9
+PYTHON = os.path.realpath("/proc/self/exe")
+TRUE = os.path.realpath(shutil.which("true") or "/bin/true")
+FALSE = os.path.realpath(shutil.which("false") or "/bin/false")
+SHELL = os.path.realpath("/bin/sh")
+ALLOW, AUDIT, BLOCK = RuleAction.ALLOW, RuleAction.AUDIT, RuleAction.BLOCK
+
+Rules = Callable[..., None]
+
+
+@pytest.fixture
+def rules(sensor: Any) -> Iterator[Rules]:
+    """rules((class, kind, path, action, ...), ..., flags=): put a table in force for the test's cgroup."""
+    table = time.monotonic_ns()
+    keys: list[bytes] = []
+
+    def put(*wanted: tuple[Any, ...], flags: int = 0) -> None:
+        with sensor.map("rules") as rules_map:
+            for class_, kind, path, action, *rest in wanted:
+                source, limits = (*rest, *("", 0)[len(rest) :])
+                key = RULE_KEY.struct.pack(
+                    table, string_id(sensor.key, path), string_id(sensor.key, source) if source else 0, class_, kind
+                )
+                rules_map.put(key, RULE.struct.pack(action, limits, 7, 0))
+                keys.append(key)
+        sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL | flags, table=table)
+
+    yield put
+    with sensor.map("rules") as rules_map:
+        for key in keys:
+            rules_map.delete(key)
+
+
+def opens(path: Path | str) -> Callable[[], object]:
+    """Something that opens `path` for reading."""
+    return lambda: os.open(path, os.O_RDONLY)
+
+
+def test_a_blocked_exec_is_killed_and_told(sensor: Any, rules: Rules, pick: Callable[..., Any]) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK))
+    event = pick(sensor.run([TRUE], status=KILLED), Operation.EXEC)
+    assert (event.resource, event.enforcer) == (TRUE, Backend.SIGNAL)
+    assert pick(sensor.run([FALSE], status=1 << 8), Operation.EXEC).enforcer is Backend.OBSERVER
+
+
+def test_a_kill_is_told_even_where_nothing_is_visible(sensor: Any, rules: Rules, pick: Callable[..., Any]) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK))
+    with sensor.map("scopes") as scopes:
+        key = struct.pack("=Q", sensor.cgroup_id)
+        scopes.put(key, scopes.get(key)[:-4] + bytes(4))
+    assert pick(sensor.run([TRUE], status=KILLED), Operation.EXEC).enforcer is Backend.SIGNAL
+
+
+def test_the_same_exec_elsewhere_goes_on(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK))
+    assert os.spawnv(os.P_WAIT, TRUE, [TRUE]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "killed"),
+    [
+        (RuleKind.EXACT, "a/b/file", True),
+        (RuleKind.EXACT, "a/b", False),
+        (RuleKind.DIRECTORY, "a/b/", True),
+        (RuleKind.DIRECTORY, "a/", False),
+        (RuleKind.RECURSIVE, "a/b/", True),
+        (RuleKind.RECURSIVE, "a/", True),
+        (RuleKind.RECURSIVE, "", True),
+        (RuleKind.RECURSIVE, "a/c/", False),
+    ],
+)
+def test_paths_and_directories(
+    sensor: Any, rules: Rules, tmp_path: Path, kind: RuleKind, place: str, killed: bool
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("x")
+    rules((Class.FILE, kind, f"{tmp_path}/{place}", BLOCK))
+    sensor.run(opens(tmp_path / "a" / "b" / "file"), status=KILLED if killed else 0)
+
+
+@pytest.mark.parametrize("length", range(1, 18))
+def test_every_alignment_of_a_directory_is_found(sensor: Any, rules: Rules, tmp_path: Path, length: int) -> None:
+    place = tmp_path / ("d" * length)
+    place.mkdir()
+    (place / "f").write_text("x")
+    rules((Class.FILE, RuleKind.RECURSIVE, f"{place}/", BLOCK), (Class.FILE, RuleKind.EXACT, f"{place}x", BLOCK))
+    sensor.run(opens(place / "f"), status=KILLED)
+    sensor.run(opens(place), status=KILLED)
+    sensor.run(opens(tmp_path))
+
+
+def test_the_deepest_directory_decides(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("x")
+    (tmp_path / "a" / "file").write_text("x")
+    rules(
+        (Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/", BLOCK),
+        (Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/a/b/", ALLOW),
+    )
+    sensor.run(opens(tmp_path / "a" / "b" / "file"))
+    sensor.run(opens(tmp_path / "a" / "file"), status=KILLED)
+
+
+def test_exact_wins_over_directory_and_name_lies_between(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    for name in ("open", "named", "other"):
+        (tmp_path / name).write_text("x")
+    rules(
+        (Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/", BLOCK),
+        (Class.FILE, RuleKind.EXECNAME, "named", ALLOW),
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/open", ALLOW),
+    )
+    sensor.run(opens(tmp_path / "open"))
+    sensor.run(opens(tmp_path / "named"))
+    sensor.run(opens(tmp_path / "other"), status=KILLED)
+
+
+def test_a_rule_for_the_source_wins_over_any_other(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    rules(
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", BLOCK),
+        (Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/", ALLOW, PYTHON),
+    )
+    sensor.run(opens(tmp_path / "file"))
+    cat = os.path.realpath(shutil.which("cat") or "/bin/cat")
+    sensor.run([cat, str(tmp_path / "file")], status=KILLED)
+
+
+def test_an_execs_source_is_its_parent(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK, SHELL))
+    sensor.run([TRUE])
+    sensor.run([SHELL, "-c", f"{TRUE}; exit $?"], status=(128 + KILLED) << 8)
+
+
+def test_whitelist_with_posture_block(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, ALLOW), flags=ScopeFlag.WHITELIST_PROCESS)
+    sensor.run([TRUE])
+    sensor.run([FALSE], status=KILLED)
+
+
+def test_audit_stops_nobody(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, AUDIT), flags=ScopeFlag.WHITELIST_PROCESS)
+    sensor.run([TRUE])
+
+
+@pytest.mark.parametrize("action", [ALLOW, BLOCK])
+def test_read_only(sensor: Any, rules: Rules, tmp_path: Path, action: RuleAction) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    rules((Class.FILE, RuleKind.EXACT, str(path), action, "", RuleFlag.READ_ONLY))
+    sensor.run(opens(path))
+    sensor.run(lambda: os.open(path, os.O_RDWR), status=KILLED)
+
+
+@pytest.mark.parametrize("action", [ALLOW, BLOCK])
+def test_owner_only(sensor: Any, rules: Rules, tmp_path: Path, action: RuleAction) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for path in (mine, theirs):
+        path.write_text("x")
+    os.chown(theirs, 4321, 4321)
+    rules((Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/", action, "", RuleFlag.OWNER_ONLY))
+    sensor.run(opens(mine))
+    sensor.run(opens(theirs), status=KILLED)
+
+
+def test_a_failed_open_is_no_reason_to_kill(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    rules((Class.FILE, RuleKind.EXACT, f"{tmp_path}/gone", BLOCK))
+
+    def act() -> None:
+        with pytest.raises(FileNotFoundError):
+            os.open(tmp_path / "gone", os.O_RDONLY)
+
+    sensor.run(act)
+
+
+def test_a_deep_path_is_matched_whole(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    place = f"{tmp_path}" + "/e" * 1000
+    subprocess.run(["mkdir", "-p", place], check=True)
+    Path(place, "leaf").write_text("x")
+    rules((Class.FILE, RuleKind.EXACT, f"{place}/leaf", BLOCK))
+    sensor.run(opens(f"{place}/leaf"), status=KILLED)
+    rules((Class.FILE, RuleKind.EXACT, f"{place}/leaf", ALLOW), (Class.FILE, RuleKind.DIRECTORY, f"{place}/", BLOCK))
+    sensor.run(opens(f"{place}/leaf"))
+    Path(place, "other").write_text("x")
+    sensor.run(opens(f"{place}/other"), status=KILLED)
+    subprocess.run(["rm", "-rf", str(tmp_path / "e")], check=True)
+
+
+def test_excluded_processes_are_never_killed(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    rules((Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", BLOCK))
+
+    def act() -> None:
+        exclude(sensor.loaded, os.getpid())
+        os.open(tmp_path / "file", os.O_RDONLY)
+
+    sensor.run(act)
+    with sensor.map("excluded") as table:
+        table.delete(struct.pack("=I", sensor.pid))
+
+
+def test_a_cgroup_made_inside_does_not_escape(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK))
+    inner = sensor.cgroup / "inner"
+    inner.mkdir()
+
+    def act() -> None:
+        (inner / "cgroup.procs").write_text("0")
+        os.execv(TRUE, [TRUE])
+
+    sensor.run(act, status=KILLED)
+
+
+def test_tables_are_switched_at_once(sensor: Any, rules: Rules) -> None:
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK))
+    sensor.run([TRUE], status=KILLED)
+    sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL, table=1)
+    sensor.run([TRUE])
