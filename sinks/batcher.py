@@ -52,9 +52,12 @@ class Batcher:
 
     def ready(self, now: float) -> bool:
         """Whether `take` would give a batch that need not wait."""
-        if not self._parcels:
-            return False
-        return self.items >= self._limits.items or self.size_bytes >= self._limits.size_bytes or self.wait(now) <= 0
+        return bool(self._parcels) and (self.full or self.wait(now) <= 0)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is enough for a batch, whatever its age."""
+        return self.items >= self._limits.items or self.size_bytes >= self._limits.size_bytes
 
     def wait(self, now: float) -> float:
         """Seconds until the oldest parcel is due; the full age when there is none."""

@@ -45,7 +45,7 @@ class ConsoleSink:
 
     live = True
     takes_json = False
-    limits = BatchLimits(items=200, age_seconds=0.01, send_seconds=3600.0)
+    limits = BatchLimits(items=200, age_seconds=0.0, send_seconds=3600.0)
 
     def __init__(self, settings: ConsoleSettings, fd: int | None = None) -> None:
         self.name = settings.name or "console"

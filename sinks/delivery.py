@@ -15,6 +15,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
@@ -104,10 +105,15 @@ class SinkDelivery:
 
     async def _deliver(self, subscription: Subscription) -> None:
         batcher = Batcher(self.sink.limits)
+        # Taken and not read yet: a frame grows thirtyfold when it is expanded, so no more than a batch is read ahead.
+        unread: deque[Delivery] = deque()
         self.stats.up = 1
         while True:
             now = time.monotonic()
             stopping = self._stop.is_set()
+            while unread and not stopping and not batcher.full:
+                await self._read(batcher, unread.popleft(), now)
+                stopping = self._stop.is_set()
             if batcher.ready(now) or (stopping and len(batcher)):
                 parcels = batcher.take()
                 self.stats.waiting_items = batcher.items
@@ -120,14 +126,11 @@ class SinkDelivery:
                 await self._look(subscription, now)
             wait = min(batcher.wait(now), _POLL_SECONDS) if len(batcher) else _POLL_SECONDS
             try:
-                # Never more records than a batch holds: what waits in the batcher is memory.
                 deliveries = await subscription.take(self.sink.limits.items, max(wait, 0.0))
             except Temporary as error:
                 await self._pause(0, error)
                 continue
-            now = time.monotonic()
-            for delivery in deliveries:
-                await self._read(batcher, delivery, now)
+            unread.extend(deliveries)
             if not deliveries and not len(batcher):
                 await self._until_it_works(self.sink.idle)
 
@@ -150,6 +153,9 @@ class SinkDelivery:
         self.stats.filtered = self._reader.filtered
         # A record with nothing in it still has to be committed in its turn.
         batcher.add(Parcel(delivery, items, delivery.record.size if items else 0), now)
+        if len(items) > 1:
+            # Other stages share the loop, and a frame takes milliseconds.
+            await asyncio.sleep(0)
 
     async def _send(self, parcels: Sequence[Parcel]) -> None:
         items: list[Item] = []

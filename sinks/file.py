@@ -2,7 +2,7 @@
 """Alerts and logs as JSON lines in a file that rotates.
 
 What it does: one KubeArmor-shaped object a line, file mode 0600, rotated by size and age, `keep` old files. Delivery
-guarantee: at least once; a line is accepted after write(2), and with `fsync: batch` after fdatasync. A crash leaves at most
+guarantee: at least once; an alert is accepted after fdatasync, a log after write(2) (see `fsync`). A crash leaves at most
 one partial line, which is cut off at the next open (its record was never committed, so it comes again). Limit: one writer
 per file; a line longer than the rotation size still goes in whole.
 """
@@ -37,9 +37,12 @@ class FileSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=True
         int, msgspec.Meta(ge=0, le=1000, description="Old files kept: `path.1` is the newest.", examples=[5])
     ] = 5
     fsync: Annotated[
-        Literal["batch", "rotate", "never"],
-        msgspec.Meta(description="When to force lines to disk: each batch, at rotation, never.", examples=["batch"]),
-    ] = "batch"
+        Literal["auto", "batch", "rotate", "never"],
+        msgspec.Meta(
+            description="When to force lines to disk: each batch, at rotation, never; `auto`: alerts each batch, logs at rotation.",
+            examples=["auto"],
+        ),
+    ] = "auto"
 
 
 class FileSink:
@@ -47,7 +50,8 @@ class FileSink:
 
     live = False
     takes_json = True
-    limits = BatchLimits(items=5000, size_bytes=4 << 20, age_seconds=0.005)
+    # No waiting for company: while one batch is synced, the next comes together on the bus by itself.
+    limits = BatchLimits(items=20_000, size_bytes=4 << 20, age_seconds=0.0)
 
     def __init__(self, settings: FileSettings) -> None:
         self.name = settings.name or "file"
@@ -57,7 +61,7 @@ class FileSink:
             rotate_bytes=settings.rotate_bytes,
             rotate_seconds=settings.rotate_seconds,
             keep=settings.keep,
-            sync_each=settings.fsync == "batch",
+            sync_each=settings.fsync == "batch" or (settings.fsync == "auto" and settings.content == "alerts"),
             sync_rotate=settings.fsync != "never",
         )
 

@@ -71,7 +71,7 @@ class SyslogSink:
 
     live = False
     takes_json = False
-    limits = BatchLimits(items=500, age_seconds=0.02, send_seconds=30.0)
+    limits = BatchLimits(items=1000, age_seconds=0.0, send_seconds=30.0)
 
     def __init__(self, settings: SyslogSettings) -> None:
         self.name = settings.name or "syslog"

@@ -27,6 +27,7 @@ Framing = Literal["octets", "newline", "none"]
 
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _SD: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "]": "\\]"})
+_SPECIAL: Final = re.compile(r'[\\"\]]')
 _CUT_FIRST: Final = (
     "Source",
     "Resource",
@@ -99,8 +100,12 @@ def _structured(item: Log) -> str:
     if isinstance(item, Alert):
         pairs += [("policy", item.PolicyName), ("action", item.Action)]
     # 32473 is the enterprise number that RFC 5612 gives to documentation; Hauberk has none of its own.
-    told = "".join(f' {key}="{value.translate(_SD)}"' for key, value in pairs if value)
+    told = "".join([f' {key}="{_escaped(value)}"' for key, value in pairs if value])
     return f"[hauberk@32473{told}]" if told else "-"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_SD) if _SPECIAL.search(text) else text
 
 
 def _name(text: str, most: int) -> str:

@@ -97,6 +97,7 @@ class SqliteStore(SqliteReader):
         self._runs: dict[tuple[str, str], int] = {}
         self._verdicts: dict[tuple[str, str, bytes], int] = {}
         self._behaviours: set[int] = set()
+        self._new: list[tuple[int, int, bytes]] = []
 
     def _undo(self) -> None:
         # Ids learnt in this transaction may not exist any more.
@@ -127,6 +128,8 @@ class SqliteStore(SqliteReader):
             counted[place] = ranges.add(seen, summary.first_frame, summary.last_frame)
             for entry in summary.entries:
                 self._sum(sums, summary.bucket, identity, entry)
+        self._db.executemany("INSERT OR IGNORE INTO behaviour VALUES(?,?,?)", self._new)
+        self._new.clear()
         self._db.executemany(_UPSERT, [(*place, *total) for place, total in sums.items()])
         self._db.executemany(
             "INSERT INTO applied VALUES(?,?,?,?) ON CONFLICT DO UPDATE SET ranges = excluded.ranges",
@@ -197,7 +200,7 @@ class SqliteStore(SqliteReader):
         body = _encode(behaviour)
         ident = self._hash(body)
         if ident not in self._behaviours:
-            self._db.execute("INSERT OR IGNORE INTO behaviour VALUES(?,?,?)", (ident, int(behaviour.operation), body))
+            self._new.append((ident, int(behaviour.operation), body))
             if len(self._behaviours) >= _KNOWN_MOST:
                 self._behaviours.clear()
             self._behaviours.add(ident)
