@@ -8,7 +8,11 @@ import json
 
 import pytest
 
+from bus.contract import Record
+from bus.embedded import EmbeddedBus, EmbeddedSettings
+from schemas.alert import encode_alert
 from schemas.errors import SettingsError
+from schemas.topics import ALERTS
 from sinks.blackhole import BlackholeSettings
 from sinks.engine import SinkEngine
 from sinks.file import FileSettings
@@ -72,3 +76,18 @@ async def test_run_raises_when_no_sink_is_left(bus, tmp_path):
     engine = SinkEngine(bus, [FileSettings(path=str(tmp_path / "no/dir.jsonl"))])
     with pytest.raises(SettingsError, match="does not exist"):
         await engine.run()
+
+
+async def test_over_the_embedded_bus_a_restart_goes_on_where_it_was(make, until, tmp_path):
+    settings = [FileSettings(path=str(tmp_path / "alerts.jsonl"))]
+    for start in (0, 50):
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus")))
+        await bus.publish(ALERTS, [Record(b"k", encode_alert(make.alert(n))) for n in range(start, start + 50)])
+        engine = SinkEngine(bus, settings)
+        task = asyncio.create_task(engine.run())
+        await until(lambda engine=engine: engine.states()[0].stats.committed == 50)
+        engine.stop()
+        await task
+        await bus.close()
+    lines = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert [line["EventID"] for line in lines] == [f"node-1:boot:{n}" for n in range(100)]
