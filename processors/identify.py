@@ -192,9 +192,14 @@ class Inventory:
             known.host = identity
         for cgroup in identity.cgroups:
             known.by_cgroup[cgroup] = identity
-        if identity.kind is Kind.CONTAINER and identity.mnt_ns and not identity.ended:
-            known.by_namespaces[identity.pid_ns, identity.mnt_ns] = identity
-        if identity.cgroup_path and identity.kind is not Kind.NODE:
+        if identity.kind is not Kind.CONTAINER:
+            # What lies under a host cgroup may be a container (`/system.slice/docker-<id>.scope`): only containers have heirs.
+            return
+        pair = (identity.pid_ns, identity.mnt_ns)
+        # Namespace numbers are used again: a living container takes them over, an ended one never does.
+        if identity.mnt_ns and (not identity.ended or pair not in known.by_namespaces):
+            known.by_namespaces[pair] = identity
+        if identity.cgroup_path:
             known.by_path[identity.cgroup_path] = identity
 
     def _remove(self, identity: Identity) -> None:
