@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bus.contract import Record
+from bus.contract import Delivery, Record
 from bus.memory import MemoryBus, MemorySettings
 from schemas import expand, summary, telemetry
 from schemas.alert import Alert, encode_alert
@@ -30,6 +30,8 @@ from schemas.verdict import Verdict
 from sinks.delivery import SinkDelivery
 from sinks.exposition import Family, render
 from sinks.file import FileSettings, FileSink
+from sinks.filters import Filter
+from sinks.reader import Reader
 from sinks.sink import Sink
 from sinks.store.queries import SqliteReader
 from sinks.store.sink import StoreSettings, StoreSink
@@ -48,6 +50,7 @@ def run(scale: float) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         result |= asyncio.run(_alerts_to_file(directory, max(1000, int(200_000 * scale))))
         result |= asyncio.run(_alert_latency(directory, max(50, int(500 * scale))))
+        result |= _read(max(1000, int(50_000 * scale)))
         result |= _expand(max(2, int(200 * scale)))
         result |= asyncio.run(_telemetry_to_file(directory, max(2, int(200 * scale))))
         result |= _store(directory, max(4, int(300 * scale)))
@@ -181,6 +184,20 @@ async def _alert_latency(directory: str, count: int) -> Result:
     return {
         "alert_to_file_p50": _figure(took[count // 2] * 1e3, "ms", count, how),
         "alert_to_file_p99": _figure(took[count * 99 // 100] * 1e3, "ms", count, how),
+    }
+
+
+def _read(count: int) -> Result:
+    delivery = Delivery(ALERTS, 0, 0, Record(b"k", _alert(1)))
+    reader = Reader(Filter(), as_json=True)
+    start = time.perf_counter()
+    for _ in range(count):
+        reader.read(delivery)
+    took = time.perf_counter() - start
+    return {
+        "alert_read": _figure(
+            took / count * 1e6, "us/alert", count, "decode, filter and look for secrets, one alert of 1 KB"
+        )
     }
 
 
