@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from bus.contract import Record
+from bus.embedded import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from processors.engine import Processor
 from schemas.alert import decode_alert
@@ -49,3 +50,46 @@ async def test_a_recorded_session(make_policy):
     assert any(line["Data"] == "kprobe=tcp_connect domain=AF_INET" for line in web)
     assert any("cat /etc/passwd" in line["Source"] and line["Resource"] == "/etc/passwd" for line in web)
     assert all(line["Resource"] for line in lines if line["Operation"] in ("Process", "File"))
+
+
+async def played(bus, frames):
+    """Run a processor until it has read `frames` or more and committed all there is; its stats."""
+    processor = Processor(bus)
+    running = asyncio.create_task(processor.run())
+
+    async def busy():
+        return processor.stats().frames < frames or (await bus.lag("processors")).get(EVENTS_RAW.name, 1)
+
+    async with asyncio.timeout(15):
+        while await busy():  # noqa: ASYNC110 - polls a bus, which has no event for this.
+            await asyncio.sleep(0.02)
+    processor.stop()
+    await running
+    return processor.stats()
+
+
+async def test_the_same_on_the_embedded_log(tmp_path):
+    bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus")))
+    try:
+        await Agent(Replay(ReplaySettings(path=str(RECORDING), speed=0, rebase=False), "run"), bus).run()
+        async with bus.subscribe((SUMMARIES, TELEMETRY), None, "earliest") as reader:
+            first, second = await played(bus, frames=1), await played(bus, frames=0)
+            taken = []
+            while batch := await reader.take(500, 0.2):
+                taken += batch
+    finally:
+        await bus.close()
+    counted = sum(
+        entry.count
+        for delivery in taken
+        if delivery.topic.name == SUMMARIES.name
+        for entry in decode_summary(delivery.record.value).entries
+    )
+    logged = [
+        decode_telemetry(delivery.record.value).header.events
+        for delivery in taken
+        if delivery.topic.name == TELEMETRY.name
+    ]
+    assert counted > sum(logged) > 100
+    assert counted == first.events
+    assert second.frames == 0, "what was committed does not come again"
