@@ -19,6 +19,7 @@ Never matches anything itself, never uses regular expressions: their time on hos
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -65,6 +66,7 @@ DOUBLE_STAR: Final = Many(ANYTHING)
 DIRECTORIES: Final = Either(((SEPARATOR,), (SEPARATOR, DOUBLE_STAR, SEPARATOR)))
 
 
+@lru_cache(maxsize=4096)
 def parse(pattern: str) -> Sequence:
     """The tree of `pattern`. PolicyError says what is wrong and at which character (from 1)."""
     if not pattern:

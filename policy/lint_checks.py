@@ -12,10 +12,9 @@ from typing import Final
 
 from policy import glob
 from policy.backends import ALL, NAMES, reason
-from policy.compile import posture_of, table_of
+from policy.compile import posture_of
 from policy.lint_findings import Finding, Together
-from policy.overlap import covers, covers_path
-from policy.specificity import Rank, rank
+from policy.overlap import covers_path
 from policy.visibility import asked, visibility
 from schemas.operations import Class
 from schemas.rules import Match, Rule
@@ -39,23 +38,19 @@ PROTECTED: Final = (
 LINKED: Final = ("/bin/", "/sbin/", "/lib/", "/lib64/", "/var/run/", "/var/lock/")
 """Directories that are symlinks on today's distributions: the kernel reports what they point to."""
 SHARED_SYSTEM: Final = frozenset({"/", "/usr/", "/etc/", "/lib/", "/usr/lib/", "/bin/", "/usr/bin/", "/dev/", "/proc/"})
-MANY: Final = 4000
-"""Rules of one table compared pairwise at most: 16 M comparisons, some seconds. Beyond, only equal values are compared."""
 
 
-def _pairs(together: Together) -> Iterator[tuple[Rule, Rule]]:
+def _twins(together: Together) -> Iterator[tuple[Rule, Rule]]:
     for rules in together.tables.values():
-        if len(rules) <= MANY:
-            yield from ((rule, other) for rule in rules for other in rules if rule is not other)
-            continue
-        same: dict[tuple[Match, str], list[Rule]] = {}
-        for rule in rules:
-            same.setdefault((rule.match, rule.value), []).append(rule)
-        yield from ((rule, other) for some in same.values() for rule in some for other in some if rule is not other)
+        yield from _same(rules)
 
 
-def _rank(rule: Rule) -> Rank:
-    return max(rank(rule, source) for source in rule.sources or (None,))
+def _same(rules: list[Rule]) -> Iterator[tuple[Rule, Rule]]:
+    found: dict[tuple[Match, str], list[Rule]] = {}
+    for rule in rules:
+        found.setdefault((rule.match, rule.value), []).append(rule)
+    for some in found.values():
+        yield from ((rule, other) for rule in some for other in some if rule is not other)
 
 
 def _limited(rule: Rule) -> bool:
@@ -71,44 +66,43 @@ def _where(rule: Rule) -> str:
 
 
 def shadowed(together: Together) -> Iterator[Finding]:
-    """L101: another rule always decides before this one."""
-    told: set[tuple[object, int]] = set()
-    for rule, other in _pairs(together):
-        if (rule.key, rule.index) in told or rule.action is Action.AUDIT or other.action is Action.AUDIT:
-            continue
-        if _limited(other) or _same_place(rule, other) or not (covers(other, rule) or _covers_entries(other, rule)):
-            continue
-        mine, its = _rank(rule), min(rank(other, source) for source in other.sources or (None,))
-        stronger = its > mine or (its == mine and other.action is Action.BLOCK and rule.action is Action.ALLOW)
-        if stronger:
-            told.add((rule.key, rule.index))
-            yield Finding(
-                code="L101",
-                rule=rule.ref,
-                other=other.ref,
-                message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers all of it and goes first",
-                recommendation="remove it, or make it more specific than the other",
-            )
+    """L101: a pattern always decides before this directory rule.
+
+    Of everything that is more specific only a pattern can cover all that a less specific rule does: patterns go before
+    directories, so `/srv/**` leaves the rule for `/srv/` nothing but the directory object.
+    """
+    for table in ("process", "file"):
+        rules = together.tables.get(table, [])
+        deciding = [rule for rule in rules if rule.action is not Action.AUDIT]
+        directories = [rule for rule in deciding if rule.match is Match.DIRECTORY]
+        for other in deciding:
+            if other.match is not Match.PATTERN or _limited(other):
+                continue
+            *beginning, last = glob.parse(other.value)
+            prefix = glob.plain(tuple(beginning))
+            if prefix is None or last not in (glob.STAR, glob.DOUBLE_STAR):
+                continue
+            for rule in directories:
+                if last == glob.STAR and (rule.value != prefix or rule.recursive):
+                    continue
+                if rule.value.startswith(prefix) and _by(other, rule):
+                    yield Finding(
+                        code="L101",
+                        rule=rule.ref,
+                        other=other.ref,
+                        message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers it and goes first",
+                        recommendation="remove it, or write the exception as a path or a longer pattern",
+                    )
 
 
-def _covers_entries(other: Rule, rule: Rule) -> bool:
-    # A pattern goes before a directory: `/srv/**` leaves the rule for `/srv/` nothing but the directory object.
-    if other.match is not Match.PATTERN or rule.match is not Match.DIRECTORY or table_of(other) != table_of(rule):
-        return False
-    if other.sources and set(other.sources) != set(rule.sources):
-        return False
-    *beginning, last = glob.parse(other.value)
-    prefix = glob.plain(tuple(beginning))
-    if prefix is None:
-        return False
-    if last == glob.DOUBLE_STAR:
-        return rule.value.startswith(prefix)
-    return last == glob.STAR and rule.value == prefix and not rule.recursive
+def _by(other: Rule, rule: Rule) -> bool:
+    # A sourced rule goes before one without, and one without covers more: neither is ever shadowed by the other.
+    return bool(other.sources) == bool(rule.sources) and set(rule.sources) <= set(other.sources)
 
 
 def contradictory(together: Together) -> Iterator[Finding]:
     """L102: Allow and Block of the same thing; Block wins."""
-    for rule, other in _pairs(together):
+    for rule, other in _twins(together):
         if rule.action is Action.ALLOW and other.action is Action.BLOCK and _same_place(rule, other):
             yield Finding(
                 code="L102",
@@ -121,7 +115,7 @@ def contradictory(together: Together) -> Iterator[Finding]:
 
 def repeated(together: Together) -> Iterator[Finding]:
     """L103: the same rule twice."""
-    for rule, other in _pairs(together):
+    for rule, other in _twins(together):
         same = rule.action is other.action and _same_place(rule, other) and _limits(rule) == _limits(other)
         if same and _first(other, rule):
             yield Finding(

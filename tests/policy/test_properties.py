@@ -188,7 +188,7 @@ def judged(
 
 
 @given(rule_lists, behaviours, arguments, postures)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_judge_agrees_with_the_reference(
     rules: list[Rule], behaviour: Behaviour, argv: tuple[str, ...], posture: str
 ) -> None:
@@ -255,7 +255,7 @@ def test_arguments_are_asked_for_whenever_they_could_matter(
 
 
 @given(file_rules(limits=False), file_rules(limits=False), behaviours)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_overlap_and_cover_err_on_the_safe_side(rule: Rule, other: Rule, behaviour: Behaviour) -> None:
     def holds(one: Rule) -> bool:
         class_ = Class.PROCESS if behaviour.operation is Operation.EXEC else Class.FILE
@@ -298,7 +298,7 @@ def planned(rules: tuple[PathRule, ...], behaviour: Behaviour) -> str | None:
 
 
 @given(rule_lists, behaviours, arguments, postures)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_a_plan_never_denies_what_the_judge_allows(
     rules: list[Rule], behaviour: Behaviour, argv: tuple[str, ...], posture: str
 ) -> None:
