@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kernel.maps import Map
 from kernel.siphash import siphash13
 from schemas import frame as words
 from schemas.errors import KernelError
@@ -226,12 +227,24 @@ def test_cgroups_are_told_once_and_when_they_go(stand_in: Any) -> None:
 
 def test_the_agent_itself_is_excluded_while_it_runs(stand_in: Any) -> None:
     source = open_source(stand_in)
-    from kernel.maps import Map
-
     with Map.open(str(stand_in.pins / "maps" / "excluded")) as excluded:
         assert excluded.get(struct.pack("=I", os.getpid())) is not None
         source.close()
         assert excluded.get(struct.pack("=I", os.getpid())) is None
+
+
+def test_a_second_agent_is_refused_and_a_dead_ones_exclusion_ends(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    source.exclude(123456)
+    with pytest.raises(KernelError, match="only agent"):
+        open_source(stand_in)
+    # As a kill leaves it: nothing taken back.
+    source._pins._pids.clear()
+    source.close()
+    again = open_source(stand_in)
+    with Map.open(str(stand_in.pins / "maps" / "excluded")) as excluded:
+        assert list(excluded.keys()) == [struct.pack("=I", os.getpid())]
+    again.close()
 
 
 def test_missing_pins_say_what_to_do(tmp_path: Path) -> None:
