@@ -134,7 +134,11 @@ class Inventory:
             self.ready.set()
             tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
             while True:
-                await asyncio.sleep(self._settings.rescan_seconds)
+                ended, _ = await asyncio.wait(
+                    tasks, timeout=self._settings.rescan_seconds, return_when="FIRST_COMPLETED"
+                )
+                for task in ended:  # none ends by itself: what ended it is for whoever runs us
+                    task.result()
                 self._rescan()
         finally:
             tasks += self._asking.values()
