@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two rules can ever speak about the same thing, and whether one covers all that another does.
+"""Whether two rules can ever speak about the same thing, and whether a rule covers a path.
 
-Both err on the safe side: `may_overlap` says yes when it does not know, `covers` says no. Pure. Users: `policy/kernel_plan.py`
-(never widen a rule), `policy/lint.py` (shadowed and contradictory rules).
+Errs on the safe side: `may_overlap` says yes when it does not know. Pure. Users: `policy/kernel_plan.py` (never widen a rule),
+`policy/lint_checks.py`, `policy/explain.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policy import glob
 from policy.automata import Automaton
 from policy.compile import table_of
 from policy.sockets import words
-from schemas.rules import Match, Rule, Source, SourceKind
+from schemas.rules import Match, Rule
 
 
 def may_overlap(rule: Rule, other: Rule) -> bool:
@@ -38,25 +38,6 @@ def may_overlap(rule: Rule, other: Rule) -> bool:
     if first.match is Match.DNS:
         return _below(first.value, second.value) or _below(second.value, first.value)
     return True
-
-
-def covers(rule: Rule, other: Rule) -> bool:
-    """True only when `rule` matches everything that `other` matches, by whoever `other` does."""
-    if table_of(rule) != table_of(other) or not _covers_sources(rule.sources, other.sources):
-        return False
-    if other.match is Match.PATH:
-        return covers_path(rule, other.value)
-    if rule.match is Match.DIRECTORY and other.match is Match.DIRECTORY:
-        return _nested(rule, other)
-    if rule.match is Match.PROTOCOL and other.match is Match.PROTOCOL:
-        return _SOCKETS[other.value] <= _SOCKETS[rule.value]
-    if rule.match is Match.DNS and other.match is Match.DNS:
-        return _below(other.value, rule.value)
-    if rule.match is Match.PEER or rule.match is Match.DEVICE:
-        return rule.peer == other.peer and rule.device == other.device
-    if rule.match is Match.SYSCALL and other.match is Match.SYSCALL:
-        return set(other.syscalls) <= set(rule.syscalls)
-    return rule.match is other.match and rule.value == other.value
 
 
 @lru_cache(maxsize=256)
@@ -85,22 +66,6 @@ def _nested(outer: Rule, inner: Rule) -> bool:
     if outer.recursive:
         return inner.value.startswith(outer.value)
     return outer.value == inner.value and not inner.recursive
-
-
-def _covers_sources(sources: tuple[Source, ...], others: tuple[Source, ...]) -> bool:
-    return not sources or (bool(others) and all(any(_covers_source(one, other) for one in sources) for other in others))
-
-
-def _covers_source(source: Source, other: Source) -> bool:
-    if source == other:
-        return True
-    if source.kind is SourceKind.PATTERN:
-        return other.kind is SourceKind.PATH and bool(_automaton(source.value).match(other.value))
-    if source.kind is not SourceKind.DIRECTORY or other.kind is SourceKind.PATTERN:
-        return False
-    if source.recursive:
-        return other.value.startswith(source.value)
-    return other.kind is SourceKind.PATH and other.value.rpartition("/")[0] + "/" == source.value
 
 
 def _below(name: str, domain: str) -> bool:

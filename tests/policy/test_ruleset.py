@@ -257,3 +257,19 @@ def test_every_operation_gets_a_verdict() -> None:
                 operation=operation, resource=path, detail=path, address=path, family=999, socket_type=15
             )
             assert scope.judge(behaviour).action in Action
+
+
+def test_cluster_policies_reach_every_namespace_they_name() -> None:
+    spec = {
+        "selector": {"matchExpressions": [{"key": "namespace", "operator": "NotIn", "values": ["prod"]}]}
+    } | SHADOW_FILE
+    ruleset = compile_ruleset([document("c", spec, kind="KubeArmorClusterPolicy"), document("p", SHADOW_FILE)])
+    assert ruleset.scope(container(namespace="later")).policies == ("KubeArmorClusterPolicy//c",)
+    assert ruleset.scope(container(namespace="prod")).policies == ()
+    assert len(ruleset.scope(container()).policies) == 2
+
+
+def test_containers_outside_kubernetes_are_selected_by_label() -> None:
+    ruleset = compile_ruleset([document("p", SHADOW_FILE), document("q", SHADOW_FILE, namespace="default")])
+    outside = container(namespace="container_namespace", orchestrated=False)
+    assert len(ruleset.scope(outside).policies) == 2
