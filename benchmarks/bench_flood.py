@@ -25,6 +25,7 @@ from schemas.kernel import BEHAVIOUR, SCOPE, DefinitionKind, Loss
 from schemas.operations import Class
 from sensors.node import Node, NodeSettings, open_node
 from sensors.rings import RingSettings
+from sensors.source import Batch
 
 STORM = Path(__file__).parent / "flood.c"
 
@@ -70,10 +71,19 @@ class Counting:
 
 async def flood(
     node: Node, storm: str, procs: str, count: int, distinct: int, path: str
-) -> tuple[Counting, Any, list[str], float]:
+) -> tuple[Counting, Any, list[str], tuple[float, float]]:
     """Run the generator on all cores with the agent beside it."""
     bus = Counting()
     agent = node.agent(bus)  # type: ignore[arg-type]
+    drain, spent = node.source.drain, [0.0]
+
+    def timed() -> Batch:
+        started = time.thread_time()
+        batch = drain()
+        spent[0] += time.thread_time() - started
+        return batch
+
+    node.source.drain = timed  # type: ignore[method-assign]
     before = time.process_time()
     task = asyncio.create_task(agent.run())
     threads = os.cpu_count() or 1
@@ -85,7 +95,7 @@ async def flood(
     await task
     if child.returncode:
         raise RuntimeError(f"expected the generator to end well, got exit code {child.returncode}")
-    return bus, agent.stats, out.decode().split(), time.process_time() - before
+    return bus, agent.stats, out.decode().split(), (spent[0], time.process_time() - before)
 
 
 def bare(storm: str, count: int, path: str) -> float:
@@ -144,8 +154,17 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
                 )
                 found[f"flood_{name}_missing"] = _figure(made - arrived, "events", made, how)
                 found[f"flood_{name}_offered"] = _figure(round(1e9 / each), "opens/s", made, how)
+                found[f"flood_{name}_ring_to_frame"] = _figure(
+                    round(made / max(cpu[0], 1e-9)),
+                    "events/s",
+                    made,
+                    f"CPU time of {stats.drains} drains of the live ring",
+                )
                 found[f"flood_{name}_agent_cpu"] = _figure(
-                    round(cpu / max(made, 1) * 1e9), "ns/event", made, f"agent and counting bus; {stats.drains} drains"
+                    round(cpu[1] / max(made, 1) * 1e9),
+                    "ns/event",
+                    made,
+                    f"agent and counting bus; {stats.drains} drains",
                 )
         finally:
             cgroup.rmdir()

@@ -53,7 +53,7 @@ class Losses:
         return taken
 
     def told(self) -> None:
-        """What was taken is safe. Nothing may be waiting."""
-        if self._read != self._written:
+        """What was taken is safe."""
+        if not self.waiting and self._read != self._written:
             self._map.put(_U32(0), TOLD.pack(self._load, *self._read, *[0] * (15 - len(Loss))))
             self._written = list(self._read)

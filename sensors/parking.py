@@ -39,6 +39,8 @@ class Parking:
     def take(self) -> bytes:
         """The rows that wait, to be tried again together with what came since."""
         rows, self.rows = self.rows, b""
+        if not rows:
+            self._since = 0.0
         return rows
 
     def sort_out(self, rows: bytes, closure: Closure) -> tuple[bytes, Closure]:
@@ -61,7 +63,8 @@ class Parking:
         split: tuple[list[bytes], list[bytes]] = ([], [])
         for at, ident in enumerate(ids):
             split[ident in late].append(rows[at * STRIDE : (at + 1) * STRIDE])
-        rows, self.rows = b"".join(split[0]), b"".join(split[1])
+        self.rows += b"".join(split[1])
+        rows = b"".join(split[0])
         return rows, self._definitions.closure(*columns(rows))
 
     def look(self, rows: bytes, closure: Closure, behaviours: set[int], processes: set[int]) -> Closure:

@@ -27,6 +27,8 @@ from sensors.parking import Parking
 from sensors.pins import Pins
 from sensors.source import Batch
 
+_FRAMES_FOLDED: Final = 8
+"""Frames of one drain when folding does not help (every behaviour new): what memory pays."""
 _LOSSES_EVERY: Final = 0.1
 _CGROUPS_SEEN: Final = 1 << 16
 
@@ -158,7 +160,7 @@ class RingSource:
         room = limit * 3 // 4
         parked = self._parking.take()
         while left > 0:
-            if not parked:
+            if not parked and not self._parking.rows:
                 self._parked_from = self._occurrences.position
             wanted = min(room, left, TAKE_BYTES)
             chunk = self._occurrences.take_table(wanted)
@@ -194,6 +196,8 @@ class RingSource:
             if fold.size >= limit // 2:
                 self._close_fold(fold, made)
                 fold = Fold(self.settings.frames)
+                if len(made) >= _FRAMES_FOLDED:
+                    return True
         if fold.events:
             self._close_fold(fold, made)
         return left <= 0
@@ -216,7 +220,9 @@ class RingSource:
         self.folded += counted
 
     def _learn(self) -> None:
-        while records := self._ring.take_records(TAKE_BYTES):
+        # Once around at most: under a flood of new ids the producers may be as fast as this loop.
+        end = self._ring.position + self._ring.size
+        while self._ring.position < end and (records := self._ring.take_records(TAKE_BYTES)):
             self._take_in(records)
 
     def _take_in(self, records: list[bytes]) -> None:
@@ -225,7 +231,7 @@ class RingSource:
         if self._log is not None:
             # Strictly before the release: what the ring no longer holds must be on file.
             try:
-                if self._definitions.rotations != rotations:
+                if self._definitions.rotations != rotations or self._log.size > 4 * self.settings.definitions_bytes:
                     self._log.rewrite(self._definitions.records())
                 else:
                     self._log.append(records)

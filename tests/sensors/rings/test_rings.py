@@ -95,6 +95,26 @@ def test_a_late_definition_is_waited_for(stand_in: Any) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("stand_in", [64], indirect=True)
+def test_late_rows_of_many_chunks_all_come_once(stand_in: Any) -> None:
+    source = open_source(stand_in, frames=FrameSettings(limit_bytes=16 * 1024), fold="never")
+    stand_in.behaviour(6)
+    for number in range(1000):
+        stand_in.happen(5 if number % 3 else 6)
+    early = source.drain().frames
+    source.release()
+    assert sum(frame.header.events for frame in early) == 334
+    assert source.fill > 0.2, "rows that wait keep their space"
+    stand_in.behaviour(5)
+    late = source.drain().frames
+    source.release()
+    assert source.fill == 0
+    rows = b"".join(frame.occurrences for frame in (*early, *late))
+    assert sorted(memoryview(rows).cast("Q")[3::8].tolist()) == list(range(1000))
+    assert source.undefined == 0
+    source.close()
+
+
 def test_an_unknown_id_goes_out_counted_and_is_announced_again(stand_in: Any) -> None:
     source = open_source(stand_in)
     stand_in.behaviours.put(struct.pack("=Q", 5), struct.pack("=Q", 1))
