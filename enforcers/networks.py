@@ -15,6 +15,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+import msgspec
+
 from enforcers.contract import Entries, Ident
 from enforcers.paths import ACTIONS
 from schemas.enforcement import NetworkRule, Refusal
@@ -32,6 +34,9 @@ _PROTOCOLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
 }  # fmt: skip
 """Word -> what stands in `net_key.protocol`, and the families that know it."""
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+_MAPPED_NETWORK: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+_NO_OPINION: Final = RULE.struct.pack(0, 0, 0, 0)
+"""Hides a wider network behind a narrower one that decides nothing."""
 PORTS: Final = 1024
 """Widest range of ports that is written out port by port; the kernel's key holds one."""
 _LAST_PORT: Final = 65535
@@ -49,6 +54,8 @@ def encode(
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
     holes: set[Direction] = set()
+    wide: list[bytes] = []
+    anywhere: dict[bytes, bytes] = {}
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
         why = _problem(rule)
@@ -64,6 +71,14 @@ def encode(
         for question in sorted(questions):
             for key in _keys(rule, question, source):
                 entries.setdefault(key, value)
+            if ":" in rule.cidr and _MAPPED_NETWORK.subnet_of(ipaddress.IPv6Network(rule.cidr, strict=False)):
+                wide += _keys(msgspec.structs.replace(rule, cidr=str(_MAPPED_NETWORK)), question, source)
+            elif not rule.cidr:
+                for key in _keys(msgspec.structs.replace(rule, cidr=str(_MAPPED_NETWORK)), question, source):
+                    anywhere.setdefault(key, value)
+    # An IPv6 network says nothing of the IPv4 addresses mapped into it; a rule for any address does.
+    for key in wide:
+        entries.setdefault(key, anywhere.get(key, _NO_OPINION))
     return tuple(entries.items()), tuple(refused), holes
 
 

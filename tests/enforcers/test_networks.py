@@ -46,7 +46,7 @@ def ask(entries: Any, direction: Direction, source: int, protocol: int, address:
                     mine = int.from_bytes(raw[: len(packed)], "big") >> (width - bits)
                     if int.from_bytes(packed, "big") >> (width - bits) == mine and bits > longest[0]:
                         longest = (bits, value)
-                if longest[1]:
+                if longest[1] and RULE.struct.unpack(longest[1])[0]:
                     action, _, _, rank = RULE.struct.unpack(longest[1])
                     best = max(best or (0, 0), (rank, action))
     return None if best is None else RuleAction(best[1])
@@ -81,6 +81,17 @@ def test_an_ipv4_network_holds_mapped_addresses_too() -> None:
     entries, _, _ = encode((rule(ref=NSP, cidr="192.0.2.0/24"),), ident, Backend.CGROUP, "u")
     assert ask(entries, Direction.SEND, 5, 6, "::ffff:192.0.2.9", 80) is RuleAction.BLOCK
     assert ask(entries, Direction.SEND, 5, 6, "::ffff:192.0.3.9", 80) is None
+
+
+def test_an_ipv6_network_says_nothing_of_mapped_addresses_and_any_address_does() -> None:
+    wide = rule(ref=NSP, cidr="::/0")
+    anywhere = rule(Action.ALLOW, ref=NSP)
+    entries, _, _ = encode((wide,), ident, Backend.CGROUP, "u")
+    assert ask(entries, Direction.SEND, 5, 6, "2001:db8::1", 80) is RuleAction.BLOCK
+    assert ask(entries, Direction.SEND, 5, 6, "::ffff:192.0.2.9", 80) is None
+    entries, _, _ = encode((wide, anywhere), ident, Backend.CGROUP, "u")
+    assert ask(entries, Direction.SEND, 5, 6, "2001:db8::1", 80) is RuleAction.BLOCK
+    assert ask(entries, Direction.SEND, 5, 6, "::ffff:192.0.2.9", 80) is RuleAction.ALLOW
 
 
 addresses = st.sampled_from(["10.0.0.1", "10.1.0.1", "10.1.2.3", "192.0.2.1"])
