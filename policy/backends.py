@@ -110,6 +110,8 @@ def _cgroup(rule: Rule) -> str | None:
 def _signal(rule: Rule, opted_in: bool) -> str | None:
     if rule.class_ not in (Class.PROCESS, Class.FILE) or rule.match is Match.PRESET:
         return "kills only at exec or open"
+    if rule.match is Match.PATTERN:
+        return "the program that kills looks up whole paths, names and directories, not patterns"
     # An Allow rule kills nobody, and without it a Block rule of another policy would kill too much.
     if not opted_in and denies(rule):
         return "the policy does not opt in to kills (annotation `hauberk.io/signal: enabled`)"

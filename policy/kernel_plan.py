@@ -98,6 +98,9 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
 
 
 def _wordless(rule: Rule) -> str | None:
+    # What `PathRule` and `NetworkRule` have no field for, whatever the backend could do.
+    if rule.pts is False or rule.has_args:
+        return "a plan has no words for `pts` and `allowedArgs` yet"
     if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
         return None
     return "a plan has no words for such a rule yet"

@@ -50,7 +50,8 @@ def exec_session(behaviour: Behaviour) -> bool:
     if behaviour.operation is not Operation.EXEC or not behaviour.tty:
         return False
     name = behaviour.executable.rpartition("/")[2]
-    return behaviour.detail == "setns" or name in _RUNTIMES or name.startswith(("memfd:runc", "runc_cloned:"))
+    # runc runs from a sealed copy of itself: `memfd:runc_cloned:/proc/self/exe`.
+    return behaviour.detail == "setns" or name in _RUNTIMES or "memfd:runc_cloned" in behaviour.executable
 
 
 def _other_process(behaviour: Behaviour) -> bool:

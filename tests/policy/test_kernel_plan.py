@@ -84,7 +84,8 @@ def test_first_match_is_the_judges_choice() -> None:
             "matchPatterns": [{"pattern": "/**.key", "action": "Block"}],
         }
     }
-    plan, _ = planned(spec, SIGNAL)
+    scope = ruleset(("KubeArmorPolicy", spec, {})).scope(CONTAINER)
+    plan, _ = plan_scope(scope, CONTAINER, backends=(Backend.BPF_LSM,))
     assert [(rule.match, rule.value, rule.source) for rule in plan.paths] == [
         ("directory_recursive", "/s/", "/bin/app"),
         ("path", "/s/x", ""),

@@ -19,12 +19,13 @@ from policy.compile import compile_judge
 from policy.kernel_plan import plan_scope
 from policy.overlap import may_overlap
 from policy.ruleset import Scope
+from policy.sockets import words
 from policy.specificity import rank
 from policy.visibility import Visibility
 from schemas.behaviour import Behaviour
 from schemas.enforcement import PathRule
 from schemas.identity import Identity, Kind
-from schemas.operations import Access, Class, Operation
+from schemas.operations import Access, Backend, Class, Operation
 from schemas.rules import Match, Policy, PolicyKey, Rule, Selection, Source, SourceKind, Target
 from schemas.verdict import Action, Mode
 
@@ -295,13 +296,16 @@ def planned(rules: tuple[PathRule, ...], behaviour: Behaviour) -> str | None:
     return None
 
 
-@given(rule_lists, behaviours, arguments, postures)
+backends = st.sampled_from([Backend.SIGNAL, Backend.BPF_LSM, Backend.APPARMOR])
+
+
+@given(rule_lists, behaviours, arguments, postures, backends)
 @settings(max_examples=300, deadline=None)
 def test_a_plan_never_denies_what_the_judge_allows(
-    rules: list[Rule], behaviour: Behaviour, argv: tuple[str, ...], posture: str
+    rules: list[Rule], behaviour: Behaviour, argv: tuple[str, ...], posture: str, backend: Backend
 ) -> None:
     scope = scope_of(rules, posture)
-    plan, refused = plan_scope(scope, CONTAINER)
+    plan, refused = plan_scope(scope, CONTAINER, backends=(backend,))
     done = planned(plan.paths, behaviour)
     if done is None:
         class_ = Class.PROCESS if behaviour.operation is Operation.EXEC else Class.FILE
@@ -314,11 +318,13 @@ def test_a_plan_never_denies_what_the_judge_allows(
         assert refused
 
 
-@given(plain_lists, behaviours, postures)
+@given(plain_lists, behaviours, postures, backends)
 @settings(max_examples=300, deadline=None)
-def test_a_plan_that_refuses_nothing_is_the_judge(rules: list[Rule], behaviour: Behaviour, posture: str) -> None:
+def test_a_plan_that_refuses_nothing_is_the_judge(
+    rules: list[Rule], behaviour: Behaviour, posture: str, backend: Backend
+) -> None:
     scope = scope_of(rules, posture)
-    plan, refused = plan_scope(scope, CONTAINER)
+    plan, refused = plan_scope(scope, CONTAINER, backends=(backend,))
     if refused:
         return
     done = planned(plan.paths, behaviour)
@@ -326,3 +332,43 @@ def test_a_plan_that_refuses_nothing_is_the_judge(rules: list[Rule], behaviour: 
         class_ = Class.PROCESS if behaviour.operation is Operation.EXEC else Class.FILE
         done = dict(plan.posture).get(class_, Action.ALLOW).value
     assert (done == "Block") == (scope.judge(behaviour).action is Action.BLOCK)
+
+
+WORDS = ["tcp", "udp", "stream", "dgram", "raw", "all", "seqpacket"]
+SOCKETS = [(2, 1, 6), (10, 2, 17), (2, 3, 1), (10, 5, 132), (2, 1, 132)]
+network_rules = st.lists(
+    st.builds(
+        Rule,
+        key=st.just(PolicyKey("KubeArmorPolicy", "demo", "p")),
+        index=st.just(0),
+        position=st.just(""),
+        class_=st.just(Class.NETWORK),
+        match=st.just(Match.PROTOCOL),
+        value=st.sampled_from(WORDS),
+        sources=st.lists(sources, max_size=2, unique=True).map(tuple),
+        action=st.sampled_from(list(Action)),
+    ),
+    max_size=6,
+).map(numbered)
+
+
+@given(network_rules, st.sampled_from(SOCKETS), st.sampled_from(ACTORS), postures)
+@settings(max_examples=250, deadline=None)
+def test_network_plans_never_deny_what_the_judge_allows(
+    rules: list[Rule], socket: tuple[int, int, int], actor: str, posture: str
+) -> None:
+    policy = Policy(key=PolicyKey("KubeArmorPolicy", "demo", "p"), selection=Selection(target=Target.CONTAINERS), rules=tuple(rules))  # fmt: skip
+    scope = Scope(((policy, Mode.ENFORCE),), {"network": posture}, Visibility(), Mode.ENFORCE, False)
+    plan, refused = plan_scope(scope, CONTAINER)
+    asked = words(*socket)
+    done = dict(plan.posture).get(Class.NETWORK, Action.ALLOW)
+    for rule in plan.network:
+        if rule.direction == "egress" and rule.protocol in asked and rule.source in ("", actor):
+            done = rule.action
+            break
+    behaviour = Behaviour(operation=Operation.SOCKET, family=socket[0], socket_type=socket[1], protocol=socket[2], executable=actor)  # fmt: skip
+    verdict = scope.judge(behaviour)
+    if done is Action.BLOCK:
+        assert verdict.action is Action.BLOCK
+    elif verdict.action is Action.BLOCK:
+        assert refused
