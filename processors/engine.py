@@ -108,13 +108,13 @@ class Processor:
             hits=self.judge.hits,
             revalidated=self.judge.revalidated,
             alerts=dict(self.alerts.told),
-            parked=self.parking.total,
+            parked_events=self.parking.total,
             waiting=self.parking.waiting,
             throttled=self.throttle.suppressed,
             bad_frames=self._bad_frames,
             open_frames=self.ledger.open_frames,
             policies=self.facts.policies,
-            policies_refused=self.facts.refused,
+            facts_refused=self.facts.refused,
             policy_changes=self.facts.recompiled,
             identities=len(self.inventory),
             problem=self.facts.problem or self._problem,
@@ -126,17 +126,12 @@ class Processor:
 
     async def run(self) -> None:
         """Until `stop`. The latest policies and identities are in force before the first frame is read."""
-        facts = asyncio.create_task(self.facts.run())
-        tasks: list[asyncio.Task[object]] = [facts]
+        # The pump subscribes at once, so that the group is known to whoever asks what it has not read yet.
+        pump = asyncio.create_task(self.pump.run())
+        tasks = (pump, asyncio.create_task(self.facts.run()), asyncio.create_task(self._tick_forever()))
         try:
-            ready = asyncio.create_task(self.facts.ready.wait())
-            tasks.append(ready)
-            await asyncio.wait((ready, facts), return_when=asyncio.FIRST_COMPLETED)
-            if not facts.done():
-                pump = asyncio.create_task(self.pump.run())
-                tasks += [pump, asyncio.create_task(self._tick_forever())]
-                # Whichever ends first: the pump on `stop`, the others only by an error, which must not pass unseen.
-                await asyncio.wait((pump, facts, tasks[-1]), return_when=asyncio.FIRST_COMPLETED)
+            # The pump ends on `stop`, the others only by an error, which must not pass unseen.
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     task.result()
@@ -147,6 +142,7 @@ class Processor:
 
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
+        await self.facts.ready.wait()
         for delivery in deliveries:
             if not self.ledger.knows(delivery):
                 try:

@@ -21,7 +21,7 @@ class ProcessorStats(msgspec.Struct):
     alerts: dict[str, int] = {}
     telemetry_events: int = 0
     summary_events: int = 0
-    parked: int = 0
+    parked_events: int = 0
     waiting: int = 0
     told_unknown: int = 0
     undefined: int = 0
@@ -32,7 +32,7 @@ class ProcessorStats(msgspec.Struct):
     bad_frames: int = 0
     open_frames: int = 0
     policies: int = 0
-    policies_refused: int = 0
+    facts_refused: int = 0
     policy_changes: int = 0
     identities: int = 0
     problem: str = ""

@@ -177,6 +177,7 @@ class Stage:
         self.bus = MemoryBus()
         self.now = 100.0
         self.processor = Processor(self.bus, settings, clock=lambda: self.now)
+        self.processor.facts.ready.set()
         self._offset = 0
 
     def identity(self, identity: Identity) -> None:

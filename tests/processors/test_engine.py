@@ -95,7 +95,7 @@ async def test_policies_and_identities_are_followed(node, running, make_policy, 
     document = make_policy(file={"matchPaths": [{"path": "/etc/shadow"}]}, action="Audit")
     await bus.publish(POLICIES, [Record(b"a", json.dumps(document).encode()), Record(b"b", b"{}")])
     await until(lambda: processor.stats().policies == 1)
-    assert processor.stats().policies_refused == 1
+    assert processor.stats().facts_refused == 1
     assert processor.stats().problem
     other = replace(web, uid="other", cgroups=(500,), container_name="other")
     await bus.publish(INVENTORY, [Record(other.key, identities.encode(other))])
