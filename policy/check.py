@@ -112,6 +112,8 @@ class Checker:
             here = f"{path}.{key.text}" if path else key.text
             field = known.get(key.text)
             if field is None:
+                if self.report.full:
+                    return INVALID
                 if self.tolerated(struct, key, here):
                     continue
                 finding = misnamed(self.kind, struct, key.text, path, value)
@@ -187,7 +189,7 @@ class Checker:
         return self.shaped(node, field.shape, field.name, struct, path)
 
     def shaped(self, node: Node, shape: Shape, name: str, struct: type, path: str) -> Any:
-        if isinstance(node, Scalar) and node.kind == "lost":
+        if self.report.full or (isinstance(node, Scalar) and node.kind == "lost"):
             return INVALID
         match shape.kind:
             case "struct":

@@ -57,6 +57,11 @@ class Report:
         self.found: list[Diagnostic] = []
         self.errors = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether there are more errors than anybody reads: what is still to be checked may be left."""
+        return self.errors >= LIMIT
+
     def add(
         self,
         code: Code,

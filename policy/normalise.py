@@ -172,7 +172,7 @@ class _Rules:
             yield from self.network(spec.network)
         if spec.capabilities is not None:
             for at, entry in enumerate(spec.capabilities.match_capabilities):
-                for value in values.elements(entry.capability):
+                for value in dict.fromkeys(values.elements(entry.capability)):
                     fields = {"class_": Class.CAPABILITIES, "match": Match.CAPABILITY, "value": value}
                     yield entry, spec.capabilities, f"spec.capabilities.matchCapabilities[{at}]", fields
         if spec.syscalls is not None:
@@ -213,15 +213,15 @@ class _Rules:
 
     def network(self, section: Any) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
         for at, entry in enumerate(section.match_protocols):
-            for value in values.elements(entry.protocol):
-                fields: dict[str, Any] = {"class_": Class.NETWORK, "match": Match.PROTOCOL, "value": value.lower()}
+            for value in dict.fromkeys(values.elements(entry.protocol.lower())):
+                fields: dict[str, Any] = {"class_": Class.NETWORK, "match": Match.PROTOCOL, "value": value}
                 yield entry, section, f"spec.network.matchProtocols[{at}]", fields
         suffixes: tuple[str, ...] = DOMAIN_SUFFIXES
         if self.document.namespace:
             suffixes = (*suffixes, f"{self.document.namespace}.svc.cluster.local")
         for at, entry in enumerate(section.match_dns_queries):
-            for value in values.elements(entry.domain):
-                name = value.lower().removeprefix("*.").strip(".")
+            for value in dict.fromkeys(values.elements(entry.domain.lower())):
+                name = value.removeprefix("*.").strip(".")
                 fields = {"class_": Class.NETWORK, "match": Match.DNS, "value": name, "suffixes": suffixes}
                 yield entry, section, f"spec.network.matchDNSQueries[{at}]", fields
 

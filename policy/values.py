@@ -60,6 +60,8 @@ _PATH = re.compile(r"/+.*[^/]", re.DOTALL)
 _DIRECTORY = re.compile(r"/|/.*/", re.DOTALL)
 _DOMAIN = re.compile(r"\.?(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?", re.IGNORECASE)  # fmt: skip
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+WRONG: Final = 20
+"""Names of one comma list that are told to be wrong; a list has at most 41 right ones."""
 QUANTITY: Final = re.compile(r"([0-9]{1,15})(KB|MB|GB|K|M|G)?")
 DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h)")
 
@@ -169,11 +171,15 @@ def pattern(text: str, say: Say) -> None:
 def protocol(text: str, say: Say) -> None:
     """A comma list of protocols, each all lower or all upper case."""
     names = elements(text)
+    wrong = 0
     if not names:
         say(codes.EMPTY, "the protocol is empty", expected=", ".join(PROTOCOLS))
     for name in names:
         if name in PROTOCOLS or (name.lower() in PROTOCOLS and name == name.upper()):
             continue
+        wrong += 1
+        if wrong > WRONG:
+            return
         if name.lower() in PROTOCOLS:
             say(
                 codes.CASE,
@@ -194,12 +200,16 @@ def protocol(text: str, say: Say) -> None:
 def capability(text: str, say: Say) -> None:
     """A comma list of capabilities."""
     names = elements(text)
+    wrong = 0
     if not names:
         say(codes.EMPTY, "the capability is empty", expected="a name such as `net_raw`")
     for name in names:
         if name in BEYOND:
             say(codes.EXTRA_NAME, f"KubeArmor does not know the capability `{name}`")
         elif name not in CAPABILITIES:
+            wrong += 1
+            if wrong > WRONG:
+                return
             bare = name.lower().removeprefix("cap_").replace("-", "_")
             if bare in CAPABILITIES:
                 say(

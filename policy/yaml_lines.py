@@ -19,7 +19,7 @@ from policy.nodes import Mapping, Node, Scalar, ScalarKind, Sequence, plain_kind
 
 DEPTH: Final = 32
 """Levels of nesting. The deepest valid policy has 9."""
-EXPANDED: Final = 16 * 1024 * 1024
+EXPANDED: Final = 32 * 1024 * 1024
 """Characters (and 16 per node) after every alias is replaced by what it stands for."""
 RESTARTS: Final = 50
 """Documents with syntax errors after which the rest of the file is left."""
@@ -94,6 +94,7 @@ class _Reader:
     def __init__(self, report: Report, first_line: int) -> None:
         self.report = report
         self.first_line = first_line
+        self.aliased = False
 
     def place(self, event: Any) -> tuple[int, int, int]:
         start, end = event.start_mark, event.end_mark
@@ -131,6 +132,7 @@ class _Reader:
                 if event.anchor:
                     anchors[event.anchor] = (node, weight)
             elif isinstance(event, yaml.AliasEvent):
+                self.aliased = True
                 node, weight = self.alias(event.anchor or "", anchors, open_anchors, line, column, width)
             elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 if len(stack) >= DEPTH:
@@ -159,7 +161,9 @@ class _Reader:
             top = stack[-1]
             top.weight += weight
             if top.weight > EXPANDED:
-                self.stop(codes.ALIAS, f"aliases expand to more than {EXPANDED >> 20} MiB", line, column)
+                if self.aliased:
+                    self.stop(codes.ALIAS, f"aliases expand to more than {EXPANDED >> 20} MiB", line, column)
+                self.stop(codes.TOO_LARGE, f"one document takes more than {EXPANDED >> 20} MiB", line, column)
             if isinstance(top.node, Sequence):
                 top.node.items.append(node)
             elif top.key is None:

@@ -424,6 +424,18 @@ def test_thousands_of_errors_stay_readable() -> None:
     assert not parsed.ok
 
 
+@pytest.mark.parametrize("piece", ["      - ptracex{}\n", "      - {}: 1\n", "      - [{}]\n"])
+def test_a_file_made_of_wrong_names_ends_in_time(piece: str) -> None:
+    head = POLICY.partition("    - syscall:")[0]
+    parsed = within(10, head + "    - syscall:\n" + "".join(piece.format(n) for n in range(50_000)))
+    assert len(parsed.diagnostics) == 500
+
+
+def test_a_comma_list_of_a_hundred_thousand_names_is_told_briefly() -> None:
+    names = ",".join(f"tcpx{n}" for n in range(100_000))
+    assert len(within(5, POLICY.replace("tcp, UDP", names)).diagnostics) <= 20
+
+
 def test_a_thousand_small_policies_take_seconds() -> None:
     text = "---\n".join(POLICY.replace("name: demo", f"name: demo-{n}") for n in range(1000))
     start = time.perf_counter()
