@@ -90,6 +90,57 @@ def test_an_exec_is_killed_exactly_where_the_judge_blocks(
     assert all(judge == kernel for judge, kernel in told.values()), (spec, told)
 
 
+FILES = ("e/passwd", "e/x.d/a", "e/x.d/b", "e/x.d/deep/c", "v/log")
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_an_open_kills_exactly_where_the_judge_blocks(
+    applier: Applier, new_cgroup: Any, identity: Any, policies: Any, ksp: Any, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    box = new_cgroup()
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+        if rng.random() < 0.5:
+            os.chown(tmp_path / name, 12345, 12345)
+    cat, tee = os.path.realpath("/bin/cat"), os.path.realpath("/usr/bin/tee")
+    parts: dict[str, list[str]] = {"matchPaths": [], "matchDirectories": []}
+    for _ in range(rng.randint(1, 5)):
+        words = f"action: {rng.choice(('Allow', 'Block', 'Block'))}"
+        words += ", readOnly: true" * (rng.random() < 0.3) + ", ownerOnly: true" * (rng.random() < 0.3)
+        words += f", fromSource: [{{path: {rng.choice((cat, tee))}}}]" * (rng.random() < 0.3)
+        if rng.random() < 0.5:
+            parts["matchPaths"].append(f"{{path: {tmp_path / rng.choice(FILES)}, {words}}}")
+        else:
+            deep = ", recursive: true" * (rng.random() < 0.5)
+            parts["matchDirectories"].append(
+                f"{{dir: {tmp_path / rng.choice(('e', 'e/x.d', 'v', '.'))}/{deep}, {words}}}"
+            )
+    rules = ", ".join(f"{name}: [{', '.join(found)}]" for name, found in parts.items() if found)
+    who = identity(box)
+    ruleset = compile_ruleset(
+        policies(ksp("random", f"file: {{{rules}}}, action: Block", "{hauberk.io/signal: enabled}"))
+    )
+    plan = Planner(ruleset).plan(NODE, [who], 1)
+    assert applier.apply(plan).failed == ()
+    scope = ruleset.scope(who)
+    calls = [(program, name) for name in FILES for program in (cat, tee)]
+    script = "; ".join(f"{program} {tmp_path / name} </dev/null; echo $? >&2" for program, name in calls)
+    process = box.start("/bin/sh", "-c", script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    answers = [line for line in process.communicate(timeout=30)[1].split() if line.isdigit()]
+    told = {}
+    for (program, name), answer in zip(calls, answers, strict=True):
+        write = Access.WRITE | Access.CREATE | Access.TRUNCATE
+        behaviour = Behaviour(
+            operation=Operation.OPEN, access=Access.READ if program == cat else write, cgroup=box.id, executable=program,
+            parent="/bin/sh", resource=str(tmp_path / name), uid=0, owner=os.stat(tmp_path / name).st_uid,
+        )  # fmt: skip
+        blocked = scope.judge(behaviour).action is Action.BLOCK
+        told[program, name] = (blocked, int(answer) == 137)
+    assert all(judge == kernel for judge, kernel in told.values()), (rules, told)
+
+
 CALLS = """
 import errno, json, socket, sys
 answers = []
