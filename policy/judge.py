@@ -76,6 +76,8 @@ class Judge:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._actors = tables.actors
+        self._lookup_process = tables.process.lookup
+        self._lookup_file = tables.file.lookup
         unmatched = tables.unmatched
         self._unmatched_process = unmatched.get("process", NOTHING)
         self._unmatched_file = unmatched.get("file", NOTHING)
@@ -151,14 +153,14 @@ class Judge:
         return gather(groups, actor, self._actors)
 
     def _process(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
-        groups = self.tables.process.lookup(behaviour.resource)
+        groups = self._lookup_process(behaviour.resource)
         if not groups:
             return self._unmatched_process.verdict(behaviour)
         found = gather(groups, behaviour.parent or behaviour.executable, self._actors)
         return decide(found, behaviour, arguments, self._unmatched_process)
 
     def _file(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
-        groups = self.tables.file.lookup(behaviour.resource)
+        groups = self._lookup_file(behaviour.resource)
         if not groups:
             return self._unmatched_file.verdict(behaviour)
         return decide(
@@ -199,10 +201,10 @@ class Judge:
         return decide(found, behaviour, arguments, NOTHING) if found else ALLOWED
 
     def _find_process(self, behaviour: Behaviour) -> list[Candidate]:
-        return self._found(self.tables.process.lookup(behaviour.resource), behaviour.parent or behaviour.executable)
+        return self._found(self._lookup_process(behaviour.resource), behaviour.parent or behaviour.executable)
 
     def _find_file(self, behaviour: Behaviour, path: str) -> list[Candidate]:
-        return self._found(self.tables.file.lookup(path), behaviour.executable)
+        return self._found(self._lookup_file(path), behaviour.executable)
 
     def _find_network(self, behaviour: Behaviour) -> list[Candidate]:
         asked = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
