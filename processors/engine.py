@@ -147,8 +147,9 @@ class Processor:
             if not self.ledger.knows(delivery):
                 try:
                     self.teller.read(delivery)
-                except Permanent:
-                    self._bad_frames += 1
+                except Exception as error:
+                    # Whatever it was: the pump tries again or buries the frame, and then it must hold nothing back.
+                    self._bad_frames += isinstance(error, Permanent)
                     self.ledger.dead(delivery)
                     raise
         self.teller.settle()

@@ -16,10 +16,11 @@ from schemas import identity as identities
 from schemas.alert import decode_alert
 from schemas.errors import Refused, Unavailable
 from schemas.expand import json_lines
-from schemas.operations import Access, Operation
+from schemas.operations import Access, Class, Operation
 from schemas.summary import decode as decode_summary
 from schemas.telemetry import decode as decode_telemetry
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, TELEMETRY
+from schemas.verdict import ALLOWED
 
 
 async def until(condition, seconds=5.0):
@@ -142,6 +143,38 @@ async def test_what_was_not_told_comes_again_after_a_restart(node, running, repl
     again.stop()
     await second
     assert await bus.lag("processors") == {"events.raw": 0}
+
+
+class Faulty:
+    """A ruleset with a bug: it cannot bear one path."""
+
+    visible = frozenset(Class)
+    dns_visible = True
+
+    def scope(self, identity):
+        return self
+
+    def judge(self, behaviour, arguments=None):
+        if behaviour.resource == "/bug":
+            raise ZeroDivisionError("a bug")
+        return ALLOWED
+
+
+async def test_a_bug_in_one_frame_does_not_stop_a_node(node, host, web):
+    bus = MemoryBus()
+    await bus.publish(INVENTORY, [Record(item.key, identities.encode(item)) for item in (host, web)])
+    for path in ("/a", "/bug", "/b"):
+        node.row(node.behaviour(Operation.OPEN, path, syscall=257))
+        await bus.publish(EVENTS_RAW, [node.record()])
+    settings = ProcessorSettings(pump=PumpSettings(retry_first=0.01, max_wait=0.1))
+    processor = Processor(bus, settings, compile_documents=lambda documents: Faulty())
+    task = asyncio.create_task(processor.run())
+    await until(lambda: bus.published.get("dead") and processor.stats().summary_events == 2)
+    processor.stop()
+    await task
+    assert await bus.lag("processors") == {"events.raw": 0}
+    counted = [decode_summary(record.value) for record in bus.records(SUMMARIES)]
+    assert [entry.behaviour.resource for summary in counted for entry in summary.entries] == ["/a", "/b"]
 
 
 async def test_a_closed_bus_ends_the_stage_with_its_error(running):
