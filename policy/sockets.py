@@ -8,7 +8,6 @@ hash per prefix length in use, names by one hash per label, so the cost does not
 from __future__ import annotations
 
 import ipaddress
-import socket
 from functools import lru_cache
 from typing import Final
 
@@ -100,15 +99,15 @@ class NameTable:
             rest = rest[cut:]
 
 
+@lru_cache(maxsize=4096)
 def address_number(address: str) -> tuple[int, int] | None:
     """(4 or 6, the address as a number); IPv4 inside of IPv6 counts as IPv4; None when it is no address."""
     try:
-        if ":" not in address:
-            return 4, int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address.partition("%")[0]), "big")
-    except (OSError, ValueError):
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
         return None
-    return (4, number & 0xFFFFFFFF) if number >> 32 == 0xFFFF else (6, number)
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (4, int(mapped)) if mapped is not None else (parsed.version, int(parsed))
 
 
 class _Ported:
