@@ -125,6 +125,8 @@ class Definitions:
         acted_run, ran_run = b"".join(acted), b"".join(ran)
         _refer(strings, acted, acted_run, DEFINITION.size + BEHAVIOUR.size)
         _refer(strings, ran, ran_run, DEFINITION.size + PROCESS.size)
+        # Most behaviours have fewer than four strings: 0 would send every closure down the slow path.
+        strings.discard(0)
         texts, no_strings = self._fetch(_STRING, strings)
         run = b"".join((acted_run, ran_run, *texts))
         if not (no_strings or no_behaviours or no_processes):
