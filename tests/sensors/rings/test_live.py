@@ -27,8 +27,8 @@ from kernel.maps import Map
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import BEHAVIOUR, SCOPE, DefinitionKind, Loss
-from schemas.operations import Class
+from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss
+from schemas.operations import Class, Operation
 from sensors.recording import Kind, Reader
 from sensors.rings import RingSettings, RingSource
 
@@ -213,6 +213,47 @@ def test_a_new_agent_takes_over_the_pins(loaded: Loaded, storm: str, cgroup: Pat
     source.close()
     assert opens(frames, ident) == {"/etc/hostname": 4500}
     assert sum(frame.header.undefined for frame in frames) == 0
+
+
+def test_a_cgroups_birth_and_end_are_told(loaded: Loaded) -> None:
+    told: list[tuple[int, str | None, bool]] = []
+    root = unified()
+    assert root is not None
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings(), lambda *seen: told.append(seen))
+    path = root / f"hauberk-test-born-{os.getpid()}"
+    path.mkdir()
+    ident = path.stat().st_ino
+    path.rmdir()
+    deadline = time.monotonic() + 5
+    while (ident, None, True) not in told and time.monotonic() < deadline:
+        source.drain()
+        source.release()
+    source.close()
+    assert [each for each in told if each[0] == ident] == [(ident, f"/{path.name}", False), (ident, None, True)]
+
+
+def test_a_child_is_seen_with_its_arguments(loaded: Loaded, cgroup: Path, tmp_path: Path) -> None:
+    ident = watch(loaded, cgroup, 1 << Class.PROCESS)
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings(state_dir=str(tmp_path)))
+    script = f"echo $$ > {cgroup}/cgroup.procs; /bin/ls -d 'a b' /etc/hostname 2>/dev/null; true"
+    subprocess.run(["/bin/sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    frames: list[Frame] = []
+    settled(source, frames)
+    source.close()
+    known = {(kind, i): body for frame in frames for i, kind, body in words.definitions(frame.definitions)}
+    said = set()
+    for (kind, _), body in known.items():
+        if kind == DefinitionKind.PROCESS:
+            values = dict(zip(PROCESS.offsets, PROCESS.struct.unpack(body), strict=True))
+            said.add((known[1, values["executable"]], known.get((1, values["arguments"]))))
+    assert (os.fsencode(os.path.realpath("/bin/ls")), b"/bin/ls\0-d\0a b\0/etc/hostname") in said
+    operations = Counter(
+        int.from_bytes(body[BEHAVIOUR.offsets["operation"] :][:2], "little")
+        for (kind, _), body in known.items()
+        if kind == DefinitionKind.BEHAVIOUR and int.from_bytes(body[:8], "little") == ident
+    )
+    assert operations[Operation.EXEC] == 1
+    assert operations[Operation.EXIT] >= 1
 
 
 AGENT = """
