@@ -57,7 +57,7 @@ def check(given: argparse.Namespace) -> int:
         for diagnostic in parsed.diagnostics:
             levels[diagnostic.level] = levels.get(diagnostic.level, 0) + 1
             if given.output == "text":
-                print(render(diagnostic, data.decode("utf-8", "replace")))
+                print(render(diagnostic, parsed.text))
     if given.output == "json":
         print(as_json({"policies": policies, "diagnostics": found}))
     else:

@@ -73,7 +73,7 @@ def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: boo
             errors += diagnostic.level == "error"
             warnings += diagnostic.level == "warning"
             if diagnostic.level == "error" or not quiet:
-                print(render(diagnostic, data.decode("utf-8", "replace")), file=sys.stderr)
+                print(render(diagnostic, parsed.text), file=sys.stderr)
     if errors:
         raise PolicyError(
             f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}; nothing was applied",
