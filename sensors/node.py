@@ -17,6 +17,7 @@ import msgspec
 from bus.contract import Bus
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from sensors.agent import Agent, AgentSettings
+from sensors.pins import require_free
 from sensors.rings import OnCgroup, RingSettings, RingSource
 from sensors.source import Batch
 
@@ -80,7 +81,9 @@ def open_node(
     Raises what `kernel.loading.load` and `RingSource` raise; nothing is left behind then that was not there before.
     """
     parent = os.path.dirname(settings.pin_dir.rstrip("/"))
+    require_free(settings.pin_dir)
     mounted = parent if mount_bpffs(parent) else ""
+    loaded: Loaded | None = None
     try:
         loaded = load(settings.load, settings.pin_dir, progress=progress)
         run = secrets.token_hex(8)
@@ -88,8 +91,9 @@ def open_node(
         for pid in exclude:
             source.exclude(pid)
     except BaseException:
-        if mounted:
+        if mounted or (loaded is not None and not loaded.reused):
             unload(settings.pin_dir)
+        if mounted:
             unmount(mounted)
         raise
     return Node(settings, loaded, source, mounted)

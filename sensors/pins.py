@@ -76,6 +76,12 @@ class Pins:
         self._stack.close()
 
 
+def require_free(pin_dir: str) -> None:
+    """KernelError when an agent drains these pins: whoever is about to replace them asks first."""
+    if os.path.isdir(pin_dir):
+        os.close(_lock(pin_dir))
+
+
 def _lock(pin_dir: str) -> int:
     try:
         fd = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's sensor opens, refuses a rival before it touches anything, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kernel import bpf
+from kernel.loading import LoadSettings, is_bpffs
+from schemas.errors import KernelError, SettingsError
+from sensors.node import NodeSettings, node_name, open_node
+from sensors.rings import RingSettings
+
+pytestmark = pytest.mark.kernel
+QUIET = LoadSettings(host_visibility=0, new_visibility=0)
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> str:
+    if not os.path.isdir("/usr/lib/python3/dist-packages/bcc"):
+        pytest.skip("no BCC (python3-bpfcc)")
+    try:
+        os.close(bpf.map_create(2, 4, 8, 1))
+    except KernelError as error:
+        pytest.skip(f"no BPF here: {error}")
+    return str(tmp_path / "pins" / "sensor")
+
+
+def test_it_opens_refuses_a_rival_and_leaves_nothing(pins: str) -> None:
+    settings = NodeSettings(node="n", pin_dir=pins, load=QUIET)
+    steps: list[str] = []
+    node = open_node(settings, progress=lambda step, _: steps.append(step))
+    assert steps[-1] == "attach"
+    # Another size would replace the pins under the first one's feet.
+    other = NodeSettings(node="n", pin_dir=pins, load=LoadSettings(occurrence_pages=16))
+    with pytest.raises(KernelError, match="only agent"):
+        open_node(other)
+    node.source.drain()
+    node.close()
+    assert not os.path.exists(pins)
+    assert not is_bpffs(os.path.dirname(pins))
+
+
+def test_a_failure_after_loading_takes_everything_down(pins: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    rings = RingSettings(state_dir=str(tmp_path / "file" / "state"))
+    with pytest.raises(SettingsError, match="state_dir"):
+        open_node(NodeSettings(node="n", pin_dir=pins, load=QUIET, rings=rings))
+    assert not os.path.exists(pins)
+    assert not is_bpffs(os.path.dirname(pins))
+
+
+def test_kept_pins_are_found_again(pins: str) -> None:
+    settings = NodeSettings(node="n", pin_dir=pins, load=QUIET, keep=True)
+    first = open_node(settings)
+    mounted = first._mounted
+    first.close()
+    last = open_node(NodeSettings(node="n", pin_dir=pins, load=QUIET))
+    assert last.loaded.reused
+    last._mounted = mounted
+    last.close()
+    assert not os.path.exists(pins)
+
+
+def test_the_name_is_the_hosts_when_none_is_given() -> None:
+    assert node_name(NodeSettings()) == os.uname().nodename
+    assert node_name(NodeSettings(node="edge-7")) == "edge-7"
