@@ -45,12 +45,14 @@ async def until(stop: asyncio.Event, work: Awaitable[None], end: Callable[[], No
 
 
 async def caught_up(bus: Bus, *groups: str, within: float = DRAIN) -> None:
-    """Wait until the groups have committed all there is, or `within` seconds are over."""
+    """Wait until the groups have committed all there is, or `within` seconds are over. A group the bus does not know yet
+    has not begun to read, so it is waited for too."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + within
     while clock() < deadline:
+        known = await bus.groups()
         behind = [sum((await bus.lag(group)).values()) for group in groups]
-        if not any(behind):
+        if not any(behind) and all(group in known for group in groups):
             return
         await asyncio.sleep(0.02)
 

@@ -23,6 +23,7 @@ from kernel.btf import VMLINUX, Btf
 from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
 from kernel.features import typed_loads
 from kernel.headers import installed, write_tree
+from kernel.maps import possible_cpus
 from kernel.members import offsets_by_headers, offsets_from
 from kernel.syscalls import call_records, number
 from schemas.errors import HauberkError, KernelError, MissingDependency
@@ -152,6 +153,10 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[
     }
     for entry, value in settings.items():
         put(maps["config"], struct.pack("=I", entry), struct.pack("=Q", value), "config")
+    # Event ids are node:boot:sequence, so a load must not count where an earlier one of this boot did: microseconds since
+    # boot are ahead of any count below a million events a second and cpu, and 48 bits of them last 8.9 years.
+    start = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    put(maps["sequences"], struct.pack("=I", 0), struct.pack("=Q", start) * possible_cpus(), "sequences")
     programs = {probe.name: program(probe.name, RAW_TRACEPOINT) for probe in PROBES}
     programs |= {guard.name: program(guard.name, guard.kind, guard.attach_type) for guard in GUARDS}
     for table, fd in maps.items():
