@@ -69,7 +69,7 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 FIRST_RETRY = 0.01
 """Seconds until a runtime is asked again about a newborn; doubled up to LAST_RETRY. Docker answers 10-50 ms after mkdir."""
 LAST_RETRY = 1.0
-HOST_ANSWER = 2.0
+HOST_ANSWER = 1.0
 """Seconds until an unknown cgroup counts as the host's: plain runc writes its state file after it made the cgroup."""
 
 
@@ -254,8 +254,6 @@ class Inventory:
                 except HauberkError:
                     continue
                 if found is not None and (found.root_pid or found.cgroup_path) and self._complete(found):
-                    if found.id != uid:
-                        self._rename(uid, found.id)
                     self._asking.pop(uid, None)
                     return
             await asyncio.sleep(pause)
@@ -266,11 +264,15 @@ class Inventory:
             # Nobody answers for it: what the cgroup path says is all there will be, and its events must not wait for more.
             self._put(msgspec.structs.replace(known, complete=True))
 
-    def _rename(self, provisional: str, uid: str) -> None:
+    def _was_host(self, uid: str, id_: int) -> None:
         """What looked like the host's was a container's: the provisional identity goes, in front of the real one."""
-        if self._identities.pop(provisional, None) is not None:
-            self._dirty = {provisional: None, **self._dirty}
-            self._wake.set()
+        provisional = self._uid_of.get(id_, uid)
+        if provisional == uid or self._identities.pop(provisional, None) is None:
+            return
+        if (task := self._asking.pop(provisional, None)) and task is not asyncio.current_task():
+            task.cancel()
+        self._dirty = {provisional: None, **self._dirty}
+        self._wake.set()
 
     def _complete(self, found: Found) -> bool:
         """Take in an answer; False when its process is not in a cgroup of its own yet."""
@@ -285,6 +287,7 @@ class Inventory:
         self._place_of[found.id] = place or Place(found.id, own, found.runtime)
         cgroup_ids = dict.fromkeys((id_, *(before.cgroups if before else ())))
         for seen in cgroup_ids:
+            self._was_host(found.id, seen)
             self._uid_of[seen] = found.id
         identity = Identity(
             kind=Kind.CONTAINER, node=self.node, uid=found.id, cgroups=tuple(cgroup_ids), cgroup_path=own,

@@ -350,7 +350,10 @@ def podman_cli(rootfs: Path) -> Iterator[PodmanCli]:
     finally:
         cli.podman("rm", "-af", "-t", "0")
         _unmount(home)
-        shutil.rmtree(home)
+        deadline = time.monotonic() + 10
+        while home.exists() and time.monotonic() < deadline:  # podman's cleanup process still writes there
+            shutil.rmtree(home, ignore_errors=True)
+            time.sleep(0.02)
         _remove_cgroups("libpod_parent")
 
 

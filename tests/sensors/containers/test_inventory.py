@@ -163,6 +163,20 @@ async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: An
         assert (seen.uid, seen.runtime, seen.cgroup_path) == (name, "runc", path)
 
 
+async def test_a_container_told_late_takes_its_cgroup_from_the_host(oci: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    name, path = "hauberk-late", "/hauberk-late"
+    async with running(bus, PodmanSettings(roots=(oci.root("runc"),), poll_seconds=0.1)) as inventory:
+        await asyncio.to_thread(oci.run, "runc", name)
+        id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
+        await wait_until(lambda: (one := inventory.find(id_)) and one.uid == name)
+        # The kernel's word of its birth comes after the runtime's: nothing changes.
+        inventory.on_cgroup(id_, path, False)
+        assert inventory.find(id_).uid == name  # type: ignore[union-attr]
+        await wait_until(lambda: not inventory._dirty)
+        assert [key for key in await bus.latest(INVENTORY) if key.startswith(b"n1/cgroup-%d" % id_)] == []
+
+
 @pytest.fixture
 def host_cgroup() -> Any:
     if os.geteuid() != 0:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live kernel tells the inventory of a container: its first event finds an identity, under the id the kernel gives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bus.memory import MemoryBus
+from kernel.loading import LoadSettings
+from processors.decode import Definitions
+from schemas import frame as frames
+from schemas.behaviour import Behaviour
+from schemas.errors import HauberkError
+from schemas.identity import Kind, decode
+from schemas.operations import Operation
+from schemas.topics import EVENTS_RAW, INVENTORY
+from sensors.containers.podman import PodmanSettings
+from sensors.inventory import Inventory, InventorySettings
+from sensors.node import Node, NodeSettings, open_node
+
+pytestmark = [pytest.mark.kernel, pytest.mark.containers]
+
+
+@pytest.fixture
+def pins() -> Iterator[str]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: loads BPF programs")
+    home = tempfile.mkdtemp(prefix="hauberk-birth-")
+    yield f"{home}/pins"
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def execs(bus: MemoryBus) -> list[Behaviour]:
+    found: list[Behaviour] = []
+    for record in bus.records(EVENTS_RAW):
+        frame = frames.decode(record.value or b"")
+        definitions = Definitions(frame.definitions, frame.header.architecture)
+        for ident, kind, _ in ((i, k, b) for i, k, b in frames.definitions(frame.definitions)):
+            if kind == 2 and (behaviour := definitions.behaviour(ident)) and behaviour.operation is Operation.EXEC:
+                found.append(behaviour)
+    return found
+
+
+async def test_the_first_event_of_a_container_has_an_identity(oci: Any, pins: str, wait_until: Any) -> None:
+    bus = MemoryBus()
+    runtime = PodmanSettings(roots=(oci.root("runc"),), poll_seconds=60)
+    inventory = Inventory(bus, InventorySettings(node="n1", runtimes=(runtime,), rescan_seconds=60))
+    settings = NodeSettings(pin_dir=pins, load=LoadSettings(occurrence_pages=256, definition_pages=256))
+    try:
+        node: Node = await asyncio.to_thread(open_node, settings, inventory.on_cgroup)
+    except HauberkError as error:
+        pytest.skip(f"needs BPF: {error}")
+    agent = node.agent(bus)
+    tasks = [asyncio.create_task(inventory.run()), asyncio.create_task(agent.run())]
+    try:
+        await inventory.ready.wait()
+        name = f"hauberk-born-{os.getpid()}"
+        await asyncio.to_thread(oci.run, "runc", name)
+        known = await wait_until(lambda: next((one for one in inventory.identities if one.uid == name), None))
+        assert (known.kind, known.cgroup_path) == (Kind.CONTAINER, f"/{name}")
+        mine = await wait_until(
+            lambda: [one for one in execs(bus) if one.cgroup == known.cgroups[0] and one.resource == "/bin/busybox"]
+        )
+        assert (mine[0].pid_ns, mine[0].mnt_ns) == (known.pid_ns, known.mnt_ns)
+        told = [
+            decode(one.value)
+            for one in bus.records(INVENTORY)
+            if one.value and known.cgroups[0] in decode(one.value).cgroups
+        ]
+        assert (told[0].kind, told[0].complete) == (Kind.HOST, False)
+        assert (told[-1].kind, told[-1].complete) == (Kind.CONTAINER, True)
+        await asyncio.to_thread(oci.remove, name)
+        await wait_until(lambda: inventory.find(known.cgroups[0]).ended)  # type: ignore[union-attr]
+    finally:
+        agent.stop()
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        node.close()
