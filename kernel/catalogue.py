@@ -75,6 +75,9 @@ HOPS: Final = (
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 
+ENFORCING: Final = ("enforce", "decide")
+"""Hops only the signal backend needs: where the verifier refuses one, `finish` takes its place and nobody is stopped."""
+
 TABLES: Final = (
     Table("occurrences", "ring buffer", "-", "occurrence", "kernel", "what happened, one fixed record each"),
     Table("definitions", "ring buffer", "-", "definition + bytes", "kernel", "what ids mean, sent once"),

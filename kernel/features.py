@@ -26,7 +26,7 @@ from schemas.errors import HauberkError, KernelError
 
 _KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
 _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
-_SEND_SIGNAL, _RINGBUF_OUTPUT, _TASK_BTF, _TASK_REGS, _LOOP = 109, 130, 158, 175, 181
+_SEND_SIGNAL, _TASK_BTF = 109, 158
 DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
 
@@ -50,7 +50,7 @@ def by_name(features: tuple[Feature, ...]) -> dict[str, Feature]:
 
 def typed_loads() -> Feature:
     """Whether programs may read task_struct without a probe read per member."""
-    code = _call(_TASK_BTF) + _insn(0xBF, 1, 0) + _call(_TASK_REGS) + _insn(0x79, 0, 0) + _END
+    code = _call(_TASK_BTF) + _insn(0x79, 0, 0) + _END
     return _loads("typed loads", code, "task members are read directly", "every task member costs a probe read")
 
 

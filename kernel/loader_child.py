@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from kernel import bpf
 from kernel.btf import VMLINUX, Btf
-from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
+from kernel.catalogue import ENFORCING, GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
 from kernel.features import typed_loads
 from kernel.headers import installed, write_tree
 from kernel.maps import possible_cpus
@@ -138,8 +138,24 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[
     def program(function: str, kind: int, attach_type: int = 0) -> int:
         return bpf.program_load(kind, module.dump_func(function.encode()), name=function, attach_type=attach_type)
 
+    refused: dict[str, str] = {}
+
+    def optional(function: str, kind: int, attach_type: int = 0) -> int | None:
+        # A kernel that cannot enforce can still observe: what it refused is told, the rest goes on.
+        try:
+            return program(function, kind, attach_type)
+        except KernelError as error:
+            refused[function] = str(error)
+            return None
+
     for index, name in enumerate(HOPS):
         if index == 0:
+            continue
+        if name in ENFORCING:
+            step_fd = optional(f"hop_{name}", RAW_TRACEPOINT)
+            if step_fd is None:
+                step_fd = program("hop_finish", RAW_TRACEPOINT)
+            put(maps["hops"], struct.pack("=I", index), struct.pack("=I", step_fd), "hops")
             continue
         put(maps["hops"], struct.pack("=I", index), struct.pack("=I", program(f"hop_{name}", RAW_TRACEPOINT)), "hops")
     for call, record in call_records({name: index for index, name in enumerate(HOPS)}):
@@ -158,15 +174,18 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[
     start = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
     put(maps["sequences"], struct.pack("=I", 0), struct.pack("=Q", start) * possible_cpus(), "sequences")
     programs = {probe.name: program(probe.name, RAW_TRACEPOINT) for probe in PROBES}
-    programs |= {guard.name: program(guard.name, guard.kind, guard.attach_type) for guard in GUARDS}
-    for table, fd in maps.items():
-        bpf.pin(fd, str(pin_dir / "maps" / table))
-    for name, fd in programs.items():
-        bpf.pin(fd, str(pin_dir / "programs" / name))
+    for guard in GUARDS:
+        fd = optional(guard.name, guard.kind, guard.attach_type)
+        if fd is not None:
+            programs[guard.name] = fd
+    for table, map_fd in maps.items():
+        bpf.pin(map_fd, str(pin_dir / "maps" / table))
+    for name, loaded in programs.items():
+        bpf.pin(loaded, str(pin_dir / "programs" / name))
     # Strictly last, and on_sys_exit after the ones that keep the process map: from here on events flow.
     for probe in reversed(PROBES):
         bpf.pin(bpf.raw_tracepoint_open(programs[probe.name], probe.tracepoint), str(pin_dir / "links" / probe.name))
-    return {"programs": len(programs) + len(HOPS) - 1}
+    return {"programs": len(programs) + len(HOPS) - 1, "refused": refused}
 
 
 def put(fd: int, key: bytes, value: bytes, target: str) -> None:

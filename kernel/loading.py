@@ -86,6 +86,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     reused: bool
     seconds: dict[str, float] = {}
     peak_kb: int = 0
+    refused: dict[str, str] = {}
+    """Enforcing programs this kernel refused, with its reason; observation goes on without them. Empty when reused."""
 
     def map(self, name: str) -> Map:
         """The map pinned as `name`; the caller closes it."""
@@ -135,13 +137,15 @@ def load(
         raise KernelError(
             f"the loader ended well but left no usable pins under `{pin_dir}`", operation="load", target=pin_dir
         )
-    return msgspec.structs.replace(found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"])
+    return msgspec.structs.replace(
+        found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"]
+    )
 
 
 def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:
     """What is pinned under `pin_dir` now; None when nothing is, or its layout hash is not `expected` (None: any)."""
     paths = [f"maps/{table.name}" for table in TABLES] + [f"links/{probe.name}" for probe in PROBES]
-    paths += [f"programs/{each.name}" for each in (*PROBES, *GUARDS)]
+    paths += [f"programs/{probe.name}" for probe in PROBES]
     if not all(os.path.exists(f"{pin_dir}/{path}") for path in paths):
         return None
     with Map.open(f"{pin_dir}/maps/config") as config:

@@ -25,6 +25,11 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("task_struct", "nsproxy", ()),
     ("task_struct", "signal", ()),
     ("task_struct", "exit_code", ()),
+    ("task_struct", "cred", ()),
+    ("task_struct", "compat", ("thread_info.status",)),
+    ("task_struct", "cgroups", ()),
+    ("cred", "uid", ()),
+    ("css_set", "dfl_cgrp", ()),
     ("task_struct", "start_boottime", ("start_boottime", "real_start_time")),
     ("task_struct", "sessionid", ()),
     ("task_struct", "loginuid", ()),
@@ -57,6 +62,7 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("dentry", "d_parent", ()),
     ("dentry", "d_name", ()),
     ("dentry", "d_inode", ()),
+    ("dentry", "d_iname", ("d_shortname", "d_iname")),
     ("mount", "mnt", ()),
     ("mount", "mnt_parent", ()),
     ("mount", "mnt_mountpoint", ()),
@@ -81,7 +87,14 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("unix_address", "name", ()),
 )
 _OPTIONAL: Final = frozenset(
-    {("task_struct", "sessionid"), ("task_struct", "loginuid"), ("sock", "v6_daddr"), ("sock", "v6_rcv_saddr")}
+    {
+        ("task_struct", "sessionid"),
+        ("task_struct", "loginuid"),
+        ("dentry", "d_iname"),
+        ("task_struct", "compat"),
+        ("sock", "v6_daddr"),
+        ("sock", "v6_rcv_saddr"),
+    }
 )
 
 # The programs read these in one go: (owner, first, member, distance from first).
@@ -119,8 +132,14 @@ def offsets_from(btf: Btf, machine: str = platform.machine()) -> str:
             raise Incompatible(
                 f"expected `{owner}.{name}` {distance} bytes after `{first}`, got {found[owner, name] - found[owner, first]}; this kernel lays the struct out differently"
             )
+    inline_name = btf.member("dentry", "d_shortname") or btf.member("dentry", "d_iname")
+    if inline_name is not None and inline_name.offset == found["dentry", "d_inode"] + 8:
+        lines.append(f"#define K_NAME_WORDS {min(inline_name.size // 8, 5)}")
+    spanned = ("f_path.dentry", "f_path.mnt", "f_inode", "f_mode", "private_data")
+    lines.append(f"#define K_FILE_SPAN {max(found['file', name] for name in spanned) + 8}")
     number, arguments, directory = _registers(machine)
     lines.append(f"#define K_REG_NUMBER {_register(btf, number)}")
+    lines.append(f"#define K_REG_SPAN {max(_register(btf, name) for name in arguments) + 8}")
     lines += [f"#define K_REG_ARG{index} {_register(btf, name)}" for index, name in enumerate(arguments)]
     lines.append(f"#define K_O_DIRECTORY {directory}")
     return "\n".join(lines) + "\n"
@@ -134,6 +153,9 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
         for name in (
             "sched",
             "sched/signal",
+            "cred",
+            "cgroup-defs",
+            "kernfs",
             "nsproxy",
             "pid_namespace",
             "fs",
@@ -156,6 +178,7 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
     for owner, name, names in _MEMBERS:
         lines.append(f"#define {macro(owner, name)} offsetof(struct {owner}, {(names or (name,))[-1]})")
     number, arguments, directory = _registers(machine)
+    lines += ["#define K_FILE_SPAN sizeof(struct file)", "#define K_REG_SPAN sizeof(struct pt_regs)"]
     lines.append(f"#define K_REG_NUMBER offsetof(struct pt_regs, {number})")
     for index, name in enumerate(arguments):
         base, _, plus = name.partition("+")

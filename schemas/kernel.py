@@ -168,6 +168,8 @@ class Loss(IntEnum):
     MAP_FULL = 5
     CHAIN_BROKEN = 6
     """An event needed more steps than the kernel allows (33 tail calls) and was given up."""
+    FOREIGN_CALL = 7
+    """A call by a 32-bit entry, whose numbers are not in the table; what it did is not told."""
 
 
 IMAGE: Final = Layout(

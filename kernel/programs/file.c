@@ -53,12 +53,12 @@ int hop_open(struct bpf_raw_tracepoint_args *ctx)
     w->o.aux = dirfd;
     u64 file = w->ret >= 0 ? file_of(task, w->ret) : 0;
     if (file) {
-        u64 path[2] = {};
-        bpf_probe_read_kernel(path, sizeof(path), (void *)file + K_file__f_path);
-        owner_from_file(w, file);
-        if (flags & O_CREAT_ && READ32(file, K_file__f_mode) & FMODE_CREATED_)
+        bpf_probe_read_kernel(w->raw, K_FILE_SPAN, (void *)file);
+        w->b.owner = READ32(*(u64 *)&w->raw[K_file__f_inode], K_inode__i_uid);
+        if (flags & O_CREAT_ && *(u32 *)&w->raw[K_file__f_mode] & FMODE_CREATED_)
             w->b.operation = OP_CREATE;
-        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, path[1], path[0]);
+        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, *(u64 *)&w->raw[K_file__f_path__dentry],
+                *(u64 *)&w->raw[K_file__f_path__mnt]);
     } else {
         add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
     }

@@ -19,6 +19,9 @@ struct dentry_part { /* consecutive members of struct dentry; members.py refuses
     u32 length;
     u64 name;
     u64 inode;
+#ifdef K_NAME_WORDS
+    u64 inline_name[K_NAME_WORDS]; /* where short names lie: nearly all */
+#endif
 };
 
 struct mount_part { /* consecutive members of struct mount */
@@ -26,6 +29,37 @@ struct mount_part { /* consecutive members of struct mount */
     u64 mountpoint;
     u64 root;
 };
+
+/* The end of every event: the behaviour gets its id, is announced when new, and the occurrence leaves. */
+static __always_inline void finish(struct work *w)
+{
+    struct behaviour *b = &w->b;
+    b->resource = w->sids[SID_RESOURCE];
+    b->resource2 = w->sids[SID_RESOURCE2];
+    if (w->partial)
+        b->access |= ACCESS_PARTIAL;
+    u64 id = hash_behaviour(b);
+    if (!behaviours.lookup(&id)) {
+        w->behaviour_head.id = id;
+        w->behaviour_head.kind = DEFINE_BEHAVIOUR;
+        w->behaviour_head.size = sizeof(*b);
+        if (definitions.ringbuf_output(&w->behaviour_head, sizeof(w->behaviour_head) + sizeof(*b), 1)) {
+            lose(LOSS_DEFINITIONS_FULL);
+        } else {
+            u64 one = 1;
+            behaviours.update(&id, &one);
+        }
+    }
+    u32 zero = 0;
+    u64 *sequence = sequences.lookup(&zero);
+    if (!sequence)
+        return;
+    w->o.id = id;
+    w->o.time = bpf_ktime_get_boot_ns();
+    w->o.sequence = (u64)bpf_get_smp_processor_id() << 48 | ++*sequence;
+    if (occurrences.ringbuf_output(&w->o, sizeof(w->o), 1 /* BPF_RB_NO_WAKEUP */))
+        lose(LOSS_OCCURRENCES_FULL);
+}
 
 static __always_inline void partial(struct work *w, u32 loss)
 {
@@ -47,6 +81,35 @@ static __always_inline void prepend(struct work *w, const void *from, u32 length
     at &= TEXT_MAX - 1;
     w->text[at] = '/';
     bpf_probe_read_kernel(&w->text[at + 1], length & (TEXT_MAX - 1), from);
+}
+
+/* The name of a dentry that was read: short ones came with it and need no second read. */
+static __always_inline void prepend_dentry(struct work *w, struct dentry_part *d, u64 dentry)
+{
+    u32 length = d->length & 255;
+#ifdef K_NAME_WORDS
+    u32 at = w->at;
+    if (d->name == dentry + K_dentry__d_iname && length < at && length <= 8 * K_NAME_WORDS) {
+        /* Whole words are written; what they overrun to the right is put back. */
+        u64 *right = (u64 *)&w->text[at & (2 * TEXT_MAX - 1)], kept[K_NAME_WORDS];
+        at -= length + 1;
+        w->at = at;
+        at &= TEXT_MAX - 1;
+        u64 *name = (u64 *)&w->text[at + 1];
+#pragma unroll
+        for (int i = 0; i < K_NAME_WORDS; i++)
+            kept[i] = right[i];
+        w->text[at] = '/';
+#pragma unroll
+        for (int i = 0; i < K_NAME_WORDS; i++)
+            name[i] = d->inline_name[i];
+#pragma unroll
+        for (int i = 0; i < K_NAME_WORDS; i++)
+            right[i] = kept[i];
+        return;
+    }
+#endif
+    prepend(w, (void *)d->name, length);
 }
 
 static __always_inline struct job *current_job(struct work *w)
@@ -107,7 +170,15 @@ static __always_inline void walk_from_fd(struct work *w, void *task, s32 fd)
 static __always_inline void next_job(void *ctx, struct work *w)
 {
     if (w->job >= w->count) {
-        go(ctx, w->after);
+        /* Constants, not `w->after` itself: a tail call to a known program is a jump, to an unknown one a retpoline. */
+        if (w->after == HOP_FINISH)
+            go(ctx, HOP_FINISH);
+        else if (w->after == HOP_ENFORCE)
+            go(ctx, HOP_ENFORCE);
+        else if (w->after == HOP_EXEC)
+            go(ctx, HOP_EXEC);
+        else
+            go(ctx, HOP_ADOPTED);
         return;
     }
     struct job *job = current_job(w);
@@ -189,6 +260,55 @@ static __always_inline void component(struct work *w, u32 start, u32 end)
     prepend(w, &w->raw[start], length);
 }
 
+static __always_inline void announce_text(struct work *w, u64 id)
+{
+    if (strings.lookup(&id))
+        return;
+    u32 at = w->at & (TEXT_MAX - 1), length = TEXT_MAX - at;
+    struct definition *head = (struct definition *)((u8 *)&w->text_room + at);
+    head->id = id;
+    head->kind = DEFINE_STRING;
+    head->size = length;
+    /* Strictly announced before it is marked as announced: another CPU may use the mark at once. */
+    if (definitions.ringbuf_output(head, sizeof(*head) + length, 1 /* BPF_RB_NO_WAKEUP */)) {
+        lose(LOSS_DEFINITIONS_FULL);
+        return;
+    }
+    u64 one = 1;
+    strings.update(&id, &one);
+}
+
+/* A text is complete. Inlined where paths end, with the end of the event: a tail call less each for the usual open. */
+static __always_inline void store(void *ctx, struct work *w)
+{
+    struct job *job = current_job(w);
+    u16 sid = job->sid & (SIDS - 1);
+    if (w->at == TEXT_MAX && job->kind <= JOB_RAW && !w->partial) {
+        w->at = TEXT_MAX - 1;
+        w->text[TEXT_MAX - 1] = '/';
+    }
+    if (w->at < TEXT_MAX) {
+        u64 id = hash_text(w);
+        w->sids[sid] = id;
+        announce_text(w, id);
+    } else {
+        w->sids[sid] = 0;
+    }
+    w->job++;
+    if (w->job >= w->count && w->after == HOP_FINISH)
+        finish(w);
+    else
+        next_job(ctx, w);
+}
+
+int hop_store(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (w)
+        store(ctx, w);
+    return 0;
+}
+
 int hop_join(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
@@ -258,7 +378,7 @@ int hop_walk(struct bpf_raw_tracepoint_args *ctx)
         }
         if (d.parent == dentry) { /* has no place in a tree: memfd, anonymous inode; d_path() knows no slash either */
             if (d.length) {
-                prepend(w, (void *)d.name, d.length & 255);
+                prepend_dentry(w, &d, dentry);
                 w->at++;
             }
             deep = 0;
@@ -267,7 +387,7 @@ int hop_walk(struct bpf_raw_tracepoint_args *ctx)
         if (w->skip)
             w->skip--;
         else
-            prepend(w, (void *)d.name, d.length & 255);
+            prepend_dentry(w, &d, dentry);
         dentry = d.parent;
     }
     if (deep) {
@@ -277,47 +397,14 @@ int hop_walk(struct bpf_raw_tracepoint_args *ctx)
         partial(w, LOSS_PATH_TRUNCATED);
     }
 store:
-    go(ctx, HOP_STORE);
+    store(ctx, w);
     return 0;
 }
 
-static __always_inline void announce_text(struct work *w, u64 id)
-{
-    if (strings.lookup(&id))
-        return;
-    u32 at = w->at & (TEXT_MAX - 1), length = TEXT_MAX - at;
-    struct definition *head = (struct definition *)((u8 *)&w->text_room + at);
-    head->id = id;
-    head->kind = DEFINE_STRING;
-    head->size = length;
-    /* Strictly announced before it is marked as announced: another CPU may use the mark at once. */
-    if (definitions.ringbuf_output(head, sizeof(*head) + length, 1 /* BPF_RB_NO_WAKEUP */)) {
-        lose(LOSS_DEFINITIONS_FULL);
-        return;
-    }
-    u64 one = 1;
-    strings.update(&id, &one);
-}
-
-int hop_store(struct bpf_raw_tracepoint_args *ctx)
+int hop_finish(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
-    if (!w)
-        return 0;
-    struct job *job = current_job(w);
-    u16 sid = job->sid & (SIDS - 1);
-    if (w->at == TEXT_MAX && job->kind <= JOB_RAW && !w->partial) {
-        w->at = TEXT_MAX - 1;
-        w->text[TEXT_MAX - 1] = '/';
-    }
-    if (w->at < TEXT_MAX) {
-        u64 id = hash_text(w);
-        w->sids[sid] = id;
-        announce_text(w, id);
-    } else {
-        w->sids[sid] = 0;
-    }
-    w->job++;
-    next_job(ctx, w);
+    if (w)
+        finish(w);
     return 0;
 }

@@ -47,7 +47,7 @@ static __always_inline void actor(struct work *w, void *task, struct image *imag
     w->b.parent = image->parent;
     w->b.pid_ns = image->pid_ns;
     w->b.mnt_ns = mnt_ns(task);
-    w->b.uid = bpf_get_current_uid_gid();
+    w->b.uid = uid_of(task);
     w->b.owner = 0xffffffff;
     void *signal = (void *)LOAD64(task, K_task_struct__signal);
     w->b.tty = LOAD64(signal, K_signal_struct__tty) != 0;
@@ -163,7 +163,7 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
     void *leader = (void *)LOAD64(task, K_task_struct__group_leader);
     void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
     struct image *image = &w->image;
-    u32 tgid = bpf_get_current_pid_tgid() >> 32, pid_ns = 0;
+    u32 tgid = tgid_of(task), pid_ns = 0;
     image->start = LOAD64(leader, K_task_struct__start_boottime);
     image->process = image_id(image->start, tgid);
     image->executable = w->sids[SID_EXECUTABLE];
@@ -181,7 +181,10 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
         lose(LOSS_MAP_FULL);
         return 0;
     }
-    go(ctx, w->resume);
+    if (w->resume == HOP_FORK)
+        go(ctx, HOP_FORK);
+    else
+        go(ctx, HOP_CALL);
     return 0;
 }
 
@@ -270,7 +273,7 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
         }
     }
     u64 caller = image->executable;
-    u64 cgroup = bpf_get_current_cgroup_id();
+    u64 cgroup = cgroup_of(task);
     u32 incomplete = w->partial;
     actor(w, task, image, cgroup);
     w->partial = incomplete;
@@ -318,7 +321,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
     struct work *w = work();
     if (!image || !w)
         return 0;
-    u64 cgroup = bpf_get_current_cgroup_id();
+    u64 cgroup = cgroup_of(task);
     struct scope scope;
     scope_of(cgroup, &scope);
     if (scope.visibility >> CLASS_PROCESS & 1 && !is_excluded(tgid)) {

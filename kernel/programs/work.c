@@ -66,7 +66,7 @@ struct work {
     struct behaviour b;
     u8 raw[TEXT_MAX + 256];
     struct definition text_room; /* the header of a text that starts at text[0] */
-    u8 text[TEXT_MAX + TEXT_MAX + 16]; /* bytes from TEXT_MAX on stay zero: the last word of a hash needs no mask */
+    u8 text[TEXT_MAX + TEXT_MAX + 64]; /* bytes from TEXT_MAX on stay zero: the last word of a hash needs no mask */
 };
 
 BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
@@ -88,12 +88,10 @@ BPF_TABLE("prog", u32, u32, hops, 32);
 /* Members of task_struct and what it points to: typed loads cost nothing where the kernel offers them. */
 #ifdef TYPED_LOADS
 #define TASK() ((void *)bpf_get_current_task_btf())
-#define REGS(ctx, task) ((void *)bpf_task_pt_regs(task))
 #define LOAD64(p, off) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(v_) : "r"(p), "i"(off)); v_; })
 #define LOAD32(p, off) ({ u64 v_; asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(v_) : "r"(p), "i"(off)); (u32)v_; })
 #else
 #define TASK() ((void *)bpf_get_current_task())
-#define REGS(ctx, task) ((void *)(ctx)->args[0])
 #define LOAD64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
 #define LOAD32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
 #endif
@@ -122,6 +120,25 @@ static __always_inline void go(void *ctx, u32 hop)
 {
     hops.call(ctx, hop);
     lose(LOSS_CHAIN_BROKEN);
+}
+
+/* What bpf_get_current_pid_tgid(), _uid_gid() and _cgroup_id() answer, without their call: with return thunks
+ * (Spectre RSB, SRSO) a helper costs 20 ns, a typed load one. */
+static __always_inline u32 tgid_of(void *task)
+{
+    return LOAD32(task, K_task_struct__tgid);
+}
+
+static __always_inline u32 uid_of(void *task)
+{
+    return LOAD32((void *)LOAD64(task, K_task_struct__cred), K_cred__uid);
+}
+
+static __always_inline u64 cgroup_of(void *task)
+{
+    void *set = (void *)LOAD64(task, K_task_struct__cgroups);
+    void *cgroup = (void *)LOAD64(set, K_css_set__dfl_cgrp);
+    return LOAD64((void *)LOAD64(cgroup, K_cgroup__kn), K_kernfs_node__id);
 }
 
 static __always_inline u64 setting(u32 index)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel programs add to the calls of others: getppid (nobody watches it), open and close, fork and exec.
+
+Each figure is the difference of the fastest batches with and without the programs; `floor` is an empty program on the same
+tracepoint, which no choice of ours can undercut. Needs root, BPF, cgroup v2 and BCC; loads under a bpffs of its own and removes it.
+Run: `python benchmarks/bench_overhead.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kernel import bpf
+from kernel.features import cgroup2_mount
+from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.ring import Ring
+from schemas.kernel import SCOPE, Loss, ScopeFlag
+from schemas.operations import Class
+
+ALL = sum(1 << member for member in Class)
+PATHS = {"open": "/etc/hosts", "open_long": "", "exec": shutil.which("true") or "/bin/true", "getppid": ""}
+COUNTS = {"open": 20_000, "open_long": 20_000, "exec": 200, "getppid": 50_000}
+Row = dict[str, Any]
+
+PYTHON_STORM = """
+import os, sys, time
+kind, count, path = sys.argv[1], int(sys.argv[2]), (sys.argv[3:] or [""])[0]
+call = {"g": os.getppid, "o": lambda: os.close(os.open(path, os.O_RDONLY)), "e": lambda: os.spawnv(os.P_WAIT, path, [path])}[kind[0]]
+size = 1 if kind[0] == "e" else 50
+took = []
+for _ in range(count // size):
+    start = time.perf_counter_ns()
+    for _ in range(size):
+        call()
+    took.append((time.perf_counter_ns() - start) / size)
+took.sort()
+print(took[len(took) // 100], took[len(took) // 2])
+"""
+
+
+def run(scale: float) -> dict[str, Row]:
+    """All figures; `scale` 1.0 takes about a minute, 0.1 gives a first idea."""
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as directory, own_cgroup() as cgroup:
+        place = Path(directory)
+        PATHS["open_long"] = str(place.joinpath(*["component"] * 16, "a-file-with-a-name-longer-than-forty-characters"))
+        Path(PATHS["open_long"]).parent.mkdir(parents=True)
+        Path(PATHS["open_long"]).touch()
+        storm = build(place)
+        bpffs = str(place / "bpffs")
+        mounted = mount_bpffs(bpffs)
+        try:
+            plain = measure(storm, cgroup, scale)
+            with empty_program():
+                floor = measure(storm, cgroup, scale)
+            loaded = load(LoadSettings(new_visibility=0), f"{bpffs}/bench")
+            with draining(loaded), loaded.map("scopes") as scopes:
+                for name, visibility in (("unwatched", 0), ("watched", ALL)):
+                    record = SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, visibility)
+                    scopes.put(struct.pack("=Q", cgroup.stat().st_ino), record)
+                    add(rows, name, measure(storm, cgroup, scale), plain, scale)
+            add(rows, "floor", floor, plain, scale)
+            with loaded.map("losses") as losses:
+                lost = losses.sum_u64(struct.pack("=I", Loss.OCCURRENCES_FULL))
+            rows["overhead_lost"] = {
+                "value": lost,
+                "unit": "events",
+                "n": 1,
+                "how": "occurrences lost during the flood",
+            }
+        finally:
+            unload(f"{bpffs}/bench")
+            if mounted:
+                unmount(bpffs)
+    return rows
+
+
+def add(rows: dict[str, Row], name: str, found: dict[str, float], plain: dict[str, float], scale: float) -> None:
+    """Differences to `plain`, in ns; for exec in percent too."""
+    for kind, value in found.items():
+        count = max(int(COUNTS[kind] * scale), 50)
+        how = f"fastest batch of {kind} minus that without programs ({plain[kind]:.0f} ns)"
+        added = value - plain[kind]
+        rows[f"overhead_{name}_{kind}"] = {"value": round(added, 1), "unit": "ns", "n": count, "how": how}
+        if kind == "exec":
+            part = round(100 * added / plain[kind], 2)
+            rows[f"overhead_{name}_exec_part"] = {
+                "value": part,
+                "unit": "%",
+                "n": count,
+                "how": "of fork, exec and exit",
+            }
+
+
+def measure(storm: list[str], cgroup: Path, scale: float) -> dict[str, float]:
+    """ns per call of each kind, the best of five runs inside `cgroup`."""
+
+    def enter() -> None:
+        (cgroup / "cgroup.procs").write_text("0")
+
+    out = {}
+    for kind, path in PATHS.items():
+        count = str(max(int(COUNTS[kind] * scale), 50))
+        runs = [
+            subprocess.run([*storm, kind, count, path], preexec_fn=enter, capture_output=True, text=True, check=True)
+            for _ in range(5)
+        ]
+        # An exec is too long to fit between two disturbances: its median says more than its minimum.
+        column = 1 if kind == "exec" else 0
+        out[kind] = min(float(done.stdout.split()[column]) for done in runs)
+    return out
+
+
+def build(place: Path) -> list[str]:
+    """Command of the load generator: compiled where there is a C compiler, Python where not."""
+    source = Path(__file__).with_name("storm.c")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler:
+        subprocess.run([compiler, "-O2", "-o", str(place / "storm"), str(source)], check=True)
+        return [str(place / "storm")]
+    return [sys.executable, "-c", PYTHON_STORM]
+
+
+@contextmanager
+def own_cgroup() -> Iterator[Path]:
+    """A cgroup for the load, removed afterwards."""
+    mount = cgroup2_mount()
+    if mount is None:
+        raise SystemExit("expected a cgroup v2 mount, found none; mount -t cgroup2 none /sys/fs/cgroup/unified")
+    path = Path(mount) / f"hauberk-bench-{os.getpid()}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        path.rmdir()
+
+
+@contextmanager
+def empty_program() -> Iterator[None]:
+    """An empty program on sys_exit: r0 = 0; exit."""
+    program = bpf.program_load(17, struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0), name="bench_empty")
+    link = bpf.raw_tracepoint_open(program, "sys_exit")
+    try:
+        yield
+    finally:
+        os.close(link)
+        os.close(program)
+
+
+@contextmanager
+def draining(loaded: Loaded) -> Iterator[None]:
+    """Both rings emptied every 10 ms, as the agent does."""
+    stop = threading.Event()
+    rings = [Ring.open(f"{loaded.pin_dir}/maps/{name}") for name in ("occurrences", "definitions")]
+
+    def drain() -> None:
+        takes: tuple[Callable[[int], object], ...] = (rings[0].take_table, rings[1].take_records)
+        while not stop.is_set():
+            for ring, take in zip(rings, takes, strict=True):
+                take(1 << 22)
+                ring.release()
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for ring in rings:
+            ring.close()
+
+
+if __name__ == "__main__":
+    for key, row in run(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0).items():
+        print(f"{key:32} {row['value']:>10} {row['unit']:6} n={row['n']:<6} {row['how']}")
