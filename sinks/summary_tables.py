@@ -84,7 +84,7 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build(rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Peer | None] | None = None) -> Tables:
-    """All rows in one set of tables. `agg`: fold files and programs of one directory. `resolve`: names for addresses."""
+    """All rows in one set of tables. `agg`: many files of one directory as the directory. `resolve`: names for addresses."""
     identities: dict[tuple[str, str], Identity] = {}
     paths: dict[Class, dict[tuple[str, str, str], list[int]]] = {Class.PROCESS: {}, Class.FILE: {}}
     peers: dict[str, dict[tuple[str, str, str, int, str], list[int]]] = {"ingress": {}, "egress": {}, "bind": {}}
@@ -100,7 +100,8 @@ def build(rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Pe
             port = behaviour.port
             _sum(peers[table], (protocol, behaviour.executable, peer, port, row.status), row)
     if agg:
-        paths = {cls: _fold(lines) for cls, lines in paths.items()}
+        # Files alone: which program was started is never too much to tell.
+        paths[Class.FILE] = _fold(paths[Class.FILE])
     return Tables(
         header=_header(list(identities.values())),
         process=_path_lines(paths[Class.PROCESS]),

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bus.contract import Record
+from bus.memory import MemoryBus
+from schemas.alert import encode_alert
 from schemas.errors import DiskFull, Permanent, SettingsError, Unavailable
 from schemas.topics import ALERTS, DEAD, TELEMETRY
 from sinks.delivery import Retry, SinkDelivery
@@ -89,6 +94,50 @@ async def run(bus, sink):
 
 def dead(bus):
     return [(record, dict(record.headers)) for record in bus.records(DEAD)]
+
+
+class Moody(Scripted):
+    """Answers at random, but truthfully: what it did not take it does not have."""
+
+    def __init__(self, mood: random.Random) -> None:
+        super().__init__()
+        self.mood = mood
+        self.limits = BatchLimits(items=mood.randint(1, 12), age_seconds=0.0)
+
+    async def send(self, items: Sequence[Item]) -> SendResult:
+        mood = self.mood.random()
+        if mood < 0.2:
+            raise Unavailable("away")
+        if mood < 0.4:
+            raise Permanent("no")
+        fates = [self.mood.choice(("take", "take", "take", "refuse", "retry")) for _ in items]
+        self.got += [item.PID for item, fate in zip(items, fates, strict=True) if fate == "take"]
+        return SendResult(
+            refused=tuple(RefusedItem(index, "no") for index, fate in enumerate(fates) if fate == "refuse"),
+            retry=tuple(index for index, fate in enumerate(fates) if fate == "retry"),
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 40), st.integers())
+def test_whatever_the_far_side_answers_each_item_ends_in_one_place(make, count, seed):
+    async def scenario() -> None:
+        bus = MemoryBus()
+        await bus.publish(ALERTS, [Record(b"k", encode_alert(make.alert(n))) for n in range(count)])
+        sink = Moody(random.Random(seed))
+        quick = Retry(base_seconds=1e-6, cap_seconds=1e-5)
+        delivery = SinkDelivery(bus, sink, retry=quick)
+        task = asyncio.create_task(delivery.run())
+        async with asyncio.timeout(20):
+            while delivery.stats.committed < count:  # noqa: ASYNC110 - counters have no event
+                await asyncio.sleep(0)
+        delivery.stop()
+        await task
+        letters = [int(dict(record.headers)["dead.offset"]) for record in bus.records(DEAD)]
+        assert sorted(sink.got + letters) == list(range(count))
+        assert (delivery.stats.accepted, delivery.stats.refused) == (len(sink.got), len(letters))
+
+    asyncio.run(scenario())
 
 
 async def test_everything_arrives_once_in_order(bus, sink, make, publish, run, until):

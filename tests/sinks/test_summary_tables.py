@@ -102,6 +102,8 @@ def test_agg_folds_a_directory_of_many_and_only_that(row):
     assert len(summary_tables.build(rows).file) == 7
     many = [row(1, resource=f"/srv/{a}/{b}") for a in "abcd" for b in "wxyz"]
     assert [(line.destination, line.count) for line in summary_tables.build(many, agg=True).file] == [("/srv/", 16)]
+    programs = [row(1, operation=Operation.EXEC, resource=f"/usr/bin/{name}") for name in "abcdef"]
+    assert len(summary_tables.build(programs, agg=True).process) == 6
     roots = [row(1, resource=f"/{name}") for name in "abcdef"]
     assert len(summary_tables.build(roots, agg=True).file) == 6
 
