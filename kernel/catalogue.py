@@ -71,7 +71,7 @@ GUARDS: Final = (
 
 HOPS: Final = (
     "none", "call", "open", "paths", "symlink", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "finish",
+    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "finish",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 

@@ -123,7 +123,7 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
         "HASH_K1": f"{key[1]}ULL",
     }
     values |= {f"HOP_{name.upper()}": index for index, name in enumerate(HOPS)}
-    for name in ("openat2", "sendto", "sendmsg", "execve", "exit_group"):
+    for name in ("openat2", "sendto", "sendmsg", "sendmmsg", "execve", "exit_group"):
         values[f"NR_{name.upper()}"] = number(name)
     return [f"-D{name}={value}" for name, value in values.items()]
 

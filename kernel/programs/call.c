@@ -25,6 +25,7 @@ static __always_inline void begin(struct work *w, void *task, struct image *imag
     w->b.args[1] = argument(w, call->arg1, 0);
     w->b.result = w->ret < 0 ? w->ret : 0;
     w->o.ret = w->ret;
+    w->message = 0;
     w->after = HOP_FINISH;
 }
 

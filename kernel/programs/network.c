@@ -200,6 +200,9 @@ int hop_accept(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
+#define MESSAGES 12 /* of one sendmmsg: two of the 33 tail calls each */
+#define MMSGHDR 64  /* sizeof(struct mmsghdr) of a 64-bit task */
+
 /* sendto, sendmsg, sendmmsg on datagram and raw sockets; streams are told by connect and accept. */
 int hop_send(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -215,13 +218,18 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         pointer = w->args[4];
         length = w->args[5];
         w->b.flags = w->args[3];
-    } else { /* struct msghdr (the first of a struct mmsghdr): name, name length */
-        bpf_probe_read_user(&pointer, 8, (void *)w->args[1]);
-        bpf_probe_read_user(&length, 4, (void *)w->args[1] + 8);
+    } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length */
+        u64 header = w->args[1] + w->message * MMSGHDR;
+        bpf_probe_read_user(&pointer, 8, (void *)header);
+        bpf_probe_read_user(&length, 4, (void *)header + 8);
+        if (w->number == NR_SENDMMSG && (s32)w->message + 1 < (s32)w->ret)
+            w->after = HOP_SENT;
         w->b.flags = w->number == NR_SENDMSG ? w->args[2] : w->args[3];
     }
     w->b.args[0] = 0;
     w->o.aux = w->args[0];
+    w->count = w->job = 0;
+    w->sids[SID_RESOURCE] = 0;
     if (pointer && length)
         user_address(w, pointer, length);
     else {
@@ -231,5 +239,20 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
     }
     claim_denial(w);
     next_job(ctx, w);
+    return 0;
+}
+
+/* One message of a sendmmsg is told; on to the next, each may go somewhere else. */
+int hop_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    finish(w);
+    w->after = HOP_FINISH;
+    if (++w->message < MESSAGES)
+        go(ctx, HOP_SEND);
+    else
+        lose(LOSS_CHAIN_BROKEN);
     return 0;
 }

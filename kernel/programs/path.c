@@ -177,6 +177,8 @@ static __always_inline void next_job(void *ctx, struct work *w)
             go(ctx, HOP_ENFORCE);
         else if (w->after == HOP_EXEC)
             go(ctx, HOP_EXEC);
+        else if (w->after == HOP_SENT)
+            go(ctx, HOP_SENT);
         else
             go(ctx, HOP_ADOPTED);
         return;

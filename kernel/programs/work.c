@@ -27,7 +27,7 @@ struct work {
     u64 cgroup;
     s64 ret;
     u32 number;
-    u32 hole;
+    u32 message; /* sendmmsg: which of its messages this is */
     u64 root_dentry;
     u64 root_mount; /* struct mount */
     u64 dentry;

@@ -123,6 +123,30 @@ def test_datagrams_tell_their_destination(sensor: Any, pick: Pick, connected: bo
     sink.close()
 
 
+def test_every_message_of_a_sendmmsg_is_told(sensor: Any) -> None:
+    class Part(ctypes.Structure):
+        _fields_ = [("base", ctypes.c_char_p), ("length", ctypes.c_size_t)]
+
+    class Header(ctypes.Structure):
+        _fields_ = [
+            ("name", ctypes.c_char_p), ("name_length", ctypes.c_uint32), ("parts", ctypes.POINTER(Part)),
+            ("count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+            ("flags", ctypes.c_int), ("sent", ctypes.c_uint32), ("hole", ctypes.c_uint32),
+        ]  # fmt: skip
+
+    ports = [9001, 9002, 9003]
+
+    def act() -> None:
+        part = Part(b"x", 1)
+        names = [struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), V4[:4]) for port in ports]
+        headers = (Header * 3)(*[Header(name, 16, ctypes.pointer(part), 1) for name in names])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            assert ctypes.CDLL(None).sendmmsg(client.fileno(), headers, 3, 0) == 3
+
+    sent = [event for event in sensor.run(act) if event.operation is Operation.SEND]
+    assert [(event.port, event.address, event.ret) for event in sent] == [(port, V4, 3) for port in ports]
+
+
 def test_streams_are_told_by_connect_not_by_send(sensor: Any) -> None:
     server = socket.create_server(("127.0.0.1", 0))
     events = sensor.run(lambda: socket.create_connection(server.getsockname()).send(b"x"))
