@@ -32,7 +32,12 @@ setup: $(VENV)/.run ## make .venv with the `hauberk` command in it
 setup-dev: $(VENV)/.dev ## the same with what tests, linters and benchmarks need
 
 run: setup ## start `hauberk up` with the example policies; Ctrl-C ends it
-	@deploy/run.sh
+	@if why=$$($(BIN)/hauberk probe --quiet 2>&1); then \
+	    exec $(BIN)/hauberk up --config examples/demo/settings.toml -f examples/policies/host-audit-shadow.yaml -f examples/demo/container-demo.yaml; \
+	else \
+	    echo "run: this node cannot be watched ($$why), so a recording is shown"; \
+	    exec $(BIN)/hauberk up --replay examples/recordings/host.hbrk -f examples/policies/host-audit-shadow.yaml; \
+	fi
 
 test: setup-dev ## install what the tests need and run all of them
 	@deploy/packages.sh test
