@@ -146,7 +146,7 @@ def told(error: sqlite3.Error, path: str) -> HauberkError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return DecodeError(
             f"store: expected a summary store at `{path}`, the file is damaged ({error}); "
-            f"run `hauberk doctor --move-aside {path}` to keep it for inspection and begin a new one"
+            f"stop hauberk and move it away (`mv {path} {path}.damaged`, with its -wal and -shm) to begin a new one"
         )
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(

@@ -256,7 +256,7 @@ def test_a_damaged_file_says_what_to_do_and_is_moved_only_on_request(path, make)
     with open(path, "r+b") as file:
         file.seek(8192 * 3)
         file.write(os.urandom(8192 * 8))
-    with pytest.raises(DecodeError, match=r"is damaged.*move-aside"):  # noqa: PT012 - either call may be the one to see it
+    with pytest.raises(DecodeError, match=r"is damaged.*move it away"):  # noqa: PT012 - either call may be the one to see it
         reader = SqliteReader(path)
         try:
             reader.totals(Query())
