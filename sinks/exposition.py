@@ -92,7 +92,8 @@ def from_stats(every: Iterable[Stats]) -> list[Family]:
             if family is None:
                 families[full] = Family(name=full, kind=kind, help=f"{field}: {about}", samples=samples)
             else:
-                family.samples = [*family.samples, *samples]
+                # A series told twice would make the whole scrape invalid: the later one counts.
+                family.samples = list((dict(family.samples) | dict(samples)).items())
     return list(families.values())
 
 

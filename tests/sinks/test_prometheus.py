@@ -101,6 +101,9 @@ async def test_promtool_finds_nothing_to_say(sink, make):
     assert 'hauberk_test_away{node="n\\"2\\n\\\\"} 1' in text
     assert "last_error" not in text
     assert text.count("# TYPE hauberk_test_frames_total ") == 1
+    sink.collect(lambda: [Stats(part="test", values=Counts(frames=6))])
+    _, _, text = await get(f"{sink.url}/metrics")
+    assert re.findall(r'hauberk_test_frames_total\{node="n1"\} (\d+)', text) == ["6"]
 
 
 @pytest.mark.parametrize(
