@@ -19,7 +19,7 @@ from bus.contract import Bus, Delivery, Record, Subscription
 from enforcers.plan import Planner, PlanSettings
 from policy.documents import from_json
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
-from schemas.enforcement import decode_plan, encode
+from schemas.enforcement import Plan, decode_plan, encode
 from schemas.errors import DecodeError, PolicyError, Temporary
 from schemas.identity import Identity
 from schemas.identity import decode as decode_identity
@@ -64,7 +64,7 @@ class PlannerEngine:
         self._settings = settings or PlannerSettings()
         self._documents: dict[bytes, PolicyDocument] = {}
         self._identities: dict[str, dict[bytes, Identity]] = {}
-        self._published: dict[str, tuple[int, str]] = {}
+        self._published: dict[str, Plan] = {}
         self._planner: Planner | None = None
         self._stale = True
         self._newest_ns = 0
@@ -116,7 +116,7 @@ class PlannerEngine:
             except DecodeError as error:
                 self._refuse(error)
                 continue
-            self._published.setdefault(plan.node, (plan.generation, plan.digest))
+            self._published.setdefault(plan.node, plan)
         identities = await self._bus.latest(INVENTORY)
         self._identities = {}
         for record in identities.values():
@@ -182,15 +182,17 @@ class PlannerEngine:
             self._planner = Planner(ruleset, self._settings.plan)
             self.stats.compiled += 1
         records: list[Record] = []
-        changed: dict[str, tuple[int, str]] = {}
+        changed: dict[str, Plan] = {}
         for node in sorted(nodes):
             identities = list(self._identities.get(node, {}).values())
-            generation, digest = self._published.get(node, (0, ""))
-            plan = await asyncio.to_thread(self._planner.plan, node, identities, generation + 1, self._newest_ns)
-            if plan.digest == digest:
+            old = self._published.get(node)
+            generation = old.generation + 1 if old else 1
+            plan = await asyncio.to_thread(self._planner.plan, node, identities, generation, self._newest_ns)
+            # Refusals count too: who applied a policy must hear why nothing of it is in force.
+            if old and (old.digest, old.refused, old.policies) == (plan.digest, plan.refused, plan.policies):
                 self.stats.unchanged += 1
                 continue
-            changed[node] = (plan.generation, plan.digest)
+            changed[node] = plan
             records.append(Record(node.encode(), encode(plan)))
         self.stats.plan_ms = (time.monotonic() - started) * 1000
         if records:
