@@ -146,11 +146,13 @@ class Enforcement:
             return
 
     def _load(self) -> Plan | None:
-        if self._file is None or not self._file.exists():
+        if self._file is None:
             return None
         try:
             return decode_plan(self._file.read_bytes())
-        except DecodeError as error:
+        except FileNotFoundError:
+            return None
+        except (DecodeError, OSError) as error:
             self.problem = f"{self._file}: {error}; waiting for the bus"
             log.error("%s", self.problem)
             return None
@@ -158,9 +160,9 @@ class Enforcement:
     def _save(self, plan: Plan) -> None:
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         new = self._file.with_suffix(".new")
         try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(new, "wb") as file:
                 file.write(encode(plan))
                 file.flush()

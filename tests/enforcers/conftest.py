@@ -189,6 +189,15 @@ def ksp(name: str, spec: str, annotations: str = "{}") -> str:
     )
 
 
+async def wait_until(ask: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """Poll until `ask` answers something true."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if answer := ask():
+                return answer
+            await asyncio.sleep(0.002)
+
+
 class House:
     """Planner and enforcement on one bus, as `hauberk up` runs them."""
 
@@ -210,11 +219,7 @@ class House:
         await self.bus.publish(POLICIES, [Record(key(one), None) for one in policies(text)])
 
     async def until(self, ask: Callable[[], Any], seconds: float = 15.0) -> Any:
-        async with asyncio.timeout(seconds):
-            while True:
-                if answer := ask():
-                    return answer
-                await asyncio.sleep(0.002)
+        return await wait_until(ask, seconds)
 
     async def enforced(self, *cgroups: Any) -> None:
         """Wait until exactly these cgroups are under enforcement and old tables are gone."""
@@ -256,3 +261,8 @@ def _ksp() -> Callable[..., str]:
 @pytest.fixture(name="policies")
 def _policies() -> Callable[..., list[PolicyDocument]]:
     return policies
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until() -> Callable[..., Any]:
+    return wait_until

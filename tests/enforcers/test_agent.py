@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's engine: enforces without the bus from what it saved, answers every plan, survives bad plans and full disks."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.contract import Record
+from bus.memory import MemoryBus
+from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.apply import Applier
+from enforcers.plan import Planner
+from policy.ruleset import compile_ruleset
+from schemas.enforcement import decode_receipt, encode
+from schemas.errors import Unavailable
+from schemas.operations import Backend
+from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
+
+pytestmark = pytest.mark.kernel
+
+NODE = "n1"
+
+
+@pytest.fixture
+def plan_for(policies: Any, ksp: Any) -> Any:
+    ruleset = compile_ruleset(policies(ksp("p", "network: {matchProtocols: [{protocol: tcp}]}, action: Block")))
+    return lambda *who, generation=1: Planner(ruleset).plan(NODE, who, generation)
+
+
+@pytest.fixture
+def clean(pin_dir: str) -> Any:
+    yield
+    rest = Applier(pin_dir, NODE)
+    rest.clear()
+    rest.close()
+
+
+async def ended(agent: Enforcement, task: asyncio.Task[None]) -> None:
+    agent.stop()
+    await asyncio.wait_for(task, 10)
+
+
+async def test_the_saved_plan_is_carried_out_without_the_bus(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path, server: int
+) -> None:
+    box = new_cgroup()
+    (tmp_path / "plan.msgpack").write_bytes(encode(plan_for(identity(box))))
+    bus = MemoryBus()
+    bus.fail(Unavailable("the broker is away", retry_after=0.01), call="subscribe", times=10_000)
+    bus.fail(Unavailable("the broker is away", retry_after=0.01), call="publish", times=10_000)
+    agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
+    task = asyncio.create_task(agent.run())
+    await asyncio.wait_for(agent.ready.wait(), 10)
+    assert await asyncio.to_thread(box.connect, server) == "EPERM"
+    await ended(agent, task)
+    assert await asyncio.to_thread(box.connect, server) == "EPERM"
+
+
+async def test_every_plan_is_answered_by_a_receipt(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, wait_until: Any
+) -> None:
+    box, bus = new_cgroup(), MemoryBus()
+    agent = Enforcement(bus, pin_dir, NODE)
+    task = asyncio.create_task(agent.run())
+    for generation in (1, 2):
+        await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box), generation=generation)))])
+        await bus.publish(ENFORCEMENT_DESIRED, [Record(b"other", encode(plan_for()))])
+        await wait_until(lambda wanted=generation: agent.receipt and agent.receipt.generation == wanted)
+    await wait_until(lambda: len(bus.records(ENFORCEMENT_STATUS)) == 2)
+    receipts = [decode_receipt(one.value or b"") for one in bus.records(ENFORCEMENT_STATUS)]
+    assert [one.generation for one in receipts] == [1, 2]
+    assert receipts[1].backends == (Backend.CGROUP, Backend.SIGNAL)
+    assert (receipts[1].scopes, receipts[1].rules, receipts[1].failed) == (1, 1, ())
+    await ended(agent, task)
+
+
+async def test_bytes_that_are_no_plan_leave_the_one_in_force(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path, wait_until: Any
+) -> None:
+    box, bus = new_cgroup(), MemoryBus()
+    (tmp_path / "plan.msgpack").write_bytes(b"half a pl")
+    agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
+    task = asyncio.create_task(agent.run())
+    await asyncio.wait_for(agent.ready.wait(), 10)
+    assert "plan.msgpack" in agent.problem
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box))))])
+    await wait_until(lambda: agent.receipt)
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", b"\xc1")])
+    await wait_until(lambda: "plan.msgpack" not in agent.problem)
+    assert set(agent.applier.enforced) == {box.id}
+    await ended(agent, task)
+    assert (tmp_path / "plan.msgpack").read_bytes() == encode(plan_for(identity(box)))
+
+
+async def test_a_plan_that_cannot_be_saved_is_carried_out_all_the_same(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, wait_until: Any
+) -> None:
+    box, bus = new_cgroup(), MemoryBus()
+    agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir="/dev/full"))
+    task = asyncio.create_task(agent.run())
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box))))])
+    await wait_until(lambda: agent.receipt)
+    assert set(agent.applier.enforced) == {box.id}
+    assert "cannot save the plan" in agent.problem
+    await ended(agent, task)
