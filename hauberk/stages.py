@@ -97,17 +97,10 @@ def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
 
 
 def collect(sinks: SinkEngine, parts: Mapping[str, Callable[[], msgspec.Struct]]) -> None:
-    """Show the stages' own counts, and the sinks', at every Prometheus endpoint. `parts`: metric prefix -> current stats."""
+    """Show the stages' own counts at every Prometheus endpoint, beside the sinks'. `parts`: metric prefix -> current stats."""
     from sinks.exposition import Stats
-    from sinks.prometheus import PrometheusSink
 
-    def collector() -> list[Stats]:
-        shown = [Stats(part=part, values=stats()) for part, stats in parts.items()]
-        return shown + [Stats(part="sink", values=state.stats) for state in sinks.states()]
-
-    for sink in sinks.sinks:
-        if isinstance(sink, PrometheusSink):
-            sink.collect(collector)
+    sinks.collect(lambda: [Stats(part=part, values=stats()) for part, stats in parts.items()])
 
 
 def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:

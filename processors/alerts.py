@@ -170,10 +170,8 @@ class Alerts:
                 records.append(self._notice(*known, policy, bucket.silent_until, count, "eBPF Monitor"))
         return records
 
-    def lost(
-        self, header: FrameHeader, identity: Identity, unix: int, counts: Iterable[tuple[str, int]], mark: str = ""
-    ) -> Record:
-        """A SystemEvent that says what was lost before frame `header.number`: `(what, how many)`."""
+    def lost(self, header: FrameHeader, identity: Identity, unix: int, counts: Iterable[tuple[str, int]]) -> Record:
+        """A SystemEvent that says what was lost up to frame `header.number`: `(what, how many)`."""
         text = " ".join(f"{what}={many}" for what, many in counts)
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
@@ -183,8 +181,8 @@ class Alerts:
             Data=text,
             EventData=dict(part.split("=") for part in text.split(" ")),
             Result="Passed",
-            Message=f"the node lost or could not read part of its events before frame {header.number}: {text}",
-            EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}{mark}",
+            Message=f"the node lost or could not read part of its events up to frame {header.number}: {text}",
+            EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}",
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)

@@ -19,6 +19,7 @@ from processors.alerts import Alerts
 from processors.identify import Inventory
 from processors.judge import Entry, Judge, Tally
 from processors.ledger import Ledger
+from processors.losses import Losses
 from processors.parking import Parked, Parking
 from processors.summaries import Page, count, summaries
 from processors.telemetry import telemetry
@@ -80,6 +81,7 @@ class Teller:
         self._log = log
         self._latest = (0, clock())
         self._numbers: dict[tuple[str, str, str], int] = {}
+        self._lost = Losses()
         self.outbox = Outbox()
         self.groups: list[list[Page]] = []
         self.counts = Counts()
@@ -131,6 +133,9 @@ class Teller:
         for part in self._parking.over(now):
             self._again(part, give_up=True)
         self.outbox.alerts += self._alerts.closing(self._event_now())
+        for header, unix, counts in self._lost.due(now, closing):
+            identity = self._inventory.node_identity(header.node)
+            self.outbox.alerts.append(self._alerts.lost(header, identity, unix, counts))
         for group in self._ledger.groups(now, closing):
             said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
             self.outbox.summaries += said
@@ -160,7 +165,7 @@ class Teller:
         elif tally.undefined:
             missing = sum(tally.count(ident) for ident in tally.undefined)
             self.counts.undefined += missing
-            self._lost(header, part.page.second * _SECOND, [("undefined", missing)], ":undefined")
+            self._lost.add(header, part.page.second * _SECOND, [("undefined", missing)])
 
     def _tell(self, tally: Tally, page: Page) -> None:
         """Alerts, telemetry and counts of what is resolved."""
@@ -221,8 +226,4 @@ class Teller:
             self.counts.holes += holes
             counts.insert(0, ("frames", holes))
         if counts:
-            self._lost(header, unix, counts)
-
-    def _lost(self, header: FrameHeader, unix: int, counts: list[tuple[str, int]], mark: str = "") -> None:
-        identity = self._inventory.node_identity(header.node)
-        self.outbox.alerts.append(self._alerts.lost(header, identity, unix, counts, mark))
+            self._lost.add(header, unix, counts)

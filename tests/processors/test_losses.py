@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses are told at once, then summed, and never uncounted."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from processors.losses import QUIET_SECONDS, Losses
+from schemas.frame import FrameHeader
+
+
+def header(number: int, run: str = "r") -> FrameHeader:
+    return FrameHeader(node="n", boot="b", run=run, number=number, clock_offset_ns=0, events=0)
+
+
+def test_the_first_is_told_at_once_and_the_next_after_the_quiet_time() -> None:
+    losses = Losses()
+    losses.add(header(1), 5, [("undefined", 2)])
+    assert [(found.number, unix, counts) for found, unix, counts in losses.due(100.0)] == [(1, 5, [("undefined", 2)])]
+    losses.add(header(2), 6, [("undefined", 3)])
+    losses.add(header(3), 7, [("undefined", 4), ("frames", 1)])
+    assert list(losses.due(100.0 + QUIET_SECONDS / 2)) == []
+    assert [(found.number, counts) for found, _, counts in losses.due(100.0 + QUIET_SECONDS)] == [
+        (3, [("frames", 1), ("undefined", 7)])
+    ]
+    assert list(losses.due(1e9)) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from("ab"), st.booleans(), st.floats(0, 5))))
+def test_every_loss_is_told_in_the_end(steps: list[tuple[int, str, bool, float]]) -> None:
+    losses, told, added, now = Losses(), Counter[str](), Counter[str](), 0.0
+    for number, (many, run, ask, wait) in enumerate(steps):
+        now += wait
+        losses.add(header(number, run), number, [(run, many)])
+        added[run] += many
+        if ask:
+            for _, _, counts in losses.due(now):
+                told.update(dict(counts))
+    for _, _, counts in losses.due(now, everything=True):
+        told.update(dict(counts))
+    assert told == added
