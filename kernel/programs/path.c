@@ -184,14 +184,13 @@ static __always_inline void next_job(void *ctx, struct work *w)
         return;
     }
     struct job *job = current_job(w);
-    void *task = TASK();
     w->at = TEXT_MAX;
     w->skip = 0;
     if (job->kind == JOB_DENTRY) {
         walk_from(w, job->pointer, job->mount);
         go(ctx, HOP_WALK);
     } else if (job->kind == JOB_FD) {
-        walk_from_fd(w, task, job->fd);
+        walk_from_fd(w, TASK(), job->fd);
         go(ctx, HOP_WALK);
     } else if (job->kind == JOB_USER) {
         long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
