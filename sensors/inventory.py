@@ -223,7 +223,11 @@ class Inventory:
     async def _listed(self, runtime: Runtime) -> None:
         try:
             for found in await runtime.list():
-                self._complete(found)
+                known = self._identities.get(found.id)
+                if (
+                    known is None or not known.complete
+                ):  # the runtimes are asked in order: the first that knows it says it
+                    self._complete(found)
         except HauberkError:
             return  # `status` says it; cgroup paths still tell the containers
 

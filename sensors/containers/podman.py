@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sensors.containers.cgroups import Place
+from sensors.containers.cgroups import Place, parse
 from sensors.containers.contract import Changed, Found
 from sensors.containers.docker import seconds
 
@@ -57,10 +57,12 @@ class Podman:
 
     async def list(self) -> list[Found]:
         seen = (self._read(directory) for directory in self._directories())
-        return [one for one in seen if one is not None and alive(one.root_pid)]
+        return [one for one in seen if one is not None and alive(one.root_pid) and _mine(parse(one.cgroup_path))]
 
     async def describe(self, place: Place) -> Found | None:
         """By id, and where the path does not hold one (`place.id` ""): by the cgroup path that the state file names."""
+        if not _mine(place):
+            return None
         for directory in self._directories():
             if place.id and os.path.basename(directory) != place.id:
                 continue
@@ -147,6 +149,11 @@ def _json(path: Path, empty: Any = None) -> Any:
         return msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError):
         return {} if empty is None else empty
+
+
+def _mine(place: Place | None) -> bool:
+    """Not what a daemon knows better: Docker and containerd run runc too, and its files name no image and no label."""
+    return place is None or (place.runtime in ("", "podman") and not place.pod_uid)
 
 
 def _within(path: str, own: str) -> bool:

@@ -246,3 +246,18 @@ def test_a_signal_only_node_denies_no_socket(
     finally:
         one.clear()
         one.close()
+
+
+def test_a_cgroup_that_went_first_leaves_no_pins(
+    applier: Applier, pin_dir: str, new_cgroup: Any, identity: Any, make_plan: Any
+) -> None:
+    box = new_cgroup()
+    gone = type(box)(f"{box.path}-gone")
+    who = identity(gone)
+    applier.apply(make_plan(who))
+    assert [name for name in os.listdir(f"{pin_dir}/links") if str(gone.id) in name]
+    gone.close()
+    receipt = applier.apply(make_plan(who, generation=2))
+    assert (receipt.scopes, receipt.failed) == (0, ())
+    assert not [name for name in os.listdir(f"{pin_dir}/links") if str(gone.id) in name]
+    assert applier.enforced == {}

@@ -64,6 +64,15 @@ async def test_errors_of_the_server_are_readable(containerd: Any) -> None:
     assert caught.value.code == UNIMPLEMENTED
 
 
+@pytest.mark.containers
+async def test_a_containerd_without_cri_is_no_fault(dockerd: Any) -> None:
+    # Docker's own containerd is started with the CRI plugin switched off.
+    runtime = Cri(CriSettings(socket=f"{dockerd.home}/exec/containerd/containerd.sock"))
+    with pytest.raises(Status, match="RuntimeService"):
+        await runtime.list()
+    assert runtime.status == ""
+
+
 async def test_no_runtime_is_no_fault(tmp_path: Path) -> None:
     runtime = Cri(CriSettings(socket=str(tmp_path / "none")))
     with pytest.raises(Unavailable):

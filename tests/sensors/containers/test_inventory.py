@@ -89,6 +89,22 @@ async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any
         await wait_until(lambda: mine()[-1].value is None)
 
 
+async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    files = PodmanSettings(roots=(f"{dockerd.home}/exec/runtime-runc/*",), poll_seconds=0.05)
+    early = await asyncio.to_thread(dockerd.run, "files-early")
+    async with running(bus, DockerSettings(socket=dockerd.socket), files) as inventory:
+        late = await asyncio.to_thread(dockerd.run, "files-late")
+        tell_of(inventory, f"/docker/{late}")
+        await wait_until(lambda: (one := inventory.find(_cgroup(late))) and one.complete)
+        seen = [inventory.find(_cgroup(id_)) for id_ in (early, late)]
+        assert [(one.container_name, one.runtime) for one in seen if one] == [
+            ("files-early", "docker"),
+            ("files-late", "docker"),
+        ]
+    await asyncio.to_thread(dockerd.remove, "files-early", "files-late")
+
+
 async def test_a_restarted_container_keeps_its_name_under_a_new_cgroup(dockerd: Any, wait_until: Any) -> None:
     bus = MemoryBus()
     async with running(bus, DockerSettings(socket=dockerd.socket), rescan_seconds=0.1) as inventory:
