@@ -91,7 +91,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
                 f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
             )
         (root / "records.h").write_text(c_header())
-        if typed_loads().available:
+        if request.get("typed_loads", True) and typed_loads().available:
             flags.append("-DTYPED_LOADS=1")
         step("headers")
         compiler = import_bcc()

@@ -18,6 +18,7 @@ from kernel.catalogue import GUARDS, PROBES, TABLES
 from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
 from schemas.errors import KernelError, MissingDependency, PermissionMissing, Unavailable
 from schemas.kernel import Config
+from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
 SMALL = LoadSettings(new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64)
@@ -146,3 +147,23 @@ def test_the_layout_hash_knows_sizes_but_not_visibility() -> None:
     assert base == layout_hash(LoadSettings(host_visibility=14, timeout=1.0))
     assert base != layout_hash(LoadSettings(rules=5))
     assert loading.LoadSettings.__struct_config__.forbid_unknown_fields
+
+
+def test_kernels_without_typed_loads_see_the_same(bpffs: str, cgroup: Path, sensor: Any, pick: Any) -> None:
+    pins = f"{bpffs}/untyped"
+    asked = request(pins) | {"occurrence_pages": 64, "definition_pages": 64, "typed_loads": False}
+    command = [sys.executable, "-P", "-m", "kernel.loader_child"]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["done"]["refused"] == {}
+    try:
+        found = existing(pins)
+        assert found is not None
+        plain = type(sensor)(found, cgroup)
+        true = os.path.realpath("/bin/true")
+        event = pick(plain.run([true]), Operation.EXEC)
+        assert (event.resource, event.ppid, event.uid) == (true, os.getpid(), os.getuid())
+        opened = pick(plain.run(lambda: os.open("/etc/hosts", os.O_RDONLY)), Operation.OPEN, resource="/etc/hosts")
+        assert opened.executable == os.path.realpath("/proc/self/exe")
+        plain.close()
+    finally:
+        unload(pins)
