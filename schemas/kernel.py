@@ -251,7 +251,9 @@ RULE: Final = Layout(
     Field("action", "u32", "RuleAction"),
     Field("flags", "u32", "RuleFlag"),
     Field("index", "u32", "the planner's number of the rule"),
-    Field("rank", "u32", "network rules: of all that match the greatest rank decides, then BLOCK over AUDIT over ALLOW"),
+    Field(
+        "rank", "u32", "network rules: of all that match the greatest rank decides, then BLOCK over AUDIT over ALLOW"
+    ),
 )
 
 
