@@ -68,3 +68,13 @@ def test_commands_in_pages_are_understood(page: str, line: str) -> None:
     if "-h" in rest or "--help" in rest:
         return
     import_module(f"hauberk.verbs.{verb}").parser().parse_args(rest)
+
+
+def test_the_policy_of_the_readme_is_the_example() -> None:
+    shown = next(text for name, text in POLICIES if name.startswith("README"))
+    assert shown.strip() == (ROOT / "examples/policies/host-audit-shadow.yaml").read_text().strip()
+
+
+def test_no_placeholder_is_left_in_a_page() -> None:
+    for page in PAGES:
+        assert not re.search(r"^@[A-Z]+@$", page.read_text(), re.MULTILINE), page
