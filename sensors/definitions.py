@@ -110,8 +110,23 @@ class Definitions:
             table[ident] = record if len(record) == padded else record[:end] + bytes(padded - end)
             if kind == _BEHAVIOUR and seen is not None and size >= BEHAVIOUR.size:
                 seen(int.from_bytes(record[head : head + 8], _ORDER))
-        if self._bytes > self._limit:
+
+    def settle(self, *, behind: bool = False) -> None:
+        """Forget what is too much. Called between chunks, never while one is being closed.
+
+        `behind`: the ring still holds rows from before the last time the kernel was told to forget, and they may use
+        what is about to go; then this waits, until twice the memory is used.
+        """
+        if self._bytes > self._limit * (2 if behind else 1):
             self._rotate()
+
+    def knows(self, behaviours: set[int]) -> bool:
+        """Whether each of these is defined. Strings are announced before the behaviour that uses them."""
+        left = behaviours - self._young[_BEHAVIOUR].keys()
+        if left:
+            left = left - self._old[_BEHAVIOUR].keys() - self._leaving[_BEHAVIOUR].keys()
+            left.discard(0)
+        return not left
 
     def define(self, kind: DefinitionKind, ident: int, body: bytes) -> None:
         """Define by other means than the ring (a map lookup, /proc)."""

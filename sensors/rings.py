@@ -27,8 +27,9 @@ from sensors.parking import Parking
 from sensors.pins import Pins
 from sensors.source import Batch
 
-_FRAMES_FOLDED: Final = 8
+_FRAMES_FOLDED: Final = 4
 """Frames of one drain when folding does not help (every behaviour new): what memory pays."""
+_PIECE: Final = 128 * 1024
 _LOSSES_EVERY: Final = 0.1
 _CGROUPS_SEEN: Final = 1 << 16
 
@@ -87,7 +88,7 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._losses_at = 0.0
-        self._parked_from = 0
+        self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
         self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
         self._definitions = Definitions(settings.definitions_bytes, self._pins.forget, self._saw, self._cgroup)
@@ -164,20 +165,26 @@ class RingSource:
                 self._parked_from = self._occurrences.position
             wanted = min(room, left, TAKE_BYTES)
             chunk = self._occurrences.take_table(wanted)
-            self._learn()
             if not chunk and not parked:
+                self._learn()
                 return False
             # A short chunk emptied the ring. Producers go on, but chasing them would make frames of a few rows.
             left = left - len(chunk) if len(chunk) > wanted - STRIDE else 0
             rows = parked + chunk
             parked = b""
-            closure = self._definitions.closure(*columns(rows))
+            behaviours, processes = columns(rows)
+            self._learn(behaviours)
+            closure = self._definitions.closure(behaviours, processes)
             if closure.missing.total:
                 rows, closure = self._parking.sort_out(rows, closure)
             if rows:
                 made += frames(rows, closure, self._definitions, self._stamp, limit)
                 self.rows += len(rows) // STRIDE
-        return len(chunk) > wanted - STRIDE
+            self._settle()
+        if len(chunk) > wanted - STRIDE:
+            return True
+        self._learn()
+        return False
 
     def _drain_folding(self, made: list[Frame]) -> bool:
         left = self._occurrences.size
@@ -187,9 +194,9 @@ class RingSource:
             fold.add(parked)
         while left > 0:
             chunk = self._occurrences.take_table(TAKE_BYTES)
-            self._learn()
             if chunk:
                 fold.add(chunk)
+                self._learn(fold.behaviours)
             if len(chunk) <= TAKE_BYTES - STRIDE:
                 break
             left -= len(chunk)
@@ -218,26 +225,44 @@ class RingSource:
         )  # fmt: skip
         self.rows += count
         self.folded += counted
+        self._settle()
 
-    def _learn(self) -> None:
-        # Once around at most: under a flood of new ids the producers may be as fast as this loop.
+    def _learn(self, wanted: set[int] | None = None) -> None:
+        # Only until `wanted` are known, when a backlog is worked off: the ring keeps what later rows will need, in order,
+        # and this memory need not. Once around at most: under a flood of new ids producers may be as fast as this loop.
         end = self._ring.position + self._ring.size
-        while self._ring.position < end and (records := self._ring.take_records(TAKE_BYTES)):
+        while self._ring.position < end and not (wanted is not None and self._definitions.knows(wanted)):
+            records = self._ring.take_records(_PIECE)
+            if not records:
+                return
             self._take_in(records)
 
-    def _take_in(self, records: list[bytes]) -> None:
+    def _settle(self) -> None:
         rotations = self._definitions.rotations
+        self._definitions.settle(behind=self._occurrences.position < self._barrier)
+        if self._definitions.rotations != rotations:
+            # Rows up to here may use what the kernel was just told to forget.
+            self._barrier = self._occurrences.position + self._occurrences.waiting
+            if self._log is not None:
+                self._logged(lambda log: log.rewrite(self._definitions.records()), 0)
+
+    def _take_in(self, records: list[bytes]) -> None:
         self._definitions.learn(records)
         if self._log is not None:
             # Strictly before the release: what the ring no longer holds must be on file.
-            try:
-                if self._definitions.rotations != rotations or self._log.size > 4 * self.settings.definitions_bytes:
-                    self._log.rewrite(self._definitions.records())
-                else:
-                    self._log.append(records)
-            except OSError:
-                self.unlogged += len(records)
+            if self._log.size > 4 * self.settings.definitions_bytes:
+                self._logged(lambda log: log.rewrite(self._definitions.records()), len(records))
+            else:
+                self._logged(lambda log: log.append(records), len(records))
         self._ring.release()
+
+    def _logged(self, write: Callable[[DefinitionLog], None], count: int) -> None:
+        # A full disk costs only what a kill would: ids that have to be announced again.
+        try:
+            if self._log is not None:
+                write(self._log)
+        except OSError:
+            self.unlogged += count
 
     def _cgroup(self, kind: DefinitionKind, ident: int, body: bytes) -> None:
         gone = kind is DefinitionKind.CGROUP_GONE

@@ -142,6 +142,7 @@ def test_a_small_memory_forgets_only_what_the_kernel_will_announce_again(uses: l
             definitions.define(DefinitionKind.BEHAVIOUR, ident, build_behaviour(1, 0, 0))
         # A row that was in the ring when the kernel was told to forget still finds its definition.
         assert definitions.closure({ident}, set()).missing.total == 0
+        definitions.settle()
     assert len(definitions) <= 40
 
 
@@ -150,6 +151,7 @@ def test_memory_stays_under_its_cap() -> None:
     definitions = Definitions(300_000)
     for ident in range(1, 20_000):
         definitions.define(DefinitionKind.BEHAVIOUR, ident, build_behaviour(1, 0, 0))
+        definitions.settle()
     assert len(definitions) * (112 + 16 + 200) < 400_000
     assert definitions.rotations > 10
 
