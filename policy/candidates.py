@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from policy.links import called_as
 from policy.specificity import Rank
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.operations import Access, Backend, Operation
@@ -29,7 +30,9 @@ class Candidate:
         "act",
         "allow",
         "arguments",
+        "asks",
         "audits",
+        "called",
         "limited",
         "order",
         "owner_only",
@@ -51,6 +54,8 @@ class Candidate:
         self.pts = rule.pts is False
         self.limited = self.owner_only or self.read_only or self.pts
         self.arguments = frozenset(rule.allowed_args) if rule.has_args else None
+        self.called = rule.called
+        self.asks = rule.has_args or bool(rule.called)
         self.allow = verdict_of(rule, Action.ALLOW, mode)
         # A limited Allow acts like a Block outside its limits (KubeArmor section 2.4: ownerOnly, readOnly, pts).
         self.act = verdict_of(rule, Action.AUDIT if self.audits else Action.BLOCK, mode)
@@ -117,6 +122,8 @@ def permitted(candidate: Candidate, behaviour: Behaviour) -> bool:
 
 def outcome(candidate: Candidate, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict | None:
     """What one matching rule says; None when it stands aside. Unknown arguments count as not allowed."""
+    if candidate.called and (arguments is None or not called_as(candidate.called, arguments)):
+        return None
     allowed = candidate.arguments
     if allowed is not None:
         if arguments is not None and len(arguments) > 1 and allowed.issuperset(arguments[1:]):
@@ -139,7 +146,7 @@ def decide(
     teller: Candidate | None = None
     needs = False
     for candidate in found:
-        if candidate.arguments is not None and arguments is None:
+        if candidate.asks and arguments is None:
             needs = True
         said = outcome(candidate, behaviour, arguments)
         if said is None:

@@ -7,7 +7,7 @@ by the name of the policy and the place in it. A rule whose glob does not parse 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from policy import glob
 from policy.actors import Actors
@@ -18,7 +18,6 @@ from policy.presets import PRESETS
 from policy.sockets import NameTable, PeerTable, WordTable
 from policy.specificity import rank
 from schemas.errors import PolicyError
-from schemas.operations import Class
 from schemas.rules import Match, Ports, Rule, SourceKind
 from schemas.verdict import Action, Mode
 
@@ -73,15 +72,9 @@ def compile_judge(
     postures: Mapping[str, str],
     *,
     host: bool = False,
-    resolve: Callable[[str], str] | None = None,
 ) -> Judge:
-    """A judge of `rules`, each told in its mode. `postures`: file, network, capabilities, device -> audit, block, allow.
-
-    `resolve` gives the real path behind a rule's path inside the container: the rule then holds for both.
-    """
+    """A judge of `rules`, each told in its mode. `postures`: file, network, capabilities, device -> audit, block, allow."""
     usable = [(rule, mode) for rule, mode in rules if problem(rule) is None and judged(rule)]
-    if resolve is not None:
-        usable = [(variant, mode) for rule, mode in usable for variant in _resolved(rule, resolve)]
     actors = Actors([source for rule, _ in usable for source in rule.sources])
     tables = Tables(actors)
     entries: dict[str, list[Entry]] = {}
@@ -142,14 +135,3 @@ def _peers(rule: Rule, mode: Mode) -> list[tuple[str, Ports, Candidate]]:
             width = 0 if not ports.first else 2 if ports.first == ports.last else 1
             found.append((network, ports, Candidate(rule, rank(rule, prefix=prefix, ports=width), mode)))
     return found
-
-
-def _resolved(rule: Rule, resolve: Callable[[str], str]) -> list[Rule]:
-    import msgspec
-
-    if rule.class_ not in (Class.PROCESS, Class.FILE, Class.SYSCALL) or rule.match not in (Match.PATH, Match.DIRECTORY):
-        return [rule]
-    real = resolve(rule.value.rstrip("/") or "/")
-    if rule.match is Match.DIRECTORY:
-        real = real.rstrip("/") + "/"
-    return [rule] if real == rule.value else [rule, msgspec.structs.replace(rule, value=real)]

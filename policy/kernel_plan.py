@@ -101,6 +101,8 @@ def _wordless(rule: Rule) -> str | None:
     # What `PathRule` and `NetworkRule` have no field for, whatever the backend could do.
     if rule.pts is False or rule.has_args:
         return "a plan has no words for `pts` and `allowedArgs` yet"
+    if rule.called:
+        return f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot tell them apart"
     if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
         return None
     return "a plan has no words for such a rule yet"
@@ -207,7 +209,7 @@ def _postures(
     scope: Scope, carried: list[Rule]
 ) -> tuple[tuple[tuple[Class, Action], ...], list[NetworkRule], list[str]]:
     """Postures of whitelisted classes, catch-all rules of whitelisted directions, and why a posture is left out."""
-    known = {(rule.key, rule.index) for rule in carried}
+    known = {id(rule) for rule in carried}
     postures: list[tuple[Class, Action]] = []
     fallbacks: list[NetworkRule] = []
     unheld: list[str] = []
@@ -216,7 +218,7 @@ def _postures(
         if posture == "allow":
             continue
         freeing = [rule for rule in scope.rules if frees(rule) and table_of(rule) == table]
-        missing = next((rule for rule in freeing if (rule.key, rule.index) not in known), None)
+        missing = next((rule for rule in freeing if id(rule) not in known), None)
         blocks = posture == "block"
         if blocks and missing is not None:
             unheld.append(

@@ -3,14 +3,14 @@
 
 Scopes are shared: the cache key is what selectors and settings can read of an identity, and identities that differ in that but
 select the same policies share the compiled tables. So 500 equal containers cost one scope, and a hit costs the same under 1 or
-10,000 policies. Pure: no I/O; symlinks come through a callable. Neighbours: `policy/normalise.py`, `policy/select.py`,
-`policy/compile.py`; processors judge with it, enforcers plan with it.
+10,000 policies. Pure: no I/O; symlinks come with the identity (`Identity.links`). Neighbours: `policy/normalise.py`, `policy/select.py`,
+`policy/links.py`, `policy/compile.py`; processors judge with it, enforcers plan with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from msgspec import Meta
 from policy import select
 from policy.compile import compile_judge, posture_of, problem, whitelists
 from policy.judge import Judge
+from policy.links import linked, names
 from policy.normalise import normalise
 from policy.visibility import ANNOTATION as VISIBILITY
 from policy.visibility import EVERYTHING, Visibility, asked, visibility
@@ -85,7 +86,6 @@ class Scope:
         seen: Visibility,
         mode: Mode,
         host: bool,
-        resolve: Callable[[str], str] | None = None,
     ) -> None:
         self.members = members
         self.postures = postures
@@ -98,7 +98,7 @@ class Scope:
 
         def judge_of(*modes: Mode) -> Judge:
             chosen = [(rule, mode) for policy, mode in members if mode in modes for rule in policy.rules]
-            return compile_judge(chosen, postures, host=host, resolve=resolve)
+            return compile_judge(chosen, postures, host=host)
 
         modes = {mode for _, mode in members}
         self.enforced = judge_of(Mode.ENFORCE)
@@ -165,31 +165,32 @@ class Ruleset:
                     value.partition("=")[0] for entry in selection.expressions if entry.labels for value in entry.values
                 )
                 self._names_containers |= selection.containers is not None
+        self._links = [names(policy.rules) for policy in self.policies]
+        self._link_keys = frozenset().union(*self._links)
         self._kept: dict[Hashable, Scope] = {}
         self._compiled: dict[Hashable, Scope] = {}
 
-    def scope(self, identity: Identity, resolve: Callable[[str], str] | None = None) -> Scope:
-        """The scope of an identity. With `resolve` (path in the container -> real path there) it is made anew each time:
-        what a link points to is the container's own business."""
-        if resolve is not None:
-            return self._scope(identity, resolve)
+    def scope(self, identity: Identity) -> Scope:
+        """The scope of an identity. Rules hold for the paths that they name and for what these are in its root (`links`)."""
         key = self._key(identity)
         scope = self._kept.get(key)
         if scope is None:
             if len(self._kept) >= KEPT:
                 self._kept.clear()
                 self._compiled.clear()
-            scope = self._kept[key] = self._scope(identity, None)
+            scope = self._kept[key] = self._scope(identity)
         return scope
 
     def _key(self, identity: Identity) -> Hashable:
         # Everything that a predicate, a mode, a posture or a visibility can read; nothing else.
         status = identity.annotations.get(select.STATUS)
         seen = identity.annotations.get(VISIBILITY)
+        asked = self._link_keys
+        links = frozenset(item for item in identity.links.items() if item[0] in asked)
         if identity.kind is not Kind.CONTAINER:
             labels = identity.node_labels
             carried = frozenset((key, labels[key]) for key in self._node_label_keys if key in labels)
-            return (False, identity.node, status, seen, carried)
+            return (False, identity.node, status, seen, carried, links)
         own = identity.namespace_annotations
         settled = tuple(own.get(key) for key in (VISIBILITY, *NAMESPACE_POSTURE.values())) if own else None
         keys = self._label_keys
@@ -201,6 +202,7 @@ class Ruleset:
             seen,
             settled,
             frozenset(item for item in identity.labels.items() if item[0] in keys),
+            links,
         )
 
     def _candidates(self, identity: Identity) -> Iterable[int]:
@@ -210,16 +212,16 @@ class Ruleset:
             return (*self._containers.get(identity.namespace, ()), *(self._containers.get("", ()) if identity.namespace else ()))  # fmt: skip
         return (number for numbers in self._containers.values() for number in numbers)
 
-    def _scope(self, identity: Identity, resolve: Callable[[str], str] | None) -> Scope:
+    def _scope(self, identity: Identity) -> Scope:
         settings = self.settings
         host = identity.kind is not Kind.CONTAINER
         untracked = not host and identity.orchestrated and identity.namespace in self._untracked
-        members: list[tuple[Policy, Mode]] = []
+        chosen: list[tuple[int, Mode]] = []
         for number in sorted(set(() if untracked else self._candidates(identity))):
             policy = self.policies[number]
             mode = select.effective_mode(policy, identity)
             if mode is not None and self._predicates[number](identity):
-                members.append((policy, mode))
+                chosen.append((number, mode))
         status = identity.annotations.get(select.STATUS)
         scope_mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
         postures = self._postures(identity, host)
@@ -229,12 +231,14 @@ class Ruleset:
             default = settings.host_visibility if host else settings.visibility
             outer = None if host else identity.namespace_annotations.get(VISIBILITY)
             seen = visibility(default, (outer, identity.annotations.get(VISIBILITY)))
-        if resolve is not None:
-            return Scope(tuple(members), postures, seen, scope_mode, host, resolve)
-        key = (tuple((policy.key, mode) for policy, mode in members), tuple(postures.items()), seen, scope_mode, host)
+        links = {
+            key: identity.links[key] for number, _ in chosen for key in self._links[number] & identity.links.keys()
+        }
+        key = (tuple(chosen), tuple(postures.items()), seen, scope_mode, host, frozenset(links.items()))
         scope = self._compiled.get(key)
         if scope is None:
-            scope = self._compiled[key] = Scope(tuple(members), postures, seen, scope_mode, host)
+            members = tuple((linked(self.policies[number], links), mode) for number, mode in chosen)
+            scope = self._compiled[key] = Scope(members, postures, seen, scope_mode, host)
         return scope
 
     def _postures(self, identity: Identity, host: bool) -> dict[str, str]:

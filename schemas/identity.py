@@ -58,6 +58,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     started: float = 0.0
     ended: float = 0.0
     cluster: str = "default"
+    links: dict[str, str] = {}
+    """What paths named by policies really are in this root, where they differ: `/bin/sh` -> `/usr/bin/dash`, `/bin/` -> `/usr/bin/`."""
 
     @property
     def key(self) -> bytes:

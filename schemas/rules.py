@@ -134,6 +134,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     device: Device | None = None
     peer: Peer | None = None
+    called: str = ""
+    """Only when the program was called by this name: set on the variant of a rule whose link leads to a busybox."""
 
     @property
     def ref(self) -> RuleRef:

@@ -29,6 +29,7 @@ from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
+from sensors.links import Links
 
 
 class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +92,7 @@ class Inventory:
         self._dirty: dict[str, Identity | None] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
+        self._links = Links(bus)
         self._looking = False
         self.ready = asyncio.Event()
         """Set once everything that was running at start has been published."""
@@ -124,6 +126,7 @@ class Inventory:
 
     async def run(self) -> None:
         """Publish who is here, then every change, until cancelled."""
+        await self._links.load()
         self._put(self._node_identity())
         tasks = [asyncio.create_task(self._publish_loop())]
         try:
@@ -133,6 +136,7 @@ class Inventory:
             await self._flush()
             self.ready.set()
             tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
+            tasks.append(asyncio.create_task(self._links.follow(lambda: self.identities, self._put)))
             while True:
                 ended, _ = await asyncio.wait(
                     tasks, timeout=self._settings.rescan_seconds, return_when="FIRST_COMPLETED"
@@ -163,7 +167,7 @@ class Inventory:
             self._uid_of[id_] = uid
             self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure,
                                node_labels=self._settings.node_labels, started=time.time(),
-                               cluster=self._settings.cluster))  # fmt: skip
+                               cluster=self._settings.cluster, links=self._links.host))  # fmt: skip
             if not sure:
                 self._ask(uid, Place("", path), HOST_ANSWER)
 
@@ -174,6 +178,7 @@ class Inventory:
         self._place_of[said.uid] = Place(said.uid, path, said.runtime)
         namespace = said.namespace or self._settings.container_namespace
         self._put(msgspec.structs.replace(said, namespace=namespace, pid_ns=pid_ns, mnt_ns=mnt_ns, started=time.time()))
+        self._links.ask()
 
     def _look(self) -> None:
         self._looking = False
@@ -227,7 +232,7 @@ class Inventory:
                 if (
                     known is None or not known.complete
                 ):  # the runtimes are asked in order: the first that knows it says it
-                    self._complete(found)
+                    self._complete(found, await self._links.of(found.id, found.root_pid))
         except HauberkError:
             return  # `status` says it; cgroup paths still tell the containers
 
@@ -257,7 +262,10 @@ class Inventory:
                     found = await runtime.describe(place)
                 except HauberkError:
                     continue
-                if found is not None and (found.root_pid or found.cgroup_path) and self._complete(found):
+                if found is None or not (found.root_pid or found.cgroup_path):
+                    continue
+                # Its links come first: what it does before they are known would be judged without them.
+                if self._complete(found, await self._links.of(found.id, found.root_pid)):
                     self._asking.pop(uid, None)
                     return
             await asyncio.sleep(pause)
@@ -278,7 +286,7 @@ class Inventory:
         self._dirty = {provisional: None, **self._dirty}
         self._wake.set()
 
-    def _complete(self, found: Found) -> bool:
+    def _complete(self, found: Found, links: dict[str, str]) -> bool:
         """Take in an answer; False when its process is not in a cgroup of its own yet."""
         path = found.cgroup_path or cgroups.of_pid(found.root_pid)
         place = cgroups.parse(path)
@@ -300,7 +308,7 @@ class Inventory:
             pod=found.pod, pod_uid=found.pod_uid, labels=found.labels, annotations=found.annotations,
             node_labels=self._settings.node_labels, runtime=found.runtime, orchestrated=found.orchestrated,
             privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(),
-            cluster=self._settings.cluster,
+            cluster=self._settings.cluster, links=links,
         )  # fmt: skip
         if identity != before:
             self._put(identity)
@@ -338,6 +346,7 @@ class Inventory:
 
     def _forget(self, identity: Identity) -> None:
         del self._identities[identity.uid]
+        self._links.forget(identity.uid)
         self._place_of.pop(identity.uid, None)
         for id_ in identity.cgroups:
             self._uid_of.pop(id_, None)

@@ -186,13 +186,13 @@ def test_needs_arguments_until_they_are_known() -> None:
 def test_symlinks_hold_for_the_link_and_what_it_points_to() -> None:
     spec = {"process": {"matchPaths": [{"path": "/bin/sh"}], "matchDirectories": [{"dir": "/sbin/"}]}}
     ruleset = compile_ruleset([document("p", spec)])
-    links = {"/bin/sh": "/usr/bin/dash", "/sbin": "/usr/sbin"}
-    scope = ruleset.scope(container(), lambda path: links.get(path, path))
+    links = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/", "/sbin/": "/usr/sbin/"}
+    scope = ruleset.scope(container(links=links))
 
     def blocked(scope: Scope, path: str) -> bool:
         return scope.judge(Behaviour(operation=Operation.EXEC, resource=path)).action is Action.BLOCK
 
-    assert [blocked(scope, path) for path in ("/bin/sh", "/usr/bin/dash", "/usr/sbin/ip", "/usr/bin/sh")] == [True, True, True, False]  # fmt: skip
+    assert [blocked(scope, path) for path in ("/bin/sh", "/usr/bin/dash", "/usr/sbin/ip", "/usr/bin/ls")] == [True, True, True, False]  # fmt: skip
     assert not blocked(ruleset.scope(container()), "/usr/bin/dash")
 
 
