@@ -28,6 +28,9 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
+    # What benchmarks share lies beside them; PYTHONSAFEPATH keeps a script's own directory off the path.
+    if str(HERE) not in sys.path:
+        sys.path.append(str(HERE))
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
@@ -52,9 +55,12 @@ def verdict(name: str, value: float, budgets: dict[str, Any]) -> str:
     if name not in budgets:
         return ""
     bound, most = budgets[name]["bound"], budgets[name]["sense"] == "most"
+    sign = "<=" if most else ">="
     if (value <= bound) if most else (value >= bound):
-        return f"ok ({'<=' if most else '>='} {bound:g})"
-    return f"MISSED by {value / bound if most else bound / max(value, 1e-9):.2f}x ({'<=' if most else '>='} {bound:g})"
+        return f"ok ({sign} {bound:g})"
+    if bound == 0:
+        return f"MISSED ({sign} 0)"
+    return f"MISSED by {value / bound if most else bound / max(value, 1e-9):.2f}x ({sign} {bound:g})"
 
 
 def main() -> int:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every benchmark runs at a tiny scale, each in a process of its own, and every budget is one of a figure that exists."""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
+KERNEL = {"enforce", "flood", "latency", "memory", "overhead"}
+DIFFERENCES = ("overhead_",)
+"""With and without: at this scale the noise may be larger than the difference, and of either sign."""
+
+
+def lacks() -> str:
+    if os.geteuid() != 0:
+        return "needs root"
+    if not any(Path(mount, "cgroup.procs").exists() for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")):
+        return "needs cgroup v2"
+    return "" if Path("/sys/fs/bpf").is_dir() else "needs BPF"
+
+
+@functools.cache
+def figures(name: str) -> dict[str, dict[str, Any]]:
+    """What `bench_NAME` says at scale 0.01."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "bench.json")
+        done = subprocess.run(
+            [sys.executable, str(BENCHMARKS / "run.py"), name, "--scale", "0.01", "--json", str(out)],
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found: dict[str, dict[str, Any]] = json.loads(out.read_text())
+    machine = found.pop("_machine")
+    assert "cores" in machine["how"]
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_benchmark_runs_and_says_how(name: str) -> None:
+    if name in KERNEL and (why := lacks()):
+        pytest.skip(f"bench_{name} {why}")
+    found = figures(name)
+    assert found
+    for title, figure in found.items():
+        assert set(figure) == {"value", "unit", "n", "how"}, title
+        assert figure["unit"], title
+        assert figure["how"], title
+        assert isinstance(figure["n"], int), title
+        assert figure["n"] > 0, title
+        assert isinstance(figure["value"], int | float), title
+        assert math.isfinite(figure["value"]), title
+        if not title.startswith(DIFFERENCES):
+            assert figure["value"] > 0 or (title.endswith("_lost") and figure["value"] == 0), title
+
+
+@pytest.mark.timeout(400)
+def test_every_budget_is_of_a_figure_that_is_measured() -> None:
+    if why := lacks():
+        pytest.skip(f"figures of the live kernel: {why}")
+    measured = {title for name in FILES for title in figures(name)}
+    budgets = json.loads((BENCHMARKS / "budgets.json").read_text())
+    assert budgets.keys() <= measured, sorted(budgets.keys() - measured)
+    for title, budget in budgets.items():
+        assert set(budget) == {"bound", "sense"}, title
+        assert budget["sense"] in ("least", "most"), title
