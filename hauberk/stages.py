@@ -155,12 +155,14 @@ def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Age
     from sensors.agent import Agent
     from sensors.replay import Replay
 
-    agent = Agent(Replay(settings, secrets.token_hex(8)), bus)
+    source = Replay(settings, secrets.token_hex(8))
+    agent = Agent(source, bus)
 
     async def stage(stop: asyncio.Event) -> None:
         try:
             await until(stop, agent.run(), agent.stop)
         finally:
+            source.close()
             over.set()
 
     return agent, stage

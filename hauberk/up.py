@@ -48,6 +48,12 @@ def prepare(state: Path) -> None:
         ) from error
 
 
+def progress(step: str, seconds: float) -> None:
+    """What the loader is at, on a terminal: it takes some seconds."""
+    if sys.stderr.isatty():
+        print(f"\r  {'loading':<10} {step} ({seconds:.1f} s)\x1b[K", end="\r", file=sys.stderr, flush=True)
+
+
 def open_sensor(settings: Configuration, on_cgroup: Any) -> tuple[Node, float]:
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
@@ -56,7 +62,7 @@ def open_sensor(settings: Configuration, on_cgroup: Any) -> tuple[Node, float]:
 
     started = time.monotonic()
     try:
-        return open_node(settings.sensor, on_cgroup), time.monotonic() - started
+        return open_node(settings.sensor, on_cgroup, progress), time.monotonic() - started
     except (KernelError, MissingDependency) as error:
         lacks = missing()
         hint = "`hauberk up --replay RECORDING` needs none of this"
