@@ -2,7 +2,7 @@
 """The front door: a table of verbs, each imported on use, and the one place where an error becomes a line and an exit code.
 
 Nothing heavy is imported here: `hauberk --help` has 100 ms. Exit codes: 0 done, 1 the answer is no (differences, failed
-tests, nothing found), 2 the input is wrong, 3 something outside is not there, 130 interrupted.
+tests, nothing found), 2 the input is wrong, 3 something outside is not there, 70 a mistake of ours, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
-from schemas.errors import HauberkError, PolicyError, SettingsError, Temporary
+from schemas.errors import HauberkError, KernelError, MissingDependency, Refused, Temporary
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "up": ("Run every stage in this process, over the embedded bus", "run"),
@@ -58,7 +58,17 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) is gone: point stdout elsewhere so that the interpreter's flush at exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -73,24 +83,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hauberk: expected a verb, got `{verb}`{hint}", file=sys.stderr)
         return 2
     try:
-        code = import_module(f"hauberk.verbs.{verb}").main(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) is gone: point stdout elsewhere so that the interpreter's flush at exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(import_module(f"hauberk.verbs.{verb}").main(words))
     except KeyboardInterrupt:
         return 130
-    except (PolicyError, SettingsError) as error:
-        print(f"hauberk {verb}: {error}", file=sys.stderr)
-        return 2
     except HauberkError as error:
-        print(f"hauberk {verb}: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Temporary) else 2
-    except PermissionError as error:
+        print(f"hauberk {verb}: {_line(error)}", file=sys.stderr)
+        return 3 if isinstance(error, OUTSIDE) else 2
+    except OSError as error:
+        print(f"hauberk {verb}: {_of_system(error)}", file=sys.stderr)
+        return 3
+    except Exception as error:  # noqa: BLE001 - the last place: one sentence instead of forty lines
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            print(f"hauberk {verb}: {_of_system(cause)}", file=sys.stderr)
+            return 3
+        if os.environ.get("HAUBERK_LOG", "").upper() == "DEBUG":
+            raise
         print(
-            f"hauberk {verb}: no permission for `{error.filename}`; run as root or choose another directory with --state",
+            f"hauberk {verb}: expected no such error, got {type(error).__name__}: {_line(error)}; this is a mistake of Hauberk, "
+            "report it with what HAUBERK_LOG=DEBUG prints",
             file=sys.stderr,
         )
-        return 3
+        return 70
     return int(code)
+
+
+OUTSIDE: Final = (Temporary, KernelError, MissingDependency, Refused)
+"""What is no fault of the input: exit code 3."""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _of_system(error: OSError) -> str:
+    where = f"`{error.filename}`" if error.filename else "the system"
+    if isinstance(error, PermissionError):
+        return f"expected permission for {where}, got none; run as root or choose another directory with --state"
+    return f"expected {where} to be usable, got: {error.strerror or _line(error)}; mend it or name another"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hauberk.output import FORMATS
-from schemas.errors import SettingsError
+from schemas.errors import DecodeError, SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -87,8 +87,25 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
     async def run() -> T:
         bus = await client_bus(given)
         try:
-            return await work(bus)
+            answer = await work(bus)
         finally:
             await bus.close()
+        if damaged(bus):
+            raise DecodeError(told_damage(bus))
+        return answer
 
     return asyncio.run(run())
+
+
+def damaged(bus: Bus) -> int:
+    """Files that this bus found damaged and put aside since it was opened."""
+    return int(getattr(bus.stats, "quarantined", 0))
+
+
+def told_damage(bus: Bus) -> str:
+    """One sentence about them."""
+    count = damaged(bus)
+    return (
+        f"expected readable files on the bus, got {count} that {'is' if count == 1 else 'are'} damaged and now put aside as "
+        "`*.corrupt`; what they held is not shown, `hauberk doctor` lists them"
+    )

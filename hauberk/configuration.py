@@ -16,7 +16,7 @@ from msgspec import Meta
 from bus.embedded import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
 from hauberk.settings import Loaded, check, merge, state_directory
-from schemas.errors import SettingsError
+from schemas.errors import PermissionMissing, SettingsError
 from schemas.operations import Class
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 WATCH_ALL: Final = sum(1 << cls for cls in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 STORE_FILE: Final = "summary.db"
 ALERTS_FILE: Final = "alerts.jsonl"
+
+
+SECTIONS: Final = ("state", "bus", "sensor", "inventory", "processor", "enforcer", "enforcement", "postures", "sinks")
+"""The top of `sections.Configuration`, here so that a verb that reads the bus refuses a wrong one without importing them all."""
 
 
 class BusOnly(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,18 @@ def load(given: argparse.Namespace) -> tuple[Loaded, Path]:
     loaded = merge(given.config, given.set)
     state = state_directory(given.state or loaded.tree.get("state"))
     tree = loaded.tree
+    for name in tree:
+        if name not in SECTIONS:
+            import difflib
+
+            near = "".join(f"; did you mean `{one}`?" for one in difflib.get_close_matches(name, SECTIONS, n=1))
+            by = loaded.origins.get(name) or next(
+                (by for key, by in loaded.origins.items() if key.startswith(f"{name}.")), "the settings"
+            )
+            raise SettingsError(
+                f"settings: `{name}`: expected one of {', '.join(SECTIONS)}, got `{name}` (from {by}){near}; "
+                "`hauberk settings --reference` lists the keys"
+            )
     bus = _table(tree, "bus")
     bus.setdefault("type", "embedded")
     if bus["type"] == "embedded":
@@ -56,10 +72,16 @@ async def client_bus(given: argparse.Namespace) -> Bus:
     if isinstance(settings, EmbeddedSettings):
         import os
 
-        if not os.path.isdir(settings.directory):  # noqa: ASYNC240 - one stat before anything runs
+        try:
+            os.listdir(settings.directory)
+        except PermissionError as error:
+            raise PermissionMissing(
+                f"expected to read the bus in `{settings.directory}`, got no permission; run as root or name another with --state"
+            ) from error
+        except OSError as error:
             raise SettingsError(
-                f"expected a bus in `{settings.directory}`, there is none; start `hauberk up`, or name another with --state or HAUBERK_STATE"
-            )
+                f"expected a bus in `{settings.directory}`, got: {error.strerror}; start `hauberk up`, or name another with --state or HAUBERK_STATE"
+            ) from error
     return await open_bus(settings)
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final
 
 from schemas.errors import HauberkError
@@ -33,27 +33,46 @@ def notify(state: str) -> None:
         channel.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-async def run(stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = None) -> None:
+@contextlib.contextmanager
+def listening(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGINT or SIGTERM; end the process at the second."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        if stop.is_set() and told_before:
+            print("hauberk: told twice to stop; not waiting for what is in hand", file=sys.stderr, flush=True)
+            os._exit(130)
+        told_before.append(True)
+        stop.set()
+
+    told_before: list[bool] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        with contextlib.suppress(NotImplementedError, ValueError):
+            loop.add_signal_handler(number, told)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            with contextlib.suppress(NotImplementedError, ValueError):
+                loop.remove_signal_handler(number)
+
+
+async def run(
+    stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = None, *, signals: bool = True
+) -> None:
     """Run every stage until a signal, `stop`, or the first failure; then drain. Raises that failure.
+
+    `signals`: false when the caller is `listening` already, from before its stages were there until after they are closed.
 
     Stages are told to stop one after the other, in the order given: a stage upstream has said its last word before the
     next one is asked to finish.
     """
     whole = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = 0
-
-    def told() -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1:
-            print("hauberk: told twice to stop; not waiting for what is in hand", file=sys.stderr, flush=True)
-            os._exit(130)
-        whole.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, ValueError):
-            loop.add_signal_handler(number, told)
+    heard = contextlib.ExitStack()
+    if signals:
+        heard.enter_context(listening(whole))
     ends = {name: asyncio.Event() for name, _ in stages}
     tasks: dict[str, asyncio.Task[None]] = {
         name: asyncio.create_task(stage(ends[name]), name=name) for name, stage in stages
@@ -89,6 +108,4 @@ async def run(stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = 
         watcher.cancel()
         for task in tasks.values():
             task.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, ValueError):
-                loop.remove_signal_handler(number)
+        heard.close()

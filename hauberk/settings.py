@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -146,25 +147,85 @@ def _explain(message: str, loaded: Loaded, kind: Any) -> str:
     origin = loaded.origins.get(path) or next(
         (by for key, by in loaded.origins.items() if path and key.startswith(path)), ""
     )
+    if not origin and path:
+        # A list comes whole from one place.
+        origin = loaded.origins.get(path.split("[")[0], "")
+    if unknown:
+        text = f"expected a key of this table, got `{unknown.group(1)}`"
     said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")
-    if unknown and (near := _near(unknown.group(1), where, kind)):
+    if unknown and (near := _near(unknown.group(1), where, loaded.tree, kind)):
         said += f"; did you mean `{near}`?"
+    if wrong := re.search(r"Invalid value '(.*)'", text):
+        known = _tags(where, loaded.tree, kind)
+        said += f"; expected one of {', '.join(known)}" if known else ""
+        if near := _nearest(wrong.group(1), known):
+            said += f"; did you mean `{near}`?"
     return said + "; `hauberk settings --reference` lists the keys"
 
 
-def _near(name: str, where: str, kind: Any) -> str | None:
+def _near(name: str, where: str, tree: Any, kind: Any) -> str | None:
+    found = [struct for struct in _at(where, tree, kind) if _is_struct(struct)]
+    return _nearest(name, [field.encode_name for struct in found for field in msgspec.structs.fields(struct)])
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
     import difflib
 
-    struct = kind
-    for step in filter(None, re.split(r"\.|\[[^]]*\]", where)):
-        fields = (
-            {field.encode_name: field.type for field in msgspec.structs.fields(struct)} if _is_struct(struct) else {}
-        )
-        struct = fields.get(step)
-    if not _is_struct(struct):
-        return None
-    names = [field.encode_name for field in msgspec.structs.fields(struct)]
     return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _tags(where: str, tree: Any, kind: Any) -> list[str]:
+    """The tags of the union whose tag field lies at `where`."""
+    above, _, field = where.rpartition(".")
+    structs = [struct for struct in _at(above, tree, kind, tagged=False) if _is_struct(struct)]
+    configs = [struct.__struct_config__ for struct in structs]
+    return [str(config.tag) for config in configs if config.tag_field == field]
+
+
+def _at(where: str, tree: Any, kind: Any, *, tagged: bool = True) -> list[Any]:
+    """The types that a value at the path `where` may have; of a tagged union only the one the tree says, if `tagged`."""
+    kinds, value = _options(kind), tree
+    steps = re.findall(r"\[(?:\d+|\.\.\.)\]|[^.\[\]]+", where)
+    for position, step in enumerate(steps):
+        below: list[Any] = []
+        if step.startswith("["):
+            index = step[1:-1]
+            value = value[int(index)] if index.isdigit() and isinstance(value, list) and int(index) < len(value) else None
+            for one in kinds:
+                below += [option for item in get_args(one) if item is not ... for option in _options(item)]
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+            for one in filter(_is_struct, kinds):
+                below += [
+                    option
+                    for field in msgspec.structs.fields(one)
+                    if field.encode_name == step
+                    for option in _options(field.type)
+                ]
+        kinds = _said(below, value) if tagged or position < len(steps) - 1 else below
+    return kinds
+
+
+def _said(kinds: list[Any], value: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        return kinds
+    fits = [
+        one
+        for one in kinds
+        if _is_struct(one)
+        and one.__struct_config__.tag is not None
+        and value.get(one.__struct_config__.tag_field) == one.__struct_config__.tag
+    ]
+    return fits or kinds
+
+
+def _options(kind: Any) -> list[Any]:
+    """`Annotated` and unions taken off."""
+    if get_origin(kind) is Annotated:
+        return _options(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [option for one in get_args(kind) for option in _options(one)]
+    return [kind]
 
 
 def _is_struct(kind: Any) -> bool:
