@@ -36,6 +36,8 @@ WITHIN: Final = 0.25
 """Seconds for one root; 8192 lookups take about 0.1 s. What is not done by then is done when links are next asked for."""
 HOST_AGAIN: Final = 60.0
 """Seconds after which the host's links are looked up again: packages are installed while it runs."""
+EMPTY_AGAIN: Final = 1.0
+"""Seconds after which a container without a process, or in our own root, is looked at again."""
 _HOST: Final = ""
 DEEPEST: Final = 32
 """Nesting of a specification that is searched; the schema's own is 6."""
@@ -72,7 +74,7 @@ class Links:
         self._known: dict[str, tuple[int, dict[str, str]]] = {}
         self._thread = ThreadPoolExecutor(1, "links")
         self._wake = asyncio.Event()
-        self._host_at = 0.0
+        self._host_at = self._due = 0.0
         self.host: dict[str, str] = {}
         self.late = 0
 
@@ -92,13 +94,13 @@ class Links:
     async def of(self, uid: str, pid: int) -> dict[str, str]:
         """The links of the root that host process `pid` lives in; those that were found first for `uid` stand."""
         found, settled = await self._of(uid, pid)
-        if not settled:
+        if pid and not settled:
             self.ask()  # a runtime may tell of a process before it has changed its root
         return found
 
     async def _of(self, uid: str, pid: int) -> tuple[dict[str, str], bool]:
         if not pid or not self._keys:
-            return {}, True
+            return {}, bool(pid)
         before, known = self._known.get(uid, (pid, {}))
         if before != pid:
             known = {}
@@ -127,7 +129,7 @@ class Links:
                         while True:
                             batch = await subscription.take(1000, 0.2)
                             moved = self._take([delivery.record for delivery in batch])
-                            if moved or self._wake.is_set() or time.monotonic() > self._host_at + HOST_AGAIN:
+                            if moved or self._wake.is_set() or time.monotonic() > self._due:
                                 await self._all(identities, put)
                 except Temporary as error:
                     await asyncio.sleep(error.retry_after or 1.0)
@@ -154,10 +156,11 @@ class Links:
     async def _all(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         self._wake.clear()
         now = time.monotonic()
-        if now > self._host_at + HOST_AGAIN:
+        if now >= self._host_at + HOST_AGAIN or not self._host_at:
             self._host_at = now
             self._known.pop(_HOST, None)
         self.host, _ = await self._of(_HOST, 1)
+        self._due = self._host_at + HOST_AGAIN
         mount = cgroups.mount_point()
         found: dict[str, dict[str, str]] = {}
         for one in list(identities()):
@@ -165,7 +168,9 @@ class Links:
                 found[one.uid] = self.host
             elif one.complete and not one.ended:
                 pid = one.root_pid or cgroups.first_pid(mount, one.cgroup_path)
-                found[one.uid], _ = await self._of(one.uid, pid)
+                found[one.uid], settled = await self._of(one.uid, pid)
+                if not settled:
+                    self._due = min(self._due, now + EMPTY_AGAIN)
         for one in list(identities()):
             # As it is by now: it may have ended or been described anew while its root was looked at.
             if not one.ended and one.links != (links := found.get(one.uid, one.links)):

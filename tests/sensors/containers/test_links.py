@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links in identities: of Docker containers, of declared workloads in a root of their own, of the host, as policies come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.contract import Record
+from bus.memory import MemoryBus, MemorySettings
+from schemas.identity import Identity, Kind
+from schemas.links import asked
+from schemas.topics import POLICIES
+from sensors.containers import cgroups
+from sensors.containers.declared import WorkloadSettings
+from sensors.containers.docker import DockerSettings
+from sensors.inventory import Inventory, InventorySettings
+from sensors.links import named
+
+
+def policy(name: str, *paths: str) -> Record:
+    spec = {"process": {"matchPaths": [{"path": path} for path in paths]}}
+    value = {"kind": "KubeArmorHostPolicy", "metadata": {"name": name}, "spec": spec}
+    return Record(f"KubeArmorHostPolicy//{name}".encode(), json.dumps(value).encode())
+
+
+@asynccontextmanager
+async def running(bus: MemoryBus, **settings: Any) -> AsyncIterator[Inventory]:
+    inventory = Inventory(bus, InventorySettings(node="n1", **settings))
+    task = asyncio.create_task(inventory.run())
+    try:
+        async with asyncio.timeout(20):
+            await inventory.ready.wait()
+        yield inventory
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("/bin/sh", {"/bin/sh", "/bin/"}),
+        ("/bin/", {"/bin/"}),
+        ("//bin/./sh", {"/bin/sh", "/bin/"}),
+        ("/bin/*sh", {"/bin/*sh", "/bin/"}),
+        ("/srv/**/x", {"/srv/**/x", "/srv/**/", "/srv/"}),
+        ("/", set()),
+        ("/proc/self/exe", set()),
+        ("bin/sh", set()),
+        ("/a\0b", set()),
+        ("/" + "x" * 5000, set()),
+    ],
+)
+def test_what_a_path_asks_for(text: str, keys: set[str]) -> None:
+    assert set(asked(text)) == keys
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_any_specification_is_searched(spec: Any) -> None:
+    keys = named(json.dumps({"spec": spec}).encode())
+    assert all(key.startswith("/") and key != "/" for key in keys)
+    assert named(json.dumps({"spec": [spec, {"a": "/x/y"}]}).encode()) >= {"/x/y", "/x/"}
+
+
+@given(st.binary())
+def test_what_is_no_policy_names_nothing(value: bytes) -> None:
+    assert isinstance(named(value), frozenset)
+
+
+async def test_the_host_follows_policies(tmp_path: Path, wait_until: Any) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    bus = MemoryBus(MemorySettings())
+    named_path = f"{tmp_path}/link/"
+    await bus.publish(POLICIES, [policy("a", named_path + "x")])
+
+    def node() -> Identity:
+        return next(one for one in inventory.identities if one.kind is Kind.NODE)
+
+    async with running(bus, runtimes=()) as inventory:
+        await wait_until(lambda: node().links == {named_path: f"{tmp_path}/real/"})
+        assert all(one.links == node().links for one in inventory.identities if one.kind is Kind.HOST)
+        await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//a", None)])
+        await wait_until(lambda: node().links == {})
+
+
+@pytest.mark.containers
+@pytest.mark.kernel
+async def test_a_container_has_its_links_with_its_first_words(dockerd: Any, wait_until: Any) -> None:
+    bus = MemoryBus(MemorySettings())
+    await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/busybox", "/opt/none")])
+    async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket),)) as inventory:
+        id_ = await asyncio.to_thread(dockerd.run, "linked")
+        try:
+            whole = await wait_until(
+                lambda: next((one for one in inventory.identities if one.uid == id_ and one.complete), None)
+            )
+            assert whole.links == {"/bin/sh": "/bin/busybox"}
+            # What its workload does to its links later moves no rule.
+            await asyncio.to_thread(
+                dockerd.docker, "exec", "linked", "/bin/busybox", "ln", "-sf", "/bin/cat", "/bin/sh"
+            )
+            await bus.publish(POLICIES, [policy("b", "/bin/ls")])
+            expected = {"/bin/sh": "/bin/busybox", "/bin/ls": "/bin/busybox"}
+            await wait_until(lambda: next(one for one in inventory.identities if one.uid == id_).links == expected)
+        finally:
+            await asyncio.to_thread(dockerd.remove, "linked")
+
+
+@pytest.fixture
+def jail(tmp_path: Path) -> Iterator[str]:
+    """A cgroup with a process in a root of its own; its path."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a cgroup")
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "bin").symlink_to("usr/bin")
+    (root / "usr/bin/dash").touch()
+    (root / "usr/bin/sh").symlink_to("dash")
+    cgroup = Path(f"{cgroups.mount_point()}/hauberk-links-{os.getpid()}")
+    cgroup.mkdir()
+    code = "import os, sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(["python3", "-c", code, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout
+    assert child.stdin
+    child.stdout.readline()
+    (cgroup / "cgroup.procs").write_text(str(child.pid))
+    yield f"/{cgroup.name}"
+    child.stdin.close()
+    child.stdout.close()
+    child.wait(10)
+    cgroup.rmdir()
+
+
+@pytest.mark.kernel
+async def test_a_declared_workload_is_looked_at_in_its_own_root(jail: str, wait_until: Any) -> None:
+    bus = MemoryBus(MemorySettings())
+    workloads = (WorkloadSettings(name="web", cgroup=jail),)
+    async with running(bus, runtimes=(), workloads=workloads) as inventory:
+        await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/new")])
+        expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
+        await wait_until(
+            lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)
+        )
