@@ -89,10 +89,12 @@ def _run(words: list[str]) -> int:
     except HauberkError as error:
         print(f"hauberk {verb}: {_line(error)}", file=sys.stderr)
         return 3 if isinstance(error, OUTSIDE) else 2
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"hauberk {verb}: {_of_system(error)}", file=sys.stderr)
         return 3
-    except Exception as error:  # noqa: BLE001 - the last place: one sentence instead of forty lines
+    except Exception as error:
         cause = error.__cause__
         if isinstance(cause, OSError):
             print(f"hauberk {verb}: {_of_system(cause)}", file=sys.stderr)
@@ -105,7 +107,6 @@ def _run(words: list[str]) -> int:
             file=sys.stderr,
         )
         return 70
-    return int(code)
 
 
 OUTSIDE: Final = (Temporary, KernelError, MissingDependency, Refused)
