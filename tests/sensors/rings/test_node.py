@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,16 @@ def test_kept_pins_are_found_again(pins: str) -> None:
 def test_the_name_is_the_hosts_when_none_is_given() -> None:
     assert node_name(NodeSettings()) == os.uname().nodename
     assert node_name(NodeSettings(node="edge-7")) == "edge-7"
+
+
+def test_priority_is_for_every_thread_and_given_back() -> None:
+    code = (
+        "import os, threading\n"
+        "from sensors.node import prefer\n"
+        "stop = threading.Event(); thread = threading.Thread(target=stop.wait); thread.start()\n"
+        "each = lambda: {os.getpriority(os.PRIO_PROCESS, int(one)) for one in os.listdir('/proc/self/task')}\n"
+        "before = each(); prefer(5); during = each(); prefer(0); after = each(); stop.set(); thread.join()\n"
+        "print(before, during, after)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == ["{0}", "{5}", "{0}"]
