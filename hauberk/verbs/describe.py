@@ -48,7 +48,15 @@ def main(argv: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return 1
+        hits = [value.get("status", {}).pop("rules", []) if isinstance(value, dict) else [] for value in values]
         print("\n---\n".join(as_yaml(value) for value in values))
+        for rules in hits:
+            if rules:
+                rows = [
+                    (row["rule"], row["match"], row["action"], row["hits"], row["shadow"], row["last"] or "-")
+                    for row in rules
+                ]
+                print("\nRules:\n" + table(("RULE", "MATCH", "ACTION", "HITS", "SHADOW HITS", "LAST"), rows))
         if given.what in ("policy", "workload"):
             asked = argparse.Namespace(
                 what="alerts", names=[], namespace=None, selector="", output="table", limit=1_000_000

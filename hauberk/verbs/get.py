@@ -15,6 +15,7 @@ from hauberk.output import age, plain, show
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from hauberk.hits import PolicyHits
 
 KINDS = {
     "KubeArmorPolicy": "ksp",
@@ -52,6 +53,7 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
     import msgspec
 
+    from hauberk.hits import PolicyHits
     from schemas.enforcement import decode_receipt
     from schemas.topics import ENFORCEMENT_STATUS, POLICIES
 
@@ -77,35 +79,38 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         mode = annotations.get("hauberk.io/mode") or annotations.get("kubearmor-policy") or "enabled"
         selector = spec.get("selector") or spec.get("nodeSelector") or {}
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
-        told = hits.get(name, 0)
-        values.append(document | {"status": {"hits": told, "rulesNotEnforced": refused.get(name, 0)}})
-        rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told,
-                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(name, 0)))  # fmt: skip
+        told = hits.get(key.decode()) or PolicyHits(rules=[])
+        values.append(document | {"status": plain(told) | {"rulesNotEnforced": refused.get(name, 0)}})
+        each = " ".join(
+            f"{row.rule.removeprefix('spec.')}={row.hits or row.shadow}" for row in told.rules if row.hits or row.shadow
+        )
+        rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told.hits, told.shadow,
+                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(name, 0), told.suppressed, each or "-"))  # fmt: skip
         names.append(f"{short}/{name}")
     return Listing(
-        ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "AGE"),
-        ("SELECTOR", "NOT ENFORCED"),
+        ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "SHADOW HITS", "AGE"),
+        ("SELECTOR", "NOT ENFORCED", "THROTTLED", "HITS OF RULES"),
         values,
         rows,
         names,
     )
 
 
-async def _hits(bus: Bus) -> dict[str, int]:
-    """Occurrences told per policy, over the alerts the bus still has."""
-    import msgspec
+async def _hits(bus: Bus) -> dict[str, PolicyHits]:
+    """Hits of each rule of each policy, by the policy's key; a policy that cannot be read has none."""
+    from hauberk.hits import count
+    from policy.documents import from_json
+    from policy.normalise import normalise
+    from schemas.errors import PolicyError
+    from schemas.topics import POLICIES
 
-    class Hit(msgspec.Struct):
-        PolicyName: str = ""
-        Count: int = 1
-        Suppressed: int = 0
-
-    decode = msgspec.json.Decoder(Hit).decode
-    found: dict[str, int] = {}
-    for value in await _alerts(bus):
-        hit = decode(value)
-        found[hit.PolicyName] = found.get(hit.PolicyName, 0) + hit.Count + hit.Suppressed
-    return found
+    known = []
+    for record in (await bus.latest(POLICIES)).values():
+        try:
+            known.append(normalise(from_json(record.value or b"")))
+        except PolicyError:
+            continue
+    return count(known, await _alerts(bus))
 
 
 async def _alerts(bus: Bus) -> list[bytes]:

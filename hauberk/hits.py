@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often each rule of each policy was told of, counted over the alerts that the bus still has; what shadow policies would
+have said is counted apart. What `get policies` and `describe policy` show. Reads the bus, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from schemas.rules import Policy
+
+_KINDS: Final = {
+    "MatchedHostPolicy": ("KubeArmorHostPolicy",),
+    "MatchedNetworkPolicy": ("KubeArmorNetworkPolicy",),
+    "MatchedPolicy": ("KubeArmorPolicy", "KubeArmorClusterPolicy"),
+    "SystemEvent": ("KubeArmorPolicy", "KubeArmorClusterPolicy", "KubeArmorHostPolicy", "KubeArmorNetworkPolicy"),
+}
+
+
+class RuleHits(msgspec.Struct, kw_only=True):
+    """One rule. `hits`: occurrences told; `shadow`: occurrences that a shadow policy would have acted on; `last`: UpdatedTime."""
+
+    rule: str
+    match: str
+    action: str
+    hits: int = 0
+    shadow: int = 0
+    last: str = ""
+
+
+class PolicyHits(msgspec.Struct, kw_only=True):
+    """One policy. `suppressed`: occurrences that were throttled; they count for the policy, their rule is not known."""
+
+    rules: list[RuleHits]
+    hits: int = 0
+    shadow: int = 0
+    suppressed: int = 0
+    last: str = ""
+
+
+class _Told(msgspec.Struct):
+    """The fields of an alert that counting needs."""
+
+    PolicyName: str = ""
+    NamespaceName: str = ""
+    Type: str = ""
+    Rule: str = ""
+    Mode: str = ""
+    UpdatedTime: str = ""
+    Count: int = 1
+    Suppressed: int = 0
+
+
+def rules_of(policy: Policy) -> list[RuleHits]:
+    """A row for each rule as it was written: the elements of one comma list share one."""
+    rows: dict[str, RuleHits] = {}
+    for rule in policy.rules:
+        what = rule.value + ("**" if rule.recursive else "")
+        if rule.peer is not None:
+            what = f"{rule.value} {', '.join(rule.peer.networks) or 'any'}"
+        elif not what and rule.syscalls:
+            what = ", ".join(rule.syscalls)
+        row = rows.get(rule.position)
+        if row is None:
+            rows[rule.position] = RuleHits(rule=rule.position, match=what, action=rule.action.value)
+        elif what not in row.match.split(", "):
+            row.match += f", {what}"
+    return list(rows.values())
+
+
+def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, PolicyHits]:
+    """Policy key (`kind/namespace/name`) -> hits. Alerts of policies that are gone count for nobody."""
+    found: dict[str, PolicyHits] = {}
+    named: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    rows: dict[tuple[str, str], RuleHits] = {}
+    for policy in policies:
+        key = str(policy.key)
+        found[key] = PolicyHits(rules=rules_of(policy))
+        named.setdefault((policy.key.kind, policy.key.name), []).append((policy.key.namespace, key))
+        rows |= {(key, row.rule): row for row in found[key].rules}
+    decode = msgspec.json.Decoder(_Told).decode
+    for value in alerts:
+        told = decode(value)
+        key = _whose(told, named)
+        if not key:
+            continue
+        mine = found[key]
+        mine.suppressed += told.Suppressed
+        if told.Type == "SystemEvent":
+            continue
+        row = rows.get((key, told.Rule))
+        for one in (mine, row) if row is not None else (mine,):
+            if told.Mode == "shadow":
+                one.shadow += told.Count
+            else:
+                one.hits += told.Count
+            one.last = max(one.last, told.UpdatedTime)
+    return found
+
+
+def _whose(told: _Told, named: dict[tuple[str, str], list[tuple[str, str]]]) -> str:
+    """The key of the policy an alert names. Alerts carry no kind: the type of the alert and the namespace tell."""
+    for kind in _KINDS.get(told.Type, ()):
+        if own := named.get((kind, told.PolicyName)):
+            return next((key for namespace, key in own if namespace == told.NamespaceName), own[0][1])
+    return ""
