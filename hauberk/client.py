@@ -99,7 +99,7 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
 
 def damaged(bus: Bus) -> int:
     """Files that this bus found damaged and put aside since it was opened."""
-    return int(getattr(bus.stats, "quarantined", 0))
+    return int(getattr(getattr(bus, "stats", None), "quarantined", 0))
 
 
 def told_damage(bus: Bus) -> str:

@@ -58,9 +58,7 @@ def listening(stop: asyncio.Event) -> Iterator[None]:
                 loop.remove_signal_handler(number)
 
 
-async def run(
-    stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = None, *, signals: bool = True
-) -> None:
+async def run(stages: Sequence[tuple[str, Stage]], stop: asyncio.Event | None = None, *, signals: bool = True) -> None:
     """Run every stage until a signal, `stop`, or the first failure; then drain. Raises that failure.
 
     `signals`: false when the caller is `listening` already, from before its stages were there until after they are closed.

@@ -190,7 +190,9 @@ def _at(where: str, tree: Any, kind: Any, *, tagged: bool = True) -> list[Any]:
         below: list[Any] = []
         if step.startswith("["):
             index = step[1:-1]
-            value = value[int(index)] if index.isdigit() and isinstance(value, list) and int(index) < len(value) else None
+            value = (
+                value[int(index)] if index.isdigit() and isinstance(value, list) and int(index) < len(value) else None
+            )
             for one in kinds:
                 below += [option for item in get_args(one) if item is not ... for option in _options(item)]
         else:

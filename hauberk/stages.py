@@ -8,8 +8,11 @@ committed yet. `up` runs them all on one bus, the other verbs one each: the stag
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
+
+from schemas.errors import DecodeError, SettingsError
 
 if TYPE_CHECKING:
     import msgspec
@@ -155,12 +158,24 @@ def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Age
     from sensors.agent import Agent
     from sensors.replay import Replay
 
-    source = Replay(settings, secrets.token_hex(8))
+    try:
+        source = Replay(settings, secrets.token_hex(8))
+    except OSError as error:
+        raise SettingsError(
+            f"expected a recording at `{settings.path}`, got: {error.strerror}; name one, as examples/recordings/host.hbrk"
+        ) from error
     agent = Agent(source, bus)
 
     async def stage(stop: asyncio.Event) -> None:
         try:
             await until(stop, agent.run(), agent.stop)
+            if source.truncated:
+                raise DecodeError(
+                    f"expected whole blocks to the end of `{settings.path}`, got {source.truncated} bytes of a torn one; "
+                    "what came before was played, record again for the rest"
+                )
+            if source.skipped:
+                print(f"hauberk: {source.skipped} damaged blocks of `{settings.path}` were left out", file=sys.stderr)
         finally:
             source.close()
             over.set()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -16,14 +18,17 @@ import msgspec
 
 from bus.registry import open_bus
 from hauberk import service, stages
+from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
+from hauberk.lock import sole
 from hauberk.output import colourful, paint
-from schemas.errors import DiskFull, PermissionMissing
+from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
     from sensors.node import Node
+    from sinks.engine import SinkEngine
 
 
 def say(what: str, text: str) -> None:
@@ -33,9 +38,10 @@ def say(what: str, text: str) -> None:
 
 def prepare(state: Path) -> None:
     """Make the state directory and set up logging to standard error."""
-    logging.basicConfig(
-        level=os.environ.get("HAUBERK_LOG", "WARNING").upper(), format="%(levelname).1s %(name)s: %(message)s"
-    )
+    level = os.environ.get("HAUBERK_LOG", "WARNING").upper()
+    if level not in (levels := logging.getLevelNamesMapping()):
+        raise SettingsError(f"HAUBERK_LOG: expected one of {', '.join(levels)}, got `{level}`")
+    logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s")
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except PermissionError as error:
@@ -43,9 +49,17 @@ def prepare(state: Path) -> None:
             f"expected to write to `{state}`, got no permission; run as root or choose another with --state"
         ) from error
     except OSError as error:
-        raise DiskFull(
-            f"expected to make `{state}`, got {error.strerror}; free space or choose another with --state"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"expected to make `{state}`, got {error.strerror}; free space or choose another with --state"
+            ) from error
+        raise SettingsError(
+            f"expected a directory at `{state}` or room to make one, got: {error.strerror}; choose another with --state"
         ) from error
+    if not os.access(state, os.W_OK | os.X_OK):
+        raise PermissionMissing(
+            f"expected to write to `{state}`, got no permission; run as root or choose another with --state"
+        )
 
 
 def progress(step: str, seconds: float) -> None:
@@ -64,14 +78,16 @@ def open_sensor(settings: Configuration, on_cgroup: Any) -> tuple[Node, float]:
     try:
         return open_node(settings.sensor, on_cgroup, progress), time.monotonic() - started
     except (KernelError, MissingDependency) as error:
+        if error.__class__ is KernelError and "the only agent" in str(error):
+            raise
         lacks = missing()
         hint = "`hauberk up --replay RECORDING` needs none of this"
         raise type(error)(f"{error}; {'; '.join([*lacks, hint])}") from error
 
 
-async def run_up(given: argparse.Namespace) -> None:
-    """Everything in this process, until a signal or the end of the replay."""
-    from hauberk.verbs.apply import publish, read
+async def run_up(given: argparse.Namespace) -> int:
+    """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began."""
+    from hauberk.verbs.apply import read
 
     settings, _, state = configuration(given)
     documents = read(given.filename, False, quiet=True) if given.filename else []
@@ -79,58 +95,88 @@ async def run_up(given: argparse.Namespace) -> None:
     if not given.quiet:
         console = {"type": "console", "name": "live", "form": given.output}
         settings = msgspec.structs.replace(settings, sinks=[*settings.sinks, msgspec.convert(console, _sink_type())])
-    print(
-        f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {_node(settings)}",
-        file=sys.stderr,
-        flush=True,
-    )
-    bus = await open_bus(settings.bus)
-    node: Node | None = None
-    try:
-        told = await publish(bus, documents)
+    over = asyncio.Event()
+    with service.listening(over), sole(state):
+        print(
+            f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {_node(settings)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        bus = await open_bus(settings.bus)
+        watch = asyncio.create_task(_watch(bus))
+        try:
+            return await _run(bus, settings, state, given, documents, over)
+        finally:
+            watch.cancel()
+            await bus.close()
+            if damaged(bus):
+                print(f"hauberk: {told_damage(bus)}", file=sys.stderr)
+
+
+async def _run(
+    bus: Bus, settings: Configuration, state: Path, given: argparse.Namespace, documents: list[Any], over: asyncio.Event
+) -> int:
+    from hauberk.verbs.apply import publish
+
+    # Before the programs are loaded: what a sink lacks should not cost seconds.
+    sinks, telling = stages.sinks(bus, settings)
+    await sinks.check()
+    async with contextlib.AsyncExitStack() as opened:
         if given.replay:
-            node, all_stages, over = None, *await _replay(bus, settings, given)
+            wanted = _replay(bus, settings, given, over)
         else:
-            node, all_stages, over = *await _live(bus, settings), asyncio.Event()
+            try:
+                wanted = await _live(bus, settings, sinks, opened)
+            except HauberkError:
+                # Ctrl-C reaches the loader too; what it then says is no news.
+                if over.is_set():
+                    return 130
+                raise
+            if over.is_set():
+                return 130
+        told = await publish(bus, documents)
         say(
             "policies",
             f"{len(told)} applied from {', '.join(given.filename)}"
             if told
             else "those on the bus; `hauberk apply -f FILE` adds more",
         )
-        await _say_where(bus, settings, state)
+        await _say_where(bus, settings, sinks)
         service.notify("READY=1")
-        await service.run(all_stages, over)
-    finally:
-        if node is not None:
-            node.close()
-        await bus.close()
+        await service.run([*wanted, ("sinks", telling)], over, signals=False)
     print("hauberk: ended", file=sys.stderr)
+    return 0
 
 
-async def _live(bus: Bus, settings: Configuration) -> tuple[Node, list[tuple[str, service.Stage]]]:
+async def _watch(bus: Bus) -> None:
+    """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
+    while not damaged(bus):  # noqa: ASYNC110 - counted in another thread
+        await asyncio.sleep(1.0)
+    print(f"hauberk: {told_damage(bus)}", file=sys.stderr, flush=True)
+
+
+async def _live(
+    bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack
+) -> list[tuple[str, service.Stage]]:
     from sensors.inventory import Inventory
 
     inventory = Inventory(bus, settings.inventory)
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
+    opened.callback(node.close)
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
     agent, sensing = stages.sensor(bus, node, inventory)
     processor, judging = stages.processor(bus, settings)
     planner, planning = stages.planner(bus, settings)
     _, enforcing = stages.enforcement(bus, settings, inventory.node)
-    sinks, telling = stages.sinks(bus, settings)
-    await sinks.check()
     stages.collect(sinks, {
         "sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats,
-        "planner": lambda: planner.stats,
+        "planner": lambda: planner.stats, "bus": lambda: getattr(bus, "stats", msgspec.Struct()),
     })  # fmt: skip
     _say_enforcing(settings)
     for line in inventory.status:
         say("runtime", line)
-    return node, [
-        ("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging), ("sinks", telling),
-    ]  # fmt: skip
+    return [("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)]
 
 
 def _say_enforcing(settings: Configuration) -> None:
@@ -146,25 +192,24 @@ def _say_enforcing(settings: Configuration) -> None:
     )
 
 
-async def _replay(
-    bus: Bus, settings: Configuration, given: argparse.Namespace
-) -> tuple[list[tuple[str, service.Stage]], asyncio.Event]:
+def _replay(
+    bus: Bus, settings: Configuration, given: argparse.Namespace, over: asyncio.Event
+) -> list[tuple[str, service.Stage]]:
     from sensors.replay import ReplaySettings
 
-    over = asyncio.Event()
-    _, playing = stages.replay(bus, ReplaySettings(path=given.replay, speed=given.speed), over)
+    wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
+    _, playing = stages.replay(bus, wanted, over)
     _, judging = stages.processor(bus, settings)
-    sinks, telling = stages.sinks(bus, settings)
-    await sinks.check()
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
-    return [("replay", playing), ("processor", judging), ("sinks", telling)], over
+    return [("replay", playing), ("processor", judging)]
 
 
-async def _say_where(bus: Bus, settings: Configuration, state: Path) -> None:
+async def _say_where(bus: Bus, settings: Configuration, sinks: SinkEngine) -> None:
+    urls = iter([str(getattr(sink, "url", "")) for sink in sinks.sinks if hasattr(sink, "url")])
     for sink in settings.sinks:
         match sink.__struct_config__.tag:
             case "prometheus":
-                say("metrics", f"http://{getattr(sink, 'host', '127.0.0.1')}:{getattr(sink, 'port', '')}/metrics")
+                say("metrics", f"{next(urls)}/metrics")
             case "file" | "store" as kind:
                 say("alerts" if kind == "file" else "summaries", str(getattr(sink, "path", "")))
             case "console":

@@ -174,7 +174,23 @@ def mount_bpffs(where: str) -> bool:
     """Make sure a bpffs is mounted at `where`; True when it was mounted here and is the caller's to unmount (`unmount`)."""
     if is_bpffs(where):
         return False
-    os.makedirs(where, exist_ok=True)
+    try:
+        os.makedirs(where, exist_ok=True)
+        hidden = os.listdir(where)
+    except OSError as error:
+        raise KernelError(
+            f"expected to make `{where}` for a bpffs, got: {error.strerror}; name a directory under /sys/fs/bpf",
+            operation="mount",
+            target=where,
+            errno=error.errno or 0,
+        ) from error
+    if hidden:
+        # A mount over them would take these files from everybody on the machine.
+        raise KernelError(
+            f"expected a bpffs or an empty directory at `{where}` to mount one, got a directory with files; name one under /sys/fs/bpf",
+            operation="mount",
+            target=where,
+        )
     result = subprocess.run(["mount", "-t", "bpf", "bpf", where], capture_output=True, text=True, check=False)
     if result.returncode:
         raise PermissionMissing(
@@ -223,7 +239,18 @@ def _run_child(
     request: dict[str, Any], timeout: float, progress: Callable[[str, float], None] | None
 ) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        # In `/`: the compiler looks for headers where it runs first, and that directory may be anybody's.
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+        )
+    except OSError as error:
+        raise PermissionMissing(
+            f"expected to run `{sys.executable}` for the loader, got: {error.strerror}; run as root, or make it readable",
+            operation="exec",
+            target=sys.executable,
+            errno=error.errno or 0,
+        ) from error
     try:
         out, err = child.communicate(json.dumps(request), timeout=timeout)
     except subprocess.TimeoutExpired:

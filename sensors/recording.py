@@ -245,5 +245,5 @@ class Reader:
 
     def _error(self, at: int, expected: str, got: str) -> DecodeError:
         return DecodeError(
-            f"expected {expected} at offset {at} of {self.path}, got damage: {got}; replay with skip_damaged to leave it out"
+            f"expected {expected} at offset {at} of {self.path}, got damage: {got}; `--skip-damaged` plays the rest"
         )

@@ -61,6 +61,7 @@ class PrometheusSink:
         self.name = settings.name or "prometheus"
         self.url = ""
         self._settings = settings
+        self._port = settings.port
         self._collectors: list[Collector] = []
         self._ready: list[Readiness] = []
         self._runner: web.AppRunner | None = None
@@ -95,7 +96,7 @@ class PrometheusSink:
         application.router.add_get("/readyz", self._readyz)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
-        host, port = self._settings.host, self._settings.port
+        host, port = self._settings.host, self._port
         try:
             await web.TCPSite(runner, host, port, reuse_address=True).start()
         except OSError as error:
@@ -105,8 +106,10 @@ class PrometheusSink:
                 f"prometheus: expected to listen on `{host}:{port}`, but {why}; set `port` or stop who listens there"
             ) from error
         self._runner = runner
+        # A free port that was found by `check` is the one that is said, so it is taken again.
+        self._port = runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{runner.addresses[0][1]}"
+        self.url = f"http://{shown}:{self._port}"
 
     async def send(self, items: Sequence[Item]) -> SendResult:
         for item in items:

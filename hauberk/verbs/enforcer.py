@@ -20,5 +20,4 @@ def main(argv: Sequence[str]) -> int:
 
     from hauberk.parts import run_enforcer
 
-    asyncio.run(run_enforcer(parser().parse_args(argv)))
-    return 0
+    return asyncio.run(run_enforcer(parser().parse_args(argv)))

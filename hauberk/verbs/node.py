@@ -20,5 +20,4 @@ def main(argv: Sequence[str]) -> int:
 
     from hauberk.parts import run_node
 
-    asyncio.run(run_node(parser().parse_args(argv)))
-    return 0
+    return asyncio.run(run_node(parser().parse_args(argv)))

@@ -20,5 +20,4 @@ def main(argv: Sequence[str]) -> int:
 
     from hauberk.parts import run_processor
 
-    asyncio.run(run_processor(parser().parse_args(argv)))
-    return 0
+    return asyncio.run(run_processor(parser().parse_args(argv)))

@@ -20,16 +20,30 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--speed",
-        type=float,
+        type=speed,
         default=1.0,
         metavar="X",
         help="of the replay: 1 as recorded, 10 ten times as fast, 0 at once",
+    )
+    made.add_argument(
+        "--skip-damaged", action="store_true", help="of the replay: leave damaged blocks out and count them"
     )
     made.add_argument("-q", "--quiet", action="store_true", help="no live alerts on standard output")
     made.add_argument(
         "-o", "--output", choices=("line", "text", "json"), default="line", help="form of the live alerts"
     )
     return made
+
+
+def speed(text: str) -> float:
+    """How many times as fast; 0 at once."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got `{text}`")
+    return found
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,5 +53,4 @@ def main(argv: Sequence[str]) -> int:
     from hauberk.up import run_up
 
     given = parser().parse_args(argv)
-    asyncio.run(run_up(given))
-    return 0
+    return asyncio.run(run_up(given))
