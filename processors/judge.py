@@ -54,8 +54,11 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How much the judge remembers."""
 
     cached_behaviours: Annotated[
-        int, msgspec.Meta(ge=2, description="Judged behaviours kept, over all nodes.", examples=[131072])
-    ] = 131072
+        int,
+        msgspec.Meta(
+            ge=2, description="Judged behaviours kept, over all nodes; about 1.1 KiB each.", examples=[131072]
+        ),
+    ] = 32768
 
 
 class Entry:

@@ -103,9 +103,11 @@ class Teller:
         at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
         unix = at + header.clock_offset_ns
         page = Page(header, unix // _SECOND, self._clock())
-        self._heard(unix)
+        if at:
+            self._heard(unix)
         self._tell(tally, page)
-        self._losses(header, unix)
+        # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
+        self._losses(header, unix if times or tally.folded else 0)
         self.counts.frames += 1
         self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
         self._ledger.open(delivery, page)
@@ -133,9 +135,13 @@ class Teller:
         for part in self._parking.over(now):
             self._again(part, give_up=True)
         self.outbox.alerts += self._alerts.closing(self._event_now())
-        for header, unix, counts in self._lost.due(now, closing):
+        # Losses before the first event of all wait for it, to be told at a time that is true.
+        due = self._lost.due(now, closing) if self._latest[0] or closing else ()
+        for header, unix, counts in due:
             identity = self._inventory.node_identity(header.node)
-            self.outbox.alerts.append(self._alerts.lost(header, identity, unix, counts))
+            self.outbox.alerts.append(
+                self._alerts.lost(header, identity, unix or max(self._event_now(), header.clock_offset_ns), counts)
+            )
         for group in self._ledger.groups(now, closing):
             said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
             self.outbox.summaries += said

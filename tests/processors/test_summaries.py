@@ -87,3 +87,15 @@ async def test_holes_and_losses_are_counted_and_told(node, stage):
     assert (alert.Type, alert.Operation) == ("SystemEvent", "EventsLost")
     assert alert.Data == "frames=3 occurrences_full=7 path_unresolved=1"
     assert alert.EventID == "node-1:boot-a:run-1:loss:4"
+
+
+async def test_losses_without_a_row_are_told_at_the_time_of_the_latest_one(node, stage):
+    read = node.behaviour(Operation.OPEN, "/a", syscall=257)
+    node.row(read)
+    await stage.take(node.record())
+    node.lost = (7,)
+    await stage.take(node.record())
+    await stage.finish()
+    (alert,) = stage.alerts
+    (summary,) = stage.summaries
+    assert alert.Timestamp == summary.entries[0].last // 1_000_000_000
