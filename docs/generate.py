@@ -88,11 +88,11 @@ def topics() -> str:
         "| topic | key | value | content type | cleanup | hours | partitions | written by | read by |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for topic in TOPICS:
-        lines.append(
-            f"| `{topic.channel}` | {topic.key} | {topic.value} | `{topic.content_type}` | {topic.cleanup.value} | "
-            f"{topic.retention_hours or 'for ever'} | {topic.partitions} | {topic.writer} | {', '.join(topic.readers)} |"
-        )
+    lines += [
+        f"| `{topic.channel}` | {topic.key} | {topic.value} | `{topic.content_type}` | {topic.cleanup.value} | "
+        f"{topic.retention_hours or 'for ever'} | {topic.partitions} | {topic.writer} | {', '.join(topic.readers)} |"
+        for topic in TOPICS
+    ]
     seen: set[type] = set()
     kinds = value_types()
     for topic in TOPICS:

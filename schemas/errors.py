@@ -6,12 +6,15 @@
     HauberkError
     ├── Temporary                 the same call may succeed later; carries `retry_after`
     │   ├── Unavailable           the far side did not answer (broker, socket, server)
-    │   └── Backpressure          the far side is full; take less, later
+    │   ├── Backpressure          the far side is full; take less, later
+    │   └── DiskFull              no space where the bus, a spool or a store writes
     └── Permanent                 the same call fails again until somebody changes something
         ├── SettingsError         an unknown key, a wrong type, a value out of range
         ├── PolicyError           policy text refused; carries its diagnostics
         ├── DecodeError           bytes that are not what their header or topic says
         ├── KernelError           bpf(2), BTF, BCC or tracefs refused
+        │   └── PermissionMissing not root, or a capability is missing
+        ├── MissingDependency     a package, file or kernel feature is absent
         ├── Refused               the far side will never take this record
         └── Incompatible          a version, schema or layout newer or older than this build knows
 
