@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `hauberk policy` does: reads files and the summary store, asks the pure functions of `policy/`, prints their answers."""
+"""What `hauberk policy check|test|explain|lint` do: read files, ask the pure functions of `policy/`, print their answers.
+
+`diff` and `backtest`, which need the summary store, are in `hauberk/past.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hauberk.client import seconds
-from hauberk.output import as_json, paint, plain, table
+from hauberk.output import as_json, paint, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
-    from policy.diff import Observed
-    from policy.ruleset import Ruleset
+    from policy.ruleset import PostureSettings, Ruleset
 
 
-def _ruleset(files: list[str], recursive: bool = False) -> tuple[Ruleset, list[Any]]:
+def postures(given: argparse.Namespace) -> PostureSettings:
+    """The postures of the configuration, so that a test says what a node with the same settings would do."""
+    from hauberk.configuration import load
+    from policy.ruleset import PostureSettings
+
+    tree = load(given)[0].tree
+    processor = tree.get("processor")
+    own = (processor.get("postures") if isinstance(processor, dict) else None) or tree.get("postures") or {}
+    try:
+        return msgspec.convert(own, PostureSettings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: `postures`: {error}; `hauberk settings --reference` lists the keys") from error
+
+
+def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, list[Any]]:
+    """What is in `files`, compiled, and the documents. PolicyError when any of them has an error."""
     from hauberk.verbs.apply import read
     from policy.ruleset import compile_ruleset
 
-    documents = read(files, recursive, quiet=True)
-    return compile_ruleset(documents), documents
+    documents = read(files, getattr(given, "recursive", False), quiet=True)
+    return compile_ruleset(documents, postures(given)), documents
 
 
 def _lines(name: str) -> list[bytes]:
@@ -76,7 +90,7 @@ def test(given: argparse.Namespace) -> int:
     from policy.normalise import normalise
     from policy.ruleset import compile_ruleset
 
-    ruleset, documents = _ruleset(given.filename, given.recursive)
+    ruleset, documents = ruleset_of(given, given.filename)
     if given.events is not None:
         bad = 0
         rows: list[tuple[object, ...]] = []
@@ -96,19 +110,29 @@ def test(given: argparse.Namespace) -> int:
         return 0
     results: list[cases.CaseResult] = []
     policies = [normalise(document) for document in documents]
+
+    def together(origin: str) -> Ruleset:
+        # A file is tested as one thing; the files of a directory need not be meant for one machine.
+        beside = [other for other, its in zip(documents, policies, strict=True) if its.origin == origin]
+        return compile_ruleset(beside, ruleset.settings)
+
     for document, policy in zip(documents, policies, strict=True):
         tests, diagnostics = cases.carried_cases(policy)
         _refuse(diagnostics)
-        # A file is tested as one thing; the files of a directory need not be meant for one machine.
-        beside = [other for other, its in zip(documents, policies, strict=True) if its.origin == policy.origin]
-        results += cases.run_cases(compile_ruleset(beside), tests, document.name)
+        results += cases.run_cases(together(policy.origin), tests, document.name)
+    for name in dict.fromkeys(policy.origin for policy in policies):
+        if (found := tests_beside(name)) is not None and str(found) not in given.tests:
+            tests, diagnostics = cases.read_cases(b"\n".join(_lines(str(found))).decode("utf-8", "replace"), str(found))
+            _refuse(diagnostics)
+            results += cases.run_cases(together(name), tests, str(found))
     for name in given.tests:
         tests, diagnostics = cases.read_cases(b"\n".join(_lines(name)).decode("utf-8", "replace"), name)
         _refuse(diagnostics)
         results += cases.run_cases(ruleset, tests, name)
     if not results:
         raise SettingsError(
-            "expected events or tests, found none; give --events, --tests, or a `hauberk.io/tests` annotation in the policy"
+            "expected events or tests, found none; give --events, --tests, a `hauberk.io/tests` annotation in the policy, "
+            "or a file NAME.tests.yaml beside NAME.yaml"
         )
     failed = [result for result in results if not result.passed]
     if given.output == "json":
@@ -124,6 +148,14 @@ def test(given: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def tests_beside(origin: str) -> Path | None:
+    """`web.tests.yaml` beside `web.yaml` (or .yml, .json); None when there is none."""
+    path = Path(origin)
+    return next(
+        (file for end in (".yaml", ".yml") if (file := path.with_name(f"{path.stem}.tests{end}")).is_file()), None
+    )
+
+
 def _refuse(diagnostics: tuple[Any, ...]) -> None:
     if errors := [one for one in diagnostics if one.level == "error"]:
         raise PolicyError("; ".join(str(one) for one in errors), tuple(diagnostics))
@@ -133,7 +165,7 @@ def explain(given: argparse.Namespace) -> int:
     """Why an event gets its verdict, or what each backend can make of each rule."""
     from policy.explain import explain_event, explain_policy
 
-    ruleset, _ = _ruleset(given.filename, given.recursive)
+    ruleset, _ = ruleset_of(given, given.filename)
     if given.event is None:
         rules = [entry for policy in ruleset.policies for entry in explain_policy(policy)]
         if given.output == "json":
@@ -172,100 +204,11 @@ def explain(given: argparse.Namespace) -> int:
     return 0
 
 
-def observed(given: argparse.Namespace) -> Iterator[Observed]:
-    """The stored behaviours of the last `--since`."""
-    from hauberk.configuration import store_path
-    from policy.diff import Observed
-    from sinks.store.queries import SqliteReader
-    from sinks.store.store import Query
-
-    path = store_path(given)
-    if not path.exists():
-        raise SettingsError(
-            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
-        )
-    reader = SqliteReader(str(path))
-    try:
-        for row in reader.behaviours(Query(since=int(time.time() - seconds(given.since)))):
-            yield Observed(
-                identity=row.identity, behaviour=row.behaviour, count=row.count, first=row.first, last=row.last
-            )
-    finally:
-        reader.close()
-
-
-def compare(given: argparse.Namespace) -> int:
-    """Behaviours whose verdict differs between two sets of policies."""
-    from policy.diff import diff
-
-    before, _ = _ruleset([given.before])
-    after, _ = _ruleset([given.after])
-    changes = list(diff(before, after, observed(given)))
-    if given.output == "json":
-        print(as_json(changes))
-    else:
-        rows = [
-            (change.kind, change.observed.identity.workload, change.observed.behaviour.operation.name.lower(),
-             change.observed.behaviour.executable, change.observed.behaviour.resource or change.observed.behaviour.address,
-             change.observed.count, _named(change.before), _named(change.after))
-            for change in changes
-        ]  # fmt: skip
-        print(
-            table(("CHANGE", "WORKLOAD", "OPERATION", "PROCESS", "RESOURCE", "COUNT", "BEFORE", "AFTER"), rows)
-            if rows
-            else "No behaviour changes its verdict."
-        )
-    return 1 if changes else 0
-
-
-def _named(verdict: Any) -> str:
-    return f"{verdict.action.value} ({verdict.policy})" if verdict.policy else str(verdict.action.value)
-
-
-def backtest(given: argparse.Namespace) -> int:
-    """What the policies would have said of the stored behaviours; progress on a terminal."""
-    from policy import backtest as tests
-
-    ruleset, _ = _ruleset(given.filename, given.recursive)
-    report = None
-    started = time.monotonic()
-    for said in tests.backtest(ruleset, observed(given)):
-        if isinstance(said, tests.Report):
-            report = said
-        elif sys.stderr.isatty():
-            took = time.monotonic() - started
-            print(
-                f"\r{said.behaviours:,} behaviours, {said.events:,} events judged in {took:.0f} s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    assert report is not None
-    if given.output == "json":
-        print(as_json(plain(report)))
-        return 0
-    rows = [
-        (row.workload, row.operation, row.action, row.policy, row.rule.position if row.rule else "-", row.count,
-         ", ".join(f"{name} ({count})" for name, count in row.resources[:3]))
-        for row in report.rows
-    ]  # fmt: skip
-    if rows:
-        print(table(("WORKLOAD", "OPERATION", "ACTION", "POLICY", "RULE", "COUNT", "RESOURCES"), rows))
-    totals = report.totals
-    print(
-        f"{totals.events:,} events of {totals.behaviours:,} behaviours since {given.since}: "
-        f"{totals.blocked:,} would be blocked, {totals.audited:,} audited"
-    )
-    return 0
-
-
 def lint(given: argparse.Namespace) -> int:
     """Rules that are valid and still a mistake; exit 1 when there are some."""
     from policy.lint import lint as findings
 
-    ruleset, _ = _ruleset(given.filename, given.recursive)
+    ruleset, _ = ruleset_of(given, given.filename)
     found = findings(ruleset)
     if given.output == "json":
         print(as_json(found))

@@ -16,7 +16,7 @@ from msgspec import Meta
 from policy.diff import Observed
 from policy.ruleset import Ruleset
 from schemas.operations import Operation
-from schemas.verdict import Mode, RuleRef, Verdict
+from schemas.verdict import Action, Mode, RuleRef, Verdict
 
 
 class BacktestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,12 +28,15 @@ class BacktestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far it is. `behaviours` and `events` judged so far; of the events, how many would be blocked, audited."""
+    """How far it is. `behaviours` and `events` judged so far; of the events, how many would be blocked, audited, acted on by
+    shadow policies only; and `uncertain`: those whose verdict depends on arguments, which are not stored."""
 
     behaviours: int
     events: int
     blocked: int
     audited: int
+    shadowed: int = 0
+    uncertain: int = 0
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,17 +86,21 @@ def backtest(
 ) -> Iterator[Progress | Report]:
     """Progress every `settings.every` behaviours, then one report."""
     rows: dict[_Key, _Row] = {}
-    behaviours = events = blocked = audited = beyond = 0
+    behaviours = events = blocked = audited = shadowed = uncertain = beyond = 0
     for one in observed:
         behaviours += 1
         events += one.count
         verdict = ruleset.scope(one.identity).judge(one.behaviour)
+        uncertain += one.count * verdict.needs_arguments
         for said in (verdict, *verdict.shadow):
             if not said.tell:
                 continue
-            if said.mode is not Mode.SHADOW:
-                blocked += one.count * (said.action.value == "Block")
-                audited += one.count * (said.action.value == "Audit")
+            if said.mode is Mode.SHADOW:
+                shadowed += one.count
+            elif said.action is Action.BLOCK and said.mode is Mode.ENFORCE:
+                blocked += one.count
+            else:
+                audited += one.count  # an audited Block is told, not done
             key = _key(one, said)
             row = rows.get(key)
             if row is None:
@@ -103,8 +110,10 @@ def backtest(
                 row = rows[key] = _Row()
             _add(row, one, said)
         if behaviours % settings.every == 0:
-            yield Progress(behaviours=behaviours, events=events, blocked=blocked, audited=audited)
-    totals = Progress(behaviours=behaviours, events=events, blocked=blocked, audited=audited)
+            yield Progress(behaviours=behaviours, events=events, blocked=blocked, audited=audited, shadowed=shadowed,
+                           uncertain=uncertain)  # fmt: skip
+    totals = Progress(behaviours=behaviours, events=events, blocked=blocked, audited=audited, shadowed=shadowed,
+                      uncertain=uncertain)  # fmt: skip
     finished = [_finish(key, row, settings.examples) for key, row in rows.items()]
     finished.sort(key=lambda row: (-row.count, row.workload, row.policy, row.rule.position if row.rule else ""))
     yield Report(rows=tuple(finished), totals=totals, beyond=beyond)

@@ -19,9 +19,12 @@ from schemas.operations import Class
 from schemas.rules import Match, Policy, Rule, Source, SourceKind
 
 MULTI_CALL: Final = frozenset(
-    {"busybox", "busybox.static", "toybox", "coreutils", "gnu-coreutils", "uutils", "sbase-box"}
-)
-"""Executables that act by the name they are called with."""
+    {
+        "busybox", "busybox.static", "ccache", "coreutils", "dropbearmulti", "firejail", "git", "gnu-coreutils", "kmod", "lvm",
+        "rustup", "sbase-box", "snap", "systemctl", "toybox", "uutils", "xtables-legacy-multi", "xtables-nft-multi",
+    }
+)  # fmt: skip
+"""Executables that act by the name they are called with: /sbin/reboot is systemctl, /sbin/insmod is kmod."""
 _PATHS: Final = frozenset({Match.PATH, Match.DIRECTORY, Match.PATTERN})
 _CLASSES: Final = frozenset({Class.PROCESS, Class.FILE, Class.SYSCALL})
 

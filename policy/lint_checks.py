@@ -35,8 +35,13 @@ PROTECTED: Final = (
     "/usr/local/bin/hauberk",
 )
 """Executables without which a node cannot be reached or cannot run containers (DESIGN.md section 7)."""
-LINKED: Final = ("/bin/", "/sbin/", "/lib/", "/lib64/", "/var/run/", "/var/lock/")
-"""Directories that are symlinks on today's distributions: the kernel reports what they point to."""
+LINKED: Final = frozenset(
+    {
+        "awk", "c++", "cc", "editor", "g++", "gcc", "halt", "insmod", "iptables", "java", "ld", "lsmod", "modprobe", "nc", "netcat",
+        "pager", "poweroff", "python", "python3", "reboot", "rmmod", "sh", "shutdown", "vi",
+    }
+)  # fmt: skip
+"""Commands that are symlinks on today's distributions (Debian, Fedora): the kernel reports what they point to."""
 SHARED_SYSTEM: Final = frozenset({"/", "/usr/", "/etc/", "/lib/", "/usr/lib/", "/bin/", "/usr/bin/", "/dev/", "/proc/"})
 
 
@@ -236,16 +241,14 @@ def plain_pattern(together: Together) -> Iterator[Finding]:
 
 
 def linked(together: Together) -> Iterator[Finding]:
-    """L109: a path that is a symlink on most systems."""
+    """L109: an execname that is a symlink on most systems. Paths are followed; a bare name has no link to follow."""
     for rule in together.rules:
-        if rule.match in (Match.PATH, Match.DIRECTORY) and rule.value.startswith(LINKED):
-            real = "/run" + rule.value[8:] if rule.value.startswith("/var/run/") else "/usr" + rule.value
-            real = "/run/lock" + rule.value[9:] if rule.value.startswith("/var/lock/") else real
+        if rule.match is Match.EXECNAME and rule.value in LINKED:
             yield Finding(
                 code="L109",
                 rule=rule.ref,
-                message=f"`{rule.value}` lies below a symlink on most distributions: the kernel reports `{real}`",
-                recommendation=f"add the same rule for `{real}`",
+                message=f"`{rule.value}` is a symlink on most systems, and the kernel reports the name of the file behind it",
+                recommendation=f"use matchPaths with `path: /usr/bin/{rule.value}`, whose link is followed in each container",
             )
 
 

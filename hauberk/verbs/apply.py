@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
-    """(origin, bytes) of each file named, of the .yaml, .yml and .json files of each directory, of standard input for `-`."""
+    """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`."""
     for name in given:
         if name == "-":
             yield "<stdin>", sys.stdin.buffer.read()
@@ -43,7 +43,7 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
             found = sorted(
                 file
                 for file in (path.rglob("*") if recursive else path.glob("*"))
-                if file.suffix in (".yaml", ".yml", ".json")
+                if file.suffix in (".yaml", ".yml", ".json") and not file.stem.endswith(".tests")
             )
             if not found:
                 raise SettingsError(f"expected policies (.yaml, .yml, .json) in `{name}`, found none")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk policy check|test|explain|diff|backtest|lint`: the tools of the policy language. Their work is in `hauberk.policies`."""
+"""`hauberk policy check|test|explain|diff|backtest|lint`: the tools of the policy language. Their work is in `hauberk.policies` and `hauberk.past`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Exit 0 for yes, 1 for no, 2 for wrong input."""
     given = parser().parse_args(argv)
-    from hauberk import policies
+    from hauberk import past, policies
 
     match given.what:
         case "check":
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
         case "explain":
             return policies.explain(given)
         case "diff":
-            return policies.compare(given)
+            return past.compare(given)
         case "backtest":
-            return policies.backtest(given)
+            return past.backtest(given)
         case _:
             return policies.lint(given)

@@ -54,8 +54,7 @@ FOUND = [
     ("L105", files(directories=({"dir": "/", "recursive": True},)), {}),
     ("L107", files({"path": "/a", "action": "Audit"}), {"visibility": ("process",)}),
     ("L108", files(patterns=("/srv/a",)), {}),
-    ("L109", files({"path": "/bin/sh"}), {}),
-    ("L109", files(directories=({"dir": "/bin/"},)), {}),
+    ("L109", {"process": {"matchPaths": [{"execname": "sh"}]}}, {}),
     ("L110", {"network": {"matchDNSQueries": [{"domain": "x.org"}]}}, {}),
     ("L111", files({"path": "/a", "action": "Allow"}), {}),
     ("L112", {"presets": [{"name": "exec", "action": "Allow"}]}, {}),
@@ -68,6 +67,7 @@ CLEAN = [
     (files(patterns=("/**/x", "/srv/?", "{/a,/b}/*")), {}),
     (files(directories=({"dir": "/", "recursive": True, "readOnly": True},)), {}),
     (files({"path": "/a", "action": "Audit"}), {}),
+    ({"process": {"matchPaths": [{"execname": "curl"}, {"path": "/bin/sh"}]}}, {}),
 ]
 
 
