@@ -29,6 +29,7 @@ from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
+from sensors.containers.said import Said
 from sensors.links import Links
 
 
@@ -91,6 +92,7 @@ class Inventory:
         self._place_of: dict[str, Place] = {}
         self._dirty: dict[str, Identity | None] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._said = Said()
         self._wake = asyncio.Event()
         self._links = Links(bus)
         self._looking = False
@@ -201,6 +203,7 @@ class Inventory:
                 runtime=place.runtime, orchestrated=bool(place.pod_uid), node_labels=self._settings.node_labels,
                 started=time.time(), cluster=self._settings.cluster,
             )  # fmt: skip
+            known = self._said.of(known)
         ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
         if ids != known.cgroups or known.ended:
             self._put(msgspec.structs.replace(known, cgroups=ids, cgroup_path=place.path, ended=0.0))
@@ -221,7 +224,9 @@ class Inventory:
     def _end(self, known: Identity) -> None:
         if task := self._asking.pop(known.uid, None):
             task.cancel()
-        self._put(msgspec.structs.replace(known, ended=time.time(), root_pid=0))
+        # What its runtime said of it before its first process ran is all there will be.
+        complete = known.complete or self._said.forget(known.uid)
+        self._put(msgspec.structs.replace(known, ended=time.time(), root_pid=0, complete=complete))
 
     # -- what the runtimes tell
 
@@ -262,7 +267,10 @@ class Inventory:
                     found = await runtime.describe(place)
                 except HauberkError:
                     continue
-                if found is None or not (found.root_pid or found.cgroup_path):
+                if found is None:
+                    continue
+                if not (found.root_pid or found.cgroup_path):
+                    self._hear(found)
                     continue
                 # Its links come first: what it does before they are known would be judged without them.
                 if self._complete(found, await self._links.of(found.id, found.root_pid)):
@@ -275,6 +283,12 @@ class Inventory:
         if known is not None and not known.complete:
             # Nobody answers for it: what the cgroup path says is all there will be, and its events must not wait for more.
             self._put(msgspec.structs.replace(known, complete=True))
+
+    def _hear(self, found: Found) -> None:
+        self._said.hear(found)
+        known = self._identities.get(found.id)
+        if known is not None and not known.complete and (named := self._said.of(known)) != known:
+            self._put(named)
 
     def _was_host(self, uid: str, id_: int) -> None:
         """What looked like the host's was a container's: the provisional identity goes, in front of the real one."""
@@ -295,6 +309,7 @@ class Inventory:
         if own in ("", "/") or not id_ or (place is not None and place.id != found.id):
             return False
         before = self._identities.get(found.id)
+        self._said.forget(found.id)
         pid_ns, mnt_ns = cgroups.namespaces(found.root_pid)
         self._place_of[found.id] = place or Place(found.id, own, found.runtime)
         cgroup_ids = dict.fromkeys((id_, *(before.cgroups if before else ())))

@@ -33,6 +33,10 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str, msgspec.Meta(description="Namespace; empty takes `container_namespace`.", examples=[""])
     ] = ""
     labels: Annotated[dict[str, str], msgspec.Meta(description="Labels for selectors.", examples=[{"app": "web"}])] = {}
+    annotations: Annotated[
+        dict[str, str],
+        msgspec.Meta(description="As a pod's, for policies.", examples=[{"kubearmor-policy": "audited"}]),
+    ] = {}
 
 
 class Declared:
@@ -58,6 +62,6 @@ def stands_for(one: WorkloadSettings, id_: int, path: str, like: Identity) -> Id
     """Whose events those of cgroup `id_` are. `like`: the node's identity. `container_namespace` is filled in by the caller."""
     return Identity(
         kind=Kind.CONTAINER, node=like.node, uid=f"workload-{one.name}-{id_}", cgroups=(id_,), cgroup_path=path,
-        container_name=one.name, namespace=one.namespace, labels=one.labels, node_labels=like.node_labels,
+        container_name=one.name, namespace=one.namespace, labels=one.labels, annotations=one.annotations, node_labels=like.node_labels,
         runtime="declared", cluster=like.cluster,
     )  # fmt: skip

@@ -34,8 +34,8 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 30.0
 
 
-_EVENTS = '/events?filters={"type":["container"],"event":["start","die","destroy","rename","update"]}'
-_STARTED = {"start", "rename", "update"}
+_EVENTS = '/events?filters={"type":["container"],"event":["create","start","die","destroy","rename","update"]}'
+_STARTED = {"create", "start", "rename", "update"}
 
 
 class Docker:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from bus.memory import MemoryBus
@@ -16,8 +17,9 @@ from schemas.errors import Unavailable
 from schemas.identity import Identity, Kind, decode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
+from sensors.containers.contract import Found
 from sensors.containers.cri import CriSettings
-from sensors.containers.docker import DockerSettings
+from sensors.containers.docker import Docker, DockerSettings
 from sensors.containers.podman import PodmanSettings
 from sensors.inventory import Inventory, InventorySettings
 
@@ -87,6 +89,34 @@ async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any
         await wait_until(lambda: inventory.find(cgroup) is None)
         mine = lambda: [one for one in bus.records(INVENTORY) if one.key == f"n1/{id_}".encode()]  # noqa: E731
         await wait_until(lambda: mine()[-1].value is None)
+
+
+async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_until: Any) -> None:
+    class Before(Docker):
+        """Docker as it answers before the first process runs, and never again."""
+
+        async def describe(self, place: cgroups.Place) -> Found | None:
+            found = await super().describe(place)
+            return found and msgspec.structs.replace(found, root_pid=0)
+
+    bus = MemoryBus()
+    async with running(bus, rescan_seconds=60) as inventory:
+        inventory._runtimes = [Before(DockerSettings(socket=dockerd.socket))]
+        id_ = await asyncio.to_thread(dockerd.run, "brief", "--label", "app=brief")
+        try:
+            cgroup = _cgroup(id_)
+            tell_of(inventory, f"/docker/{id_}")
+            await wait_until(lambda: inventory.find(cgroup).container_name == "brief")  # type: ignore[union-attr]
+            known = inventory.find(cgroup)
+            assert known is not None
+            assert (known.complete, known.labels) == (False, {"app": "brief"})
+            inventory.on_cgroup(cgroup, None, True)
+            ended = inventory.find(cgroup)
+            assert ended is not None
+            assert ended.ended
+            assert (ended.complete, ended.container_name, ended.labels) == (True, "brief", {"app": "brief"})
+        finally:
+            await asyncio.to_thread(dockerd.remove, "brief")
 
 
 async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait_until: Any) -> None:
