@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's side: a plan becomes what the kernel enforces, by the difference, and a receipt says what is in force.
 
-    encode -> fill new tables -> hold cgroups -> switch scopes -> release what is no longer wanted -> retire old tables
+    widen the host's visibility -> encode -> fill new tables -> hold cgroups -> switch scopes
+        -> release what is no longer wanted -> narrow the host's visibility -> retire old tables
 
-At no point of this order is a container without the old rules or the new ones. Maps, programs and links are pinned: they hold
+At no point of this order is a container without the old rules or the new ones, or unseen in a class that both plans watch. Maps, programs and links are pinned: they hold
 on while the agent is away. The last plan is on disk and is carried out at start without the bus. It must never enforce in
 the root cgroup or in its own. Neighbours: `tables`, `registry`, `planner` (who makes plans), `agent` (who runs this).
 """
@@ -62,9 +63,10 @@ class Applier:
         self._key = loaded.key
         self._enforcers, problems = usable(backends, pin_dir)
         self.problems = tuple(problems)
-        if self._enforcers:
-            self._tables = Tables(pin_dir, self._enforcers, grace)
-        else:
+        # Visibility needs no backend.
+        self._tables = Tables(pin_dir, self._enforcers, grace)
+        self._adopted: set[int] = set()
+        if not self._enforcers:
             self.problems = ("nothing is enforced: no backend works here", *self.problems)
 
     @property
@@ -87,7 +89,9 @@ class Applier:
             wanted, encoded = self._wanted(plan)
             for one in encoded:
                 refused.update(dict.fromkeys(one.refused))
+            self._tables.widen(plan.host_visibility, plan.new_visibility)
             scopes, rules = self._carry_out(wanted, self._tables, failed)
+            self._tables.narrow(plan.host_visibility, plan.new_visibility, plan.host_cgroups)
         return Receipt(
             node=self.node, generation=plan.generation, digest=plan.digest, applied_ns=time.time_ns(),
             took_ms=(time.monotonic() - started) * 1000, backends=tuple(one.backend for one in self._enforcers),
@@ -116,7 +120,7 @@ class Applier:
         kept: dict[bytes, Encoded] = {}
         wanted = []
         for scope in plan.scopes:
-            bare = msgspec.structs.replace(scope, uid="", cgroups=(), cgroup_path="", workload="")
+            bare = msgspec.structs.replace(scope, uid="", cgroups=(), cgroup_path="", workload="", visibility=-1)
             key = hashlib.blake2b(encode(bare), digest_size=16).digest()
             if key not in kept:
                 kept[key] = self._encoded.get(key) or self._encode(scope)
@@ -149,43 +153,57 @@ class Applier:
     def _carry_out(
         self, wanted: list[tuple[ScopePlan, Encoded]], tables: Tables, failed: list[str]
     ) -> tuple[int, int]:  # fmt: skip
-        before = tables.enforced()
+        before, claimed = tables.enforced(), tables.claimed()
         after: dict[int, int] = {}
         held: dict[str, set[int]] = {one.map_name: set() for one in self._enforcers}
-        rules = 0
+        enforced = rules = 0
+        mine = {scope.cgroups[0] for scope, _ in wanted if scope.cgroups}
         for scope, encoded in wanted:
-            if not encoded.flags or not self._living(scope):
+            if not self._living(scope):
                 continue
             cgroup = scope.cgroups[0]
+            # This agent may be watched like anybody, but it never holds itself.
+            ruled = bool(encoded.flags) and cgroup != self._own
+            if not ruled and scope.visibility < 0:
+                continue
+            table, flags = (encoded.table, encoded.flags) if ruled else (0, ScopeFlag(0))
             try:
-                tables.fill(encoded.table, encoded.parts)
-                for one in self._enforcers:
-                    if one.map_name in encoded.held:
-                        one.hold(cgroup, scope.cgroup_path)
-                        held[one.map_name].add(cgroup)
-                tables.switch(cgroup, encoded.table, encoded.flags)
-                tables.adopt_below(cgroup, self._mount + scope.cgroup_path)
+                if ruled:
+                    tables.fill(table, encoded.parts)
+                    for one in self._enforcers:
+                        if one.map_name in encoded.held:
+                            one.hold(cgroup, scope.cgroup_path)
+                            held[one.map_name].add(cgroup)
+                changed = tables.switch(cgroup, table, flags, scope.visibility)
+                # Later children are born under the scope; those that were there before are looked for once.
+                if ruled or changed or cgroup not in self._adopted:
+                    tables.adopt_below(cgroup, self._mount + scope.cgroup_path, mine)
             except (KernelError, OSError) as error:
                 # What was in force before stays in force: an old table is better than none.
                 failed.append(f"{scope.workload or scope.cgroup_path}: {error}")
+                if cgroup in before or cgroup in claimed:
+                    after[cgroup] = before.get(cgroup, (0,))[0]
                 if cgroup in before:
-                    after[cgroup] = before[cgroup][0]
+                    enforced += 1
                     for one in self._enforcers:
                         held[one.map_name].add(cgroup)
                 continue
-            after[cgroup] = encoded.table
-            rules += encoded.rules
-        for cgroup in before.keys() - after.keys():
+            after[cgroup] = table
+            if ruled:
+                enforced += 1
+                rules += encoded.rules
+        self._adopted = set(after)
+        for cgroup in (before.keys() | claimed) - after.keys():
             tables.release(cgroup)
         for one in self._enforcers:
             for cgroup in one.held() - held[one.map_name]:
                 one.release(cgroup)
         tables.retire(set(after.values()))
-        return len(after), rules
+        return enforced, rules
 
     def _living(self, scope: ScopePlan) -> bool:
-        """Whether the scope's cgroup is there, is not the root, and is not where this agent runs."""
-        if not scope.cgroups or scope.cgroups[0] in (0, ROOT_CGROUP, self._own):
+        """Whether the scope's cgroup is there and is not the root."""
+        if not scope.cgroups or scope.cgroups[0] in (0, ROOT_CGROUP):
             return False
         return scope_exists(self._mount, scope.cgroup_path, scope.cgroups[0])
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies and identities of one node -> its plan: for each container, and each chosen host cgroup, an ordered rule table. Pure.
+"""Policies and identities of one node -> its plan: for each container, and each chosen host cgroup, an ordered rule table,
+and which classes the kernel reports of it. Pure.
 
 Equal content gives an equal digest, whatever the order of policies or identities. A host policy is enforced in chosen
 cgroups only, never in the root. Every rule that is not carried out is refused with a reason, once for all containers it is
@@ -16,6 +17,7 @@ import msgspec
 from enforcers import protected
 from policy.kernel_plan import plan_scope
 from policy.ruleset import Ruleset, Scope
+from policy.visibility import bits, visibility
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend
@@ -44,6 +46,28 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = False
 
 
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """Visibility bits of a node. `host`: cgroups without a scope; `newborn`: a container nobody described yet; `new`: a cgroup
+    just made. `known`: the node itself is in the inventory; until then its kernel keeps the bits that the sensor was given."""
+
+    known: bool
+    host: int
+    newborn: int
+    new: int
+    host_cgroups: tuple[int, ...]
+
+    def of(self, scope: Scope, identity: Identity) -> int:
+        """The bits of one identity."""
+        if identity.kind is Kind.CONTAINER and not identity.complete:
+            return self.newborn | bits(scope.watched)
+        return bits(scope.watched)
+
+    def differs(self, visible: int) -> bool:
+        """Whether a cgroup with these bits needs a scope of its own."""
+        return visible != self.host or visible != self.new
+
+
+_NOTHING: Final = ScopePlan(uid="", cgroups=())
 _NOT_CHOSEN: Final = "host policies are enforced in the cgroups named by `host_cgroups` only; elsewhere they tell"
 
 
@@ -65,25 +89,27 @@ class Planner:
         policies: set[str] = set()
         # One refusal for each rule and reason: 500 containers with the same rule are one line for a person.
         seen: set[tuple[object, ...]] = set()
-        for identity in sorted(identities, key=lambda one: one.uid):
-            if identity.ended or identity.node != node:
-                continue
+        living = [one for one in sorted(identities, key=lambda one: one.uid) if not one.ended and one.node == node]
+        watch = self._watch(living)
+        for identity in living:
             scope = self.ruleset.scope(identity)
-            if not scope.members:
-                continue
-            template, refusals = self._part(scope, identity)
+            seen_as = watch.of(scope, identity)
+            template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
             if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
                     blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK]
                     refusals = tuple(Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN) for rule in blocked)
                 else:
                     continue
-            elif template.paths or template.network or template.posture:
-                policies.update(scope.policies)
+            elif (ruled := bool(template.paths or template.network or template.posture)) or (
+                identity.kind is Kind.CONTAINER and watch.differs(seen_as)
+            ):
+                if ruled:
+                    policies.update(scope.policies)
                 scopes.append(
                     msgspec.structs.replace(
                         template, uid=identity.uid, cgroups=identity.cgroups, cgroup_path=identity.cgroup_path,
-                        workload=identity.workload,
+                        workload=identity.workload, visibility=seen_as,
                     )
                 )  # fmt: skip
             for refusal in refusals:
@@ -92,10 +118,30 @@ class Planner:
                     seen.add(same)
                     refused[msgspec.structs.replace(refusal, uid=identity.uid)] = None
         made = tuple(scopes)
+        said = (watch.host, watch.new, watch.host_cgroups) if watch.known else (-1, -1, ())
         return Plan(
-            node=node, generation=generation, digest=digest(made), scopes=made, policies=tuple(sorted(policies)),
-            created_ns=created_ns, refused=tuple(refused),
+            node=node, generation=generation, digest=digest(made, *said), scopes=made, policies=tuple(sorted(policies)),
+            created_ns=created_ns, refused=tuple(refused), host_visibility=said[0], new_visibility=said[1],
+            host_cgroups=said[2],
         )  # fmt: skip
+
+    def _watch(self, living: list[Identity]) -> Watch:
+        node = next((one for one in living if one.kind is Kind.NODE), None)
+        classes = (
+            visibility(self.ruleset.settings.host_visibility, ()).classes
+            if node is None
+            else self.ruleset.scope(node).watched
+        )
+        host, newborn = bits(classes), bits(self.ruleset.newborn)
+        # Nobody knows yet whether a new cgroup is the host's: it is watched as both.
+        new = host | newborn
+        hosts: tuple[int, ...] = ()
+        if new != host:
+            # A cgroup that is not sure to be the host's may still turn out to be a container.
+            hosts = tuple(
+                sorted(id_ for one in living if one.kind is Kind.HOST and one.complete for id_ in one.cgroups)
+            )
+        return Watch(known=node is not None, host=host, newborn=newborn, new=new, host_cgroups=hosts)
 
     def _chosen(self, identity: Identity) -> bool:
         settings = self._settings

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rule tables in the kernel's maps: filled first, switched by one write, the old one deleted after a grace period.
+"""Rule tables and visibility in the kernel's maps: tables filled first, switched by one write, deleted after a grace period.
 
 A table is named by the hash of its entries. So equal containers share one, an unchanged plan writes nothing, and an agent
 that starts again recognises what is in force. A program that read a scope a moment before the switch may still look into
@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ ENFORCEMENT: Final = (
     ScopeFlag.ENFORCE_SIGNAL | ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_PROCESS | ScopeFlag.WHITELIST_FILE
     | ScopeFlag.WHITELIST_NETWORK
 )  # fmt: skip
-"""The flags that are the enforcer's; the others and the visibility are the agent's."""
+"""The flags that enforce. A scope without them and without a table only says what is reported."""
 
 
 def table_id(parts: Mapping[str, Entries]) -> int:
@@ -48,10 +48,7 @@ class Tables:
         self._offsets = {one.map_name: one.table_offset for one in enforcers}
         self._maps = {name: Map.open(f"{pin_dir}/maps/{name}") for name in self._offsets}
         self._scopes = Map.open(f"{pin_dir}/maps/scopes")
-        with Map.open(f"{pin_dir}/maps/config") as config:
-            self._visibility = [
-                config.sum_u64(struct.pack("=I", which)) for which in (Config.HOST_VISIBILITY, Config.NEW_VISIBILITY)
-            ]
+        self._config = Map.open(f"{pin_dir}/maps/config")
         self._grace = grace
         self._retired: dict[int, float] = {}
         self._keys: dict[int, dict[str, list[bytes]]] = {}
@@ -60,7 +57,7 @@ class Tables:
 
     def close(self) -> None:
         """Give the maps back. What is in them stays in force."""
-        for one in (*self._maps.values(), self._scopes):
+        for one in (*self._maps.values(), self._scopes, self._config):
             one.close()
 
     def _adopt(self) -> None:
@@ -81,6 +78,51 @@ class Tables:
                 found[int.from_bytes(key, "little")] = (table, ScopeFlag(flags) & ENFORCEMENT)
         return found
 
+    def claimed(self) -> set[int]:
+        """cgroup ids whose scope a plan wrote: not one made by the kernel at birth, nor one that stands below another."""
+        found = set()
+        for key, value in self._scopes.items():
+            _, owner, flags, _ = SCOPE.struct.unpack(value)
+            if not owner and not flags & ScopeFlag.FRESH:
+                found.add(int.from_bytes(key, "little"))
+        return found
+
+    def widen(self, host: int, new: int) -> None:
+        """Report of unclaimed cgroups what they are to report (-1: no matter), beside what they do, until `narrow`."""
+        for which, bits in ((Config.HOST_VISIBILITY, host), (Config.NEW_VISIBILITY, new)):
+            if bits >= 0:
+                self._say(which, self._said(which) | bits)
+
+    def narrow(self, host: int, new: int, hosts: Iterable[int]) -> None:
+        """Report of unclaimed cgroups exactly this (-1: leave it). `hosts`: known to be the host's; they need no scope."""
+        for which, bits in ((Config.HOST_VISIBILITY, host), (Config.NEW_VISIBILITY, new)):
+            if bits >= 0:
+                self._say(which, bits)
+        if new < 0:
+            return
+        known = set(hosts)
+        for key, value in self._scopes.items():
+            table, owner, flags, visible = SCOPE.struct.unpack(value)
+            if table or owner or flags & ENFORCEMENT or not flags & ScopeFlag.FRESH:
+                continue
+            # Still unclaimed: it was born under an earlier plan's bits, or it is the host's.
+            if not new or int.from_bytes(key, "little") in known:
+                self._scopes.delete(key)
+            elif visible != new:
+                self._scopes.put(key, SCOPE.struct.pack(0, 0, flags, new))
+            else:
+                continue
+            self.writes += 1
+
+    def _said(self, which: Config) -> int:
+        return self._config.sum_u64(struct.pack("=I", which))
+
+    def _say(self, which: Config, bits: int) -> None:
+        # The sensor writes its settings here at its start: what was said last is read, never remembered.
+        if self._said(which) != bits:
+            self._config.put(struct.pack("=I", which), struct.pack("=Q", bits))
+            self.writes += 1
+
     def fill(self, table: int, parts: Mapping[str, Entries]) -> None:
         """Write a table that is not there yet. Raises KernelError (a full map); what was written then is taken back."""
         self._retired.pop(table, None)
@@ -98,31 +140,36 @@ class Tables:
             self._delete(table)
             raise
 
-    def switch(self, cgroup: int, table: int, flags: ScopeFlag) -> bool:
-        """Put a cgroup under `table`: one atomic write. Whether anything changed."""
+    def switch(self, cgroup: int, table: int, flags: ScopeFlag, visible: int = -1) -> bool:
+        """Put a cgroup under `table`, reporting `visible` (-1: what it did): one atomic write. Whether anything changed."""
         key = struct.pack("=Q", cgroup)
         value = self._scopes.get(key)
         if value is None:
-            if not table and not flags:
+            if not table and not flags and visible < 0:
                 return False
-            before = (0, 0, 0, self._visibility[1] or self._visibility[0])
+            before = (0, 0, 0, self._said(Config.NEW_VISIBILITY) or self._said(Config.HOST_VISIBILITY))
         else:
             before = SCOPE.struct.unpack(value)
         # CONTAINER: what the workload makes below itself is born under the same scope, so nobody steps out of it.
         kept = (ScopeFlag(before[2]) & ~ENFORCEMENT) | ScopeFlag.CONTAINER
-        after = SCOPE.struct.pack(table, 0, kept | flags, before[3])
+        if visible >= 0:
+            kept &= ~ScopeFlag.FRESH
+        after = SCOPE.struct.pack(table, 0, kept | flags, before[3] if visible < 0 else visible)
         if after == value:
             return False
         self._scopes.put(key, after)
         self.writes += 1
         return True
 
-    def adopt_below(self, cgroup: int, directory: str) -> None:
-        """Put the cgroups that lie below `directory`, the one of `cgroup`, under its scope."""
-        for inner, _, _ in os.walk(directory):
+    def adopt_below(self, cgroup: int, directory: str, others: Container[int] = ()) -> None:
+        """Put the cgroups that lie below `directory`, the one of `cgroup`, under its scope; not `others`, nor what is in them."""
+        for inner, below, _ in os.walk(directory):
             try:
                 child = os.stat(inner).st_ino
             except OSError:
+                continue
+            if child != cgroup and child in others:
+                below.clear()
                 continue
             key = struct.pack("=Q", child)
             value = self._scopes.get(key) if child != cgroup else None
@@ -132,17 +179,16 @@ class Tables:
             self.writes += 1
 
     def release(self, cgroup: int) -> None:
-        """Take a cgroup from under enforcement. Its visibility stays."""
+        """Take a cgroup from under enforcement and back to the host's visibility; a newborn's stays until it is claimed."""
         key = struct.pack("=Q", cgroup)
         value = self._scopes.get(key)
         if value is None:
             return
-        _, owner, flags, visibility = SCOPE.struct.unpack(value)
-        kept = ScopeFlag(flags) & ~ENFORCEMENT
-        if not kept & ~ScopeFlag.CONTAINER and not owner and visibility == self._visibility[0]:
-            self._scopes.delete(key)  # a scope that says nothing is no scope
+        _, owner, flags, visible = SCOPE.struct.unpack(value)
+        if flags & ScopeFlag.FRESH:
+            self._scopes.put(key, SCOPE.struct.pack(0, owner, ScopeFlag(flags) & ~ENFORCEMENT, visible))
         else:
-            self._scopes.put(key, SCOPE.struct.pack(0, owner, kept, visibility))
+            self._scopes.delete(key)  # those below it that refer to it have the host's visibility too then
         self.writes += 1
 
     def retire(self, used: set[int]) -> None:

@@ -17,7 +17,6 @@ from bus.embedded import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
 from hauberk.settings import Loaded, check, merge, state_directory
 from schemas.errors import PermissionMissing, SettingsError
-from schemas.operations import Class
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
 
-WATCH_ALL: Final = sum(1 << cls for cls in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 STORE_FILE: Final = "summary.db"
 ALERTS_FILE: Final = "alerts.jsonl"
 
@@ -111,8 +109,7 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     tree["state"] = str(state)
     sensor = _table(tree, "sensor")
     _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
-    # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
-    _table(sensor, "load").setdefault("host_visibility", WATCH_ALL)
+    _host_visibility(tree)
     _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
     if "postures" in tree:
         # The judge and the planner must not disagree about what happens to the unmatched.
@@ -121,6 +118,28 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     if "node" in sensor:
         _table(tree, "inventory").setdefault("node", sensor["node"])
     return check(loaded, Configuration), loaded, state
+
+
+def _host_visibility(tree: dict[str, Any]) -> None:
+    """What is seen of the host: words for judge and planner, a number for the sensor until the first plan. One rules both."""
+    from policy.visibility import EVERYTHING, bits, visibility, words_of
+
+    load = _table(_table(tree, "sensor"), "load")
+    words = tree["postures"].get("host_visibility") if isinstance(tree.get("postures"), dict) else None
+    number = load.get("host_visibility")
+    if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):
+        meant = bits(visibility(words, ()).classes)
+        if isinstance(number, int) and number != meant:
+            raise SettingsError(
+                f"settings: expected one word about the host, got `postures.host_visibility` = {', '.join(words)} ({meant}) and "
+                f"`sensor.load.host_visibility` = {number}; leave the second out, the first rules both"
+            )
+        load["host_visibility"] = meant
+    elif isinstance(number, int):
+        _table(tree, "postures")["host_visibility"] = list(words_of(number))
+    else:
+        # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
+        load.setdefault("host_visibility", bits(visibility(EVERYTHING, ()).classes))
 
 
 def store_path(given: argparse.Namespace) -> Path:

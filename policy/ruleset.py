@@ -169,6 +169,11 @@ class Ruleset:
         self._link_keys = frozenset().union(*self._links)
         self._kept: dict[Hashable, Scope] = {}
         self._compiled: dict[Hashable, Scope] = {}
+        numbers = [number for some in self._containers.values() for number in some]
+        self.newborn = visibility(settings.visibility, ()).classes | asked(
+            rule for number in numbers for rule in self.policies[number].rules
+        )
+        """Classes to watch in a container of which only the cgroup is known: the setting, and what any policy may ask about."""
 
     def scope(self, identity: Identity) -> Scope:
         """The scope of an identity. Rules hold for the paths that they name and for what these are in its root (`links`)."""
@@ -183,7 +188,7 @@ class Ruleset:
 
     def _key(self, identity: Identity) -> Hashable:
         # Everything that a predicate, a mode, a posture or a visibility can read; nothing else.
-        status = identity.annotations.get(select.STATUS)
+        status = select.status_of(identity)
         seen = identity.annotations.get(VISIBILITY)
         asked = self._link_keys
         links = frozenset(item for item in identity.links.items() if item[0] in asked)
@@ -222,8 +227,7 @@ class Ruleset:
             mode = select.effective_mode(policy, identity)
             if mode is not None and self._predicates[number](identity):
                 chosen.append((number, mode))
-        status = identity.annotations.get(select.STATUS)
-        scope_mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
+        scope_mode = Mode.AUDITED if select.status_of(identity) == "audited" else Mode.ENFORCE
         postures = self._postures(identity, host)
         if untracked:
             seen = Visibility()

@@ -24,6 +24,8 @@ _CLASSES: Final = {
     "network": (Class.NETWORK,),
     "capabilities": (Class.CAPABILITIES,),
 }
+REPORTED: Final = frozenset({Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL})
+"""Classes that the kernel programs report; capability checks and devices are not observed (docs/kernel.md)."""
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -49,6 +51,19 @@ def visibility(default: Iterable[str], annotations: Iterable[str | None]) -> Vis
             chosen = words(text)
     classes = frozenset(class_ for word in chosen for class_ in _CLASSES.get(word, ()))
     return Visibility(classes, "dns" in chosen)
+
+
+def bits(classes: Iterable[Class]) -> int:
+    """The classes as the kernel takes them: bit 1 << Class for each one it can report."""
+    return sum(1 << class_ for class_ in REPORTED.intersection(classes))
+
+
+def words_of(visible: int) -> tuple[str, ...]:
+    """The setting whose `bits` are `visible`, so that a number in the sensor's settings and words mean the same; `none` for 0."""
+    found = tuple(word for word, classes in _CLASSES.items() if visible >> classes[0] & 1)
+    if bits(REPORTED) & ~visible == 0:
+        return EVERYTHING
+    return found or ("none",)
 
 
 def asked(rules: Iterable[Rule]) -> frozenset[Class]:

@@ -56,6 +56,8 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     whitelist: tuple[Class, ...] = ()
     posture: tuple[tuple[Class, Action], ...] = ()
     signal: bool = False
+    visibility: int = -1
+    """Bit 1 << Class for each class that its kernel reports; -1 leaves what is there."""
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -69,6 +71,12 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     policies: tuple[str, ...] = ()
     created_ns: int = 0
     refused: tuple[Refusal, ...] = ()
+    host_visibility: int = -1
+    """Bits reported of cgroups without a scope; -1 leaves what is there."""
+    new_visibility: int = -1
+    """Bits reported of a cgroup made later, until a plan claims it; -1 leaves what is there."""
+    host_cgroups: tuple[int, ...] = ()
+    """Cgroups of the host that a newborn's bits would widen: known now, they are to have the host's."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -95,9 +103,9 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     failed: tuple[str, ...] = ()
 
 
-def digest(scopes: tuple[ScopePlan, ...]) -> str:
-    """Content hash of a plan: equal scopes in equal order give equal digests."""
-    return hashlib.sha256(_encode(scopes)).hexdigest()[:32]
+def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:
+    """Content hash of a plan: equal scopes in equal order give equal digests. `watch`: what else it says of visibility."""
+    return hashlib.sha256(_encode((scopes, watch))).hexdigest()[:32]
 
 
 _encode = msgspec.msgpack.Encoder().encode
