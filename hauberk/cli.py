@@ -7,6 +7,7 @@ tests, nothing found), 2 the input is wrong, 3 something outside is not there, 7
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,9 @@ def _line(error: BaseException) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    where = f"`{error.filename}`" if error.filename else "the system"
+    where = f"`{error.filename}`" if error.filename else "the state directory"
     if isinstance(error, PermissionError):
         return f"expected permission for {where}, got none; run as root or choose another directory with --state"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"expected room to write {where}, the disk is full; free some and start again"
     return f"expected {where} to be usable, got: {error.strerror or _line(error)}; mend it or name another"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import Unavailable
@@ -28,9 +28,10 @@ def sole(state: Path) -> Iterator[None]:
             raise Unavailable(
                 f"expected to be the only `hauberk up` on `{state}`, got another (pid {pid}); stop it or choose another with --state"
             ) from error
-        os.ftruncate(fd, 0)
-        # Best effort: on a full disk the lock holds without the number.
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        # On a full disk the lock holds without the number.
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

@@ -14,7 +14,7 @@ from bus.registry import open_bus
 from hauberk import service, stages
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
-from hauberk.up import open_sensor, prepare
+from hauberk.up import open_sensor, prepare, tell_runtimes
 from schemas.errors import HauberkError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ async def run_node(given: argparse.Namespace) -> int:
         inventory = Inventory(bus, settings.inventory)
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
         opened.callback(node.close)
+        opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
         _, sensing = stages.sensor(bus, node, inventory)
         _, enforcing = stages.enforcement(bus, settings, inventory.node)
 

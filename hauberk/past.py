@@ -26,6 +26,7 @@ def observed(given: argparse.Namespace) -> Iterator[Observed]:
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
 
+    since = int(time.time() - seconds(given.since))
     path = store_path(given)
     if not path.exists():
         raise SettingsError(
@@ -33,7 +34,7 @@ def observed(given: argparse.Namespace) -> Iterator[Observed]:
         )
     reader = SqliteReader(str(path))
     try:
-        for row in reader.behaviours(Query(since=int(time.time() - seconds(given.since)))):
+        for row in reader.behaviours(Query(since=since)):
             yield Observed(
                 identity=row.identity, behaviour=row.behaviour, count=row.count, first=row.first, last=row.last
             )

@@ -27,6 +27,7 @@ from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsEr
 if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
+    from sensors.inventory import Inventory
     from sensors.node import Node
     from sinks.engine import SinkEngine
 
@@ -174,9 +175,19 @@ async def _live(
         "planner": lambda: planner.stats, "bus": lambda: getattr(bus, "stats", msgspec.Struct()),
     })  # fmt: skip
     _say_enforcing(settings)
-    for line in inventory.status:
-        say("runtime", line)
+    opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
     return [("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)]
+
+
+async def tell_runtimes(inventory: Inventory) -> None:
+    """Say once what each container runtime has to say: connected, or why not."""
+    told: set[str] = set()
+    while True:
+        for line in inventory.status:
+            if line not in told:
+                told.add(line)
+                say("runtime", line)
+        await asyncio.sleep(0.5)
 
 
 def _say_enforcing(settings: Configuration) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from hauberk.client import parser as verb_parser
 from hauberk.output import paint, show
-from schemas.errors import HauberkError, SettingsError
+from schemas.errors import HauberkError
 
 ROOMS: Final = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
 Finding = tuple[str, str, str]
@@ -22,9 +22,6 @@ Finding = tuple[str, str, str]
 def parser() -> argparse.ArgumentParser:
     """The form."""
     made = verb_parser("doctor", "Check this installation and say what to mend. Exit 1 when something is bad.")
-    made.add_argument(
-        "--move-aside", metavar="FILE", help="rename a damaged store to FILE.damaged-TIME, so that a new one is begun"
-    )
     made.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", help="form of the answer")
     return made
 
@@ -99,27 +96,6 @@ def _state(given: argparse.Namespace) -> Iterator[Finding]:
             reader.close()
 
 
-def move_aside(path: Path) -> Path:
-    """Rename the SQLite file with its log; the new name. SettingsError when it is not there, or is a healthy store in use."""
-    import fcntl
-    import time
-
-    if not path.is_file():
-        raise SettingsError(f"expected a file at `{path}` to move aside, there is none")
-    with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(
-                f"expected `{path}` to be in nobody's use, got a lock on it; stop `hauberk up` first"
-            ) from error
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-    for suffix in ("", "-wal", "-shm"):
-        if (beside := Path(f"{path}{suffix}")).exists():
-            beside.rename(f"{aside}{suffix}")
-    return aside
-
-
 def _bus(given: argparse.Namespace) -> Iterator[Finding]:
     from hauberk.configuration import configuration
 
@@ -136,9 +112,6 @@ def _bus(given: argparse.Namespace) -> Iterator[Finding]:
 def main(argv: Sequence[str]) -> int:
     """Exit 1 when something is bad."""
     given = parser().parse_args(argv)
-    if given.move_aside:
-        print(f"moved to `{move_aside(Path(given.move_aside))}`")
-        return 0
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": _python, "packages": _packages, "kernel": _kernel, "state": lambda: _state(given),
         "bus": lambda: _bus(given),

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real command as a subprocess, with a state directory, sinks and pins of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = str(Path(sys.executable).parent / "hauberk")
+RECORDING = str(ROOT / "examples/recordings/host.hbrk")
+POLICY = str(ROOT / "examples/policies/host-audit-shadow.yaml")
+PINS = f"/sys/fs/bpf/hauberk-test-{os.getpid()}"
+
+
+def eventually(what: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What `what` says once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "not within the deadline"
+        time.sleep(0.02)
+    return answer
+
+
+class Running:
+    """A `hauberk up` or part that was started. `said()`: its stderr so far; `told()`: its stdout."""
+
+    def __init__(self, command: Sequence[str], home: Path, environment: dict[str, str]) -> None:
+        number = len(list(home.glob("*.err")))
+        self.out, self.err = home / f"{number}.out", home / f"{number}.err"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=home)
+
+    def said(self) -> str:
+        return self.err.read_text()
+
+    def told(self) -> str:
+        return self.out.read_text()
+
+    def until(self, text: str, seconds: float = 60.0) -> str:
+        eventually(lambda: re.search(text, self.said()) or self.process.poll() is not None, seconds)
+        assert re.search(text, self.said()), self.said()
+        return self.said()
+
+    def ready(self) -> str:
+        return self.until(r"(?m)^  bus  |: running$")
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+class Hauberk:
+    """Runs the command in `home` against `state`."""
+
+    def __init__(self, home: Path, state: Path | None = None, sinks: list[dict[str, Any]] | None = None) -> None:
+        self.home = home
+        self.state = state or home / "state"
+        self.sinks = [{"type": "prometheus", "port": 0}] if sinks is None else sinks
+        self.pins = PINS
+        self._running: list[Running] = []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
+        return plain | {
+            "HAUBERK_STATE": str(self.state), "HAUBERK__SINKS": json.dumps(self.sinks),
+            "HAUBERK__SENSOR__PIN_DIR": self.pins,
+        } | more  # fmt: skip
+
+    def __call__(
+        self, *words: str, before: Sequence[str] = (), stdin: str | None = None, seconds: float = 60, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*before, PROGRAM, *words], cwd=self.home, env=self.environment(**more), capture_output=True, text=True,
+            timeout=seconds, check=False, input=stdin,
+        )  # fmt: skip
+
+    def start(self, *words: str, before: Sequence[str] = (), **more: str) -> Running:
+        self._running.append(Running([*before, PROGRAM, *words], self.home, self.environment(**more)))
+        return self._running[-1]
+
+    def replay(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return self("up", "-q", "--replay", RECORDING, "--speed", "0", *words, **more)
+
+    def close(self) -> None:
+        for one in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+                one.end()
+            if one.process.poll() is None:
+                one.process.kill()
+                one.process.wait(10)
+
+
+@pytest.fixture
+def hauberk(tmp_path: Path) -> Iterator[Hauberk]:
+    """A command with nothing behind it yet."""
+    made = Hauberk(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def make_hauberk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Hauberk]]:
+    """Makes commands that a module shares."""
+    made: list[Hauberk] = []
+
+    def make(**more: Any) -> Hauberk:
+        made.append(Hauberk(tmp_path_factory.mktemp("hauberk"), **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., Any]:
+    """`eventually`."""
+    return eventually
+
+
+@pytest.fixture(scope="session")
+def live() -> None:
+    """Skips where this kernel cannot be watched."""
+    why = subprocess.run([PROGRAM, "probe", "--quiet"], capture_output=True, text=True, check=False)
+    if why.returncode:
+        pytest.skip(f"this node cannot be watched: {why.stderr.strip()}")
