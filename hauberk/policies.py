@@ -102,9 +102,9 @@ def test(given: argparse.Namespace) -> int:
                 sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
             else:
                 where = (answer.rule or {}).get("position", "")
-                rows.append((answer.event, answer.action, answer.policy or "-", where or "-"))
+                rows.append((answer.event, answer.action, answer.policy or "-", where or "-", answer.shadow or "-"))
         if given.output == "table":
-            print(table(("EVENT", "ACTION", "POLICY", "RULE"), rows))
+            print(table(("EVENT", "ACTION", "POLICY", "RULE", "SHADOW"), rows))
         if bad:
             raise DecodeError(f"expected one event a line in `{given.events}`, {bad} of them could not be read")
         return 0

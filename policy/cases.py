@@ -18,16 +18,21 @@ from policy.events import BadLine, Event, parse_event, read_events
 from policy.ruleset import Ruleset
 from schemas.errors import DecodeError
 from schemas.rules import Policy
-from schemas.verdict import Verdict
+from schemas.verdict import Action, Mode, Verdict
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `hauberk policy test -o json`. `event`: number of the event, from 1; `rule` null when none decided."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of `hauberk policy test -o json`. `event`: number of the event, from 1; `rule` null when none decided.
+
+    `action` is what happens: a Block of an audited policy or workload is `Audit`. `shadow`, only where there is one, says what a
+    shadow policy would do: `Block by NAME`.
+    """
 
     event: int
     action: str
     policy: str | None
     rule: dict[str, Any] | None
+    shadow: str = ""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +54,9 @@ def judge_event(ruleset: Ruleset, event: Event) -> Verdict:
 def answer(number: int, verdict: Verdict) -> Answer:
     """A verdict in the words of the contract (DESIGN.md section 6)."""
     rule = msgspec.structs.asdict(verdict.rule) if verdict.rule is not None else None
-    return Answer(event=number, action=verdict.action.value, policy=verdict.policy, rule=rule)
+    action = Action.AUDIT if verdict.mode is Mode.AUDITED and verdict.action is Action.BLOCK else verdict.action
+    shadow = ", ".join(f"{one.action.value} by {one.policy}" for one in verdict.shadow)
+    return Answer(event=number, action=action.value, policy=verdict.policy, rule=rule, shadow=shadow)
 
 
 def answer_events(ruleset: Ruleset, lines: Iterable[str | bytes]) -> Iterator[Answer | BadLine]:

@@ -53,12 +53,17 @@ def applies(policy: Policy, identity: Identity, untracked: frozenset[str] = UNTR
     )
 
 
+def status_of(identity: Identity) -> str:
+    """`enabled`, `audited` or `disabled`: what the workload itself says, else its namespace."""
+    return identity.annotations.get(STATUS) or identity.namespace_annotations.get(STATUS) or "enabled"
+
+
 def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
     """How a policy acts on a workload that it selects: None when the policy or the workload is `disabled`.
 
     A shadow policy stays a shadow; a workload or a policy that is `audited` makes every other one audited.
     """
-    status = identity.annotations.get(STATUS, "enabled")
+    status = status_of(identity)
     if not policy.enabled or status == "disabled":
         return None
     if policy.mode is Mode.SHADOW:
