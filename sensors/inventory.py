@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -71,6 +72,8 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 FIRST_RETRY = 0.01
 """Seconds until a runtime is asked again about a newborn; doubled up to LAST_RETRY. Docker answers 10-50 ms after mkdir."""
 LAST_RETRY = 1.0
+MOST_EARLY = 16384
+"""Cgroups remembered that were told of before the inventory ran; the look at the tree finds what still lives of the rest."""
 HOST_ANSWER = 1.0
 """Seconds until an unknown cgroup counts as the host's: plain runc writes its state file after it made the cgroup."""
 
@@ -96,6 +99,7 @@ class Inventory:
         self._wake = asyncio.Event()
         self._links = Links(bus)
         self._looking = False
+        self._early: deque[tuple[int, str | None, bool]] | None = deque(maxlen=MOST_EARLY)
         self.ready = asyncio.Event()
         """Set once everything that was running at start has been published."""
 
@@ -115,8 +119,11 @@ class Inventory:
         return [runtime.status for runtime in self._runtimes if runtime.status]
 
     def on_cgroup(self, id_: int, path: str | None, gone: bool) -> None:
-        """The kernel made or removed a cgroup. `path`: in the cgroup2 hierarchy, None when the kernel did not say."""
-        if gone:
+        """The kernel made or removed a cgroup. `path`: in the cgroup2 hierarchy, None when the kernel did not say.
+        Before `run` it only waits its turn, and may be called from the thread that opens the sensor."""
+        if self._early is not None:
+            self._early.append((id_, path, gone))
+        elif gone:
             self._gone(id_)
         elif path is None:
             # Asked for many at once when the agent starts: one look at the tree answers all.
@@ -130,6 +137,9 @@ class Inventory:
         """Publish who is here, then every change, until cancelled."""
         await self._links.load()
         self._put(self._node_identity())
+        early, self._early = self._early or (), None
+        for told in early:
+            self.on_cgroup(*told)
         tasks = [asyncio.create_task(self._publish_loop())]
         try:
             for runtime in self._runtimes:

@@ -270,3 +270,22 @@ async def test_a_bus_that_is_away_loses_no_change(host_cgroup: str, wait_until: 
         await wait_until(lambda: any(record.key == b"n1/cgroup-777" for record in bus.records(INVENTORY)))
         inventory.on_cgroup(777, None, True)
         await wait_until(lambda: inventory.find(777).ended)  # type: ignore[union-attr]
+
+
+async def test_what_the_opening_sensor_tells_from_its_thread_waits_for_the_inventory(
+    host_cgroup: str, wait_until: Any
+) -> None:
+    mount = cgroups.mount_point()
+    id_ = cgroups.cgroup_id(mount, host_cgroup)
+    inventory = Inventory(MemoryBus(), InventorySettings(node="n1", runtimes=()))
+    # A definition log of a killed agent is read in a thread: no loop runs there.
+    await asyncio.to_thread(inventory.on_cgroup, id_, None, False)
+    await asyncio.to_thread(inventory.on_cgroup, id_ + 1, "/gone.service", False)
+    await asyncio.to_thread(inventory.on_cgroup, id_ + 1, None, True)
+    task = asyncio.create_task(inventory.run())
+    await wait_until(lambda: inventory.find(id_))
+    early = inventory.find(id_ + 1)
+    assert early is not None
+    assert (early.cgroup_path, bool(early.ended)) == ("/gone.service", True)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
