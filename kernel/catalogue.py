@@ -12,7 +12,9 @@ from typing import Final
 
 import msgspec
 
-SOURCES: Final = ("hash", "work", "scope", "path", "process", "call", "file", "network", "identity", "enforce", "guard")
+SOURCES: Final = (
+    "hash", "work", "scope", "event", "jobs", "path", "process", "call", "file", "network", "identity", "enforce", "guard",
+)  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
 PROGRAM_DIRECTORY: Final = Path(__file__).parent / "programs"

@@ -8,9 +8,11 @@ under 40. It reads one JSON request on stdin, writes one JSON object per line on
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
+import signal
 import struct
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from kernel import bpf
+from kernel import bpf, casts
 from kernel.btf import VMLINUX, Btf
 from kernel.catalogue import ENFORCING, GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
 from kernel.features import typed_loads
@@ -34,6 +36,8 @@ _DISTRIBUTION: Final = "/usr/lib/python3/dist-packages"
 
 def main() -> int:
     """Entry point of the child. Exit code 0 when everything is pinned."""
+    # PR_SET_PDEATHSIG: without a parent nobody would take these pins down again.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     request = json.load(sys.stdin)
     try:
         say({"done": load(request)})
@@ -82,16 +86,20 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         flags = ["-I" + directory, "-Wno-unused-function", "-Wno-macro-redefined", *definitions(request, key)]
         if VMLINUX.exists():
             write_tree(root)
-            (root / "offsets.h").write_text(offsets_from(Btf.of_kernel()))
+            btf = Btf.of_kernel()
+            typed = bool(request.get("typed_loads", True) and typed_loads().available)
+            cast = bool(typed and request.get("casts", True) and casts.usable(btf))
+            (root / "offsets.h").write_text(offsets_from(btf) + (casts.constants(btf) if cast else ""))
             os.environ["BCC_KERNEL_SOURCE"] = directory
         elif installed() is not None:
+            btf, typed = None, False
             (root / "offsets.h").write_text(offsets_by_headers())
         else:
             raise MissingDependency(
                 f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
             )
         (root / "records.h").write_text(c_header())
-        if request.get("typed_loads", True) and typed_loads().available:
+        if typed:
             flags.append("-DTYPED_LOADS=1")
         step("headers")
         compiler = import_bcc()
@@ -101,7 +109,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
             raise KernelError(f"BCC could not compile the programs: {error}", operation="compile") from error
         step("compile")
-        pins = install(module, request, key)
+        pins = install(module, request, key, btf)
         step("attach")
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)
@@ -128,7 +136,7 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
     return [f"-D{name}={value}" for name, value in values.items()]
 
 
-def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[str, Any]:
+def install(module: Any, request: dict[str, Any], key: tuple[int, int], btf: Btf | None) -> dict[str, Any]:
     """Load every program, fill the tables that do not change, attach, pin. Pins are made in a sibling directory first."""
     pin_dir = Path(request["pin_dir"])
     for room in ("maps", "programs", "links"):
@@ -136,7 +144,10 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[
     maps = {table.name: module[table.name.encode()].map_fd for table in TABLES}
 
     def program(function: str, kind: int, attach_type: int = 0) -> int:
-        return bpf.program_load(kind, module.dump_func(function.encode()), name=function, attach_type=attach_type)
+        code = module.dump_func(function.encode())
+        if btf is not None:
+            code = casts.resolve(code, btf)
+        return bpf.program_load(kind, code, name=function, attach_type=attach_type)
 
     refused: dict[str, str] = {}
 
@@ -190,8 +201,6 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int]) -> dict[
 
 def put(fd: int, key: bytes, value: bytes, target: str) -> None:
     """One map element."""
-    import ctypes
-
     k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
     bpf.check(bpf.MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0), target)
 

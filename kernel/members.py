@@ -135,8 +135,6 @@ def offsets_from(btf: Btf, machine: str = platform.machine()) -> str:
     inline_name = btf.member("dentry", "d_shortname") or btf.member("dentry", "d_iname")
     if inline_name is not None and inline_name.offset == found["dentry", "d_inode"] + 8:
         lines.append(f"#define K_NAME_WORDS {min(inline_name.size // 8, 5)}")
-    spanned = ("f_path.dentry", "f_path.mnt", "f_inode", "f_mode", "private_data")
-    lines.append(f"#define K_FILE_SPAN {max(found['file', name] for name in spanned) + 8}")
     number, arguments, directory = _registers(machine)
     lines.append(f"#define K_REG_NUMBER {_register(btf, number)}")
     lines.append(f"#define K_REG_SPAN {max(_register(btf, name) for name in arguments) + 8}")
@@ -178,7 +176,7 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
     for owner, name, names in _MEMBERS:
         lines.append(f"#define {macro(owner, name)} offsetof(struct {owner}, {(names or (name,))[-1]})")
     number, arguments, directory = _registers(machine)
-    lines += ["#define K_FILE_SPAN sizeof(struct file)", "#define K_REG_SPAN sizeof(struct pt_regs)"]
+    lines.append("#define K_REG_SPAN sizeof(struct pt_regs)")
     lines.append(f"#define K_REG_NUMBER offsetof(struct pt_regs, {number})")
     for index, name in enumerate(arguments):
         base, _, plus = name.partition("+")

@@ -189,7 +189,9 @@ class Definitions:
         self._leaving = leaving
         self._bytes = 0
         if self._forget is not None:
-            for kind in (_BEHAVIOUR, _STRING):
+            # Strings first: the kernel looks at them only for a behaviour it has no mark of. A string leaves no earlier than
+            # the behaviours that use it, because each closure moves both back to young.
+            for kind in (_STRING, _BEHAVIOUR):
                 if leaving[kind]:
                     self._forget(kind, list(leaving[kind]))
 

@@ -58,7 +58,7 @@ class Parking:
         waits = sum(ident in late for ident in ids) * STRIDE
         if not late or now - self._since >= self.patience or waits > MOST_BYTES:
             self._since = 0.0
-            self.give_up(rows, closure)
+            self.give_up(rows, closure, set(ids))
             return rows, closure
         split: tuple[list[bytes], list[bytes]] = ([], [])
         for at, ident in enumerate(ids):
@@ -78,11 +78,13 @@ class Parking:
             self._definitions.define(kind, ident, body)
         return self._definitions.closure(behaviours, processes)
 
-    def give_up(self, rows: bytes, closure: Closure) -> None:
-        """Have the kernel say again what is missing."""
+    def give_up(self, rows: bytes, closure: Closure, behaviours: set[int]) -> None:
+        """Have the kernel say again what is missing. `behaviours`: those of the rows, and of what was folded."""
         missing = closure.missing
-        self._pins.forget(DefinitionKind.BEHAVIOUR, list(missing.behaviours))
+        # Strings first, and with them the behaviours that use them: their marks stand for the strings too.
         self._pins.forget(DefinitionKind.STRING, list(missing.strings))
+        using = self._affected(behaviours, closure)
+        self._pins.forget(DefinitionKind.BEHAVIOUR, [*missing.behaviours, *using])
         # The kernel keeps the path's id in its process map and would not say the path again by itself.
         self._elsewhere.adopt_again(self._tasks(rows, closure))
 

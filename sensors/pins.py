@@ -64,8 +64,9 @@ class Pins:
             table.delete_many([_U64(ident) for ident in idents])
 
     def forget_all(self) -> None:
-        """The same for everything. Processes last: a task adopted again in between says its strings anew."""
-        for table in (self.behaviours, self.strings, self.processes):
+        """The same for everything. Strings before behaviours: a text is looked at only for a behaviour that is not marked.
+        Processes last: a task adopted again in between says its strings anew."""
+        for table in (self.strings, self.behaviours, self.processes):
             table.clear()
 
     def close(self) -> None:

@@ -217,7 +217,7 @@ class RingSource:
         closure = self._definitions.closure(behaviours, processes)
         if closure.missing.total:
             closure = self._parking.look(rows, closure, behaviours, processes)
-            self._parking.give_up(rows, closure)
+            self._parking.give_up(rows, closure, behaviours)
         count = len(rows) // STRIDE
         counted = fold.events - count
         made += frames(

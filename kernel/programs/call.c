@@ -29,10 +29,31 @@ static __always_inline void begin(struct work *w, void *task, struct image *imag
     w->after = HOP_FINISH;
 }
 
+static __always_inline void read_arguments(struct work *w, void *regs)
+{
+#ifdef K_CAST
+    w->args[0] = GET64(regs, K_REG_ARG0);
+    w->args[1] = GET64(regs, K_REG_ARG1);
+    w->args[2] = GET64(regs, K_REG_ARG2);
+    w->args[3] = GET64(regs, K_REG_ARG3);
+    w->args[4] = GET64(regs, K_REG_ARG4);
+    w->args[5] = GET64(regs, K_REG_ARG5);
+#else
+    bpf_probe_read_kernel(w->raw, K_REG_SPAN, regs);
+    w->args[0] = *(u64 *)&w->raw[K_REG_ARG0];
+    w->args[1] = *(u64 *)&w->raw[K_REG_ARG1];
+    w->args[2] = *(u64 *)&w->raw[K_REG_ARG2];
+    w->args[3] = *(u64 *)&w->raw[K_REG_ARG3];
+    w->args[4] = *(u64 *)&w->raw[K_REG_ARG4];
+    w->args[5] = *(u64 *)&w->raw[K_REG_ARG5];
+#endif
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-    /* One helper for the calls nobody watches: this is what every call of the machine pays. */
-    u32 number = READ32(ctx->args[0], K_REG_NUMBER);
+    /* No helper for the calls nobody watches: this is what every call of the machine pays. */
+    void *regs = CAST(ctx->args[0], pt_regs);
+    u32 number = GET32(regs, K_REG_NUMBER);
     if (number >= 512)
         return 0;
     struct call *call = calls.lookup(&number);
@@ -65,13 +86,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->visible = visible;
     w->scope = scope;
     w->call = *call;
-    bpf_probe_read_kernel(w->raw, K_REG_SPAN, (void *)ctx->args[0]);
-    w->args[0] = *(u64 *)&w->raw[K_REG_ARG0];
-    w->args[1] = *(u64 *)&w->raw[K_REG_ARG1];
-    w->args[2] = *(u64 *)&w->raw[K_REG_ARG2];
-    w->args[3] = *(u64 *)&w->raw[K_REG_ARG3];
-    w->args[4] = *(u64 *)&w->raw[K_REG_ARG4];
-    w->args[5] = *(u64 *)&w->raw[K_REG_ARG5];
+    read_arguments(w, regs);
     w->ret = ret;
     w->number = number;
     w->cgroup = cgroup;

@@ -25,11 +25,11 @@ static __always_inline u32 access_of(u32 flags)
     return access;
 }
 
-static __always_inline void owner_from_file(struct work *w, u64 file)
+static __always_inline void owner_from_file(struct work *w, void *file)
 {
-    u64 inode = READ64(file, K_file__f_inode);
+    void *inode = (void *)GET64(file, K_file__f_inode);
     if (inode)
-        w->b.owner = READ32(inode, K_inode__i_uid);
+        w->b.owner = GET32(inode, K_inode__i_uid);
 }
 
 int hop_open(struct bpf_raw_tracepoint_args *ctx)
@@ -51,14 +51,12 @@ int hop_open(struct bpf_raw_tracepoint_args *ctx)
     w->b.flags = flags;
     w->b.access = access_of(flags);
     w->o.aux = dirfd;
-    u64 file = w->ret >= 0 ? file_of(task, w->ret) : 0;
+    void *file = w->ret >= 0 ? file_of(task, w->ret) : 0;
     if (file) {
-        bpf_probe_read_kernel(w->raw, K_FILE_SPAN, (void *)file);
-        w->b.owner = READ32(*(u64 *)&w->raw[K_file__f_inode], K_inode__i_uid);
-        if (flags & O_CREAT_ && *(u32 *)&w->raw[K_file__f_mode] & FMODE_CREATED_)
+        owner_from_file(w, file);
+        if (flags & O_CREAT_ && GET32(file, K_file__f_mode) & FMODE_CREATED_)
             w->b.operation = OP_CREATE;
-        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, *(u64 *)&w->raw[K_file__f_path__dentry],
-                *(u64 *)&w->raw[K_file__f_path__mnt]);
+        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
     } else {
         add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
     }
@@ -78,7 +76,7 @@ int hop_paths(struct bpf_raw_tracepoint_args *ctx)
     void *task = TASK();
     if (call->fd < 6) {
         s32 fd = argument(w, call->fd, 0);
-        u64 file = file_of(task, fd);
+        void *file = file_of(task, fd);
         w->o.aux = fd;
         if (file)
             owner_from_file(w, file);

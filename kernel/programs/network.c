@@ -10,13 +10,13 @@
 /* struct sock of a descriptor; 0 when it is no socket. Fills type, protocol and family. */
 static __always_inline void *socket_of(struct work *w, void *task, s32 fd)
 {
-    u64 file = file_of(task, fd);
+    void *file = file_of(task, fd);
     if (!file)
         return 0;
-    u64 inode = READ64(file, K_file__f_inode);
+    u64 inode = GET64(file, K_file__f_inode);
     if ((READ16(inode, K_inode__i_mode) & S_IFMT_) != S_IFSOCK_)
         return 0;
-    u64 socket = READ64(file, K_file__private_data);
+    u64 socket = GET64(file, K_file__private_data);
     void *sk = (void *)READ64(socket, K_socket__sk);
     if (!sk)
         return 0;
@@ -248,7 +248,7 @@ int hop_sent(struct bpf_raw_tracepoint_args *ctx)
     struct work *w = work();
     if (!w)
         return 0;
-    finish(w);
+    finish(w, 0);
     w->after = HOP_FINISH;
     if (++w->message < MESSAGES)
         go(ctx, HOP_SEND);

@@ -98,6 +98,18 @@ BPF_TABLE("prog", u32, u32, hops, 32);
 #define READ64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
 #define READ32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
 #define READ16(p, off) ({ u16 v_ = 0; bpf_probe_read_kernel(&v_, 2, (void *)(p) + (off)); v_; })
+/* The same from any address of the kernel: CAST says what lies there, GET reads it. Through pointers that were read so no
+ * further cast is needed. See kernel/casts.py. */
+#ifdef K_CAST
+static void *(*cast_)(u64 address, u64 type) = (void *)K_CAST;
+#define CAST(p, type) cast_((u64)(p), K_TYPE_##type)
+#define GET64(p, off) LOAD64(p, off)
+#define GET32(p, off) LOAD32(p, off)
+#else
+#define CAST(p, type) ((void *)(p))
+#define GET64(p, off) READ64(p, off)
+#define GET32(p, off) READ32(p, off)
+#endif
 
 /* Hides from the compiler what it knows of a number, so that the mask the verifier needs to see is not optimised away. */
 #define KEEP(number) asm volatile("" : "+r"(number))

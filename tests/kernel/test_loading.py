@@ -149,9 +149,12 @@ def test_the_layout_hash_knows_sizes_but_not_visibility() -> None:
     assert loading.LoadSettings.__struct_config__.forbid_unknown_fields
 
 
-def test_kernels_without_typed_loads_see_the_same(bpffs: str, cgroup: Path, sensor: Any, pick: Any) -> None:
-    pins = f"{bpffs}/untyped"
-    asked = request(pins) | {"occurrence_pages": 64, "definition_pages": 64, "typed_loads": False}
+@pytest.mark.parametrize("absent", ["typed_loads", "casts"])
+def test_kernels_that_read_otherwise_see_the_same(
+    bpffs: str, cgroup: Path, sensor: Any, pick: Any, tmp_path: Path, absent: str
+) -> None:
+    pins = f"{bpffs}/without-{absent}"
+    asked = request(pins) | {"occurrence_pages": 64, "definition_pages": 64, absent: False}
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["done"]["refused"] == {}
@@ -164,6 +167,10 @@ def test_kernels_without_typed_loads_see_the_same(bpffs: str, cgroup: Path, sens
         assert (event.resource, event.ppid, event.uid) == (true, os.getpid(), os.getuid())
         opened = pick(plain.run(lambda: os.open("/etc/hosts", os.O_RDONLY)), Operation.OPEN, resource="/etc/hosts")
         assert opened.executable == os.path.realpath("/proc/self/exe")
+        for length in (1, 7, 8, 9, 31, 32, 39, 40, 41, 255):
+            path = tmp_path / ("x" * 16) / ("n" * length)
+            path.parent.mkdir(exist_ok=True)
+            pick(plain.run(path.touch), Operation.CREATE, resource=str(path))
         plain.close()
     finally:
         unload(pins)

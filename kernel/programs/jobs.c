@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Jobs: each turns one text into a string id. A path is built backwards, from the leaf's dentry up to the task's root:
+ *
+ *     start_jobs -> next_job -+-> hop_join (user string: components from the right, "." and ".." folded)
+ *                             |       |
+ *                             +-------+-> hop_walk (dentries, then mount points; tail-calls itself while deep)
+ *                                             |
+ *                                           store (hash, announce) -> next job, or w->after
+ */
+static __always_inline struct job *current_job(struct work *w)
+{
+    return &w->jobs[w->job & 3];
+}
+
+static __always_inline void add_job(struct work *w, u16 kind, u16 sid, s32 fd, u64 pointer, u64 mount)
+{
+    struct job *job = &w->jobs[w->count & 3];
+    job->kind = kind;
+    job->sid = sid;
+    job->fd = fd;
+    job->pointer = pointer;
+    job->mount = mount;
+    w->count++;
+}
+
+/* struct file of a descriptor of the current task, 0 if there is none. */
+static __always_inline void *file_of(void *task, s32 fd)
+{
+    void *files = (void *)LOAD64(task, K_task_struct__files);
+    void *table = (void *)LOAD64(files, K_files_struct__fdt);
+    u32 limit = LOAD32(table, K_fdtable__max_fds);
+    u64 slots = LOAD64(table, K_fdtable__fd);
+    if ((u32)fd >= limit)
+        return 0;
+    return CAST(GET64(CAST(slots + 8 * (u64)(u32)fd, list_head), 0), file);
+}
+
+static __always_inline void walk_from(struct work *w, u64 dentry, u64 vfsmount)
+{
+    w->dentry = dentry;
+    w->mount = vfsmount - K_mount__mnt;
+}
+
+static __always_inline void walk_from_fd(struct work *w, void *task, s32 fd)
+{
+    u64 path[2] = {};
+    if (fd == AT_FDCWD_) {
+        void *fs = (void *)LOAD64(task, K_task_struct__fs);
+        path[0] = LOAD64(fs, K_fs_struct__pwd__mnt);
+        path[1] = LOAD64(fs, K_fs_struct__pwd__dentry);
+    } else {
+        void *file = file_of(task, fd);
+        if (file) {
+            path[0] = GET64(file, K_file__f_path__mnt);
+            path[1] = GET64(file, K_file__f_path__dentry);
+        }
+    }
+    if (!path[1]) {
+        partial(w, LOSS_PATH_UNRESOLVED);
+        w->dentry = 0;
+        return;
+    }
+    walk_from(w, path[1], path[0]);
+}
+
+/* Begins the job at w->job, or goes on to w->after. Does not return unless a tail call is refused. */
+static __always_inline void next_job(void *ctx, struct work *w)
+{
+    if (w->job >= w->count) {
+        /* Constants, not `w->after` itself: a tail call to a known program is a jump, to an unknown one a retpoline. */
+        if (w->after == HOP_FINISH)
+            go(ctx, HOP_FINISH);
+        else if (w->after == HOP_ENFORCE)
+            go(ctx, HOP_ENFORCE);
+        else if (w->after == HOP_EXEC)
+            go(ctx, HOP_EXEC);
+        else if (w->after == HOP_SENT)
+            go(ctx, HOP_SENT);
+        else
+            go(ctx, HOP_ADOPTED);
+        return;
+    }
+    struct job *job = current_job(w);
+    w->at = TEXT_MAX;
+    w->skip = 0;
+    if (job->kind == JOB_DENTRY) {
+        walk_from(w, job->pointer, job->mount);
+        go(ctx, HOP_WALK);
+    } else if (job->kind == JOB_FD) {
+        walk_from_fd(w, TASK(), job->fd);
+        go(ctx, HOP_WALK);
+    } else if (job->kind == JOB_USER) {
+        long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
+        if (size <= 0) {
+            partial(w, LOSS_PATH_UNRESOLVED);
+            size = 0;
+        } else {
+            if (size == TEXT_MAX) /* no room for a NUL: ENAMETOOLONG for the caller, the head is kept */
+                lose(LOSS_PATH_TRUNCATED);
+            size--;
+        }
+        w->cursor = w->end = size;
+        if (w->partial && size == 0) {
+            w->dentry = 0;
+            go(ctx, HOP_STORE);
+        }
+        go(ctx, HOP_JOIN);
+    } else if (job->kind == JOB_ARGUMENTS) {
+        u32 length = (u32)job->fd & (TEXT_MAX - 1);
+        w->at = TEXT_MAX - length;
+        if (bpf_probe_read_user(&w->text[w->at & (TEXT_MAX - 1)], length, (void *)job->pointer))
+            w->at = TEXT_MAX; /* swapped out; the image is known all the same */
+        go(ctx, HOP_STORE);
+    } else if (job->kind == JOB_RAW) { /* a path lies in raw, `cursor` bytes long */
+        go(ctx, HOP_JOIN);
+    } else {
+        if (job->kind == JOB_STRING) {
+            long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
+            w->cursor = size > 0 ? size - 1 : 0;
+        }
+        /* JOB_TEXT: `cursor` bytes lie in raw already and are taken as they are. */
+        u32 length = w->cursor & (TEXT_MAX - 1);
+        w->at = TEXT_MAX - length;
+        bpf_probe_read_kernel(&w->text[w->at & (TEXT_MAX - 1)], length, w->raw);
+        go(ctx, HOP_STORE);
+    }
+}
+
+/* The root the task sees; paths end there. Call before the first job of an event. */
+static __always_inline void start_jobs(struct work *w, void *task)
+{
+    void *fs = (void *)LOAD64(task, K_task_struct__fs);
+    w->root_mount = LOAD64(fs, K_fs_struct__root__mnt) - K_mount__mnt;
+    w->root_dentry = LOAD64(fs, K_fs_struct__root__dentry);
+    w->job = 0;
+    w->count = 0;
+    w->partial = 0;
+}
+
+/* A text is complete. Inlined where paths end, with the end of the event: a tail call less each for the usual open. */
+static __always_inline void store(void *ctx, struct work *w)
+{
+    struct job *job = current_job(w);
+    u16 sid = job->sid & (SIDS - 1);
+    u64 id = 0;
+    if (w->at == TEXT_MAX && job->kind <= JOB_RAW && !w->partial) {
+        w->at = TEXT_MAX - 1;
+        w->text[TEXT_MAX - 1] = '/';
+    }
+    if (w->at < TEXT_MAX) {
+        id = hash_text(w);
+        w->sids[sid] = id;
+    } else {
+        w->sids[sid] = 0;
+    }
+    w->job++;
+    if (w->job >= w->count && w->after == HOP_FINISH) {
+        finish(w, id);
+        return;
+    }
+    if (id)
+        announce_text(w, id);
+    next_job(ctx, w);
+}
