@@ -1,0 +1,198 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Tries docker-compose.yml for real: builds the image, starts the four services in a Docker engine of its own, makes events in a
+# container, looks for the alert and for the refusal, and removes everything. Too slow for `make test` (about two minutes).
+#   sudo deploy/docker/try.sh          the whole way
+#   sudo deploy/docker/try.sh caps     the same, and then what `hauberk node` lacks without each of its capabilities
+# Needs root, dockerd, docker with compose v2 and buildx, ip, nsenter, curl, a static busybox; mmdebstrap for a base image when
+# there is no registry to pull one from (TRY_BASE=debian:bookworm-slim pulls instead; TRY_BASE_TAR=FILE takes that root file system).
+# The engine lives in a network namespace of its own, so that nothing here meets the machine's own Docker or its ports.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d /tmp/hauberk-try.XXXXXX)
+name=${work##*.}
+name=hbtry${name,,}
+began=$SECONDS
+export DOCKER_HOST=unix://$work/docker.sock COMPOSE_PROJECT_NAME=$name
+export HAUBERK_IMAGE=hauberk:try HAUBERK_NODE=try HAUBERK_BASE=${TRY_BASE:-base:try} HAUBERK_BUILD_NETWORK=host
+export HAUBERK_DOCKER_SOCKET=$work/docker.sock HAUBERK_PIN_DIR=/sys/fs/bpf/hauberk-try-$name/node
+
+say() { printf '%4ds  %s\n' $((SECONDS - began)) "$*"; }
+die() { say "FAILED: $*" >&2; exit 1; }
+compose() { docker compose --project-directory "$root" -f "$root/docker-compose.yml" "$@"; }
+until_true() { # SECONDS WHAT COMMAND...: poll
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >"$work/last" 2>&1; do
+        [ $SECONDS -lt $deadline ] || { cat "$work/last" >&2; die "$what did not happen"; }
+        sleep 0.1
+    done
+}
+
+engine_up() { # PREFIX...: start dockerd, in a namespace or not
+    "$@" setsid dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" -H "$DOCKER_HOST" \
+        --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false "--bridge=$bridge" --storage-driver overlay2 \
+        >>"$work/log" 2>&1 </dev/null &
+    until_true 30 "dockerd" docker version
+}
+engine_down() {
+    [ -f "$work/pid" ] || return 0
+    kill "$(cat "$work/pid")" || return 0
+    for _ in $(seq 200); do [ -f "$work/pid" ] || return 0; sleep 0.1; done
+}
+clean() {
+    local code=$?
+    trap - EXIT
+    set +e
+    if docker version >/dev/null 2>&1; then
+        [ $code = 0 ] || compose logs --tail 20 >&2
+        docker ps -aq | xargs -r docker rm -f -v >/dev/null
+    fi
+    engine_down
+    rm -rf "${HAUBERK_PIN_DIR%/node}"
+    ip netns list | grep -q "^$name\b" && ip netns delete "$name"
+    awk -v under="$work/" 'index($2, under) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r -n1 umount -l
+    # The engine leaves its parent cgroup; another engine's containers in it keep it.
+    for top in $(awk '$3 ~ /^cgroup/ {print $2 "/docker"}' /proc/self/mounts); do rmdir "$top" 2>/dev/null; done
+    rm -rf "$work"
+    [ $code = 0 ] && say "everything is removed"
+    exit $code
+}
+trap clean EXIT
+
+[ "$(id -u)" = 0 ] || die "expected root, got uid $(id -u)"
+docker compose version >/dev/null || die "expected docker with compose v2"
+
+# Building needs the machine's network, running must not touch it: the engine starts twice over the same images.
+bridge=none
+engine_up env
+if [ -z "${TRY_BASE:-}" ]; then
+    tar=${TRY_BASE_TAR:-$work/base.tar}
+    [ -f "$tar" ] || mmdebstrap --quiet --variant=minbase --include=ca-certificates bookworm "$tar"
+    mkdir "$work/base" && tar -C "$work/base" --exclude=./dev -xf "$tar" && mkdir -p "$work/base/dev"
+    # This machine's certificates: where TLS goes through a proxy, the distribution's alone do not do.
+    cp -L /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/certs/ca-certificates.crt"
+    tar -C "$work/base" -c . |
+        docker import -c 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' - "$HAUBERK_BASE" >/dev/null
+    rm -rf "$work/base" "$work/base.tar"
+fi
+say "base image $HAUBERK_BASE: $(docker images --format '{{.Size}}' "$HAUBERK_BASE")"
+compose build -q node
+say "image built: $(docker images --format '{{.Size}}' "$HAUBERK_IMAGE")"
+mkdir -p "$work/busy/bin" "$work/busy/etc" "$work/busy/proc" "$work/busy/dev" "$work/busy/sys" "$work/busy/tmp"
+cp "$(command -v busybox)" "$work/busy/bin/busybox"
+for applet in sh sleep cat nc; do ln -s busybox "$work/busy/bin/$applet"; done
+echo 'root:x:0:0:root:/:/bin/sh' >"$work/busy/etc/passwd"
+tar -C "$work/busy" -c . | docker import - busy:try >/dev/null
+engine_down
+ip netns add "$name"
+inside=(nsenter "--net=/run/netns/$name")
+"${inside[@]}" ip link set lo up
+"${inside[@]}" ip link add hb0 type bridge
+"${inside[@]}" ip address add 10.211.9.1/24 dev hb0
+"${inside[@]}" ip link set hb0 up
+bridge=hb0
+engine_up "${inside[@]}"
+
+compose up -d --no-build --quiet-pull 2>/dev/null
+for stage in node processor enforcer sink; do
+    until_true 60 "a healthy $stage" compose exec -T "$stage" health "$stage"
+done
+say "up and healthy"
+for stage in node processor enforcer sink; do
+    pid=$(docker inspect -f '{{.State.Pid}}' "$name-$stage-1")
+    say "  $stage: $(awk '/^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp|VmRSS):/ {printf "%s %s  ", $1, $2}' "/proc/$pid/status")"
+    [ "$(awk '/^Uid:/ {print $2}' "/proc/$pid/status")" != 0 ] || die "$stage runs as root"
+done
+
+docker run -d --name try-web --label app=try --network none busy:try /bin/sleep 600 >/dev/null
+knock() { docker exec try-web /bin/nc -w 2 127.0.0.1 9 2>&1 || true; }
+# Nobody listens on port 9: without a rule the kernel says so, with the rule it says that it may not be asked.
+knock | grep -q refused || die "expected "Connection refused" before the policy, got: $(knock)"
+cat >"$work/policy.yaml" <<'POLICY'
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata:
+  name: try
+spec:
+  selector:
+    matchLabels: {app: try}
+  severity: 5
+  network:
+    message: a connection was attempted
+    matchProtocols:
+    - protocol: tcp
+    action: Block
+  file:
+    message: the account list was opened
+    matchPaths:
+    - path: /etc/passwd
+    action: Audit
+  action: Block
+POLICY
+compose exec -T enforcer hauberk apply -f - --wait 30 <"$work/policy.yaml"
+denied() { knock | grep -q 'not permitted'; }
+until_true 10 "the refusal of a connection" denied
+say "enforced: $(knock)"
+docker exec try-web /bin/cat /etc/passwd >/dev/null
+alert() { compose exec -T sink grep -E "\"ContainerName\":\"try-web\".*$1" /var/lib/hauberk/alerts.jsonl; }
+until_true 15 "an alert of the connection" alert '"Action":"Block".*"PolicyName":"try"|"PolicyName":"try".*"Action":"Block"'
+say "alert: $(head -c 400 "$work/last")..."
+until_true 15 "an alert of the open" alert '/etc/passwd'
+say "alert: $(head -c 400 "$work/last")..."
+"${inside[@]}" curl -sf http://127.0.0.1:9642/metrics >"$work/metrics"
+say "metrics: $(grep -m1 'policy="try".*Block' "$work/metrics")" || die "expected alerts among the metrics"
+compose exec -T enforcer hauberk get nodes
+
+compose stop node 2>/dev/null
+denied || die "expected the rule to hold while the node is stopped, got: $(knock)"
+say "the rule holds while the node is stopped"
+compose start node 2>/dev/null
+until_true 60 "a healthy node" compose exec -T node health node
+denied || die "expected the rule to hold after the restart, got: $(knock)"
+say "and after it started again"
+
+# Without each capability in turn: does it load, does it enforce, whom does it still see?
+caps() {
+    local all=(bpf perfmon net_admin sys_ptrace dac_read_search) one less found try outcome
+    local pid=$(docker inspect -f '{{.State.Pid}}' try-web)
+    mkdir -m 700 "/proc/$pid/root/tmp/private" && echo x >"/proc/$pid/root/tmp/private/x"
+    for one in none "${all[@]}"; do
+        less=-all
+        for found in "${all[@]}"; do [ "$found" = "$one" ] || less=$less,+$found; done
+        try=(setpriv --reuid 10001 --regid 10001 --groups "10001,$(stat -c %g "$HAUBERK_DOCKER_SOCKET")" --no-new-privs
+            "--inh-caps=$less" "--ambient-caps=$less" "--bounding-set=$less")
+        rm -rf "$HAUBERK_PIN_DIR" && mkdir -p "${HAUBERK_PIN_DIR%/node}" && chown 10001:10001 "${HAUBERK_PIN_DIR%/node}"
+        compose run -d --no-deps --name "$name-less" --entrypoint "${try[0]}" node "${try[@]:1}" hauberk node >/dev/null 2>&1
+        for _ in $(seq 300); do
+            docker logs "$name-less" 2>&1 | grep -q running && break
+            [ "$(docker inspect -f '{{.State.Running}}' "$name-less")" = true ] || break
+            sleep 0.1
+        done
+        outcome="does not start: $(docker logs "$name-less" 2>&1 | tail -1 | cut -c 1-200)"
+        if docker logs "$name-less" 2>&1 | grep -q running; then
+            outcome="starts, does not enforce"
+            for _ in $(seq 50); do denied && outcome="starts, enforces" && break; sleep 0.1; done
+            [ "$outcome" = "starts, enforces" ] || outcome="$outcome ($(compose exec -T enforcer hauberk get nodes -o wide --no-headers 2>&1 | cut -c 1-300))"
+        fi
+        docker rm -f "$name-less" >/dev/null
+        say "without $one: $outcome"
+        compose run --rm --no-deps -T --entrypoint "${try[0]}" node "${try[@]:1}" sh -c "
+            readlink /proc/$pid/exe >/dev/null 2>&1 && echo exe; ls /proc/$pid/root/bin >/dev/null 2>&1 && echo root
+            cat /proc/$pid/root/tmp/private/x >/dev/null 2>&1 && echo private" 2>/dev/null | xargs echo "          sees of a container's process:"
+    done
+}
+if [ "${1:-}" = caps ]; then
+    compose stop node 2>/dev/null
+    caps
+    compose start node 2>/dev/null
+fi
+
+compose stop 2>/dev/null
+for stage in node processor enforcer sink; do
+    code=$(docker inspect -f '{{.State.ExitCode}}' "$name-$stage-1")
+    [ "$code" = 0 ] || die "expected $stage to end with 0, got $code"
+done
+say "stopped: every exit code is 0"
+compose down -v 2>/dev/null
