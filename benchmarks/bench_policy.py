@@ -2,7 +2,8 @@
 """The policy engine: compile 1,000 policies against 500 containers; judge cost against the number of rules; all-new behaviours.
 
 `run(scale)` gives `{name: {"value", "unit", "n", "how"}}`; scale 1 is the full size, a small one a smoke test. Pure CPU on
-one core; decoding is measured elsewhere. Best of five rounds where a round takes milliseconds.
+one core; decoding is measured elsewhere. Best of five rounds where a round takes milliseconds. A judged behaviour goes through
+every hot file: policy.actors, policy.automata, policy.candidates, policy.judge, policy.paths, policy.sockets.
 """
 
 from __future__ import annotations

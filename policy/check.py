@@ -17,7 +17,7 @@ from policy.diagnostics import Report
 from policy.fieldnames import misnamed
 from policy.nodes import Mapping, Node, Scalar, Sequence, describe, number, truth
 from policy.relations import related
-from policy.shapes import FieldShape, Shape, fields
+from policy.shapes import FieldShape, Shape, field_at, fields
 from policy.suggest import nearest
 from schemas import policy as written
 from schemas import policy_sections as sections
@@ -122,6 +122,11 @@ class Checker:
                 )
                 meant.add(finding.instead)
                 whole = False
+                # What it holds is checked as if it stood where it belongs, so that all is said at once.
+                if finding.place and not isinstance(value, Scalar):
+                    self.value(value, *field_at(self.kind, finding.place), here)
+                elif finding.code is codes.UNKNOWN_FIELD and finding.instead in known:
+                    self.value(value, known[finding.instead], struct, here)
                 continue
             if isinstance(value, Scalar) and value.kind == "null" and field.shape.kind != "dict":
                 if field.required:

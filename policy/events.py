@@ -3,7 +3,7 @@
 
 The language-independent contract of `hauberk policy test` (DESIGN.md section 6). Takes the names of the gRPC feed and those of the
 agent's log file, logs and alerts, extra keys `OID` (owner of the file; missing means 0, as Go leaves out zeros), `Annotations`,
-`NamespaceAnnotations`, `NodeLabels` (objects). Missing fields are tolerated, a line that is no event is reported with its number.
+`NamespaceAnnotations`, `NodeLabels`, `Links` (objects). Missing fields are tolerated, a line that is no event is reported with its number.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def _identity(fields: dict[str, Any]) -> Identity:
             uid=node,
             node_labels=_mapping(fields, "NodeLabels") | labels,
             annotations=annotations,
+            links=_mapping(fields, "Links"),
         )
     namespace = _text(fields, "NamespaceName") or UNORCHESTRATED
     owner = fields.get("Owner")
@@ -127,6 +128,7 @@ def _identity(fields: dict[str, Any]) -> Identity:
         annotations=annotations,
         namespace_annotations=_mapping(fields, "NamespaceAnnotations"),
         node_labels=_mapping(fields, "NodeLabels"),
+        links=_mapping(fields, "Links"),
         orchestrated=namespace != UNORCHESTRATED,
         cluster=_text(fields, "ClusterName") or "default",
     )

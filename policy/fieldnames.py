@@ -29,6 +29,8 @@ class Finding(msgspec.Struct, frozen=True):
     suggestion: str = ""
     instead: str = ""
     """The field of the same mapping that was meant: it is then not reported as missing."""
+    place: str = ""
+    """Where the field belongs, as `shapes.where` names places: what it holds is checked as if it stood there."""
 
 
 _ENTRY: Final = {
@@ -126,8 +128,14 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             codes.UNKNOWN_FIELD, f"`{name}` is not a field of `{here}`", expected, f"did you mean `{near}`?", near
         )
     if elsewhere is not None:
+        near_places = _places(name, elsewhere, path, value)
+        places = " or ".join(f"`{target.replace('[]', '[...]')}`" for target in near_places[:2])
         return Finding(
-            codes.MISPLACED, f"`{name}` does not belong in `{here}`", expected, _move(name, elsewhere, path, value)
+            codes.MISPLACED,
+            f"`{name}` does not belong in `{here}`",
+            expected,
+            f"move it to {places}",
+            place=near_places[0],
         )
     far = nearest(name, where(kind))
     if far is not None and len(name) > 4:
@@ -157,8 +165,8 @@ def _of_other_kind(kind: type[written.AnyPolicy], struct: type, name: str) -> Fi
     return Finding(codes.WRONG_KIND, f"a {kind.__name__} has no `{name}`", ", ".join(fields(struct)), help_, instead)
 
 
-def _move(name: str, elsewhere: tuple[str, ...], path: str, value: Node) -> str:
-    """Where to move a field: the place that shares most of its path, judged by what it holds when places are equal."""
+def _places(name: str, elsewhere: tuple[str, ...], path: str, value: Node) -> list[str]:
+    """Where to move a field: the places that share most of its path, judged by what it holds when they are equal."""
 
     def shared(target: str) -> int:
         ours, theirs = path.split("."), target.split(".")
@@ -174,8 +182,7 @@ def _move(name: str, elsewhere: tuple[str, ...], path: str, value: Node) -> str:
         held = {key.text for item in _items(value) for key, _ in item.pairs if isinstance(key, Scalar)}
         order = ["spec.file." + name, "spec.process." + name]
         near = order if "readOnly" in held else order[::-1]
-    places = " or ".join(f"`{target.replace('[]', '[...]')}`" for target in near[:2])
-    return f"move it to {places}"
+    return near
 
 
 def _items(value: Node) -> list[Mapping]:

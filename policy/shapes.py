@@ -68,6 +68,18 @@ def where(kind: type) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(paths, key=lambda path: (path.count("."), path))) for name, paths in found.items()}
 
 
+def field_at(kind: type, place: str) -> tuple[FieldShape, type]:
+    """The field at one of the places that `where` names, and the struct that it is a field of."""
+    *above, last = place.split(".")
+    struct = kind
+    for name in above:
+        shape = fields(struct)[name.removesuffix("[]")].shape
+        inner = (shape.item or shape).struct
+        assert inner is not None
+        struct = inner
+    return fields(struct)[last], struct
+
+
 def _field(entry: types.Field) -> FieldShape:
     description, longest, inner = "", None, entry.type
     while isinstance(inner, types.Metadata):

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk policy` as a person meets it: tests beside a file, postures of the settings, shadow and audited policies in a backtest."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from hauberk.verbs import policy
+from hauberk.verbs.apply import files
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity, Kind
+from schemas.operations import Access, Operation
+from schemas.summary import Summary, SummaryEntry
+from sinks.store.sqlite import SqliteStore
+
+POLICY = """\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: web, namespace: shop, annotations: {{{annotations}}}}}
+spec:
+  selector: {{matchLabels: {{app: web}}}}
+  process: {{matchPaths: [{{path: /bin/ls, action: Allow}}]}}
+  file: {{matchPaths: [{{path: /etc/shadow}}]}}
+  action: Block
+"""
+EVENT = {
+    "NamespaceName": "shop",
+    "ContainerName": "web",
+    "Labels": "app=web",
+    "Operation": "Process",
+    "Resource": "/bin/cat",
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "web.yaml"
+    path.write_text(POLICY.format(annotations=""))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = policy.main([str(word) for word in words])
+    return code, capsys.readouterr().out
+
+
+def test_tests_beside_a_policy_are_found_and_are_no_policy(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beside = file.with_name("web.tests.yaml")
+    beside.write_text(json.dumps([{"event": EVENT, "expect": {"action": "Audit", "policy": "DefaultPosture"}}]))
+    assert [name for name, _ in files([str(file.parent)], False)] == [str(file)]
+    assert run(capsys, "test", "-f", file)[0] == 0
+    assert run(capsys, "test", "-f", file.parent)[0] == 0
+    code, said = run(capsys, "test", "-f", file, "--tests", beside)
+    assert (code, "1 passed, 0 failed" in said) == (0, True)
+
+
+def test_the_postures_of_the_settings_hold(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = file.with_name("events.jsonl")
+    events.write_text(json.dumps(EVENT))
+    for given, action in (
+        ((), "Audit"),
+        (("--set", "postures.file=block"), "Block"),
+        (("--set", "processor.postures.file=allow"), "Allow"),
+    ):
+        _, said = run(capsys, "test", "-f", file, "--events", events, "-o", "json", *given)
+        assert json.loads(said)["action"] == action
+
+
+def test_the_contract_of_policy_test(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = file.with_name("events.jsonl")
+    opened = EVENT | {"Operation": "File", "Resource": "/etc/shadow"}
+    events.write_text("\n".join(map(json.dumps, (EVENT, opened, opened | {"Labels": "app=db"}))))
+    _, said = run(capsys, "test", "-f", file, "--events", events, "-o", "json")
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert [(one["event"], one["action"], one["policy"]) for one in answers] == [
+        (1, "Audit", "DefaultPosture"), (2, "Block", "web"), (3, "Allow", None),
+    ]  # fmt: skip
+    assert all(list(one) == ["event", "action", "policy", "rule"] for one in answers)
+    assert [one["rule"] and one["rule"]["position"] for one in answers] == [None, "spec.file.matchPaths[0]", None]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "told", "total"),
+    [("", "Block ", "7 would be blocked, 0 audited"),
+     ("hauberk.io/mode: shadow", "Block (shadow)", "0 would be blocked, 0 audited, 7 in shadow only"),
+     ("kubearmor-policy: audited", "Audit (Block)", "0 would be blocked, 7 audited")],
+)  # fmt: skip
+def test_a_backtest_says_what_would_have_happened(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], annotations: str, told: str, total: str
+) -> None:
+    file.write_text(POLICY.format(annotations=annotations))
+    stored(tmp_path / "state")
+    code, said = run(capsys, "backtest", "-f", file, "--since", "1h", "--state", tmp_path / "state")
+    assert code == 0
+    assert f"{told}" in said
+    assert total in said
+    code, said = run(capsys, "diff", file, file, "--state", tmp_path / "state")
+    assert (code, "1 behaviours since 7d compared, 0 change" in said) == (0, True)
+
+
+def stored(state: Path) -> None:
+    state.mkdir()
+    web = Identity(kind=Kind.CONTAINER, node="n", uid="u", namespace="shop", container_name="web", labels={"app": "web"},
+                   orchestrated=True)  # fmt: skip
+    opened = Behaviour(operation=Operation.OPEN, access=Access.READ, resource="/etc/shadow", executable="/bin/cat")
+    now = time.time_ns()
+    entry = SummaryEntry(behaviour=opened, status="Allow", count=7, first=now, last=now)
+    store = SqliteStore(str(state / "summary.db"))
+    store.apply(
+        [
+            Summary(
+                node="n",
+                run="r",
+                first_frame=1,
+                last_frame=1,
+                bucket=now // 10**9 // 60 * 60,
+                identity=web,
+                entries=(entry,),
+            )
+        ],
+        [],
+    )
+    store.close()
