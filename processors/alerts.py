@@ -9,6 +9,7 @@ Neighbours: `schemas.expand` (shared fields), `processors.engine`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from typing import Final
 
 from bus.contract import Headers, Record
@@ -32,6 +33,9 @@ FEW: Final = 64
 
 _STORMS: Final = 4096
 """Identities remembered for the notice at the end of a silence."""
+
+_VERSION: Final = f"hauberk-{version('hauberk')}"
+"""In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
 
 NETWORK_POLICY: Final = "KubeArmorNetworkPolicy"
 
@@ -127,6 +131,8 @@ class Alerts:
             Rule=rule.position if rule else "",
             Mode=mode,
             Suppressed=self._throttle.told(bucket),
+            KubeArmorVersion=_VERSION,
+            UserName=entry.user,
             **identity_fields(identity),
             **log_fields(entry.behaviour, context, aux, header.architecture),
         )
@@ -156,6 +162,7 @@ class Alerts:
             DroppingAlertsInterval=settings.silence_seconds,
             Suppressed=suppressed,
             EventID=f"{identity.node}:{boot}:{word}:{identity.uid}:{policy}:{unix}",
+            KubeArmorVersion=_VERSION,
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
@@ -183,6 +190,7 @@ class Alerts:
             Result="Passed",
             Message=f"the node lost or could not read part of its events up to frame {header.number}: {text}",
             EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}",
+            KubeArmorVersion=_VERSION,
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)

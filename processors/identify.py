@@ -152,6 +152,13 @@ class Inventory:
         known = self._nodes.get(node)
         return known.host if known and known.host else Identity(kind=Kind.NODE, node=node, uid=node)
 
+    def user(self, identity: Identity, uid: int) -> str:
+        """Name of `uid` on the node; "" for a container, whose uids are names of its own, and for one nobody named."""
+        if identity.kind is Kind.CONTAINER:
+            return ""
+        known = self._nodes.get(identity.node)
+        return known.host.users.get(str(uid), "") if known is not None and known.host is not None else ""
+
     def _lookup(self, known: _Node, place: Place) -> Identity | None:
         cgroup, pid_ns, mnt_ns = place
         found = known.by_cgroup.get(cgroup)

@@ -65,7 +65,7 @@ class Entry:
     """An enriched behaviour and its verdict. `told` is what to judge with, `behaviour` what may be written down."""
 
     __slots__ = (
-        "behaviour", "identity", "log", "outcome", "plain", "raw", "rows", "scope", "shadows", "stamp", "verdict",
+        "behaviour", "identity", "log", "outcome", "plain", "raw", "rows", "scope", "shadows", "stamp", "user", "verdict",
     )  # fmt: skip
 
     behaviour: Behaviour
@@ -78,6 +78,7 @@ class Entry:
     log: bool
     rows: bool
     stamp: int
+    user: str
     plain: Behaviour | None
 
 
@@ -212,6 +213,7 @@ class Judge:
                 continue
             if entry is not None and entry.identity is identity:
                 self.revalidated += 1
+                entry.user = inventory.user(identity, raw.uid)
             else:
                 judged += 1
                 fresh = Entry()
@@ -221,6 +223,7 @@ class Judge:
                 else:
                     fresh.behaviour = tellable_behaviour(raw) if ident in odd else raw
                 fresh.identity = identity
+                fresh.user = inventory.user(identity, raw.uid)
                 fresh.plain = None
                 known = scopes.get(id(identity))
                 fresh.scope, logged = known[1] if known is not None else self._scope(identity)
@@ -243,7 +246,7 @@ class Judge:
     def with_arguments(self, entry: Entry, arguments: tuple[str, ...]) -> Entry:
         """`entry` judged again for one occurrence's arguments; not cached."""
         again = Entry()
-        for name in ("raw", "behaviour", "identity", "scope", "log", "plain", "stamp"):
+        for name in ("raw", "behaviour", "identity", "scope", "log", "plain", "stamp", "user"):
             setattr(again, name, getattr(entry, name))
         _settle(again, entry.scope.judge(entry.raw, arguments))
         again.rows = again.outcome.told or bool(again.shadows)

@@ -32,7 +32,7 @@ def telemetry(tally: Tally) -> TelemetryFrame | None:
         if place is None:
             place = index[id(entry.identity)] = len(identities)
             identities.append(entry.identity)
-        behaviours.append(Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict))
+        behaviours.append(Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict, user=entry.user))
     events = sum(tally.count(ident) for ident in logged)
     return TelemetryFrame(
         header=msgspec.structs.replace(tally.header, events=events),

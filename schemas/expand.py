@@ -25,6 +25,10 @@ from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
 ROW: Final = struct.Struct("=II" + OCCURRENCE.struct.format[1:])
 """A row with its ring header: length, page, id, time, sequence, process, pid, ppid, ns_pid, ns_ppid, ret, aux."""
 
+_ACCEPT: Final = Operation.ACCEPT
+_PEERS: Final = (Operation.CONNECT, Operation.SEND, Operation.DNS, _ACCEPT)
+"""Operations whose address is the other side's; bind and listen have their own, a socket has none."""
+
 NO_PROCESS: Final = ProcessContext(process=0)
 
 # Numbers that stand for a row's own in a template; a line whose text happens to hold one is encoded without a template.
@@ -38,7 +42,9 @@ _SLOTS: Final = (
 
 def identity_fields(identity: Identity) -> dict[str, Any]:
     """Fields of `Log` that say whose event it is."""
-    fields: dict[str, Any] = {"ClusterName": identity.cluster, "HostName": identity.node}
+    fields: dict[str, Any] = {
+        "ClusterName": identity.cluster, "HostName": identity.node, "NodeID": identity.node_id,
+    }  # fmt: skip
     if identity.kind is Kind.CONTAINER:
         owner = identity.owner
         image = identity.image
@@ -80,8 +86,8 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "Result": result_text(behaviour.result),
         "Cwd": cwd if not cwd or cwd.endswith("/") else cwd + "/",
         "TTY": process.tty,
-        "RemoteAddress": behaviour.address if cls is Class.NETWORK else "",
-        "RemotePort": behaviour.port if cls is Class.NETWORK and behaviour.operation is not Operation.ACCEPT else 0,
+        "RemoteAddress": behaviour.address if behaviour.operation in _PEERS else "",
+        "RemotePort": behaviour.port if behaviour.operation in _PEERS and behaviour.operation is not _ACCEPT else 0,
     }
 
 
@@ -163,6 +169,7 @@ def _log(
         Type="ContainerLog" if identity.kind is Kind.CONTAINER else "HostLog",
         EventID=event_id(header.node, header.boot, sequence),
         Count=count,
+        UserName=entry.user,
         **identity_fields(identity),
         **log_fields(entry.behaviour, made, aux, header.architecture),
     )
@@ -197,6 +204,7 @@ def _template(
             PID=_NS_PID,
             Type="ContainerLog" if identity.kind is Kind.CONTAINER else "HostLog",
             EventID=event_id(header.node, header.boot, _SEQUENCE),
+            UserName=entry.user,
             **identity_fields(identity),
             **log_fields(
                 entry.behaviour, process_of(entry.behaviour, processes, process, sequence), aux, header.architecture

@@ -60,6 +60,10 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     cluster: str = "default"
     links: dict[str, str] = {}
     """What paths named by policies really are in this root, where they differ: `/bin/sh` -> `/usr/bin/dash`, `/bin/` -> `/usr/bin/`."""
+    node_id: str = ""
+    """The node's machine id, the same for everything on it."""
+    users: dict[str, str] = {}
+    """NODE only: user names by uid (as text), from the node's `/etc/passwd`."""
 
     @property
     def key(self) -> bytes:

@@ -23,6 +23,8 @@ class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     identity: int
     verdict: Verdict
     log: bool = True
+    user: str = ""
+    """Name of the acting uid on the node; "" for containers, whose uids are names of their own."""
 
 
 class ProcessContext(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):

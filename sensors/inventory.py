@@ -11,6 +11,7 @@ asks), `containers.cgroups` (what paths mean), the sensor agent (who calls `on_c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 import time
@@ -31,6 +32,7 @@ from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
 from sensors.containers.said import Said
+from sensors.containers.users import Users
 from sensors.links import Links
 
 
@@ -96,6 +98,8 @@ class Inventory:
         self._dirty: dict[str, Identity | None] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._said = Said()
+        self._users = Users()
+        self._node_id = _word("/etc/machine-id") or hashlib.sha256(self.node.encode()).hexdigest()
         self._wake = asyncio.Event()
         self._links = Links(bus)
         self._looking = False
@@ -179,7 +183,7 @@ class Inventory:
             self._uid_of[id_] = uid
             self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure,
                                node_labels=self._settings.node_labels, started=time.time(),
-                               cluster=self._settings.cluster, links=self._links.host))  # fmt: skip
+                               node_id=self._node_id, cluster=self._settings.cluster, links=self._links.host))  # fmt: skip
             if not sure:
                 self._ask(uid, Place("", path), HOST_ANSWER)
 
@@ -211,7 +215,7 @@ class Inventory:
                 kind=Kind.CONTAINER, node=self.node, uid=place.id, complete=False, container_name=place.id[:12],
                 namespace="" if place.pod_uid else self._settings.container_namespace, pod_uid=place.pod_uid,
                 runtime=place.runtime, orchestrated=bool(place.pod_uid), node_labels=self._settings.node_labels,
-                started=time.time(), cluster=self._settings.cluster,
+                started=time.time(), node_id=self._node_id, cluster=self._settings.cluster,
             )  # fmt: skip
             known = self._said.of(known)
         ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
@@ -333,7 +337,7 @@ class Inventory:
             pod=found.pod, pod_uid=found.pod_uid, labels=found.labels, annotations=found.annotations,
             node_labels=self._settings.node_labels, runtime=found.runtime, orchestrated=found.orchestrated,
             privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(),
-            cluster=self._settings.cluster, links=links,
+            node_id=self._node_id, cluster=self._settings.cluster, links=links,
         )  # fmt: skip
         if identity != before:
             self._put(identity)
@@ -344,16 +348,18 @@ class Inventory:
     def _node_identity(self) -> Identity:
         pid_ns, mnt_ns = cgroups.namespaces(1)
         boot = _word("/proc/sys/kernel/random/boot_id")
-        self._uid_of[cgroups.cgroup_id(self._mount, "/")] = uid = f"node-{_word('/etc/machine-id') or self.node}"
+        self._uid_of[cgroups.cgroup_id(self._mount, "/")] = uid = f"node-{self._node_id}"
         labels = {"kubernetes.io/hostname": self.node, "kubearmor.io/hostname": self.node, **self._settings.node_labels}
         return Identity(
             kind=Kind.NODE, node=self.node, uid=uid, cgroups=(cgroups.cgroup_id(self._mount, "/"),), cgroup_path="/",
             pid_ns=pid_ns, mnt_ns=mnt_ns, labels=labels, node_labels=labels, root_pid=1, started=time.time(),
-            annotations={"hauberk.io/boot-id": boot}, cluster=self._settings.cluster,
+            annotations={"hauberk.io/boot-id": boot}, users=self._users.names, node_id=self._node_id, cluster=self._settings.cluster,
         )  # fmt: skip
 
     def _rescan(self) -> None:
         """What the kernel's records did not tell: cgroups made before us or lost in a full ring; and what may be forgotten."""
+        if self._users.changed():
+            self._put(self._node_identity())
         seen = dict(cgroups.scan(self._mount))
         for id_, path in seen.items():
             self._born(id_, path)

@@ -63,5 +63,5 @@ def stands_for(one: WorkloadSettings, id_: int, path: str, like: Identity) -> Id
     return Identity(
         kind=Kind.CONTAINER, node=like.node, uid=f"workload-{one.name}-{id_}", cgroups=(id_,), cgroup_path=path,
         container_name=one.name, namespace=one.namespace, labels=one.labels, annotations=one.annotations, node_labels=like.node_labels,
-        runtime="declared", cluster=like.cluster,
+        runtime="declared", cluster=like.cluster, node_id=like.node_id,
     )  # fmt: skip

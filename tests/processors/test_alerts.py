@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.expand import logs
 from schemas.operations import Access, Backend, Operation
 from schemas.topics import ALERTS
 
@@ -237,3 +238,24 @@ async def test_names_that_are_not_utf8_are_told(node, stage, make_policy):
     assert alert.Resource == "/tmp/\\xff\\xfe"
     assert stage.counted() == 1
     assert len(stage.telemetry) == 1
+
+
+async def test_a_host_alert_names_the_user_and_the_node(node, stage, host, replace, make_policy):
+    stage.identity(replace(host, node_id="bf0f", users={"0": "root", "1000": "alice"}))
+    stage.policies(make_policy("KubeArmorHostPolicy", file={"matchPaths": [{"path": "/etc/shadow"}]}, action="Audit"))
+    for uid in (1000, 1001):
+        node.row(node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257, cgroup=1, pid_ns=1, mnt_ns=2, uid=uid))
+    await stage.take(node.record())
+    alice, nobody = stage.alerts
+    assert (alice.UserName, alice.NodeID, nobody.UserName) == ("alice", "bf0f", "")
+    assert alice.KubeArmorVersion.startswith("hauberk-")
+    assert [log.UserName for frame in stage.telemetry for log in logs(frame)] == ["alice", ""]
+
+
+async def test_only_a_peer_is_remote(node, stage, make_policy):
+    stage.policies(make_policy(network={"matchProtocols": [{"protocol": "tcp"}]}, action="Audit"))
+    of = {**INET, "address": "10.0.0.9", "port": 443}
+    for operation, call in ((Operation.SOCKET, 41), (Operation.BIND, 49), (Operation.CONNECT, 42)):
+        node.row(node.behaviour(operation, "", syscall=call, **of))
+    await stage.take(node.record())
+    assert [(alert.RemoteAddress, alert.RemotePort) for alert in stage.alerts] == [("", 0), ("", 0), ("10.0.0.9", 443)]
