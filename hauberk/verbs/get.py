@@ -61,7 +61,8 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     for record in (await bus.latest(ENFORCEMENT_STATUS)).values():
         if record.value:
             for refusal in decode_receipt(record.value).refused:
-                refused[refusal.ref.policy] = refused.get(refusal.ref.policy, 0) + 1
+                whose = f"{refusal.ref.kind}/{refusal.ref.namespace}/{refusal.ref.policy}"
+                refused[whose] = refused.get(whose, 0) + 1
     hits = await _hits(bus)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
@@ -80,12 +81,12 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         selector = spec.get("selector") or spec.get("nodeSelector") or {}
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
         told = hits.get(key.decode()) or PolicyHits(rules=[])
-        values.append(document | {"status": plain(told) | {"rulesNotEnforced": refused.get(name, 0)}})
+        values.append(document | {"status": plain(told) | {"rulesNotEnforced": refused.get(key.decode(), 0)}})
         each = " ".join(
             f"{row.rule.removeprefix('spec.')}={row.hits or row.shadow}" for row in told.rules if row.hits or row.shadow
         )
         rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told.hits, told.shadow,
-                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(name, 0), told.suppressed, each or "-"))  # fmt: skip
+                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(key.decode(), 0), told.suppressed, each or "-"))  # fmt: skip
         names.append(f"{short}/{name}")
     return Listing(
         ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "SHADOW HITS", "AGE"),
@@ -227,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit 1 when something named is not there."""
     import sys
 
-    given = parser().parse_args(argv)
+    given = parser().parse_intermixed_args(argv)  # names may stand behind options, as kubectl takes them
 
     async def work(bus: Bus) -> int:
         before = None
