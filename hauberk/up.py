@@ -27,6 +27,7 @@ from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsEr
 if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
+    from processors.engine import Processor
     from sensors.inventory import Inventory
     from sensors.node import Node
     from sinks.engine import SinkEngine
@@ -124,10 +125,10 @@ async def _run(
     await sinks.check()
     async with contextlib.AsyncExitStack() as opened:
         if given.replay:
-            wanted = _replay(bus, settings, given, over)
+            wanted, processor = _replay(bus, settings, given, over)
         else:
             try:
-                wanted = await _live(bus, settings, sinks, opened)
+                wanted, processor = await _live(bus, settings, sinks, opened)
             except HauberkError:
                 # Ctrl-C reaches the loader too; what it then says is no news.
                 if over.is_set():
@@ -146,6 +147,12 @@ async def _run(
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling)], over, signals=False)
     print("hauberk: ended", file=sys.stderr)
+    if buried := processor.pump.stats.dead:
+        print(
+            f"hauberk: {buried} frame{'s' * (buried != 1)} could not be judged and went to the dead letters; "
+            "`hauberk topic tail dead --from earliest` says why",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -158,7 +165,7 @@ async def _watch(bus: Bus) -> None:
 
 async def _live(
     bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack
-) -> list[tuple[str, service.Stage]]:
+) -> tuple[list[tuple[str, service.Stage]], Processor]:
     from sensors.inventory import Inventory
 
     inventory = Inventory(bus, settings.inventory)
@@ -176,7 +183,9 @@ async def _live(
     })  # fmt: skip
     _say_enforcing(settings)
     opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
-    return [("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)]
+    return [
+        ("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)
+    ], processor  # fmt: skip
 
 
 async def tell_runtimes(inventory: Inventory) -> None:
@@ -205,14 +214,14 @@ def _say_enforcing(settings: Configuration) -> None:
 
 def _replay(
     bus: Bus, settings: Configuration, given: argparse.Namespace, over: asyncio.Event
-) -> list[tuple[str, service.Stage]]:
+) -> tuple[list[tuple[str, service.Stage]], Processor]:
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
     _, playing = stages.replay(bus, wanted, over)
-    _, judging = stages.processor(bus, settings)
+    processor, judging = stages.processor(bus, settings)
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
-    return [("replay", playing), ("processor", judging)]
+    return [("replay", playing), ("processor", judging)], processor
 
 
 async def _say_where(bus: Bus, settings: Configuration, sinks: SinkEngine) -> None:

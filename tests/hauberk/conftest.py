@@ -70,6 +70,7 @@ class Hauberk:
         self.state = state or home / "state"
         self.sinks = [{"type": "prometheus", "port": 0}] if sinks is None else sinks
         self.pins = PINS
+        self.program = PROGRAM
         self._running: list[Running] = []
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -80,10 +81,16 @@ class Hauberk:
         } | more  # fmt: skip
 
     def __call__(
-        self, *words: str, before: Sequence[str] = (), stdin: str | None = None, seconds: float = 60, **more: str
+        self,
+        *words: str,
+        before: Sequence[str] = (),
+        stdin: str | None = None,
+        seconds: float = 60,
+        program: str = PROGRAM,
+        **more: str,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*before, PROGRAM, *words], cwd=self.home, env=self.environment(**more), capture_output=True, text=True,
+            [*before, program, *words], cwd=self.home, env=self.environment(**more), capture_output=True, text=True,
             timeout=seconds, check=False, input=stdin,
         )  # fmt: skip
 

@@ -283,6 +283,7 @@ def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(hauberk: Any
     assert {json.loads(line)["headers"]["dead.topic"] for line in lines} == {"events.raw"}
     assert up.end() == 0
     assert "Traceback" not in up.said()
+    assert "3 frames could not be judged and went to the dead letters" in up.said()
     assert hauberk.replay().returncode == 0
     assert "audit-password-hashes" in hauberk("get", "alerts").stdout
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`node`, `processor`, `enforcer` and `sink` as four processes over one embedded bus; the node killed and started again; their memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("live")]
+
+NAME = f"hauberk-parts-{os.getpid()}"
+NODE_MB, UP_MB = 40, 90
+POLICY = f"""\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata:
+  name: parts
+spec:
+  selector:
+    matchLabels:
+      kubearmor.io/container.name: {NAME}
+  severity: 5
+  message: told by parts
+  network:
+    matchProtocols:
+    - protocol: tcp
+  file:
+    action: Audit
+    matchDirectories:
+    - dir: /tmp/{NAME}/
+      recursive: true
+  action: Block
+"""
+
+
+def cgroup_root() -> str:
+    return next(
+        line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"
+    )
+
+
+class Workload:
+    """A cgroup of the test's own that is declared as a container."""
+
+    def __init__(self) -> None:
+        self.full = Path(cgroup_root(), NAME)
+        self.full.mkdir()
+        self.files = Path("/tmp", NAME)
+        self.files.mkdir()
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/sh", "-c", f'echo $$ > {self.full}/cgroup.procs && exec "$@"', "sh", *command],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def touch(self, names: list[str]) -> None:
+        """Make these files from inside, one open(2) each."""
+        code = "import sys\nfor name in sys.argv[1:]: open(name, 'w').close()"
+        done = self.run(sys.executable, "-S", "-c", code, *[str(self.files / name) for name in names])
+        assert done.returncode == 0, done.stderr
+
+    def connect(self, port: int) -> str:
+        code = (
+            f"import socket,errno\ntry:\n socket.create_connection(('127.0.0.1',{port}),5)\n print('ok')\n"
+            "except OSError as e:\n print(errno.errorcode[e.errno])"
+        )
+        return self.run(sys.executable, "-S", "-c", code).stdout.strip()
+
+    def close(self) -> None:
+        for file in self.files.iterdir():
+            file.unlink()
+        self.files.rmdir()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.full.rmdir()
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[int]:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        made.listen(100)
+        yield made.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def parts(make_hauberk: Callable[..., Any]) -> Iterator[Any]:
+    """Four running parts and the workload, with the policy in force."""
+    made = make_hauberk()
+    made.sinks = [{"type": "file", "path": f"{made.state}/alerts.jsonl"}]
+    made.pins += "-parts"
+    made.more = {
+        "HAUBERK__INVENTORY__WORKLOADS": json.dumps([{"name": NAME, "cgroup": f"/{NAME}"}]),
+        "HAUBERK__INVENTORY__RUNTIMES": "[]", "HAUBERK__SENSOR__LOAD__HOST_VISIBILITY": "0",
+    }  # fmt: skip
+    made.workload = Workload()
+    try:
+        made.started = {name: made.start(name, **made.more) for name in ("processor", "enforcer", "sink", "node")}
+        for part in made.started.values():
+            part.ready()
+        (made.home / "policy.yaml").write_text(POLICY)
+        done = made("apply", "-f", "policy.yaml", "--wait", "60", seconds=90)
+        assert done.returncode == 0, done.stderr
+        yield made
+    finally:
+        made.close()
+        made.workload.close()
+        subprocess.run([sys.executable, "-c", "import sys; from kernel.loading import unload; unload(sys.argv[1])", made.pins], check=True)  # fmt: skip
+    for name, part in made.started.items():
+        assert "Traceback" not in part.said(), (name, part.said())
+    assert not Path(made.pins).exists()
+
+
+def alerts(parts: Any) -> list[dict[str, Any]]:
+    file = parts.state / "alerts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """(VmRSS, Pss) in MB."""
+    resident = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    share = re.search(r"(?m)^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    assert resident is not None
+    assert share is not None
+    return int(resident[1]) / 1024, int(share[1]) / 1024
+
+
+def test_an_event_becomes_an_alert_and_a_connection_is_denied(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip
+    wait_for(lambda: parts.workload.connect(listener) == "EPERM")
+    parts.workload.touch(["first"])
+    found = wait_for(lambda: [one for one in alerts(parts) if one["Resource"].endswith("/first")])
+    assert found[0]["PolicyName"] == "parts"
+    assert found[0]["ContainerName"] == NAME
+    assert found[0]["Action"] == "Audit"
+
+
+def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip
+    wait_for(lambda: parts.workload.connect(listener) == "EPERM")
+    before = parts.started["node"]
+    parts.workload.touch(["before"])
+    wait_for(lambda: any(one["Resource"].endswith("/before") for one in alerts(parts)))
+    before.process.send_signal(signal.SIGKILL)
+    before.process.wait(10)
+    names = [f"meanwhile-{number}" for number in range(200)]
+    assert parts.workload.connect(listener) == "EPERM", "enforcement went on"
+    parts.workload.touch(names)
+    parts.started["node"] = again = parts.start("node", **parts.more)
+    again.ready()
+    parts.workload.touch(["after"])
+    wait_for(lambda: any(one["Resource"].endswith("/after") for one in alerts(parts)))
+    told = alerts(parts)
+    paths = [one["Resource"].rsplit("/", 1)[-1] for one in told]
+    missing = set(names) - set(paths)
+    lost = [one for one in told if one.get("Operation") == "Loss" or "lost" in str(one.get("Message", "")).lower()]
+    assert not missing, f"{len(missing)} of {len(names)} events from when the node was away; told losses: {lost}"
+    idents = [one["EventID"] for one in told]
+    assert len(set(idents)) == len(idents), "ids are unique across the restart"
+    boots = {ident.rsplit(":", 1)[0] for ident in idents if ident.rsplit("/", 1)[-1]}
+    assert len(boots) == 1, boots
+    assert parts.workload.connect(listener) == "EPERM"
+
+
+def test_memory_of_the_parts(parts: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    time.sleep(max(0.0, 10 - time.monotonic() + float(getattr(parts, "steady", time.monotonic()))))
+    found = {name: memory(part.process.pid) for name, part in parts.started.items()}
+    with capsys.disabled():
+        print("".join(f"\n  hauberk {name}: {rss:.1f} MB resident, {pss:.1f} MB Pss" for name, (rss, pss) in found.items()))  # fmt: skip
+    assert found["node"][0] < NODE_MB
+
+
+def test_memory_of_up(hauberk: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    hauberk.sinks = [{"type": "file", "path": f"{hauberk.state}/alerts.jsonl"}, {"type": "store", "path": f"{hauberk.state}/summary.db"},
+                     {"type": "prometheus", "port": 0}]  # fmt: skip
+    hauberk.pins += "-up"
+    up = hauberk.start("up", "-q")
+    up.ready()
+    time.sleep(10)
+    rss, pss = memory(up.process.pid)
+    with capsys.disabled():
+        print(f"\n  hauberk up: {rss:.1f} MB resident, {pss:.1f} MB Pss")
+    assert up.end() == 0
+    assert rss < UP_MB
