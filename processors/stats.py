@@ -20,7 +20,7 @@ class ProcessorStats(msgspec.Struct):
     revalidated: int = 0
     alerts: dict[str, int] = {}
     telemetry_events: int = 0
-    summary_events: int = 0
+    counted_events: int = 0
     parked_events: int = 0
     waiting: int = 0
     told_unknown: int = 0

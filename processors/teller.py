@@ -42,7 +42,7 @@ class Counts(msgspec.Struct):
     frames: int = 0
     events: int = 0
     telemetry_events: int = 0
-    summary_events: int = 0
+    counted_events: int = 0
     told_unknown: int = 0
     undefined: int = 0
     repeats: int = 0
@@ -145,7 +145,7 @@ class Teller:
         for group in self._ledger.groups(now, closing):
             said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
             self.outbox.summaries += said
-            self.counts.summary_events += sum(page.events for page in group)
+            self.counts.counted_events += sum(page.events for page in group)
             self.groups.append(group)
 
     def discard(self) -> None:

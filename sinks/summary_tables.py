@@ -7,6 +7,7 @@ query, `table_text` prints, the CLI and the page call both.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -25,6 +26,13 @@ CONNECTION_COLUMNS: Final = (
     "PROTOCOL", "COMMAND", "POD/SVC/IP", "PORT", "NAMESPACE", "LABELS", "COUNT", "LAST UPDATED TIME",
 )  # fmt: skip
 BIND_COLUMNS: Final = ("PROTOCOL", "COMMAND", "BIND PORT", "BIND ADDRESS", "COUNT", "LAST UPDATED TIME")
+
+FAILED: Final = "Failed"
+"""Beside KubeArmor's Allow, Audit and Deny: the path search of a shell, a file that is not there, a port nobody listens on."""
+_EINPROGRESS: Final = -errno.EINPROGRESS
+_EINTR: Final = -errno.EINTR
+_NETLINK: Final = 16
+"""AF_NETLINK (include/linux/socket.h): talk with the kernel, not a connection."""
 
 FOLD_AT: Final = 4
 """With `agg`, this many distinct paths in one directory become the directory. By feel: three are still read one by one."""
@@ -93,12 +101,12 @@ def build(rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Pe
         behaviour = row.behaviour
         cls = behaviour.cls
         if behaviour.operation is Operation.EXEC or cls is Class.FILE:
-            _sum(paths[cls], (behaviour.executable, behaviour.resource, row.status), row)
-        elif cls is Class.NETWORK and (table := _side(behaviour.operation)):
+            _sum(paths[cls], (behaviour.executable, behaviour.resource, _status(row)), row)
+        elif cls is Class.NETWORK and behaviour.family != _NETLINK and (table := _side(behaviour.operation)):
             protocol = _protocol(behaviour)
             peer = behaviour.address or behaviour.resource
             port = behaviour.port
-            _sum(peers[table], (protocol, behaviour.executable, peer, port, row.status), row)
+            _sum(peers[table], (protocol, behaviour.executable, peer, port, _status(row)), row)
     if agg:
         # Files alone: which program was started is never too much to tell.
         paths[Class.FILE] = _fold(paths[Class.FILE])
@@ -127,6 +135,12 @@ def _protocol(behaviour: Behaviour) -> str:
     if behaviour.family in (socket_names.INET, socket_names.INET6):
         return socket_names.protocol(behaviour.protocol, behaviour.socket_type, behaviour.family)
     return socket_names.family(behaviour.family)
+
+
+def _status(row: Row) -> str:
+    """What became of it: a call that no policy speaks of and that failed by itself was not allowed by anybody."""
+    failed = row.behaviour.result not in (0, _EINPROGRESS, _EINTR)
+    return FAILED if failed and row.status == "Allow" else row.status
 
 
 def _side(operation: Operation) -> str:

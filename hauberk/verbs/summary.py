@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     finally:
         reader.close()
     if given.output == "json":
-        sys.stdout.buffer.write(as_json(tables) + b"\n")
+        sys.stdout.buffer.write(as_json(tables, kinds) + b"\n")
     elif given.output == "csv":
         sys.stdout.write(as_csv(tables, kinds))
     elif tables:

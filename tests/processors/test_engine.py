@@ -169,7 +169,7 @@ async def test_a_bug_in_one_frame_does_not_stop_a_node(node, host, web):
     settings = ProcessorSettings(pump=PumpSettings(retry_first=0.01, max_wait=0.1))
     processor = Processor(bus, settings, compile_documents=lambda documents: Faulty())
     task = asyncio.create_task(processor.run())
-    await until(lambda: bus.published.get("dead") and processor.stats().summary_events == 2)
+    await until(lambda: bus.published.get("dead") and processor.stats().counted_events == 2)
     processor.stop()
     await task
     assert await bus.lag("processors") == {"events.raw": 0}

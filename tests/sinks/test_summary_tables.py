@@ -138,3 +138,27 @@ def test_json_and_csv(row):
 
 def test_nothing_seen_is_said():
     assert "Nothing was seen" in table_text.text(summary_tables.build([]))
+
+
+def test_what_failed_by_itself_was_not_allowed(row):
+    rows = [
+        row(3, operation=Operation.EXEC, resource="/usr/local/bin/ls", result=-2),
+        row(1, operation=Operation.EXEC, resource="/bin/ls"),
+        row(1, "Audit", operation=Operation.EXEC, resource="/bin/id", result=-13),
+        row(2, resource="/etc/missing", result=-2),
+        row(1, **connection(Operation.CONNECT, address="10.0.0.1", port=9, result=-111)),
+        row(1, **connection(Operation.CONNECT, address="10.0.0.1", port=80, result=-115)),
+        row(5, **{**connection(Operation.BIND), "family": 16}),
+    ]
+    tables = summary_tables.build(rows)
+    assert [(line.destination, line.status) for line in tables.process] == [
+        ("/usr/local/bin/ls", "Failed"), ("/bin/id", "Audit"), ("/bin/ls", "Allow"),
+    ]  # fmt: skip
+    assert [line.status for line in tables.file] == ["Failed"]
+    assert [(line.port, line.status) for line in tables.egress] == [(9, "Failed"), (80, "Allow")]
+    assert tables.bind == ()
+
+
+def test_json_has_what_was_asked_for(row):
+    (found,) = json.loads(table_text.as_json([summary_tables.build([row()])], ["process", "bind"]))
+    assert list(found) == ["header", "process", "bind"]
