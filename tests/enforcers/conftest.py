@@ -31,6 +31,7 @@ from enforcers.planner import PlannerEngine, PlannerSettings
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from policy.documents import key, to_json
 from policy.parse import parse
+from policy.ruleset import PostureSettings
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
 from schemas.identity import encode as encode_identity
@@ -201,9 +202,9 @@ async def wait_until(ask: Callable[[], Any], seconds: float = 15.0) -> Any:
 class House:
     """Planner and enforcement on one bus, as `hauberk up` runs them."""
 
-    def __init__(self, pin_dir: str, state_dir: Path, plan: PlanSettings) -> None:
+    def __init__(self, pin_dir: str, state_dir: Path, plan: PlanSettings, postures: PostureSettings) -> None:
         self.bus = MemoryBus()
-        self.planner = PlannerEngine(self.bus, PlannerSettings(plan=plan))
+        self.planner = PlannerEngine(self.bus, PlannerSettings(plan=plan, postures=postures))
         self.agent = Enforcement(self.bus, pin_dir, NODE, EnforceSettings(state_dir=str(state_dir), grace_seconds=0.05))
 
     async def know(self, *identities: Identity) -> None:
@@ -231,8 +232,8 @@ class House:
 @pytest.fixture
 def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def opened(**settings: Any) -> AsyncIterator[House]:
-        one = House(pin_dir, tmp_path / "state", PlanSettings(**settings))
+    async def opened(postures: PostureSettings | None = None, **settings: Any) -> AsyncIterator[House]:
+        one = House(pin_dir, tmp_path / "state", PlanSettings(**settings), postures or PostureSettings())
         tasks = [asyncio.create_task(one.planner.run()), asyncio.create_task(one.agent.run())]
         try:
             await one.until(lambda: any(task.done() for task in tasks) or one.agent.ready.is_set())

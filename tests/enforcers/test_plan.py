@@ -11,12 +11,14 @@ import pytest
 
 from enforcers.plan import Planner, PlanSettings
 from enforcers.protected import EXECUTABLES, chosen
-from policy.ruleset import compile_ruleset
+from policy.ruleset import PostureSettings, compile_ruleset
+from policy.visibility import bits
 from schemas.enforcement import decode_plan, encode
 from schemas.identity import Kind
 from schemas.operations import Class
 from schemas.verdict import Action
 
+ALL = bits(Class)
 TCP = "network: {matchProtocols: [{protocol: tcp}]}, action: Block"
 BIN = "process: {matchDirectories: [{dir: /usr/sbin/}]}, file: {matchPaths: [{path: /etc/shadow}]}, action: Block"
 HSP = """---
@@ -121,3 +123,47 @@ def test_containers_get_no_exceptions(policies: Any, ksp: Any, identity: Any) ->
     documents = policies(ksp("a", BIN, "{hauberk.io/signal: enabled}"))
     (scope,) = Planner(compile_ruleset(documents)).plan("n1", [identity(box(1))], 1).scopes
     assert {rule.action for rule in scope.paths} == {Action.BLOCK}
+
+
+def machine(identity: Any) -> Any:
+    return identity(box(0), kind=Kind.NODE, namespace="", labels={}, cgroup_path="/")
+
+
+def test_scopes_for_visibility_only_where_it_differs(identity: Any) -> None:
+    off = PostureSettings(host_visibility=("none",))
+    boxes = [identity(box(n)) for n in range(1, 4)]
+    own = identity(box(9), annotations={"kubearmor-visibility": "file"})
+    plan = Planner(compile_ruleset([])).plan("n1", [machine(identity), *boxes, own], 1)
+    assert (plan.host_visibility, plan.new_visibility, plan.host_cgroups) == (ALL, ALL, ())
+    assert [(one.cgroups, one.visibility) for one in plan.scopes] == [((109,), 1 << Class.FILE)]
+    service = identity(box(7), kind=Kind.HOST, namespace="", labels={})
+    unsure = identity(box(8), kind=Kind.HOST, namespace="", labels={}, complete=False)
+    plan = Planner(compile_ruleset([], off)).plan("n1", [machine(identity), *boxes, service, unsure], 1)
+    assert (plan.host_visibility, plan.new_visibility, plan.host_cgroups) == (0, ALL, (107,))
+    assert [one.visibility for one in plan.scopes] == [ALL] * 3
+    # The node is not known yet: its kernel keeps what the sensor was told.
+    plan = Planner(compile_ruleset([], off)).plan("n1", boxes, 1)
+    assert (plan.host_visibility, plan.new_visibility) == (-1, -1)
+
+
+def test_who_is_not_described_yet_is_watched_for_every_rule(policies: Any, ksp: Any, identity: Any) -> None:
+    none = PostureSettings(visibility=("none",), host_visibility=("none",))
+    ruleset = compile_ruleset(policies(ksp("a", "file: {matchPaths: [{path: /etc/shadow}]}, action: Audit")), none)
+    stranger = identity(box(1), labels={}, complete=False)
+    plan = Planner(ruleset).plan("n1", [machine(identity), stranger, identity(box(2), labels={})], 1)
+    assert {one.cgroups: one.visibility for one in plan.scopes} == {(101,): 1 << Class.FILE, (102,): 0}
+    assert plan.new_visibility == 1 << Class.FILE
+
+
+def test_what_is_told_is_never_more_than_what_is_watched(policies: Any, ksp: Any, identity: Any) -> None:
+    words = ("process", "file", "network", "capabilities", "dns", "none")
+    ruleset = compile_ruleset(policies(ksp("a", TCP)), PostureSettings(visibility=("process",)))
+    digests = set()
+    for word in words:
+        who = identity(box(1), annotations={"kubearmor-visibility": word})
+        plan = Planner(ruleset).plan("n1", [machine(identity), who], 1)
+        (scope,) = plan.scopes
+        assert bits(ruleset.scope(who).visible) & ~scope.visibility == 0
+        assert scope.visibility >> Class.NETWORK & 1  # the rule asks for it
+        digests.add((scope.visibility, plan.digest))
+    assert len({digest for _, digest in digests}) == len({visible for visible, _ in digests}) == 3
