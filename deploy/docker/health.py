@@ -55,7 +55,9 @@ async def processor() -> str:
         await bus.close()
     if after is None:
         return f"expected a group `{group}` on the bus, there is none: nothing has been read yet"
-    return f"expected group `{group}` to get on, it stands {behind} records behind" if after == before and behind else ""
+    return (
+        f"expected group `{group}` to get on, it stands {behind} records behind" if after == before and behind else ""
+    )
 
 
 async def enforcer() -> str:
