@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: help, wrong verbs, completion, start-up time."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,13 +31,14 @@ def test_wrong_verb_is_told_and_a_near_one_offered(capsys: pytest.CaptureFixture
 
 
 def test_help_takes_less_than_100_ms() -> None:
+    """Processor time, which the machine's other work cannot lengthen much; `make bench` measures the clock's."""
     taken = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([PROGRAM, "--help"], capture_output=True, check=True)
-        taken.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert b"Usage: hauberk VERB" in done.stdout
-    # The best of five: the machine may be busy with other tests.
     assert min(taken) < 0.1
 
 
