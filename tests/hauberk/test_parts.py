@@ -108,7 +108,7 @@ def parts(make_hauberk: Callable[..., Any]) -> Iterator[Any]:
     made.pins += "-parts"
     made.more = {
         "HAUBERK__INVENTORY__WORKLOADS": json.dumps([{"name": NAME, "cgroup": f"/{NAME}"}]),
-        "HAUBERK__INVENTORY__RUNTIMES": "[]", "HAUBERK__SENSOR__LOAD__HOST_VISIBILITY": "0",
+        "HAUBERK__INVENTORY__RUNTIMES": "[]", "HAUBERK__PROCESSOR__THROTTLE__MAX_ALERTS_PER_SECOND": "0", "HAUBERK__SENSOR__LOAD__HOST_VISIBILITY": "0",
     }  # fmt: skip
     made.workload = Workload()
     try:
@@ -145,7 +145,7 @@ def memory(pid: int) -> tuple[float, float]:
 def test_an_event_becomes_an_alert_and_a_connection_is_denied(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip
     wait_for(lambda: parts.workload.connect(listener) == "EPERM")
     parts.workload.touch(["first"])
-    found = wait_for(lambda: [one for one in alerts(parts) if one["Resource"].endswith("/first")])
+    found = wait_for(lambda: [one for one in alerts(parts) if one.get("Resource", "").endswith("/first")])
     assert found[0]["PolicyName"] == "parts"
     assert found[0]["ContainerName"] == NAME
     assert found[0]["Action"] == "Audit"
@@ -155,7 +155,7 @@ def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: i
     wait_for(lambda: parts.workload.connect(listener) == "EPERM")
     before = parts.started["node"]
     parts.workload.touch(["before"])
-    wait_for(lambda: any(one["Resource"].endswith("/before") for one in alerts(parts)))
+    wait_for(lambda: any(one.get("Resource", "").endswith("/before") for one in alerts(parts)))
     before.process.send_signal(signal.SIGKILL)
     before.process.wait(10)
     names = [f"meanwhile-{number}" for number in range(200)]
@@ -164,9 +164,9 @@ def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: i
     parts.started["node"] = again = parts.start("node", **parts.more)
     again.ready()
     parts.workload.touch(["after"])
-    wait_for(lambda: any(one["Resource"].endswith("/after") for one in alerts(parts)))
+    wait_for(lambda: any(one.get("Resource", "").endswith("/after") for one in alerts(parts)))
     told = alerts(parts)
-    paths = [one["Resource"].rsplit("/", 1)[-1] for one in told]
+    paths = [one.get("Resource", "").rsplit("/", 1)[-1] for one in told]
     missing = set(names) - set(paths)
     lost = [one for one in told if one.get("Operation") == "Loss" or "lost" in str(one.get("Message", "")).lower()]
     assert not missing, f"{len(missing)} of {len(names)} events from when the node was away; told losses: {lost}"
@@ -178,7 +178,7 @@ def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: i
 
 
 def test_memory_of_the_parts(parts: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    time.sleep(max(0.0, 10 - time.monotonic() + float(getattr(parts, "steady", time.monotonic()))))
+    time.sleep(10)  # what is measured is the steady state
     found = {name: memory(part.process.pid) for name, part in parts.started.items()}
     with capsys.disabled():
         print("".join(f"\n  hauberk {name}: {rss:.1f} MB resident, {pss:.1f} MB Pss" for name, (rss, pss) in found.items()))  # fmt: skip
