@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -116,6 +116,10 @@ def _decoded(data: bytes) -> Any:
         raise DecodeError(f"expected JSON from the Docker API, got {error}") from error
 
 
+ANNOTATIONS: Final = ("kubearmor-policy", "kubearmor-visibility")
+"""Labels that count as annotations of the same name."""
+
+
 def found(seen: dict[str, Any]) -> Found:
     """What `/containers/ID/json` says, in our words. Containers of cri-dockerd carry their pod in labels."""
     config, state, host = seen.get("Config") or {}, seen.get("State") or {}, seen.get("HostConfig") or {}
@@ -131,6 +135,8 @@ def found(seen: dict[str, Any]) -> Found:
         pod=pod,
         pod_uid=labels.get("io.kubernetes.pod.uid", ""),
         labels=labels,
+        # Docker has had annotations since 24.0; before that a label is all a person can give a container.
+        annotations={key: labels[key] for key in ANNOTATIONS if key in labels} | (host.get("Annotations") or {}),
         orchestrated=bool(pod),
         privileged=bool(host.get("Privileged")),
         root_pid=int(state.get("Pid") or 0),

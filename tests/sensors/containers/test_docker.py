@@ -15,7 +15,7 @@ import pytest
 from schemas.errors import PermissionMissing, Unavailable
 from sensors.containers import cgroups, unix_http
 from sensors.containers.cgroups import Place
-from sensors.containers.docker import Docker, DockerSettings, seconds
+from sensors.containers.docker import Docker, DockerSettings, found, seconds
 
 pytestmark = pytest.mark.containers
 
@@ -126,3 +126,14 @@ def test_times_of_go() -> None:
     assert seconds("2026-11-23T21:06:15Z") == 1795467975.0
     assert seconds("0001-01-01T00:00:00Z") == 0.0
     assert seconds("") == 0.0
+
+
+def test_labels_and_annotations_that_policies_read() -> None:
+    seen = {
+        "Id": "a",
+        "Config": {"Labels": {"kubearmor-policy": "audited", "kubearmor-visibility": "file", "app": "web"}},
+    }
+    assert found(seen).annotations == {"kubearmor-policy": "audited", "kubearmor-visibility": "file"}
+    named = seen | {"HostConfig": {"Annotations": {"kubearmor-policy": "disabled"}}}
+    assert found(named).annotations["kubearmor-policy"] == "disabled"
+    assert found(seen).labels["app"] == "web"
