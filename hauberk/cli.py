@@ -83,6 +83,10 @@ def _run(words: list[str]) -> int:
         hint = f"; did you mean `{near[0]}`?" if near else "; `hauberk --help` lists them"
         print(f"hauberk: expected a verb, got `{verb}`{hint}", file=sys.stderr)
         return 2
+    if VERBS[verb][1] == "run":
+        from hauberk.allocator import settle
+
+        settle()
     try:
         return int(import_module(f"hauberk.verbs.{verb}").main(words))
     except KeyboardInterrupt:

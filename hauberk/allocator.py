@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a long-running process near what it uses: glibc's allocator is told to give freed memory back.
+
+Frames come as blobs of up to half a megabyte in several threads. By default each thread gets an arena of its own and a freed
+blob raises the size below which memory stays in it: after a flood `up` kept 195 MB where 149 MB did (measured, two cores).
+Must be called before the first thread starts; does nothing under another C library. Neighbour: `hauberk.cli`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+# Numbers of mallopt(3), <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_SMALL: Final = 128 * 1024
+"""glibc's own first values; setting them once stops it from raising them."""
+_ARENAS: Final = 2
+"""One for the loop, one for the threads; more only helps threads that allocate at the same time, which the GIL forbids."""
+
+
+def settle() -> bool:
+    """Whether the allocator took it."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = ((_ARENA_MAX, _ARENAS), (_MMAP_THRESHOLD, _SMALL), (_TRIM_THRESHOLD, _SMALL))
+    return all([bool(mallopt(name, value)) for name, value in wanted])
