@@ -26,4 +26,5 @@ def settle() -> bool:
     except (OSError, AttributeError):
         return False
     wanted = ((_ARENA_MAX, _ARENAS), (_MMAP_THRESHOLD, _SMALL), (_TRIM_THRESHOLD, _SMALL))
-    return all([bool(mallopt(name, value)) for name, value in wanted])
+    refused = [name for name, value in wanted if not mallopt(name, value)]
+    return not refused
