@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bus.contract import Bus
+    from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
 
 STORE_FILE: Final = "summary.db"
@@ -103,6 +104,23 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     """Every section, checked."""
     from hauberk.sections import Configuration
 
+    loaded, state = complete(given)
+    return check(loaded, Configuration), loaded, state
+
+
+def node_configuration(given: argparse.Namespace) -> tuple[NodeConfiguration, Loaded, Path]:
+    """The sections a node reads, checked."""
+    from hauberk.node_sections import NodeConfiguration
+
+    loaded, state = complete(given)
+    if loaded.tree["bus"]["type"] == "embedded":
+        # Nobody in a node's process reads its frames back: what the bus keeps in memory for such readers is wasted there.
+        loaded.tree["bus"].setdefault("memory_bytes", 1 << 18)
+    return check(loaded, NodeConfiguration), loaded, state
+
+
+def complete(given: argparse.Namespace) -> tuple[Loaded, Path]:
+    """The merged tree with every default that depends on the state directory or on another section."""
     loaded, state = load(given)
     tree = loaded.tree
     tree.setdefault("sinks", default_sinks(state))
@@ -117,7 +135,7 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
             _table(tree, stage).setdefault("postures", tree["postures"])
     if "node" in sensor:
         _table(tree, "inventory").setdefault("node", sensor["node"])
-    return check(loaded, Configuration), loaded, state
+    return loaded, state
 
 
 def _host_visibility(tree: dict[str, Any]) -> None:

@@ -8,26 +8,32 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
 from hauberk import service, stages
 from hauberk.client import damaged, told_damage
-from hauberk.configuration import configuration
+from hauberk.configuration import configuration, node_configuration
 from hauberk.up import open_sensor, prepare, tell_runtimes
 from schemas.errors import HauberkError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
+    from hauberk.settings import Loaded
+
+S = TypeVar("S", "Configuration", "NodeConfiguration")
 
 
 async def _part(
     given: argparse.Namespace,
     name: str,
-    build: Callable[[Bus, Configuration, contextlib.AsyncExitStack], Awaitable[list[tuple[str, service.Stage]]]],
+    build: Callable[[Bus, S, contextlib.AsyncExitStack], Awaitable[list[tuple[str, service.Stage]]]],
+    read: Callable[[argparse.Namespace], tuple[S, Loaded, Path]],
 ) -> int:
-    settings, _, state = configuration(given)
+    settings, _, state = read(given)
     prepare(state)
     stop = asyncio.Event()
     with service.listening(stop):
@@ -56,7 +62,7 @@ async def run_node(given: argparse.Namespace) -> int:
     given.set = ["sensor.keep=true", *given.set]
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack
+        bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack
     ) -> list[tuple[str, service.Stage]]:
         from sensors.inventory import Inventory
 
@@ -69,7 +75,7 @@ async def run_node(given: argparse.Namespace) -> int:
 
         return [("enforcement", enforcing), ("sensor", sensing)]
 
-    return await _part(given, "node", build)
+    return await _part(given, "node", build, node_configuration)
 
 
 async def run_processor(given: argparse.Namespace) -> int:
@@ -80,7 +86,7 @@ async def run_processor(given: argparse.Namespace) -> int:
     ) -> list[tuple[str, service.Stage]]:
         return [("processor", stages.processor(bus, settings)[1])]
 
-    return await _part(given, "processor", build)
+    return await _part(given, "processor", build, configuration)
 
 
 async def run_sink(given: argparse.Namespace) -> int:
@@ -93,7 +99,7 @@ async def run_sink(given: argparse.Namespace) -> int:
         await engine.check()
         return [("sinks", stage)]
 
-    return await _part(given, "sink", build)
+    return await _part(given, "sink", build, configuration)
 
 
 async def run_enforcer(given: argparse.Namespace) -> int:
@@ -104,4 +110,4 @@ async def run_enforcer(given: argparse.Namespace) -> int:
     ) -> list[tuple[str, service.Stage]]:
         return [("planner", stages.planner(bus, settings)[1])]
 
-    return await _part(given, "enforcer", build)
+    return await _part(given, "enforcer", build, configuration)

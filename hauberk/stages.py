@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from enforcers.agent import Enforcement
     from enforcers.planner import PlannerEngine
+    from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from processors.engine import Processor
@@ -139,7 +140,7 @@ def planner(bus: Bus, configuration: Configuration) -> tuple[PlannerEngine, Stag
     return engine, stage
 
 
-def enforcement(bus: Bus, configuration: Configuration, node: str) -> tuple[Enforcement, Stage]:
+def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> tuple[Enforcement, Stage]:
     """Plans to map updates on this node. What is in force stays in force when the stage ends, as long as the pins do."""
     from enforcers.agent import Enforcement
 

@@ -26,6 +26,7 @@ from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsEr
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from processors.engine import Processor
     from sensors.inventory import Inventory
@@ -70,7 +71,7 @@ def progress(step: str, seconds: float) -> None:
         print(f"\r  {'loading':<10} {step} ({seconds:.1f} s)\x1b[K", end="\r", file=sys.stderr, flush=True)
 
 
-def open_sensor(settings: Configuration, on_cgroup: Any) -> tuple[Node, float]:
+def open_sensor(settings: Configuration | NodeConfiguration, on_cgroup: Any) -> tuple[Node, float]:
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
     from schemas.errors import KernelError, MissingDependency

@@ -88,3 +88,16 @@ def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state_directory("/x") == Path("/x")
     monkeypatch.setenv("HAUBERK_STATE", "/y")
     assert state_directory() == Path("/y")
+
+
+def test_a_node_reads_the_same_sections() -> None:
+    from hauberk.node_sections import NodeConfiguration
+    from hauberk.sections import Configuration
+
+    whole = {field.name: field.type for field in msgspec.structs.fields(Configuration)}
+    part = {field.name: field.type for field in msgspec.structs.fields(NodeConfiguration)}
+    assert whole.keys() == part.keys()
+    for name in ("bus", "sensor", "inventory", "enforcement"):
+        assert msgspec.inspect.type_info(whole[name]) == msgspec.inspect.type_info(part[name]) or part[name] in getattr(
+            whole[name], "__args__", (whole[name],)
+        )

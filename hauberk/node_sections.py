@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections that `hauberk node` reads. Judge, planner and sinks are not imported: 5 MB of the 40 that a node may take.
+
+The other sections may stand in the same file and are not looked at there; `hauberk settings` and `hauberk doctor` check them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bus.embedded import EmbeddedSettings
+from bus.registry import BusSettings
+from enforcers.agent import EnforceSettings
+from sensors.inventory import InventorySettings
+from sensors.node import NodeSettings
+
+
+class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See `sections.Configuration`, where each field is described."""
+
+    state: str = ""
+    bus: BusSettings = EmbeddedSettings()
+    sensor: NodeSettings = NodeSettings()
+    inventory: InventorySettings = InventorySettings()
+    processor: Any = None
+    enforcer: Any = None
+    enforcement: EnforceSettings = EnforceSettings()
+    postures: Any = None
+    sinks: Any = None
