@@ -109,7 +109,9 @@ async def test_sink_says_what_its_endpoint_says(
     assert "expected an answer" in await health.sink()
 
 
-def test_one_line_and_a_code(health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_one_line_and_a_code(
+    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HAUBERK_STATE", str(tmp_path / "none"))
     assert health.main(["enforcer"]) == 1
     assert capsys.readouterr().out.startswith("enforcer: SettingsError: expected a bus in")
