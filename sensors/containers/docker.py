@@ -35,6 +35,8 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 _EVENTS = '/events?filters={"type":["container"],"event":["create","start","die","destroy","rename","update"]}'
+_MOST_MADE = 1024
+"""Containers whose making is remembered."""
 _STARTED = {"create", "start", "rename", "update"}
 
 
@@ -46,6 +48,7 @@ class Docker:
     def __init__(self, settings: DockerSettings | None = None) -> None:
         self._settings = settings or DockerSettings()
         self._status = ""
+        self._made: dict[str, Found] = {}
 
     @property
     def status(self) -> str:
@@ -85,6 +88,8 @@ class Docker:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in filter(None, lines):
                     event = _decoded(line)
+                    if event["Action"] == "create":
+                        self._remember(event["Actor"])
                     changed(event["Actor"]["ID"], event["Action"] not in _STARTED)
 
     async def _get(self, target: str) -> Any:
@@ -106,7 +111,15 @@ class Docker:
 
     async def _inspect(self, id_: str) -> Found | None:
         seen = await self._get(f"/containers/{id_}/json")
-        return None if seen is None else found(seen)
+        return self._made.get(id_) if seen is None else found(seen)
+
+    def _remember(self, actor: dict[str, Any]) -> None:
+        """What the event of its making says: `docker run --rm` may have removed it before anybody could ask."""
+        said = dict(actor.get("Attributes") or {})
+        name, image = said.pop("name", ""), said.pop("image", "")
+        self._made[actor["ID"]] = found({"Id": actor["ID"], "Name": name, "Config": {"Image": image, "Labels": said}})
+        if len(self._made) > _MOST_MADE:
+            del self._made[next(iter(self._made))]
 
 
 def _decoded(data: bytes) -> Any:

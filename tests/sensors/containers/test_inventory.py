@@ -119,6 +119,28 @@ async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_unt
             await asyncio.to_thread(dockerd.remove, "brief")
 
 
+async def test_containers_that_remove_themselves_have_their_names(dockerd: Any, wait_until: Any) -> None:
+    async with running(MemoryBus(), DockerSettings(socket=dockerd.socket), rescan_seconds=0.05) as inventory:
+        names = [f"gone-{number}" for number in range(6)]
+        for name in names:
+            await asyncio.to_thread(
+                dockerd.docker,
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "--name",
+                name,
+                "-l",
+                "app=gone",
+                "busy:1",
+                "/bin/true",
+            )
+        await wait_until(
+            lambda: [one.container_name for one in inventory.identities if one.labels.get("app") == "gone"] == names
+        )
+
+
 async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait_until: Any) -> None:
     bus = MemoryBus()
     files = PodmanSettings(roots=(f"{dockerd.home}/exec/runtime-runc/*",), poll_seconds=0.05)
