@@ -274,7 +274,7 @@ def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(hauberk: Any
         except OSError:  # not open yet
             return False
         with answer:
-            return bool(re.search(r"(?m)^hauberk_pump_dead(_total)? 3(\.0)?$", answer.read().decode()))
+            return bool(re.search(r"(?m)^hauberk_pump_dead(_total)?(\{[^}]*\})? 3(\.0)?$", answer.read().decode()))
 
     wait_for(dead)
     lines = hauberk("topic", "tail", "dead", "--from", "earliest", "--limit", "3").stdout.splitlines()
