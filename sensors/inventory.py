@@ -11,14 +11,11 @@ asks), `containers.cgroups` (what paths mean), the sensor agent (who calls `on_c
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,7 +23,7 @@ from bus.contract import Bus, Record
 from schemas.errors import HauberkError, Temporary
 from schemas.identity import Identity, Kind, encode
 from schemas.topics import INVENTORY
-from sensors.containers import cgroups
+from sensors.containers import cgroups, machine
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
@@ -99,7 +96,9 @@ class Inventory:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._said = Said()
         self._users = Users()
-        self._node_id = _word("/etc/machine-id") or hashlib.sha256(self.node.encode()).hexdigest()
+        self._node_id = machine.node_id(self.node)
+        self._common: dict[str, Any] = {"node": self.node, "node_id": self._node_id, "cluster": self._settings.cluster,
+                                        "node_labels": self._settings.node_labels}  # fmt: skip
         self._wake = asyncio.Event()
         self._links = Links(bus)
         self._looking = False
@@ -181,9 +180,8 @@ class Inventory:
             uid = f"cgroup-{id_}"
             sure = cgroups.is_host(path) or not self._runtimes
             self._uid_of[id_] = uid
-            self._put(Identity(kind=Kind.HOST, node=self.node, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure,
-                               node_labels=self._settings.node_labels, started=time.time(),
-                               node_id=self._node_id, cluster=self._settings.cluster, links=self._links.host))  # fmt: skip
+            self._put(Identity(kind=Kind.HOST, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure, started=time.time(),
+                               links=self._links.host, **self._common))  # fmt: skip
             if not sure:
                 self._ask(uid, Place("", path), HOST_ANSWER)
 
@@ -206,26 +204,18 @@ class Inventory:
 
     def _container(self, place: Place, id_: int) -> None:
         known = self._identities.get(place.id)
-        own = id_ if place.path == self._path_of(id_, place) else cgroups.cgroup_id(self._mount, place.path) or id_
+        own = cgroups.cgroup_id(self._mount, place.path) or id_
         self._place_of[place.id] = place
         for cgroup in (own, id_):
             self._uid_of[cgroup] = place.id
         if known is None:
-            known = Identity(
-                kind=Kind.CONTAINER, node=self.node, uid=place.id, complete=False, container_name=place.id[:12],
-                namespace="" if place.pod_uid else self._settings.container_namespace, pod_uid=place.pod_uid,
-                runtime=place.runtime, orchestrated=bool(place.pod_uid), node_labels=self._settings.node_labels,
-                started=time.time(), node_id=self._node_id, cluster=self._settings.cluster,
-            )  # fmt: skip
-            known = self._said.of(known)
+            namespace = "" if place.pod_uid else self._settings.container_namespace
+            known = self._said.of(machine.newborn(place, namespace, **self._common))
         ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
         if ids != known.cgroups or known.ended:
             self._put(msgspec.structs.replace(known, cgroups=ids, cgroup_path=place.path, ended=0.0))
         if not self._identities[place.id].complete or known.ended:
             self._ask(place.id, place, self._settings.answer_seconds)
-
-    def _path_of(self, id_: int, place: Place) -> str:
-        return place.path if cgroups.cgroup_id(self._mount, place.path) in (0, id_) else ""
 
     def _gone(self, id_: int) -> None:
         known = self.find(id_)
@@ -236,10 +226,12 @@ class Inventory:
         self._end(known)
 
     def _end(self, known: Identity) -> None:
-        if task := self._asking.pop(known.uid, None):
+        said = self._said.forget(known.uid)
+        # Nobody said who it was: the question stays, for its runtime may still know.
+        if (known.complete or said) and (task := self._asking.pop(known.uid, None)):
             task.cancel()
         # What its runtime said of it before its first process ran is all there will be.
-        complete = known.complete or self._said.forget(known.uid)
+        complete = known.complete or said
         self._put(msgspec.structs.replace(known, ended=time.time(), root_pid=0, complete=complete))
 
     # -- what the runtimes tell
@@ -248,9 +240,8 @@ class Inventory:
         try:
             for found in await runtime.list():
                 known = self._identities.get(found.id)
-                if (
-                    known is None or not known.complete
-                ):  # the runtimes are asked in order: the first that knows it says it
+                # The runtimes are asked in order: the first that knows it says it.
+                if known is None or not known.complete:
                     self._complete(found, await self._links.of(found.id, found.root_pid))
         except HauberkError:
             return  # `status` says it; cgroup paths still tell the containers
@@ -284,7 +275,9 @@ class Inventory:
                 if found is None:
                     continue
                 if not (found.root_pid or found.cgroup_path):
-                    self._hear(found)
+                    if self._hear(found):
+                        self._asking.pop(uid, None)
+                        return
                     continue
                 # Its links come first: what it does before they are known would be judged without them.
                 if self._complete(found, await self._links.of(found.id, found.root_pid)):
@@ -298,11 +291,17 @@ class Inventory:
             # Nobody answers for it: what the cgroup path says is all there will be, and its events must not wait for more.
             self._put(msgspec.structs.replace(known, complete=True))
 
-    def _hear(self, found: Found) -> None:
+    def _hear(self, found: Found) -> bool:
         self._said.hear(found)
         known = self._identities.get(found.id)
-        if known is not None and not known.complete and (named := self._said.of(known)) != known:
+        if known is None or known.complete:
+            return False
+        named = msgspec.structs.replace(self._said.of(known), complete=bool(known.ended))
+        if named != known:
             self._put(named)
+        if known.ended:
+            self._said.forget(found.id)
+        return bool(known.ended)
 
     def _was_host(self, uid: str, id_: int) -> None:
         """What looked like the host's was a container's: the provisional identity goes, in front of the real one."""
@@ -331,13 +330,12 @@ class Inventory:
             self._was_host(found.id, seen)
             self._uid_of[seen] = found.id
         identity = Identity(
-            kind=Kind.CONTAINER, node=self.node, uid=found.id, cgroups=tuple(cgroup_ids), cgroup_path=own,
+            kind=Kind.CONTAINER, uid=found.id, cgroups=tuple(cgroup_ids), cgroup_path=own,
             pid_ns=pid_ns, mnt_ns=mnt_ns, container_name=found.name or found.id[:12], image=found.image,
             image_digest=found.image_digest, namespace=found.namespace or self._settings.container_namespace,
             pod=found.pod, pod_uid=found.pod_uid, labels=found.labels, annotations=found.annotations,
-            node_labels=self._settings.node_labels, runtime=found.runtime, orchestrated=found.orchestrated,
-            privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(),
-            node_id=self._node_id, cluster=self._settings.cluster, links=links,
+            runtime=found.runtime, orchestrated=found.orchestrated, privileged=found.privileged, root_pid=found.root_pid,
+            started=found.started or time.time(), links=links, **self._common,
         )  # fmt: skip
         if identity != before:
             self._put(identity)
@@ -346,15 +344,11 @@ class Inventory:
     # -- keeping and telling
 
     def _node_identity(self) -> Identity:
-        pid_ns, mnt_ns = cgroups.namespaces(1)
-        boot = _word("/proc/sys/kernel/random/boot_id")
-        self._uid_of[cgroups.cgroup_id(self._mount, "/")] = uid = f"node-{self._node_id}"
-        labels = {"kubernetes.io/hostname": self.node, "kubearmor.io/hostname": self.node, **self._settings.node_labels}
-        return Identity(
-            kind=Kind.NODE, node=self.node, uid=uid, cgroups=(cgroups.cgroup_id(self._mount, "/"),), cgroup_path="/",
-            pid_ns=pid_ns, mnt_ns=mnt_ns, labels=labels, node_labels=labels, root_pid=1, started=time.time(),
-            annotations={"hauberk.io/boot-id": boot}, users=self._users.names, node_id=self._node_id, cluster=self._settings.cluster,
-        )  # fmt: skip
+        settings, users, links = self._settings, self._users.names, self._links.host
+        made = machine.identity(self.node, self._node_id, self._mount, settings.node_labels, users=users, links=links,
+                                cluster=settings.cluster)  # fmt: skip
+        self._uid_of[made.cgroups[0]] = made.uid
+        return made
 
     def _rescan(self) -> None:
         """What the kernel's records did not tell: cgroups made before us or lost in a full ring; and what may be forgotten."""
@@ -413,17 +407,3 @@ class Inventory:
         except BaseException:
             self._dirty = {**changes, **self._dirty}
             raise
-
-
-def _word(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def root_pid(identity: Identity) -> int:
-    """A living host pid of `identity`, 0 when it has none: where `/proc/<pid>/root` shows the container's files."""
-    if identity.root_pid and os.path.exists(f"/proc/{identity.root_pid}"):
-        return identity.root_pid
-    return cgroups.first_pid(cgroups.mount_point(), identity.cgroup_path)

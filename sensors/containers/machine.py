@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identities that need no runtime: the node itself, which host policies select, and a container known by its cgroup alone.
+
+Neighbours: `sensors.inventory` (who publishes it), `containers.cgroups`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from schemas.identity import Identity, Kind
+from sensors.containers import cgroups
+from sensors.containers.cgroups import Place
+
+
+def node_id(name: str) -> str:
+    """The machine's id, else one made of its name: the same after every start."""
+    return word("/etc/machine-id") or hashlib.sha256(name.encode()).hexdigest()
+
+
+def identity(name: str, id_: str, mount: str, labels: dict[str, str], **more: Any) -> Identity:
+    """The node called `name`. `mount`: of the cgroup2 hierarchy; `more`: further fields of the identity."""
+    pid_ns, mnt_ns = cgroups.namespaces(1)
+    labels = {"kubernetes.io/hostname": name, "kubearmor.io/hostname": name, **labels}
+    return Identity(
+        kind=Kind.NODE, node=name, uid=f"node-{id_}", cgroups=(cgroups.cgroup_id(mount, "/"),), cgroup_path="/",
+        pid_ns=pid_ns, mnt_ns=mnt_ns, labels=labels, node_labels=labels, root_pid=1, started=time.time(),
+        annotations={"hauberk.io/boot-id": word("/proc/sys/kernel/random/boot_id")}, node_id=id_, **more,
+    )  # fmt: skip
+
+
+def newborn(place: Place, namespace: str, **more: Any) -> Identity:
+    """A container of which only the cgroup's path is known. `more`: what all identities of the node have in common."""
+    return Identity(
+        kind=Kind.CONTAINER, uid=place.id, complete=False, container_name=place.id[:12], namespace=namespace,
+        pod_uid=place.pod_uid, runtime=place.runtime, orchestrated=bool(place.pod_uid), started=time.time(), **more,
+    )  # fmt: skip
+
+
+def word(path: str) -> str:
+    """The one line of a file of the system; empty when there is none."""
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
