@@ -163,7 +163,7 @@ async def test_only_the_visible_classes_leave_the_kernel(
         assert Class.PROCESS in found
         assert not found & {Class.FILE, Class.NETWORK}
         # To be watched is not to be enforced.
-        assert eyes.scope(box.id)[:3] == (0, 0, ScopeFlag.CONTAINER)
+        assert eyes.scope(box.id) == (0, 0, ScopeFlag.CONTAINER, bits({Class.PROCESS, Class.SYSCALL}))
         assert (one.agent.receipt.scopes, one.agent.receipt.rules, one.agent.applier.enforced) == (0, 0, {})
 
 
