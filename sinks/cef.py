@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import posixpath
 import re
+from importlib.metadata import version
 from typing import Final
 
 from schemas.alert import Alert, Log
 
+PRODUCT_VERSION: Final = version("hauberk")
 _HEADER: Final = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " ", "\r": " "})
 _VALUE: Final = str.maketrans({"\\": "\\\\", "=": "\\=", "\n": "\\n", "\r": "\\r"})
 _SPECIAL: Final = re.compile(r"[\\=\n\r]")
 _ACTS: Final = {"Block": "blocked", "Audit": "audited", "Allow": "allowed"}
 
 
-def cef(item: Log, version: str = "0") -> str:
-    """One line without its end. `version`: of the product that tells it."""
+def cef(item: Log, product_version: str = PRODUCT_VERSION) -> str:
+    """One line without its end. `product_version`: of the product that tells it."""
     alert = item if isinstance(item, Alert) else None
     ident = (alert.PolicyName if alert else "") or item.Operation or item.Type
     name = (alert.Message if alert else "") or f"{item.Operation} {alert.Action.lower() if alert else 'seen'}"
     severity = _severity(alert)
-    head = "|".join(part.translate(_HEADER) for part in ("Hauberk", "hauberk", version, ident, name))
+    head = "|".join(part.translate(_HEADER) for part in ("Hauberk", "hauberk", product_version, ident, name))
     pairs = [
         f"{key}={_escaped(str(value))}" for key, value in _fields(item, alert) if value != "" and value is not None
     ]

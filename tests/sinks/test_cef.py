@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
@@ -84,3 +85,8 @@ def test_every_text_comes_back(make, text):
     if not re.search(r" a+=", text):
         _, fields = parse(line)
         assert fields["filePath"] == text
+
+
+def test_the_header_names_the_version_that_tells_it():
+    line = cef(Alert(Timestamp=1, UpdatedTime="1970-01-01T00:00:01.000000Z", Operation="File"))
+    assert line.split("|")[3] == version("hauberk")
