@@ -3,7 +3,8 @@
 # Tries docker-compose.yml for real: builds the image, starts the four services in a Docker engine of its own, makes events in a
 # container, looks for the alert and for the refusal, and removes everything. Too slow for `make test` (two to three minutes).
 #   sudo deploy/docker/try.sh          the whole way
-#   sudo deploy/docker/try.sh caps     the same, and then what `hauberk node` lacks without each of its capabilities
+#   sudo deploy/docker/try.sh idle     the same, and then what the stack takes in a minute of nothing else (what the host does is watched too)
+#   sudo deploy/docker/try.sh caps     the whole way, and then what `hauberk node` lacks without each of its capabilities
 # Needs root, dockerd, docker with compose v2 and buildx, ip, nsenter, curl, a static busybox; mmdebstrap for a base image when
 # there is no registry to pull one from (TRY_BASE=debian:bookworm-slim pulls instead; TRY_BASE_TAR=FILE takes that root file system).
 # The engine lives in a network namespace of its own, so that nothing here meets the machine's own Docker or its ports.
@@ -197,7 +198,7 @@ caps() {
 }
 if [ "${1:-}" = idle ]; then # what the stack costs when nothing else happens, its own health checks included
     sleep 5
-    rows() { compose exec -T enforcer hauberk topic list -o json | tr -d ' \n' | grep -oE '"name":"events.raw"[^}]*\}' | head -c 300; }
+    rows() { compose exec -T enforcer hauberk topic list --no-headers | grep events.raw; }
     say "$(rows)"; docker stats --no-stream; sleep 60; docker stats --no-stream; say "$(rows)"
 fi
 
