@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "event", "jobs", "path", "process", "call", "file", "network", "identity", "enforce", "guard",
+    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "identity", "enforce", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
@@ -84,6 +84,7 @@ TABLES: Final = (
     Table("occurrences", "ring buffer", "-", "occurrence", "kernel", "what happened, one fixed record each"),
     Table("definitions", "ring buffer", "-", "definition + bytes", "kernel", "what ids mean, sent once"),
     Table("behaviours", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "behaviours announced already"),
+    Table("recent", "array", "u32 slot", "u64 id + generation", "kernel", "behaviours found announced in this generation"),
     Table("strings", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "texts announced already"),
     Table("processes", "hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
     Table("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),

@@ -24,6 +24,7 @@ from kernel import bpf, casts
 from kernel.btf import VMLINUX, Btf
 from kernel.catalogue import ENFORCING, GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, source
 from kernel.features import typed_loads
+from kernel.generation import FIRST
 from kernel.headers import installed, write_tree
 from kernel.maps import possible_cpus
 from kernel.members import offsets_by_headers, offsets_from
@@ -177,6 +178,7 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int], btf: Btf
         Config.HASH_K1: key[1],
         Config.HOST_VISIBILITY: request["host_visibility"],
         Config.NEW_VISIBILITY: request["new_visibility"],
+        Config.GENERATION: FIRST,
     }
     for entry, value in settings.items():
         put(maps["config"], struct.pack("=I", entry), struct.pack("=Q", value), "config")

@@ -9,6 +9,7 @@ work), `catalogue` (what is pinned), `bpf`, `maps`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,6 +27,7 @@ import msgspec
 
 from kernel import bpf
 from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
+from kernel.generation import renew
 from kernel.maps import Map
 from kernel.syscalls import call_records
 from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
@@ -115,8 +119,9 @@ def load(
 ) -> Loaded:
     """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
 
-    Reuses fitting pins unless `fresh`. `progress(step, seconds)` is called as the child reports. Blocks for about two seconds
-    when compiling. Raises PermissionMissing, MissingDependency, KernelError (with the verifier's last lines), Unavailable (timeout).
+    Reuses fitting pins unless `fresh`. `progress(step, seconds)` is called as each step ends: headers, import, compile,
+    attach. Blocks for some seconds when compiling. Raises PermissionMissing, MissingDependency, KernelError (with the
+    verifier's last lines), Unavailable (timeout).
     """
     directory = Path(pin_dir)
     _require_bpffs(directory)
@@ -166,8 +171,9 @@ def unload(pin_dir: str) -> None:
 
 def exclude(loaded: Loaded, pid: int) -> None:
     """Neither report nor ever stop the process with host tgid `pid`; its children are not excluded."""
-    with loaded.map("excluded") as table:
+    with loaded.map("excluded") as table, loaded.map("config") as config:
         table.put(struct.pack("=I", pid), struct.pack("=I", 1))
+        renew(config)
 
 
 def mount_bpffs(where: str) -> bool:
@@ -239,32 +245,51 @@ def _run_child(
     request: dict[str, Any], timeout: float, progress: Callable[[str, float], None] | None
 ) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
-    try:
-        # In `/`: the compiler looks for headers where it runs first, and that directory may be anybody's.
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
-        )
-    except OSError as error:
-        raise PermissionMissing(
-            f"expected to run `{sys.executable}` for the loader, got: {error.strerror}; run as root, or make it readable",
-            operation="exec",
-            target=sys.executable,
-            errno=error.errno or 0,
-        ) from error
-    try:
-        out, err = child.communicate(json.dumps(request), timeout=timeout)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
+    last: dict[str, Any] = {}
+    # stderr into a file: clang can say more than a pipe holds while nobody but stdout is read.
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        try:
+            # In `/`: the compiler looks for headers where it runs first, and that directory may be anybody's.
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/"
+            )
+        except OSError as error:
+            raise PermissionMissing(
+                f"expected to run `{sys.executable}` for the loader, got: {error.strerror}; run as root, or make it readable",
+                operation="exec",
+                target=sys.executable,
+                errno=error.errno or 0,
+            ) from error
+        assert child.stdin is not None
+        assert child.stdout is not None
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                pipe.write(json.dumps(request))
+            for line in child.stdout:
+                message = _message(line)
+                if "step" in message and progress is not None:
+                    progress(message["step"], message["seconds"])
+                last = message
+            child.wait()
+        finally:
+            timer.cancel()
+            child.kill()
+            child.wait()
+            child.stdout.close()
+        errors.seek(0)
+        err = errors.read()
+    if late.is_set() and "done" not in last:
         raise Unavailable(
             f"the loader did not finish in {timeout} s; raise `timeout`, or see whether the machine is out of memory or processors"
-        ) from None
-    last: dict[str, Any] = {}
-    for line in out.splitlines():
-        message = json.loads(line)
-        if "step" in message and progress is not None:
-            progress(message["step"], message["seconds"])
-        last = message
+        )
     if "done" in last:
         done: dict[str, Any] = last["done"]
         return done
@@ -275,3 +300,12 @@ def _run_child(
     raise KernelError(
         f"the loader ended with {child.returncode} and no answer; it said: {said or 'nothing'}", operation="load"
     )
+
+
+def _message(line: str) -> dict[str, Any]:
+    # The last line of a child that was ended may be half a line.
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}

@@ -184,7 +184,7 @@ IMAGE: Final = Layout(
     Field("ns_pid", "u32", "tgid in the innermost pid namespace"),
     Field("ns_ppid", "u32", "the parent's, in its own innermost namespace"),
     Field("pid_ns", "u32", "inode of the pid namespace"),
-    Field("flags", "u32", "reserved, 0"),
+    Field("flags", "u32", "low bits of config[GENERATION] for which this process is known not to be excluded"),
 )
 """Value of the `processes` map, keyed by host tgid (u32). Written by the kernel; an entry deleted by userspace is adopted
 again, with its definitions, at the task's next watched call."""
@@ -317,6 +317,8 @@ class Config(IntEnum):
     """Visibility of cgroups without a scope."""
     NEW_VISIBILITY = 4
     """Visibility of a cgroup made while the programs run, until userspace claims it; 0: new cgroups get no scope."""
+    GENERATION = 5
+    """Counts up when `behaviours` lost an id or `excluded` got a process: what the programs remember is valid for one value."""
 
 
 LAYOUTS: Final = (

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from kernel import bpf
+from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
@@ -44,8 +45,8 @@ class Pins:
             self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
             self.told = stack.enter_context(_open_told(f"{maps}/told"))
             self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
-            with Map.open(f"{maps}/config") as config:
-                self.key = (config.sum_u64(_U32(Config.HASH_K0)), config.sum_u64(_U32(Config.HASH_K1)))
+            self._config = stack.enter_context(Map.open(f"{maps}/config"))
+            self.key = (self._config.sum_u64(_U32(Config.HASH_K0)), self._config.sum_u64(_U32(Config.HASH_K1)))
             # Of an agent that was killed: another process may have its pid by now, and must not go unseen.
             self._excluded.clear()
             self._pids: list[int] = []
@@ -55,6 +56,7 @@ class Pins:
     def exclude(self, pid: int) -> None:
         """Have the kernel neither report nor stop the process with host tgid `pid`, until `close`."""
         self._excluded.put(_U32(pid), _U32(1))
+        renew(self._config)
         self._pids.append(pid)
 
     def forget(self, kind: DefinitionKind, idents: list[int]) -> None:
@@ -62,12 +64,14 @@ class Pins:
         if idents:
             table = self.behaviours if kind is DefinitionKind.BEHAVIOUR else self.strings
             table.delete_many([_U64(ident) for ident in idents])
+            renew(self._config)
 
     def forget_all(self) -> None:
         """The same for everything. Strings before behaviours: a text is looked at only for a behaviour that is not marked.
         Processes last: a task adopted again in between says its strings anew."""
         for table in (self.strings, self.behaviours, self.processes):
             table.clear()
+        renew(self._config)
 
     def close(self) -> None:
         """Take exclusions back and close; pins, and what lies in the rings, stay. Twice is once."""

@@ -7,12 +7,6 @@
  */
 #define TS_COMPAT_ 2 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is in progress */
 
-/* The argument a column of the table names; `none` where the call has no such argument. */
-static __always_inline u64 argument(struct work *w, u8 index, u64 none)
-{
-    return index < 6 ? w->args[index & 7] : none;
-}
-
 static __always_inline void begin(struct work *w, void *task, struct image *image)
 {
     struct call *call = &w->call;
@@ -78,8 +72,14 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
     u32 tgid = tgid_of(task);
-    if (is_excluded(tgid))
-        return 0;
+    u32 generation = setting(CONFIG_GENERATION); /* strictly before the lookup, as in finish() */
+    struct image *image = processes.lookup(&tgid);
+    if (!image || image->flags != generation || !generation) {
+        if (is_excluded(tgid))
+            return 0;
+        if (image)
+            image->flags = generation;
+    }
     struct work *w = work();
     if (!w)
         return 0;
@@ -90,7 +90,6 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->ret = ret;
     w->number = number;
     w->cgroup = cgroup;
-    struct image *image = processes.lookup(&tgid);
     if (!image) {
         w->resume = HOP_CALL;
         go(ctx, HOP_ADOPT);
@@ -98,7 +97,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     }
     begin(w, task, image);
     if (call->hop == HOP_OPEN)
-        go(ctx, HOP_OPEN);
+        open_file(ctx, w, task); /* the call that is watched most takes no further step */
     else if (call->hop == HOP_PATHS)
         go(ctx, HOP_PATHS);
     else if (call->hop == HOP_ADDRESS)

@@ -71,7 +71,7 @@ int hop_enforce(struct bpf_raw_tracepoint_args *ctx)
         u32 at = scan->at;
         if (at >= TEXT_MAX)
             break;
-        u64 word = *(u64 *)&w->text[at & (TEXT_MAX - 1)], slashes = slashes_of(word) & ~scan->seen;
+        u64 word = text_word(w, at), slashes = slashes_of(word) & ~scan->seen;
         struct sip copy = scan->sip;
         u32 length = at - w->at;
         u64 id;
@@ -109,7 +109,7 @@ static __always_inline u64 object_id(struct work *w)
 {
     struct sip s = w->scan.sip;
     u32 length = TEXT_MAX - w->at, left = length & 7;
-    u64 word = left ? *(u64 *)&w->text[(TEXT_MAX - left) & (TEXT_MAX - 1)] : 0;
+    u64 word = left ? text_word(w, TEXT_MAX - left) : 0;
     word |= (u64)'/' << left * 8;
     if (left == 7) {
         sip_word(&s, word);

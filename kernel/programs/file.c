@@ -8,6 +8,8 @@
 #define O_PATH_ 010000000
 #define FMODE_CREATED_ 0x100000 /* include/linux/fs.h, since 4.19: this open made the file */
 
+#define OPEN_STEPS 24 /* components before another program goes on: deeper files are rare */
+
 static __always_inline u32 access_of(u32 flags)
 {
     u32 mode = flags & O_ACCMODE_, access;
@@ -32,12 +34,9 @@ static __always_inline void owner_from_file(struct work *w, void *file)
         w->b.owner = GET32(inode, K_inode__i_uid);
 }
 
-int hop_open(struct bpf_raw_tracepoint_args *ctx)
+/* Inlined into on_sys_exit, which stays small enough to load quickly because what is rarer goes on elsewhere. */
+static __always_inline void open_file(void *ctx, struct work *w, void *task)
 {
-    struct work *w = work();
-    if (!w)
-        return 0;
-    void *task = TASK();
     struct call *call = &w->call;
     s32 dirfd = argument(w, call->dirfd, AT_FDCWD_);
     u32 flags = w->b.flags;
@@ -52,17 +51,32 @@ int hop_open(struct bpf_raw_tracepoint_args *ctx)
     w->b.access = access_of(flags);
     w->o.aux = dirfd;
     void *file = w->ret >= 0 ? file_of(task, w->ret) : 0;
-    if (file) {
-        owner_from_file(w, file);
-        if (flags & O_CREAT_ && GET32(file, K_file__f_mode) & FMODE_CREATED_)
-            w->b.operation = OP_CREATE;
-        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
-    } else {
-        add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
-    }
     if (w->scope.flags & SCOPE_ENFORCE_SIGNAL)
         w->after = HOP_ENFORCE;
-    next_job(ctx, w);
+    if (!file) {
+        add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
+        go(ctx, HOP_IDENTITY); /* whose one step is the next job */
+        return;
+    }
+    owner_from_file(w, file);
+    if (flags & O_CREAT_ && GET32(file, K_file__f_mode) & FMODE_CREATED_)
+        w->b.operation = OP_CREATE;
+    add_job(w, JOB_DENTRY, SID_RESOURCE, 0, 0, 0);
+    w->at = TEXT_MAX;
+    w->skip = 0;
+    walk_from(w, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
+    climb(ctx, w, OPEN_STEPS);
+    if (w->after == HOP_FINISH)
+        finish(w, complete(w));
+    else
+        go(ctx, HOP_STORE);
+}
+
+int hop_open(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (w)
+        open_file(ctx, w, TASK());
     return 0;
 }
 

@@ -138,8 +138,8 @@ static __always_inline void start_jobs(struct work *w, void *task)
     w->partial = 0;
 }
 
-/* A text is complete. Inlined where paths end, with the end of the event: a tail call less each for the usual open. */
-static __always_inline void store(void *ctx, struct work *w)
+/* A text is complete: its id, 0 when there is nothing to tell. */
+static __always_inline u64 complete(struct work *w)
 {
     struct job *job = current_job(w);
     u16 sid = job->sid & (SIDS - 1);
@@ -148,13 +148,17 @@ static __always_inline void store(void *ctx, struct work *w)
         w->at = TEXT_MAX - 1;
         w->text[TEXT_MAX - 1] = '/';
     }
-    if (w->at < TEXT_MAX) {
+    if (w->at < TEXT_MAX)
         id = hash_text(w);
-        w->sids[sid] = id;
-    } else {
-        w->sids[sid] = 0;
-    }
+    w->sids[sid] = id;
     w->job++;
+    return id;
+}
+
+/* Inlined where paths end, with the end of the event: a tail call less each for the usual call. */
+static __always_inline void store(void *ctx, struct work *w)
+{
+    u64 id = complete(w);
     if (w->job >= w->count && w->after == HOP_FINISH) {
         finish(w, id);
         return;

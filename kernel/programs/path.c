@@ -83,6 +83,7 @@ static __always_inline void prepend(struct work *w, const void *from, u32 length
     w->at = at;
     at &= TEXT_MAX - 1;
     w->text[at] = '/';
+    KEEP(length); /* its mask must be seen by the verifier */
     bpf_probe_read_kernel(&w->text[at + 1], length & (TEXT_MAX - 1), from);
 }
 
@@ -101,7 +102,7 @@ static __always_inline void prepend_dentry(struct work *w, struct dentry_part *d
             if (8 * i >= length)
                 break;
             u64 word = NAME_WORD(d, dentry, i);
-            *(u64 *)&w->text[from + 8 * i] = word << shift | before >> 1 >> (63 - shift);
+            STORE_WORD(&w->text[from + 8 * i], word << shift | before >> 1 >> (63 - shift));
             before = word;
         }
         at -= length + 1;
@@ -176,22 +177,19 @@ int hop_join(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-int hop_walk(struct bpf_raw_tracepoint_args *ctx)
+/* From w->dentry in w->mount to the root. Returns when the path is whole or cannot become so; after `steps` components hop_walk
+ * goes on. */
+static __always_inline void climb(void *ctx, struct work *w, int steps)
 {
-    struct work *w = work();
-    if (!w)
-        return 0;
-    if (!w->dentry) {
-        store(ctx, w);
-        return 0;
-    }
+    if (!w->dentry)
+        return;
     void *root_dentry = (void *)w->root_dentry, *root_mount = (void *)w->root_mount;
     void *dentry = CAST(w->dentry, dentry), *mount = CAST(w->mount, mount);
     struct mount_part m;
     struct dentry_part d;
     int deep = 0;
     read_mount(&m, mount);
-    for (int i = 0; i < WALK_STEPS; i++) {
+    for (int i = 0; i < steps; i++) {
         deep = 1;
         if (dentry == root_dentry && mount == root_mount) {
             deep = 0;
@@ -232,6 +230,14 @@ int hop_walk(struct bpf_raw_tracepoint_args *ctx)
         go(ctx, HOP_WALK);
         partial(w, LOSS_PATH_TRUNCATED);
     }
+}
+
+int hop_walk(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    climb(ctx, w, WALK_STEPS);
     store(ctx, w);
     return 0;
 }

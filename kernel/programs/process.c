@@ -226,6 +226,7 @@ int hop_fork(struct bpf_raw_tracepoint_args *ctx)
     copy.pid_ns = pid_ns;
     copy.parent = image->executable;
     copy.parent_process = image->process;
+    copy.flags = 0;
     if (processes.update(&copy.pid, &copy))
         lose(LOSS_MAP_FULL);
     return 0;

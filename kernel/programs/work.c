@@ -6,6 +6,7 @@
  * as deep as PATH_MAX allows. Tracepoint programs run with preemption off: the scratch belongs to one event at a time.
  */
 #define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
+#define RECENT 4096
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
 
@@ -72,6 +73,7 @@ struct work {
 BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
 BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
 BPF_TABLE("lru_hash", u64, u64, behaviours, BEHAVIOURS);
+BPF_TABLE("array", u32, u64, recent, RECENT);
 BPF_TABLE("lru_hash", u64, u64, strings, STRINGS);
 BPF_F_TABLE("hash", u32, struct image, processes, PROCESSES, 1 /* BPF_F_NO_PREALLOC */);
 BPF_TABLE("percpu_array", u32, u64, losses, 16);
@@ -113,6 +115,17 @@ static void *(*cast_)(u64 address, u64 type) = (void *)K_CAST;
 
 /* Hides from the compiler what it knows of a number, so that the mask the verifier needs to see is not optimised away. */
 #define KEEP(number) asm volatile("" : "+r"(number))
+
+/* Eight bytes of text anywhere: the compiler itself would move them one by one, as nothing tells it that they are aligned. */
+#define LOAD_WORD(p) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(v_) : "r"(p) : "memory"); v_; })
+#define STORE_WORD(p, v) asm volatile("*(u64 *)(%0 + 0) = %1" : : "r"(p), "r"(v) : "memory")
+
+/* The word of the text at `at`, masked for the verifier whatever the compiler knows of `at`. */
+static __always_inline u64 text_word(struct work *w, u32 at)
+{
+    KEEP(at);
+    return LOAD_WORD(&w->text[at & (TEXT_MAX - 1)]);
+}
 
 static __always_inline struct work *work(void)
 {
@@ -159,16 +172,39 @@ static __always_inline u64 setting(u32 index)
     return value ? *value : 0;
 }
 
+/* Words that most behaviours leave empty cost a round each, so they are left out; `present` keeps the rest unambiguous. */
 static __always_inline u64 hash_behaviour(struct behaviour *b)
 {
     struct sip s;
-    u64 *words = (u64 *)b;
+    u64 *words = (u64 *)b, present = 0;
     sip_start(&s);
-#pragma unroll
-    for (int i = 0; i < sizeof(*b) / 8; i++)
-        sip_word(&s, words[i]);
-    return sip_end(&s, 0, sizeof(*b));
+    sip_word(&s, words[0]); /* cgroup, executable, parent, resource */
+    sip_word(&s, words[1]);
+    sip_word(&s, words[2]);
+    sip_word(&s, words[3]);
+    sip_word(&s, words[5]); /* namespaces; operation to tty; flags, result; uid, owner */
+    sip_word(&s, words[6]);
+    sip_word(&s, words[7]);
+    sip_word(&s, words[8]);
+    if (words[4]) { /* resource2 */
+        sip_word(&s, words[4]);
+        present |= 1;
+    }
+    if (words[9]) { /* args */
+        sip_word(&s, words[9]);
+        present |= 2;
+    }
+    if (words[10]) { /* family to protocol, address; without a family there is no address */
+        sip_word(&s, words[10]);
+        sip_word(&s, words[11]);
+        sip_word(&s, words[12]);
+        present |= 4;
+    }
+    return sip_end(&s, present, sizeof(*b));
 }
+_Static_assert(sizeof(struct behaviour) == 13 * 8 && __builtin_offsetof(struct behaviour, resource2) == 4 * 8 &&
+               __builtin_offsetof(struct behaviour, args) == 9 * 8 && __builtin_offsetof(struct behaviour, family) == 10 * 8,
+               "hash_behaviour knows which words are often empty");
 
 /* The text of the scratch, from `at` to TEXT_MAX. */
 static __always_inline u64 hash_text(struct work *w)
@@ -179,9 +215,15 @@ static __always_inline u64 hash_text(struct work *w)
     for (int i = 0; i < TEXT_MAX / 8; i++) {
         if (at + 8 > TEXT_MAX)
             break;
-        sip_word(&s, *(u64 *)&w->text[at & (TEXT_MAX - 1)]);
+        sip_word(&s, text_word(w, at));
         at += 8;
     }
-    u64 tail = at < TEXT_MAX ? *(u64 *)&w->text[at & (TEXT_MAX - 1)] : 0;
+    u64 tail = at < TEXT_MAX ? text_word(w, at) : 0;
     return sip_end(&s, tail, length);
+}
+
+/* The argument a column of the table names; `none` where the call has no such argument. */
+static __always_inline u64 argument(struct work *w, u8 index, u64 none)
+{
+    return index < 6 ? w->args[index & 7] : none;
 }

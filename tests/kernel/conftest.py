@@ -19,6 +19,7 @@ import pytest
 
 from kernel import bpf
 from kernel.features import cgroup2_mount, survey
+from kernel.generation import renew
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from kernel.maps import Map
 from schemas.kernel import BEHAVIOUR, DEFINITION, OCCURRENCE, PROCESS, SCOPE, DefinitionKind, Layout, Loss, ScopeFlag
@@ -121,12 +122,15 @@ class Sensor:
         self.behaviours: dict[int, SimpleNamespace] = {}
         self.processes: dict[int, SimpleNamespace] = {}
         self.cgroups: list[tuple[DefinitionKind, int, bytes]] = []
-        # What earlier tests were told is told again: every test stands alone.
-        for name in ("behaviours", "strings", "processes"):
+        # What earlier tests were told is told again: every test stands alone. The definitions strictly before the clearing:
+        # what others on this machine have announced since is not announced once more.
+        self.definitions.take()
+        for name in ("strings", "behaviours", "processes"):
             with loaded.map(name) as table:
                 table.clear()
+        with loaded.map("config") as config:
+            renew(config)
         self.occurrences.take()
-        self.definitions.take()
         self.scope()
 
     def scope(self, *, flags: ScopeFlag = ScopeFlag.CONTAINER, table: int = 0, visibility: int = ALL) -> None:

@@ -36,10 +36,11 @@ def links_alive(pin_dir: str) -> list[str]:
 
 def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
     pins = f"{bpffs}/reuse"
-    steps: list[str] = []
-    first = load(SMALL, pins, progress=lambda step, seconds: steps.append(step))
+    steps: list[tuple[str, bool]] = []
+    first = load(SMALL, pins, progress=lambda step, _: steps.append((step, os.path.exists(f"{pins}/maps"))))
     try:
-        assert steps == ["headers", "import", "compile", "attach"]
+        assert [step for step, _ in steps] == ["headers", "import", "compile", "attach"]
+        assert not steps[0][1], "told while it happens: nothing is installed before anything is compiled"
         assert not first.reused
         assert sorted(os.listdir(f"{pins}/maps")) == sorted(table.name for table in TABLES)
         assert sorted(os.listdir(f"{pins}/programs")) == sorted(each.name for each in (*PROBES, *GUARDS))
@@ -96,6 +97,15 @@ def test_a_loader_that_takes_too_long_is_ended(bpffs: str) -> None:
     with pytest.raises(Unavailable, match=r"did not finish in 0\.05 s"):
         load(settings, f"{bpffs}/late")
     assert not os.path.exists(f"{bpffs}/late")
+
+
+def test_who_cannot_bear_the_news_leaves_no_loader_and_no_pins(bpffs: str) -> None:
+    def tired(step: str, seconds: float) -> None:
+        raise RuntimeError(step)
+
+    with pytest.raises(RuntimeError, match="headers"):
+        load(SMALL, f"{bpffs}/tired", progress=tired)
+    assert not os.path.exists(f"{bpffs}/tired")
 
 
 def test_a_program_that_does_not_compile_is_told(bpffs: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kernel.generation import renew
 from kernel.loading import LoadSettings, exclude, load, unload
 from schemas.kernel import SCOPE, Config, DefinitionKind, Loss, ScopeFlag
 from schemas.operations import Class, Operation
@@ -138,3 +139,25 @@ def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path
         tight.close()
     finally:
         unload(pins)
+
+
+def test_what_is_forgotten_is_said_again_and_what_is_remembered_ends_with_its_generation(
+    sensor: Any, pick: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "again"
+    path.touch()
+
+    def thrice() -> None:
+        for _ in range(3):  # announced, found, remembered
+            os.close(os.open(path, os.O_RDONLY))
+
+    events = [event for event in sensor.run(thrice) if event.resource == str(path)]
+    assert len({event.id for event in events}) == 1
+    text = next(ident for ident, body in sensor.texts.items() if body == str(path).encode())
+    del sensor.texts[text]
+    del sensor.behaviours[events[0].id]
+    with sensor.map("strings") as strings, sensor.map("behaviours") as behaviours, sensor.map("config") as config:
+        strings.delete_many([struct.pack("=Q", text)])
+        behaviours.delete_many([struct.pack("=Q", events[0].id)])
+        renew(config)
+    assert [event.id for event in sensor.run(thrice) if event.resource == str(path)] == [events[0].id] * 3
