@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.alert import Log
+from schemas.alert import Alert, Log
 from sinks.cef import cef
 
 
