@@ -178,3 +178,19 @@ def test_ring_of_the_kernel_maps_and_is_empty() -> None:
         assert ring.waiting == 0
         assert ring.take_table(4096) == b""
         assert ring.take_records(4096) == []
+
+
+def test_the_kernel_counts_what_programs_cost() -> None:
+    program = bpf.program_load(17, struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0), name="test_time")
+    link = bpf.raw_tracepoint_open(program, "sys_exit")
+    enabled = bpf.enable_stats()
+    try:
+        before = bpf.program_time(program)[1]
+        for _ in range(100):
+            os.getppid()
+        nanoseconds, runs = bpf.program_time(program)
+        assert runs >= before + 100
+        assert 0 < nanoseconds / runs < 1e6
+    finally:
+        for fd in (enabled, link, program):
+            os.close(fd)
