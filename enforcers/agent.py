@@ -162,8 +162,9 @@ class Enforcement:
             return
         new = self._file.with_suffix(".new")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(new, "wb") as file:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What is enforced here is nobody else's business.
+            with open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(encode(plan))
                 file.flush()
                 os.fsync(file.fileno())

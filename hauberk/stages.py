@@ -112,18 +112,20 @@ def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:
     agent = node.agent(bus)
 
     async def stage(stop: asyncio.Event) -> None:
+        # Both at once: a ring that nobody drains while the runtimes are asked fills up on a busy host, and what comes before
+        # its identity waits for it in the processors.
         telling = asyncio.create_task(inventory.run(), name="inventory")
-        # Identities before events: what runs already is known before its first frame is judged.
-        ready = asyncio.create_task(inventory.ready.wait())
+        draining = asyncio.create_task(until(stop, agent.run(), agent.stop), name="agent")
         try:
-            await asyncio.wait({telling, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=DRAIN)
+            await asyncio.wait({telling, draining}, return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
+                agent.stop()
                 telling.result()
-            await until(stop, agent.run(), agent.stop)
+            await draining
         finally:
-            ready.cancel()
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            for task in (telling, draining):
+                task.cancel()
+            await asyncio.gather(telling, draining, return_exceptions=True)
 
     return agent, stage
 

@@ -126,7 +126,7 @@ async def _run(
     await sinks.check()
     async with contextlib.AsyncExitStack() as opened:
         if given.replay:
-            wanted, processor = _replay(bus, settings, given, over)
+            wanted, processor = _replay(bus, settings, sinks, given, over)
         else:
             try:
                 wanted, processor = await _live(bus, settings, sinks, opened)
@@ -182,7 +182,7 @@ async def _live(
         "sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats,
         "planner": lambda: planner.stats, "bus": lambda: getattr(bus, "stats", msgspec.Struct()),
     })  # fmt: skip
-    _say_enforcing(settings)
+    await _say_enforcing(settings)
     opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
     return [
         ("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)
@@ -200,27 +200,42 @@ async def tell_runtimes(inventory: Inventory) -> None:
         await asyncio.sleep(0.5)
 
 
-def _say_enforcing(settings: Configuration) -> None:
-    from hauberk.verbs.probe import chosen
-
-    choices = dict(chosen())
+async def _say_enforcing(settings: Configuration) -> None:
+    """What can be enforced here, asked of a process of its own: the survey reads all of the kernel's BTF, some 40 MB for a moment."""
     if not settings.enforcement.backends:
         say("enforcing", "nothing, as `enforcement.backends` says: policies are audited only")
         return
-    say(
-        "enforcing",
-        f"network: {choices['block network']}; exec and open: {choices['block exec and open']}; LSM {choices['LSM']}",
+    asked = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "hauberk",
+        "probe",
+        "-o",
+        "json",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
+    try:
+        said, _ = await asked.communicate()
+    except asyncio.CancelledError:
+        asked.terminate()
+        await asked.wait()
+        raise
+    choices = msgspec.json.decode(said or b"{}").get("chosen", {})
+    words = (("network", "block network"), ("exec and open", "block exec and open"), ("LSM", "LSM"))
+    say("enforcing", "; ".join(f"{word}: {choices.get(key, 'not known, see `hauberk probe`')}" for word, key in words))
 
 
 def _replay(
-    bus: Bus, settings: Configuration, given: argparse.Namespace, over: asyncio.Event
+    bus: Bus, settings: Configuration, sinks: SinkEngine, given: argparse.Namespace, over: asyncio.Event
 ) -> tuple[list[tuple[str, service.Stage]], Processor]:
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
     _, playing = stages.replay(bus, wanted, over)
     processor, judging = stages.processor(bus, settings)
+    stages.collect(sinks, {"processor": processor.stats, "pump": lambda: processor.pump.stats})
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
     return [("replay", playing), ("processor", judging)], processor
 

@@ -96,8 +96,7 @@ class Inventory:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._said = Said()
         self._users = Users()
-        self._node_id = machine.node_id(self.node)
-        self._common: dict[str, Any] = {"node": self.node, "node_id": self._node_id, "cluster": self._settings.cluster,
+        self._common: dict[str, Any] = {"node": self.node, "node_id": machine.node_id(self.node), "cluster": self._settings.cluster,
                                         "node_labels": self._settings.node_labels}  # fmt: skip
         self._wake = asyncio.Event()
         self._links = Links(bus)
@@ -108,8 +107,7 @@ class Inventory:
 
     def find(self, cgroup: int) -> Identity | None:
         """The identity of a cgroup id; None for one that nobody told of yet."""
-        uid = self._uid_of.get(cgroup)
-        return None if uid is None else self._identities.get(uid)
+        return self._identities.get(self._uid_of.get(cgroup, ""))
 
     @property
     def identities(self) -> list[Identity]:
@@ -164,8 +162,6 @@ class Inventory:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    # -- what the kernel tells
 
     def _born(self, id_: int, path: str) -> None:
         if id_ in self._uid_of:
@@ -323,20 +319,13 @@ class Inventory:
             return False
         before = self._identities.get(found.id)
         self._said.forget(found.id)
-        pid_ns, mnt_ns = cgroups.namespaces(found.root_pid)
         self._place_of[found.id] = place or Place(found.id, own, found.runtime)
         cgroup_ids = dict.fromkeys((id_, *(before.cgroups if before else ())))
         for seen in cgroup_ids:
             self._was_host(found.id, seen)
             self._uid_of[seen] = found.id
-        identity = Identity(
-            kind=Kind.CONTAINER, uid=found.id, cgroups=tuple(cgroup_ids), cgroup_path=own,
-            pid_ns=pid_ns, mnt_ns=mnt_ns, container_name=found.name or found.id[:12], image=found.image,
-            image_digest=found.image_digest, namespace=found.namespace or self._settings.container_namespace,
-            pod=found.pod, pod_uid=found.pod_uid, labels=found.labels, annotations=found.annotations,
-            runtime=found.runtime, orchestrated=found.orchestrated, privileged=found.privileged, root_pid=found.root_pid,
-            started=found.started or time.time(), links=links, **self._common,
-        )  # fmt: skip
+        namespace = self._settings.container_namespace
+        identity = machine.described(found, tuple(cgroup_ids), own, namespace, links=links, **self._common)
         if identity != before:
             self._put(identity)
         return True
@@ -345,7 +334,7 @@ class Inventory:
 
     def _node_identity(self) -> Identity:
         settings, users, links = self._settings, self._users.names, self._links.host
-        made = machine.identity(self.node, self._node_id, self._mount, settings.node_labels, users=users, links=links,
+        made = machine.identity(self.node, self._common["node_id"], self._mount, settings.node_labels, users=users, links=links,
                                 cluster=settings.cluster)  # fmt: skip
         self._uid_of[made.cgroups[0]] = made.uid
         return made

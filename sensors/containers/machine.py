@@ -14,6 +14,7 @@ from typing import Any
 from schemas.identity import Identity, Kind
 from sensors.containers import cgroups
 from sensors.containers.cgroups import Place
+from sensors.containers.contract import Found
 
 
 def node_id(name: str) -> str:
@@ -37,6 +38,18 @@ def newborn(place: Place, namespace: str, **more: Any) -> Identity:
     return Identity(
         kind=Kind.CONTAINER, uid=place.id, complete=False, container_name=place.id[:12], namespace=namespace,
         pod_uid=place.pod_uid, runtime=place.runtime, orchestrated=bool(place.pod_uid), started=time.time(), **more,
+    )  # fmt: skip
+
+
+def described(found: Found, cgroup_ids: tuple[int, ...], own: str, namespace: str, **more: Any) -> Identity:
+    """A container as its runtime describes it. `own`: path of its cgroup; `namespace`: for one whose runtime has no such word."""
+    pid_ns, mnt_ns = cgroups.namespaces(found.root_pid)
+    return Identity(
+        kind=Kind.CONTAINER, uid=found.id, cgroups=cgroup_ids, cgroup_path=own, pid_ns=pid_ns, mnt_ns=mnt_ns,
+        container_name=found.name or found.id[:12], image=found.image, image_digest=found.image_digest,
+        namespace=found.namespace or namespace, pod=found.pod, pod_uid=found.pod_uid, labels=found.labels,
+        annotations=found.annotations, runtime=found.runtime, orchestrated=found.orchestrated,
+        privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(), **more,
     )  # fmt: skip
 
 
