@@ -52,7 +52,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = 3600.0
     retention_bytes: Annotated[
         int, Meta(ge=0, description="Bytes kept per topic, read or not.", examples=[1073741824])
-    ] = 1 << 30
+    ] = 256 << 20
     retention_bytes_of: Annotated[
         dict[str, int], Meta(description="Bytes kept, by topic name.", examples=[{"telemetry": 4294967296}])
     ] = {}

@@ -58,7 +58,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Stats(msgspec.Struct):
     """Plain counters of one agent, only ever added to (`fill`, `lag` and `waiting` are the latest values).
 
-    `published` frames and their `bytes`; `lost`: told in published frames, indexed by
+    `published` frames and their `bytes`; `lost`: told in published frames, by
     `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
     `lag`: seconds the loop woke up late; `publish_seconds`: the latest publish.
     """
@@ -68,7 +68,7 @@ class Stats(msgspec.Struct):
     events: int = 0
     bytes: int = 0
     undefined: int = 0
-    lost: list[int] = msgspec.field(default_factory=lambda: [0] * len(Loss))
+    lost: dict[str, int] = msgspec.field(default_factory=lambda: {loss.name.lower(): 0 for loss in Loss})
     inventory: int = 0
     retries: int = 0
     refused: int = 0
@@ -185,8 +185,8 @@ class Agent:
             for frame in batch.frames:
                 stats.events += frame.header.events
                 stats.undefined += frame.header.undefined
-                for index, count in enumerate(frame.header.lost[: len(stats.lost)]):
-                    stats.lost[index] += count
+                for loss, count in zip(Loss, frame.header.lost, strict=False):
+                    stats.lost[loss.name.lower()] += count
         if self._published is not None:
             self._published(batch)
 

@@ -23,13 +23,25 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+CAP_PERFMON: Final = 38
+CAP_BPF: Final = 39
+"""include/uapi/linux/capability.h."""
+
+
+def _may_load() -> bool:
+    """Whether this process may load programs without being root."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return all(effective >> bit & 1 for bit in (CAP_BPF, CAP_PERFMON))
+
+
 def missing() -> list[str]:
     """What keeps this node from being watched, a sentence each; empty when nothing does. Asks nothing that needs long."""
     import os
 
     from kernel.features import by_name, survey
 
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not _may_load():
         return ["expected root (or CAP_BPF and CAP_PERFMON), got uid " + str(os.geteuid()) + "; run with sudo"]
     features = by_name(survey())
     lacks = [

@@ -76,7 +76,18 @@ def main(argv: Sequence[str]) -> int:
     from hauberk.sections import Configuration
 
     if given.reference:
-        print(table(("KEY", "TYPE", "DEFAULT", "MEANING"), list(reference(Configuration))))
+        keys = list(reference(Configuration))
+        if given.output != "table":
+            names = ("key", "type", "default", "meaning")
+            print(show([dict(zip(names, row, strict=True)) for row in keys], (), (), given.output))
+            return 0
+        # A default that is a whole table says nothing on a terminal: its own keys follow below it.
+        print(
+            table(
+                ("KEY", "TYPE", "DEFAULT", "MEANING"),
+                [(key, kind, shown[:40], text) for key, kind, shown, text in keys],
+            )
+        )
         return 0
     found, loaded, _ = configuration(given)
     rows = [(path, value, loaded.origins.get(path, "default")) for path, value in leaves(found)]
