@@ -2,7 +2,7 @@
 """`make bench`: every bench_*.py beside this file, as a table with machine and date, and build/bench.json.
 
 A benchmark file offers `run(scale: float) -> {name: {"value", "unit", "n", "how"}}`; `--scale 0.01` is the one-iteration form
-that `make test` uses so that they cannot rot. `BUDGETS` are those of DESIGN.md section 9.
+that `make test` uses so that they cannot rot. `BUDGETS` are what the project holds itself to.
 """
 
 from __future__ import annotations

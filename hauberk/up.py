@@ -23,6 +23,7 @@ from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.output import colourful, paint
 from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
+from schemas.topics import POLICIES
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -92,7 +93,12 @@ async def run_up(given: argparse.Namespace) -> int:
     """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began."""
     from hauberk.verbs.apply import read
 
-    settings, _, state = configuration(given)
+    settings, loaded, state = configuration(given)
+    if given.replay and "sinks" not in loaded.origins:
+        # A recording is looked at beside a running `up` as often as not: the port is the other's.
+        settings = msgspec.structs.replace(
+            settings, sinks=[sink for sink in settings.sinks if _kind(sink) != "prometheus"]
+        )
     documents = read(given.filename, False, quiet=True) if given.filename else []
     prepare(state)
     if not given.quiet:
@@ -138,16 +144,18 @@ async def _run(
             if over.is_set():
                 return 130
         told = await publish(bus, documents)
-        say(
-            "policies",
-            f"{len(told)} applied from {', '.join(given.filename)}"
-            if told
-            else "those on the bus; `hauberk apply -f FILE` adds more",
-        )
+        known = len(await bus.latest(POLICIES))
+        applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
+        say("policies", f"{applied}{known} known; `hauberk apply -f FILE` adds more")
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling)], over, signals=False)
-    print("hauberk: ended", file=sys.stderr)
+    lifted = (
+        ""
+        if given.replay or settings.sensor.keep
+        else ", its programs are removed: nothing is enforced now (`sensor.keep` leaves rules in force)"
+    )
+    print(f"hauberk: ended{lifted}", file=sys.stderr)
     if buried := processor.pump.stats.dead:
         print(
             f"hauberk: {buried} frame{'s' * (buried != 1)} could not be judged and went to the dead letters; "
@@ -253,6 +261,10 @@ async def _say_where(bus: Bus, settings: Configuration, sinks: SinkEngine) -> No
             case kind:
                 say(str(kind), getattr(sink, "name", "") or "running")
     say("bus", f"{getattr(settings.bus, 'directory', 'in memory')} (hauberk logs, hauberk topic tail alerts)")
+
+
+def _kind(sink: msgspec.Struct) -> str:
+    return str(sink.__struct_config__.tag)
 
 
 def _sink_type() -> Any:

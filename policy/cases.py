@@ -52,7 +52,7 @@ def judge_event(ruleset: Ruleset, event: Event) -> Verdict:
 
 
 def answer(number: int, verdict: Verdict) -> Answer:
-    """A verdict in the words of the contract (DESIGN.md section 6)."""
+    """A verdict in the words of the contract."""
     rule = msgspec.structs.asdict(verdict.rule) if verdict.rule is not None else None
     action = Action.AUDIT if verdict.mode is Mode.AUDITED and verdict.action is Action.BLOCK else verdict.action
     shadow = ", ".join(f"{one.action.value} by {one.policy}" for one in verdict.shadow)

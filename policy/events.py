@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events as people have them -> what the judge asks about: one line of KubeArmor's log -> identity, behaviour, arguments.
 
-The language-independent contract of `hauberk policy test` (DESIGN.md section 6). Takes the names of the gRPC feed and those of the
+The language-independent contract of `hauberk policy test`. Takes the names of the gRPC feed and those of the
 agent's log file, logs and alerts, extra keys `OID` (owner of the file; missing means 0, as Go leaves out zeros), `Annotations`,
 `NamespaceAnnotations`, `NodeLabels`, `Links` (objects). Missing fields are tolerated, a line that is no event is reported with its number.
 """

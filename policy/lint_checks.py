@@ -34,7 +34,7 @@ PROTECTED: Final = (
     "/usr/bin/kubelet",
     "/usr/local/bin/hauberk",
 )
-"""Executables without which a node cannot be reached or cannot run containers (DESIGN.md section 7)."""
+"""Executables without which a node cannot be reached or cannot run containers."""
 LINKED: Final = frozenset(
     {
         "awk", "c++", "cc", "editor", "g++", "gcc", "halt", "insmod", "iptables", "java", "ld", "lsmod", "modprobe", "nc", "netcat",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hot: count the ids of a frame, look each distinct one up, judge only those that no cache knows (DESIGN.md section 2).
+"""Hot: count the ids of a frame, look each distinct one up, judge only those that no cache knows (ARCHITECTURE.md).
 
 Per event nothing runs but `Counter` over the id column. An id means one behaviour for one (node, boot, run); a kernel that
 starts anew gets a cache of its own. A cached answer is good for one (policies, identities) epoch; when only identities

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A behaviour: everything of an event that a policy can decide on, and nothing else (DESIGN.md section 2)."""
+"""A behaviour: everything of an event that a policy can decide on, and nothing else (ARCHITECTURE.md)."""
 
 from __future__ import annotations
 

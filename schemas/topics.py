@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The topic table: every channel of the bus, what travels on it, who writes it and who reads it (DESIGN.md section 4)."""
+"""The topic table: every channel of the bus, what travels on it, who writes it and who reads it."""
 
 from __future__ import annotations
 
