@@ -6,13 +6,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
+import os
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from hauberk import service, stages
 from hauberk.configuration import client_bus, configuration
 from hauberk.up import open_sensor, prepare
+from schemas.errors import KernelError, PermissionMissing, SettingsError
+from sensors.pins import require_free
 from sensors.recorder import Recorder, describe
+from sensors.recording import Reader
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -20,16 +26,27 @@ if TYPE_CHECKING:
 
 async def record(given: argparse.Namespace) -> tuple[int, str]:
     """(exit code, what was recorded) once the time, the size, the command or the user ended it."""
+    require_writable(given.file)
     if given.attach:
-        bus = await client_bus(given)
+        return await _attached(given, await client_bus(given))
+    settings, _, state = configuration(given)
+    if held(settings.sensor.pin_dir):
         try:
-            return await _run(bus, given, [])
-        finally:
-            await bus.close()
+            bus = await client_bus(given)
+        except SettingsError as error:
+            raise SettingsError(
+                f"expected pins for a recording, got `{settings.sensor.pin_dir}` in use by a running agent whose bus is not in "
+                f"`{state}`; record what that agent publishes with `--attach --state ITS-DIRECTORY`"
+            ) from error
+        print(
+            f"hauberk record: an agent is running on `{settings.sensor.pin_dir}`; recording what is on the bus of `{state}`",
+            file=sys.stderr,
+            flush=True,
+        )
+        return await _attached(given, bus)
     from bus.memory import MemoryBus, MemorySettings
     from sensors.inventory import Inventory
 
-    settings, _, state = configuration(given)
     prepare(state)
     memory = MemoryBus(MemorySettings())
     inventory = Inventory(memory, settings.inventory)
@@ -40,6 +57,40 @@ async def record(given: argparse.Namespace) -> tuple[int, str]:
     finally:
         node.close()
         await memory.close()
+
+
+def require_writable(path: str) -> None:
+    """Refuse an output that cannot become a recording, before anything is loaded. SettingsError, PermissionMissing, DecodeError."""
+    above = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(above):
+        raise SettingsError(
+            f"expected a directory at `{above}` for `{path}`, there is none; make it or name another file"
+        )
+    if os.path.isdir(path):
+        raise SettingsError(f"expected a file at `{path}`, got a directory; name a file in it")
+    if not os.access(path if os.path.exists(path) else above, os.W_OK):
+        raise PermissionMissing(f"expected to write `{path}`, got no permission; run as its owner or name another file")
+    if os.path.exists(path) and os.path.getsize(path):
+        Reader(path).close()
+
+
+def held(pin_dir: str) -> bool:
+    """Whether a running agent drains these pins. What else is wrong with them is the loader's to say."""
+    try:
+        require_free(pin_dir)
+    except KernelError as error:
+        return error.errno == errno.EWOULDBLOCK
+    return False
+
+
+async def _attached(given: argparse.Namespace, bus: Bus) -> tuple[int, str]:
+    try:
+        code, told = await _run(bus, given, [])
+    finally:
+        await bus.close()
+    if told.startswith("0 frames"):
+        told += "; nothing was published meanwhile: is --state that of the running agent?"
+    return code, told
 
 
 async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, service.Stage]]) -> tuple[int, str]:
@@ -53,7 +104,15 @@ async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, serv
 
     async def driving(stop: asyncio.Event) -> None:
         nonlocal code
-        await recorder.started.wait()
+        # Not for ever: when the file cannot be written, it never starts.
+        begun, told = (asyncio.ensure_future(event.wait()) for event in (recorder.started, stop))
+        try:
+            await asyncio.wait({begun, told}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            begun.cancel()
+            told.cancel()
+        if not recorder.started.is_set():
+            return
         if given.command:
             child = await asyncio.create_subprocess_exec(*given.command)
             watcher = asyncio.ensure_future(stop.wait())

@@ -61,7 +61,7 @@ _unpack = msgspec.msgpack.Decoder(list[tuple[int, bytes, bytes | None]]).decode
 class Writer:
     """Writes a recording, or goes on with one. `with Writer(path, {...}) as recording` flushes at the end.
 
-    An existing file is continued: its header stays, a torn tail is cut off (`cut` says how many bytes). DecodeError when the
+    A new file is readable by its owner alone. An existing one is continued: its header stays, a torn tail is cut off (`cut` says how many bytes). DecodeError when the
     file is something else, Incompatible when a newer build wrote it. OSError from the filesystem passes through.
     """
 
@@ -76,7 +76,9 @@ class Writer:
             self._cut_tail()
             self._file: BinaryIO = open(path, "ab")  # noqa: SIM115
         else:
-            self._file = open(path, "wb")  # noqa: SIM115
+            # It holds arguments and addresses of the machine: its owner's alone.
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._file = open(fd, "wb")  # noqa: SIM115
             text = json.dumps(header or {}, separators=(",", ":")).encode()
             self._file.write(_START.pack(MAGIC, VERSION, 0, len(text), zlib.crc32(text)) + text)
 
@@ -199,18 +201,27 @@ class Reader:
     def _read_header(self) -> dict[str, Any]:
         start = self._file.read(_START.size)
         if len(start) < _START.size or not start.startswith(MAGIC):
+            text = start[:8].decode("ascii", "replace").strip()
+            found = (
+                "an empty file"
+                if not start
+                else f"`{text}`"
+                if text.isprintable() and text.isascii()
+                else "binary data"
+            )
             raise DecodeError(
-                f"expected a recording (`{MAGIC[:-1].decode()}` at offset 0), got {start[:8]!r} in {self.path}; record again"
+                f"expected a recording (`{MAGIC[:-1].decode()}` at offset 0), got {found} in `{self.path}`; "
+                "name a recording, or to make one a file that is not there yet"
             )
         _, version, _, length, crc = _START.unpack(start)
         if version > VERSION:
             raise Incompatible(
                 f"recording version {version} in {self.path} is newer than {VERSION}, the newest this build reads; upgrade hauberk"
             )
-        text = self._file.read(min(length, LARGEST))
-        if len(text) != length or zlib.crc32(text) != crc:
+        json_text = self._file.read(min(length, LARGEST))
+        if len(json_text) != length or zlib.crc32(json_text) != crc:
             raise self._error(_START.size, f"a JSON header of {length} bytes", "its checksum does not match")
-        header = json.loads(text)
+        header = json.loads(json_text)
         return header if isinstance(header, dict) else {}
 
     def _open(self, payload: bytes, raw_size: int, crc: int) -> list[tuple[int, bytes, bytes | None]] | str:

@@ -13,17 +13,17 @@ from hauberk.client import seconds
 
 def parser() -> argparse.ArgumentParser:
     """Where to, for how long, of which command."""
-    made = verb_parser("record", "Record the raw ring of this node. With a running `hauberk up` its frames are recorded, "
-                       "without one the programs are loaded for the time of the recording.")  # fmt: skip
+    made = verb_parser("record", "Record the raw ring of this node. Where a running `hauberk up` or `node` holds the pins and its "
+                       "bus is that of --state, what it publishes is recorded; else the programs are loaded for the time of the "
+                       "recording. The file is readable by its owner alone.")  # fmt: skip
+    made.usage = "hauberk record [OPTIONS] FILE [-- COMMAND [ARGUMENT ...]]"
+    made.epilog = "COMMAND is run, and recorded until it ends."
     made.add_argument("file", metavar="FILE", help="the recording; appended to when it is one already")
     made.add_argument("--for", dest="duration", metavar="DURATION", help="end after so long; default Ctrl-C")
     made.add_argument(
         "--limit-bytes", type=int, default=0, metavar="N", help="end after so many bytes of frames; 0: no limit"
     )
-    made.add_argument("--attach", action="store_true", help="record what a running `hauberk up` or `node` publishes")
-    made.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="run this, and record until it ends"
-    )
+    made.add_argument("--attach", action="store_true", help="record what is on the bus of --state, never load programs")
     return made
 
 
@@ -38,7 +38,16 @@ def main(argv: Sequence[str]) -> int:
     if "--" in words:
         at = words.index("--")
         words, command = words[:at], words[at + 1 :]
-    given = parser().parse_args(words)
+        if not command:
+            parser().error("expected a command after `--`, got none")
+    made = parser()
+    given, rest = made.parse_known_args(words)
+    if rest and not rest[0].startswith("-"):
+        import shlex
+
+        made.error(f"expected a command after `--`, got `{shlex.join(rest)}` without; write `-- {shlex.join(rest)}`")
+    if rest:
+        made.error(f"expected known options, got `{rest[0]}`; the options of a command stand after `--`")
     given.command = command
     given.seconds = seconds(given.duration) if given.duration else None
     code, told = asyncio.run(record(given))
