@@ -2,7 +2,8 @@
 """The engine that turns policies and inventory into one plan per node, on the bus.
 
 Follows both compacted topics from their latest values, waits a few milliseconds for what comes together, and publishes a
-plan only when its content changed. Generations only grow, also across restarts. It keeps no state of its own: everything is
+plan when its content changed, or when the policies did: then the same content gets a new generation and `created_ns`, so
+that its receipt tells who applied a policy that it was seen (the node finds no difference and writes no map). Generations only grow, also across restarts. It keeps no state of its own: everything is
 on the bus. It must never touch a kernel. Neighbours: `plan` (the pure part), `apply` (who carries a plan out).
 """
 
@@ -176,6 +177,7 @@ class PlannerEngine:
 
     async def _plan_all(self, nodes: set[str]) -> None:
         started = time.monotonic()
+        answer = self._stale and self._planner is not None
         if self._stale or self._planner is None:
             self._stale = False
             ruleset = await asyncio.to_thread(self._compile, list(self._documents.values()))
@@ -188,8 +190,10 @@ class PlannerEngine:
             old = self._published.get(node)
             generation = old.generation + 1 if old else 1
             plan = await asyncio.to_thread(self._planner.plan, node, identities, generation, self._newest_ns)
-            # Refusals count too: who applied a policy must hear why nothing of it is in force.
-            if old and (old.digest, old.refused, old.policies) == (plan.digest, plan.refused, plan.policies):
+            # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
+            # by the record's time also while this was down; whoever applied them waits for a receipt.
+            same = old and (old.digest, old.refused, old.policies) == (plan.digest, plan.refused, plan.policies)
+            if old and same and not answer and old.created_ns >= self._newest_ns:
                 self.stats.unchanged += 1
                 continue
             changed[node] = plan

@@ -15,6 +15,7 @@ from schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from schemas.enforcement import Plan, Receipt
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,45 +110,70 @@ def main(argv: Sequence[str]) -> int:
     documents = read(given.filename, given.recursive, given.strict)
 
     async def work(bus: Bus) -> int:
-        from time import time_ns
-
-        since = time_ns()
         told = await publish(bus, documents, given.dry_run)
         for name, what in told:
             print(f"{name.lower()} {what}{' (dry run)' if given.dry_run else ''}")
-        if given.wait is not None and not given.dry_run and any(what != "unchanged" for _, what in told):
-            return await in_force(bus, since, given.wait)
+        if given.wait is not None and not given.dry_run:
+            return await in_force(bus, [name for name, _ in told], given.wait)
         return 0
 
     return with_bus(given, work)
 
 
-async def in_force(bus: Bus, since: int, deadline: float) -> int:
-    """Wait for a receipt newer than `since` from each node that has a plan; 0 when all came, 1 when not."""
+async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
+    """Wait until each node's plan knows of the policies `names` and its receipt is of that plan; 0 when all are, 1 when not.
+
+    No clock is compared: a plan's `created_ns` is the bus's own time of the newest policy in it."""
     import asyncio
 
-    from schemas.enforcement import decode_receipt
-    from schemas.topics import ENFORCEMENT_STATUS
+    from schemas.enforcement import decode_plan, decode_receipt
+    from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES
 
     end = asyncio.get_running_loop().time() + deadline
+    wanted = set(names)
+    stamps = [record.timestamp_ms for key, record in (await bus.latest(POLICIES)).items() if key.decode() in wanted]
+    since = max(stamps, default=0) * 1_000_000
     while True:
-        receipts = [
-            decode_receipt(record.value) for record in (await bus.latest(ENFORCEMENT_STATUS)).values() if record.value
-        ]
-        if receipts and all(receipt.applied_ns >= since for receipt in receipts):
-            for receipt in receipts:
-                print(
-                    f"{receipt.node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes"
-                )
-                for refusal in receipt.refused:
-                    print(
-                        f"{receipt.node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}"
-                    )
+        plans = [decode_plan(one.value) for one in (await bus.latest(ENFORCEMENT_DESIRED)).values() if one.value]
+        said = [decode_receipt(one.value) for one in (await bus.latest(ENFORCEMENT_STATUS)).values() if one.value]
+        receipts = {receipt.node: receipt for receipt in said}
+        open_ = [plan.node for plan in plans if plan.created_ns < since or not _answers(receipts.get(plan.node), plan)]
+        if plans and not open_:
+            for plan in plans:
+                _tell(receipts[plan.node])
+            if not any(_enforces(plan, wanted) for plan in plans):
+                print("in force; nothing to enforce on any node for this policy now (audit, or no workload matches)")
             return 0
         if asyncio.get_running_loop().time() > end:
+            of = f" of {', '.join(open_)}" if open_ else ""
             print(
-                f"hauberk apply: expected a receipt within {deadline:g} s, got none; is `hauberk up` or `hauberk node` running?",
+                f"hauberk apply: expected a receipt{of} within {deadline:g} s, got none; is `hauberk up` or `hauberk node` "
+                "running, with enforcement on?",
                 file=sys.stderr,
             )
             return 1
         await asyncio.sleep(0.02)
+
+
+def _answers(receipt: Receipt | None, plan: Plan) -> bool:
+    return receipt is not None and (receipt.generation, receipt.digest) == (plan.generation, plan.digest)
+
+
+def _enforces(plan: Plan, wanted: set[str]) -> bool:
+    """Whether something of `wanted` is carried out by the plan, or is refused in it (which is told by itself)."""
+    refs = [rule.ref for scope in plan.scopes for rule in scope.paths]
+    refs += [rule.ref for scope in plan.scopes for rule in scope.network]
+    refs += [refusal.ref for refusal in plan.refused]
+    if any(f"{ref.kind}/{ref.namespace}/{ref.policy}" in wanted for ref in refs):
+        return True
+    # A posture has no rule of its own: where there is one, the policy may be why.
+    return bool(wanted & set(plan.policies)) and any(scope.posture for scope in plan.scopes)
+
+
+def _tell(receipt: Receipt) -> None:
+    node = receipt.node
+    print(f"{node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes")
+    for refusal in receipt.refused:
+        print(f"{node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}")
+    for sentence in receipt.failed:
+        print(f"{node}: {sentence}", file=sys.stderr)

@@ -76,6 +76,23 @@ async def test_a_plan_for_each_change_and_none_without(desk: Desk, identity: Any
     assert generations == sorted(set(generations))
 
 
+async def test_a_policy_that_changes_no_plan_is_answered_all_the_same(
+    desk: Desk, identity: Any, policies: Any, ksp: Any
+) -> None:
+    await desk.know(identity(BOX))
+    await desk.policy(policies(ksp("a", TCP)))
+    old = await desk.until(lambda: desk.plans() and desk.plans()[-1].scopes and desk.plans()[-1])
+    await desk.policy(policies(ksp("nobody", TCP).replace("app: web", "app: other")))
+    new = await desk.until(lambda: desk.plans()[-1].generation > old.generation and desk.plans()[-1])
+    assert new.digest == old.digest
+    assert new.created_ns >= (await desk.bus.latest(POLICIES))[b"KubeArmorPolicy/shop/nobody"].timestamp_ms * 1_000_000
+    # Identities alone ask for no answer.
+    count, unchanged = len(desk.plans()), desk.engine.stats.unchanged
+    await desk.know(identity(BOX, image="other"))
+    await desk.until(lambda: desk.engine.stats.unchanged > unchanged)
+    assert len(desk.plans()) == count
+
+
 async def test_what_comes_together_is_one_plan(desk: Desk, identity: Any, policies: Any, ksp: Any) -> None:
     before = len(desk.plans())
     for number in range(20):
