@@ -26,7 +26,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "record": ("Record the raw ring of this node to a file", "node"),
     "doctor": ("Check this installation and say what to mend", "node"),
     "apply": ("Apply policies from files", "policy"),
-    "get": ("List policies, workloads, alerts, nodes or topics", "policy"),
+    "get": ("List policies, workloads, alerts or nodes", "policy"),
     "describe": ("Show one policy, workload or node in full", "policy"),
     "delete": ("Delete policies", "policy"),
     "policy": ("Check, test, explain, lint, diff and backtest policies", "policy"),

@@ -15,13 +15,19 @@ from hauberk.output import as_yaml, table
 if TYPE_CHECKING:
     from bus.contract import Bus
 
-WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"}
+SHORT = ("ksp", "hsp", "csp", "nsp")
+WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"} | {
+    kind: kind for kind in SHORT
+}
+SINGULAR = {plural: singular for singular, plural in WHAT.items()}
 
 
 def parser() -> argparse.ArgumentParser:
     """What and which."""
     made = verb_parser("describe", "Show one policy, workload, node or alert in full.")
-    made.add_argument("what", choices=tuple(WHAT), help="what is described")
+    made.add_argument(
+        "what", type=lambda word: SINGULAR.get(word, word), choices=tuple(WHAT), help="what; the plural does as well"
+    )
     made.add_argument("name", metavar="NAME", help="its name; an alert's EventID or policy")
     made.add_argument("-n", "--namespace", help="only in this namespace")
     return made
@@ -57,12 +63,13 @@ def main(argv: Sequence[str]) -> int:
                     for row in rules
                 ]
                 print("\nRules:\n" + table(("RULE", "MATCH", "ACTION", "HITS", "SHADOW HITS", "LAST"), rows))
-        if given.what in ("policy", "workload"):
+        of_policy = given.what in ("policy", *SHORT)
+        if of_policy or given.what == "workload":
             asked = argparse.Namespace(
                 what="alerts", names=[], namespace=None, selector="", output="table", limit=1_000_000
             )
             alerts = await get.alerts(bus, asked)
-            mine = [row for row in alerts.rows if row[3 if given.what == "policy" else 2] == given.name][-10:]
+            mine = [row for row in alerts.rows if row[3 if of_policy else 2] == given.name][-10:]
             if mine:
                 print("\nLatest alerts:\n" + table(alerts.columns, [row[: len(alerts.columns)] for row in mine]))
         return 0

@@ -25,6 +25,10 @@ KINDS = {
 }
 
 
+PLURAL = {"policy": "policies", "workload": "workloads", "alert": "alerts", "node": "nodes"}
+"""What kubectl takes too: `get policy NAME`."""
+
+
 class Listing(NamedTuple):
     """One answer before it is printed: values for json, rows (narrow columns first) for tables, names for `-o name`."""
 
@@ -39,8 +43,9 @@ def parser() -> argparse.ArgumentParser:
     """What, which, and how it is shown."""
     made = verb_parser("get", "List policies, workloads, alerts or nodes.")
     made.add_argument(
-        "what", choices=("policies", "workloads", "alerts", "nodes", *KINDS.values()), help="what is listed"
-    )
+        "what", type=lambda word: PLURAL.get(word, word), choices=(*PLURAL.values(), *KINDS.values()),
+        help="what is listed; the singular does as well",
+    )  # fmt: skip
     made.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add_scope(made)
     add_output(made)

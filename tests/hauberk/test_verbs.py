@@ -146,6 +146,15 @@ def test_describe(hauberk: Any) -> None:
     out(hauberk, "describe policy nothing", 1)
 
 
+def test_singular_and_plural_are_the_same(hauberk: Any) -> None:
+    for one, many in (("policy", "policies"), ("workload", "workloads"), ("alert", "alerts"), ("node", "nodes")):
+        assert out(hauberk, f"get {one} -o json") == out(hauberk, f"get {many} -o json") != ""
+    whole = out(hauberk, "describe policy web-rules")
+    assert out(hauberk, "describe policies web-rules") == whole
+    assert out(hauberk, "describe ksp web-rules") == whole
+    out(hauberk, "describe hsp web-rules", 1)
+
+
 # apply and delete
 
 
