@@ -137,6 +137,7 @@ class Inventory:
     async def run(self) -> None:
         """Publish who is here, then every change, until cancelled."""
         await self._links.load()
+        before = await machine.told(self._bus, self.node)
         self._put(self._node_identity())
         early, self._early = self._early or (), None
         for told in early:
@@ -146,6 +147,9 @@ class Inventory:
             for runtime in self._runtimes:
                 await self._listed(runtime)
             self._rescan()
+            left = machine.left_over(before, self._identities)
+            self._identities |= {uid: one for uid, one in left.items() if one}
+            self._dirty = left | self._dirty
             await self._flush()
             self.ready.set()
             tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
@@ -215,11 +219,9 @@ class Inventory:
 
     def _gone(self, id_: int) -> None:
         known = self.find(id_)
-        if known is None or known.ended:
-            return
-        if known.kind is Kind.CONTAINER and known.cgroups[0] != id_:  # an inner cgroup; late events may still name it
-            return
-        self._end(known)
+        # An inner cgroup ends nobody; late events may still name it.
+        if known and not known.ended and (known.kind is not Kind.CONTAINER or known.cgroups[0] == id_):
+            self._end(known)
 
     def _end(self, known: Identity) -> None:
         said = self._said.forget(known.uid)
@@ -362,8 +364,8 @@ class Inventory:
         del self._identities[identity.uid]
         self._links.forget(identity.uid)
         self._place_of.pop(identity.uid, None)
-        for id_ in identity.cgroups:
-            self._uid_of.pop(id_, None)
+        for id_ in [id_ for id_ in identity.cgroups if self._uid_of.get(id_) == identity.uid]:
+            del self._uid_of[id_]
         self._dirty[identity.uid] = None
         self._wake.set()
 
@@ -385,12 +387,11 @@ class Inventory:
 
     async def _flush(self) -> None:
         changes, self._dirty = self._dirty, {}
-        records = [
-            Record(f"{self.node}/{uid}".encode(), None if identity is None else encode(identity))
-            for uid, identity in changes.items()
-        ]
-        if not records:
+        if not changes:
             return
+        records = [
+            Record(f"{self.node}/{uid}".encode(), None if one is None else encode(one)) for uid, one in changes.items()
+        ]
         try:
             await self._bus.publish(INVENTORY, records)
         except BaseException:

@@ -6,12 +6,17 @@ Neighbours: `sensors.inventory` (who publishes it), `containers.cgroups`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
-from schemas.identity import Identity, Kind
+import msgspec
+
+from bus.contract import Bus
+from schemas.identity import Identity, Kind, decode
+from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found
@@ -51,6 +56,29 @@ def described(found: Found, cgroup_ids: tuple[int, ...], own: str, namespace: st
         annotations=found.annotations, runtime=found.runtime, orchestrated=found.orchestrated,
         privileged=found.privileged, root_pid=found.root_pid, started=found.started or time.time(), **more,
     )  # fmt: skip
+
+
+async def told(bus: Bus, node: str) -> list[Identity]:
+    """What the bus still says of `node`: who was here when the inventory ran last. What cannot be read is passed over."""
+    found = []
+    for key, record in (await bus.latest(INVENTORY)).items():
+        if record.value and key.startswith(f"{node}/".encode()):
+            with contextlib.suppress(msgspec.DecodeError):
+                found.append(decode(record.value))
+    return found
+
+
+def left_over(before: list[Identity], living: dict[str, Identity]) -> dict[str, Identity | None]:
+    """uid -> its end, for each of `before` that is not `living`: nobody saw it go. None: at once, for its cgroup's id is
+    another's by now (ids begin again with the machine), and two owners would share its events."""
+    taken = {id_ for one in living.values() for id_ in one.cgroups}
+    return {
+        one.uid: None
+        if taken.intersection(one.cgroups)
+        else msgspec.structs.replace(one, ended=one.ended or time.time(), root_pid=0, complete=True)
+        for one in before
+        if one.uid not in living
+    }
 
 
 def word(path: str) -> str:

@@ -3,12 +3,16 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from bus.contract import Record
 from bus.memory import MemoryBus, MemorySettings
-from schemas.identity import Identity, Kind, decode
+from schemas.identity import Identity, Kind, decode, encode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.declared import Declared, WorkloadSettings
@@ -63,6 +67,61 @@ async def test_a_declared_cgroup_is_a_container() -> None:
             if directory.exists():
                 directory.rmdir()
         await bus.close()
+
+
+@pytest.mark.kernel
+async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a cgroup")
+    mount, bus = cgroups.mount_point(), MemoryBus(MemorySettings())
+    paths = [Path(f"{mount}/hauberk-past-{os.getpid()}-{name}") for name in ("stays", "goes")]
+    settings = InventorySettings(
+        node="n", runtimes=(), linger_seconds=1.0, rescan_seconds=0.05,
+        workloads=(WorkloadSettings(name="job", cgroup="/hauberk-past-*"),),
+    )  # fmt: skip
+    other = Identity(kind=Kind.CONTAINER, node="n2", uid="elsewhere", cgroups=(1,))
+    reused = Identity(kind=Kind.CONTAINER, node="n", uid="before-boot", cgroups=(1,))
+    try:
+        for path in paths:
+            path.mkdir()
+        stays, goes = (f"workload-job-{path.stat().st_ino}" for path in paths)
+        async with _run(Inventory(bus, settings)):
+            assert set(await _told(bus)) >= {stays, goes}
+        paths[1].rmdir()
+        node = next(one for one in (await _told(bus)).values() if one.kind is Kind.NODE)
+        reused = msgspec.structs.replace(reused, cgroups=node.cgroups)
+        await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in (other, reused)])
+        async with _run(Inventory(bus, settings)) as again:
+            told = await _told(bus)
+            assert told[goes].ended > 0
+            assert told[stays].ended == 0
+            assert "before-boot" not in told  # its cgroup is the node's now
+            assert told["elsewhere"].ended == 0
+            async with asyncio.timeout(10):
+                while goes in await _told(bus):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert again.find(paths[0].stat().st_ino) is not None
+    finally:
+        for path in paths:
+            if path.exists():
+                path.rmdir()
+        await bus.close()
+
+
+@asynccontextmanager
+async def _run(inventory: Inventory) -> AsyncIterator[Inventory]:
+    task = asyncio.create_task(inventory.run())
+    try:
+        await asyncio.wait_for(inventory.ready.wait(), 10)
+        yield inventory
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _told(bus: MemoryBus) -> dict[str, Identity]:
+    found = [decode(one.value) for one in (await bus.latest(INVENTORY)).values() if one.value]
+    return {one.uid: one for one in found}
 
 
 async def _eventually(bus: MemoryBus, uid: str) -> Identity:
