@@ -16,7 +16,7 @@ import msgspec
 
 from schemas import socket_names
 from schemas.behaviour import Behaviour
-from schemas.identity import Identity
+from schemas.identity import Identity, Kind
 from schemas.operations import Class, Operation
 from sinks.store.store import Row
 
@@ -123,12 +123,19 @@ def build(rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Pe
 def build_each(
     rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Peer | None] | None = None
 ) -> list[Tables]:
-    """One set of tables per container (or host scope), in order of namespace, pod, container."""
+    """One set of tables per container, in order of namespace, pod, container; the host's cgroups are one set per node."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        of = row.identity
-        groups.setdefault((of.namespace, of.pod, of.container_name, of.node, of.uid), []).append(row)
+        groups.setdefault(_whose(row.identity), []).append(row)
     return [build(groups[key], agg=agg, resolve=resolve) for key in sorted(groups)]
+
+
+def _whose(of: Identity) -> tuple[str, ...]:
+    """A container that was started again has another uid and is the same to its reader; one without a name is only its uid."""
+    if of.kind is not Kind.CONTAINER:
+        return "", "", "", of.cluster, of.node
+    said = ",".join(f"{key}={value}" for key, value in sorted(of.labels.items()))
+    return of.namespace, of.pod, of.container_name, of.cluster, of.node, said, "" if of.container_name else of.uid
 
 
 def _protocol(behaviour: Behaviour) -> str:

@@ -71,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(text(one, kinds) for one in tables))
     if not tables:
         hint = "" if given.host else "; --host shows the host's own processes"
-        print(f"hauberk summary: nothing in the last {given.since} for this selection{hint}", file=sys.stderr)
+        print(
+            f"hauberk summary: nothing in the last {given.since} for this selection; counts arrive some seconds after the event{hint}",
+            file=sys.stderr,
+        )
         return 1
     return 0

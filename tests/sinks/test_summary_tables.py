@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from schemas.identity import Kind
 from schemas.operations import Operation
 from sinks import summary_tables, table_text
 from sinks.store.store import Row
@@ -113,6 +114,29 @@ def test_one_set_of_tables_per_container(row, make):
     assert [tables.header.pod for tables in summary_tables.build_each(rows)] == ["a-pod", "web-c0ffee"]
     assert summary_tables.build(rows).header.pod == ""
     assert summary_tables.build(rows).header.namespace == "shop"
+
+
+def test_generations_of_a_container_and_the_cgroups_of_a_host_are_one_set_each(row, make):
+    again = [row(2), row(3, identity=make.identity("d00d", pod="web-c0ffee"))]
+    (tables,) = summary_tables.build_each(again)
+    assert tables == summary_tables.build(again)
+    assert sum(line.count for line in tables.process + tables.file) == 5
+    assert (
+        len(
+            summary_tables.build_each(
+                [row(), row(identity=make.identity("d00d", pod="web-c0ffee", labels={"app": "other"}))]
+            )
+        )
+        == 2
+    )
+    unnamed = {"namespace": "", "pod": "", "container_name": "", "labels": {}}
+    assert len(summary_tables.build_each([row(identity=make.identity(uid, **unnamed)) for uid in ("a", "b")])) == 2
+    host = [
+        row(identity=make.identity(uid, kind=kind, node=node, **unnamed))
+        for node in ("n1", "n2")
+        for uid, kind in (("node", Kind.NODE), ("ssh.service", Kind.HOST), ("cron.service", Kind.HOST))
+    ]
+    assert [tables.header.container for tables in summary_tables.build_each(host)] == ["n1", "n2"]
 
 
 def test_peers_get_their_names(row):
