@@ -34,6 +34,16 @@ def postures(given: argparse.Namespace) -> PostureSettings:
         raise SettingsError(f"settings: `postures`: {error}; `hauberk settings --reference` lists the keys") from error
 
 
+def kills(given: argparse.Namespace) -> bool:
+    """Whether the configuration opts in to kills for every policy: `enforcer.plan.signal`."""
+    from hauberk.configuration import load
+
+    tree: Any = load(given)[0].tree
+    for word in ("enforcer", "plan", "signal"):
+        tree = tree.get(word) if isinstance(tree, dict) else None
+    return tree is True
+
+
 def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, list[Any]]:
     """What is in `files`, compiled, and the documents. PolicyError when any of them has an error."""
     from hauberk.verbs.apply import read
@@ -163,24 +173,27 @@ def _refuse(diagnostics: tuple[Any, ...]) -> None:
 
 def explain(given: argparse.Namespace) -> int:
     """Why an event gets its verdict, or what each backend can make of each rule."""
-    from policy.explain import explain_event, explain_policy
+    from policy.explain import MISSING_HERE, explain_event, explain_policy
 
     ruleset, _ = ruleset_of(given, given.filename)
     if given.event is None:
-        rules = [entry for policy in ruleset.policies for entry in explain_policy(policy)]
+        signal = kills(given)
+        rules = [entry for policy in ruleset.policies for entry in explain_policy(policy, signal=signal)]
         if given.output == "json":
             print(as_json(rules))
             return 0
         names = list(rules[0].backends) if rules else []
-        rows = [
-            (entry.rule.policy, entry.rule.position, entry.action, *("yes" if entry.backends[name] is None else "no" for name in names))
-            for entry in rules
-        ]  # fmt: skip
-        print(table(("POLICY", "RULE", "ACTION", *(name.upper() for name in names)), rows))
+        lines = [(entry.rule.policy, entry.rule.position, entry.action, *map(entry.cell, names)) for entry in rules]
+        print(table(("POLICY", "RULE", "ACTION", *(name.upper() for name in names)), lines))
+        print(f"`later`: this version has no {' and no '.join(MISSING_HERE)} backend, whatever the kernel offers; until it has, "
+              "such a rule is only told where nothing else says `yes`")  # fmt: skip
         for entry in rules:
             for name, why in entry.backends.items():
                 if why is not None:
-                    print(f"  {entry.rule.policy} {entry.rule.position}: {name}: {why}")
+                    missing = " (not in this version)" if name in entry.not_in_this_version else ""
+                    print(f"  {entry.rule.policy} {entry.rule.position}: {name}{missing}: {why}")
+        for name, note in dict.fromkeys((entry.rule.policy, entry.note) for entry in rules if entry.note):
+            print(f"  {name}: {note}")
         return 0
     from policy.events import parse_event
 

@@ -14,6 +14,8 @@ from schemas.rules import Match, Rule, SourceKind
 from schemas.verdict import Action
 
 ALL: Final = (Backend.BPF_LSM, Backend.APPARMOR, Backend.CGROUP, Backend.SIGNAL)
+HERE: Final = (Backend.CGROUP, Backend.SIGNAL)
+"""Those that this version has. The others are told of, so that a policy can be written for them: they hold nothing yet."""
 NAMES: Final = {
     Backend.BPF_LSM: "bpf-lsm",
     Backend.APPARMOR: "apparmor",
@@ -36,6 +38,11 @@ def denies(rule: Rule) -> bool:
 def frees(rule: Rule) -> bool:
     """Whether anything passes because of the rule that would not without it."""
     return rule.action is Action.ALLOW or (rule.action is Action.BLOCK and (limited(rule) or rule.has_args))
+
+
+def held(rule: Rule, *, signal: bool = True) -> bool:
+    """Whether a backend of this version can carry out `rule` as it is written."""
+    return any(reason(rule, backend, signal=signal) is None for backend in HERE)
 
 
 def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> str | None:

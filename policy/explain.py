@@ -8,10 +8,11 @@ holds that the rule it names is the rule of the verdict.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
-from policy.backends import ALL, NAMES, reason
+from policy.backends import ALL, HERE, NAMES, denies, held, reason
 from policy.candidates import Candidate, Unmatched, decide, outcome
 from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
@@ -20,13 +21,18 @@ from policy.ruleset import Ruleset, Scope
 from policy.specificity import Rank
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity
-from schemas.rules import Policy, Rule
+from schemas.rules import Policy, Rule, Target
 from schemas.verdict import Action, Mode, RuleRef, Verdict
 
 _SHAPES = {
     "path": {5: "exact path", 4: "name of the executable", 3: "pattern", 2: "directory"},
     "network": {3: "protocol", 2: "socket type", 1: "all sockets"},
 }
+
+MISSING_HERE: Final = tuple(NAMES[backend] for backend in ALL if backend not in HERE)
+HOST_ONLY: Final = (
+    "Block rules of host policies are held only in the cgroups of `enforcer.plan.host_cgroups`; elsewhere they tell"
+)
 
 
 class Weighed(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +56,32 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
-    """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it does not compile."""
+    """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it does not compile.
+    `not_in_this_version`: backends of `backends` that hold nothing yet, whatever the kernel offers. `note`: where alone
+    the rule is held, "" for wherever its policy selects."""
 
     rule: RuleRef
     action: str
     backends: dict[str, str | None]
     problem: str | None = None
+    not_in_this_version: tuple[str, ...] = MISSING_HERE
+    note: str = ""
+
+    def cell(self, name: str) -> str:
+        """`yes`, `no`, or `later`: a backend that this version does not have could."""
+        if self.backends[name] is not None:
+            return "no"
+        return "later" if name in self.not_in_this_version else "yes"
+
+
+class Unheld(msgspec.Struct, frozen=True, kw_only=True):
+    """Block rules of a policy, counted as they stand in its file. `unheld`: no backend of this version can hold them as
+    written; `by_signal`: as many of those could be held if the policy opted in to kills. `host`: see `HOST_ONLY`."""
+
+    blocks: int
+    unheld: int
+    by_signal: int
+    host: bool
 
 
 def explain_event(
@@ -91,9 +117,29 @@ def explain_policy(policy: Policy, *, signal: bool = False) -> tuple[Enforceabil
             action=rule.action.value,
             backends={NAMES[backend]: reason(rule, backend, signal=signal or policy.signal) for backend in ALL},
             problem=problem(rule),
+            note=HOST_ONLY if _host(policy) and denies(rule) else "",
         )
         for rule in policy.rules
     )
+
+
+def unheld(policy: Policy, *, signal: bool = False) -> Unheld:
+    """How much of `policy` looks like a Block and is only told. `signal`: as for `explain_policy`."""
+    opted_in = signal or policy.signal
+    blocks = [rule for rule in policy.rules if rule.action is Action.BLOCK and problem(rule) is None]
+    # A rule with several sources is one rule to whoever wrote it.
+    without = {rule.position for rule in blocks if not held(rule, signal=opted_in)}
+    never = {rule.position for rule in blocks if not held(rule, signal=True)}
+    return Unheld(
+        blocks=len({rule.position for rule in blocks}),
+        unheld=len(without),
+        by_signal=len(without - never),
+        host=_host(policy),
+    )
+
+
+def _host(policy: Policy) -> bool:
+    return policy.selection.target is Target.NODES
 
 
 def rank_words(rank: Rank, rule: Rule) -> str:

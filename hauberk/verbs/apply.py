@@ -113,11 +113,40 @@ def main(argv: Sequence[str]) -> int:
         told = await publish(bus, documents, given.dry_run)
         for name, what in told:
             print(f"{name.lower()} {what}{' (dry run)' if given.dry_run else ''}")
+        _warn(given, documents)
         if given.wait is not None and not given.dry_run:
             return await in_force(bus, [name for name, _ in told], given.wait)
         return 0
 
     return with_bus(given, work)
+
+
+def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
+    """One line for each policy with Block rules that nothing of this version holds as they are written."""
+    from hauberk.policies import kills
+    from policy.explain import HOST_ONLY, unheld
+    from policy.normalise import normalise
+    from schemas.verdict import Mode
+
+    signal = kills(given)
+    for policy in map(normalise, documents):
+        found = unheld(policy, signal=signal)
+        if not found.blocks or not policy.enabled or policy.mode is not Mode.ENFORCE:
+            continue
+        said = []
+        if found.unheld:
+            said.append(
+                f"{found.unheld} of {found.blocks} Block rule{'s' * (found.blocks != 1)} {'is' if found.unheld == 1 else 'are'} "
+                "only audited on nodes of this version (no LSM backend)"
+            )
+            if found.by_signal:
+                which = "" if found.by_signal == found.unheld else f" ({found.by_signal} of them)"
+                said[-1] += f": add the annotation hauberk.io/signal: enabled to end the process instead{which}"
+        if found.host:
+            said.append(HOST_ONLY)
+        if said:
+            said.append("`hauberk policy explain -f FILE` says which")
+            print(f"warning: {policy.key.name}: {'; '.join(said)}", file=sys.stderr)
 
 
 async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
