@@ -93,12 +93,27 @@ def _flat(tree: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, s
     return found
 
 
-def _literal(text: str) -> Any:
-    """A value from the environment or `--set`: JSON where it is JSON, else the text itself."""
+def _literal(text: str, path: Sequence[str], origin: str) -> Any:
+    """A value from the environment or `--set`: JSON where it is JSON, else the text itself. A whole section is never text."""
     try:
-        return msgspec.json.decode(text.encode())
-    except msgspec.DecodeError:
+        return msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
+    except msgspec.DecodeError as error:
+        if len(path) == 1 and path[0] != "state" and text.lstrip().startswith(("{", "[")):
+            raise SettingsError(
+                f"settings: `{path[0]}`: expected JSON, got malformed JSON{_quoted(text)}: {_one_line(error)} (from {origin})"
+            ) from error
         return text
+
+
+_SECRET: Final = re.compile(r"password|secret|token|key|credential", re.IGNORECASE)
+
+
+def _quoted(text: str, most: int = 60) -> str:
+    """A blank and the text in quotes, cut; nothing when it may hold a secret."""
+    if _SECRET.search(text):
+        return ""
+    shown = text if len(text) <= most else text[: most - 1] + "\u2026"
+    return f" `{shown}`"
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -119,13 +134,13 @@ def merge(file: str | None = None, sets: Sequence[str] = (), environment: Mappin
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT):
             path = name[len(ENVIRONMENT) :].lower().split("__")
-            _put(tree, path, _literal(environment[name]), name)
+            _put(tree, path, _literal(environment[name], path, name), name)
             origins[".".join(path)] = name
     for text in sets:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise SettingsError(f"expected --set a.b=value, got `{text}`")
-        _put(tree, dotted.split("."), _literal(value), "--set")
+        _put(tree, dotted.split("."), _literal(value, dotted.split("."), "--set"), "--set")
         origins[dotted] = "--set"
     return Loaded(tree, origins)
 
@@ -150,6 +165,8 @@ def _explain(message: str, loaded: Loaded, kind: Any) -> str:
     if not origin and path:
         # A list comes whole from one place.
         origin = loaded.origins.get(path.split("[")[0], "")
+    if origin == "--set" or origin.startswith(ENVIRONMENT):
+        text += _got(_value(loaded.tree, where), where)
     if unknown:
         text = f"expected a key of this table, got `{unknown.group(1)}`"
     said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")
@@ -161,6 +178,24 @@ def _explain(message: str, loaded: Loaded, kind: Any) -> str:
         if near := _nearest(wrong.group(1), known):
             said += f"; did you mean `{near}`?"
     return said + "; `hauberk settings --reference` lists the keys"
+
+
+def _value(tree: Any, where: str) -> Any:
+    for step in re.findall(r"\[\d+\]|[^.\[\]]+", where):
+        if step.startswith("["):
+            tree = tree[int(step[1:-1])] if isinstance(tree, list) and int(step[1:-1]) < len(tree) else None
+        else:
+            tree = tree.get(step) if isinstance(tree, dict) else None
+    return tree
+
+
+def _got(value: Any, where: str) -> str:
+    """The value that did not fit, as it was typed; nothing of tables and of what may be a secret."""
+    if value is None or isinstance(value, dict | list) or _SECRET.search(where):
+        return ""
+    shown = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    malformed = isinstance(value, str) and value.lstrip().startswith(("{", "["))
+    return f"{', malformed JSON' * malformed}{_quoted(shown)}"
 
 
 def _near(name: str, where: str, tree: Any, kind: Any) -> str | None:

@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import Any
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from hauberk.client import parser as verb_parser
+
+CUT: Final = 60
+"""Longest value in a table, in characters: with the key and its origin it stays on a line."""
 
 
 def parser() -> argparse.ArgumentParser:
     """What to show and how."""
     made = verb_parser("settings", "Show the effective settings and where each came from.")
     made.add_argument("--reference", action="store_true", help="every key with type, default and meaning")
-    made.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", help="form of the answer")
+    made.add_argument(
+        "-o", "--output", choices=("table", "wide", "json", "yaml"), default="table",
+        help="form of the answer; a table cuts long values, the others do not",
+    )  # fmt: skip
     return made
 
 
@@ -77,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
     if given.reference:
         keys = list(reference(Configuration))
-        if given.output != "table":
+        if given.output in ("json", "yaml"):
             names = ("key", "type", "default", "meaning")
             print(show([dict(zip(names, row, strict=True)) for row in keys], (), (), given.output))
             return 0
@@ -89,7 +97,45 @@ def main(argv: Sequence[str]) -> int:
             )
         )
         return 0
-    found, loaded, _ = configuration(given)
-    rows = [(path, value, loaded.origins.get(path, "default")) for path, value in leaves(found)]
+    found, _, state = configuration(given)
+    origins = origins_of(given, str(state))
+    rows = [(path, cut(str(value), given.output == "wide"), origins(path, value)) for path, value in leaves(found)]
     print(show(found, ("KEY", "VALUE", "FROM"), rows, given.output))
     return 0
+
+
+def cut(text: str, whole: bool) -> str:
+    """`text`, cut for a table unless `whole`."""
+    return text if whole or len(text) <= CUT else f"{text[: CUT - 1]}\u2026"
+
+
+def origins_of(given: argparse.Namespace, state: str) -> Callable[[str, Any], str]:
+    """Where the value at a path came from: what was said, also of a whole table above it; a place under the state directory
+    comes from who named that."""
+    from hauberk.settings import STATE_VARIABLE, merge
+
+    said = merge(given.config, given.set)
+    of_state = "--state" if given.state else said.origins.get("state")
+    of_state = of_state or (STATE_VARIABLE if os.environ.get(STATE_VARIABLE) else "default")
+
+    def origin(path: str, value: Any) -> str:
+        if path == "state":
+            return of_state
+        if path in said.origins:
+            return said.origins[path]
+        spot: Any = said.tree
+        by = above = ""
+        for step in re.findall(r"[^.\[\]]+", path):
+            above = f"{above}.{step}" if above else step
+            by = said.origins.get(above, by)
+            try:
+                spot = spot[int(step)] if isinstance(spot, list) else spot[step]
+            except (KeyError, IndexError, TypeError, ValueError):
+                break
+        else:
+            if by:
+                return by
+        below = isinstance(value, str) and value.startswith(f"{state.rstrip('/')}/")
+        return of_state if below else "default"
+
+    return origin

@@ -2,7 +2,7 @@
 """Settings: order of sources, paths in errors, did-you-mean."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -71,6 +71,40 @@ def test_unreadable_file_is_one_sentence(tmp_path: Path, name: str, text: str, s
     with pytest.raises(SettingsError, match=said) as caught:
         read_file(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sets", "environment", "parts"),
+    [
+        (["inner.interval_seconds=often"], {}, ("`often`", "--set", "inner.interval_seconds")),
+        (["inner.interval_seconds=0"], {}, ("`0`",)),
+        ((), {"HAUBERK__INNER__NAME": "17"}, ("`17`", "HAUBERK__INNER__NAME")),
+        ((), {"HAUBERK__MANY": "{bad"}, ("malformed JSON", "`{bad`", "HAUBERK__MANY")),
+        (["inner.interval_seconds={bad"], {}, ("malformed JSON", "`{bad`")),
+        (["inner.name=[" + "1," * 99], {}, None),
+    ],
+)
+def test_a_wrong_value_from_a_shell_is_shown(sets: list[str], environment: dict[str, str], parts: Any) -> None:
+    if parts is None:
+        assert check(merge(None, sets, environment), Outer).inner.name.startswith("[1,")
+        return
+    with pytest.raises(SettingsError) as caught:
+        check(merge(None, sets, environment), Outer)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_secret_is_not_shown() -> None:
+    class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+        password: str = ""
+
+    with pytest.raises(SettingsError) as caught:
+        check(merge(None, ["password=1234"], {}), Login)
+    assert "1234" not in str(caught.value)
+    with pytest.raises(SettingsError, match="malformed JSON") as caught:
+        merge(None, (), {"HAUBERK__SINKS": '[{"password": "1234"'})
+    assert "1234" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:

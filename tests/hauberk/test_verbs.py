@@ -290,6 +290,26 @@ def test_settings(hauberk: Any) -> None:
     assert "sinks[]<file>.path" in out(hauberk, "settings --reference")
 
 
+def test_settings_say_where_each_value_came_from(hauberk: Any) -> None:
+    def origins(line: str) -> dict[str, tuple[str, str]]:
+        return {row[0]: (row[1], row[-1]) for row in rows(out(hauberk, line)) if len(row) == 3}
+
+    found = origins("settings -o wide")
+    assert found["state"] == (str(hauberk.state), "HAUBERK_STATE")
+    assert found["bus.directory"] == (f"{hauberk.state}/bus", "HAUBERK_STATE")
+    assert found["sinks[0].path"][1] == "HAUBERK__SINKS"
+    assert found["sensor.pin_dir"][1] == "HAUBERK__SENSOR__PIN_DIR"
+    moved = origins("settings --state /somewhere --set bus.segment_bytes=65536")
+    assert moved["state"] == ("/somewhere", "--state")
+    assert moved["bus.directory"] == ("/somewhere/bus", "--state")
+    assert moved["bus.segment_bytes"] == ("65536", "--set")
+    assert "default" in {by for _, by in moved.values()}
+    long = f"/{'x' * 100}"
+    assert len(origins(f"settings --state {long}")["state"][0]) == 60
+    assert origins(f"settings --state {long} -o wide")["state"][0] == long
+    assert json.loads(out(hauberk, f"settings --state {long} -o json"))["state"] == long
+
+
 def test_doctor_probe_version_and_completion(hauberk: Any) -> None:
     doctor = hauberk("doctor")
     assert "python" in doctor.stdout
