@@ -27,6 +27,7 @@ from schemas.errors import HauberkError, KernelError
 _KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
 _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
 _SEND_SIGNAL, _TASK_BTF = 109, 158
+_NET_ADMIN, _SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39  # include/uapi/linux/capability.h
 DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
 
@@ -69,12 +70,33 @@ def _loads(name: str, code: bytes, good: str, bad: str, kind: int = _RAW_TRACEPO
     try:
         os.close(bpf.program_load(kind, code, name="hauberk_test", attach_type=attach_type))
     except KernelError as error:
-        return Feature(name, False, f"{bad} ({_short(error)})")
+        if error.errno == errno.EPERM and kind == _CGROUP_SOCK_ADDR and _capable() and not _has(_NET_ADMIN):
+            return Feature(name, False, "cannot be asked without CAP_NET_ADMIN: run as root or with it (EPERM)")
+        return Feature(name, False, _refused(bad, error.errno, str(error)))
     return Feature(name, True, good)
 
 
-def _short(error: KernelError) -> str:
-    return errno.errorcode.get(error.errno, str(error.errno)) if error.errno else str(error)
+MISSING_CAPABILITY: Final = (
+    "cannot be asked without a capability that is missing here: run as root or with CAP_BPF and CAP_PERFMON"
+)
+
+
+def _refused(bad: str, number: int, text: str = "") -> str:
+    """Why a test failed. EPERM is about who asks and says nothing of the kernel."""
+    if number in (errno.EPERM, errno.EACCES) and not _capable():
+        return f"{MISSING_CAPABILITY} ({errno.errorcode[number]})"
+    return f"{bad} ({errno.errorcode.get(number, str(number)) if number else text})"
+
+
+def _capable() -> bool:
+    """Whether this process has CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN that stands for both."""
+    return _has(_SYS_ADMIN) or (_has(_CAP_BPF) and _has(_CAP_PERFMON))
+
+
+def _has(capability: int) -> bool:
+    with open("/proc/self/status", encoding="ascii") as file:
+        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return bool(effective >> capability & 1)
 
 
 def _btf() -> Feature:
@@ -114,13 +136,13 @@ def _tracing(
     )  # fmt: skip
     result = bpf.call(bpf.PROG_LOAD, attributes)
     if result < 0:
-        return Feature(name, False, f"{bad} ({errno.errorcode.get(-result, -result)})")
+        return Feature(name, False, _refused(bad, -result))
     try:
         if attach_type == _TRACE_RAW_TP:
             return Feature(name, True, good)
         link = bpf.call(bpf.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, result, 0))
         if link < 0:
-            return Feature(name, False, f"{bad} (loads, attaching gives {errno.errorcode.get(-link, -link)})")
+            return Feature(name, False, _refused(f"{bad}; loads, attaching does not", -link))
         os.close(link)
     finally:
         os.close(result)
@@ -148,8 +170,8 @@ def _lsm_load() -> Feature:
         _LSM_MAC,
         "bpf_lsm_file_open",
         "func",
-        "load and attach",
-        "refused; `bpf-lsm` enforcement is not available",
+        "load and attach; not used, this version has no LSM backend",
+        "refused; not used either, this version has no LSM backend",
         _LSM,
     )
 
@@ -158,7 +180,9 @@ def _lsm_list() -> Feature:
     for path in (Path("/sys/kernel/security/lsm"),):
         if path.exists():
             names = path.read_text().strip()
-            return Feature("bpf in LSM list", "bpf" in names.split(","), names)
+            return Feature(
+                "bpf in LSM list", "bpf" in names.split(","), f"{names}; not used, this version has no LSM backend"
+            )
     return Feature("bpf in LSM list", False, "securityfs is not mounted at /sys/kernel/security")
 
 
@@ -172,7 +196,7 @@ def _kprobe() -> Feature:
 
 def _ring_buffer() -> Feature:
     return _map(
-        "ring buffer", 27, 0, 0, 4096, "events leave through two of them", "needed; this kernel is older than 5.8"
+        "ring buffer", 27, 0, 0, 4096, "events leave through two of them", "needed; kernels from 5.8 on have it"
     )
 
 
@@ -188,7 +212,7 @@ def _map(name: str, kind: int, key: int, value: int, entries: int, good: str, ba
     try:
         os.close(bpf.map_create(kind, key, value, entries, name="hauberk_test", flags=flags))
     except KernelError as error:
-        return Feature(name, False, f"{bad} ({_short(error)})")
+        return Feature(name, False, _refused(bad, error.errno, str(error)))
     return Feature(name, True, good)
 
 

@@ -18,7 +18,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="hauberk probe", description=__doc__, allow_abbrev=False)
     add_output(made)
     made.add_argument(
-        "-q", "--quiet", action="store_true", help="print nothing; exit 0 when this node can be watched, 1 when not"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="print no table; exit 0 when this node can be watched, 1 when not, with the reasons on stderr",
     )
     return made
 
@@ -63,11 +66,9 @@ def chosen() -> list[tuple[str, str]]:
     def has(name: str) -> bool:
         return name in features and features[name].available
 
-    lsm = (
-        "bpf-lsm could load; this build enforces with cgroup and signal"
-        if has("LSM programs")
-        else f"none: {features['LSM programs'].why}"
-    )
+    # What the kernel offers is told, not promised: no kernel makes this version enforce through an LSM.
+    offered = "would take LSM programs" if has("LSM programs") else "takes no LSM programs from this process"
+    lsm = f"this version has no LSM backend; this kernel {offered}"
     return [
         ("observe", "raw tracepoints" if has("raw tracepoints") else "nothing: " + features["raw tracepoints"].why),
         ("read tasks", "typed loads" if has("typed loads") else "probe reads"),
