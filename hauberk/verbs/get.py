@@ -42,6 +42,7 @@ class Listing(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     """What, which, and how it is shown."""
     made = verb_parser("get", "List policies, workloads, alerts or nodes.")
+    made.epilog = "nodes: SINCE is the time since the node's last receipt; a node whose agent ended keeps its last one."
     made.add_argument(
         "what", type=lambda word: PLURAL.get(word, word), choices=(*PLURAL.values(), *KINDS.values()),
         help="what is listed; the singular does as well",
