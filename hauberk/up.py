@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bus.contract import Record
 from bus.registry import open_bus
 from hauberk import service, stages
 from hauberk.client import damaged, told_damage
@@ -23,7 +24,7 @@ from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.output import colourful, paint
 from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
-from schemas.topics import POLICIES
+from schemas.topics import ENFORCEMENT_STATUS, POLICIES
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -150,6 +151,9 @@ async def _run(
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling)], over, signals=False)
+        if not given.replay and not settings.sensor.keep:
+            # What a receipt says is in force is taken down next: nobody should go on reading that it holds.
+            await bus.publish(ENFORCEMENT_STATUS, [Record(_node(settings).encode(), None)])
     lifted = (
         ""
         if given.replay or settings.sensor.keep
