@@ -255,7 +255,7 @@ async def test_by_default_no_container_needs_a_scope(house: Any, eyes: Eyes, new
         await one.until(lambda: one.agent.plan and one.agent.plan.host_visibility == ALL)
         await one.until(lambda: eyes.said(Config.NEW_VISIBILITY) == ALL)
         assert one.agent.plan.scopes == ()
-        assert eyes.visible(box) == -1
+        await one.until(lambda: eyes.visible(box) == -1)
 
 
 async def test_the_saved_plan_says_what_is_watched_without_the_bus(

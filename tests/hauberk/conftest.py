@@ -144,3 +144,14 @@ def live() -> None:
     why = subprocess.run([PROGRAM, "probe", "--quiet"], capture_output=True, text=True, check=False)
     if why.returncode:
         pytest.skip(f"this node cannot be watched: {why.stderr.strip()}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_mount_stays() -> Iterator[None]:
+    """`hauberk node` keeps its pins and their file system when it ends; a test run does not."""
+    from kernel.loading import is_bpffs, unmount
+
+    before = is_bpffs("/sys/fs/bpf")
+    yield
+    if not before and is_bpffs("/sys/fs/bpf") and os.geteuid() == 0:
+        unmount("/sys/fs/bpf")
