@@ -105,10 +105,6 @@ class Parking:
             size -= part.size
         return self._take(found)
 
-    def next_deadline(self) -> float | None:
-        """When `over` will have something; None while nothing waits."""
-        return self._held[0].deadline if self._held else None
-
     def _take(self, found: list[Parked]) -> list[Parked]:
         if found:
             gone = {id(part) for part in found}

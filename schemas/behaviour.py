@@ -54,20 +54,3 @@ class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=F
     def passed(self) -> bool:
         """Whether the operation went through."""
         return self.result == 0
-
-
-class Occurrence(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
-    """What belongs to one happening of a behaviour. `time_ns`: Unix ns. `arguments`: argv, None when not captured."""
-
-    time_ns: int = 0
-    sequence: int = 0
-    process: int = 0
-    pid: int = 0
-    ppid: int = 0
-    ns_pid: int = 0
-    ns_ppid: int = 0
-    ret: int = 0
-    aux: int = 0
-    arguments: tuple[str, ...] | None = None
-    cwd: str = ""
-    tty: str = ""

@@ -112,11 +112,6 @@ class RingSource:
         """0..1: how much of the occurrences ring the kernel cannot reuse."""
         return self._occurrences.held / self._occurrences.size
 
-    @property
-    def definitions_held(self) -> int:
-        """Definitions in memory."""
-        return len(self._definitions)
-
     def exclude(self, pid: int) -> None:
         """Have the kernel ignore what process `pid` (host tgid) does, until `close`."""
         self._pins.exclude(pid)
