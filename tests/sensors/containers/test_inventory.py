@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,9 +47,10 @@ async def published(bus: MemoryBus, uid: str) -> Identity | None:
 
 async def withdrawn(bus: MemoryBus, uid: str) -> None:
     """Poll until the bus holds no record of this identity: the inventory publishes from a task of its own."""
-    async with asyncio.timeout(20):
-        while await published(bus, uid) is not None:
-            await asyncio.sleep(0.01)
+    deadline = time.monotonic() + 20
+    while await published(bus, uid) is not None:
+        assert time.monotonic() < deadline, f"{uid} is still told"
+        await asyncio.sleep(0.01)
 
 
 def tell_of(inventory: Inventory, under: str) -> None:
