@@ -308,6 +308,7 @@ class Inventory:
             return
         if (task := self._asking.pop(provisional, None)) and task is not asyncio.current_task():
             task.cancel()
+        self._dirty.pop(provisional, None)  # put a moment ago and not told yet: its end must be what is told
         self._dirty = {provisional: None, **self._dirty}
         self._wake.set()
 

@@ -240,6 +240,19 @@ async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: An
         assert (seen.uid, seen.runtime, seen.cgroup_path) == (name, "runc", path)
 
 
+async def test_what_looked_like_the_host_while_the_bus_was_away_is_never_told(oci: Any, wait_until: Any) -> None:
+    bus = MemoryBus()
+    name, path = "hauberk-away", "/hauberk-away"
+    async with running(bus, PodmanSettings(roots=(oci.root("runc"),), poll_seconds=60)) as inventory:
+        await asyncio.to_thread(oci.run, "runc", name)
+        id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
+        bus.fail(Unavailable("away", retry_after=1.0), times=1)
+        inventory.on_cgroup(id_, path, False)
+        assert inventory.find(id_).kind is Kind.HOST  # type: ignore[union-attr]
+        await wait_until(lambda: any(record.key == f"n1/{name}".encode() for record in bus.records(INVENTORY)))
+        assert await published(bus, f"cgroup-{id_}") is None
+
+
 async def test_a_container_told_late_takes_its_cgroup_from_the_host(oci: Any, wait_until: Any) -> None:
     bus = MemoryBus()
     name, path = "hauberk-late", "/hauberk-late"
