@@ -2,20 +2,18 @@
 """The `cgroup` backend: network rules by cgroup programs on the container's own cgroup. A denied call sees EPERM.
 
 Works on any kernel with cgroup v2. The programs (`guard_*`) were loaded and pinned with the sensor; here each is attached to
-one cgroup by a link that is pinned too, so it holds on while the agent is away and ends with the cgroup. It must never
-touch the root cgroup. Neighbours: `networks` (the entries), `kernel.catalogue` (the programs), `apply` (who calls).
+one cgroup and that is pinned too, so it holds on while the agent is away and ends with the cgroup. It must never
+touch the root cgroup. Neighbours: `networks` (the entries), `kernel.attach` (the programs on cgroups), `apply` (who calls).
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Final
 
 from enforcers import networks
 from enforcers.contract import Ident, Part
-from kernel import bpf
+from kernel import attach
 from kernel.catalogue import GUARDS
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.errors import KernelError
@@ -24,7 +22,6 @@ from schemas.operations import Backend, Class
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 ROOT_CGROUP: Final = 1
-_LINK: Final = "guard-{cgroup}-{name}"
 
 
 def cgroup2_mount() -> str:
@@ -41,7 +38,7 @@ class CgroupEnforcer:
     table_offset = NET_KEY.offsets["table"]
 
     def __init__(self, pin_dir: str) -> None:
-        self._links = Path(pin_dir, "links")
+        self._pin_dir = pin_dir
         self._programs = Path(pin_dir, "programs")
         self._mount = cgroup2_mount()
 
@@ -73,45 +70,13 @@ class CgroupEnforcer:
             raise KernelError(
                 "expected a cgroup below the root, got the root; it is never enforced", operation="attach"
             )
-        wanted = [guard for guard in GUARDS if not self._link(cgroup, guard.name).exists()]
-        if not wanted:
-            return
-        directory = os.open(self._mount + path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for guard in wanted:
-                self._attach(guard.name, guard.attach_type, directory, cgroup, path)
-        finally:
-            os.close(directory)
-
-    def _attach(self, name: str, attach_type: int, directory: int, cgroup: int, path: str) -> None:
-        program = bpf.pinned(str(self._programs / name))
-        try:
-            link = bpf.link_create(program, directory, attach_type, f"{name} on {path}")
-        finally:
-            os.close(program)
-        try:
-            bpf.pin(link, str(self._link(cgroup, name)))
-        except KernelError as error:
-            if error.errno != errno.EEXIST:
-                raise
-        finally:
-            os.close(link)
+        wanted = set(attach.missing(self._pin_dir, cgroup))
+        for guard in GUARDS:
+            if guard.name in wanted:
+                attach.hold(self._pin_dir, guard.name, guard.attach_type, self._mount + path, cgroup)
 
     def release(self, cgroup: int) -> None:
-        for guard in GUARDS:
-            path = self._link(cgroup, guard.name)
-            if not path.exists():
-                continue
-            link = bpf.pinned(str(path))
-            try:
-                bpf.link_detach(link, str(path))
-            finally:
-                os.close(link)
-            path.unlink()
+        attach.release(self._pin_dir, cgroup)
 
     def held(self) -> set[int]:
-        names = (name.split("-") for name in os.listdir(self._links) if name.startswith("guard-"))
-        return {int(words[1]) for words in names}
-
-    def _link(self, cgroup: int, name: str) -> Path:
-        return self._links / _LINK.format(cgroup=cgroup, name=name)
+        return attach.held(self._pin_dir)

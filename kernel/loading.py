@@ -25,7 +25,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from kernel import bpf
+from kernel import attach, bpf
 from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
 from kernel.generation import renew
 from kernel.maps import Map
@@ -162,6 +162,8 @@ def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:
 
 def unload(pin_dir: str) -> None:
     """Remove every pin under `pin_dir` and the directory: programs detach when the last reference goes. Twice is once."""
+    # An attachment without a link would outlive every pin, and nobody could find it any more.
+    attach.release_all(pin_dir)
     # Links strictly first: nothing runs any more while its maps disappear.
     for room in ("links", "programs", "maps"):
         shutil.rmtree(f"{pin_dir}/{room}", ignore_errors=True)
