@@ -17,6 +17,7 @@ from hauberk.output import as_json, paint, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
+    from policy.lint_findings import Holding
     from policy.ruleset import PostureSettings, Ruleset
 
 
@@ -217,18 +218,70 @@ def explain(given: argparse.Namespace) -> int:
     return 0
 
 
+def holding(given: argparse.Namespace) -> Holding:
+    """With what Block rules are held where the configuration is in force."""
+    from hauberk.configuration import load
+    from policy.backends import HERE, NAMES
+    from policy.lint_findings import Holding
+
+    tree = load(given)[0].tree
+
+    def at(*words: str) -> Any:
+        found: Any = tree
+        for word in words:
+            found = found.get(word) if isinstance(found, dict) else None
+        return found
+
+    named = at("enforcement", "backends")
+    backends = tuple(one for one in HERE if NAMES[one] in named) if isinstance(named, list | tuple) else HERE
+    return Holding(backends=backends, signal=kills(given), hosts=bool(at("enforcer", "plan", "host_cgroups")))
+
+
 def lint(given: argparse.Namespace) -> int:
-    """Rules that are valid and still a mistake; exit 1 when there are some."""
+    """Rules that are valid and still a mistake, and those that nothing holds; exit 1 for mistakes, with --strict for all."""
     from policy.lint import lint as findings
 
     ruleset, _ = ruleset_of(given, given.filename)
-    found = findings(ruleset)
+    found = findings(ruleset, holding(given))
+    counts = {level: sum(one.level == level for one in found) for level in ("warning", "note")}
     if given.output == "json":
         print(as_json(found))
     else:
+        # A list of forty executables has one thing wrong with it, not forty.
+        alike: dict[tuple[str, ...], list[str]] = {}
         for one in found:
-            print(f"{one.code} {one.rule.policy} {one.rule.position}: {one.message}\n     {one.recommendation}")
+            key = (
+                one.level,
+                one.code,
+                one.rule.kind,
+                one.rule.namespace,
+                one.rule.policy,
+                one.message,
+                one.recommendation,
+            )
+            alike.setdefault(key, []).append(one.rule.position)
+        for (level, code, _, _, policy, message, recommendation), places in alike.items():
+            print(f"{level}[{code}] {policy} {_together(places)}: {message}\n     {recommendation}")
+        by_level = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())
+        total = len(ruleset.policies)
         print(
-            f"{len(found)} finding{'s' * (len(found) != 1)} in {len(ruleset.policies)} polic{'y' if len(ruleset.policies) == 1 else 'ies'}"
+            f"{len(found)} finding{'s' * (len(found) != 1)} in {total} polic{'y' if total == 1 else 'ies'}: {by_level}"
         )
-    return 1 if found else 0
+    return 1 if counts["warning"] or (given.strict and found) else 0
+
+
+def _together(positions: list[str]) -> str:
+    """`a[0], a[1], a[2], b[0]` as `a[0..2], b[0]`."""
+    runs: list[list[str]] = []
+    for position in positions:
+        name, _, number = position.rpartition("[")
+        if runs and runs[-1][0] == name and runs[-1][2] and f"{int(runs[-1][2]) + 1}]" == number:
+            runs[-1][2] = number[:-1]
+        elif name and number[:-1].isdecimal():
+            runs.append([name, number[:-1], number[:-1]])
+        else:
+            runs.append([position, "", ""])
+    return ", ".join(
+        name if not first else f"{name}[{first}]" if first == last else f"{name}[{first}..{last}]"
+        for name, first, last in runs
+    )

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from policy import lint_checks as checks
-from policy.lint_findings import Finding, Together
+from policy.lint_findings import EVERYTHING, Finding, Holding, Together
+from policy.lint_unheld import unenforceable
 from policy.ruleset import Ruleset
 from schemas.rules import Policy, Selection
 
 Check = Callable[[Together], Iterator[Finding]]
 
 
-def lint(ruleset: Ruleset) -> tuple[Finding, ...]:
-    """Everything found in `ruleset`, sorted by policy and place."""
+def lint(ruleset: Ruleset, holding: Holding = EVERYTHING) -> tuple[Finding, ...]:
+    """Everything found in `ruleset` on nodes set up as `holding` says, sorted by policy and place."""
     groups: dict[Selection, list[Policy]] = {}
     for policy in ruleset.policies:
         if policy.enabled:
@@ -30,7 +31,7 @@ def lint(ruleset: Ruleset) -> tuple[Finding, ...]:
         finding
         for selection, policies in groups.items()
         for check in CHECKS.values()
-        for finding in check(Together(selection, policies, ruleset))
+        for finding in check(Together(selection, policies, ruleset, holding))
     ]
     return tuple(
         sorted(found, key=lambda one: (one.rule.kind, one.rule.namespace, one.rule.policy, one.rule.index, one.code))
@@ -55,7 +56,7 @@ CHECKS: Final[dict[str, Check]] = {
     "L107": checks.invisible,
     "L108": checks.plain_pattern,
     "L109": checks.linked,
-    "L110": checks.unenforceable,
+    "L110": unenforceable,
     "L111": checks.toothless,
     "L112": checks.presets_allow,
 }

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from policy import glob
-from policy.backends import ALL, NAMES, reason
 from policy.compile import posture_of
 from policy.lint_findings import Finding, Together
 from policy.overlap import covers_path
@@ -250,20 +249,6 @@ def linked(together: Together) -> Iterator[Finding]:
                 message=f"`{rule.value}` is a symlink on most systems, and the kernel reports the name of the file behind it",
                 recommendation=f"use matchPaths with `path: /usr/bin/{rule.value}`, whose link is followed in each container",
             )
-
-
-def unenforceable(together: Together) -> Iterator[Finding]:
-    """L110: a Block that no backend can carry out."""
-    for rule in together.rules:
-        if rule.action is Action.BLOCK:
-            reasons = {NAMES[backend]: reason(rule, backend, signal=True) for backend in ALL}
-            if all(reasons.values()):
-                yield Finding(
-                    code="L110",
-                    rule=rule.ref,
-                    message=f"can only be told, not enforced: {reasons['bpf-lsm']}",
-                    recommendation="use Audit, or a rule that `hauberk policy explain` shows as enforceable",
-                )
 
 
 def toothless(together: Together) -> Iterator[Finding]:

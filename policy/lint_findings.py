@@ -3,31 +3,51 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
+from policy.backends import HERE
 from policy.compile import judged, problem, table_of
 from policy.ruleset import Ruleset
+from schemas.operations import Backend
 from schemas.rules import Policy, Rule, Selection, Target
 from schemas.verdict import Mode, RuleRef
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding. `code` is stable; `other`: the rule it is about besides `rule`."""
+    """One finding. `code` is stable; `other`: the rule it is about besides `rule`. `level`: `warning` for a mistake in the policy,
+    `note` for a rule that is right and has no effect with this version or these settings."""
 
     code: str
     rule: RuleRef
     message: str
     recommendation: str
     other: RuleRef | None = None
+    level: Literal["warning", "note"] = "warning"
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """With what Block rules are held, as the settings say. `signal`: kills for every policy; `hosts`: there are cgroups in which
+    host policies are held."""
+
+    backends: tuple[Backend, ...] = HERE
+    signal: bool = False
+    hosts: bool = False
+
+
+EVERYTHING: Final = Holding()
+"""All backends of this version, and no opt-in but those of the policies."""
 
 
 class Together:
     """Policies that select the same workloads, with the rules that count."""
 
-    def __init__(self, selection: Selection, policies: list[Policy], ruleset: Ruleset) -> None:
+    def __init__(self, selection: Selection, policies: list[Policy], ruleset: Ruleset, holding: Holding) -> None:
         self.selection = selection
         self.policies = policies
         self.settings = ruleset.settings
+        self.holding = holding
         self.host = selection.target is Target.NODES
         self.rules = [
             rule

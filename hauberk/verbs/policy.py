@@ -47,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--since", metavar="DURATION", default="7d", help="how far back (default 7d)")
         one.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
     lint = sub_parser(
-        below, "lint", "shadowed, contradictory, unreachable and over-broad rules; exit 1 when some are found"
+        below, "lint", "rules that are mistakes (exit 1), and Block rules that are only told (notes, exit 0)"
     )
     _files(lint)
+    lint.add_argument("--strict", action="store_true", help="exit 1 for notes too")
     lint.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
     return made
 

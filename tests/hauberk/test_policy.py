@@ -17,6 +17,7 @@ from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
 from sinks.store.sqlite import SqliteStore
 
+ROOT = Path(__file__).parents[2]
 POLICY = """\
 apiVersion: security.kubearmor.com/v1
 kind: KubeArmorPolicy
@@ -25,6 +26,15 @@ spec:
   selector: {{matchLabels: {{app: web}}}}
   process: {{matchPaths: [{{path: /bin/ls, action: Allow}}]}}
   file: {{matchPaths: [{{path: /etc/shadow}}]}}
+  action: Block
+"""
+BLOCKS = """\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  file: {matchPaths: [{path: /srv/a}, {path: /srv/b}]}
   action: Block
 """
 EVENT = {
@@ -81,6 +91,33 @@ def test_the_contract_of_policy_test(file: Path, capsys: pytest.CaptureFixture[s
     ]  # fmt: skip
     assert all(list(one) == ["event", "action", "policy", "rule"] for one in answers)
     assert [one["rule"] and one["rule"]["position"] for one in answers] == [None, "spec.file.matchPaths[0]", None]
+
+
+def test_lint_tells_what_nothing_holds_and_ends_with_1_for_mistakes_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text(BLOCKS)
+    code, said = run(capsys, "lint", "-f", file)
+    assert code == 0
+    assert said.startswith("note[L110] web spec.file.matchPaths[0..1]: is only told: ")
+    assert said.endswith("2 findings in 1 policy: 0 warnings, 2 notes\n")
+    assert run(capsys, "lint", "-f", file, "--strict")[0] == 1
+    assert run(capsys, "lint", "-f", file, "--set", "enforcer.plan.signal=true", "--strict") == (
+        0, "0 findings in 1 policy: 0 warnings, 0 notes\n",
+    )  # fmt: skip
+    _, said = run(
+        capsys, "lint", "-f", file, "--set", "enforcer.plan.signal=true", "--set", 'enforcement.backends=["cgroup"]'
+    )
+    assert "leaves out signal" in said
+    _, said = run(capsys, "lint", "-f", file, "-o", "json")
+    assert [(one["code"], one["level"]) for one in json.loads(said)] == [("L110", "note")] * 2
+
+
+def test_the_demonstration_has_a_finding_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run(capsys, "lint", "-f", ROOT / "examples/demo")
+    assert code == 1
+    assert "warning[L109] demo-container" in said
 
 
 @pytest.mark.parametrize(

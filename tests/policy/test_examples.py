@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from policy import annotations
+from policy.backends import held
 from policy.cases import carried_cases, run_cases
 from policy.diagnostics import Report, render_all
+from policy.lint import lint
 from policy.normalise import normalise
 from policy.parse import parse
 from policy.ruleset import compile_ruleset
 from schemas.policy import KINDS
+from schemas.rules import Target
+from schemas.verdict import Action, Mode
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "policies").glob("*.yaml"))
 WITHOUT_TESTS = {"pod-traffic-quota.yaml", "pod-shadow-tmp-exec.yaml"}
@@ -41,6 +45,20 @@ def test_an_example_passes_its_own_tests(path: Path) -> None:
         assert {case.action for case in cases} != {"Allow"}
         assert "Allow" in {case.action for case in cases}
         assert [result.reason for result in run_cases(ruleset, cases) if not result.passed] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_lint_names_each_block_of_an_example_that_nothing_here_holds(path: Path) -> None:
+    ruleset = compile_ruleset(parse(path.read_bytes(), path.name).policies)
+    unheld = {
+        (policy.key.name, rule.position)
+        for policy in ruleset.policies
+        for rule in policy.rules
+        if policy.mode is Mode.ENFORCE
+        and rule.action is Action.BLOCK
+        and (policy.selection.target is Target.NODES or not held(rule, signal=policy.signal))
+    }
+    assert {(one.rule.policy, one.rule.position) for one in lint(ruleset) if one.code == "L110"} == unheld
 
 
 def test_examples_show_every_kind_and_section() -> None:

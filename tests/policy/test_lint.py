@@ -3,20 +3,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from policy.lint import CHECKS, lint
+from policy.lint_findings import EVERYTHING, Finding, Holding
 from policy.parse import parse
 from policy.ruleset import PostureSettings, compile_ruleset
+from schemas.operations import Backend
 
+PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
 BLOCK = {"posture": {"file": "block", "network": "block", "capabilities": "block", "host_file": "block"}}
 
 
-def codes(spec: dict[str, Any], kind: str = "KubeArmorPolicy", **settings: Any) -> list[str]:
-    metadata = {"name": "p", "namespace": "demo"} if kind == "KubeArmorPolicy" else {"name": "p"}
+SIGNAL = {"hauberk.io/signal": "enabled"}
+
+
+def findings(
+    spec: dict[str, Any],
+    kind: str = "KubeArmorPolicy",
+    annotations: dict[str, str] | None = None,
+    holding: Holding = EVERYTHING,
+    **settings: Any,
+) -> tuple[Finding, ...]:
+    metadata: dict[str, Any] = {"name": "p", "annotations": annotations or {}}
+    if kind == "KubeArmorPolicy":
+        metadata["namespace"] = "demo"
     selector = (
         {"nodeSelector": {"matchLabels": {}}}
         if kind != "KubeArmorPolicy"
@@ -27,7 +42,17 @@ def codes(spec: dict[str, Any], kind: str = "KubeArmorPolicy", **settings: Any) 
     )
     parsed = parse(text, "lint")
     assert parsed.ok, parsed.diagnostics
-    return [finding.code for finding in lint(compile_ruleset(parsed.policies, PostureSettings(**settings)))]
+    return lint(compile_ruleset(parsed.policies, PostureSettings(**settings)), holding)
+
+
+def codes(spec: dict[str, Any], kind: str = "KubeArmorPolicy", **settings: Any) -> list[str]:
+    """Of what is wrong with the policy itself; what this version does not hold are notes."""
+    return [finding.code for finding in findings(spec, kind, **settings) if finding.level == "warning"]
+
+
+def unheld(*args: Any, **more: Any) -> Finding | None:
+    """The one L110, if any."""
+    return next((finding for finding in findings(*args, **more) if finding.code == "L110"), None)
 
 
 def files(
@@ -87,10 +112,79 @@ def test_host_rules_on_protected_processes() -> None:
     assert "L106" not in codes(spec)
 
 
+def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
+    pattern = unheld(files(patterns=("/srv/*",)), annotations=SIGNAL)
+    assert pattern is not None
+    assert pattern.level == "note"
+    assert pattern.message == (
+        "is only told: bpf-lsm or apparmor could hold it, and this version has neither; of those it has: cgroup programs see "
+        "sockets only (cgroup); the program that kills looks up whole paths, names and directories, not patterns (signal)"
+    )
+    assert "hauberk.io/signal" not in pattern.recommendation
+
+
+def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
+    spec = files({"path": "/srv/a"})
+    found = unheld(spec)
+    assert found is not None
+    assert found.level == "note"
+    assert found.message == (
+        "is only told: bpf-lsm or apparmor could hold it, and this version has neither; signal could, and the policy does not "
+        "opt in to kills"
+    )
+    assert "add the annotation `hauberk.io/signal: enabled`" in found.recommendation
+    assert unheld(spec, annotations=SIGNAL) is None
+    assert unheld(spec, holding=Holding(signal=True)) is None
+
+
+def test_a_backend_that_the_settings_leave_out_holds_nothing() -> None:
+    spec = {"network": {"matchProtocols": [{"protocol": "tcp"}]}}
+    assert unheld(spec) is None
+    found = unheld(spec, holding=Holding(backends=(Backend.SIGNAL,)))
+    assert found is not None
+    assert found.level == "note"
+    assert "`enforcement.backends` of the settings leaves out cgroup" in found.message
+    assert "add cgroup to `enforcement.backends`" in found.recommendation
+
+
+def test_a_host_rule_is_held_in_chosen_cgroups_only() -> None:
+    spec = files({"path": "/srv/a"})
+    found = unheld(spec, "KubeArmorHostPolicy", SIGNAL)
+    assert found is not None
+    assert found.level == "note"
+    assert "`enforcer.plan.host_cgroups`" in found.recommendation
+    assert unheld(spec, "KubeArmorHostPolicy", SIGNAL, Holding(hosts=True)) is None
+    assert unheld(files({"path": "/srv/a"}), "KubeArmorHostPolicy", None, Holding(hosts=True)) is not None
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"network": {"matchDNSQueries": [{"domain": "x.org"}]}}, "names are read from packets"),
+        (files({"path": "/srv/a", "fromSource": [{"dir": "/usr/bin/"}]}), "is matched in userspace"),
+    ],
+)
+def test_a_block_that_nothing_will_ever_hold_is_a_warning(spec: dict[str, Any], why: str) -> None:
+    found = unheld(spec)
+    assert found is not None
+    assert found.level == "warning"
+    assert "no backend can hold it" in found.message
+    assert why in found.message
+
+
+@pytest.mark.parametrize("annotations", [{}, SIGNAL])
+@pytest.mark.parametrize("kind", ["KubeArmorPolicy", "KubeArmorHostPolicy"])
+def test_notes_are_for_blocks_alone(kind: str, annotations: dict[str, str]) -> None:
+    for action in ("Audit", "Allow"):
+        spec = files({"path": "/srv/a"}, patterns=("/srv/*",)) | {"action": action}
+        assert unheld(spec, kind, annotations) is None
+
+
 def test_every_check_is_tested_and_described() -> None:
     assert set(CHECKS) == {code for code, *_ in FOUND} | {"L106"}
     for code, check in CHECKS.items():
         assert (check.__doc__ or "").startswith(f"{code}: ")
+        assert f"| {code} | " in PAGE
 
 
 def test_findings_say_what_to_do() -> None:
@@ -102,6 +196,6 @@ def test_findings_say_what_to_do() -> None:
             "spec": {"selector": {}, "file": {"matchPatterns": [{"pattern": "/srv/a"}]}},
         }
     )
-    (finding,) = lint(compile_ruleset(parse(text, "lint").policies))
+    (finding,) = [one for one in lint(compile_ruleset(parse(text, "lint").policies)) if one.code == "L108"]
     assert finding.rule.position == "spec.file.matchPatterns[0]"
     assert finding.recommendation.startswith("use matchPaths with `path: /srv/a`")

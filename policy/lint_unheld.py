@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L110 of `policy/lint.py`: a Block rule that looks like one and is only told.
+
+Three causes, and whoever wrote the policy must not take one for another: nothing will ever hold the rule (the policy is wrong: a
+warning), this version has no backend that could, or the policy or the settings leave out the one that could (notes). Says
+nothing of kernels: whether a node offers a backend is for `hauberk probe` and the receipts. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from policy.backends import ALL, HERE, NAMES, reason
+from policy.lint_findings import Finding, Together
+from schemas.operations import Backend
+from schemas.rules import Rule
+from schemas.verdict import Action
+
+
+def unenforceable(together: Together) -> Iterator[Finding]:
+    """L110: a Block that nothing carries out."""
+    told: set[str] = set()
+    for rule in together.rules:
+        # A rule with several sources is one rule to whoever wrote it.
+        if rule.action is Action.BLOCK and (place := f"{rule.key} {rule.position}") not in told:
+            found = _unheld(rule, together)
+            if found is not None:
+                told.add(place)
+                yield found
+
+
+def _unheld(rule: Rule, together: Together) -> Finding | None:
+    holding = together.holding
+    why = {backend: reason(rule, backend, signal=True) for backend in ALL}
+    could = [backend for backend in ALL if why[backend] is None]
+    here = [backend for backend in could if backend in HERE]
+    later = [backend for backend in could if backend not in HERE]
+    if not could:
+        return _finding(rule, f"no backend can hold it: {_reasons(why)}",
+                        "use Audit, or a rule that `hauberk policy explain` shows as enforceable", "warning")  # fmt: skip
+    if not here:
+        return _finding(
+            rule,
+            f"{_missing(could)}of those it has: {_reasons({backend: why[backend] for backend in HERE})}",
+            "use Audit until a version has one, or a rule that `hauberk policy explain` shows as enforceable",
+        )
+    if not (used := [backend for backend in here if backend in holding.backends]):
+        left_out = _names(here, "and")
+        return _finding(rule, f"`enforcement.backends` of the settings leaves out {left_out}, which could hold it",
+                        f"add {left_out} to `enforcement.backends`")  # fmt: skip
+    if used == [Backend.SIGNAL] and not (holding.signal or together.signal[rule.key]):
+        return _finding(
+            rule,
+            f"{_missing(later)}signal could, and the policy does not opt in to kills",
+            "add the annotation `hauberk.io/signal: enabled`, and the process is ended instead; or use Audit",
+        )
+    if together.host and not holding.hosts:
+        return _finding(
+            rule,
+            "rules of host policies are held in chosen cgroups, and the settings choose none",
+            "name the cgroups in `enforcer.plan.host_cgroups`, or use Audit",
+        )
+    return None
+
+
+def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"] = "note") -> Finding:
+    return Finding(code="L110", rule=rule.ref, message=f"is only told: {why}", recommendation=advice, level=level)
+
+
+def _missing(backends: Sequence[Backend]) -> str:
+    if not backends:
+        return ""
+    none = "no such backend" if len(backends) == 1 else "neither"
+    return f"{_names(backends, 'or')} could hold it, and this version has {none}; "
+
+
+def _reasons(why: Mapping[Backend, str | None]) -> str:
+    """Each reason once, with the backends whose it is; without them when it is everybody's."""
+    said: dict[str, list[Backend]] = {}
+    for backend, text in why.items():
+        if text is not None:
+            said.setdefault(text, []).append(backend)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{text} ({_names(backends, 'and')})" for text, backends in said.items())
+
+
+def _names(backends: Iterable[Backend], word: str) -> str:
+    *first, last = (NAMES[backend] for backend in backends)
+    return f"{', '.join(first)} {word} {last}" if first else last
