@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hauberk.output import as_json, paint, table
+from hauberk.output import as_json, paint, printable, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
@@ -128,18 +128,18 @@ def test(given: argparse.Namespace) -> int:
         return compile_ruleset(beside, ruleset.settings)
 
     for document, policy in zip(documents, policies, strict=True):
-        tests, diagnostics = cases.carried_cases(policy)
+        tests, diagnostics = cases.carried_cases(policy, document.positions)
         _refuse(diagnostics)
-        results += cases.run_cases(together(policy.origin), tests, document.name)
+        results += cases.run_cases(together(policy.origin), tests, document.name, policy.origin)
     for name in dict.fromkeys(policy.origin for policy in policies):
         if (found := tests_beside(name)) is not None and str(found) not in given.tests:
             tests, diagnostics = cases.read_cases(b"\n".join(_lines(str(found))).decode("utf-8", "replace"), str(found))
             _refuse(diagnostics)
-            results += cases.run_cases(together(name), tests, str(found))
+            results += cases.run_cases(together(name), tests, file=str(found))
     for name in given.tests:
         tests, diagnostics = cases.read_cases(b"\n".join(_lines(name)).decode("utf-8", "replace"), name)
         _refuse(diagnostics)
-        results += cases.run_cases(ruleset, tests, name)
+        results += cases.run_cases(ruleset, tests, file=name)
     if not results:
         raise SettingsError(
             "expected events or tests, found none; give --events, --tests, a `hauberk.io/tests` annotation in the policy, "
@@ -152,8 +152,7 @@ def test(given: argparse.Namespace) -> int:
         for result in results:
             mark = paint("ok    ", "green") if result.passed else paint("FAILED", "red")
             print(
-                f"{mark} {result.name}:{result.line} {result.expected}"
-                + (f": {result.reason}" if result.reason else "")
+                f"{mark} {result.file}:{result.line}: {printable(f'{result.name}: {result.reason or result.expected}')}"
             )
         print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0

@@ -16,7 +16,7 @@ from policy.check import Checker
 from policy.diagnostics import Report
 from policy.nodes import Mapping, Node, Scalar, Sequence, plain
 from policy.suggest import nearest
-from schemas.policy import ANNOTATION_MODE, ANNOTATION_SIGNAL, ANNOTATION_STATUS, ANNOTATION_TESTS
+from schemas.policy import ANNOTATION_MODE, ANNOTATION_SIGNAL, ANNOTATION_STATUS, ANNOTATION_TESTS, Position
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     ANNOTATION_MODE: ("enforce", "shadow"),
@@ -35,6 +35,7 @@ class TestCase(msgspec.Struct, frozen=True):
     policy: str | None = None
     line: int = 0
     """Line in the text the case was read from."""
+    name: str = ""
 
 
 def check_annotations(metadata: Mapping, checker: Checker, *, namespaced: bool) -> None:
@@ -73,7 +74,10 @@ def _annotation(name: Scalar, setting: Scalar, checker: Checker) -> None:
             )
     elif name.text == ANNOTATION_TESTS:
         inner = Report(checker.report.origin)
-        test_cases(setting.text, inner)
+        for number, case in enumerate(test_cases(setting.text, inner)):
+            # Quoted text is folded: only the line on which it begins is sure.
+            line = setting.line + case.line if setting.literal else setting.line
+            checker.positions.append(Position(f"{path}[{number}]", line, setting.column))
         for found in inner.found:
             checker.say(
                 codes.TESTS,
@@ -139,10 +143,11 @@ def _case(item: Node, report: Report) -> TestCase | None:
             column=item.column,
         )
         return None
-    name = policy.text if isinstance(policy, Scalar) and policy.kind == "str" else None
+    wanted = policy.text if isinstance(policy, Scalar) and policy.kind == "str" else None
+    name = held.get("name")
     try:
         encoded = msgspec.json.encode(plain(event))
     except (msgspec.EncodeError, ValueError, OverflowError):
         report.add(codes.TESTS, "the event cannot be written as JSON", line=item.line, column=item.column)
         return None
-    return TestCase(encoded, action.text, name, item.line)
+    return TestCase(encoded, action.text, wanted, item.line, name.text if isinstance(name, Scalar) else "")

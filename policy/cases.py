@@ -17,6 +17,7 @@ from policy.diagnostics import Diagnostic, Report
 from policy.events import BadLine, Event, parse_event, read_events
 from policy.ruleset import Ruleset
 from schemas.errors import DecodeError
+from schemas.policy import ANNOTATION_TESTS, Position
 from schemas.rules import Policy
 from schemas.verdict import Action, Mode, Verdict
 
@@ -36,9 +37,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one test of a policy came to. `got` is None when its event could not be read; `reason` says what is wrong."""
+    """What one test of a policy came to. `name`: its own, or `test N`; `policy`: the one that carries it, "" for a file of tests;
+    `file`, `line`: where it stands. `got` is None when its event could not be read; `reason` says what is wrong."""
 
     name: str
+    policy: str
+    file: str
     line: int
     passed: bool
     expected: str
@@ -70,9 +74,20 @@ def answer_events(ruleset: Ruleset, lines: Iterable[str | bytes]) -> Iterator[An
         yield answer(number, judge_event(ruleset, event))
 
 
-def carried_cases(policy: Policy) -> tuple[tuple[TestCase, ...], tuple[Diagnostic, ...]]:
-    """The tests in a policy's annotation, and what is wrong with those that cannot be read."""
-    return read_cases(policy.tests, policy.origin) if policy.tests else ((), ())
+def carried_cases(
+    policy: Policy, positions: Iterable[Position] = ()
+) -> tuple[tuple[TestCase, ...], tuple[Diagnostic, ...]]:
+    """The tests in a policy's annotation, and what is wrong with those that cannot be read. With the `positions` of its document
+    their lines are those of the file."""
+    if not policy.tests:
+        return (), ()
+    cases, found = read_cases(policy.tests, policy.origin)
+    lines = {position.path: position.line for position in positions}
+    path = f"metadata.annotations.{ANNOTATION_TESTS}"
+    return tuple(
+        msgspec.structs.replace(case, line=lines.get(f"{path}[{number}]", case.line))
+        for number, case in enumerate(cases)
+    ), found
 
 
 def read_cases(text: str, origin: str) -> tuple[tuple[TestCase, ...], tuple[Diagnostic, ...]]:
@@ -81,16 +96,24 @@ def read_cases(text: str, origin: str) -> tuple[tuple[TestCase, ...], tuple[Diag
     return test_cases(text, report), tuple(report.found)
 
 
-def run_cases(ruleset: Ruleset, cases: Iterable[TestCase], name: str = "") -> Iterator[CaseResult]:
-    """Every test asked of `ruleset`. `name`: of the policy or file they came from."""
+def run_cases(ruleset: Ruleset, cases: Iterable[TestCase], policy: str = "", file: str = "") -> Iterator[CaseResult]:
+    """Every test asked of `ruleset`. `policy`, `file`: where they came from."""
     for number, case in enumerate(cases, 1):
         expected = case.action if case.policy is None else f"{case.action} by {case.policy}"
+        got, reason = None, ""
         try:
-            event = parse_event(case.event)
+            got = answer(number, judge_event(ruleset, parse_event(case.event)))
         except DecodeError as error:
-            yield CaseResult(name=name, line=case.line, passed=False, expected=expected, got=None, reason=str(error))
-            continue
-        got = answer(number, judge_event(ruleset, event))
-        passed = got.action == case.action and case.policy in (None, got.policy)
-        reason = "" if passed else f"expected {expected}, got {got.action} by {got.policy or 'no policy'}"
-        yield CaseResult(name=name, line=case.line, passed=passed, expected=expected, got=got, reason=reason)
+            reason = str(error)
+        if got is not None and (got.action != case.action or case.policy not in (None, got.policy)):
+            reason = f"expected {expected}, got {got.action} by {got.policy or 'no policy'}"
+        yield CaseResult(
+            name=case.name or f"test {number}",
+            policy=policy,
+            file=file,
+            line=case.line,
+            passed=not reason,
+            expected=expected,
+            got=got,
+            reason=reason,
+        )

@@ -17,13 +17,15 @@ ScalarKind = Literal["str", "int", "float", "bool", "null", "lost"]
 
 
 class Scalar(msgspec.Struct):
-    """`text` as written (quotes removed). `width`: characters it takes on its line."""
+    """`text` as written (quotes removed). `width`: characters it takes on its line. `literal`: lines of their own after `|`, which
+    stand in the file as they stand in `text`."""
 
     text: str
     kind: ScalarKind
     line: int
     column: int
     width: int = 1
+    literal: bool = False
 
 
 class Sequence(msgspec.Struct):

@@ -181,7 +181,7 @@ class _Reader:
         else:
             kind = "str"
             self.tag(event.tag, line, column)
-        return Scalar(event.value, kind, line, column, width)
+        return Scalar(event.value, kind, line, column, width, event.style == "|")
 
     def alias(
         self,

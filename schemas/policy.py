@@ -257,7 +257,7 @@ class PolicyDocument(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     line: int = 1
     positions: tuple[Position, ...] = ()
-    """Every list item under `spec`, in document order."""
+    """Every list item under `spec`, in document order, and before them each test of the annotation `hauberk.io/tests`."""
 
     @property
     def key(self) -> str:

@@ -68,6 +68,28 @@ def test_tests_beside_a_policy_are_found_and_are_no_policy(file: Path, capsys: p
     assert (code, "1 passed, 0 failed" in said) == (0, True)
 
 
+def test_each_test_is_told_by_its_name_and_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "carry.yaml"
+    file.write_text(BLOCKS.replace("namespace: shop}", """namespace: shop,
+  annotations: {hauberk.io/tests: '[{name: a is kept, event: EVENT, expect: {action: Block}}]'}}""").replace("EVENT", json.dumps(
+        EVENT | {"Operation": "File", "Resource": "/srv/a"})))  # fmt: skip
+    (beside := tmp_path / "carry.tests.yaml").write_text(
+        "- name: b is free\n  event: " + json.dumps(EVENT | {"Operation": "File", "Resource": "/srv/b"}) + "\n"
+        "  expect: {action: Allow}\n"
+    )
+    code, said = run(capsys, "test", "-f", file)
+    assert code == 1
+    assert said.splitlines() == [
+        f"ok     {file}:4: a is kept: Block",
+        f"FAILED {beside}:1: b is free: expected Allow, got Block by web",
+        "1 passed, 1 failed",
+    ]
+    _, said = run(capsys, "test", "-f", file, "-o", "json")
+    first, second = json.loads(said)
+    assert (first["name"], first["policy"], first["file"], first["line"]) == ("a is kept", "web", str(file), 4)
+    assert (second["name"], second["policy"], second["file"], second["line"]) == ("b is free", "", str(beside), 1)
+
+
 def test_the_postures_of_the_settings_hold(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = file.with_name("events.jsonl")
     events.write_text(json.dumps(EVENT))

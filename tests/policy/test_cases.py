@@ -8,6 +8,7 @@ merged under each event. The answer must not depend on the order of the policies
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from policy.annotations import TestCase as Case
 from policy.cases import Answer, answer_events, carried_cases, read_cases, run_cases
 from policy.events import BadLine, parse_event
 from policy.explain import explain_event
+from policy.normalise import normalise
 from policy.parse import parse
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
 
@@ -103,7 +105,8 @@ metadata:
   namespace: demo
   annotations:
     hauberk.io/tests: |
-      - event: {Operation: File, Resource: /etc/shadow, NamespaceName: demo, ContainerName: c, Labels: app=web}
+      - name: the hashes are kept
+        event: {Operation: File, Resource: /etc/shadow, NamespaceName: demo, ContainerName: c, Labels: app=web}
         expect: {action: Block, policy: carrying}
       - event: {Operation: File, Resource: /etc/hosts, NamespaceName: demo, ContainerName: c, Labels: app=web}
         expect: {action: Block}
@@ -125,6 +128,27 @@ def test_a_policy_carries_its_own_tests() -> None:
     assert "expected Block, got Allow by no policy" in second.reason
     assert third.got is None
     assert "expected Process, File" in third.reason
+    assert [(one.name, one.policy) for one in (first, second, third)] == [
+        ("the hashes are kept", "carrying"), ("test 2", "carrying"), ("test 3", "carrying"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "lines"),
+    [
+        (CARRYING, [9, 12, 14]),
+        (re.sub(r"tests: \|\n(?: {6}.*\n)+", "tests: '[{event: {}, expect: {action: Allow}}]'\n", CARRYING), [8]),
+        (re.sub(r"tests: \|\n(?: {6}.*\n)+", 'tests: "\\n\\n- {event: {}, expect: {action: Allow}}"\n', CARRYING), [8]),
+        ("# a comment\n---\n" + CARRYING.replace("  annotations:", "  labels: {}\n  annotations:"), [12, 15, 17]),
+    ],
+)
+def test_a_test_knows_its_line_of_the_file(form: str, lines: list[int]) -> None:
+    (document,) = parse(form, "p.yaml").policies
+    cases, wrong = carried_cases(normalise(document), document.positions)
+    assert not wrong
+    assert [case.line for case in cases] == lines
+    results = list(run_cases(compile_ruleset([document]), cases, "carrying", "p.yaml"))
+    assert [(one.file, one.line) for one in results] == [("p.yaml", line) for line in lines]
 
 
 def test_cases_beside_a_policy_report_what_cannot_be_read() -> None:
