@@ -97,18 +97,21 @@ def check(given: argparse.Namespace) -> int:
 def test(given: argparse.Namespace) -> int:
     """Verdicts on events, or the tests that the policies carry."""
     from policy import cases
-    from policy.events import BadLine
+    from policy.events import BadLine, Notice
     from policy.normalise import normalise
     from policy.ruleset import compile_ruleset
 
     ruleset, documents = ruleset_of(given, given.filename)
     if given.events is not None:
         bad = 0
+        notices: dict[str, int] = {}
         rows: list[tuple[object, ...]] = []
         for answer in cases.answer_events(ruleset, _lines(given.events)):
             if isinstance(answer, BadLine):
                 bad += 1
                 print(f"{given.events}:{answer.line}: {answer.reason}", file=sys.stderr)
+            elif isinstance(answer, Notice):
+                notices[answer.operation] = notices.get(answer.operation, 0) + 1
             elif given.output == "json":
                 sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
             else:
@@ -116,6 +119,13 @@ def test(given: argparse.Namespace) -> int:
                 rows.append((answer.event, answer.action, answer.policy or "-", where or "-", answer.shadow or "-"))
         if given.output == "table":
             print(table(("EVENT", "ACTION", "POLICY", "RULE", "SHADOW"), rows))
+        if notices:
+            kinds = ", ".join(f"{count} {printable(kind)}" for kind, count in notices.items())
+            total = sum(notices.values())
+            print(
+                f"{given.events}: passed over {total} notice{'s' * (total != 1)} that {'is no event' if total == 1 else 'are no events'}: {kinds}",
+                file=sys.stderr,
+            )
         if bad:
             raise DecodeError(f"expected one event a line in `{given.events}`, {bad} of them could not be read")
         return 0

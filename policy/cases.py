@@ -14,7 +14,7 @@ import msgspec
 
 from policy.annotations import TestCase, test_cases
 from policy.diagnostics import Diagnostic, Report
-from policy.events import BadLine, Event, parse_event, read_events
+from policy.events import BadLine, Event, Notice, parse_event, read_events
 from policy.ruleset import Ruleset
 from schemas.errors import DecodeError
 from schemas.policy import ANNOTATION_TESTS, Position
@@ -63,11 +63,12 @@ def answer(number: int, verdict: Verdict) -> Answer:
     return Answer(event=number, action=action.value, policy=verdict.policy, rule=rule, shadow=shadow)
 
 
-def answer_events(ruleset: Ruleset, lines: Iterable[str | bytes]) -> Iterator[Answer | BadLine]:
-    """One answer for every event of a JSON Lines text, in order; lines that are none come back as `BadLine`."""
+def answer_events(ruleset: Ruleset, lines: Iterable[str | bytes]) -> Iterator[Answer | BadLine | Notice]:
+    """One answer for every event of a JSON Lines text, in order; lines that are none come back as `BadLine`, those
+    that the agent wrote of itself as `Notice`."""
     number = 0
     for event in read_events(lines):
-        if isinstance(event, BadLine):
+        if isinstance(event, BadLine | Notice):
             yield event
             continue
         number += 1

@@ -43,20 +43,36 @@ class BadLine(msgspec.Struct, frozen=True):
     reason: str
 
 
-def read_events(lines: Iterable[str | bytes]) -> Iterator[Event | BadLine]:
-    """Every event of a JSON Lines text, in order; empty lines are passed over."""
+class Notice(msgspec.Struct, frozen=True):
+    """A line in which the agent speaks of itself (lost events, throttled alerts): its `Operation`."""
+
+    line: int
+    operation: str
+
+
+def read_events(lines: Iterable[str | bytes]) -> Iterator[Event | BadLine | Notice]:
+    """Every event of a JSON Lines text, in order, and the notices between them; empty lines are passed over."""
     for number, line in enumerate(lines, 1):
         text = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
         if not text.strip():
             continue
         try:
-            yield msgspec.structs.replace(parse_event(text), line=number)
+            fields = _fields(text)
+            notice = _notice(fields)
+            yield Notice(number, notice) if notice else msgspec.structs.replace(_event(fields), line=number)
         except DecodeError as error:
             yield BadLine(number, str(error))
 
 
 def parse_event(data: bytes) -> Event:
     """The event in one JSON object; DecodeError says what is missing or wrong."""
+    fields = _fields(data)
+    if notice := _notice(fields):
+        raise DecodeError(f"expected an event: there is nothing to judge in a notice of the pipeline, got `{notice}`")
+    return _event(fields)
+
+
+def _fields(data: bytes) -> dict[str, Any]:
     try:
         decoded = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -64,7 +80,15 @@ def parse_event(data: bytes) -> Event:
     if not isinstance(decoded, dict):
         raise DecodeError(f"expected one JSON object with KubeArmor's log fields, got {type(decoded).__name__}")
     # The agent's own log file starts the same names with a small letter.
-    fields = {key[:1].upper() + key[1:]: value for key, value in decoded.items()}
+    return {key[:1].upper() + key[1:]: value for key, value in decoded.items()}
+
+
+def _notice(fields: dict[str, Any]) -> str:
+    """What a SystemEvent is about, "" for everything else."""
+    return (_text(fields, "Operation") or "SystemEvent") if fields.get("Type") == "SystemEvent" else ""
+
+
+def _event(fields: dict[str, Any]) -> Event:
     behaviour, arguments = _behaviour(fields)
     return Event(identity=_identity(fields), behaviour=behaviour, arguments=arguments)
 
@@ -234,10 +258,9 @@ def _file(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any]) 
     own = path.startswith((f"/proc/{_text(fields, 'PID') or '-'}/", "/proc/self/"))
     return Behaviour(
         operation=operation,
-        access=word.access(operation, flags),
+        access=word.access(operation, flags) | (Access.OWN if own else 0),
         resource=path,
         resource2=_absolute(second, fields),
-        detail="self" if own else "",
         **common,
     )
 

@@ -142,6 +142,20 @@ def test_the_demonstration_has_a_finding_as_the_readme_says(capsys: pytest.Captu
     assert "warning[L109] demo-container" in said
 
 
+def test_what_the_agents_own_files_say_besides_events_is_passed_over(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = file.with_name("events.jsonl")
+    notice = {"Type": "SystemEvent", "Operation": "EventsLost", "Data": "ring=7", "HostName": "vm"}
+    events.write_text(
+        "\n".join(map(json.dumps, (EVENT, notice, notice, notice | {"Operation": "AlertThreshold"}, EVENT)))
+    )
+    assert policy.main(["test", "-f", str(file), "--events", str(events), "-o", "json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in said.out.splitlines()] == [1, 2]
+    assert said.err == f"{events}: passed over 3 notices that are no events: 2 EventsLost, 1 AlertThreshold\n"
+
+
 @pytest.mark.parametrize(
     ("annotations", "told", "total"),
     [("", "Block ", "7 would be blocked, 0 audited"),

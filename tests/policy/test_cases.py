@@ -17,11 +17,13 @@ import yaml
 
 from policy.annotations import TestCase as Case
 from policy.cases import Answer, answer_events, carried_cases, read_cases, run_cases
-from policy.events import BadLine, parse_event
+from policy.events import BadLine, Notice, parse_event
 from policy.explain import explain_event
 from policy.normalise import normalise
 from policy.parse import parse
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from schemas.alert import Alert, encode_alert
+from schemas.errors import DecodeError
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
 GROUPS = [
@@ -156,6 +158,17 @@ def test_cases_beside_a_policy_report_what_cannot_be_read() -> None:
     assert cases == ()
     assert len(wrong) == 2
     assert run_cases(ruleset_of(CARRYING), [Case(b"{}", "Allow")])
+
+
+def test_notices_of_the_pipeline_are_passed_over_and_do_not_count() -> None:
+    good = '{"Operation": "File", "Resource": "/etc/shadow", "NamespaceName": "demo", "ContainerName": "c", "Labels": "app=web"}'
+    lost = Alert(Timestamp=1, UpdatedTime="x", Type="SystemEvent", Operation="EventsLost", Data="ring=7", HostName="vm")
+    lines = [good, encode_alert(lost), '{"type": "SystemEvent", "operation": "AlertThreshold"}', good]
+    answers = list(answer_events(ruleset_of(CARRYING), lines))
+    assert answers[1:3] == [Notice(2, "EventsLost"), Notice(3, "AlertThreshold")]
+    assert [one.event for one in answers if isinstance(one, Answer)] == [1, 2]
+    with pytest.raises(DecodeError, match="nothing to judge in a notice of the pipeline, got `EventsLost`"):
+        parse_event(encode_alert(lost))
 
 
 def test_bad_lines_keep_their_numbers_and_stop_nothing() -> None:
