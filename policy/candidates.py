@@ -19,7 +19,7 @@ from schemas.operations import Access, Backend, Operation
 from schemas.rules import Rule
 from schemas.verdict import ALLOWED, DEFAULT_POSTURE, Action, Mode, Verdict
 
-_READS: Final = int(Access.READ | Access.EXEC | Access.DIRECTORY)
+_READS: Final = int(Access.READ | Access.EXEC | Access.DIRECTORY | Access.OWN)
 _CHANGES: Final = ~_READS
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hot. The five presets as questions to a behaviour (kubearmor.md 1.8). Pure; each is one function.
 
-A behaviour does not carry its own pid, so "another process" is everything under `/proc/<number>/` unless the sensor wrote
-`self` into `detail`. Neighbours: `policy/judge.py` asks, `docs/semantics.md` section 8 says what cannot be known.
+A behaviour does not carry its own pid: "another process" is everything under `/proc/<number>/` unless the sensor says OWN.
+Neighbours: `policy/judge.py` asks, `docs/semantics.md` section 8 says what cannot be known.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from schemas.behaviour import Behaviour
-from schemas.operations import Operation
+from schemas.operations import Access, Operation
 
 _MEMORY: Final = ("memfd:", "/memfd:", "/dev/shm/", "/run/shm/")
 _RUNTIMES: Final = frozenset({"runc", "crun", "youki", "kata-agent", "runsc"})
@@ -56,7 +56,7 @@ def exec_session(behaviour: Behaviour) -> bool:
 
 def _other_process(behaviour: Behaviour) -> bool:
     path = behaviour.resource
-    if not path.startswith("/proc/") or behaviour.operation is not Operation.OPEN or behaviour.detail == "self":
+    if not path.startswith("/proc/") or behaviour.operation is not Operation.OPEN or behaviour.access & Access.OWN:
         return False
     end = path.find("/", 6)
     return end > 6 and path[6:end].isdecimal()

@@ -87,6 +87,8 @@ class Access(IntFlag):
     DIRECTORY = 256
     PARTIAL = 512
     """The path in the behaviour is not whole: it could not be resolved or did not fit. Never to be matched as if it were."""
+    OWN = 1024
+    """Opened below `/proc/<pid>/` of the process itself."""
 
     @property
     def changes(self) -> bool:

@@ -2,7 +2,7 @@
 """What the paths that policies name really are inside each container: `/bin/sh` is `/usr/bin/dash`, as the kernel will tell it.
 
 Follows `policies` as a broadcast reader and takes every absolute path that stands anywhere in a specification; what it means
-there is the policy's business. Resolved inside the container's own root (`/proc/<pid>/root`), through O_PATH only, so
+there is the policy's business. Resolved in the root of the container's mount namespace, through O_PATH only, so
 nothing is opened, read or waited for, and no link leads out. One thread does it, within a time: a root that hangs costs its
 own links and delays nobody long. What a container's links were when it was first looked at stands until it is started
 anew, so that its workload cannot move a rule by moving a link; the host's are looked up again every minute. Neighbours:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths inside the root of another process, resolved as it would resolve them, without ever leaving that root.
+"""Paths inside the root of another process's mount namespace, resolved as from there, without ever leaving that root.
+
+That root is where the paths that the kernel tells end (`kernel/programs/path.c`); one that a process set with chroot(2) lies
+below it.
 
 `openat2` with RESOLVE_IN_ROOT where the kernel has it (5.6), a walk by components elsewhere. Only O_PATH descriptors: nothing
 is opened for reading, so devices and FIFOs do nothing. Must never follow a magic link of /proc. Neighbour: `links`.
@@ -32,8 +35,28 @@ class _How(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _top(fd: int) -> int:
+    """The topmost directory above `fd`, which is closed if it is another: ".." is free of a root that is not ours."""
+    try:
+        while _place(above := os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)) != _place(fd):
+            os.close(fd)
+            fd = above
+    except PermissionError:  # without CAP_DAC_READ_SEARCH: what the process sees is the best there is
+        return fd
+    os.close(above)
+    return fd
+
+
+def _place(fd: int) -> tuple[int, int, str]:
+    """Device, inode and mount: of the first two, a directory mounted below itself has the same as its parent."""
+    found = os.fstat(fd)
+    with open(f"/proc/self/fdinfo/{fd}") as lines:
+        mount = next(line for line in lines if line.startswith("mnt_id:"))
+    return found.st_dev, found.st_ino, mount
+
+
 class Root:
-    """The root directory of host process `pid`; a context manager. OSError when the process is gone."""
+    """The root of the mount namespace of host process `pid`; a context manager. OSError when the process is gone."""
 
     def __init__(self, pid: int) -> None:
         try:
@@ -43,6 +66,7 @@ class Root:
             if pid != 1:
                 raise
             self._fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        self._fd = _top(self._fd)
         self._prefix = os.readlink(f"/proc/self/fd/{self._fd}").rstrip("/")
 
     def __enter__(self) -> Root:

@@ -34,6 +34,27 @@ static __always_inline void owner_from_file(struct work *w, void *file)
         w->b.owner = GET32(inode, K_inode__i_uid);
 }
 
+/* Whether the path lies below /proc/<pid>/ of the task itself, as its own namespace counts it: what a process reads of itself is
+ * told apart here, for a behaviour has no pid. */
+static __always_inline int own_proc(struct work *w)
+{
+    u32 at = w->at;
+    if (at > TEXT_MAX - 8)
+        return 0;
+    at &= TEXT_MAX - 1;
+    const u8 *text = &w->text[at];
+    if (text[1] != 'p' || text[2] != 'r' || text[3] != 'o' || text[4] != 'c' || text[5] != '/')
+        return 0;
+    u32 number = 0;
+    for (int i = 6; i < 17; i++) { /* bytes past the text are zero */
+        u32 digit = text[i] - '0';
+        if (digit > 9)
+            return text[i] == '/' && number == w->o.ns_pid;
+        number = number * 10 + digit;
+    }
+    return 0;
+}
+
 /* Inlined into on_sys_exit, which stays small enough to load quickly because what is rarer goes on elsewhere. */
 static __always_inline void open_file(void *ctx, struct work *w, void *task)
 {
@@ -66,6 +87,8 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
     w->skip = 0;
     walk_from(w, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
     climb(ctx, w, OPEN_STEPS);
+    if (own_proc(w))
+        w->b.access |= ACCESS_OWN;
     if (w->after == HOP_FINISH)
         finish(w, complete(w));
     else

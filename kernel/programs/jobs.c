@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Jobs: each turns one text into a string id. A path is built backwards, from the leaf's dentry up to the task's root:
+ * Jobs: each turns one text into a string id. A path is built backwards, from the leaf's dentry up to the top of its mount namespace:
  *
  *     start_jobs -> next_job -+-> hop_join (user string: components from the right, "." and ".." folded)
  *                             |       |
@@ -127,7 +127,7 @@ static __always_inline void next_job(void *ctx, struct work *w)
     }
 }
 
-/* The root the task sees; paths end there. Call before the first job of an event. */
+/* The root the task sees: absolute names begin there. Call before the first job of an event. */
 static __always_inline void start_jobs(struct work *w, void *task)
 {
     void *fs = (void *)LOAD64(task, K_task_struct__fs);

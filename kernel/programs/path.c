@@ -6,6 +6,7 @@
  */
 #define WALK_STEPS 256 /* components per program: the 2048 that fit in PATH_MAX take 8 of the 33 tail calls */
 #define JOIN_STEPS 1024
+#define HOLE 0x7fffffff /* in `skip`: nothing more to the left, a shorter component would hide what did not fit */
 
 #ifdef K_CAST
 /* Pointers that can be read through: each member is one load, and only what is looked at is read. */
@@ -76,7 +77,7 @@ static __always_inline void prepend(struct work *w, const void *from, u32 length
     u32 at = w->at;
     if (length + 1 > at) {
         partial(w, LOSS_PATH_TRUNCATED);
-        w->skip = 0x7fffffff; /* nothing more to the left: a shorter component would hide the hole */
+        w->skip = HOLE;
         return;
     }
     at -= length + 1;
@@ -167,18 +168,21 @@ int hop_join(struct bpf_raw_tracepoint_args *ctx)
     }
     component(w, 0, w->end);
     if (w->raw[0] == '/') {
-        w->dentry = 0;
-        go(ctx, HOP_STORE);
-        return 0;
+        if (w->skip < TEXT_MAX)
+            w->skip = 0; /* ".." of the root is the root */
+        w->dentry = w->root_dentry;
+        w->mount = w->root_mount;
+    } else {
+        struct job *job = current_job(w);
+        walk_from_fd(w, TASK(), job->fd);
     }
-    struct job *job = current_job(w);
-    walk_from_fd(w, TASK(), job->fd);
     go(ctx, HOP_WALK);
     return 0;
 }
 
-/* From w->dentry in w->mount to the root. Returns when the path is whole or cannot become so; after `steps` components hop_walk
- * goes on. */
+/* From w->dentry in w->mount to the top of the mount namespace, past a root that the task set with chroot(2), which would
+ * otherwise give a file another path. Only ".." stops at the task's root. Returns when the path is whole or cannot become so;
+ * after `steps` components hop_walk goes on. */
 static __always_inline void climb(void *ctx, struct work *w, int steps)
 {
     if (!w->dentry)
@@ -191,19 +195,20 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
     read_mount(&m, mount);
     for (int i = 0; i < steps; i++) {
         deep = 1;
-        if (dentry == root_dentry && mount == root_mount) {
-            deep = 0;
-            break;
-        }
+        if (w->skip && w->skip < TEXT_MAX && dentry == root_dentry && mount == root_mount)
+            w->skip = 0;
         if (dentry == m.root) {
-            if (m.parent == mount || !m.parent) { /* top of the mount namespace, or detached */
+            if (m.parent != mount && m.parent) {
+                dentry = m.mountpoint;
+                mount = m.parent;
+                read_mount(&m, mount);
+                continue;
+            }
+            if (w->at != TEXT_MAX) { /* top of the mount namespace, or detached */
                 deep = 0;
                 break;
             }
-            dentry = m.mountpoint;
-            mount = m.parent;
-            read_mount(&m, mount);
-            continue;
+            /* The root itself; or a file that was bound and detached, as runc runs from: its place in its filesystem is told. */
         }
         if (read_dentry(&d, dentry)) {
             partial(w, LOSS_PATH_UNRESOLVED);
@@ -211,7 +216,9 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
             break;
         }
         if (d.parent == dentry) { /* has no place in a tree: memfd, anonymous inode; d_path() knows no slash either */
-            if (d.length) {
+            u32 at = w->at;
+            KEEP(at); /* the verifier cannot follow what the compiler makes of a known `at` */
+            if (d.length && at == TEXT_MAX) {
                 prepend_dentry(w, &d, dentry);
                 w->at++;
             }

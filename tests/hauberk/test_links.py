@@ -58,6 +58,7 @@ def jail(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         pytest.skip("needs `busybox`: apt-get install busybox-static")
     root = tmp_path / "root"
     (root / "usr/bin").mkdir(parents=True)
+    (root / "old").mkdir()
     (root / "bin").symlink_to("usr/bin")
     (root / "usr/bin/busybox").write_bytes(busybox.read_bytes())
     (root / "usr/bin/busybox").chmod(0o755)
@@ -77,7 +78,8 @@ def test_a_rule_on_a_link_is_told_when_its_target_runs(tmp_path: Path, link: Pat
     policies, state, said = tmp_path / "p.yaml", tmp_path / "state", tmp_path / "said"
     policies.write_text(POLICIES.format(link=link))
     workloads = [{"name": "jail", "cgroup": f"/{cgroup.name}", "labels": {"app": "jail"}}]
-    inside = ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec chroot {root} /bin/busybox "$@"', "sh"]
+    enter = f"mount --bind {root} {root} && cd {root} && pivot_root . old"
+    inside = ["unshare", "-m", "sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; {enter} && exec /bin/busybox "$@"', "sh"]
     sleeper = None
     with said.open("w") as out:
         up = subprocess.Popen(

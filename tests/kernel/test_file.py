@@ -205,20 +205,87 @@ def test_a_path_beyond_path_max_is_counted_and_marked(sensor: Any, pick: Pick, t
     subprocess.run(["rm", "-rf", str(tmp_path / ("y" * 200))], check=True)
 
 
-def test_paths_are_those_of_the_tasks_root(sensor: Any, pick: Pick, tmp_path: Path) -> None:
-    (tmp_path / "jail" / "etc").mkdir(parents=True)
-    (tmp_path / "jail" / "etc" / "hosts").write_text("x")
+def test_a_root_of_its_own_gives_a_file_no_other_path(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    jail = tmp_path / "jail"
+    (jail / "etc").mkdir(parents=True)
+    (jail / "etc" / "hosts").write_text("x")
 
     def act() -> None:
-        os.chroot(tmp_path / "jail")
-        os.chdir("/")
+        os.chroot(jail)
         os.open("/etc/hosts", os.O_RDONLY)
+        for gone in ("/etc/gone", "etc/../../../../etc/up", "/../../etc/above"):
+            os.chdir("/etc")
+            os.chdir("/")
+            with pytest.raises(FileNotFoundError):
+                os.open(gone, os.O_RDONLY)
+        os.chdir("/etc")
         with pytest.raises(FileNotFoundError):
-            os.open("etc/gone", os.O_RDONLY)
+            os.open("../../../top", os.O_RDONLY)
+        os.unlink("/etc/hosts")
+
+    events = sensor.run(act)
+    assert pick(events, Operation.OPEN, resource=f"{jail}/etc/hosts").ret >= 0
+    for gone in ("etc/gone", "etc/up", "etc/above", "top"):
+        assert pick(events, Operation.OPEN, resource=f"{jail}/{gone}").result == -errno.ENOENT
+    assert pick(events, Operation.UNLINK, resource=f"{jail}/etc/hosts").result == 0
+
+
+def test_paths_end_at_the_root_of_a_container(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    """As runtimes make one: a mount namespace whose root was exchanged."""
+    root = tmp_path / "rootfs"
+    for name in ("etc", "old"):
+        (root / name).mkdir(parents=True)
+    (root / "etc" / "hosts").write_text("x")
+
+    def act() -> None:
+        clone_newns, ms_bind, ms_rec, ms_private, mnt_detach = 0x20000, 4096, 16384, 1 << 18, 2
+        assert libc.unshare(clone_newns) == 0
+        assert libc.mount(b"none", b"/", None, ms_rec | ms_private, None) == 0
+        assert libc.mount(os.fsencode(root), os.fsencode(root), None, ms_bind, None) == 0
+        os.chdir(root)
+        assert libc.syscall(number("pivot_root"), b".", b"old") == 0
+        os.chdir("/")
+        assert libc.umount2(b"/old", mnt_detach) == 0
+        os.open("/etc/hosts", os.O_RDONLY)
+        for gone in ("/etc/gone", "../etc/up"):
+            with pytest.raises(FileNotFoundError):
+                os.open(gone, os.O_RDONLY)
 
     events = sensor.run(act)
     assert pick(events, Operation.OPEN, resource="/etc/hosts").ret >= 0
-    assert pick(events, Operation.OPEN, resource="/etc/gone").result == -errno.ENOENT
+    for gone in ("/etc/gone", "/etc/up"):
+        assert pick(events, Operation.OPEN, resource=gone).result == -errno.ENOENT
+
+
+def test_what_a_process_opens_of_itself_in_proc_is_marked(sensor: Any, pick: Pick) -> None:
+    def act() -> None:
+        for path in (
+            "/proc/self/environ",
+            f"/proc/{os.getppid()}/environ",
+            "/proc/thread-self/comm",
+            "/proc/version",
+            "/proc/1/comm",
+        ):
+            os.open(path, os.O_RDONLY)
+
+    own = {
+        event.resource: bool(event.access & Access.OWN)
+        for event in sensor.run(act)
+        if event.resource.startswith("/proc/")
+    }
+    assert own == {
+        f"/proc/{sensor.pid}/environ": True,
+        f"/proc/{os.getpid()}/environ": False,
+        f"/proc/{sensor.pid}/task/{sensor.pid}/comm": True,
+        "/proc/version": False,
+        "/proc/1/comm": False,
+    }
+
+
+def test_own_is_counted_in_the_pid_namespace_of_the_process(sensor: Any, pick: Pick) -> None:
+    events = sensor.run(["/usr/bin/unshare", "-pf", "--mount-proc", "sh", "-c", "cat /proc/self/stat /proc/1/stat"])
+    own = {event.resource: bool(event.access & Access.OWN) for event in events if event.resource.endswith("/stat")}
+    assert own == {"/proc/2/stat": True, "/proc/1/stat": False}
 
 
 def test_mounts_are_crossed_in_a_namespace_of_its_own(sensor: Any, pick: Pick, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,29 @@ def test_children_descend_from_their_shell(sensor: Any, pick: Pick) -> None:
 def test_exit_by_signal(sensor: Any, pick: Pick) -> None:
     events = sensor.run([SHELL, "-c", "kill -TERM $$"], status=15)
     assert pick(events, Operation.EXIT).ret == 128 + 15
+
+
+def test_a_file_that_was_bound_and_detached_is_told_by_its_place_in_its_filesystem(
+    sensor: Any, pick: Pick, tmp_path: Path
+) -> None:
+    """As runc 1.1 runs: from a bind mount of itself that is no longer anywhere, so that a container cannot write to it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    image, place = tmp_path / "image", tmp_path / "place"
+    shutil.copy(TRUE, image)
+    place.touch()
+    inside = subprocess.run(["stat", "-c", "%m", image], capture_output=True, text=True, check=True).stdout.strip()
+
+    def act() -> None:
+        clone_newns, ms_bind, ms_rec, ms_private, mnt_detach = 0x20000, 4096, 16384, 1 << 18, 2
+        assert libc.unshare(clone_newns) == 0
+        assert libc.mount(b"none", b"/", None, ms_rec | ms_private, None) == 0
+        assert libc.mount(os.fsencode(image), os.fsencode(place), None, ms_bind, None) == 0
+        fd = os.open(place, os.O_PATH)
+        assert libc.umount2(os.fsencode(place), mnt_detach) == 0
+        os.execve(fd, ["hidden"], {})
+
+    event = pick(sensor.run(act), Operation.EXEC)
+    assert (event.resource, event.result) == (f"/{image.relative_to(inside)}", 0)
 
 
 def test_exec_of_a_memfd_has_no_place_in_the_tree(sensor: Any, pick: Pick) -> None:

@@ -18,10 +18,10 @@ from sensors.roots import Root
 
 @pytest.fixture
 def jail(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A Debian-like tree and a process that lives in it."""
+    """A Debian-like tree and a process that lives in it, as in a container: a mount namespace whose root was exchanged."""
     if os.geteuid() != 0:
         pytest.skip("needs root: changes the root directory of a process")
-    for name in ("usr/bin", "usr/sbin", "etc/alternatives", "proc", "tmp"):
+    for name in ("usr/bin", "usr/sbin", "etc/alternatives", "proc", "tmp", "old"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "bin").symlink_to("usr/bin")
     (tmp_path / "sbin").symlink_to("/usr/sbin")
@@ -37,7 +37,7 @@ def jail(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     os.mkfifo(tmp_path / "tmp/fifo")
     (tmp_path / "tmp/to-fifo").symlink_to("fifo")
     child = subprocess.Popen(
-        ["python3", "-c", "import os, sys; os.chroot(sys.argv[1]); os.chdir('/'); print(flush=True); sys.stdin.read()", tmp_path],
+        ["unshare", "-m", "sh", "-c", 'mount --bind "$0" "$0" && cd "$0" && pivot_root . old && echo && read line', tmp_path],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert child.stdout
@@ -69,6 +69,23 @@ def test_links_are_resolved_inside_the_root(jail: tuple[Path, int]) -> None:
     with Root(pid) as root:
         assert root.other()
         assert {path: root.real(path) for path in expected} == expected
+
+
+def test_a_root_set_by_chroot_is_left_upwards(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: changes the root directory of a process")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real").touch()
+    code = "import os, sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(["python3", "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout
+        child.stdout.readline()
+        with Root(child.pid) as root:
+            assert not root.other()
+            assert root.real(f"{tmp_path}/link") == f"{tmp_path}/real"
+    finally:
+        child.communicate()
 
 
 def test_our_own_root_is_no_other() -> None:
@@ -129,7 +146,7 @@ def test_the_kernel_and_the_walk_agree_and_stay_inside(tree: list[tuple[str, str
 
 
 def _rooted(home: str) -> Root:
-    """A root at a directory, without a process: what `/proc/<pid>/root` of a chrooted one opens."""
+    """A root at a directory, without a process."""
     root = Root(os.getpid())
     os.close(root._fd)
     root._fd = os.open(home, os.O_PATH | os.O_CLOEXEC)

@@ -130,13 +130,14 @@ def jail(tmp_path: Path) -> Iterator[str]:
         pytest.skip("needs root to make a cgroup")
     root = tmp_path / "root"
     (root / "usr/bin").mkdir(parents=True)
+    (root / "old").mkdir()
     (root / "bin").symlink_to("usr/bin")
     (root / "usr/bin/dash").touch()
     (root / "usr/bin/sh").symlink_to("dash")
     cgroup = Path(f"{cgroups.mount_point()}/hauberk-links-{os.getpid()}")
     cgroup.mkdir()
-    code = "import os, sys; os.chroot(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    child = subprocess.Popen(["python3", "-c", code, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = 'mount --bind "$0" "$0" && cd "$0" && pivot_root . old && echo && read line'
+    child = subprocess.Popen(["unshare", "-m", "sh", "-c", code, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout
     assert child.stdin
     child.stdout.readline()
