@@ -113,6 +113,6 @@ async def test_a_container_is_held_and_its_neighbour_is_not(house: Any, runc: Ru
         assert runc.exec(held, "/opt/id") == 128 + 9
         assert runc.exec(free, "/opt/id") == 0
         assert runc.exec(held, "/bin/id") == 0
-        assert here.agent.receipt.scopes == 1
+        await here.until(lambda: here.agent.receipt.scopes == 1)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
