@@ -108,6 +108,8 @@ ENFORCERS: Final = {
     "cgroup": Backend.CGROUP,
     "networkpolicyenforcer": Backend.CGROUP,
     "signal": Backend.SIGNAL,
+    "hauberk cgroup": Backend.CGROUP,
+    "hauberk signal": Backend.SIGNAL,
 }
 """Names of enforcers, lower case. `eBPF Monitor` and everything else only watched."""
 _RESULTS: Final = {os.strerror(number).lower(): -number for number in errno.errorcode} | {"passed": 0, "": 0}

@@ -201,8 +201,9 @@ def _enforcer(fields: dict[str, Any], data: dict[str, str], result: int) -> Back
     found = word.ENFORCERS.get(name, Backend.OBSERVER)
     if found is Backend.OBSERVER and not name and "lsm" in data:
         found = Backend.BPF_LSM
-    # Enforcers sign what they let pass too; only a denial was theirs.
-    return found if result in (-1, -13) else Backend.OBSERVER
+    # Enforcers sign what they let pass too; only a denial was theirs. A kill is a denial of a call that passed.
+    denied = result == 0 if found is Backend.SIGNAL else result in (-1, -13)
+    return found if denied else Backend.OBSERVER
 
 
 def _operation(data: dict[str, str], default: Operation) -> Operation:

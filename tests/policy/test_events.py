@@ -43,6 +43,22 @@ def test_a_block_alert() -> None:
     assert event.arguments == ("/usr/bin/apt", "update")
 
 
+@pytest.mark.parametrize(
+    ("name", "result", "backend"),
+    [
+        ("Hauberk cgroup", "Operation not permitted", Backend.CGROUP),
+        # It ends the process and lets the call pass, so `Passed` is what its own alerts say.
+        ("Hauberk signal", "Passed", Backend.SIGNAL),
+        ("Hauberk cgroup", "Passed", Backend.OBSERVER),
+        ("Hauberk signal", "No such file or directory", Backend.OBSERVER),
+        ("BPFLSM", "Passed", Backend.OBSERVER),
+    ],
+)
+def test_who_denied_in_an_alert_of_ours(name: str, result: str, backend: Backend) -> None:
+    event = read(ContainerName="web", Operation="Process", Resource="/usr/bin/nc", Enforcer=name, Result=result)
+    assert event.behaviour.enforcer is backend
+
+
 def test_lower_camel_keys_of_the_log_file() -> None:
     lower = {key[:1].lower() + key[1:]: value for key, value in BLOCKED.items()}
     assert parse_event(json.dumps(lower).encode()) == read(**BLOCKED)
