@@ -23,6 +23,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Bus, Delivery, Headers, Record, Start, Subscription
+from bus.taking import take_or
 from schemas.errors import HauberkError, Permanent, Reason, Temporary
 from schemas.topics import DEAD, Topic
 
@@ -107,6 +108,8 @@ class Pump:
         self._stopping = asyncio.Event()
         self._pending = False
         self.stats = PumpStats()
+        self.position: dict[tuple[str, int], int] = {}
+        """(topic name, partition) -> offset after the newest record that was handled."""
 
     def stop(self) -> None:
         """Ask `run` to finish: the batch in hand is handled, flushed and committed. Returns at once."""
@@ -134,6 +137,7 @@ class Pump:
                 self.stats.records += len(batch)
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
                 self._pending = True
+            self.position = dict(subscription.position)
             now = time.monotonic()
             if self._pending and now >= next_flush:
                 await self._finish(subscription)
@@ -148,23 +152,12 @@ class Pump:
         wait = self._settings.max_wait
         if self._pending:
             wait = max(0.0, min(wait, next_flush - time.monotonic()))
-        # A stop must not wait out `max_wait`: whichever comes first.
-        taking = asyncio.ensure_future(subscription.take(self._settings.max_records, wait))
-        stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait((taking, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done():
-                return []
-            return taking.result()
+            return await take_or(subscription, self._settings.max_records, wait, self._stopping)
         except Temporary as error:
             self._note(error)
             await self._pause(0, error.retry_after)
             return []
-        finally:
-            stopping.cancel()
-            if not taking.done():
-                taking.cancel()
-                await asyncio.wait((taking,))
 
     async def _deliver(self, batch: list[Delivery]) -> None:
         """Handle `batch` to the end: done, or dead. `_Stopped` when `stop` came between two tries."""

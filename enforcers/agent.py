@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Bus, Record
+from bus.taking import take_or
 from enforcers.apply import Applier
 from enforcers.registry import DEFAULTS, Name
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
@@ -99,7 +100,8 @@ class Enforcement:
             while not self._stopping.is_set():
                 await self._tell()
                 wait = self.applier.sweep()
-                batch = await subscription.take(100, 0.2 if wait is None else max(0.001, min(wait, 0.2)))
+                longest = 0.2 if wait is None else max(0.001, min(wait, 0.2))
+                batch = await take_or(subscription, 100, longest, self._stopping)
                 await self._desired([one.record for one in batch if one.record.key == self._node.encode()])
 
     async def _desired(self, records: list[Record]) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Bus, Delivery, Record, Subscription
+from bus.taking import take_or
 from enforcers.plan import Planner, PlanSettings
 from policy.documents import from_json
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
@@ -93,7 +94,7 @@ class PlannerEngine:
 
     async def _follow(self, subscription: Subscription) -> None:
         while not self._stopping.is_set():
-            batch = await subscription.take(1000, 0.2)
+            batch = await take_or(subscription, 1000, 1.0, self._stopping)
             deadline = time.monotonic() + self._settings.longest_wait_seconds
             more = batch
             while more and time.monotonic() < deadline:

@@ -42,6 +42,12 @@ def listening(stop: asyncio.Event) -> Iterator[None]:
         if stop.is_set() and told_before:
             print("hauberk: told twice to stop; not waiting for what is in hand", file=sys.stderr, flush=True)
             os._exit(130)
+        if not told_before and not stop.is_set():
+            print(
+                "hauberk: stopping: what is in hand is finished first; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
         told_before.append(True)
         stop.set()
 

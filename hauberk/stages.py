@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from schemas.errors import DecodeError, SettingsError
+from schemas.topics import EVENTS_RAW
 
 if TYPE_CHECKING:
     import msgspec
@@ -61,17 +62,31 @@ async def caught_up(bus: Bus, *groups: str, within: float = DRAIN) -> None:
         await asyncio.sleep(0.02)
 
 
+async def _idle() -> None:
+    await asyncio.Event().wait()
+
+
 def reader(
-    bus: Bus, groups: Callable[[], Sequence[str]], run: Callable[[], Awaitable[None]], end: Callable[[], None]
+    bus: Bus,
+    groups: Callable[[], Sequence[str]],
+    run: Callable[[], Awaitable[None]],
+    end: Callable[[], None],
+    whole: Callable[[], Awaitable[None]] = _idle,
 ) -> Stage:
-    """A stage that reads the bus: once told, it goes on until its groups have caught up."""
+    """A stage that reads the bus: once told, it goes on until its groups have caught up, or `whole` returns: then all there
+    is was read, and `end` tells and commits it."""
 
     async def stage(stop: asyncio.Event) -> None:
         done = asyncio.Event()
 
         async def told() -> None:
             await stop.wait()
-            await caught_up(bus, *groups())
+            ways = [asyncio.ensure_future(caught_up(bus, *groups())), asyncio.ensure_future(whole())]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
             done.set()
 
         waiting = asyncio.ensure_future(told())
@@ -88,7 +103,17 @@ def processor(bus: Bus, configuration: Configuration) -> tuple[Processor, Stage]
     from processors.engine import Processor
 
     engine = Processor(bus, configuration.processor)
-    return engine, reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop)
+
+    async def whole() -> None:
+        # Its groups of one second would wait for a frame of the next one, which will not come. Rows whose owner is not known
+        # are worth the wait.
+        ends = await bus.end(EVENTS_RAW)
+        while engine.parking.waiting or any(  # noqa: ASYNC110 - polls a count, which has no event
+            engine.pump.position.get((EVENTS_RAW.name, partition), 0) < end for partition, end in ends.items()
+        ):
+            await asyncio.sleep(0.02)
+
+    return engine, reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop, whole)
 
 
 def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
@@ -97,7 +122,12 @@ def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
 
     engine = SinkEngine(bus, configuration.sinks)
     groups = [f"sink.{sink.name}" for sink in engine.sinks if not sink.live]
-    return engine, reader(bus, lambda: groups, engine.run, engine.stop)
+
+    async def hurry() -> None:
+        engine.hurry()
+        await _idle()
+
+    return engine, reader(bus, lambda: groups, engine.run, engine.stop, hurry)
 
 
 def collect(sinks: SinkEngine, parts: Mapping[str, Callable[[], msgspec.Struct]]) -> None:

@@ -22,6 +22,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Bus, Delivery, Record, Start, Subscription
+from bus.taking import take_or
 from schemas.errors import HauberkError, Permanent, Reason, Temporary, Unavailable
 from schemas.topics import DEAD
 from sinks.batcher import Batcher, Parcel
@@ -33,7 +34,7 @@ from sinks.stats import DeliveryStats
 _log = logging.getLogger("hauberk.sinks")
 
 _POLL_SECONDS = 0.25
-"""Longest wait for records: how late a stop or an `idle` may be noticed."""
+"""Longest wait for records: how late an `idle` may come."""
 
 _LOOK_SECONDS = 2.0
 """Between two looks at the group's lag."""
@@ -77,9 +78,14 @@ class SinkDelivery:
         self._retry = retry or Retry()
         self._jitter = jitter or random.Random()
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._sending: asyncio.Timeout | None = None
         self._next_look = 0.0
         self._group = None if sink.live else f"sink.{sink.name}"
+
+    def hurry(self) -> None:
+        """From now on send what there is at once: nobody upstream fills a batch any more."""
+        self._hurry.set()
 
     def stop(self) -> None:
         """Finish what is in hand within `drain_seconds`, then return from `run`."""
@@ -114,7 +120,7 @@ class SinkDelivery:
             while unread and not stopping and not batcher.full:
                 await self._read(batcher, unread.popleft(), now)
                 stopping = self._stop.is_set()
-            if batcher.ready(now) or (stopping and len(batcher)):
+            if batcher.ready(now) or (len(batcher) and (stopping or self._hurry.is_set())):
                 parcels = batcher.take()
                 self.stats.waiting_items = batcher.items
                 await self._send(parcels)
@@ -125,8 +131,9 @@ class SinkDelivery:
             if now >= self._next_look:
                 await self._look(subscription, now)
             wait = min(batcher.wait(now), _POLL_SECONDS) if len(batcher) else _POLL_SECONDS
+            told = (self._stop,) if self._hurry.is_set() else (self._stop, self._hurry)
             try:
-                deliveries = await subscription.take(self.sink.limits.items, max(wait, 0.0))
+                deliveries = await take_or(subscription, self.sink.limits.items, max(wait, 0.0), *told)
             except Temporary as error:
                 await self._pause(0, error)
                 continue

@@ -91,6 +91,11 @@ class SinkEngine:
         if failures and len(failures) == len(results):
             raise failures[-1]
 
+    def hurry(self) -> None:
+        """Send at once what comes: the end is near, and no batch is filled any more."""
+        for delivery in self._deliveries:
+            delivery.hurry()
+
     def stop(self) -> None:
         """Finish the batches in hand, commit, close."""
         for delivery in self._deliveries:

@@ -75,14 +75,18 @@ asyncio.run(service.run([("stage", stage)]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_drains(number: int) -> None:
-    child = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "up\n"
-    os.kill(child.pid, number)
-    assert child.stdout.read() == "down\n"
-    assert child.wait(10) == 0
-    child.stdout.close()
+def test_a_signal_drains_and_says_so_at_once(number: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "up\n"
+        os.kill(child.pid, number)
+        assert child.stderr.readline().startswith("hauberk: stopping: ")
+        assert child.stdout.read() == "down\n"
+        assert child.stderr.read() == ""
+        assert child.wait(10) == 0
 
 
 def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
