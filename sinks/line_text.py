@@ -8,6 +8,7 @@ Neighbours: `console` writes it, the CLI's `logs` may use it too.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -63,8 +64,9 @@ def _value(value: object) -> str:
 
 
 def line(item: Log, *, colour: bool = False) -> str:
-    """One line: time, action, operation, who, what, why."""
-    action = item.Action if isinstance(item, Alert) else "Log"
+    """One line: time, action, operation, who, what, why. Of what the agent says of itself: time, `Note`, about what, who, why."""
+    notice = item.Type == "SystemEvent"
+    action = "Note" if notice else item.Action if isinstance(item, Alert) else "Log"
     shown = f"{action:<5}"
     if colour:
         code = _COLOURS.get(action.split(" ", 1)[0], "36")
@@ -73,20 +75,29 @@ def line(item: Log, *, colour: bool = False) -> str:
     where = item.HostName
     if item.ContainerName or item.PodName:
         where = f"{item.NamespaceName}/{item.PodName or item.ContainerName}"
-    parts = [clock, shown, f"{item.Operation or '-':<7}", where or "-", item.ProcessName or item.Source or "-"]
-    parts += ["->", item.Resource or item.Data or "-"]
-    if item.Result and item.Result != "Passed":
-        parts.append(f"({item.Result})")
+    parts = [clock, shown, f"{item.Operation or '-':<7}", where or "-"]
+    if not notice:
+        parts += [item.ProcessName or item.Source or "-", "->", item.Resource or item.Data or "-"]
+        if item.Result and item.Result != "Passed":
+            parts.append(f"({item.Result})")
     if isinstance(item, Alert):
-        parts.append(f"[{item.PolicyName}{f' sev {item.Severity}' if item.Severity else ''}]")
-        if item.Message:
-            parts.append(item.Message)
-        if item.Mode == "shadow":
-            parts.append("(shadow: nothing was enforced)")
-        if item.Suppressed:
-            parts.append(f"(+{item.Suppressed} suppressed)")
+        parts += _why(item)
     if item.Count > 1:
         parts.append(f"x{item.Count}")
     if colour:
         return " ".join(part if part is shown else printable(part) for part in parts) + "\n"
     return printable(" ".join(parts)) + "\n"
+
+
+def _why(item: Alert) -> Iterator[str]:
+    if item.PolicyName:
+        yield f"[{item.PolicyName}{f' sev {item.Severity}' if item.Severity else ''}]"
+    if item.Message:
+        yield item.Message
+    elif item.MaxAlertsPerSec:
+        begins = f"more than {item.MaxAlertsPerSec} alerts a second: silent for {item.DroppingAlertsInterval} s"
+        yield "silence is over" if item.Suppressed else begins
+    if item.Mode == "shadow":
+        yield "(shadow: nothing was enforced)"
+    if item.Suppressed:
+        yield f"(+{item.Suppressed} suppressed)"

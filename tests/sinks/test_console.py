@@ -9,6 +9,7 @@ import pty
 
 import pytest
 
+from schemas.alert import Alert
 from sinks import line_text
 from sinks.console import ConsoleSettings, ConsoleSink
 
@@ -65,6 +66,29 @@ async def test_one_line(make):
     assert more.endswith(
         "(Permission denied) [no-shadow sev 7] reads secrets (shadow: nothing was enforced) (+3 suppressed) x2\n"
     )
+
+
+def notice(**fields):
+    return Alert(Timestamp=1, UpdatedTime="2023-11-14T22:14:00.000001Z", HostName="n", Type="SystemEvent", **fields)
+
+
+def test_a_notice_is_no_alert_of_a_policy():
+    lost = notice(Operation="EventsLost", Data="ring=7", Result="Passed", Message="the node lost part: ring=7")
+    assert line_text.line(lost) == "22:14:00.000 Note  EventsLost n the node lost part: ring=7\n"
+    storm = notice(Operation="AlertThreshold", PolicyName="p", NamespaceName="shop", PodName="web-1", MaxAlertsPerSec=10,
+                   DroppingAlertsInterval=30, Enforcer="eBPF Monitor")  # fmt: skip
+    assert line_text.line(storm) == (
+        "22:14:00.000 Note  AlertThreshold shop/web-1 [p] more than 10 alerts a second: silent for 30 s\n"
+    )
+    storm.Suppressed = 4
+    assert line_text.line(storm) == "22:14:00.000 Note  AlertThreshold shop/web-1 [p] silence is over (+4 suppressed)\n"
+    assert line_text.line(lost, colour=True).startswith("22:14:00.000 \x1b[36mNote \x1b[0m EventsLost")
+    assert line_text.line(notice(Operation="\x1b[2J")) == "22:14:00.000 Note  \\x1b[2J    n\n"
+
+
+async def test_an_alert_of_no_policy_has_no_brackets(make):
+    text = await shown(make, PolicyName="", Severity="", Message="stopped by an older plan")
+    assert text.endswith("-> /etc/shadow stopped by an older plan\n")
 
 
 async def test_json(make):
