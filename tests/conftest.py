@@ -1,10 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every room's tests: Hypothesis judges examples, never how long a busy machine took over one."""
+"""What holds for every room's tests: no verdict depends on the speed of the machine, on luck, or on how the run before ended.
+
+Hypothesis judges examples, never how long a busy machine took over one, and it makes the same ones on every run;
+`--hypothesis-profile=explore` makes others. A bpffs that a test mounts goes also when the run is killed: the programs
+pinned in it would slow every call of the machine.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # By default an example over 200 ms fails its test, and so do drawings over a second: on a loaded machine both say nothing of us.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("patient", PATIENT, derandomize=True)
+settings.register_profile("explore", PATIENT, max_examples=1000)
 settings.load_profile("patient")
+
+# Ends when the run's end of its pipe is closed, however that came about. Only what is mounted below the directory goes.
+_GUARD = """
+cat >/dev/null
+sed -n "s|^[^ ]* \\($1/[^ ]*\\) bpf .*|\\1|p" /proc/self/mounts | while read -r where; do umount -l "$where"; done
+rm -rf --one-file-system "$1"
+"""
+
+
+@pytest.fixture(scope="session")
+def bpffs_home() -> Iterator[Callable[[str], str]]:
+    """bpffs_home(name): an empty directory of this run to mount a bpffs at. Whatever is mounted there is unmounted in the end."""
+    home = os.path.realpath(tempfile.mkdtemp(prefix="hauberk-bpffs-"))
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "sh", home], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    yield lambda name: tempfile.mkdtemp(prefix=f"{name}-", dir=home)
+    guard.communicate(timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -40,23 +41,27 @@ def why_not() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bpffs(bpffs_home: Callable[[str], str]) -> Iterator[str]:
     """A bpffs mounted for this session alone."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    where = str(tmp_path_factory.mktemp("bpffs"))
-    assert mount_bpffs(where)
-    yield where
-    unmount(where)
+    where = bpffs_home("kernel")
+    try:
+        assert mount_bpffs(where)
+        yield where
+    finally:
+        unmount(where)
 
 
 @pytest.fixture(scope="session")
 def loaded(bpffs: str) -> Iterator[Loaded]:
     """The programs, watching only cgroups that a test made."""
     # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
-    yield load(LoadSettings(new_visibility=0), f"{bpffs}/session")
-    unload(f"{bpffs}/session")
+    try:
+        yield load(LoadSettings(new_visibility=0, timeout=100.0), f"{bpffs}/session")
+    finally:
+        unload(f"{bpffs}/session")
 
 
 class Reader:
@@ -69,15 +74,18 @@ class Reader:
         self.producer = mmap.mmap(self.fd, mmap.PAGESIZE + 2 * self.size, prot=mmap.PROT_READ, offset=mmap.PAGESIZE)
 
     def take(self) -> list[bytes]:
-        """Every finished record."""
+        """Every record begun by now."""
         out = []
         (at,) = struct.unpack_from("=Q", self.consumer)
         (end,) = struct.unpack_from("=Q", self.producer)
+        deadline = time.monotonic() + 30
         while at < end:
             place = mmap.PAGESIZE + (at & (self.size - 1))
             (length,) = struct.unpack_from("=I", self.producer, place)
             if length >> 31:
-                break
+                # Somebody else's, on another processor at this moment; what lies behind it may be the test's own.
+                assert time.monotonic() < deadline, "a record of the ring stays unfinished"
+                continue
             size = length & 0x3FFFFFFF
             if not length >> 30 & 1:
                 out.append(self.producer[place + 8 : place + 8 + size])
@@ -225,20 +233,27 @@ def cgroup() -> Iterator[Path]:
     path = Path(mount) / f"hauberk-test-{os.getpid()}-{time.monotonic_ns()}"
     path.mkdir()
     yield path
-    for child in sorted(path.glob("**/"), reverse=True):
-        remove(child)
+    remove(path)
 
 
 def remove(path: Path) -> None:
-    """rmdir a cgroup; tasks that were just reaped may hold it for a moment."""
-    deadline = time.monotonic() + 5
+    """End what runs in a cgroup of the test's own and rmdir it with all below; tasks that were just reaped may hold it for a moment."""
+    deadline = time.monotonic() + 30
     while path.exists():
         try:
-            path.rmdir()
+            for child in sorted(path.glob("**/"), reverse=True):
+                for pid in (child / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+                child.rmdir()
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            os.sched_yield()
+            time.sleep(0.005)
+
+
+@pytest.fixture(name="remove", scope="session")
+def _remove() -> Callable[[Path], None]:
+    return remove
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,12 +40,11 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def cgroup(bpffs: str) -> Iterator[Path]:
+def cgroup(bpffs: str, remove: Callable[[Path], None]) -> Iterator[Path]:
     made = Path(cgroup2_mount() or "", f"hauberk-test-attach-{os.getpid()}-{time.monotonic_ns()}")
     made.mkdir()
     yield made
-    if made.exists():
-        made.rmdir()
+    remove(made)
 
 
 @pytest.fixture
@@ -57,8 +56,10 @@ def pins(bpffs: str) -> Iterator[str]:
     program = bpf.program_load(18, DENY, name="deny", attach_type=CONNECT4)
     bpf.pin(program, str(directory / "programs" / "guard_connect4"))
     os.close(program)
-    yield str(directory)
-    unload(str(directory))
+    try:
+        yield str(directory)
+    finally:
+        unload(str(directory))
 
 
 def held(pins: str, cgroup: Path) -> None:
@@ -124,10 +125,7 @@ def test_a_guard_that_is_not_pinned_is_told(how: str, pins: str, cgroup: Path) -
 def test_a_cgroup_below_another_is_found_by_its_id(how: str, pins: str, cgroup: Path) -> None:
     inner = cgroup / "inner"
     inner.mkdir()
-    try:
-        held(pins, inner)
-        assert attached(inner) == 1
-        attach.release(pins, inner.stat().st_ino)
-        assert attached(inner) == 0
-    finally:
-        inner.rmdir()
+    held(pins, inner)
+    assert attached(inner) == 1
+    attach.release(pins, inner.stat().st_ino)
+    assert attached(inner) == 0

@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -110,10 +110,11 @@ def test_what_is_not_pinned_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_pins_outlive_their_maker(tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
+def test_pins_outlive_their_maker(bpffs_home: Callable[[str], str]) -> None:
+    where = bpffs_home("pins")
+    subprocess.run(["mount", "-t", "bpf", "bpf", where], check=True)
     try:
-        path = str(tmp_path / "map")
+        path = f"{where}/map"
         with Map(bpf.map_create(HASH, 8, 8, 2, name="kept")) as made:
             bpf.pin(made.fd, path)
             made.put(key(1), key(2))
@@ -123,7 +124,7 @@ def test_pins_outlive_their_maker(tmp_path: Path) -> None:
         with pytest.raises(KernelError, match="map type 27"):
             Ring.open(path)
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", "-l", where], check=True)
 
 
 def instructions(*codes: tuple[int, int, int, int]) -> bytes:
@@ -133,24 +134,19 @@ def instructions(*codes: tuple[int, int, int, int]) -> bytes:
 RETURN_1 = instructions((0xB7, 0, 0, 1), (0x95, 0, 0, 0))
 
 
-def test_a_program_loads_runs_and_attaches_to_a_cgroup() -> None:
-    root = Path("/sys/fs/cgroup/unified")
-    root = root if root.is_dir() else Path("/sys/fs/cgroup")
-    mine = root / f"hauberk-test-bpf-{os.getpid()}"
-    mine.mkdir()
+def test_a_program_loads_runs_and_attaches_to_a_cgroup(cgroup: Path) -> None:
     program = bpf.program_load(18, RETURN_1, name="allow", attach_type=10)  # cgroup/connect4
-    cgroup = os.open(mine, os.O_RDONLY)
+    directory = os.open(cgroup, os.O_RDONLY)
     try:
         assert bpf.program_info(program).name == "allow"
-        link = bpf.cgroup_attach(program, cgroup, 10, str(mine))
+        link = bpf.cgroup_attach(program, directory, 10, str(cgroup))
         assert link >= 0
         bpf.link_detach(link)
         bpf.link_detach(link)
         os.close(link)
     finally:
-        os.close(cgroup)
+        os.close(directory)
         os.close(program)
-        mine.rmdir()
 
 
 def test_a_refused_program_shows_the_verifiers_words() -> None:

@@ -50,19 +50,19 @@ def test_connect_tells_peer_and_local_port(sensor: Any, pick: Pick, server: sock
     os.close(write)
 
 
-def test_a_refused_connect_is_told(sensor: Any, pick: Pick, server: socket.socket) -> None:
-    address = server.getsockname()
-    server.close()
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_refused_connect_is_told(sensor: Any, pick: Pick, family: int, host: str) -> None:
+    # Bound and not listening: the port is nobody else's meanwhile, and the client cannot be given it and meet itself.
+    with socket.socket(family) as closed:
+        closed.bind((host, 0))
+        address = closed.getsockname()
 
-    def act() -> None:
-        with socket.socket(server.family) as client, pytest.raises(ConnectionRefusedError):
-            client.connect(address)
+        def act() -> None:
+            with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
+                client.connect(address)
 
-    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
-    server = socket.socket(family)
-    event = pick(sensor.run(act), Operation.CONNECT)
+        event = pick(sensor.run(act), Operation.CONNECT)
     assert (event.port, event.result) == (address[1], -errno.ECONNREFUSED)
-    server.close()
 
 
 def test_a_connect_in_progress_is_a_pass(sensor: Any, pick: Pick) -> None:

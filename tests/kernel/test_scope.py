@@ -123,10 +123,13 @@ def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path
         tight.occurrences.take()
         pid = os.fork()
         if not pid:
-            (cgroup / "cgroup.procs").write_text("0")
-            flood()
-            os._exit(0)
-        os.waitpid(pid, 0)
+            try:
+                (cgroup / "cgroup.procs").write_text("0")
+                flood()
+                os._exit(0)
+            finally:
+                os._exit(99)
+        assert os.waitpid(pid, 0)[1] == 0
         assert tight.lost(Loss.OCCURRENCES_FULL) > 100
         assert tight.lost(Loss.DEFINITIONS_FULL) > 100
         tight.occurrences.take()
