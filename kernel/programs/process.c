@@ -318,6 +318,11 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
     if (LOAD32(signal, K_signal_struct__live))
         return 0;
     u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    if (is_excluded(tgid)) { /* an agent that was killed cannot say so: its pid is somebody else's soon */
+        excluded.delete(&tgid);
+        processes.delete(&tgid);
+        return 0;
+    }
     struct image *image = processes.lookup(&tgid);
     struct work *w = work();
     if (!image || !w)
@@ -325,7 +330,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
     u64 cgroup = cgroup_of(task);
     struct scope scope;
     scope_of(cgroup, &scope);
-    if (scope.visibility >> CLASS_PROCESS & 1 && !is_excluded(tgid)) {
+    if (scope.visibility >> CLASS_PROCESS & 1) {
         actor(w, task, image, cgroup);
         u32 code = LOAD32(task, K_task_struct__exit_code);
         w->b.operation = OP_EXIT;
