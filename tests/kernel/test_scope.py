@@ -120,7 +120,7 @@ def at_rest(tight: Any, action: Callable[[], object]) -> list[Any]:
         full = tight.lost(Loss.DEFINITIONS_FULL)
         try:
             return list(tight.run(action))
-        except AssertionError:
+        except (AssertionError, KeyError):
             if tight.lost(Loss.DEFINITIONS_FULL) == full or time.monotonic() > deadline:
                 raise
 
