@@ -138,9 +138,9 @@ def publish(bus: MemoryBus) -> Callable[..., Awaitable[None]]:
 
 @pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
-    """Waits until a condition holds, ten seconds at most."""
+    """Waits until a condition holds, a minute at most."""
 
-    async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

@@ -89,7 +89,7 @@ async def run(bus, sink):
     yield start
     for delivery, task in running:
         delivery.stop()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
 
 def dead(bus):
@@ -128,7 +128,7 @@ def test_whatever_the_far_side_answers_each_item_ends_in_one_place(make, count, 
         quick = Retry(base_seconds=1e-6, cap_seconds=1e-5)
         delivery = SinkDelivery(bus, sink, retry=quick)
         task = asyncio.create_task(delivery.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while delivery.stats.committed < count:  # noqa: ASYNC110 - counters have no event
                 await asyncio.sleep(0)
         delivery.stop()
@@ -248,7 +248,8 @@ async def test_stop_while_the_far_side_hangs_ends_in_time_and_leaves_the_batch(b
     task = asyncio.create_task(delivery.run())
     await until(lambda: sink.calls)
     delivery.stop()
-    await asyncio.wait_for(task, 2)
+    # Well before `send_seconds`, which is when it would end by itself.
+    await asyncio.wait_for(task, sink.limits.send_seconds / 2)
     assert (await bus.lag("sink.scripted"))["alerts"] == 1
     again = Scripted()
     second = SinkDelivery(bus, again, retry=QUICK)

@@ -67,7 +67,7 @@ async def test_a_sink_that_cannot_open_does_not_stop_the_others(bus, make, publi
     await publish(make.alert(1))
     task = asyncio.create_task(engine.run())
     await until(lambda: engine.states()[1].stats.committed == 1)
-    assert "does not exist" in engine.states()[0].failure
+    await until(lambda: "does not exist" in engine.states()[0].failure)
     engine.stop()
     await task
 

@@ -55,9 +55,10 @@ def test_any_text_is_survived_and_stays_as_many_words(text):
 
 def test_blanking_is_linear():
     hostile = "--" + "password" * 200_000 + " " + "=" * 200_000 + "://" * 200_000
-    start = time.perf_counter()
+    # Of this thread alone: what else the machine does is not the expression's fault.
+    start = time.thread_time()
     redact(hostile)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_what_passes(make):

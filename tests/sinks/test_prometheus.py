@@ -180,21 +180,20 @@ async def test_a_port_in_use_is_one_sentence():
 
 
 async def test_the_engine_shows_every_sinks_delivery(bus, make, publish, until, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    engine = SinkEngine(bus, [PrometheusSettings(port=port), FileSettings(path=str(tmp_path / "a.jsonl"))])
+    engine = SinkEngine(bus, [PrometheusSettings(port=0), FileSettings(path=str(tmp_path / "a.jsonl"))])
+    prometheus = engine.sinks[0]
+    assert isinstance(prometheus, PrometheusSink)
     engine.collect(lambda: [Stats(part="bus", values=Counts())])
     await engine.check()
     await publish(make.alert(1))
     task = asyncio.create_task(engine.run())
     await until(lambda: [state.stats.committed for state in engine.states()] == [1, 1])
-    _, _, text = await get(f"http://127.0.0.1:{port}/metrics")
+    _, _, text = await get(f"{prometheus.url}/metrics")
     assert 'hauberk_sink_accepted_total{sink="file"} 1' in text
     assert 'hauberk_sink_lag{sink="file"} ' in text
     assert "# TYPE hauberk_sink_up gauge" in text
     assert "hauberk_bus_frames_total" in text
-    assert (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+    assert (await get(f"{prometheus.url}/readyz"))[0] == 200
     engine.stop()
     await task
 

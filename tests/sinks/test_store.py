@@ -211,7 +211,7 @@ def test_a_reader_in_another_process_sees_what_was_applied(path, store, make):
         reader.stdin.write("\n")
         assert reader.stdout.readline() == "26\n"
         reader.stdin.close()
-        assert reader.wait(10) == 0
+        assert reader.wait(60) == 0
 
 
 def test_kill_9_in_the_middle_leaves_counts_and_their_memory_together(path, make, tmp_path):
@@ -225,6 +225,7 @@ def test_kill_9_in_the_middle_leaves_counts_and_their_memory_together(path, make
         print("go", flush=True)
         for word in words:
             store.apply([word], [])
+            print("applied", flush=True)
     """)
     from schemas.summary import encode
 
@@ -236,9 +237,12 @@ def test_kill_9_in_the_middle_leaves_counts_and_their_memory_together(path, make
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", code, path, str(directory)], stdout=subprocess.PIPE) as writer:
             assert writer.stdout.readline() == b"go\n"
-            deadline = time.monotonic() + random.uniform(0.02, 0.3)
+            for _ in range(random.randint(1, 60)):
+                assert writer.stdout.readline() == b"applied\n"
+            # In the middle of another one.
+            deadline = time.monotonic() + random.uniform(0.0, 0.01)
             while time.monotonic() < deadline and writer.poll() is None:
-                time.sleep(0.001)
+                time.sleep(0.0005)
             writer.send_signal(signal.SIGKILL)
             writer.wait()
     store = SqliteStore(path)
@@ -255,7 +259,8 @@ def test_a_damaged_file_says_what_to_do_and_is_moved_only_on_request(path, make)
     store.close()
     with open(path, "r+b") as file:
         file.seek(8192 * 3)
-        file.write(os.urandom(8192 * 8))
+        # Not at random: by chance a page may look like one.
+        file.write(b"\xa5" * (8192 * 8))
     with pytest.raises(DecodeError, match=r"is damaged.*move it away"):  # noqa: PT012 - either call may be the one to see it
         reader = SqliteReader(path)
         try:
