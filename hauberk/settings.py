@@ -166,7 +166,7 @@ def _explain(message: str, loaded: Loaded, kind: Any) -> str:
         # A list comes whole from one place.
         origin = loaded.origins.get(path.split("[")[0], "")
     if origin == "--set" or origin.startswith(ENVIRONMENT):
-        text += _got(_value(loaded.tree, where), where)
+        text += _got(_value(loaded.tree, where), where, _at(where, loaded.tree, kind))
     if unknown:
         text = f"expected a key of this table, got `{unknown.group(1)}`"
     said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")
@@ -189,13 +189,24 @@ def _value(tree: Any, where: str) -> Any:
     return tree
 
 
-def _got(value: Any, where: str) -> str:
+def _got(value: Any, where: str, kinds: Sequence[Any]) -> str:
     """The value that did not fit, as it was typed; nothing of tables and of what may be a secret."""
-    if value is None or isinstance(value, dict | list) or _SECRET.search(where):
+    if value is None or isinstance(value, dict | list) or _SECRET.search(where) or any(map(_holds_secret, kinds)):
         return ""
     shown = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     malformed = isinstance(value, str) and value.lstrip().startswith(("{", "["))
     return f"{', malformed JSON' * malformed}{_quoted(shown)}"
+
+
+def _holds_secret(kind: Any) -> bool:
+    """Whether a value of this type is a secret or has one somewhere in it."""
+    from sinks.secret import Secret
+
+    if not _is_struct(kind):
+        return False
+    return kind is Secret or any(
+        _holds_secret(one) for field in msgspec.structs.fields(kind) for one in _options(field.type)
+    )
 
 
 def _near(name: str, where: str, tree: Any, kind: Any) -> str | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: order of sources, paths in errors, did-you-mean."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,41 @@ def test_a_secret_is_not_shown() -> None:
     with pytest.raises(SettingsError, match="malformed JSON") as caught:
         merge(None, (), {"HAUBERK__SINKS": '[{"password": "1234"'})
     assert "1234" not in str(caught.value)
+
+
+def test_what_is_typed_where_a_secret_belongs_is_not_shown() -> None:
+    from hauberk.sections import Configuration
+
+    for tls in (
+        '"1234"',
+        '{"key_password": "1234"}',
+        '{"key_password": {"value": "1234"}}',
+        '{"key_password": {"env": ["1234"]}}',
+    ):
+        sinks = f'sinks=[{{"type": "syslog", "address": "a:1", "tls": {tls}}}]'
+        with pytest.raises(SettingsError, match="tls") as caught:
+            check(merge(None, [sinks], {}), Configuration)
+        assert "1234" not in str(caught.value)
+
+
+def test_settings_take_secrets_by_reference_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to mask in `hauberk settings`: no setting is a secret, each names where one is kept."""
+    from hauberk.sections import Configuration
+    from hauberk.verbs import settings
+
+    for key, kind, _, _ in settings.reference(Configuration):
+        name = key.rpartition(".")[2]
+        if re.search("passw|passphrase|secret|token|credential|api_?key", name):
+            assert kind == "table", f"`{key}` takes a secret as text: make it a `sinks.secret.Secret`"
+    monkeypatch.setenv("SYSLOG_PASSWORD", "1234")
+    sinks = 'sinks=[{"type": "syslog", "address": "a:1", "tls": {"key_password": {"env": "SYSLOG_PASSWORD"}}}]'
+    for form in ("table", "wide", "json", "yaml"):
+        assert settings.main(["--set", sinks, "-o", form]) == 0
+        said = capsys.readouterr().out
+        assert "SYSLOG_PASSWORD" in said
+        assert "1234" not in said
 
 
 def test_missing_file(tmp_path: Path) -> None:
