@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -25,6 +25,9 @@ from schemas.errors import DecodeError, DiskFull, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
+
+HEARTBEAT: Final = 30.0
+"""Seconds after which the latest receipt is said again: who waits for nodes tells by it that this one is there."""
 
 
 class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +57,7 @@ class Enforcement:
         self._stopping = asyncio.Event()
         self._applier: Applier | None = None
         self._unsaid: Receipt | None = None
+        self._said = 0.0
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
@@ -129,6 +133,8 @@ class Enforcement:
         await self._tell()
 
     async def _tell(self) -> None:
+        if self._unsaid is None and asyncio.get_running_loop().time() - self._said >= HEARTBEAT:
+            self._unsaid = self.receipt
         if self._unsaid is None:
             return
         receipt = self._unsaid
@@ -137,6 +143,7 @@ class Enforcement:
         except Temporary as error:
             self.problem = str(error)
             return
+        self._said = asyncio.get_running_loop().time()
         if self._unsaid is receipt:
             self._unsaid = None
 

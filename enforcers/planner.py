@@ -23,7 +23,7 @@ from policy.documents import from_json
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
 from schemas.enforcement import Plan, decode_plan, encode
 from schemas.errors import DecodeError, PolicyError, Temporary
-from schemas.identity import Identity
+from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
 from schemas.policy import PolicyDocument
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
@@ -67,6 +67,7 @@ class PlannerEngine:
         self._documents: dict[bytes, PolicyDocument] = {}
         self._identities: dict[str, dict[bytes, Identity]] = {}
         self._published: dict[str, Plan] = {}
+        self._gone: set[str] = set()
         self._planner: Planner | None = None
         self._stale = True
         self._newest_ns = 0
@@ -112,7 +113,8 @@ class PlannerEngine:
             return
 
     async def _catch_up(self) -> None:
-        for record in (await self._bus.latest(ENFORCEMENT_DESIRED)).values():
+        desired = await self._bus.latest(ENFORCEMENT_DESIRED)
+        for record in desired.values():
             try:
                 plan = decode_plan(record.value or b"")
             except DecodeError as error:
@@ -123,6 +125,8 @@ class PlannerEngine:
         self._identities = {}
         for record in identities.values():
             self._identity(record)
+        for node in self._published.keys() - self._identities.keys() - {key.decode() for key in desired}:
+            del self._published[node]  # dropped while the bus was away
         newest = await self._bus.latest(POLICIES)
         for key in self._documents.keys() - newest.keys():
             del self._documents[key]
@@ -142,17 +146,22 @@ class PlannerEngine:
 
     def _identity(self, record: Record) -> str:
         node = record.key.split(b"/", 1)[0].decode("utf-8", "replace")
-        mine = self._identities.setdefault(node, {})
         if record.value is None:
-            return node if mine.pop(record.key, None) is not None else ""
+            known = self._identities.get(node, {}).pop(record.key, None)
+            if known is not None and known.kind is Kind.NODE:
+                self._gone.add(node)
+            return node if known is not None else ""
         try:
             identity = decode_identity(record.value)
         except msgspec.DecodeError as error:
             self._refuse(error)
             return ""
+        mine = self._identities.setdefault(node, {})
         if mine.get(record.key) == identity:
             return ""
         mine[record.key] = identity
+        if identity.kind is Kind.NODE:
+            self._gone.discard(node)
         return node
 
     def _policy(self, record: Record) -> None:
@@ -184,9 +193,10 @@ class PlannerEngine:
             ruleset = await asyncio.to_thread(self._compile, list(self._documents.values()))
             self._planner = Planner(ruleset, self._settings.plan)
             self.stats.compiled += 1
-        records: list[Record] = []
+        gone = {node for node in self._gone if node in self._published or node in nodes}
+        records = [Record(node.encode(), None) for node in sorted(gone)]
         changed: dict[str, Plan] = {}
-        for node in sorted(nodes):
+        for node in sorted(nodes - gone):
             identities = list(self._identities.get(node, {}).values())
             old = self._published.get(node)
             generation = old.generation + 1 if old else 1
@@ -207,7 +217,12 @@ class PlannerEngine:
                 self._stale = True
                 raise
             self._published |= changed
-            self.stats.plans += len(records)
+            self.stats.plans += len(changed)
+        for node in gone:
+            # Somebody dropped it (`hauberk delete node`): whoever waits for receipts must not wait for its.
+            self._published.pop(node, None)
+            self._identities.pop(node, None)
+        self._gone -= gone
 
     def _compile(self, documents: list[PolicyDocument]) -> Ruleset:
         return compile_ruleset(documents, self._settings.postures)

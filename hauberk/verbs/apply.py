@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
@@ -16,6 +16,10 @@ from schemas.errors import SettingsError
 if TYPE_CHECKING:
     from bus.contract import Bus
     from schemas.enforcement import Plan, Receipt
+
+
+_PATIENCE: Final = 1.0
+"""Seconds of `--wait` after which the nodes that are waited for are named."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--strict", action="store_true", help="warnings are errors")
     made.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     made.add_argument(
-        "--wait", type=float, metavar="SECONDS", nargs="?", const=10.0, help="until every node says it is in force"
-    )
+        "--wait", type=float, metavar="SECONDS", nargs="?", const=10.0,
+        help="until every node says it is in force, 10 s if no number is given; a node that was not heard of for 2 minutes is named and not waited for",
+    )  # fmt: skip
     return made
 
 
@@ -152,35 +157,58 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
 async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     """Wait until each node's plan knows of the policies `names` and its receipt is of that plan; 0 when all are, 1 when not.
 
-    No clock is compared: a plan's `created_ns` is the bus's own time of the newest policy in it."""
+    Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for. Of plans no clock is compared: `created_ns` is the
+    bus's own time of the newest policy in it."""
     import asyncio
+    import math
+    import time
 
+    from hauberk.nodes import STALE_SECONDS, last_heard
+    from hauberk.output import age
     from schemas.enforcement import decode_plan, decode_receipt
     from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES
 
-    end = asyncio.get_running_loop().time() + deadline
+    clock = asyncio.get_running_loop().time
+    started = clock()
     wanted = set(names)
     stamps = [record.timestamp_ms for key, record in (await bus.latest(POLICIES)).items() if key.decode() in wanted]
     since = max(stamps, default=0) * 1_000_000
+    told = ""
+    heard: dict[str, float] = {}
+    looked = -math.inf
     while True:
         plans = [decode_plan(one.value) for one in (await bus.latest(ENFORCEMENT_DESIRED)).values() if one.value]
         said = [decode_receipt(one.value) for one in (await bus.latest(ENFORCEMENT_STATUS)).values() if one.value]
         receipts = {receipt.node: receipt for receipt in said}
-        open_ = [plan.node for plan in plans if plan.created_ns < since or not _answers(receipts.get(plan.node), plan)]
-        if plans and not open_:
-            for plan in plans:
+        done = [plan for plan in plans if plan.created_ns >= since and _answers(receipts.get(plan.node), plan)]
+        if len(done) < len(plans) and clock() > looked + 1.0:
+            heard, looked = await last_heard(bus), clock()
+        open_ = {plan.node for plan in plans} - {plan.node for plan in done}
+        silent = {node: time.time() - heard.get(node, 0.0) for node in open_}
+        away = {node: seconds for node, seconds in silent.items() if seconds > STALE_SECONDS}
+        waited = ", ".join(node for node in sorted(silent) if node not in away)
+        if done and not waited:
+            for plan in done:
                 _tell(receipts[plan.node])
-            if not any(_enforces(plan, wanted) for plan in plans):
+            if not any(_enforces(plan, wanted) for plan in done):
                 print("in force; nothing to enforce on any node for this policy now (audit, or no workload matches)")
+        if (done and not waited) or clock() > started + deadline:
+            for node, seconds in sorted(away.items()):
+                when = f"last heard of {age(seconds)} ago" if node in heard else "never heard of"
+                print(f"{node}: not waited for, {when}; `hauberk delete node {node}` drops it", file=sys.stderr)
+        if done and not waited:
             return 0
-        if asyncio.get_running_loop().time() > end:
-            of = f" of {', '.join(open_)}" if open_ else ""
+        if clock() > started + deadline:
+            of = f" of {waited}" if waited else ""
             print(
                 f"hauberk apply: expected a receipt{of} within {deadline:g} s, got none; is `hauberk up` or `hauberk node` "
                 "running, with enforcement on?",
                 file=sys.stderr,
             )
             return 1
+        if waited != told and clock() > started + _PATIENCE:
+            print(f"waiting for {waited}", file=sys.stderr, flush=True)
+            told = waited
         await asyncio.sleep(0.02)
 
 

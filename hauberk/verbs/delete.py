@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk delete policy NAME` or `-f FILE`: a tombstone on the `policies` topic."""
+"""`hauberk delete policy NAME` or `-f FILE`: a tombstone on the `policies` topic. `hauberk delete node NAME`: of all a node said."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """By name, by file, or all."""
-    made = verb_parser("delete", "Delete policies.")
+    made = verb_parser("delete", "Delete policies, or forget a node that left for good.")
     made.add_argument(
-        "what", nargs="?", choices=("policy", "policies", "ksp", "hsp", "csp", "nsp"), help="what is deleted"
+        "what", nargs="?", choices=("policy", "policies", *SHORT, "node", "nodes"), help="what is deleted"
     )
     made.add_argument("names", nargs="*", metavar="NAME", help="name, or namespace/name")
     made.add_argument("-f", "--filename", action="append", default=[], metavar="FILE", help="the policies in this file")
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
     made.add_argument("-n", "--namespace", help="only in this namespace")
     made.add_argument("--all", action="store_true", help="every policy")
+    made.add_argument(
+        "--force",
+        action="store_true",
+        help="node: also one that was heard of in the last 2 minutes; it comes back if it runs",
+    )
+    made.epilog = (
+        "A node that is deleted is no longer waited for and no longer planned for. What its kernel enforces it goes on "
+        "enforcing, and when its agent starts again it is back."
+    )
     return made
 
 
@@ -43,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
     given = made.parse_args(argv)
     if not given.filename and not given.all and not given.names:
         made.error("expected names, -f FILE or --all")
+    if given.what in ("node", "nodes"):
+        if given.filename or given.all or given.namespace or not given.names:
+            made.error("expected names of nodes and nothing else; `hauberk get nodes` lists them")
+        return with_bus(given, lambda bus: drop(bus, given.names, given.force))
 
     async def work(bus: Bus) -> int:
         from bus.contract import Record
@@ -80,3 +93,32 @@ def main(argv: Sequence[str]) -> int:
         return 1 if missing else 0
 
     return with_bus(given, work)
+
+
+async def drop(bus: Bus, names: Sequence[str], force: bool) -> int:
+    """Forget these nodes; 1 when one is not known, or is still heard of and not forced."""
+    import time
+
+    from hauberk.nodes import STALE_SECONDS, forget, last_heard
+    from hauberk.output import age
+
+    heard = await last_heard(bus)
+    wrong = 0
+    for name in dict.fromkeys(names):
+        ago = time.time() - heard.get(name, 0.0)
+        if name in heard and ago < STALE_SECONDS and not force:
+            print(
+                f"hauberk delete: expected `{name}` to be away, it was heard of {age(ago)} ago; end its agent and wait "
+                f"{STALE_SECONDS:g} s, or --force",
+                file=sys.stderr,
+            )
+            wrong = 1
+        elif await forget(bus, name):
+            print(f"node/{name} deleted")
+        else:
+            print(
+                f"hauberk delete: expected node `{name}`, there is none; `hauberk get nodes` lists them",
+                file=sys.stderr,
+            )
+            wrong = 1
+    return wrong

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
             )
             return 1
         hits = [value.get("status", {}).pop("rules", []) if isinstance(value, dict) else [] for value in values]
+        refused = await _refused(bus, given.what, values)
         print("\n---\n".join(as_yaml(value) for value in values))
         for rules in hits:
             if rules:
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
                     for row in rules
                 ]
                 print("\nRules:\n" + table(("RULE", "MATCH", "ACTION", "HITS", "SHADOW HITS", "LAST"), rows))
+        if refused:
+            print("\nNot enforced:\n" + table(("NODE", "POLICY", "RULE", "BACKEND", "REASON"), refused))
         of_policy = given.what in ("policy", *SHORT)
         if of_policy or given.what == "workload":
             asked = argparse.Namespace(
@@ -75,3 +78,24 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     return with_bus(given, work)
+
+
+async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ...]]:
+    """A row for each rule that a node refuses, of the policies or the nodes in `values`; taken out of them."""
+    from hauberk.nodes import unheld
+
+    if what in ("policy", *SHORT):
+        return [
+            (one["node"], value["metadata"]["name"], one["rule"], one["backend"], one["reason"])
+            for value in values
+            for one in value["status"].pop("notEnforced")
+        ]
+    if what != "node":
+        return []
+    names = {value["node"] for value in values}
+    for value in values:
+        if value["receipt"]:
+            value["receipt"]["refused"] = len(value["receipt"]["refused"])
+    return [
+        (one.node, one.ref.policy, one.rule, one.backend, one.reason) for one in await unheld(bus) if one.node in names
+    ]

@@ -42,7 +42,10 @@ class Listing(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     """What, which, and how it is shown."""
     made = verb_parser("get", "List policies, workloads, alerts or nodes.")
-    made.epilog = "nodes: SINCE is the time since the node's last receipt; a node whose agent ended keeps its last one."
+    made.epilog = (
+        "nodes: SINCE is the time since its plan was put in force, HEARD the time since it was last heard of (every 30 s while "
+        "its agent runs). `hauberk describe node NAME` shows each refused rule with the reason."
+    )
     made.add_argument(
         "what", type=lambda word: PLURAL.get(word, word), choices=(*PLURAL.values(), *KINDS.values()),
         help="what is listed; the singular does as well",
@@ -60,15 +63,12 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     import msgspec
 
     from hauberk.hits import PolicyHits
-    from schemas.enforcement import decode_receipt
-    from schemas.topics import ENFORCEMENT_STATUS, POLICIES
+    from hauberk.nodes import Unheld, unheld
+    from schemas.topics import POLICIES
 
-    refused: dict[str, int] = {}
-    for record in (await bus.latest(ENFORCEMENT_STATUS)).values():
-        if record.value:
-            for refusal in decode_receipt(record.value).refused:
-                whose = f"{refusal.ref.kind}/{refusal.ref.namespace}/{refusal.ref.policy}"
-                refused[whose] = refused.get(whose, 0) + 1
+    refused: dict[str, list[Unheld]] = {}
+    for one in await unheld(bus):
+        refused.setdefault(one.policy, []).append(one)
     hits = await _hits(bus)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
@@ -87,16 +87,19 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         selector = spec.get("selector") or spec.get("nodeSelector") or {}
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
         told = hits.get(key.decode()) or PolicyHits(rules=[])
-        values.append(document | {"status": plain(told) | {"rulesNotEnforced": refused.get(key.decode(), 0)}})
+        mine = refused.get(key.decode(), [])
+        why = [{"node": one.node, "rule": one.rule, "backend": one.backend, "reason": one.reason} for one in mine]
+        values.append(document | {"status": plain(told) | {"rulesNotEnforced": len(mine), "notEnforced": why}})
         each = " ".join(
             f"{row.rule.removeprefix('spec.')}={row.hits or row.shadow}" for row in told.rules if row.hits or row.shadow
         )
         rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told.hits, told.shadow,
-                     age(time.time() - record.timestamp_ms / 1000), chosen, refused.get(key.decode(), 0), told.suppressed, each or "-"))  # fmt: skip
+                     age(time.time() - record.timestamp_ms / 1000), chosen, len(mine), told.suppressed, each or "-",
+                     f"{mine[0].rule}: {mine[0].reason}" if mine else "-"))  # fmt: skip
         names.append(f"{short}/{name}")
     return Listing(
         ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "SHADOW HITS", "AGE"),
-        ("SELECTOR", "NOT ENFORCED", "THROTTLED", "HITS OF RULES"),
+        ("SELECTOR", "NOT ENFORCED", "THROTTLED", "HITS OF RULES", "WHY NOT"),
         values,
         rows,
         names,
@@ -190,7 +193,8 @@ async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
 
 
 async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
-    """Nodes by their receipts: what they enforce and with what."""
+    """Nodes by their receipts: what they enforce and with what, and when each was last heard of."""
+    from hauberk.nodes import backend_name, last_heard
     from schemas.enforcement import decode_receipt
     from schemas.identity import Kind, decode
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
@@ -199,23 +203,29 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
     found = [decode_receipt(record.value) for record in (await bus.latest(ENFORCEMENT_STATUS)).values() if record.value]
     known = {identity.node for identity in identities if identity.kind is Kind.NODE}
     receipts = {receipt.node: receipt for receipt in found}
+    heard = await last_heard(bus)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     for name in sorted(known | set(receipts)):
         if given.names and name not in given.names:
             continue
         receipt = receipts.get(name)
-        values.append({"node": name, "receipt": plain(receipt)})
+        values.append({"node": name, "heard": _moment(heard[name]), "receipt": plain(receipt)})
+        ago = age(time.time() - heard[name])
         if receipt is None:
-            rows.append((name, "-", "none (audit only)", 0, 0, 0, "-", "-", "-"))
+            rows.append((name, "-", "none (audit only)", 0, 0, 0, "-", ago, "-", "-", "-"))
         else:
-            backends = (
-                ",".join(backend.name.lower().replace("_", "-") for backend in receipt.backends) or "none (audit only)"
-            )
+            backends = ",".join(map(backend_name, receipt.backends)) or "none (audit only)"
+            first = next((f"{one.ref.policy} {one.ref.position}: {one.reason}" for one in receipt.refused), "-")
             rows.append((name, receipt.generation, backends, receipt.scopes, receipt.rules, len(receipt.refused),
-                         age(time.time() - receipt.applied_ns / 1e9), f"{receipt.took_ms:.1f} ms", "; ".join(receipt.failed) or "-"))  # fmt: skip
-    return Listing(("NODE", "GENERATION", "BACKENDS", "SCOPES", "RULES", "REFUSED", "SINCE"), ("TOOK", "FAILED"), values, rows,
-                   [f"node/{row[0]}" for row in rows])  # fmt: skip
+                         age(time.time() - receipt.applied_ns / 1e9), ago, f"{receipt.took_ms:.1f} ms",
+                         "; ".join(receipt.failed) or "-", first))  # fmt: skip
+    return Listing(("NODE", "GENERATION", "BACKENDS", "SCOPES", "RULES", "REFUSED", "SINCE", "HEARD"),
+                   ("TOOK", "FAILED", "FIRST REFUSED"), values, rows, [f"node/{row[0]}" for row in rows])  # fmt: skip
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 async def _once(bus: Bus, given: argparse.Namespace) -> Listing:

@@ -107,3 +107,16 @@ async def test_a_plan_that_cannot_be_saved_is_carried_out_all_the_same(
     assert set(agent.applier.enforced) == {box.id}
     assert "cannot save the plan" in agent.problem
     await ended(agent, task)
+
+
+async def test_the_receipt_is_repeated_so_that_others_know_the_node_is_there(
+    tmp_path: Path, plan_for: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enforcers.agent.HEARTBEAT", 0.05)
+    bus = MemoryBus()
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for()))])
+    agent = Enforcement(bus, str(tmp_path / "no-pins"), NODE)
+    task = asyncio.create_task(agent.run())
+    await wait_until(lambda: len(bus.records(ENFORCEMENT_STATUS)) >= 3)
+    assert len({one.value for one in bus.records(ENFORCEMENT_STATUS)}) == 1
+    await ended(agent, task)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bus knows of nodes: when each was last heard of, what it refused, and how one that left for good is forgotten.
+
+A node says that it is there by its receipt, which its agent repeats every 30 s, and by its inventory. It must never judge by
+what a receipt says, only by when the bus took it. Neighbours: `verbs.apply`, `verbs.get`, `verbs.describe`, `verbs.delete`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from schemas.verdict import RuleRef
+
+STALE_SECONDS: Final = 120.0
+"""A node that was not heard of for longer is away: four of its receipts are missing."""
+
+
+class Unheld(NamedTuple):
+    """A rule that a node does not enforce, by its receipt. `backend`: as `get nodes` names it."""
+
+    node: str
+    ref: RuleRef
+    backend: str
+    reason: str
+
+    @property
+    def policy(self) -> str:
+        """Its policy's key, `kind/namespace/name`."""
+        return f"{self.ref.kind}/{self.ref.namespace}/{self.ref.policy}"
+
+    @property
+    def rule(self) -> str:
+        """Where it stands in its policy."""
+        return self.ref.position or "(default posture)"
+
+
+async def last_heard(bus: Bus) -> dict[str, float]:
+    """Node -> Unix seconds of its newest receipt or identity on the bus."""
+    from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
+
+    found: dict[str, float] = {}
+    for topic in (INVENTORY, ENFORCEMENT_STATUS):
+        for key, record in (await bus.latest(topic)).items():
+            node = key.split(b"/", 1)[0].decode("utf-8", "replace")
+            found[node] = max(found.get(node, 0.0), record.timestamp_ms / 1000)
+    return found
+
+
+async def unheld(bus: Bus) -> list[Unheld]:
+    """Every rule that some node's receipt refuses, by node."""
+    from schemas.enforcement import decode_receipt
+    from schemas.topics import ENFORCEMENT_STATUS
+
+    found = []
+    for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()):
+        receipt = decode_receipt(record.value or b"")
+        found += [
+            Unheld(receipt.node, one.ref, backend_name(one.backend), one.reason) for one in receipt.refused
+        ]  # fmt: skip
+    return found
+
+
+def backend_name(backend: object) -> str:
+    """`cgroup`, `signal`, ... as a person reads it."""
+    return str(getattr(backend, "name", backend)).lower().replace("_", "-")
+
+
+async def forget(bus: Bus, node: str) -> int:
+    """Take the node's identities, plan and receipt off the bus; how many records that were. What it enforces it goes on enforcing."""
+    from bus.contract import Record
+    from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY
+
+    gone = 0
+    # Identities strictly first: the planner drops the node with them and makes no plan for it any more.
+    for topic in (INVENTORY, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS):
+        keys = [key for key in await bus.latest(topic) if key.split(b"/", 1)[0] == node.encode()]
+        if keys:
+            await bus.publish(topic, [Record(key, None) for key in keys])
+        gone += len(keys)
+    return gone
