@@ -279,6 +279,8 @@ class EmbeddedBus:
         await self._commit(tuple((group, topic, offset) for topic, offset in offsets.values()), register=False)
 
     async def _commit(self, positions: tuple[tuple[str, Topic, int], ...], *, register: bool) -> None:
+        # A subscriber may have been reading when the bus was closed, and nobody would ever answer it.
+        self.check_open("commit")
         future: asyncio.Future[None] = self._loop.create_future()
         self._writer.submit(Commit(positions, register, future))
         await future

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -41,6 +44,26 @@ class World:
             await bus.close()
 
 
+class Children:
+    """Python processes of a test; the fixture ends what is left of them."""
+
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[bytes]] = []
+
+    def start(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        options = {"stdout": subprocess.PIPE} | options
+        self._all.append(subprocess.Popen([sys.executable, "-c", program, *arguments], **options))
+        return self._all[-1]
+
+    def close(self) -> None:
+        for process in self._all:
+            process.kill()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            process.wait(30)
+
+
 @pytest.fixture(params=["memory", "embedded"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     world = World(request.param, tmp_path / "bus")
@@ -57,15 +80,22 @@ async def log(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
+def children() -> Iterator[Children]:
+    children = Children()
+    yield children
+    children.close()
+
+
+@pytest.fixture
 def drain() -> Callable[[Subscription, int], Awaitable[list[Delivery]]]:
-    """Take until `count` records came, or fail after ten seconds."""
+    """Take until `count` records came, or fail after a minute."""
 
     async def drain(subscription: Subscription, count: int) -> list[Delivery]:
         found: list[Delivery] = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(found) < count and time.monotonic() < deadline:
             found += await subscription.take(1000, 0.2)
-        assert len(found) >= count, f"{len(found)} of {count} records within ten seconds"
+        assert len(found) >= count, f"{len(found)} of {count} records within a minute"
         return found
 
     return drain
@@ -81,7 +111,7 @@ def records() -> Callable[[int], list[Record]]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
-    async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, "it did not happen in time"

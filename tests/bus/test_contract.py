@@ -21,7 +21,7 @@ async def test_a_record_arrives_as_it_was_sent(world):
     sent = Record(b"key", b"\x00value", (("content-type", b"x"), ("a", b"")), 1234)
     async with bus.subscribe([ALERTS], "g") as subscription:
         await bus.publish(ALERTS, [sent])
-        (got,) = await subscription.take(10, 5)
+        (got,) = await subscription.take(10, 60)
     assert (got.topic, got.partition, got.record) == (ALERTS, 0, sent)
 
 
@@ -29,7 +29,7 @@ async def test_a_record_without_a_time_is_stamped(world):
     bus = await world.open()
     async with bus.subscribe([ALERTS], None, "latest") as subscription:
         await bus.publish(ALERTS, [Record(b"k", b"v")])
-        (got,) = await subscription.take(10, 5)
+        (got,) = await subscription.take(10, 60)
     assert got.record.timestamp_ms > 1_600_000_000_000
 
 
@@ -84,10 +84,10 @@ async def test_a_commit_never_goes_back(world, drain, records):
 async def test_a_late_record_still_wakes_a_waiting_reader(world):
     bus = await world.open()
     async with bus.subscribe([ALERTS], "g") as subscription:
-        taking = asyncio.create_task(subscription.take(10, 10))
+        taking = asyncio.create_task(subscription.take(10, 60))
         await asyncio.sleep(0.02)
         await bus.publish(ALERTS, [Record(b"k", b"v")])
-        assert values(await asyncio.wait_for(taking, 5)) == [b"v"]
+        assert values(await asyncio.wait_for(taking, 60)) == [b"v"]
 
 
 async def test_take_gives_up_after_max_wait(world):
@@ -102,8 +102,8 @@ async def test_take_keeps_to_max_records(world, records):
     bus = await world.open()
     await bus.publish(ALERTS, records(10))
     async with bus.subscribe([ALERTS], "g") as subscription:
-        assert values(await subscription.take(3, 1)) == [b"0", b"1", b"2"]
-        assert values(await subscription.take(3, 1)) == [b"3", b"4", b"5"]
+        assert values(await subscription.take(3, 60)) == [b"0", b"1", b"2"]
+        assert values(await subscription.take(3, 60)) == [b"3", b"4", b"5"]
         assert subscription.position == {("alerts", 0): 6}
 
 
@@ -111,7 +111,7 @@ async def test_cancelling_take_loses_nothing(world, drain, records):
     bus = await world.open()
     async with bus.subscribe([ALERTS], "g") as subscription:
         for first in range(0, 60, 3):
-            taking = asyncio.create_task(subscription.take(10, 5))
+            taking = asyncio.create_task(subscription.take(10, 60))
             await asyncio.sleep(0)
             publishing = asyncio.create_task(bus.publish(ALERTS, records(3, first=first)))
             for _ in range(first % 7):
@@ -189,7 +189,7 @@ async def test_one_subscription_reads_many_topics_fairly(world, records):
     await bus.publish(EVENTS_RAW, records(50))
     await bus.publish(ALERTS, records(1))
     async with bus.subscribe([EVENTS_RAW, ALERTS, TELEMETRY], "g") as subscription:
-        names = [delivery.topic.name for _ in range(4) for delivery in await subscription.take(5, 1)]
+        names = [delivery.topic.name for _ in range(4) for delivery in await subscription.take(5, 60)]
     assert "alerts" in names
 
 
@@ -259,13 +259,29 @@ async def test_closing_wakes_a_waiting_reader(world):
 
     async def read() -> None:
         async with bus.subscribe([ALERTS], "g") as subscription:
-            await subscription.take(1, 30)
+            await subscription.take(1, 600)
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0.05)
     await bus.close()
     with pytest.raises(Refused, match="closed"):
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 60)
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_closing_ends_who_is_just_subscribing(world, steps):
+    bus = await world.open()
+
+    async def read() -> None:
+        async with bus.subscribe([ALERTS], "g") as subscription:
+            await subscription.take(1, 600)
+
+    reading = asyncio.create_task(read())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await bus.close()
+    with pytest.raises(Refused, match="closed"):
+        await asyncio.wait_for(reading, 60)
 
 
 async def test_publishing_nothing_is_nothing(world):

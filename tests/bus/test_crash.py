@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -55,10 +55,6 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
 
 
-def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE)
-
-
 def kill(process: subprocess.Popen[bytes]) -> list[bytes]:
     """SIGKILL, and every whole line it wrote before."""
     process.send_signal(signal.SIGKILL)
@@ -84,11 +80,11 @@ async def everything(world, topic) -> list[int]:
 
 
 @pytest.mark.parametrize("topic", [EVENTS_RAW, ALERTS], ids=lambda topic: topic.name)
-async def test_a_killed_publisher_loses_nothing_it_was_told_is_written(log, topic):
+async def test_a_killed_publisher_loses_nothing_it_was_told_is_written(log, children, topic):
     chance = random.Random(11)
     acknowledged = 0
     for _ in range(12):
-        process = start(PUBLISHER, str(log.directory), topic.name, str(acknowledged), "3000")
+        process = children.start(PUBLISHER, str(log.directory), topic.name, str(acknowledged), "3000")
         acknowledged = max(acknowledged, int(first_line(process)))
         await asyncio.sleep(chance.random() * 0.08)
         lines = kill(process)
@@ -100,14 +96,14 @@ async def test_a_killed_publisher_loses_nothing_it_was_told_is_written(log, topi
         acknowledged = max(found) + 1
 
 
-async def test_a_killed_consumer_repeats_at_most_what_was_not_committed(log):
+async def test_a_killed_consumer_repeats_at_most_what_was_not_committed(log, children):
     chance = random.Random(12)
     bus = await log.open(segment_bytes=65536, housekeeping=0.02)
-    publishing = asyncio.create_task(_publish_numbers(bus, 6000))
+    publishing = asyncio.create_task(_publish_numbers(bus))
     committed = -1
     taken: set[int] = set()
     for _ in range(12):
-        process = start(CONSUMER, str(log.directory), EVENTS_RAW.name)
+        process = children.start(CONSUMER, str(log.directory), EVENTS_RAW.name)
         line = await asyncio.to_thread(first_line, process)
         await asyncio.sleep(chance.random() * 0.1)
         lines = [line.strip(), *await asyncio.to_thread(kill, process)]
@@ -121,21 +117,23 @@ async def test_a_killed_consumer_repeats_at_most_what_was_not_committed(log):
     assert taken == set(range(max(taken) + 1))
 
 
-async def _publish_numbers(bus, count: int) -> None:
-    for index in range(count):
+async def _publish_numbers(bus) -> None:
+    # Without an end: the last consumer must find something however long the others took to start.
+    for index in itertools.count():
         await bus.publish(EVENTS_RAW, [Record(b"k", b"%d " % index + b"x" * 500)])
         await asyncio.sleep(0.0005)
 
 
-async def test_the_log_opens_after_a_kill_in_the_middle_of_everything(log):
+async def test_the_log_opens_after_a_kill_in_the_middle_of_everything(log, children):
     """Two publishers and a consumer over one directory, all killed at random points, many times."""
     chance = random.Random(os.getpid())
     acknowledged = {EVENTS_RAW.name: 0, ALERTS.name: 0}
     for _ in range(4):
         processes = {
-            name: start(PUBLISHER, str(log.directory), name, str(acknowledged[name]), "2000") for name in acknowledged
+            name: children.start(PUBLISHER, str(log.directory), name, str(acknowledged[name]), "2000")
+            for name in acknowledged
         }
-        consumer = start(CONSUMER, str(log.directory), ALERTS.name)
+        consumer = children.start(CONSUMER, str(log.directory), ALERTS.name)
         firsts = {name: int(first_line(process)) for name, process in processes.items()}
         await asyncio.sleep(chance.random() * 0.15)
         kill(consumer)
