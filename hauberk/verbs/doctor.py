@@ -6,13 +6,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hauberk.client import parser as verb_parser
 from hauberk.output import paint, show
 from schemas.errors import HauberkError
+
+if TYPE_CHECKING:
+    from hauberk.sections import Configuration
 
 ROOMS: Final = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
 Finding = tuple[str, str, str]
@@ -63,29 +67,68 @@ def _kernel() -> Iterator[Finding]:
         yield "ok", "kernel", f"Linux {os.uname().release} can be watched (hauberk probe)"
 
 
-def _state(given: argparse.Namespace) -> Iterator[Finding]:
-    from hauberk.configuration import configuration
-
-    settings, _, state = configuration(given)
+def _settings(settings: Configuration) -> Iterator[Finding]:
     yield "ok", "settings", f"{len(settings.sinks)} sinks, bus `{settings.bus.__struct_config__.tag}`"
-    spot = state
-    while not spot.exists():
+
+
+def _places(settings: Configuration, state: Path) -> Iterator[Finding]:
+    made = [
+        ("state", str(state)), ("bus", getattr(settings.bus, "directory", "")),
+        ("sensor", settings.sensor.rings.state_dir), ("enforcement", settings.enforcement.state_dir),
+    ]  # fmt: skip
+    for what, where in made:
+        if what == "state" or (where and not Path(where).is_relative_to(state)):
+            yield _place(what, Path(where))
+    for sink in settings.sinks:
+        path = getattr(sink, "path", "")
+        directory = Path(os.path.abspath(path)).parent
+        if path and not directory.is_relative_to(os.path.abspath(state)):
+            what = f"sink {sink.name or sink.__struct_config__.tag}"
+            if not directory.is_dir():
+                yield (
+                    "bad",
+                    what,
+                    f"`{directory}` is not there, and a sink makes no directories; make it or change `path`",
+                )
+            elif why := _refusal(directory):
+                yield "bad", what, f"nothing can be written to `{directory}`: {why}; change `path`"
+
+
+def _place(what: str, path: Path) -> Finding:
+    """Whether a start can use or make the directory `path`."""
+    advice = "run as root, or choose another with --state" if what == "state" else "run as root, or change the setting"
+    spot = Path(os.path.abspath(path))
+    while not os.path.lexists(spot):
         spot = spot.parent
-    if not os.access(spot, os.W_OK):
-        yield "bad", "state", f"no permission to write to `{spot}`; run as root or choose another with --state"
-    else:
-        free = os.statvfs(spot)
-        megabytes = free.f_bavail * free.f_frsize >> 20
-        level = "ok" if megabytes > 512 else "warn"
-        yield (
-            level,
-            "state",
-            f"`{state}`, {megabytes:,} MB free{'' if level == 'ok' else ': the bus may stop for want of space'}",
-        )
+    if not os.path.isdir(spot):
+        return "bad", what, f"`{path}` cannot be a directory: `{spot}` is no directory; {advice}"
+    if why := _refusal(spot):
+        return "bad", what, f"nothing can be made in `{spot}`, and `{path}` is needed: {why}; {advice}"
+    free = os.statvfs(spot)
+    megabytes = free.f_bavail * free.f_frsize >> 20
+    there = f"`{path}`" if spot == Path(os.path.abspath(path)) else f"`{path}` is not there yet and can be made"
+    level = "ok" if megabytes > 512 else "warn"
+    return (
+        level,
+        what,
+        f"{there}, {megabytes:,} MB free{'' if level == 'ok' else ': the bus may stop for want of space'}",
+    )
+
+
+def _refusal(directory: Path) -> str:
+    """Why nothing can be made in `directory`, "" when it can: mode bits say nothing to root, of /proc or a read-only mount."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".hauberk-doctor-", dir=directory))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _summaries(settings: Configuration) -> Iterator[Finding]:
     store = next(
         (Path(str(getattr(sink, "path", ""))) for sink in settings.sinks if sink.__struct_config__.tag == "store"), None
     )
-    if store is not None and store.exists():
+    if store is not None and os.path.exists(store):
         from sinks.store.queries import SqliteReader
         from sinks.store.store import Query
 
@@ -96,10 +139,7 @@ def _state(given: argparse.Namespace) -> Iterator[Finding]:
             reader.close()
 
 
-def _bus(given: argparse.Namespace) -> Iterator[Finding]:
-    from hauberk.configuration import configuration
-
-    settings, _, _ = configuration(given)
+def _bus(settings: Configuration) -> Iterator[Finding]:
     where = getattr(settings.bus, "directory", "")
     for file in sorted(Path(where).rglob("*.corrupt")) if where else ():
         yield (
@@ -109,19 +149,35 @@ def _bus(given: argparse.Namespace) -> Iterator[Finding]:
         )
 
 
+def _findings(given: argparse.Namespace) -> Iterator[Finding]:
+    """Every check; one that cannot be made is a finding, and what needs right settings is left out without them."""
+    from hauberk.configuration import configuration
+
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", _python), ("packages", _packages), ("kernel", _kernel),
+    ]  # fmt: skip
+    wrong = None
+    try:
+        settings, _, state = configuration(given)
+        checks += [
+            ("settings", lambda: _settings(settings)), ("state", lambda: _places(settings, state)),
+            ("summaries", lambda: _summaries(settings)), ("bus", lambda: _bus(settings)),
+        ]  # fmt: skip
+    except HauberkError as error:
+        wrong = str(error)
+    for name, check in checks:
+        try:
+            yield from check()
+        except HauberkError as error:
+            yield "bad", name, str(error)
+    if wrong is not None:
+        yield "bad", "settings", wrong
+
+
 def main(argv: Sequence[str]) -> int:
     """Exit 1 when something is bad."""
     given = parser().parse_args(argv)
-    checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "python": _python, "packages": _packages, "kernel": _kernel, "state": lambda: _state(given),
-        "bus": lambda: _bus(given),
-    }  # fmt: skip
-    found: list[Finding] = []
-    for name, check in checks.items():
-        try:
-            found += check()
-        except HauberkError as error:
-            found.append(("bad", name, str(error)))
+    found = list(_findings(given))
     colours = {"ok": "green", "warn": "yellow", "bad": "red"}
     rows = [
         (paint(level, colours[level]) if given.output == "table" and sys.stdout.isatty() else level, what, text)
