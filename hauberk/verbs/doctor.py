@@ -141,7 +141,9 @@ def _summaries(settings: Configuration) -> Iterator[Finding]:
 
 def _bus(settings: Configuration) -> Iterator[Finding]:
     where = getattr(settings.bus, "directory", "")
-    for file in sorted(Path(where).rglob("*.corrupt")) if where else ():
+    # os.walk passes over what may not be read, which `_places` has told already.
+    found = (Path(at, name) for at, _, names in os.walk(where) for name in names if name.endswith(".corrupt"))
+    for file in sorted(found) if where else ():
         yield (
             "warn",
             "bus",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,17 @@ def test_places_outside_the_state_are_looked_at_too(said, tmp_path: Path) -> Non
     assert "`/proc`" in bad["sink store"]
     default = said("--set", f'sinks=[{{"type": "file", "path": "{tmp_path}/state/alerts.jsonl"}}]')
     assert [one for one in default if one["level"] == "bad"] == []
+
+
+def test_somebody_without_rights_is_told_and_not_thrown_out(said, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    if os.geteuid():
+        pytest.skip("only root can give rights up")
+    (tmp_path / "state" / "bus").mkdir(parents=True)
+    for directory in (tmp_path / "state", tmp_path):
+        directory.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        found = said()
+    finally:
+        os.seteuid(0)
+    assert [one["what"] for one in found if one["level"] == "bad"] == ["state"]
