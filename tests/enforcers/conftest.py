@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import shutil
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,41 +30,49 @@ from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmo
 from policy.documents import key, to_json
 from policy.parse import parse
 from policy.ruleset import PostureSettings
+from schemas.enforcement import decode_plan
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
 from schemas.identity import encode as encode_identity
-from schemas.kernel import SCOPE
+from schemas.kernel import SCOPE, Config
 from schemas.policy import PolicyDocument
-from schemas.topics import INVENTORY, POLICIES
+from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 NODE = "n1"
 KILLED = -9
 
 
 @pytest.fixture(scope="session")
-def loaded() -> Iterator[Loaded]:
+def loaded(bpffs_home: Callable[[str], str]) -> Iterator[Loaded]:
     """Programs loaded and pinned in a bpffs made for these tests."""
     if os.geteuid() != 0:
         pytest.skip("needs root: loads BPF programs")
-    home = tempfile.mkdtemp(prefix="hauberk-enforcers-")
+    home = bpffs_home("enforcers")
     try:
-        mounted = mount_bpffs(home)
+        mount_bpffs(home)
         pins = f"{home}/pins"
         try:
-            yield load(LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0), pins)
+            yield load(LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0, timeout=100.0), pins)
         finally:
             unload(pins)
-            if mounted:
-                unmount(home)
+            unmount(home)
     except HauberkError as error:
         pytest.skip(f"needs BPF: {error}")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+
+
+def unwatch(loaded: Loaded) -> None:
+    """Nothing but what a plan asks for is reported."""
+    with loaded.map("config") as config:
+        for which in (Config.HOST_VISIBILITY, Config.NEW_VISIBILITY):
+            config.put(struct.pack("=I", which), struct.pack("=Q", 0))
+    with loaded.map("scopes") as scopes:
+        scopes.clear()
 
 
 @pytest.fixture
 def pin_dir(loaded: Loaded) -> Iterator[str]:
-    """The pins, with no enforcement before and none left after."""
+    """The pins, with no enforcement before and none left after, and nothing watched."""
+    unwatch(loaded)
     yield loaded.pin_dir
     assert [name for name in os.listdir(f"{loaded.pin_dir}/links") if name.startswith("guard-")] == []
     for name in ("rules", "net_rules"):
@@ -94,13 +100,13 @@ class Cgroup:
     def run(self, *command: str) -> int:
         """Exit status, or -signal."""
         process = self.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return process.wait(30)
+        return process.wait(90)
 
     def connect(self, port: int, host: str = "127.0.0.1", kind: str = "tcp", program: str = sys.executable) -> str:
         """What a connect (udp: a send) from inside answers: `ok` or the errno's name."""
         family = "AF_INET6" if ":" in host else "AF_INET"
         body = {
-            "tcp": f"s=socket.socket(socket.{family});s.settimeout(5);s.connect(({host!r},{port}))",
+            "tcp": f"s=socket.socket(socket.{family});s.settimeout(60);s.connect(({host!r},{port}))",
             "udp": f"s=socket.socket(socket.{family},socket.SOCK_DGRAM);s.sendto(b'x',({host!r},{port}))",
             "bind": f"s=socket.socket(socket.{family});s.bind(({host!r},{port}))",
         }[kind]
@@ -108,23 +114,23 @@ class Cgroup:
             f"import socket,errno\ntry:\n {body}\n print('ok')\nexcept OSError as e:\n print(errno.errorcode[e.errno])"
         )
         process = self.start(program, "-S", "-c", code, stdout=subprocess.PIPE)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=90)
         return out.decode().strip()
 
     def close(self) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            for pid in Path(self.full, "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
+        """End what runs in it and remove it with all below; who was just reaped may hold it for a moment."""
+        deadline = time.monotonic() + 30
+        while os.path.exists(self.full):
             try:
-                os.rmdir(self.full)
-            except OSError as error:
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                for directory, _, _ in os.walk(self.full, topdown=False):
+                    for pid in Path(directory, "cgroup.procs").read_text().split():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(pid), 9)
+                    os.rmdir(directory)
+            except OSError:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-                continue
-            return
 
 
 @pytest.fixture
@@ -139,8 +145,9 @@ def new_cgroup() -> Iterator[Callable[[], Cgroup]]:
         return made[-1]
 
     yield new
-    for one in made:
-        one.close()
+    with contextlib.ExitStack() as stack:
+        for one in made:
+            stack.callback(one.close)
 
 
 @pytest.fixture
@@ -190,7 +197,7 @@ def ksp(name: str, spec: str, annotations: str = "{}") -> str:
     )
 
 
-async def wait_until(ask: Callable[[], Any], seconds: float = 15.0) -> Any:
+async def wait_until(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Poll until `ask` answers something true."""
     async with asyncio.timeout(seconds):
         while True:
@@ -219,8 +226,18 @@ class House:
     async def delete(self, text: str) -> None:
         await self.bus.publish(POLICIES, [Record(key(one), None) for one in policies(text)])
 
-    async def until(self, ask: Callable[[], Any], seconds: float = 15.0) -> Any:
+    async def until(self, ask: Callable[[], Any], seconds: float = 60.0) -> Any:
         return await wait_until(ask, seconds)
+
+    async def settled(self) -> None:
+        """Wait until what the planner published last is what the receipt speaks of: nothing moves but what a test moves."""
+
+        def answered() -> bool:
+            asked = self.bus.records(ENFORCEMENT_DESIRED)
+            receipt = self.agent.receipt
+            return bool(asked) and receipt is not None and receipt.generation == decode_plan(asked[-1].value).generation
+
+        await self.until(answered)
 
     async def enforced(self, *cgroups: Any) -> None:
         """Wait until exactly these cgroups are under enforcement and old tables are gone."""
@@ -241,12 +258,17 @@ def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
         finally:
             one.planner.stop()
             one.agent.stop()
-            await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            await asyncio.wait_for(asyncio.gather(*tasks), 60)
             rest = Applier(pin_dir, NODE)
             rest.clear()
             rest.close()
 
     return opened
+
+
+@pytest.fixture(name="unwatch")
+def _unwatch() -> Callable[[Loaded], None]:
+    return unwatch
 
 
 @pytest.fixture(name="identity")

@@ -41,7 +41,7 @@ def clean(pin_dir: str) -> Any:
 
 async def ended(agent: Enforcement, task: asyncio.Task[None]) -> None:
     agent.stop()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_the_saved_plan_is_carried_out_without_the_bus(
@@ -54,7 +54,7 @@ async def test_the_saved_plan_is_carried_out_without_the_bus(
     bus.fail(Unavailable("the broker is away", retry_after=0.01), call="publish", times=10_000)
     agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
     task = asyncio.create_task(agent.run())
-    await asyncio.wait_for(agent.ready.wait(), 10)
+    await asyncio.wait_for(agent.ready.wait(), 60)
     assert await asyncio.to_thread(box.connect, server) == "EPERM"
     await ended(agent, task)
     assert await asyncio.to_thread(box.connect, server) == "EPERM"
@@ -85,7 +85,7 @@ async def test_bytes_that_are_no_plan_leave_the_one_in_force(
     (tmp_path / "plan.msgpack").write_bytes(b"half a pl")
     agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
     task = asyncio.create_task(agent.run())
-    await asyncio.wait_for(agent.ready.wait(), 10)
+    await asyncio.wait_for(agent.ready.wait(), 60)
     assert "plan.msgpack" in agent.problem
     await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box))))])
     await wait_until(lambda: agent.receipt)

@@ -78,7 +78,7 @@ def test_an_exec_is_killed_exactly_where_the_judge_blocks(
     scope = ruleset.scope(who)
     script = "; ".join(f"{tree / name}; echo $?" for name in PROGRAMS)
     process = box.start("/bin/sh", "-c", script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    answers = process.communicate(timeout=30)[0].split()
+    answers = process.communicate(timeout=90)[0].split()
     told = {}
     for name, answer in zip(PROGRAMS, answers, strict=True):
         behaviour = Behaviour(
@@ -128,7 +128,7 @@ def test_an_open_kills_exactly_where_the_judge_blocks(
     calls = [(program, name) for name in FILES for program in (cat, tee)]
     script = "; ".join(f"{program} {tmp_path / name} </dev/null; echo $? >&2" for program, name in calls)
     process = box.start("/bin/sh", "-c", script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    answers = [line for line in process.communicate(timeout=30)[1].split() if line.isdigit()]
+    answers = [line for line in process.communicate(timeout=90)[1].split() if line.isdigit()]
     told = {}
     for (program, name), answer in zip(calls, answers, strict=True):
         write = Access.WRITE | Access.CREATE | Access.TRUNCATE
@@ -186,7 +186,7 @@ def test_a_connect_is_denied_exactly_where_the_judge_blocks(
     applier.apply(plan)
     calls = [(kind, host, port) for kind in ("tcp", "udp") for host in HOSTS for port in ports]
     process = box.start(sys.executable, "-S", "-c", CALLS, json.dumps(calls), stdout=subprocess.PIPE)
-    answers = json.loads(process.communicate(timeout=30)[0])
+    answers = json.loads(process.communicate(timeout=90)[0])
     scope = ruleset.scope(who)
     for (kind, host, port), answer in zip(calls, answers, strict=True):
         behaviour = Behaviour(

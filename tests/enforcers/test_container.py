@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ class Runc:
     def exec(self, name: str, *command: str) -> int:
         done = subprocess.run(
             ["runc", "--root", self.root, "exec", name, *command], check=False, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=90,
         )  # fmt: skip
         return done.returncode
 
@@ -64,13 +65,14 @@ class Runc:
         with (self.home / "err").open("wb") as errors:
             done = subprocess.run(
                 ["runc", "--root", self.root, *words], check=False, stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=errors, timeout=30,
+                stdout=subprocess.DEVNULL, stderr=errors, timeout=90,
             )  # fmt: skip
         assert done.returncode == 0, (self.home / "err").read_text()
 
     def close(self) -> None:
-        for name in self.names:
-            self._do("delete", "-f", name)
+        with contextlib.ExitStack() as stack:
+            for name in self.names:
+                stack.callback(self._do, "delete", "-f", name)
 
 
 @pytest.fixture
@@ -102,17 +104,20 @@ async def test_a_container_is_held_and_its_neighbour_is_not(house: Any, runc: Ru
         settings = InventorySettings(node="n1", runtimes=(PodmanSettings(roots=(runc.root,), poll_seconds=0.05),))
         inventory = Inventory(here.bus, settings)
         following = asyncio.create_task(inventory.run())
-        await inventory.ready.wait()
-        await here.apply(POLICY)
-        await asyncio.to_thread(runc.run, held)
-        await asyncio.to_thread(runc.run, free)
-        connect = ("/bin/nc", "127.0.0.1", str(server))
-        await here.until(lambda: os.stat(f"{cgroup2_mount()}/{held}").st_ino in here.agent.applier.enforced)
-        assert runc.exec(held, *connect) != 0
-        assert runc.exec(free, *connect) == 0
-        assert runc.exec(held, "/opt/id") == 128 + 9
-        assert runc.exec(free, "/opt/id") == 0
-        assert runc.exec(held, "/bin/id") == 0
-        await here.until(lambda: here.agent.receipt.scopes == 1)
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        try:
+            await asyncio.wait_for(inventory.ready.wait(), 60)
+            await here.apply(POLICY)
+            await asyncio.to_thread(runc.run, held)
+            await asyncio.to_thread(runc.run, free)
+            connect = ("/bin/nc", "127.0.0.1", str(server))
+            await here.until(lambda: os.stat(f"{cgroup2_mount()}/{held}").st_ino in here.agent.applier.enforced)
+            await here.settled()
+            assert runc.exec(held, *connect) != 0
+            assert runc.exec(free, *connect) == 0
+            assert runc.exec(held, "/opt/id") == 128 + 9
+            assert runc.exec(free, "/opt/id") == 0
+            assert runc.exec(held, "/bin/id") == 0
+            await here.until(lambda: here.agent.receipt.scopes == 1)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)

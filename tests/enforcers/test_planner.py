@@ -37,7 +37,7 @@ class Desk:
         await self.bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in identities])
 
     async def until(self, ask: Any) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 if answer := ask():
                     return answer
@@ -47,7 +47,7 @@ class Desk:
 async def start(bus: MemoryBus) -> tuple[Desk, asyncio.Task[None]]:
     engine = PlannerEngine(bus)
     task = asyncio.create_task(engine.run())
-    await asyncio.wait_for(engine.ready.wait(), 10)
+    await asyncio.wait_for(engine.ready.wait(), 60)
     return Desk(bus, engine), task
 
 
@@ -56,7 +56,7 @@ async def desk() -> AsyncIterator[Desk]:
     one, task = await start(MemoryBus())
     yield one
     one.engine.stop()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_a_plan_for_each_change_and_none_without(desk: Desk, identity: Any, policies: Any, ksp: Any) -> None:

@@ -87,10 +87,10 @@ class Eyes:
                 found.append((int.from_bytes(body[:8], "little"), operation, text))
         return found
 
-    def of(self, *cgroups: Any) -> set[Class]:
+    def of(self, *cgroups: Any, settle: bool = True) -> set[Class]:
         """The classes of which anything was reported since the last look."""
         ids = {one.id for one in cgroups}
-        return {class_of(operation) for cgroup, operation, _ in self._drain() if cgroup in ids}
+        return {class_of(operation) for cgroup, operation, _ in self._drain(settle) if cgroup in ids}
 
     def opens(self, cgroup: Any, path: bytes, settle: bool) -> int:
         """How often `path` was opened in `cgroup` since the last look."""
@@ -118,21 +118,25 @@ class Eyes:
         with self._loaded.map("config") as config:
             return config.sum_u64(struct.pack("=I", which))
 
+    def say(self, which: Config, bits: int) -> None:
+        with self._loaded.map("config") as config:
+            config.put(struct.pack("=I", which), struct.pack("=Q", bits))
+
     def close(self) -> None:
         self._source.close()
 
 
 @pytest.fixture
-def eyes(loaded: Loaded) -> Iterator[Eyes]:
+def eyes(loaded: Loaded, unwatch: Callable[[Loaded], None]) -> Iterator[Eyes]:
     """Nothing but what plans ask for is watched, before and after."""
+    # Strictly before the first look: a host that is watched never falls silent.
+    unwatch(loaded)
     one = Eyes(loaded)
-    yield one
-    one.close()
-    with loaded.map("config") as config:
-        for which in (Config.HOST_VISIBILITY, Config.NEW_VISIBILITY):
-            config.put(struct.pack("=I", which), struct.pack("=Q", 0))
-    with loaded.map("scopes") as scopes:
-        scopes.clear()
+    try:
+        yield one
+    finally:
+        one.close()
+        unwatch(loaded)
 
 
 @pytest.fixture
@@ -148,8 +152,14 @@ def act(server: int) -> Callable[[Any], None]:
 
 async def seen(eyes: Eyes, act: Any, box: Any) -> set[Class]:
     eyes.of(box)
-    await asyncio.to_thread(act, box)
-    return eyes.of(box)
+    acting = asyncio.create_task(asyncio.to_thread(act, box))
+    found: set[Class] = set()
+    # Looked at meanwhile: where the whole host is watched, the small ring must not fill while it acts.
+    while not acting.done():
+        found |= eyes.of(box, settle=False)
+        await asyncio.sleep(0.005)
+    await acting
+    return found | eyes.of(box)
 
 
 async def test_only_the_visible_classes_leave_the_kernel(
@@ -159,6 +169,7 @@ async def test_only_the_visible_classes_leave_the_kernel(
     async with house(PROCESS_ONLY) as one:
         await one.know(node, identity(box))
         await one.until(lambda: eyes.visible(box) == 1 << Class.PROCESS | 1 << Class.SYSCALL)
+        await one.settled()
         found = await seen(eyes, act, box)
         assert Class.PROCESS in found
         assert not found & {Class.FILE, Class.NETWORK}
@@ -176,12 +187,14 @@ async def test_what_a_rule_asks_about_is_seen_in_its_scope_alone(
         await one.until(lambda: eyes.visible(other) >= 0 and eyes.visible(ruled) >= 0)
         await one.apply(ksp("audit", READS))
         await one.until(lambda: eyes.visible(ruled) >> Class.FILE & 1)
+        await one.settled()
         assert Class.FILE in (found := await seen(eyes, act, ruled))
         assert Class.NETWORK not in found
         assert not await seen(eyes, act, other) & {Class.FILE, Class.NETWORK}
         assert one.agent.applier.enforced == {}
         await one.delete(ksp("audit", READS))
         await one.until(lambda: not eyes.visible(ruled) >> Class.FILE & 1)
+        await one.settled()
         assert Class.FILE not in await seen(eyes, act, ruled)
 
 
@@ -198,6 +211,7 @@ async def test_annotations_flip_it(house: Any, eyes: Eyes, act: Any, new_cgroup:
             await one.know(identity(box, namespace_annotations=outer, annotations=inner))
             wanted = bits(expected | ({Class.SYSCALL} if Class.PROCESS in expected else set()))
             await one.until(lambda wanted=wanted: eyes.visible(box) == wanted)
+            await one.settled()
             assert await seen(eyes, act, box) - {Class.SYSCALL} == expected, (namespace, pod)
 
 
@@ -206,12 +220,15 @@ async def test_the_host_off_and_containers_on(house: Any, eyes: Eyes, act: Any, 
     inner = Path(box.full, "inner")
     inner.mkdir()
     child = os.stat(inner).st_ino
+    # As a sensor that has just started: everything is watched until a plan says otherwise.
+    eyes.say(Config.HOST_VISIBILITY, ALL)
     try:
         async with house(CONTAINERS) as one:
             await one.know(node, identity(box), identity(service, kind=Kind.HOST, namespace="", labels={}))
             await one.until(lambda: eyes.visible(box) == ALL)
             # Narrowed strictly after the containers' scopes are written, so that there is no gap.
             await one.until(lambda: eyes.said(Config.HOST_VISIBILITY) == 0)
+            await one.settled()
             assert await seen(eyes, act, box) >= {Class.PROCESS, Class.FILE, Class.NETWORK}
             assert await seen(eyes, act, service) == set()
             # A cgroup below is seen as the container is.
@@ -223,10 +240,12 @@ async def test_the_host_off_and_containers_on(house: Any, eyes: Eyes, act: Any, 
             await one.know(identity(session, kind=Kind.HOST, namespace="", labels={}), identity(late))
             await one.until(lambda: eyes.visible(session) == -1)
             await one.until(lambda: (eyes.scope(late.id) or (0, 0, ScopeFlag.FRESH))[2] == ScopeFlag.CONTAINER)
+            await one.settled()
             assert await seen(eyes, act, session) == set()
             # The container ends: nothing is left of it.
             await one.forget(identity(box))
             await one.until(lambda: eyes.visible(box) == -1)
+            await one.settled()
             assert await seen(eyes, act, box) == set()
     finally:
         inner.rmdir()
@@ -239,12 +258,15 @@ async def test_host_rules_widen_what_the_host_reports(
     async with house(NOBODY) as one:
         await one.know(node, identity(service, kind=Kind.HOST, namespace="", labels={}))
         await one.until(lambda: one.agent.receipt)
+        await one.settled()
         assert await seen(eyes, act, service) == set()
         await one.apply(HOST_READS)
         await one.until(lambda: eyes.said(Config.HOST_VISIBILITY) == 1 << Class.FILE)
+        await one.settled()
         assert await seen(eyes, act, service) == {Class.FILE}
         await one.delete(HOST_READS)
         await one.until(lambda: eyes.said(Config.HOST_VISIBILITY) == 0)
+        await one.settled()
         assert await seen(eyes, act, service) == set()
 
 
@@ -270,10 +292,12 @@ async def test_the_saved_plan_says_what_is_watched_without_the_bus(
     # Without any backend too: to watch is not to enforce.
     agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path), backends=()))
     task = asyncio.create_task(agent.run())
-    await asyncio.wait_for(agent.ready.wait(), 10)
-    found = await seen(eyes, act, box)
-    agent.stop()
-    await asyncio.wait_for(task, 10)
+    try:
+        await asyncio.wait_for(agent.ready.wait(), 60)
+        found = await seen(eyes, act, box)
+    finally:
+        agent.stop()
+        await asyncio.wait_for(task, 60)
     assert found - {Class.SYSCALL} == {Class.PROCESS}
 
 
@@ -288,6 +312,7 @@ async def test_a_declared_workload_is_watched_from_the_inventory_on(
         try:
             await one.apply(ksp("audit", READS))
             await one.until(lambda: eyes.visible(box) == 1 << Class.FILE)
+            await one.settled()
             assert await seen(eyes, act, box) == {Class.FILE}
         finally:
             task.cancel()
@@ -304,16 +329,20 @@ def test_a_switch_of_settings_leaves_no_gap(pin_dir: str, eyes: Eyes, new_cgroup
     applier.apply(plans[0])
     reader = box.start("/bin/sh", "-c", "i=0; while [ $i -lt 8000 ]; do : < /etc/hostname; i=$((i+1)); done")
     opened = 0
-    while True:
-        over = reader.poll() is not None
-        for plan in plans * 3:
-            applier.apply(plan)
-        # The whole host's opens lie in this small ring too: it is emptied on the way.
-        opened += eyes.opens(box, b"/etc/hostname", settle=over)
-        if over:
-            break
-    applier.clear()
-    applier.close()
+    try:
+        while True:
+            over = reader.poll() is not None
+            for plan in plans * 3:
+                applier.apply(plan)
+            # The whole host's opens lie in this small ring too: it is emptied on the way.
+            opened += eyes.opens(box, b"/etc/hostname", settle=over)
+            if over:
+                break
+    finally:
+        reader.kill()
+        reader.wait(60)
+        applier.clear()
+        applier.close()
     assert reader.returncode == 0
     assert opened + eyes.lost() + eyes.undefined >= 8000
     assert opened > 1000
