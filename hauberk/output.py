@@ -73,6 +73,8 @@ def plain(value: object) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
+    if isinstance(value, enum.Flag):
+        return "|".join(str(member.name).lower() for member in type(value) if member in value)
     if isinstance(value, enum.Enum):
         return value.name.lower() if isinstance(value, int) else value.value
     if isinstance(value, bytes):

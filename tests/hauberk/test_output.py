@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.output import age, as_json, as_yaml, paint, printable, show, table
+from hauberk.output import age, as_json, as_yaml, paint, plain, printable, show, table
 from schemas.behaviour import Behaviour
 from schemas.operations import Access, Operation
 
@@ -26,6 +26,13 @@ def test_structs_have_names_in_json_and_yaml() -> None:
     behaviour = Behaviour(operation=Operation.OPEN, access=Access.READ, resource="/etc/\udcff")
     assert json.loads(as_json(behaviour))["operation"] == "open"
     assert yaml.safe_load(as_yaml({"b": behaviour}))["b"]["resource"] == "/etc/\\xff"
+
+
+@pytest.mark.parametrize(
+    ("access", "shown"), [(0, ""), (1, "read"), (Access.READ | Access.OWN, "read|own"), (1 << 15, "")]
+)
+def test_flags_are_their_members(access: int, shown: str) -> None:
+    assert plain(Access(access)) == shown
 
 
 @pytest.mark.parametrize(
