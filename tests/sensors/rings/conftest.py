@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +30,16 @@ def bpf_missing() -> str:
 
 
 @pytest.fixture(scope="session")
-def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def bpffs(bpffs_home: Callable[[str], str]) -> Iterator[Path]:
     """A bpffs of our own, unmounted at the end."""
     if why := bpf_missing():
         pytest.skip(f"no BPF here: {why}")
-    path = tmp_path_factory.mktemp("bpffs")
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(path)], check=True)
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    path = bpffs_home("rings")
+    subprocess.run(["mount", "-t", "bpf", "bpf", path], check=True)
+    try:
+        yield Path(path)
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 def emitter(ring: int, source: int) -> int:
