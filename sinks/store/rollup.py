@@ -12,6 +12,8 @@ from typing import Annotated
 
 import msgspec
 
+from sinks.store.shrink import give_back
+
 _DAY = 86400
 
 
@@ -55,8 +57,8 @@ def tidy(db: sqlite3.Connection, now: int, keep: Keep) -> int:
             db.execute(f"DELETE FROM {name} WHERE id NOT IN ({used}){keep_applied}")
     db.execute("COMMIT")
     if db.total_changes > before:
-        db.execute("PRAGMA incremental_vacuum").fetchall()
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        while give_back(db):
+            continue
     return removed + forgotten + stale
 
 

@@ -3,12 +3,14 @@
 
 What it does: counts per behaviour in minute buckets, rolled up to hours and days; the latest alerts. Delivery guarantee:
 counts are exact whatever is repeated, reordered or killed in between; a batch is accepted when its transaction is on disk.
-Limit: one writer per store file; summaries older than `keep.exact_days` are left out.
+Limit: one writer per store file; summaries older than `keep.exact_days` are left out; the oldest counts go when the file is
+over `max_bytes`, which is logged and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +19,21 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from schemas.alert import Alert
+from schemas.errors import HauberkError
 from schemas.summary import Summary
 from schemas.topics import ALERTS, SUMMARIES
 from sinks.settings import Common
 from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult
 from sinks.store.rollup import Keep
+from sinks.store.shrink import Step
 from sinks.store.sqlite import SqliteStore
 from sinks.store.stats import StoreStats
 
 _TIDY_SECONDS = 300.0
+_SIZE_SECONDS = 5.0
+_MIB = 1 << 20
 _T = TypeVar("_T")
+_log = logging.getLogger("hauberk.sinks")
 
 
 class StoreSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="store", tag_field="type"):
@@ -38,6 +45,15 @@ class StoreSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_alerts: Annotated[
         int, msgspec.Meta(ge=1, description="Alerts kept; older ones are forgotten.", examples=[100000])
     ] = 100_000
+    max_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            description="Bytes of the file; the oldest counts and alerts go when it is over, 0 for no cap. Its log beside it "
+            "takes up to 64 MiB more.",
+            examples=[2147483648],
+        ),
+    ] = 512 << 20
     keep: Annotated[Keep, msgspec.Meta(description="How long counts are kept.", examples=[{}])] = Keep()
 
 
@@ -56,6 +72,9 @@ class StoreSink:
         self._settings = settings
         self._store: SqliteStore | None = None
         self._tidied = 0.0
+        self._sized = 0.0
+        self._shrinking: asyncio.Task[None] | None = None
+        self.size_check_seconds = _SIZE_SECONDS
         # One thread: SQLite's writer is one, and a cancelled send must be over before the next begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hauberk-store")
 
@@ -76,13 +95,19 @@ class StoreSink:
 
     async def close(self) -> None:
         store, self._store = self._store, None
+        if self._shrinking is not None:
+            # What is left to do is done after the next start: each step is whole.
+            self._shrinking.cancel()
+            await asyncio.wait({self._shrinking})
         if store is not None:
             await self._in_thread(store.close)
         self._thread.shutdown(wait=False)
 
     def _make(self) -> SqliteStore:
         settings = self._settings
-        return SqliteStore(settings.path, max_alerts=settings.max_alerts, keep=settings.keep)
+        return SqliteStore(
+            settings.path, max_alerts=settings.max_alerts, keep=settings.keep, max_bytes=settings.max_bytes
+        )
 
     def _apply(self, items: Sequence[Item]) -> None:
         assert self._store is not None, "open() comes before send()"
@@ -97,10 +122,52 @@ class StoreSink:
 
     async def _tidy(self) -> None:
         now = time.monotonic()
-        if self._store is None or now - self._tidied < _TIDY_SECONDS:
+        if self._store is None:
             return
-        self._tidied = now
-        self.stats.tidied += await self._in_thread(self._store.tidy, int(time.time()))
+        if now - self._tidied >= _TIDY_SECONDS:
+            self._tidied = now
+            self.stats.tidied += await self._in_thread(self._store.tidy, int(time.time()))
+        if now - self._sized >= self.size_check_seconds and not self.shrinking:
+            self._sized = now
+            self.stats.file_bytes = await self._in_thread(self._store.file_bytes)
+            if 0 < self._settings.max_bytes < self.stats.file_bytes:
+                # Beside what is sent, step by step: a send must not wait for the whole of it.
+                self._shrinking = asyncio.create_task(self._shrink(self._store), name="store-shrink")
+
+    @property
+    def shrinking(self) -> bool:
+        """Whether the oldest is being forgotten right now."""
+        return self._shrinking is not None and not self._shrinking.done()
+
+    async def _shrink(self, store: SqliteStore) -> None:
+        _log.warning(
+            "store `%s` is over `max_bytes` (%.1f of %.1f MiB): the oldest go", self._settings.path,
+            self.stats.file_bytes / _MIB, self._settings.max_bytes / _MIB,
+        )  # fmt: skip
+        steps = store.shrink()
+        step: Step | None = None
+        try:
+            while (next_step := await self._in_thread(next, steps, None)) is not None:
+                self.stats.cut_rows += next_step.rows - (step.rows if step else 0)
+                self.stats.file_bytes = next_step.size
+                step = next_step
+        except HauberkError as error:
+            _log.warning("store `%s` could not shrink, tried again later: %s", self._settings.path, error)
+            return
+        finally:
+            # In the thread, where the last step may still be running.
+            self._thread.submit(steps.close)
+        if step is not None and step.rows:
+            _log.warning(
+                "store `%s`: %d counts and alerts before %s forgotten, %.1f MiB now; raise `max_bytes` to keep more",
+                self._settings.path, step.rows, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(step.before)),
+                step.size / _MIB,
+            )  # fmt: skip
+        elif self.stats.file_bytes > self._settings.max_bytes:
+            _log.warning(
+                "store `%s`: its newest bucket alone takes %.1f MiB; raise `max_bytes`", self._settings.path,
+                self.stats.file_bytes / _MIB,
+            )  # fmt: skip
 
     async def _in_thread(self, call: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

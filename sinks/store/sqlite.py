@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -20,7 +21,7 @@ from schemas.errors import DecodeError, Refused
 from schemas.identity import Identity
 from schemas.identity import encode as encode_identity
 from schemas.summary import Summary, SummaryEntry
-from sinks.store import ranges, rollup
+from sinks.store import ranges, rollup, shrink
 from sinks.store.layout import open_writer, told
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Applied
@@ -38,13 +39,18 @@ _decode_ranges = msgspec.msgpack.Decoder(list[int]).decode
 
 
 class SqliteStore(SqliteReader):
-    """See `store.Store`. Reads see what was applied. `max_alerts`: older ones are forgotten; `keep`: see `rollup.Keep`."""
+    """See `store.Store`. Reads see what was applied. `max_alerts`: older ones are forgotten; `keep`: see `rollup.Keep`;
+    `max_bytes`: what `shrink` brings the file under, 0 for no cap."""
 
-    def __init__(self, path: str, *, max_alerts: int = 100_000, keep: rollup.Keep | None = None) -> None:
+    def __init__(
+        self, path: str, *, max_alerts: int = 100_000, keep: rollup.Keep | None = None, max_bytes: int = 0
+    ) -> None:
         self._path = path
         self._db = open_writer(path)
         self._max_alerts = max_alerts
         self._keep = keep or rollup.Keep()
+        self._max_bytes = max_bytes
+        self._touched: set[int] | None = None
         self._lock = threading.Lock()
         self._forget_ids()
         try:
@@ -79,14 +85,58 @@ class SqliteStore(SqliteReader):
         with self._lock:
             try:
                 removed = rollup.tidy(self._db, now, self._keep)
-                (horizon,) = self._db.execute("SELECT value FROM meta WHERE key = 'horizon'").fetchone()
+                self._look_at_horizon()
             except sqlite3.Error as error:
                 self._undo()
                 raise told(error, self._path) from error
-            self._horizon = int(horizon)
             if removed:
                 self._forget_ids()
         return removed
+
+    def file_bytes(self) -> int:
+        """Bytes of the file, without its log of at most 64 MB."""
+        with self._lock:
+            return shrink.file_bytes(self._db)
+
+    def shrink(self) -> Generator[shrink.Step, None, None]:
+        """Forget the oldest until the file is well within `max_bytes`. One short step for each item taken; `apply` may come
+        between two steps. Nothing at all when the file is not over the cap."""
+        if not self._max_bytes or self.file_bytes() <= self._max_bytes:
+            return
+        rows = before = 0
+        try:
+            with self._stepping():
+                rows, before = shrink.cut(self._db, self._max_bytes)
+                self._look_at_horizon()
+                shrink.names(self._db)
+                # From here on what is counted anew must stay, noted or not.
+                self._forget_ids()
+                self._touched = set()
+            after: int | None = -1
+            while after is not None:
+                yield shrink.Step(rows, before, self.file_bytes())
+                with self._stepping():
+                    after = shrink.repack(self._db, after, self._touched or ())
+        finally:
+            self._touched = None
+        more = True
+        while more:
+            with self._stepping():
+                more = shrink.give_back(self._db)
+            yield shrink.Step(rows, before, self.file_bytes())
+
+    @contextmanager
+    def _stepping(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                self._undo()
+                raise told(error, self._path) from error
+
+    def _look_at_horizon(self) -> None:
+        (horizon,) = self._db.execute("SELECT value FROM meta WHERE key = 'horizon'").fetchone()
+        self._horizon = int(horizon)
 
     def close(self) -> None:
         with self._lock:
@@ -199,6 +249,8 @@ class SqliteStore(SqliteReader):
             behaviour = msgspec.structs.replace(behaviour, cgroup=0, id=0, pid_ns=0, mnt_ns=0)
         body = _encode(behaviour)
         ident = self._hash(body)
+        if self._touched is not None:
+            self._touched.add(ident)
         if ident not in self._behaviours:
             self._new.append((ident, int(behaviour.operation), body))
             if len(self._behaviours) >= _KNOWN_MOST:

@@ -11,8 +11,10 @@ import msgspec
 class StoreStats(msgspec.Struct, kw_only=True):
     """What the store made of its batches since start.
 
-    See `store.Applied`; `tidied`: rows rolled up or forgotten."""
+    See `store.Applied`; `tidied`: rows rolled up or forgotten for their age; `cut_rows`: counts and alerts forgotten because the
+    file was over `max_bytes`; `file_bytes`: its size at the last look."""
 
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"file_bytes"})
     LABELS: ClassVar[tuple[str, ...]] = ("sink",)
 
     sink: str
@@ -22,3 +24,5 @@ class StoreStats(msgspec.Struct, kw_only=True):
     late: int = 0
     alerts: int = 0
     tidied: int = 0
+    cut_rows: int = 0
+    file_bytes: int = 0
