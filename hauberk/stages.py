@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DRAIN: Final = 5.0
 """Longest wait for a group to commit what the stage before it published, in seconds."""
+STUCK: Final = 30.0
+"""Nothing of a replay moved for so many seconds: it will not move any more."""
 
 
 async def until(stop: asyncio.Event, work: Awaitable[None], end: Callable[[], None]) -> None:
@@ -58,6 +60,23 @@ async def caught_up(bus: Bus, *groups: str, within: float = DRAIN) -> None:
         known = await bus.groups()
         behind = [sum((await bus.lag(group)).values()) for group in groups]
         if not any(behind) and all(group in known for group in groups):
+            return
+        await asyncio.sleep(0.02)
+
+
+async def settled(left: Callable[[], Awaitable[int]], stuck: float = STUCK) -> None:
+    """Wait until `left` says 0, or has not come any nearer to it for `stuck` seconds: who gets on is waited for, however long."""
+    clock = asyncio.get_running_loop().time
+    least, since = sys.maxsize, clock()
+    while True:
+        # Before the look: what moved while this was not given the processor counts.
+        at = clock()
+        now = await left()
+        if not now:
+            return
+        if now < least:
+            least, since = now, at
+        elif at - since > stuck:
             return
         await asyncio.sleep(0.02)
 
@@ -184,8 +203,39 @@ def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node
     return engine, stage
 
 
-def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Agent, Stage]:
-    """A recording to frames; sets `over` when it has been played."""
+async def _nothing() -> None:
+    return
+
+
+def told(bus: Bus, processor: Processor, sinks: SinkEngine) -> Callable[[], Awaitable[None]]:
+    """Waits until the processor has read every frame there is and the sinks that work have sent what came of them."""
+
+    async def work() -> None:
+        ends = await bus.end(EVENTS_RAW)
+
+        async def unread() -> int:
+            place = processor.pump.position
+            behind = sum(max(0, end - place.get((EVENTS_RAW.name, part), 0)) for part, end in ends.items())
+            return behind + processor.parking.waiting
+
+        async def unsent() -> int:
+            failing = {state.name for state in sinks.states() if state.failure}
+            groups = [f"sink.{sink.name}" for sink in sinks.sinks if not sink.live and sink.name not in failing]
+            known = await bus.groups()
+            return sum([sum((await bus.lag(group)).values()) if group in known else 1 for group in groups])
+
+        await settled(unread)
+        sinks.hurry()
+        await settled(unsent)
+
+    return work
+
+
+def replay(
+    bus: Bus, settings: ReplaySettings, over: asyncio.Event, told: Callable[[], Awaitable[None]] = _nothing
+) -> tuple[Agent, Stage]:
+    """A recording to frames; sets `over` when it has been played and `told` has returned. At once it is played sooner than
+    judged: the drain of a stop, with its deadline, is not for that."""
     import secrets
 
     from sensors.agent import Agent
@@ -202,6 +252,15 @@ def replay(bus: Bus, settings: ReplaySettings, over: asyncio.Event) -> tuple[Age
     async def stage(stop: asyncio.Event) -> None:
         try:
             await until(stop, agent.run(), agent.stop)
+            if not stop.is_set():
+                ways = [asyncio.ensure_future(told()), asyncio.ensure_future(stop.wait())]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                    if ways[0].done():
+                        ways[0].result()
+                finally:
+                    for way in ways:
+                        way.cancel()
             if source.truncated:
                 raise DecodeError(
                     f"expected whole blocks to the end of `{settings.path}`, got {source.truncated} bytes of a torn one; "

@@ -245,8 +245,8 @@ def _replay(
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
-    _, playing = stages.replay(bus, wanted, over)
     processor, judging = stages.processor(bus, settings)
+    _, playing = stages.replay(bus, wanted, over, stages.told(bus, processor, sinks))
     stages.collect(sinks, {"processor": processor.stats, "pump": lambda: processor.pump.stats})
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
     return [("replay", playing), ("processor", judging)], processor
