@@ -102,10 +102,11 @@ def build(rows: Iterable[Row], *, agg: bool = False, resolve: Callable[[str], Pe
         cls = behaviour.cls
         if behaviour.operation is Operation.EXEC or cls is Class.FILE:
             _sum(paths[cls], (behaviour.executable, behaviour.resource, _status(row)), row)
-        elif cls is Class.NETWORK and behaviour.family != _NETLINK and (table := _side(behaviour.operation)):
+        elif cls is Class.NETWORK and behaviour.family != _NETLINK and (table := _side(row)):
             protocol = _protocol(behaviour)
-            peer = behaviour.address or behaviour.resource
-            port = behaviour.port
+            peer, port = behaviour.address or behaviour.resource, behaviour.port
+            if behaviour.operation is Operation.SOCKET:
+                peer, port = "", 0
             _sum(peers[table], (protocol, behaviour.executable, peer, port, _status(row)), row)
     if agg:
         # Files alone: which program was started is never too much to tell.
@@ -150,7 +151,11 @@ def _status(row: Row) -> str:
     return FAILED if failed and row.status == "Allow" else row.status
 
 
-def _side(operation: Operation) -> str:
+def _side(row: Row) -> str:
+    operation = row.behaviour.operation
+    if operation is Operation.SOCKET:
+        # Where the socket itself is denied there is no connect to tell of; one that is made is told by what it is used for.
+        return "egress" if row.status == "Deny" else ""
     if operation is Operation.ACCEPT:
         return "ingress"
     if operation in (Operation.CONNECT, Operation.SEND):

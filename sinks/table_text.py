@@ -34,8 +34,8 @@ def when(unix_ns: int) -> str:
 
 
 def text(tables: Tables, kinds: Sequence[str] = tuple(TITLES), *, wide: bool = False) -> str:
-    """Header and every table that has lines; a sentence when none has. `wide`: STATUS for connections too, which the
-    0.7 tables do not have (their lines then add up whatever the status)."""
+    """Header and every table that has lines; a sentence when none has. STATUS, which the 0.7 tables of connections do not have,
+    stands in those where not every line is `Allow`; with `wide` in all."""
     header = tables.header
     parts = [
         _key_values(
@@ -111,21 +111,14 @@ def _cells(tables: Tables, kind: str, wide: bool) -> tuple[Sequence[str], list[t
             (printable(line.source), printable(line.destination), str(line.count), when(line.last), line.status)
             for line in paths
         ]
-    sums: dict[tuple[str, ...], list[int]] = {}
-    for line in _lines(tables, kind):
-        if isinstance(line, ConnectionLine):
-            peer, port = printable(line.peer) or "-", str(line.port)
-            place: tuple[str, ...] = (peer, port, line.namespace or "-", line.labels or "-")
-            if kind == "bind":
-                place = (port, peer)
-            key: tuple[str, ...] = (line.protocol, printable(line.command), *place, *((line.status,) if wide else ()))
-            total = sums.setdefault(key, [0, 0])
-            total[0] += line.count
-            total[1] = max(total[1], line.last)
-    cells: list[tuple[str, ...]] = []
-    for key, (count, last) in sorted(sums.items(), key=lambda item: (-item[1][0], item[0])):
-        front, status = (key[:-1], key[-1:]) if wide else (key, ())
-        cells.append((*front, str(count), when(last), *status))
+    lines = [line for line in _lines(tables, kind) if isinstance(line, ConnectionLine)]
+    wide = wide or any(line.status != "Allow" for line in lines)
+    cells = []
+    for line in lines:
+        peer, port = printable(line.peer) or "-", str(line.port) if line.port or line.peer else "-"
+        place = (port, peer) if kind == "bind" else (peer, port, line.namespace or "-", line.labels or "-")
+        end = (str(line.count), when(line.last), *((line.status,) if wide else ()))
+        cells.append((line.protocol, printable(line.command), *place, *end))
     columns = BIND_COLUMNS if kind == "bind" else CONNECTION_COLUMNS
     return ((*columns, "STATUS") if wide else columns), cells
 

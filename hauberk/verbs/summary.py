@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-t", "--type", metavar="KIND,...", default=",".join(KINDS), help="which tables (default all)")
     made.add_argument("--since", metavar="DURATION", default="24h", help="how far back (default 24h)")
     made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
-    made.add_argument("-o", "--output", choices=("table", "json", "csv"), default="table", help="form of the answer")
+    made.add_argument("-o", "--output", choices=("table", "wide", "json", "csv"), default="table",
+                      help="form of the answer; `table` has STATUS for connections where one is not `Allow`, `wide` always")  # fmt: skip
     return made
 
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     elif given.output == "csv":
         sys.stdout.write(as_csv(tables, kinds))
     elif tables:
-        print("\n".join(text(one, kinds) for one in tables))
+        print("\n".join(text(one, kinds, wide=given.output == "wide") for one in tables))
     if not tables:
         hint = "" if given.host else "; --host shows the host's own processes"
         print(

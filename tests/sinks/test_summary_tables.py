@@ -39,7 +39,7 @@ def test_the_text_of_all_tables(row):
             row(2, operation=Operation.EXEC, executable="/bin/bash", resource="/usr/bin/curl"),
             row(7, "Deny"),
             row(3, **connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")),
-            row(1, "Deny", **connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")),
+            row(1, **connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")),
             row(5, **connection(Operation.ACCEPT, address="10.9.9.9", port=80)),
             row(1, **connection(Operation.BIND, address="0.0.0.0", port=80)),
             row(9, operation=Operation.EXIT),
@@ -90,7 +90,34 @@ def test_the_text_of_all_tables(row):
         "| TCP      | /bin/cat | 80        | 0.0.0.0      | 1     | Mon Nov 14 03:49:44 UTC 2022 |\n"
         "+----------+----------+-----------+--------------+-------+------------------------------+\n"
     )
-    assert [line for line in table_text.text(tables, wide=True).splitlines() if "443" in line and "Deny" in line]
+    wide = table_text.text(tables, wide=True).splitlines()
+    assert [line for line in wide if "443" in line and line.endswith("| Allow  |")]
+
+
+def test_what_was_not_allowed_is_told_apart_in_connections(row):
+    curl = connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")
+    shown = table_text.text(summary_tables.build([row(3, **curl), row(1, "Deny", **curl)]))
+    assert shown.endswith(
+        "Egress connections\n"
+        "+----------+---------------+------------+------+-----------+--------+-------+------------------------------+--------+\n"
+        "| PROTOCOL | COMMAND       | POD/SVC/IP | PORT | NAMESPACE | LABELS | COUNT | LAST UPDATED TIME            | STATUS |\n"
+        "+----------+---------------+------------+------+-----------+--------+-------+------------------------------+--------+\n"
+        "| TCP      | /usr/bin/curl | 10.1.2.3   | 443  | -         | -      | 3     | Mon Nov 14 03:49:44 UTC 2022 | Allow  |\n"
+        "| TCP      | /usr/bin/curl | 10.1.2.3   | 443  | -         | -      | 1     | Mon Nov 14 03:49:44 UTC 2022 | Deny   |\n"
+        "+----------+---------------+------------+------+-----------+--------+-------+------------------------------+--------+\n"
+    )
+
+
+def test_a_socket_that_was_denied_is_a_connection_that_never_was(row):
+    # As a decoder writes it: a socket has a family, and the address that stands for none of it.
+    socket = {**connection(Operation.SOCKET, address="0.0.0.0"), "executable": "/bin/bash"}
+    tables = summary_tables.build([row(2, "Deny", **socket), row(9, **socket), row(1, "Audit", **socket)])
+    assert [(line.protocol, line.peer, line.port, line.count, line.status) for line in tables.egress] == [
+        ("TCP", "", 0, 2, "Deny"),
+    ]  # fmt: skip
+    (line,) = [line for line in table_text.text(tables).splitlines() if "/bin/bash" in line]
+    assert [cell.strip() for cell in line.split("|")][1:8] == ["TCP", "/bin/bash", "-", "-", "-", "-", "2"]
+    assert tables.ingress == tables.bind == ()
 
 
 def test_agg_folds_a_directory_of_many_and_only_that(row):
