@@ -8,7 +8,7 @@ mount=$(awk '$3 == "cgroup2" {print $2; exit}' /proc/self/mounts)
 [ "$(id -u)" = 0 ] || { echo "demo: expected root, got uid $(id -u); run with sudo" >&2; exit 3; }
 cgroup=$mount/hauberk-demo
 work=$(mktemp -d)
-clean() { rm -rf "$work"; for _ in $(seq 50); do rmdir "$cgroup" 2>/dev/null && return; sleep 0.02; done; }
+clean() { rm -rf "$work"; for _ in $(seq 500); do rmdir "$cgroup" 2>/dev/null && return; sleep 0.02; done; }
 trap clean EXIT
 mkdir -p "$cgroup"
 cp "$(type -P true)" "$work/nc"
@@ -16,8 +16,16 @@ cp "$(type -P true)" "$work/nc"
 sleep 1
 
 inside() { bash -c 'echo $$ > "$0/cgroup.procs"; shift 0; exec "$@"' "$cgroup" "$@"; }
+connect() { inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9' 2>&1; }
 echo "demo: connecting to 127.0.0.1 port 9"
-inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9' 2>&1 | sed -n 's/^.*: \(socket\|connect\): /  /p;s/^.*: \(.*not permitted\)$/  \1/p' | head -1
+said=$(connect)
+for try in $(seq 60); do
+    [[ $said == *"not permitted"* ]] && break
+    [ "$try" = 1 ] && echo "demo: the policy is not in force yet; waiting up to 30 s (is \`make run\` running?)" >&2
+    sleep 0.5
+    said=$(connect)
+done
+echo "$said" | sed -n 's/^.*: \(socket\|connect\): /  /p;s/^.*: \(.*not permitted\)$/  \1/p' | head -1
 echo "demo: starting nc"
 inside "$work/nc" -l 4444 2>/dev/null
 echo "  exit code $?"

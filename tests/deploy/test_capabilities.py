@@ -18,7 +18,7 @@ from kernel.loading import is_bpffs, mount_bpffs, unload, unmount
 
 ROOT = Path(__file__).parents[2]
 USER = 10001
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_node_loads_and_ends_as_nobody(pins: Path, state: Path) -> None:
         assert len(list((pins / "links").iterdir())) > 3
         assert (pins / "programs/guard_connect4").exists() or (pins / "programs/guard_sock_create").exists()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, said.read_text()
+        assert process.wait(60) == 0, said.read_text()
     finally:
         if process.poll() is None:
             process.kill()

@@ -5,6 +5,7 @@ import fcntl
 import http.server
 import importlib.util
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,10 +54,10 @@ async def test_processor_has_to_get_on(health: ModuleType, tmp_path: Path, monke
         await bus.publish(EVENTS_RAW, [Record(key=b"n", value=b"a"), Record(key=b"n", value=b"b")])
         assert "nothing has been read yet" in await health.processor()
         async with bus.subscribe([EVENTS_RAW], "processors", "earliest") as subscription:
-            first = await subscription.take(1, 5.0)
+            first = await subscription.take(1, 60.0)
             await subscription.commit(first)
             assert "stands 1 records behind" in await health.processor()
-            second = await subscription.take(1, 5.0)
+            second = await subscription.take(1, 60.0)
             await subscription.commit(second)
             assert await health.processor() == ""
     finally:
@@ -105,8 +106,11 @@ async def test_sink_says_what_its_endpoint_says(
     assert await health.sink() == ""
     status[0] = 503
     assert await health.sink() == "file: the disk is full"
-    monkeypatch.setenv("HAUBERK_HEALTH_URL", "http://127.0.0.1:1/readyz")
-    assert "expected an answer" in await health.sink()
+    # Held and not listened on: nobody answers there.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HAUBERK_HEALTH_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/readyz")
+        assert "expected an answer" in await health.sink()
 
 
 def test_one_line_and_a_code(

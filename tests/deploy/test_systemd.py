@@ -28,7 +28,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem, indirect=True)
 def test_systemd_has_nothing_to_say(unit: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=30
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=90
     )
     ours = [line for line in done.stderr.splitlines() if "hauberk" in line]
     assert (done.returncode, ours) == (0, [])
@@ -38,7 +38,7 @@ def test_systemd_has_nothing_to_say(unit: Path) -> None:
 def test_exposure_does_not_grow(unit: Path) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--no-pager", unit],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=90,
     )  # fmt: skip
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     if found is None:

@@ -24,7 +24,14 @@ POLICY = str(ROOT / "examples/policies/host-audit-shadow.yaml")
 PINS = f"/sys/fs/bpf/hauberk-test-{os.getpid()}"
 
 
-def eventually(what: Callable[[], Any], seconds: float = 30.0) -> Any:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time here than elsewhere: a test starts up to four real processes, and each wait in it may take its own minute."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(360))
+
+
+def eventually(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What `what` says once it is true."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):
@@ -48,7 +55,7 @@ class Running:
     def told(self) -> str:
         return self.out.read_text()
 
-    def until(self, text: str, seconds: float = 60.0) -> str:
+    def until(self, text: str, seconds: float = 90.0) -> str:
         eventually(lambda: re.search(text, self.said()) or self.process.poll() is not None, seconds)
         assert re.search(text, self.said()), self.said()
         return self.said()
@@ -85,7 +92,7 @@ class Hauberk:
         *words: str,
         before: Sequence[str] = (),
         stdin: str | None = None,
-        seconds: float = 60,
+        seconds: float = 90,
         program: str = PROGRAM,
         **more: str,
     ) -> subprocess.CompletedProcess[str]:
@@ -107,7 +114,7 @@ class Hauberk:
                 one.end()
             if one.process.poll() is None:
                 one.process.kill()
-                one.process.wait(10)
+                one.process.wait(60)
 
 
 @pytest.fixture

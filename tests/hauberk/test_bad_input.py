@@ -393,7 +393,7 @@ def test_a_full_disk_under_the_alerts_loses_none(hauberk: Any, wait_for: Callabl
     inside = Path(f"/proc/{up.process.pid}/root")
     (inside / f"{hauberk.home}/full/fill".lstrip("/")).unlink()
     alerts = inside / path.lstrip("/")
-    wait_for(lambda: "audit-password-hashes" in alerts.read_text())
+    wait_for(lambda: alerts.exists() and "audit-password-hashes" in alerts.read_text())
     assert up.end() == 0
 
 

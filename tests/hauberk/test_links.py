@@ -33,7 +33,7 @@ spec:
 """
 
 
-def eventually(ask: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := ask()):
         assert time.monotonic() < deadline, "not within the deadline"
@@ -89,7 +89,7 @@ def test_a_rule_on_a_link_is_told_when_its_target_runs(tmp_path: Path, link: Pat
             stdout=out, stderr=out,
         )  # fmt: skip
     try:
-        eventually(lambda: "  bus " in said.read_text() or up.poll() is not None, 60)
+        eventually(lambda: "  bus " in said.read_text() or up.poll() is not None, 90)
         assert up.poll() is None, said.read_text()
         sleeper = subprocess.Popen([*inside, "sleep", "100"])
 
@@ -109,6 +109,10 @@ def test_a_rule_on_a_link_is_told_when_its_target_runs(tmp_path: Path, link: Pat
     finally:
         if sleeper is not None:
             sleeper.kill()
-            sleeper.wait(10)
+            sleeper.wait(60)
         up.send_signal(signal.SIGINT)
-        up.wait(30)
+        try:
+            up.wait(60)
+        finally:
+            # Only if it did not end by itself: nothing of it is left behind.
+            up.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ def replayed(make_hauberk: Any) -> Any:
 
 
 def test_options_after_the_file_count(replayed: Any) -> None:
-    begun = time.monotonic()
+    # Without `--for` it would go on until the command is given up.
     done = replayed("record", "after.hbrk", "--attach", "--for", "0.2s")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 10
     assert "0 frames" in done.stderr
     assert "is --state that of the running agent?" in done.stderr
 
@@ -55,21 +53,18 @@ def test_a_wrong_output_is_refused_before_anything_else(
     replayed: Any, file: str, said: str, attach: tuple[str, ...]
 ) -> None:
     (replayed.home / "text").write_text("# Hauberk is no recording\n")
-    begun = time.monotonic()
-    done = replayed("record", file, *attach, "--for", "1s")
+    # A day is longer than the command is waited for.
+    done = replayed("record", file, *attach, "--for", "1d")
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "b'" not in done.stderr
     assert done.stderr.count("\n") == 1
-    assert time.monotonic() - begun < 5
     assert (replayed.home / "text").read_text().startswith("# Hauberk")
 
 
 def test_a_file_that_fails_later_does_not_hang(replayed: Any) -> None:
-    begun = time.monotonic()
-    done = replayed("record", "/dev/full", "--attach", "--for", "30s")
+    done = replayed("record", "/dev/full", "--attach", "--for", "1d")
     assert done.returncode == 3, done.stderr
-    assert time.monotonic() - begun < 10
     assert "did not finish" not in done.stderr
 
 

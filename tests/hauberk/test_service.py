@@ -86,7 +86,7 @@ def test_a_signal_drains_and_says_so_at_once(number: int) -> None:
         assert child.stderr.readline().startswith("hauberk: stopping: ")
         assert child.stdout.read() == "down\n"
         assert child.stderr.read() == ""
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
 
 
 def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_the_command_starts_with_nothing_else_installed(wheel: Path, tmp_path: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = subprocess.run(
-        [made / "bin/hauberk", "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=30
+        [made / "bin/hauberk", "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=90
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Runtime security for containers")
