@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wires the web page into `up` and `sink`: over the first `store` sink, closed with the rest. Neighbour: `sinks.web.page`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from hauberk.sections import Configuration
+    from hauberk.settings import Loaded
+
+
+def beside_another(settings: Configuration, loaded: Loaded) -> Configuration:
+    """For a replay: nobody asked for the port, and it is as often as not a running `up`'s, so any free one."""
+    if any(key == "page" or key.startswith("page.") for key in loaded.origins):
+        return settings
+    return msgspec.structs.replace(settings, page=msgspec.structs.replace(settings.page, port=0))
+
+
+async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> str:
+    """Serve the page until `opened` is closed; its URL, "" when there is no store to show or it is switched off."""
+    from sinks.store.sink import StoreSettings
+
+    store = next((sink for sink in settings.sinks if isinstance(sink, StoreSettings)), None)
+    if store is None or not settings.page.enabled:
+        return ""
+    from sinks.store.queries import SqliteReader
+    from sinks.web.page import Page
+
+    path = store.path
+    page = Page(settings.page, lambda: SqliteReader(path))
+    await page.open()
+    opened.push_async_callback(page.close)
+    return page.url

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web page: what a `store` sink kept, as live activity, alerts, workloads, network and policies.
+
+What it does: serves three fixed files, JSON, and server-sent events. What it never does: write, ask anything but the store,
+serve a name it does not know, load anything from elsewhere. It has no users and no passwords: it stays on the loopback, or
+behind a proxy that has them. A page of another site cannot read it: it answers only to its own names (DNS rebinding), and
+no header lets another origin in. Neighbours: `hub` (streams), `feed` (what is sent), `static/` (what the browser runs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from schemas.errors import HauberkError, SettingsError
+from sinks.store.store import Query, Reading
+from sinks.summary_tables import build
+from sinks.web import feed
+from sinks.web.hub import Hub, Questions
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+STATIC: Final = Path(__file__).parent / "static"
+FILES: Final[Mapping[str, tuple[str, str]]] = {
+    "/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
+    "/views.js": ("views.js", "text/javascript"), "/draw.js": ("draw.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
+}  # fmt: skip
+"""Everything that is served from `static/`: no path of a request is ever looked up in a directory."""
+
+HEADERS: Final = {
+    # Nothing inline, nothing from elsewhere, and no string ever becomes markup (trusted types): what a workload calls a
+    # file stays text, even if somebody forgets.
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}  # fmt: skip
+
+ROWS_MOST: Final = 5000
+"""Rows behind one workload's tables, those with the highest counts: about 5 MB for a moment."""
+HOURS_MOST: Final = 24 * 90
+KEPT_SECONDS: Final = 3.0
+KEPT_SHARE: Final = 20.0
+"""An answer is good for three seconds, or twenty times what it took: a large store is not summed up at each click."""
+KEPT_MOST: Final = 32
+STUCK_SECONDS: Final = 20.0
+"""A browser that reads nothing for so long is let go."""
+
+_Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The web page."""
+
+    enabled: Annotated[
+        bool, msgspec.Meta(description="Serve it where a `store` sink runs; it shows the first one.", examples=[True])
+    ] = True
+    host: Annotated[
+        str,
+        msgspec.Meta(
+            description="Address to listen on. It asks for no password: the loopback, or behind a proxy that does.",
+            examples=["127.0.0.1"],
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.", examples=[9643])] = (
+        9643
+    )
+    names: Annotated[
+        list[str],
+        msgspec.Meta(
+            description="Names it may be asked by, as a proxy passes them on; its own address and the loopback always may.",
+            examples=[["hauberk.example.org"]],
+        ),
+    ] = []
+    clients: Annotated[
+        int, msgspec.Meta(ge=1, le=1000, description="Browsers that may watch at a time.", examples=[16])
+    ] = 16
+
+
+class Page:
+    """`await open()`, then `await close()`. `url` is known after `open`. `opening`: a new reader of the store."""
+
+    def __init__(self, settings: PageSettings, opening: Callable[[], Reading]) -> None:
+        self.url = ""
+        self._settings = settings
+        self._questions = Questions(opening)
+        self.hub = Hub(self._questions, settings.clients)
+        self._names = {name.lower() for name in settings.names} | {"localhost"}
+        self._kept: dict[tuple[object, ...], tuple[float, bytes]] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def open(self) -> None:
+        """Listen. SettingsError when the port is somebody else's."""
+        # Imported here: 25 MB that nobody without a page should carry.
+        from aiohttp import web
+
+        @web.middleware
+        async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+            return self._refusal(request) or await handler(request)
+
+        application = web.Application(middlewares=[guard])
+        application.on_response_prepare.append(_with_headers)
+        for path in FILES:
+            application.router.add_get(path, self._file)
+        application.router.add_get("/events", self._events)
+        application.router.add_get("/api/survey", self._survey)
+        application.router.add_get("/api/workload", self._workload)
+        # Cancelled handlers: a browser that went away is noticed at once, not at the next message.
+        runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, shutdown_timeout=0.5, handler_cancellation=True
+        )
+        await runner.setup()
+        host, port = self._settings.host, self._settings.port
+        try:
+            await web.TCPSite(runner, host, port, reuse_address=True).start()
+        except OSError as error:
+            await runner.cleanup()
+            self._questions.close()
+            why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            raise SettingsError(
+                f"page: expected to listen on `{host}:{port}`, but {why}; set `page.port`, stop who listens there, or "
+                "switch it off with `page.enabled=false`"
+            ) from error
+        self._runner = runner
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{runner.addresses[0][1]}/"
+
+    async def close(self) -> None:
+        """End every stream and let go of the port. Twice is once."""
+        self.hub.close()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+        self._questions.close()
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        from aiohttp import web
+
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(
+                status=405, text="expected GET or HEAD: nothing is written here\n", headers={"Allow": "GET, HEAD"}
+            )
+        if not self._ours(request):
+            return web.Response(
+                status=421,
+                text="expected to be asked by an address of this page; add the name to `page.names` if it is one\n",
+            )
+        return None
+
+    def _ours(self, request: web.Request) -> bool:
+        """Whether the Host header names us. A site that made its own name resolve to 127.0.0.1 has that name here."""
+        name = _without_port(request.headers.get("Host", ""))
+        if name in self._names or name == self._settings.host.lower():
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        own = request.transport.get_extra_info("sockname") if request.transport is not None else None
+        return address.is_loopback or (own is not None and str(address) == own[0])
+
+    async def _file(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
+        name, kind = FILES[request.path]
+        return web.Response(body=(STATIC / name).read_bytes(), content_type=kind, charset="utf-8")
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+        if request.method == "HEAD":
+            return web.Response(headers={"Content-Type": "text/event-stream"})
+        client = self.hub.join()
+        if client is None:
+            return web.Response(
+                status=503,
+                text=f"expected at most {self._settings.clients} browsers at a time, this is one more; "
+                "close one or set `page.clients`\n",
+                headers={"Retry-After": "10"},
+            )
+        response.force_close()
+        try:
+            await response.prepare(request)
+            message: bytes | None = await self.hub.opening(_had(request))
+            while message is not None:
+                # A browser that reads nothing fills the socket: TimeoutError, and its place is free.
+                async with asyncio.timeout(STUCK_SECONDS):
+                    await response.write(message)
+                message = await client.next()
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self.hub.leave(client)
+        return response
+
+    async def _survey(self, request: web.Request) -> web.Response:
+        hours = _hours(request)
+        if hours is None:
+            return _said(400, f"expected `hours` from 1 to {HOURS_MOST}")
+        return await self._answer(
+            ("survey", hours), lambda reader: feed.survey(reader.behaviours(Query(since=_since(hours))))
+        )
+
+    async def _workload(self, request: web.Request) -> web.Response:
+        hours, name = _hours(request), request.query.get("name", "")
+        if hours is None or not name:
+            return _said(400, f"expected `name`, and `hours` from 1 to {HOURS_MOST}")
+        fold = request.query.get("fold") == "1"
+
+        def question(reader: Reading) -> feed.Sheet:
+            rows = reader.totals(Query(workload=name, since=_since(hours), limit=ROWS_MOST))
+            return feed.sheet(name, build(rows, agg=fold), cut=len(rows) >= ROWS_MOST)
+
+        return await self._answer(("workload", name, hours, fold), question)
+
+    async def _answer(self, key: tuple[object, ...], question: Callable[[Reading], object]) -> web.Response:
+        """What the store says, as JSON; the same for a moment to all who ask the same."""
+        from aiohttp import web
+
+        found = self._kept.get(key)
+        if found is None or found[0] < time.monotonic():
+            started = time.monotonic()
+            try:
+                body = await self._questions.ask(lambda reader: msgspec.json.encode(question(reader)))
+            except HauberkError as error:
+                return _said(503, str(error))
+            ended = time.monotonic()
+            self._kept.pop(key, None)
+            while len(self._kept) >= KEPT_MOST:
+                self._kept.pop(next(iter(self._kept)))
+            found = self._kept[key] = (ended + max(KEPT_SECONDS, KEPT_SHARE * (ended - started)), body)
+        return web.Response(body=found[1], content_type="application/json")
+
+
+async def _with_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+    response.headers.pop("Server", None)
+
+
+def _said(status: int, why: str) -> web.Response:
+    from aiohttp import web
+
+    return web.Response(status=status, body=msgspec.json.encode({"why": why}), content_type="application/json")
+
+
+def _without_port(host: str) -> str:
+    """`name` of `name:port`, `::1` of `[::1]:port`, in small letters."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def _had(request: web.Request) -> int | None:
+    """The newest alert the browser has: it says so itself when it comes back, the page says it when it begins again."""
+    said = _number(request.headers.get("Last-Event-ID"))
+    return said if said is not None else _number(request.query.get("after"))
+
+
+def _hours(request: web.Request) -> int | None:
+    hours = _number(request.query.get("hours", "24"))
+    return hours if hours is not None and 1 <= hours <= HOURS_MOST else None
+
+
+def _since(hours: int) -> int:
+    return int(time.time()) - 3600 * hours
