@@ -29,7 +29,18 @@ STORE_FILE: Final = "summary.db"
 ALERTS_FILE: Final = "alerts.jsonl"
 
 
-SECTIONS: Final = ("state", "bus", "sensor", "inventory", "processor", "enforcer", "enforcement", "postures", "sinks")
+SECTIONS: Final = (
+    "state",
+    "bus",
+    "sensor",
+    "inventory",
+    "processor",
+    "enforcer",
+    "enforcement",
+    "postures",
+    "sinks",
+    "page",
+)
 """The top of `sections.Configuration`, here so that a verb that reads the bus refuses a wrong one without importing them all."""
 
 

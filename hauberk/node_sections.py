@@ -29,3 +29,4 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     enforcement: EnforceSettings = EnforceSettings()
     postures: Any = None
     sinks: Any = None
+    page: Any = None

@@ -15,7 +15,8 @@ from bus.registry import open_bus
 from hauberk import service, stages
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration, node_configuration
-from hauberk.up import open_sensor, prepare, tell_runtimes
+from hauberk.page import open_page
+from hauberk.up import open_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ async def run_sink(given: argparse.Namespace) -> int:
     ) -> list[tuple[str, service.Stage]]:
         engine, stage = stages.sinks(bus, settings)
         await engine.check()
+        if page := await open_page(settings, opened):
+            say("page", page)
         return [("sinks", stage)]
 
     return await _part(given, "sink", build, configuration)

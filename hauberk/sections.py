@@ -17,6 +17,7 @@ from processors.engine import ProcessorSettings
 from sensors.inventory import InventorySettings
 from sensors.node import NodeSettings
 from sinks.registry import SinkSettings
+from sinks.web.page import PageSettings
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,3 +43,6 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="Default postures and visibility, for processors and planner.", examples=[{}]),
     ] = None
     sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []
+    page: Annotated[PageSettings, Meta(description="The web page, over the first `store` sink.", examples=[{}])] = (
+        PageSettings()
+    )
