@@ -23,6 +23,7 @@ from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.output import colourful, paint
+from hauberk.page import beside_another, open_page
 from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
 from schemas.topics import ENFORCEMENT_STATUS, POLICIES
 
@@ -100,6 +101,8 @@ async def run_up(given: argparse.Namespace) -> int:
         settings = msgspec.structs.replace(
             settings, sinks=[sink for sink in settings.sinks if _kind(sink) != "prometheus"]
         )
+    if given.replay:
+        settings = beside_another(settings, loaded)
     documents = read(given.filename, False, quiet=True) if given.filename else []
     prepare(state)
     if not given.quiet:
@@ -132,6 +135,7 @@ async def _run(
     sinks, telling = stages.sinks(bus, settings)
     await sinks.check()
     async with contextlib.AsyncExitStack() as opened:
+        page = await open_page(settings, opened)
         if given.replay:
             wanted, processor = _replay(bus, settings, sinks, given, over)
         else:
@@ -148,6 +152,8 @@ async def _run(
         known = len(await bus.latest(POLICIES))
         applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
         say("policies", f"{applied}{known} known; `hauberk apply -f FILE` adds more")
+        if page:
+            say("page", page)
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling)], over, signals=False)
