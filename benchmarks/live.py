@@ -108,6 +108,7 @@ def running(verb: str, *, sets: tuple[str, ...] = ()) -> Iterator[Live]:
             workload = {"name": "bench", "cgroup": box.name, "namespace": "bench", "labels": {"app": "bench"}}
             settings = [
                 f"sensor.pin_dir={PINS}", f"sinks={json.dumps(sinks)}", f"inventory.workloads={json.dumps([workload])}",
+                "page.port=0",
                 *sets,
             ]  # fmt: skip
             command = [sys.executable, "-m", "hauberk", verb, "--state", str(state)]

@@ -84,7 +84,7 @@ class Hauberk:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
         return plain | {
             "HAUBERK_STATE": str(self.state), "HAUBERK__SINKS": json.dumps(self.sinks),
-            "HAUBERK__SENSOR__PIN_DIR": self.pins,
+            "HAUBERK__SENSOR__PIN_DIR": self.pins, "HAUBERK__PAGE__PORT": "0",
         } | more  # fmt: skip
 
     def __call__(

@@ -44,6 +44,7 @@ class Show:
         self.environment = os.environ | {
             "HAUBERK_STATE": str(state), "HAUBERK__SENSOR__PIN_DIR": f"/sys/fs/bpf/hauberk-show-{os.getpid()}",
             "HAUBERK__SINKS": json.dumps(sinks), "PATH": f"{BIN}:{os.environ['PATH']}",
+            "HAUBERK__PAGE__PORT": "0",
         }  # fmt: skip
         with self.said.open("w") as out:
             self.process = subprocess.Popen(
