@@ -28,6 +28,10 @@ _UPSERT = (
     "INSERT INTO record(offset, at, key, value, headers) VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) DO UPDATE SET "
     "offset = excluded.offset, at = excluded.at, value = excluded.value, headers = excluded.headers"
 )
+_SIZES = (
+    "SELECT offset, 32 + length(key) + ifnull(length(value), 0) + ifnull(length(headers), 0) FROM record "
+    "WHERE offset < (SELECT max(offset) FROM record) ORDER BY offset"
+)
 
 
 class CompactedLog:
@@ -134,6 +138,45 @@ class CompactedLog:
             raise translate(error, self._path) from error
         return cursor.rowcount
 
+    def size(self) -> int:
+        """Bytes in use, whether they lie in the file or still in its log; free pages are not counted."""
+        pages, free, page = (
+            int(self._open().execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * page
+
+    def oldest_ms(self) -> int | None:
+        """Time of the oldest row (ms) that may go; None when there is none."""
+        rows = self._open().execute("SELECT at FROM record ORDER BY offset LIMIT 2").fetchall()
+        return int(rows[0][0]) if len(rows) > 1 else None
+
+    def drop_oldest(self, most: int, passed: int) -> tuple[int, int]:
+        """Remove the oldest rows until `most` bytes of them are gone, never the newest one, and give the pages back.
+
+        (rows at `passed` or above, which some group had not read; bytes).
+        """
+        connection = self._open()
+        before = self.size()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            freed, end = 0, -1
+            for offset, size in connection.execute(_SIZES):
+                if freed >= most:
+                    break
+                freed, end = freed + size, offset
+            lost = connection.execute(
+                "SELECT count(*) FROM record WHERE offset BETWEEN ? AND ?", (passed, end)
+            ).fetchone()[0]
+            connection.execute("DELETE FROM record WHERE offset <= ?", (end,))
+            connection.execute("COMMIT")
+            # Not `execute`, which steps this once: a page a step. Nothing on a table that was made without auto_vacuum.
+            connection.executescript("PRAGMA incremental_vacuum")
+        except sqlite3.Error as error:
+            self._rollback(connection)
+            raise translate(error, self._path) from error
+        return int(lost), max(0, before - self.size())
+
     def checkpoint(self, wal_bytes: int) -> None:
         try:
             if os.stat(f"{self._path}-wal").st_size > wal_bytes:
@@ -171,7 +214,7 @@ class CompactedLog:
         if self._connection is not None and self._replaced():
             self.close()
         if self._connection is None:
-            connection = connect(self._path, create=True)
+            connection = connect(self._path, create=True, vacuum=True)
             try:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 connection.executescript(_SCHEMA)

@@ -24,8 +24,8 @@ class Corrupt(Exception):
     """A file of the log is not a readable database; caught in this package, which puts the file aside and counts."""
 
 
-def connect(path: Path, *, create: bool = False, cache_kb: int = 256) -> sqlite3.Connection:
-    """Open `path` in WAL mode, autocommit. Raises `FileNotFoundError` when it is gone, `Corrupt`, or a `HauberkError`."""
+def connect(path: Path, *, create: bool = False, vacuum: bool = False, cache_kb: int = 256) -> sqlite3.Connection:
+    """Open `path` in WAL mode, autocommit. `vacuum`: a new file can give free pages back. Raises `FileNotFoundError` when it is gone, `Corrupt`, or a `HauberkError`."""
     mode = "rwc" if create else "rw"
     name = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
@@ -40,6 +40,9 @@ def connect(path: Path, *, create: bool = False, cache_kb: int = 256) -> sqlite3
         connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         if create:
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            if vacuum:
+                # Before anything else is written: later it would take a VACUUM.
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA cache_size=-{cache_kb}")
         # Checkpoints happen behind the writer's back, on the reader's thread: inside a commit they would cost it two

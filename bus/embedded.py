@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 
@@ -37,6 +37,9 @@ Meta = msgspec.Meta
 # A WAL this long is moved into its file in the background; by feel: 16 MB is 32 frames of 512 KB.
 _WAL_BYTES = 16 << 20
 
+_NEWEST = sum(not topic.compacted for topic in BY_NAME.values())
+"""Topics that are kept in segments."""
+
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="embedded"):
     """The log in a directory of this machine."""
@@ -53,6 +56,15 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     retention_bytes: Annotated[
         int, Meta(ge=0, description="Bytes kept per topic, read or not.", examples=[1073741824])
     ] = 256 << 20
+    total_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Bytes of all topics together; over it the oldest goes, alerts and dead letters last, read or not. "
+            "0 for no cap.",
+            examples=[4294967296],
+        ),
+    ] = 1 << 30
     retention_bytes_of: Annotated[
         dict[str, int], Meta(description="Bytes kept, by topic name.", examples=[{"telemetry": 4294967296}])
     ] = {}
@@ -91,7 +103,10 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class EmbeddedStats(msgspec.Struct):
-    """Plain counts since open. `dropped`: records retention took before a group read them. `quarantined`: files."""
+    """Plain counts since open. `dropped`: records retention took before a group read them. `quarantined`: files.
+    `capped_bytes`: dropped because of `total_bytes`; `disk_bytes`: of all topics, at the last look."""
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"queue_bytes", "disk_bytes"})
 
     records: int = 0
     bytes: int = 0
@@ -100,6 +115,8 @@ class EmbeddedStats(msgspec.Struct):
     commits: int = 0
     dropped: int = 0
     quarantined: int = 0
+    capped_bytes: int = 0
+    disk_bytes: int = 0
 
 
 class EmbeddedBus:
@@ -119,6 +136,7 @@ class EmbeddedBus:
             bytes_by_topic=settings.retention_bytes_of,
             tombstone_age=settings.tombstone_age,
             keep_read=frozenset(settings.keep_read),
+            total_bytes=settings.total_bytes,
         )
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}
@@ -148,6 +166,8 @@ class EmbeddedBus:
     def stats(self) -> EmbeddedStats:
         self._stats.commits = self._writer.commits
         self._stats.dropped = self._writer.dropped
+        self._stats.capped_bytes = self._writer.capped_bytes
+        self._stats.disk_bytes = self._writer.disk_bytes
         self._stats.quarantined = (
             self._writer.quarantined + self._offsets.quarantined + sum(log.quarantined for log in self._logs.values())
         )
@@ -379,3 +399,9 @@ def _check_names(settings: EmbeddedSettings) -> None:
         for name in getattr(settings, key):
             if name not in BY_NAME:
                 raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")
+    least = _NEWEST * settings.segment_bytes
+    if 0 < settings.total_bytes < least:
+        raise SettingsError(
+            f"`bus.total_bytes`: expected 0 or at least {_NEWEST} times `segment_bytes` ({least}), got {settings.total_bytes}; "
+            "raise it, or lower `segment_bytes`: the newest segment of a topic never goes"
+        )

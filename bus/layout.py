@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from bus.compacted import CompactedLog
 from bus.offsets import Lease, Offsets
 from bus.segments import SegmentedLog
-from schemas.topics import Topic
+from schemas.topics import Cleanup, Topic
 
 Log = SegmentedLog | CompactedLog
+
+ROWS_AT_ONCE: Final = 16 << 20
+"""Bytes of rows deleted in one go: the writing thread does it, and publishers wait for it some 0.1 s."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -38,6 +42,7 @@ class Layout(msgspec.Struct, frozen=True):
     bytes_by_topic: dict[str, int]
     tombstone_age: float
     keep_read: frozenset[str]
+    total_bytes: int
     seen: list[Topic] = msgspec.field(default_factory=list)
 
     def directory(self, topic: Topic) -> Path:
@@ -72,10 +77,13 @@ class Layout(msgspec.Struct, frozen=True):
         now = time.time()
         hours = self.hours.get(topic.name, topic.retention_hours)
         oldest_ms = int((now - hours * 3600) * 1000) if hours else 0
-        if isinstance(log, CompactedLog):
-            log.sweep(int((now - self.tombstone_age) * 1000), oldest_ms if topic.cleanup.value != "compact" else 0)
-            return 0
-        log.rotate(now)
         most = self.bytes_by_topic.get(topic.name, self.bytes_kept)
+        if isinstance(log, CompactedLog):
+            state = topic.cleanup is Cleanup.COMPACT
+            log.sweep(int((now - self.tombstone_age) * 1000), 0 if state else oldest_ms)
+            over = 0 if state else log.size() - most
+            lost = log.drop_oldest(min(over, ROWS_AT_ONCE), lowest or 0)[0] if over > 0 else 0
+            return 0 if lowest is None else lost
+        log.rotate(now)
         lost, _ = log.drop(lowest or 0, oldest_ms, most, keep_passed=topic.name in self.keep_read)
         return 0 if lowest is None else lost

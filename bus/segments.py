@@ -209,6 +209,23 @@ class SegmentedLog:
         self._forget_readers(self.bases())
         return lost, freed
 
+    def oldest_ms(self) -> int | None:
+        """Time of the newest record (ms) of the oldest segment that has a successor; None when there is none."""
+        bases = self.bases()
+        return self._newest_ms(self._path(bases[0])) if len(bases) > 1 else None
+
+    def drop_oldest(self, passed: int) -> tuple[int, int]:
+        """Unlink the oldest segment that has a successor, read or not; as `drop`, (0, 0) when there is none."""
+        with self._lock():
+            bases = self.bases()
+            if len(bases) < 2:
+                return 0, 0
+            path = self._path(bases[0])
+            size = file_bytes(path)
+            unlink(path)
+        self._forget_readers(bases[1:])
+        return max(0, bases[1] - max(bases[0], passed)), size
+
     def checkpoint(self, wal_bytes: int) -> None:
         """Move the WAL of sealed segments, and of a live one over `wal_bytes`, into the file. Never waits for writers."""
         bases = self.bases()

@@ -13,6 +13,7 @@ drops what nobody needs. Neighbours: `segments`, `compacted`, `offsets` (its own
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ import msgspec
 from bus.contract import Record
 from bus.database import Corrupt
 from bus.layout import Layout, Log
+from bus.room import make_room
 from bus.segments import SegmentedLog
 from schemas.errors import HauberkError, Refused, Unavailable
 from schemas.topics import TOPICS, Topic
@@ -60,6 +62,8 @@ Done = tuple[Job, int | BaseException | None]
 
 HOUSEKEEPING_SECONDS = 2.0
 
+_log = logging.getLogger("hauberk.bus")
+
 
 class Writer:
     """`submit` from the loop; `done` is called on the loop with finished jobs, in the order they were written."""
@@ -77,6 +81,8 @@ class Writer:
         self._since_look: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="bus-writer", daemon=True)
         self.dropped = 0
+        self.capped_bytes = 0
+        self.disk_bytes = 0
         self.commits = 0
         self._thread.start()
 
@@ -183,9 +189,27 @@ class Writer:
         return log
 
     def _keep_house(self) -> None:
-        for topic in {topic.name: topic for topic in (*TOPICS, *self._layout.seen)}.values():
-            if self._layout.directory(topic).exists():
-                self._try(lambda: self._tidy(topic))  # noqa: B023
+        for topic in self._topics():
+            self._try(lambda: self._tidy(topic))  # noqa: B023
+        self._try(self._make_room)
+
+    def _topics(self) -> list[Topic]:
+        every = {topic.name: topic for topic in (*TOPICS, *self._layout.seen)}
+        return [topic for topic in every.values() if self._layout.directory(topic).exists()]
+
+    def _make_room(self) -> None:
+        logs = {topic: self._log(topic) for topic in self._topics()}
+        bounds = {topic: self._offsets.bounds(topic.name) for topic in logs}
+        lowest = {topic: None if found is None else found[0] for topic, found in bounds.items()}
+        room = make_room(self._layout, logs, lowest, self._layout.total_bytes)
+        self.disk_bytes = room.used
+        for one in room.dropped:
+            self.dropped += one.unread
+            self.capped_bytes += one.bytes
+            _log.warning(
+                "over `bus.total_bytes` (%d MiB): the oldest %.1f MiB of %s dropped, %d records of it not read by every group",
+                self._layout.total_bytes >> 20, one.bytes / (1 << 20), one.topic, one.unread,
+            )  # fmt: skip
 
     def _tidy(self, topic: Topic) -> None:
         log = self._log(topic)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded bus within its bytes: when all topics together are over the cap, the oldest goes, whichever topic it is of.
+
+What can be made again, or is one of many, goes before `durable_topics` (alerts, dead letters). Segments go whole, rows of a
+topic that forgets by key and by age some at a time. State (topics that only forget by key) never goes, and neither does the
+newest segment of a topic. Neighbours: `writer` (calls this now and then), `segments` and `compacted` (what can go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from bus.compacted import CompactedLog
+from bus.layout import ROWS_AT_ONCE, Layout, Log
+from schemas.topics import Cleanup, Topic
+
+
+class Dropped(msgspec.Struct, kw_only=True):
+    """What one look took of one topic. `unread`: records that some group had not read."""
+
+    topic: str
+    bytes: int = 0
+    unread: int = 0
+
+
+class Room(msgspec.Struct, kw_only=True):
+    """`used`: bytes of all topics after the look."""
+
+    used: int
+    dropped: list[Dropped]
+
+
+def make_room(layout: Layout, logs: Mapping[Topic, Log], lowest: Mapping[Topic, int | None], most: int) -> Room:
+    """Drop until all of `logs` take at most `most` bytes (0: no cap). `lowest`: committed offsets, None without a group."""
+    used = sum(log.size() for log in logs.values())
+    taken: dict[str, Dropped] = {}
+    rows = ROWS_AT_ONCE
+    exhausted: set[Topic] = set()
+    while most and used > most:
+        found = [
+            (layout.durable(topic), at, topic.name, topic)
+            for topic, log in logs.items()
+            if topic not in exhausted and topic.cleanup is not Cleanup.COMPACT and (at := log.oldest_ms()) is not None
+        ]
+        if not found:
+            break
+        topic = min(found)[3]
+        log, passed = logs[topic], lowest[topic]
+        if isinstance(log, CompactedLog):
+            lost, freed = log.drop_oldest(min(used - most, rows), passed or 0)
+            rows -= freed
+        else:
+            lost, freed = log.drop_oldest(passed or 0)
+        if not freed or rows <= 0:
+            exhausted.add(topic)
+        used -= freed
+        one = taken.setdefault(topic.name, Dropped(topic=topic.name))
+        one.bytes += freed
+        one.unread += 0 if passed is None else lost
+    return Room(used=used, dropped=[one for one in taken.values() if one.bytes])

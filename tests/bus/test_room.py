@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bus within its bytes: the oldest goes first, what cannot be made again last, and every drop is counted and said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+
+import pytest
+
+from bus.compacted import CompactedLog
+from bus.contract import Record
+from schemas.errors import SettingsError
+from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY
+
+# A segment holds some ten records of 20 KB.
+SMALL = {"segment_bytes": 200_000, "housekeeping": 0.02, "retention_bytes": 1 << 40, "memory_bytes": 15_000}
+
+
+def used(world, topic):
+    room = world.directory / "topics" / f"{topic.name}.v1"
+    return sum(path.stat().st_size for path in room.glob("*.db*") if path.suffix != ".db-shm")
+
+
+def whole(world):
+    return sum(used(world, topic) for topic in (EVENTS_RAW, TELEMETRY, ALERTS, DEAD, SUMMARIES, INVENTORY))
+
+
+async def fill(bus, topic, count, size=20_000, first=0):
+    for index in range(first, first + count):
+        await bus.publish(topic, [Record(b"%d" % index, b"x" * size)])
+
+
+async def test_the_oldest_segments_go_whichever_topic_they_are_of(log, until, drain, caplog):
+    caplog.set_level(logging.WARNING)
+    cap = 1_500_000
+    bus = await log.open(**SMALL, total_bytes=cap)
+    async with bus.subscribe([TELEMETRY], "slow") as slow:
+        await fill(bus, TELEMETRY, 40)
+        assert bus.stats.dropped == 0
+        await fill(bus, EVENTS_RAW, 40)
+        await until(lambda: bus.stats.disk_bytes > 0 and bus.stats.disk_bytes <= cap and whole(log) <= cap)
+        # The group had not read the telemetry: told, as retention tells it.
+        await until(lambda: bus.stats.dropped > 0)
+        taken = await drain(slow, 40 - bus.stats.dropped)
+        assert taken[0].offset == slow.skipped > 0
+    assert (await bus.end(EVENTS_RAW))[0] == 40
+    async with bus.subscribe([EVENTS_RAW], None, "earliest") as all_:
+        assert all_.position[(EVENTS_RAW.name, 0)] == 0, "the younger topic lost something while the older one had more"
+    assert bus.stats.capped_bytes > 0
+    assert "over `bus.total_bytes`" in caplog.text
+    assert "telemetry" in caplog.text
+
+
+async def test_alerts_and_dead_letters_go_last(log, until):
+    cap = 2_000_000
+    bus = await log.open(**SMALL, total_bytes=cap)
+    await fill(bus, ALERTS, 40)
+    await fill(bus, EVENTS_RAW, 120)
+    await until(lambda: bus.stats.capped_bytes > 0 and whole(log) <= cap)
+    async with bus.subscribe([ALERTS, EVENTS_RAW], None, "earliest") as all_:
+        assert all_.position[(ALERTS.name, 0)] == 0
+        assert all_.position[(EVENTS_RAW.name, 0)] > 0
+    await fill(bus, ALERTS, 120, first=40)
+    await until(lambda: whole(log) <= cap and bus.stats.disk_bytes <= cap)
+    async with bus.subscribe([ALERTS], None, "earliest") as all_:
+        assert all_.position[(ALERTS.name, 0)] > 0
+
+
+async def test_state_is_never_dropped_and_summaries_by_row(log, until):
+    cap = 1_500_000
+    bus = await log.open(**SMALL, total_bytes=cap)
+    await fill(bus, INVENTORY, 20)
+    await fill(bus, SUMMARIES, 300)
+    await until(lambda: bus.stats.capped_bytes > 0 and bus.stats.disk_bytes <= cap)
+    assert len(await bus.latest(INVENTORY)) == 20
+    left = sorted(int(key) for key in await bus.latest(SUMMARIES))
+    assert left == list(range(left[0], 300))
+    assert 300 - cap // 20_000 < left[0] < 300 - cap // 40_000
+    assert (await bus.end(SUMMARIES))[0] == 300
+
+
+async def test_a_topic_that_forgets_by_age_has_its_own_cap_too(log, until):
+    bus = await log.open(segment_bytes=200_000, housekeeping=0.02, retention_bytes_of={"summaries": 1_000_000})
+    async with bus.subscribe([SUMMARIES], "slow"):
+        await fill(bus, SUMMARIES, 200)
+        await until(lambda: bus.stats.dropped >= 150)
+    assert 20 < len(await bus.latest(SUMMARIES)) <= 50
+
+
+def test_rows_that_go_shrink_the_file(tmp_path):
+    log = CompactedLog(tmp_path / "t", durable=False)
+    log.append([Record(b"%d" % index, b"x" * 20_000) for index in range(300)])
+    lost, freed = log.drop_oldest(4_000_000, 100)
+    assert freed >= 4_000_000
+    assert lost == pytest.approx(100, abs=5)
+    log.checkpoint(0)
+    assert os.stat(tmp_path / "t" / "compacted.db").st_size < 2_800_000
+    assert log.span()[1] == 300
+    # The newest row stays: the next offset is counted from it.
+    assert log.drop_oldest(1 << 40, 0)[0] == len(range(300)) - 1 - lost - 100
+    assert log.span() == (299, 300)
+    assert log.drop_oldest(1 << 40, 0) == (0, 0)
+    log.close()
+
+
+def test_a_table_of_an_older_version_is_measured_by_what_it_holds(tmp_path):
+    (tmp_path / "t").mkdir()
+    old = sqlite3.connect(tmp_path / "t" / "compacted.db")
+    old.execute("PRAGMA page_size=8192")
+    old.execute("PRAGMA journal_mode=WAL")
+    old.close()
+    log = CompactedLog(tmp_path / "t", durable=False)
+    log.append([Record(b"%d" % index, b"x" * 20_000) for index in range(100)])
+    before = log.size()
+    log.drop_oldest(1_000_000, 0)
+    assert log.size() < before - 900_000
+    log.close()
+
+
+async def test_a_cap_that_the_newest_segments_alone_may_reach_is_refused(log):
+    with pytest.raises(SettingsError, match=r"`bus.total_bytes`: expected 0 or at least 4 times `segment_bytes`"):
+        await log.open(segment_bytes=1 << 20, total_bytes=3 << 20)
+    bus = await log.open(segment_bytes=1 << 20, total_bytes=0)
+    assert bus.stats.capped_bytes == 0
