@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,9 @@ log = logging.getLogger(__name__)
 MOST: Final = 8192
 """Paths looked up in each root, of all policies together; the rest is left as it is written, and said."""
 WITHIN: Final = 0.25
-"""Seconds for one root; 8192 lookups take about 0.1 s. What is not done by then is done when links are next asked for."""
+"""Seconds for one root; 8192 lookups take about 0.1 s. What is not done by then is done `LATE_AGAIN` later."""
+LATE_AGAIN: Final = 5.0
+"""Seconds after which a root that was late is looked at again: the machine was busy, or the root hangs and will be late again."""
 HOST_AGAIN: Final = 60.0
 """Seconds after which the host's links are looked up again: packages are installed while it runs."""
 EMPTY_AGAIN: Final = 1.0
@@ -75,6 +78,7 @@ class Links:
         self._thread = ThreadPoolExecutor(1, "links")
         self._wake = asyncio.Event()
         self._host_at = self._due = 0.0
+        self._missed = math.inf
         self.host: dict[str, str] = {}
         self.late = 0
 
@@ -112,6 +116,9 @@ class Links:
             settled = own or uid == _HOST
             if settled:
                 self._known[uid] = (pid, known)
+                if len(fresh) < len(missing):
+                    self.late += 1
+                    self._missed = min(self._missed, time.monotonic() + LATE_AGAIN)
         return {key: real for key in self._keys if (real := known.get(key, key)) != key}, settled
 
     def forget(self, uid: str) -> None:
@@ -129,7 +136,7 @@ class Links:
                         while True:
                             batch = await subscription.take(1000, 0.2)
                             moved = self._take([delivery.record for delivery in batch])
-                            if moved or self._wake.is_set() or time.monotonic() > self._due:
+                            if moved or self._wake.is_set() or time.monotonic() > min(self._due, self._missed):
                                 await self._all(identities, put)
                 except Temporary as error:
                     await asyncio.sleep(error.retry_after or 1.0)
@@ -155,6 +162,7 @@ class Links:
 
     async def _all(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         self._wake.clear()
+        self._missed = math.inf
         now = time.monotonic()
         if now >= self._host_at + HOST_AGAIN or not self._host_at:
             self._host_at = now
@@ -182,7 +190,6 @@ class Links:
         try:
             return await asyncio.wait_for(work, WITHIN * 2)
         except TimeoutError:
-            self.late += 1
             return {}, True
 
 

@@ -34,7 +34,7 @@ def _need(*programs: str) -> None:
             pytest.skip(f"needs `{program}`: apt-get install docker.io containerd runc crun podman busybox-static")
 
 
-def until(ask: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> Any:
+def until(ask: Callable[[], Any], seconds: float = 60.0, what: str = "it") -> Any:
     """Poll `ask` until it answers something true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -47,7 +47,7 @@ def until(ask: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> An
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(15)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -63,7 +63,7 @@ def _unmount(under: Path) -> None:
 def _remove_cgroups(*names: str) -> None:
     """Empty cgroups that the runtimes left, in every hierarchy; the last of their processes may still be going."""
     tops = [hierarchy / name for hierarchy in Path("/sys/fs/cgroup").iterdir() for name in names]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(top.exists() for top in tops) and time.monotonic() < deadline:
         for directory in (one for top in tops for one, _, _ in sorted(os.walk(top), reverse=True)):
             with contextlib.suppress(OSError):
@@ -123,7 +123,11 @@ class Dockerd:
 
     def docker(self, *words: str, stdin: bytes | None = None) -> str:
         done = subprocess.run(
-            ["docker", "-H", f"unix://{self.socket}", *words], check=False, input=stdin, capture_output=True, timeout=60
+            ["docker", "-H", f"unix://{self.socket}", *words],
+            check=False,
+            input=stdin,
+            capture_output=True,
+            timeout=100,
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
@@ -134,6 +138,10 @@ class Dockerd:
 
     def remove(self, *names: str) -> None:
         self.docker("rm", "-f", *names)
+
+    def remove_all(self) -> None:
+        if ids := self.docker("ps", "-aq").split():
+            self.remove(*ids)
 
 
 @pytest.fixture(scope="session")
@@ -146,17 +154,15 @@ def image(rootfs: Path) -> bytes:
 def dockerd(tmp_path_factory: pytest.TempPathFactory, rootfs: Path, image: bytes) -> Iterator[Dockerd]:
     _need("dockerd", "docker")
     engine = Dockerd(tmp_path_factory.mktemp("dockerd"), rootfs)
-    engine.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_cgroups, "docker")
+        stack.callback(_unmount, engine.home)
+        stack.callback(engine.stop)
+        engine.start()
+        stack.callback(engine.remove_all)
         engine.docker("import", "-", "busy:1", stdin=image)
         engine.docker("import", "-c", 'CMD ["/bin/sleep","100000"]', "-", "localhost/pause:1", stdin=image)
         yield engine
-    finally:
-        if ids := engine.docker("ps", "-aq").split():
-            engine.remove(*ids)
-        engine.stop()
-        _unmount(engine.home)
-        _remove_cgroups("docker")
 
 
 class Containerd:
@@ -167,7 +173,7 @@ class Containerd:
 
     def call(self, name: str, request: bytes) -> protobuf.Message:
         method = f"/runtime.v1.RuntimeService/{name}"
-        return protobuf.parse(asyncio.run(unix_grpc.call(self.socket, method, request, 30.0)))
+        return protobuf.parse(asyncio.run(unix_grpc.call(self.socket, method, request, 100.0)))
 
     def pod(self, name: str, namespace: str, uid: str, labels: dict[str, str]) -> tuple[str, bytes]:
         """Start a pod sandbox on the host's network; its id and config."""
@@ -284,7 +290,7 @@ class Oci:
         # A file, not a pipe: the container inherits it and would keep a pipe open.
         with (self.home / "err").open("wb") as errors:
             done = subprocess.run(
-                command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, timeout=30
+                command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, timeout=100
             )
         assert done.returncode == 0, (self.home / "err").read_text()
 
@@ -294,8 +300,9 @@ class Oci:
         self._do(runtime, "delete", "-f", name)
 
     def close(self) -> None:
-        for _, name in list(self._made):
-            self.remove(name)
+        with contextlib.ExitStack() as stack:
+            for _, name in self._made:
+                stack.callback(self.remove, name)
 
 
 @pytest.fixture
@@ -319,7 +326,7 @@ class PodmanCli:
         ]  # fmt: skip
 
     def podman(self, *words: str) -> str:
-        done = subprocess.run([*self._words, *words], check=False, capture_output=True, timeout=60)
+        done = subprocess.run([*self._words, *words], check=False, capture_output=True, timeout=100)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
 
@@ -345,16 +352,37 @@ def podman_cli(rootfs: Path) -> Iterator[PodmanCli]:
     _need("podman", "runc")
     home = Path(tempfile.mkdtemp(prefix="hb"))  # podman refuses a run root longer than 50 characters
     cli = PodmanCli(home, rootfs)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_cgroups, "libpod_parent")
+        stack.callback(_remove_tree, home)
+        stack.callback(_unmount, home)
+        stack.callback(cli.podman, "rm", "-af", "-t", "0")
         yield cli
-    finally:
-        cli.podman("rm", "-af", "-t", "0")
-        _unmount(home)
-        deadline = time.monotonic() + 10
-        while home.exists() and time.monotonic() < deadline:  # podman's cleanup process still writes there
-            shutil.rmtree(home, ignore_errors=True)
-            time.sleep(0.02)
-        _remove_cgroups("libpod_parent")
+
+
+def _remove_tree(home: Path) -> None:
+    deadline = time.monotonic() + 20
+    while home.exists() and time.monotonic() < deadline:  # podman's cleanup process still writes there
+        shutil.rmtree(home, ignore_errors=True)
+        time.sleep(0.02)
+
+
+def remove_cgroup(path: str) -> None:
+    """rmdir a cgroup of the test's own; tasks that were just reaped may hold it for a moment."""
+    full = Path(cgroups.mount_point() + path)
+    deadline = time.monotonic() + 30
+    while full.exists():
+        try:
+            full.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+@pytest.fixture(name="remove_cgroup")
+def _remove_cgroup() -> Callable[[str], None]:
+    return remove_cgroup
 
 
 def kernel_cgroup_id(path: str) -> int:
@@ -378,7 +406,7 @@ def _kernel_cgroup_id() -> Callable[[str], int]:
     return kernel_cgroup_id
 
 
-async def wait_until(ask: Callable[[], Any], seconds: float = 20.0) -> Any:
+async def wait_until(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
     """`until` for tests that run a loop."""
     async with asyncio.timeout(seconds):
         while True:

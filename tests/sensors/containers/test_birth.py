@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from processors.decode import Definitions
 from schemas import frame as frames
 from schemas.behaviour import Behaviour
 from schemas.errors import HauberkError
-from schemas.identity import Kind, decode
+from schemas.identity import Identity, Kind, decode
 from schemas.operations import Operation
 from schemas.topics import EVENTS_RAW, INVENTORY
 from sensors.containers.podman import PodmanSettings
@@ -29,12 +27,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.containers]
 
 
 @pytest.fixture
-def pins() -> Iterator[str]:
+def pins(bpffs_home: Callable[[str], str]) -> str:
     if os.geteuid() != 0:
         pytest.skip("needs root: loads BPF programs")
-    home = tempfile.mkdtemp(prefix="hauberk-birth-")
-    yield f"{home}/pins"
-    shutil.rmtree(home, ignore_errors=True)
+    return f"{bpffs_home('birth')}/pins"
 
 
 def execs(bus: MemoryBus) -> list[Behaviour]:
@@ -52,7 +48,8 @@ async def test_the_first_event_of_a_container_has_an_identity(oci: Any, pins: st
     bus = MemoryBus()
     runtime = PodmanSettings(roots=(oci.root("runc"),), poll_seconds=60)
     inventory = Inventory(bus, InventorySettings(node="n1", runtimes=(runtime,), rescan_seconds=60))
-    settings = NodeSettings(pin_dir=pins, load=LoadSettings(occurrence_pages=256, definition_pages=256))
+    load = LoadSettings(occurrence_pages=256, definition_pages=256, timeout=100.0)
+    settings = NodeSettings(pin_dir=pins, load=load)
     try:
         node: Node = await asyncio.to_thread(open_node, settings, inventory.on_cgroup)
     except HauberkError as error:
@@ -60,7 +57,7 @@ async def test_the_first_event_of_a_container_has_an_identity(oci: Any, pins: st
     agent = node.agent(bus)
     tasks = [asyncio.create_task(inventory.run()), asyncio.create_task(agent.run())]
     try:
-        await inventory.ready.wait()
+        await asyncio.wait_for(inventory.ready.wait(), 60)
         name = f"hauberk-born-{os.getpid()}"
         await asyncio.to_thread(oci.run, "runc", name)
         known = await wait_until(lambda: next((one for one in inventory.identities if one.uid == name), None))
@@ -69,13 +66,14 @@ async def test_the_first_event_of_a_container_has_an_identity(oci: Any, pins: st
             lambda: [one for one in execs(bus) if one.cgroup == known.cgroups[0] and one.resource == "/bin/busybox"]
         )
         assert (mine[0].pid_ns, mine[0].mnt_ns) == (known.pid_ns, known.mnt_ns)
-        told = [
-            decode(one.value)
-            for one in bus.records(INVENTORY)
-            if one.value and known.cgroups[0] in decode(one.value).cgroups
-        ]
-        assert (told[0].kind, told[0].complete) == (Kind.HOST, False)
-        assert (told[-1].kind, told[-1].complete) == (Kind.CONTAINER, True)
+
+        def told() -> list[Identity]:
+            said = [decode(one.value) for one in bus.records(INVENTORY) if one.value]
+            return [one for one in said if known.cgroups[0] in one.cgroups]
+
+        # Published by a task of its own.
+        await wait_until(lambda: (told()[-1].kind, told()[-1].complete) == (Kind.CONTAINER, True))
+        assert (told()[0].kind, told()[0].complete) == (Kind.HOST, False)
         await asyncio.to_thread(oci.remove, name)
         await wait_until(lambda: inventory.find(known.cgroups[0]).ended)  # type: ignore[union-attr]
     finally:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_ids_are_the_kernels(kernel_cgroup_id: Callable[[str], int]) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: makes a cgroup")
     mount = cgroups.mount_point()
-    path = f"/hauberk-test-{os.getpid()}"
+    path = f"/hauberk-test-{os.getpid()}-{time.monotonic_ns()}"
     os.mkdir(mount + path)
     try:
         seen = dict(cgroups.scan(mount))

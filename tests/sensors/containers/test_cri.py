@@ -49,18 +49,18 @@ async def test_a_pod_is_described(containerd: Any, wait_until: Any) -> None:
     finally:
         await asyncio.to_thread(containerd.remove, sandbox)
     await wait_until(lambda: (id_, True) in told)
-    watching.cancel()
     assert runtime.status == ""
+    watching.cancel()
 
 
 @pytest.mark.containers
 async def test_errors_of_the_server_are_readable(containerd: Any) -> None:
     request = protobuf.string(1, "e" * 64)
     with pytest.raises(Status, match=r"container.*e{64}.*not found") as caught:
-        await unix_grpc.call(containerd.socket, "/runtime.v1.RuntimeService/ContainerStatus", request, 5.0)
+        await unix_grpc.call(containerd.socket, "/runtime.v1.RuntimeService/ContainerStatus", request, 60.0)
     assert caught.value.code == NOT_FOUND
     with pytest.raises(Status) as caught:
-        await unix_grpc.call(containerd.socket, "/runtime.v9.RuntimeService/Version", b"", 5.0)
+        await unix_grpc.call(containerd.socket, "/runtime.v9.RuntimeService/Version", b"", 60.0)
     assert caught.value.code == UNIMPLEMENTED
 
 

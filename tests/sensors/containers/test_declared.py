@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,18 +36,18 @@ async def test_a_declared_cgroup_is_a_container() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to make a cgroup")
     mount = cgroups.mount_point()
-    path = Path(f"{mount}/hauberk-declared-{os.getpid()}")
+    path = Path(f"{mount}/hauberk-declared-{os.getpid()}-{time.monotonic_ns()}")
     path.mkdir()
     bus = MemoryBus(MemorySettings())
     settings = InventorySettings(
         node="n",
         runtimes=(),
-        workloads=(WorkloadSettings(name="web", cgroup="/hauberk-declared-*", labels={"app": "web"}),),
+        workloads=(WorkloadSettings(name="web", cgroup=f"/{path.name}", labels={"app": "web"}),),
     )
     inventory = Inventory(bus, settings)
     task = asyncio.create_task(inventory.run())
     try:
-        await asyncio.wait_for(inventory.ready.wait(), 5)
+        await asyncio.wait_for(inventory.ready.wait(), 60)
         (path / "below").mkdir()
         inner = (path / "below").stat().st_ino
         inventory.on_cgroup(inner, f"/{path.name}/below", False)
@@ -74,10 +75,11 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to make a cgroup")
     mount, bus = cgroups.mount_point(), MemoryBus(MemorySettings())
-    paths = [Path(f"{mount}/hauberk-past-{os.getpid()}-{name}") for name in ("stays", "goes")]
+    own = f"hauberk-past-{os.getpid()}-{time.monotonic_ns()}"
+    paths = [Path(f"{mount}/{own}-{name}") for name in ("stays", "goes")]
     settings = InventorySettings(
-        node="n", runtimes=(), linger_seconds=1.0, rescan_seconds=0.05,
-        workloads=(WorkloadSettings(name="job", cgroup="/hauberk-past-*"),),
+        node="n", runtimes=(), linger_seconds=3.0, rescan_seconds=0.05,
+        workloads=(WorkloadSettings(name="job", cgroup=f"/{own}-*"),),
     )  # fmt: skip
     other = Identity(kind=Kind.CONTAINER, node="n2", uid="elsewhere", cgroups=(1,))
     reused = Identity(kind=Kind.CONTAINER, node="n", uid="before-boot", cgroups=(1,))
@@ -97,7 +99,7 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
             assert told[stays].ended == 0
             assert "before-boot" not in told  # its cgroup is the node's now
             assert told["elsewhere"].ended == 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while goes in await _told(bus):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert again.find(paths[0].stat().st_ino) is not None
@@ -112,7 +114,7 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
 async def _run(inventory: Inventory) -> AsyncIterator[Inventory]:
     task = asyncio.create_task(inventory.run())
     try:
-        await asyncio.wait_for(inventory.ready.wait(), 10)
+        await asyncio.wait_for(inventory.ready.wait(), 60)
         yield inventory
     finally:
         task.cancel()
@@ -125,7 +127,7 @@ async def _told(bus: MemoryBus) -> dict[str, Identity]:
 
 
 async def _eventually(bus: MemoryBus, uid: str) -> Identity:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             for record in (await bus.latest(INVENTORY)).values():
                 assert record.value is not None

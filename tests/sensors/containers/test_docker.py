@@ -89,7 +89,7 @@ async def test_an_unreadable_socket_says_what_to_do(tmp_path: Path) -> None:
     os.seteuid(65534)
     try:
         with pytest.raises(PermissionMissing, match="run as root"):
-            await unix_http.get(path, "/x", 1.0)
+            await unix_http.get(path, "/x", 60.0)
     finally:
         os.seteuid(0)
         server.close()
@@ -115,7 +115,7 @@ async def test_a_broken_answer_is_an_error_not_a_crash(tmp_path: Path, answer: b
     thread.start()
     try:
         with pytest.raises(Unavailable):
-            await unix_http.get(path, "/x", 5.0)
+            await unix_http.get(path, "/x", 60.0)
     finally:
         thread.join()
         server.close()

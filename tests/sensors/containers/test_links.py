@@ -7,7 +7,8 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bus.memory import MemoryBus, MemorySettings
 from schemas.identity import Identity, Kind
 from schemas.links import asked
 from schemas.topics import POLICIES
+from sensors import links
 from sensors.containers import cgroups
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.docker import DockerSettings
@@ -39,7 +41,7 @@ async def running(bus: MemoryBus, **settings: Any) -> AsyncIterator[Inventory]:
     inventory = Inventory(bus, InventorySettings(node="n1", **settings))
     task = asyncio.create_task(inventory.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await inventory.ready.wait()
         yield inventory
     finally:
@@ -95,14 +97,21 @@ async def test_the_host_follows_policies(tmp_path: Path, wait_until: Any) -> Non
 
     async with running(bus, runtimes=()) as inventory:
         await wait_until(lambda: node().links == {named_path: f"{tmp_path}/real/"})
-        assert all(one.links == node().links for one in inventory.identities if one.kind is Kind.HOST)
+        # Cgroups of the machine come and go meanwhile; those of one look are told together.
+        await wait_until(
+            lambda: all(one.links == node().links for one in inventory.identities if one.kind is Kind.HOST)
+        )
         await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//a", None)])
         await wait_until(lambda: node().links == {})
 
 
 @pytest.mark.containers
 @pytest.mark.kernel
-async def test_a_container_has_its_links_with_its_first_words(dockerd: Any, wait_until: Any) -> None:
+async def test_a_container_has_its_links_with_its_first_words(
+    dockerd: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # First words wait for the lookup, however slow the machine is.
+    monkeypatch.setattr(links, "WITHIN", 30.0)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/busybox", "/opt/none")])
     async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket),)) as inventory:
@@ -124,7 +133,7 @@ async def test_a_container_has_its_links_with_its_first_words(dockerd: Any, wait
 
 
 @pytest.fixture
-def jail(tmp_path: Path) -> Iterator[str]:
+def jail(tmp_path: Path, remove_cgroup: Callable[[str], None]) -> Iterator[str]:
     """A cgroup with a process in a root of its own; its path."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make a cgroup")
@@ -134,19 +143,20 @@ def jail(tmp_path: Path) -> Iterator[str]:
     (root / "bin").symlink_to("usr/bin")
     (root / "usr/bin/dash").touch()
     (root / "usr/bin/sh").symlink_to("dash")
-    cgroup = Path(f"{cgroups.mount_point()}/hauberk-links-{os.getpid()}")
+    cgroup = Path(f"{cgroups.mount_point()}/hauberk-links-{os.getpid()}-{time.monotonic_ns()}")
     cgroup.mkdir()
     code = 'mount --bind "$0" "$0" && cd "$0" && pivot_root . old && echo && read line'
     child = subprocess.Popen(["unshare", "-m", "sh", "-c", code, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout
     assert child.stdin
-    child.stdout.readline()
-    (cgroup / "cgroup.procs").write_text(str(child.pid))
-    yield f"/{cgroup.name}"
-    child.stdin.close()
-    child.stdout.close()
-    child.wait(10)
-    cgroup.rmdir()
+    try:
+        child.stdout.readline()
+        (cgroup / "cgroup.procs").write_text(str(child.pid))
+        yield f"/{cgroup.name}"
+    finally:
+        child.kill()
+        child.communicate()
+        remove_cgroup(f"/{cgroup.name}")
 
 
 @pytest.mark.kernel
@@ -155,6 +165,24 @@ async def test_a_declared_workload_is_looked_at_in_its_own_root(jail: str, wait_
     workloads = (WorkloadSettings(name="web", cgroup=jail),)
     async with running(bus, runtimes=(), workloads=workloads) as inventory:
         await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/new")])
+        expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
+        await wait_until(
+            lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)
+        )
+
+
+@pytest.mark.kernel
+async def test_a_root_that_was_late_is_looked_at_again(
+    jail: str, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "WITHIN", 0.0)
+    monkeypatch.setattr(links, "LATE_AGAIN", 0.01)
+    bus = MemoryBus(MemorySettings())
+    await bus.publish(POLICIES, [policy("a", "/bin/sh")])
+    async with running(bus, runtimes=(), workloads=(WorkloadSettings(name="web", cgroup=jail),)) as inventory:
+        await wait_until(lambda: inventory._links.late > 1)
+        assert all(one.links == {} for one in inventory.identities)
+        monkeypatch.setattr(links, "WITHIN", 30.0)
         expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
         await wait_until(
             lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)

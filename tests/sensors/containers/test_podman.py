@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.containers
 
 @pytest.mark.parametrize("kind", ["runc", "crun"])
 async def test_a_plain_container_is_found_by_its_cgroup(oci: Any, kind: str) -> None:
-    name = f"hauberk-{kind}"
+    name = f"hauberk-{kind}-{os.getpid()}"
     oci.run(kind, name, annotations={"team": "red"})
     runtime = Podman(PodmanSettings(roots=(oci.root(kind),)))
     found = await runtime.describe(Place("", f"/{name}"))
@@ -45,10 +46,11 @@ async def test_changes_are_told(oci: Any, wait_until: Any) -> None:
     told: list[tuple[str, bool]] = []
     runtime = Podman(PodmanSettings(roots=(oci.root("runc"),), poll_seconds=0.02))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
-    await asyncio.to_thread(oci.run, "runc", "hauberk-watched")
-    await wait_until(lambda: ("hauberk-watched", False) in told)
-    await asyncio.to_thread(oci.remove, "hauberk-watched")
-    await wait_until(lambda: ("hauberk-watched", True) in told)
+    name = f"hauberk-watched-{os.getpid()}"
+    await asyncio.to_thread(oci.run, "runc", name)
+    await wait_until(lambda: (name, False) in told)
+    await asyncio.to_thread(oci.remove, name)
+    await wait_until(lambda: (name, True) in told)
     watching.cancel()
 
 
