@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "identity", "enforce", "guard",
+    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "dns", "identity", "enforce", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
@@ -73,7 +73,7 @@ GUARDS: Final = (
 
 HOPS: Final = (
     "none", "call", "open", "paths", "symlink", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "finish",
+    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "query", "finish",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 

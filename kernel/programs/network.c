@@ -6,6 +6,7 @@
 #define S_IFMT_ 0170000
 #define S_IFSOCK_ 0140000
 #define EINPROGRESS_ (-115)
+#define DNS_PORT 53
 
 /* struct sock of a descriptor; 0 when it is no socket. Fills type, protocol and family. */
 static __always_inline void *socket_of(struct work *w, void *task, s32 fd)
@@ -200,7 +201,7 @@ int hop_accept(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-#define MESSAGES 12 /* of one sendmmsg: two of the 33 tail calls each */
+#define MESSAGES 12 /* of one sendmmsg: two of the 33 tail calls each, five if it is a DNS query */
 #define MMSGHDR 64  /* sizeof(struct mmsghdr) of a 64-bit task */
 
 /* sendto, sendmsg, sendmmsg on datagram and raw sockets; streams are told by connect and accept. */
@@ -212,16 +213,19 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
     void *sk = socket_of(w, TASK(), w->args[0]);
     if (!sk || (w->b.socket_type != 2 && w->b.socket_type != 3))
         return 0;
-    u64 pointer = 0;
+    u64 pointer = 0, parts = 0;
     u32 length = 0;
+    w->after = HOP_FINISH;
+    w->query = 0;
     if (w->number == NR_SENDTO) {
         pointer = w->args[4];
         length = w->args[5];
         w->b.flags = w->args[3];
-    } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length */
+    } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length, parts */
         u64 header = w->args[1] + w->message * MMSGHDR;
         bpf_probe_read_user(&pointer, 8, (void *)header);
         bpf_probe_read_user(&length, 4, (void *)header + 8);
+        bpf_probe_read_user(&parts, 8, (void *)header + 16);
         if (w->number == NR_SENDMMSG && (s32)w->message + 1 < (s32)w->ret)
             w->after = HOP_SENT;
         w->b.flags = w->number == NR_SENDMSG ? w->args[2] : w->args[3];
@@ -237,22 +241,41 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         if (w->b.family != AF_UNIX_)
             w->b.port = swap16(READ16(sk, K_sock__dport));
     }
+    if (w->b.port == DNS_PORT && w->b.socket_type == 2 && w->b.family != AF_UNIX_) {
+        u64 part[2] = {w->args[1], w->args[2]};
+        if (w->number != NR_SENDTO)
+            bpf_probe_read_user(part, sizeof(part), (void *)parts);
+        w->query = part[0];
+        w->query_size = part[1];
+        w->after = HOP_SENT;
+    }
     claim_denial(w);
     next_job(ctx, w);
     return 0;
 }
 
-/* One message of a sendmmsg is told; on to the next, each may go somewhere else. */
+/* On to the next message of a sendmmsg, if there is one: each may go somewhere else. */
+static __always_inline void next_message(void *ctx, struct work *w)
+{
+    if (w->number != NR_SENDMMSG || (s32)w->message + 1 >= (s32)w->ret)
+        return;
+    w->b.operation = OP_SEND;
+    if (++w->message < MESSAGES)
+        go(ctx, HOP_SEND);
+    else
+        lose(LOSS_CHAIN_BROKEN);
+}
+
+/* A message is told; what it asks a name server comes after it. */
 int hop_sent(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
     if (!w)
         return 0;
     finish(w, 0);
-    w->after = HOP_FINISH;
-    if (++w->message < MESSAGES)
-        go(ctx, HOP_SEND);
+    if (w->query)
+        go(ctx, HOP_QUERY);
     else
-        lose(LOSS_CHAIN_BROKEN);
+        next_message(ctx, w);
     return 0;
 }

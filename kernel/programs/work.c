@@ -29,6 +29,9 @@ struct work {
     s64 ret;
     u32 number;
     u32 message; /* sendmmsg: which of its messages this is */
+    u64 query;   /* a datagram for a name server: user address of its first part; 0: none */
+    u32 query_size;
+    u32 hole3;
     u64 root_dentry;
     u64 root_mount; /* struct mount */
     u64 dentry;

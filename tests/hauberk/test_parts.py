@@ -36,6 +36,9 @@ spec:
   network:
     matchProtocols:
     - protocol: tcp
+    matchDNSQueries:
+    - domain: example.test
+      action: Audit
   file:
     action: Audit
     matchDirectories:
@@ -78,6 +81,14 @@ class Workload:
             "except OSError as e:\n print(errno.errorcode[e.errno])"
         )
         return self.run(sys.executable, "-S", "-c", code).stdout.strip()
+
+    def ask(self, name: str) -> None:
+        """Have a name server that is not there asked for `name`, as a resolver would."""
+        labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+        message = bytes([0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]) + labels + bytes([0, 0, 1, 0, 1])
+        code = f"import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto({message!r}, ('127.0.0.1', 53))"
+        done = self.run(sys.executable, "-S", "-c", code)
+        assert done.returncode == 0, done.stderr
 
     def close(self) -> None:
         for file in self.files.iterdir():
@@ -165,6 +176,16 @@ def test_an_event_becomes_an_alert_and_a_connection_is_denied(parts: Any, listen
     assert found[0]["PolicyName"] == "parts"
     assert found[0]["ContainerName"] == NAME
     assert found[0]["Action"] == "Audit"
+
+
+def test_a_name_that_is_asked_for_is_told(parts: Any, wait_for: Callable[..., Any]) -> None:
+    parts.workload.ask("other.test")
+    parts.workload.ask("API.Example.test")
+    found = wait_for(lambda: [one for one in alerts(parts) if "domain=" in one.get("Data", "")])
+    assert [(one["Operation"], one["Resource"], one["Action"], one["PolicyName"]) for one in found] == [
+        ("Network", "API.Example.test", "Audit", "parts")
+    ]
+    assert found[0]["Data"] == "kfunc=UDP_SENDSKB domain=API.Example.test daddr=127.0.0.1"
 
 
 def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip

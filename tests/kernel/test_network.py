@@ -14,11 +14,45 @@ from typing import Any
 
 import pytest
 
+from schemas.kernel import Loss
 from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
 Pick = Callable[..., Any]
 V4, V6 = bytes([127, 0, 0, 1]) + bytes(12), bytes(15) + b"\1"
+
+
+class Part(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_char_p), ("length", ctypes.c_size_t)]
+
+
+class Header(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p), ("name_length", ctypes.c_uint32), ("parts", ctypes.POINTER(Part)),
+        ("count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int), ("sent", ctypes.c_uint32), ("hole", ctypes.c_uint32),
+    ]  # fmt: skip
+
+
+def send_all(messages: list[tuple[bytes, int]]) -> None:
+    """One sendmmsg(2) of (payload, port) to the loopback."""
+    names = [struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), V4[:4]) for _, port in messages]
+    parts = [Part(payload, len(payload)) for payload, _ in messages]
+    headers = (Header * len(messages))(
+        *[Header(name, 16, ctypes.pointer(part), 1) for name, part in zip(names, parts, strict=True)]
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        assert ctypes.CDLL(None).sendmmsg(client.fileno(), headers, len(messages), 0) == len(messages)
+
+
+def question(name: str, kind: int = 1, *, flags: int = 0x0100, count: int = 1) -> bytes:
+    """A DNS message that asks for `name`, RFC 1035 section 4.1."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".") if label)
+    return struct.pack(">HHHHHH", 4711, flags, count, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
+
+
+def asked(events: list[Any]) -> list[Any]:
+    return [(event.resource, event.address, event.port) for event in events if event.operation is Operation.DNS]
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
@@ -124,27 +158,70 @@ def test_datagrams_tell_their_destination(sensor: Any, pick: Pick, connected: bo
 
 
 def test_every_message_of_a_sendmmsg_is_told(sensor: Any) -> None:
-    class Part(ctypes.Structure):
-        _fields_ = [("base", ctypes.c_char_p), ("length", ctypes.c_size_t)]
-
-    class Header(ctypes.Structure):
-        _fields_ = [
-            ("name", ctypes.c_char_p), ("name_length", ctypes.c_uint32), ("parts", ctypes.POINTER(Part)),
-            ("count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
-            ("flags", ctypes.c_int), ("sent", ctypes.c_uint32), ("hole", ctypes.c_uint32),
-        ]  # fmt: skip
-
     ports = [9001, 9002, 9003]
 
-    def act() -> None:
-        part = Part(b"x", 1)
-        names = [struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), V4[:4]) for port in ports]
-        headers = (Header * 3)(*[Header(name, 16, ctypes.pointer(part), 1) for name in names])
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            assert ctypes.CDLL(None).sendmmsg(client.fileno(), headers, 3, 0) == 3
-
-    sent = [event for event in sensor.run(act) if event.operation is Operation.SEND]
+    sent = [
+        event
+        for event in sensor.run(lambda: send_all([(b"x", port) for port in ports]))
+        if event.operation is Operation.SEND
+    ]
     assert [(event.port, event.address, event.ret) for event in sent] == [(port, V4, 3) for port in ports]
+
+
+@pytest.mark.parametrize("way", ["sendto", "connected", "sendmsg"])
+def test_the_name_asked_of_a_name_server_is_told_after_the_datagram(sensor: Any, way: str) -> None:
+    def act() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            if way == "sendto":
+                client.sendto(question("Api.example.com"), ("127.0.0.1", 53))
+            elif way == "connected":
+                client.connect(("127.0.0.1", 53))
+                client.send(question("Api.example.com"))
+            else:
+                client.sendmsg([question("Api.example.com")], [], 0, ("127.0.0.1", 53))
+
+    events = sensor.run(act)
+    assert asked(events) == [("Api.example.com", V4, 53)]
+    both = [event.operation for event in events if event.operation in (Operation.SEND, Operation.DNS)]
+    assert both == [Operation.SEND, Operation.DNS]
+
+
+def test_a_resolver_that_asks_for_both_kinds_at_once_asks_for_one_name(sensor: Any) -> None:
+    longest = ".".join(["l" * 63] * 3 + ["m" * 61])
+    events = sensor.run(lambda: send_all([
+        (question("a.test"), 53), (question("a.test", 28), 53), (question("never.test"), 5353), (question(longest), 53),
+    ]))  # fmt: skip
+    assert asked(events) == [(name, V4, 53) for name in ("a.test", "a.test", longest)]
+    assert len({event.id for event in events if event.resource == "a.test"}) == 1
+    assert [event.port for event in events if event.operation is Operation.SEND] == [53, 53, 5353, 53]
+
+
+def test_of_many_queries_at_once_six_are_told_and_the_rest_is_counted(sensor: Any) -> None:
+    before = sensor.lost(Loss.CHAIN_BROKEN)
+    events = sensor.run(lambda: send_all([(question(f"q{number}.test"), 53) for number in range(9)]))
+    assert [name for name, _, _ in asked(events)] == [f"q{number}.test" for number in range(6)]
+    assert sensor.lost(Loss.CHAIN_BROKEN) > before
+
+
+NO_QUESTION = {
+    "empty": b"",
+    "header alone": question("a.test")[:12],
+    "half a name": question("a.test")[:15],
+    "no end": question("a" * 63)[:70],
+    "an answer": question("a.test", flags=0x8180),
+    "an update": question("a.test", flags=0x2800),
+    "two questions": question("a.test", count=2),
+    "the root": question(""),
+    "a pointer": question("a.test")[:12] + b"\1a\xc0\x0c\0\1\0\1",
+    "noise": bytes(range(256)) * 2,
+}
+
+
+@pytest.mark.parametrize("payload", NO_QUESTION.values(), ids=NO_QUESTION.keys())
+def test_what_is_no_question_is_a_datagram_alone(sensor: Any, payload: bytes) -> None:
+    events = sensor.run(lambda: send_all([(payload, 53), (question("next.test"), 53)]))
+    assert asked(events) == [("next.test", V4, 53)]
+    assert len([event for event in events if event.operation is Operation.SEND]) == 2
 
 
 def test_streams_are_told_by_connect_not_by_send(sensor: Any) -> None:
