@@ -25,6 +25,7 @@ from bus.database import Corrupt
 from bus.layout import Layout, Log
 from bus.offsets import Lease
 from bus.reader import Channel, EmbeddedSubscription
+from bus.room import check_cap
 from bus.rows import measure
 from bus.wake import Wake
 from bus.writer import HOUSEKEEPING_SECONDS, Append, Commit, Done, Forget, Stop, Writer
@@ -36,9 +37,6 @@ Meta = msgspec.Meta
 
 # A WAL this long is moved into its file in the background; by feel: 16 MB is 32 frames of 512 KB.
 _WAL_BYTES = 16 << 20
-
-_NEWEST = sum(not topic.compacted for topic in BY_NAME.values())
-"""Topics that are kept in segments."""
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="embedded"):
@@ -399,9 +397,4 @@ def _check_names(settings: EmbeddedSettings) -> None:
         for name in getattr(settings, key):
             if name not in BY_NAME:
                 raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")
-    least = _NEWEST * settings.segment_bytes
-    if 0 < settings.total_bytes < least:
-        raise SettingsError(
-            f"`bus.total_bytes`: expected 0 or at least {_NEWEST} times `segment_bytes` ({least}), got {settings.total_bytes}; "
-            "raise it, or lower `segment_bytes`: the newest segment of a topic never goes"
-        )
+    check_cap(settings.total_bytes, settings.segment_bytes)

@@ -9,12 +9,14 @@ newest segment of a topic. Neighbours: `writer` (calls this now and then), `segm
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from bus.compacted import CompactedLog
 from bus.layout import ROWS_AT_ONCE, Layout, Log
-from schemas.topics import Cleanup, Topic
+from schemas.errors import SettingsError
+from schemas.topics import TOPICS, Cleanup, Topic
 
 
 class Dropped(msgspec.Struct, kw_only=True):
@@ -30,6 +32,19 @@ class Room(msgspec.Struct, kw_only=True):
 
     used: int
     dropped: list[Dropped]
+
+
+_SEGMENTED: Final = sum(not topic.compacted for topic in TOPICS)
+
+
+def check_cap(total_bytes: int, segment_bytes: int) -> None:
+    """SettingsError for a cap that the newest segments alone, which never go, may reach."""
+    least = _SEGMENTED * segment_bytes
+    if 0 < total_bytes < least:
+        raise SettingsError(
+            f"`bus.total_bytes`: expected 0 or at least {_SEGMENTED} times `segment_bytes` ({least}), got {total_bytes}; "
+            "raise it, or lower `segment_bytes`: the newest segment of a topic never goes"
+        )
 
 
 def make_room(layout: Layout, logs: Mapping[Topic, Log], lowest: Mapping[Topic, int | None], most: int) -> Room:
