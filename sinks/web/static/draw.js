@@ -45,11 +45,18 @@ export function kindOf(action) {
   return action && action.startsWith('Audit') ? 'audit' : 'none';
 }
 
+// Columns that need no more than their words; what is left is for paths and names.
+const TIGHT = new Set(['', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME', 'LINE']);
+
+// `columns`: words of ours. A cell is a text, an element, or a number, which goes to the right.
 export function table(columns, lines, more = 0, what = 'lines') {
-  const numeric = columns.map((_, index) => lines.some((line) => typeof line[index] === 'number'));
-  const row = (cells, name) =>
-    el('tr', {}, cells.map((cell, index) => el(name, { class: numeric[index] ? 'number' : null, scope: name === 'th' ? 'col' : null, 'data-column': name === 'td' ? columns[index] : null },
-      typeof cell === 'number' ? number(cell) : cell)));
+  const look = columns.map((name, index) =>
+    lines.some((line) => typeof line[index] === 'number') ? 'number' : TIGHT.has(name) ? 'tight' : null);
+  const row = (cells, name) => el('tr', {}, cells.map((cell, index) => el(name, {
+    class: look[index],
+    scope: name === 'th' ? 'col' : null,
+    'data-column': name === 'td' ? columns[index] : null, // its heading, where a narrow screen shows lines as cards
+  }, typeof cell === 'number' ? number(cell) : cell)));
   const made = el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': what },
     el('table', {}, el('thead', {}, row(columns, 'th')), el('tbody', {}, lines.map((line) => row(line, 'td')))));
   return more ? [made, el('p', { class: 'quiet' }, `${number(more)} more ${what}; hauberk summary shows all`)] : [made];
@@ -83,7 +90,7 @@ export function chart(into, reading, points, now, minutes = 30) {
     ? `Events per second: ${names.map((name) => `${name} ${rate(lines.get(name)[minutes - 1])}`).join(', ')}` : 'No events yet' });
   for (const part of [0, 0.5, 1]) {
     drawn.append(svg('line', { class: 'grid', x1: left, x2: width - 8, y1: y(part * most), y2: y(part * most) }),
-      svg('text', { class: 'tick-text', x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, rate(part * most)));
+      svg('text', { class: 'tick-text', x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, part ? rate(part * most) : '0'));
   }
   for (const index of [0, 10, 20, minutes - 1])
     drawn.append(svg('text', { class: 'tick-text', x: x(index), y: height - 4, 'text-anchor': index ? (index === minutes - 1 ? 'end' : 'middle') : 'start' },
@@ -103,7 +110,7 @@ export function chart(into, reading, points, now, minutes = 30) {
 
 function nice(most) {
   const step = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 5, 10].map((one) => one * step).find((one) => one >= most * 0.999);
+  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((one) => one * step).find((one) => one >= most * 0.999);
 }
 
 const short_name = (text, most) => (visible(text).length > most ? visible(text).slice(0, most - 1) + '\u2026' : visible(text));
@@ -118,7 +125,7 @@ export function map(into, edges) {
     return;
   }
   const width = Math.max(320, into.clientWidth), line = 24, height = Math.max(left.length, right.length) * line + 12;
-  const letters = Math.floor(width * 0.3 / 7.2);
+  const letters = Math.floor((width * 0.32 - 12) / 7.4);
   const from = width * 0.32, to = width * 0.68;
   const place = (index, many) => ((index + 0.5) * height) / many;
   const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, width, height, role: 'img', 'aria-label': `${left.length} workloads and ${right.length} peers; the table below has the same` });

@@ -45,7 +45,9 @@ export function alertList(alerts, wanted, most = FIRST) {
 export function alertsOnTop(into, fresh, most = FIRST) {
   if (!fresh.length) return;
   into.querySelector(':scope > p')?.remove();
-  into.prepend(...fresh.map(alertRow));
+  const rows = fresh.map(alertRow);
+  for (const row of rows) row.classList.add('fresh');
+  into.prepend(...rows);
   while (into.children.length > most) into.lastElementChild.remove();
 }
 
