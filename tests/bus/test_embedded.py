@@ -384,7 +384,7 @@ async def main():
     async with bus.subscribe([TELEMETRY], None, "earliest") as subscription:
         found = 0
         while found < written:
-            batch = await subscription.take(10, 5)
+            batch = await subscription.take(10, 60)
             assert batch
             found += len(batch)
     os.unlink(f"{place}/ballast")

@@ -173,9 +173,9 @@ def test_hostile_patterns_take_linear_time_and_bounded_memory() -> None:
     machine = Automaton([glob.parse(hostile)])
     took = []
     for length in (2_000, 4_000):
-        started = time.perf_counter()
+        started = time.thread_time()
         assert machine.match("/" + "a" * length) == ()
-        took.append(time.perf_counter() - started)
+        took.append(time.thread_time() - started)
     assert took[1] < 5
     assert machine.states * (machine._classes + 1) <= automata.MAX_CELLS
 

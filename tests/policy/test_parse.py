@@ -387,9 +387,10 @@ def test_half_a_surrogate_pair_in_json_is_no_crash() -> None:
 
 
 def within(seconds: float, text: str | bytes) -> Parsed:
-    start = time.perf_counter()
+    """Parsed within so many seconds of processor time: a busy machine adds nothing to them."""
+    start = time.thread_time()
     parsed = parse(text, "bomb")
-    assert time.perf_counter() - start < seconds
+    assert time.thread_time() - start < seconds
     sound(parsed)
     return parsed
 
@@ -427,7 +428,7 @@ def test_thousands_of_errors_stay_readable() -> None:
 @pytest.mark.parametrize("piece", ["      - ptracex{}\n", "      - {}: 1\n", "      - [{}]\n"])
 def test_a_file_made_of_wrong_names_ends_in_time(piece: str) -> None:
     head = POLICY.partition("    - syscall:")[0]
-    parsed = within(10, head + "    - syscall:\n" + "".join(piece.format(n) for n in range(50_000)))
+    parsed = within(20, head + "    - syscall:\n" + "".join(piece.format(n) for n in range(50_000)))
     assert len(parsed.diagnostics) == 500
 
 
@@ -438,9 +439,9 @@ def test_a_comma_list_of_a_hundred_thousand_names_is_told_briefly() -> None:
 
 def test_a_thousand_small_policies_take_seconds() -> None:
     text = "---\n".join(POLICY.replace("name: demo", f"name: demo-{n}") for n in range(1000))
-    start = time.perf_counter()
+    start = time.thread_time()
     parsed = parse(text, "f")
-    took = time.perf_counter() - start
+    took = time.thread_time() - start
     assert len(parsed.policies) == 1000
     assert took < 20, f"{took:.1f} s"
 

@@ -86,10 +86,10 @@ def test_a_hit_costs_the_same_under_many_policies() -> None:
         ruleset.scope(identity)
         best = 1.0
         for _ in range(20):
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(500):
                 ruleset.scope(identity)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     assert cost(300) < 3 * cost(3)

@@ -237,9 +237,9 @@ def test_any_text_is_an_expression_or_refused(expression: str, text: str) -> Non
     ["(a+)+$", "(a|a)*$", "(a|aa)+$", "(.*a){20}$", "a?" * 30 + "a" * 30, "((((){1000}){1000}){1000}){1000}a$"],
 )
 def test_hostile_expressions_end_in_time(expression: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     Expression(expression).search("a" * 253 + "!")
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize("expression", ["(a{100}){100}", "((((a{50}){50}){50}){50})", "(" * 100, "[z-a]", "a{3,1}", "\\", "(?i)a", "*a", "a{1001}", "a" * 1001])  # fmt: skip

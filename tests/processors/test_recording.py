@@ -31,7 +31,7 @@ async def test_a_recorded_session(make_policy):
     sent = sum(decode(record.value).header.events for record in bus.records(EVENTS_RAW))
     processor = Processor(bus)
     running = asyncio.create_task(processor.run())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while processor.stats().events < sent or processor.stats().open_frames:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     processor.stop()
@@ -60,7 +60,7 @@ async def played(bus, frames):
     async def busy():
         return processor.stats().frames < frames or (await bus.lag("processors")).get(EVENTS_RAW.name, 1)
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while await busy():  # noqa: ASYNC110 - polls a bus, which has no event for this.
             await asyncio.sleep(0.02)
     processor.stop()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import tempfile
@@ -44,9 +45,7 @@ def jail(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     assert child.stdin
     child.stdout.readline()
     yield tmp_path, child.pid
-    child.stdin.close()
-    child.stdout.close()
-    child.wait(10)
+    child.communicate(timeout=90)
 
 
 def test_links_are_resolved_inside_the_root(jail: tuple[Path, int]) -> None:
@@ -102,13 +101,14 @@ def test_a_process_that_is_gone_is_an_error() -> None:
 
 
 def test_no_descriptor_is_left(jail: tuple[Path, int]) -> None:
+    gc.collect()  # what earlier tests left to it must not be closed in between
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
         with Root(jail[1]) as root:
             for path in ("/bin/sh", "/etc/round", "/nothing", "/etc/out", "/usr/bin/dash/x"):
                 root.find(path)
                 root.walk(path)
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 PART = st.sampled_from(["a", "b", "c", "d"])
