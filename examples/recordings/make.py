@@ -11,6 +11,7 @@ distribution or sensor makes another file; the tests ask only for what the scrip
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.server
 import os
 import struct
@@ -90,6 +91,18 @@ async def run_in(cgroup: Path, script: str) -> None:
         os.unlink(file.name + ".run")
 
 
+async def remove(group: Path) -> None:
+    """rmdir a cgroup; who was just reaped may hold it for a moment."""
+    for _ in range(1000):
+        try:
+            return group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        await asyncio.sleep(0.01)
+    return group.rmdir()
+
+
 async def record(path: Path) -> None:
     """One recording at `path`."""
     demo = Path("/tmp/demo")
@@ -150,7 +163,7 @@ async def record(path: Path) -> None:
         server.shutdown()
         server.server_close()
         for group in groups.values():
-            group.rmdir()
+            await remove(group)
         for left in (demo / "site" / "index.html", demo / "notes.txt", demo / "access.log"):
             left.unlink(missing_ok=True)
         (demo / "site").rmdir()

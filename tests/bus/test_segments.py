@@ -40,7 +40,7 @@ class EmbeddedAgainstModel(RuleBasedStateMachine):
         self.open()
 
     def run_async(self, work):
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     def open(self) -> None:
         # Housekeeping by hand (`tidy`), so that a failing example can be replayed.

@@ -21,7 +21,9 @@ from schemas.kernel import Config
 from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
-SMALL = LoadSettings(new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64)
+SMALL = LoadSettings(
+    new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=100.0
+)  # fmt: skip
 
 
 def links_alive(pin_dir: str) -> list[str]:

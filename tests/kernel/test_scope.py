@@ -60,7 +60,9 @@ def test_excluded_processes_are_silent_and_their_children_are_not(sensor: Any) -
 
     events = sensor.run(hidden)
     with sensor.map("excluded") as table:
-        assert table.get(struct.pack("=I", sensor.pid)) is None, "the pid of a process that ended is somebody else's soon"
+        assert table.get(struct.pack("=I", sensor.pid)) is None, (
+            "the pid of a process that ended is somebody else's soon"
+        )
     opened = {event.resource for event in events if event.operation is Operation.OPEN}
     assert "/etc/passwd" in opened
     assert "/etc/hosts" not in opened
@@ -127,7 +129,7 @@ def at_rest(tight: Any, action: Callable[[], object]) -> list[Any]:
 
 def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path, sensor: Any) -> None:
     pins = f"{bpffs}/small"
-    small = load(LoadSettings(new_visibility=0, occurrence_pages=1, definition_pages=1), pins)
+    small = load(LoadSettings(new_visibility=0, occurrence_pages=1, definition_pages=1, timeout=100.0), pins)
     try:
         tight = type(sensor)(small, cgroup)
 
