@@ -117,19 +117,24 @@ def reader(
     return stage
 
 
-def processor(bus: Bus, configuration: Configuration) -> tuple[Processor, Stage]:
-    """Frames in; alerts, telemetry, summaries out."""
+def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> tuple[Processor, Stage]:
+    """Frames in; alerts, telemetry, summaries out. `last`: when this is told to stop, nobody is left who could say whose rows
+    are whose."""
     from processors.engine import Processor
 
     engine = Processor(bus, configuration.processor)
 
     async def whole() -> None:
         # Its groups of one second would wait for a frame of the next one, which will not come. Rows whose owner is not known
-        # are worth the wait.
+        # are worth the wait as long as somebody may say it.
         ends = await bus.end(EVENTS_RAW)
-        while engine.parking.waiting or any(  # noqa: ASYNC110 - polls a count, which has no event
+        while any(  # noqa: ASYNC110 - polls offsets, which have no event
             engine.pump.position.get((EVENTS_RAW.name, partition), 0) < end for partition, end in ends.items()
         ):
+            await asyncio.sleep(0.02)
+        if last:
+            await engine.give_up()
+        while engine.parking.waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     return engine, reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop, whole)

@@ -193,7 +193,7 @@ async def _live(
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
     agent, sensing = stages.sensor(bus, node, inventory)
-    processor, judging = stages.processor(bus, settings)
+    processor, judging = stages.processor(bus, settings, last=True)
     planner, planning = stages.planner(bus, settings)
     _, enforcing = stages.enforcement(bus, settings, inventory.node)
     stages.collect(sinks, {
@@ -251,7 +251,7 @@ def _replay(
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
-    processor, judging = stages.processor(bus, settings)
+    processor, judging = stages.processor(bus, settings, last=True)
     _, playing = stages.replay(bus, wanted, over, stages.told(bus, processor, sinks))
     stages.collect(sinks, {"processor": processor.stats, "pump": lambda: processor.pump.stats})
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")

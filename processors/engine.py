@@ -28,7 +28,7 @@ from processors.stats import ProcessorStats
 from processors.teller import Teller
 from processors.throttle import Throttle, ThrottleSettings
 from schemas.errors import Permanent, Temporary
-from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES, TELEMETRY, Topic
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
 
 _CHUNK = 500
 """Records per publish."""
@@ -139,6 +139,17 @@ class Processor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def give_up(self) -> None:
+        """Once what the bus says of identities is known here, tell parked rows with what is known. For when those who could
+        say more have ended: nothing is gained by waiting for them."""
+        ends = await self._bus.end(INVENTORY)
+        while any(  # noqa: ASYNC110 - polls offsets, which have no event
+            self.facts.position.get((INVENTORY.name, partition), -1) < end for partition, end in ends.items()
+        ):
+            await asyncio.sleep(0.01)
+        self.parking.give_up()
+        self._wake()
 
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""

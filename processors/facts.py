@@ -47,6 +47,8 @@ class Facts:
         self.problem = ""
         self.recompiled = 0
         self.policies = 0
+        self.position: dict[tuple[str, int], int] = {}
+        """(topic name, partition) -> offset after the newest record that is in force here."""
 
     async def run(self) -> None:
         """Follow both topics. Ends only by cancelling."""
@@ -61,6 +63,7 @@ class Facts:
         # Strictly before `latest`: what is published between the two is then seen twice, never missed.
         async with self._bus.subscribe((INVENTORY, POLICIES), None, "latest") as subscription:
             await self._start()
+            self.position = dict(subscription.position)
             while True:
                 batch = await subscription.take(500, 1.0)
                 changed = False
@@ -71,6 +74,7 @@ class Facts:
                         self._identity(delivery.record)
                 if changed:
                     await self._recompile()
+                self.position = dict(subscription.position)
                 if batch:
                     self._moved()
 

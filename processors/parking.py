@@ -8,6 +8,7 @@ they are told with what is known. Nothing leaves here without being told or coun
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from typing import Annotated
 
@@ -92,6 +93,11 @@ class Parking:
         self._epoch = inventory.epoch
         found = [part for part in self._held if _resolvable(part, inventory, judge)]
         return self._take(found)
+
+    def give_up(self) -> None:
+        """Nobody will say any more who they are: `over` gives all that is held now."""
+        for part in self._held:
+            part.deadline = -math.inf
 
     def over(self, now: float) -> list[Parked]:
         """What has waited long enough, or must go because the room is full (oldest first), taken out."""

@@ -14,6 +14,8 @@ from bus.contract import Record
 from bus.memory import MemoryBus
 from hauberk import stages
 from hauberk.sections import Configuration
+from processors.engine import ProcessorSettings
+from processors.parking import ParkingSettings
 from schemas import frame as frames
 from schemas.alert import Alert, encode_alert
 from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES
@@ -52,6 +54,27 @@ async def test_the_processor_does_not_wait_for_frames_that_cannot_come(
     events = sum(frames.decode(record.value or b"").header.events for record in played.records(EVENTS_RAW))
     assert engine.stats().counted_events == events > 0
     assert played.records(SUMMARIES)
+
+
+async def test_rows_that_nobody_can_name_any_more_are_told_as_they_are(
+    played: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "caught_up", lambda *_: asyncio.Event().wait())
+    bus = MemoryBus()
+    await bus.publish(EVENTS_RAW, played.records(EVENTS_RAW))
+    patient = ProcessorSettings(parking=ParkingSettings(max_seconds=3600.0))
+    engine, stage = stages.processor(bus, Configuration(processor=patient), last=True)
+    stop = asyncio.Event()
+    task = asyncio.create_task(stage(stop))
+    async with asyncio.timeout(60):
+        while not engine.parking.waiting:  # noqa: ASYNC110 - a count
+            await asyncio.sleep(0.005)
+    stop.set()
+    await asyncio.wait_for(task, 60)
+    assert (await bus.lag("processors"))[EVENTS_RAW.name] == 0
+    events = sum(frames.decode(record.value or b"").header.events for record in bus.records(EVENTS_RAW))
+    assert engine.stats().counted_events == events
+    assert engine.stats().told_unknown > 0
 
 
 async def test_sinks_send_at_once_when_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
