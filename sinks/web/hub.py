@@ -33,6 +33,8 @@ HISTORY_SECONDS: Final = 1800
 STEP_SECONDS: Final = 60
 TAIL_SECONDS: Final = 180
 """Counts arrive some seconds after their events: the last three minutes are told again when they change."""
+WHOLE_EVERY: Final = 60
+"""Each sixtieth poll asks for the half hour: a sink that was behind fills in what is older than the tail."""
 
 _T = TypeVar("_T")
 
@@ -195,7 +197,7 @@ class Hub:
         after = self._newest
 
         def question(reader: Reading) -> tuple[feed.Steps, list[StoredAlert], int]:
-            since = int(self._clock()) - TAIL_SECONDS
+            since = int(self._clock()) - (TAIL_SECONDS if self.polls % WHOLE_EVERY else HISTORY_SECONDS)
             tail = feed.steps(reader.series(Query(since=since), STEP_SECONDS))
             fresh = reader.alerts(Query(limit=ALERTS_MOST), after=after)
             newest = fresh or reader.alerts(Query(limit=1))

@@ -46,7 +46,7 @@ export function kindOf(action) {
 }
 
 // Columns that need no more than their words; what is left is for paths and names.
-const TIGHT = new Set(['', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME', 'LINE']);
+const TIGHT = new Set(['WAY', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME', 'LINE']);
 
 // `columns`: words of ours. A cell is a text, an element, or a number, which goes to the right.
 export function table(columns, lines, more = 0, what = 'lines') {

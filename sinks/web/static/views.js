@@ -16,7 +16,7 @@ export function alertRow({ ident, alert }) {
     el('span', { class: 'severity', 'data-severity': severity >= 7 ? 'high' : severity >= 4 ? 'middle' : 'low', title: 'severity, 10 is worst' }, alert.Severity || '-'),
     el('span', { class: 'who' }, alert.NamespaceName ? `${alert.NamespaceName}/` : '', el('b', {}, who)),
     el('span', { class: 'what' }, el('span', { class: 'quiet' }, `${alert.Operation || ''} `), el('span', { class: 'path' }, alert.ProcessName || alert.Source || '-'), el('span', { class: 'quiet' }, ' \u2192 '), el('span', { class: 'path' }, alert.Resource || '-')),
-    el('span', { class: 'why' }, el('b', {}, alert.PolicyName || 'no policy'), alert.Rule ? el('code', {}, alert.Rule) : null, alert.Mode === 'shadow' ? el('span', { class: 'badge', 'data-verdict': 'none' }, 'shadow') : null, alert.Count > 1 ? ` \u00d7${number(alert.Count)}` : null, alert.Message ? el('span', { class: 'quiet' }, ` ${alert.Message}`) : null));
+    el('span', { class: 'why' }, el('b', {}, alert.PolicyName || 'no policy'), alert.Rule ? [' ', el('code', {}, alert.Rule)] : null, alert.Mode === 'shadow' ? el('span', { class: 'badge', 'data-verdict': 'none' }, 'shadow') : null, alert.Count > 1 ? ` \u00d7${number(alert.Count)}` : null, alert.Message ? el('span', { class: 'quiet' }, ` ${alert.Message}`) : null));
   const made = el('details', { 'data-ident': ident }, summary);
   // The whole of it is put in when somebody looks.
   made.addEventListener('toggle', () => {
@@ -122,14 +122,14 @@ export function sheet(found) {
 
 // ---- network
 
-const ARROW = { egress: '\u2192', ingress: '\u2190', bind: 'listens' };
+const WAYS = { egress: 'to', ingress: 'from', bind: 'listens on' };
 
 export function network(survey, text) {
   const words = text.toLowerCase();
   const fits = survey.edges.filter((one) => [one.workload, one.peer, one.port, one.protocol, one.way].join(' ').toLowerCase().includes(words));
   map(by('map'), fits);
   by('edges').replaceChildren(el('h2', {}, `${number(fits.length)} edges`), ...(fits.length
-    ? table(['WORKLOAD', '', 'PEER', 'PORT', 'PROTOCOL', 'COUNT', 'LAST', 'STATUS'], fits.map((one) => [one.workload, ARROW[one.way], one.peer || '-', String(one.port), one.protocol, total(one.counts), when(one.counts.last),
+    ? table(['WORKLOAD', 'WAY', 'PEER', 'PORT', 'PROTOCOL', 'COUNT', 'LAST', 'STATUS'], fits.map((one) => [one.workload, WAYS[one.way], one.peer || '-', String(one.port), one.protocol, total(one.counts), when(one.counts.last),
       el('span', {}, ...(one.counts.denied || one.counts.audited ? told(one.counts) : [verdict('Allow')]))]), 0, 'edges') : [el('p', { class: 'quiet' }, 'No connections in this time.')]), left(survey.more_edges, 'edges'));
 }
 

@@ -42,7 +42,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Page]]]
     async with contextlib.AsyncExitStack() as opened:
 
         async def serve(**settings: Any) -> Page:
-            page = Page(PageSettings(port=0, **settings), lambda: SqliteReader(str(tmp_path / "summary.db")))
+            page = Page(PageSettings(**{"port": 0, **settings}), lambda: SqliteReader(str(tmp_path / "summary.db")))
             await page.open()
             opened.push_async_callback(page.close)
             return page
@@ -198,7 +198,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         port, deadline = home / "DevToolsActivePort", time.monotonic() + 60
         while not (port.exists() and "\n" in port.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline, (home / "said.txt").read_text()
+            assert process.poll() is None, (home / "said.txt").read_text()
+            assert time.monotonic() < deadline, (home / "said.txt").read_text()
             time.sleep(0.02)
         yield f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
     finally:
