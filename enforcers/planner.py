@@ -147,8 +147,14 @@ class PlannerEngine:
     def _identity(self, record: Record) -> str:
         node = record.key.split(b"/", 1)[0].decode("utf-8", "replace")
         if record.value is None:
-            known = self._identities.get(node, {}).pop(record.key, None)
-            if known is not None and known.kind is Kind.NODE:
+            mine = self._identities.get(node, {})
+            known = mine.pop(record.key, None)
+            # A node may have had two: one before its machine id changed.
+            if (
+                known is not None
+                and known.kind is Kind.NODE
+                and all(one.kind is not Kind.NODE for one in mine.values())
+            ):
                 self._gone.add(node)
             return node if known is not None else ""
         try:

@@ -151,6 +151,25 @@ async def test_nobody_but_nodes_that_are_away_is_no_success(capsys: pytest.Captu
     assert "expected a receipt within 0.05 s" in said
 
 
+async def test_a_node_with_a_new_machine_id_is_not_dropped() -> None:
+    bus = MemoryBus()
+    old = records("here")[INVENTORY]
+    new = Identity(kind=Kind.NODE, node="here", uid="node-new")
+    await bus.publish(INVENTORY, [old, Record(new.key, encode(new))])
+    planner = PlannerEngine(bus)
+    task = asyncio.create_task(planner.run())
+    await asyncio.wait_for(planner.ready.wait(), 10)
+    await bus.publish(INVENTORY, [Record(old.key, None)])
+    policy = parse(POLICY.encode(), "t").policies[0]
+    await bus.publish(POLICIES, [Record(key(policy), to_json(policy))])
+    async with asyncio.timeout(10):
+        while planner.stats.compiled < 2:  # noqa: ASYNC110 - a count
+            await asyncio.sleep(0.005)
+    planner.stop()
+    await asyncio.wait_for(task, 10)
+    assert b"here" in await bus.latest(ENFORCEMENT_DESIRED)
+
+
 async def test_a_dropped_node_gets_no_plan_until_it_is_back() -> None:
     bus = MemoryBus()
     await put(bus, records("left"))
