@@ -24,7 +24,7 @@ UID = "11111111-2222-3333-4444-555555555555"
 @pytest.mark.containers
 async def test_a_pod_is_described(containerd: Any, wait_until: Any) -> None:
     told: list[tuple[str, bool]] = []
-    runtime = Cri(CriSettings(socket=containerd.socket, poll_seconds=0.05))
+    runtime = Cri(CriSettings(socket=containerd.socket, timeout_seconds=60.0, poll_seconds=0.05))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
     sandbox, config = await asyncio.to_thread(containerd.pod, "web-1", "shop", UID, {"app": "web"})
     try:
@@ -67,7 +67,7 @@ async def test_errors_of_the_server_are_readable(containerd: Any) -> None:
 @pytest.mark.containers
 async def test_a_containerd_without_cri_is_no_fault(dockerd: Any) -> None:
     # Docker's own containerd is started with the CRI plugin switched off.
-    runtime = Cri(CriSettings(socket=f"{dockerd.home}/exec/containerd/containerd.sock"))
+    runtime = Cri(CriSettings(socket=f"{dockerd.home}/exec/containerd/containerd.sock", timeout_seconds=60.0))
     with pytest.raises(Status, match="RuntimeService"):
         await runtime.list()
     assert runtime.status == ""

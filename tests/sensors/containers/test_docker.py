@@ -23,7 +23,7 @@ pytestmark = pytest.mark.containers
 async def test_a_container_is_described(dockerd: Any) -> None:
     id_ = dockerd.run("who", "--label", "app=web", "--label", "kubearmor.io/namespace=shop")
     try:
-        runtime = Docker(DockerSettings(socket=dockerd.socket))
+        runtime = Docker(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0))
         found = await runtime.describe(Place(id_, f"/docker/{id_}", "docker"))
         assert found is not None
         assert (found.name, found.image, found.namespace) == ("who", "busy:1", "shop")
@@ -40,7 +40,7 @@ async def test_a_container_is_described(dockerd: Any) -> None:
 
 async def test_starts_and_ends_are_told_across_a_restart_of_the_engine(dockerd: Any, wait_until: Any) -> None:
     told: list[tuple[str, bool]] = []
-    runtime = Docker(DockerSettings(socket=dockerd.socket, reconnect_max_seconds=0.2))
+    runtime = Docker(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0, reconnect_max_seconds=0.2))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
     try:
         first = await asyncio.to_thread(dockerd.run, "first")

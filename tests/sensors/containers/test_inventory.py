@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.containers, pytest.mark.kernel]
 
 @asynccontextmanager
 async def running(bus: MemoryBus, *runtimes: Any, **settings: Any) -> AsyncIterator[Inventory]:
+    # A runtime on a busy machine may take its time: whoever it tells of is not given up before.
+    settings = {"answer_seconds": 60.0} | settings
     inventory = Inventory(bus, InventorySettings(node="n1", runtimes=runtimes, **settings))
     task = asyncio.create_task(inventory.run())
     try:
@@ -66,7 +68,7 @@ async def test_what_runs_already_is_known_at_start(dockerd: Any, kernel_cgroup_i
     bus = MemoryBus()
     id_ = await asyncio.to_thread(dockerd.run, "early", "--label", "app=web")
     try:
-        async with running(bus, DockerSettings(socket=dockerd.socket)) as inventory:
+        async with running(bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)) as inventory:
             seen = await published(bus, id_)
             assert seen is not None
             assert seen.complete
@@ -83,7 +85,7 @@ async def test_what_runs_already_is_known_at_start(dockerd: Any, kernel_cgroup_i
 
 async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any, wait_until: Any) -> None:
     bus = MemoryBus()
-    runtime = DockerSettings(socket=dockerd.socket)
+    runtime = DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)
     async with running(bus, runtime, linger_seconds=2.0, rescan_seconds=0.1) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "born", "--label", "kubearmor.io/namespace=shop")
         tell_of(inventory, f"/docker/{id_}")
@@ -111,7 +113,7 @@ async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_unt
 
     bus = MemoryBus()
     async with running(bus, rescan_seconds=60) as inventory:
-        inventory._runtimes = [Before(DockerSettings(socket=dockerd.socket))]
+        inventory._runtimes = [Before(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0))]
         id_ = await asyncio.to_thread(dockerd.run, "brief", "--label", "app=brief")
         try:
             cgroup = _cgroup(id_)
@@ -134,7 +136,7 @@ async def test_containers_that_remove_themselves_have_their_names(
 ) -> None:
     bus = MemoryBus()
     settings = InventorySettings(
-        node="n1", runtimes=(DockerSettings(socket=dockerd.socket),), rescan_seconds=600, linger_seconds=600,
+        node="n1", runtimes=(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0),), rescan_seconds=600, linger_seconds=600,
         answer_seconds=60,
     )  # fmt: skip
     inventory = Inventory(bus, settings)
@@ -163,7 +165,7 @@ async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait
     bus = MemoryBus()
     files = PodmanSettings(roots=(f"{dockerd.home}/exec/runtime-runc/*",), poll_seconds=0.05)
     early = await asyncio.to_thread(dockerd.run, "files-early")
-    async with running(bus, DockerSettings(socket=dockerd.socket), files) as inventory:
+    async with running(bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0), files) as inventory:
         late = await asyncio.to_thread(dockerd.run, "files-late")
         tell_of(inventory, f"/docker/{late}")
         await wait_until(lambda: (one := inventory.find(_cgroup(late))) and one.complete)
@@ -177,7 +179,9 @@ async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait
 
 async def test_a_restarted_container_keeps_its_name_under_a_new_cgroup(dockerd: Any, wait_until: Any) -> None:
     bus = MemoryBus()
-    async with running(bus, DockerSettings(socket=dockerd.socket), rescan_seconds=0.1) as inventory:
+    async with running(
+        bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0), rescan_seconds=0.1
+    ) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "again")
         first = await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one)
         await asyncio.to_thread(dockerd.docker, "restart", "-t", "0", "again")
@@ -197,7 +201,7 @@ async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_
     id_ = await asyncio.to_thread(dockerd.run, "outer")
     inner = f"{cgroups.mount_point()}/docker/{id_}/init.scope"
     try:
-        async with running(MemoryBus(), DockerSettings(socket=dockerd.socket)) as inventory:
+        async with running(MemoryBus(), DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)) as inventory:
             os.mkdir(inner)
             inner_id = os.stat(inner).st_ino
             inventory.on_cgroup(inner_id, None, False)
@@ -214,7 +218,7 @@ async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_
 async def test_a_pod_is_whole(containerd: Any, wait_until: Any) -> None:
     uid = "99999999-2222-3333-4444-555555555555"
     bus = MemoryBus()
-    async with running(bus, CriSettings(socket=containerd.socket)) as inventory:
+    async with running(bus, CriSettings(socket=containerd.socket, timeout_seconds=60.0)) as inventory:
         sandbox, config = await asyncio.to_thread(containerd.pod, "db-0", "shop", uid, {"app": "db"})
         id_ = await asyncio.to_thread(containerd.container, sandbox, config, "postgres")
         tell_of(inventory, "/kubepods")

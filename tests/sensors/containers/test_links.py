@@ -38,7 +38,7 @@ def policy(name: str, *paths: str) -> Record:
 
 @asynccontextmanager
 async def running(bus: MemoryBus, **settings: Any) -> AsyncIterator[Inventory]:
-    inventory = Inventory(bus, InventorySettings(node="n1", **settings))
+    inventory = Inventory(bus, InventorySettings(node="n1", answer_seconds=60.0, **settings))
     task = asyncio.create_task(inventory.run())
     try:
         async with asyncio.timeout(60):
@@ -114,7 +114,7 @@ async def test_a_container_has_its_links_with_its_first_words(
     monkeypatch.setattr(links, "WITHIN", 30.0)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/busybox", "/opt/none")])
-    async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket),)) as inventory:
+    async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0),)) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "linked")
         try:
             whole = await wait_until(
