@@ -73,13 +73,16 @@ def unwatch(loaded: Loaded) -> None:
 def pin_dir(loaded: Loaded) -> Iterator[str]:
     """The pins, with no enforcement before and none left after, and nothing watched."""
     unwatch(loaded)
-    yield loaded.pin_dir
-    assert [name for name in os.listdir(f"{loaded.pin_dir}/links") if name.startswith("guard-")] == []
-    for name in ("rules", "net_rules"):
-        with loaded.map(name) as one:
-            assert list(one.keys()) == [], name
-    with loaded.map("scopes") as scopes:
-        assert [key for key, value in scopes.items() if SCOPE.struct.unpack(value)[0]] == []
+    try:
+        yield loaded.pin_dir
+        assert [name for name in os.listdir(f"{loaded.pin_dir}/links") if name.startswith("guard-")] == []
+        for name in ("rules", "net_rules"):
+            with loaded.map(name) as one:
+                assert list(one.keys()) == [], name
+        with loaded.map("scopes") as scopes:
+            assert [key for key, value in scopes.items() if SCOPE.struct.unpack(value)[0]] == []
+    finally:
+        unwatch(loaded)
 
 
 class Cgroup:
