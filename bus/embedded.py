@@ -91,9 +91,9 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     )
     memory_bytes: Annotated[
         int, Meta(ge=0, description="Bytes of newest records held per topic for readers here.", examples=[4194304])
-    ] = 4 << 20
+    ] = 1 << 20
     take_bytes: Annotated[int, Meta(ge=1, description="Bytes after which one take ends early.", examples=[4194304])] = (
-        4 << 20
+        1 << 20
     )
     housekeeping: Annotated[
         float, Meta(gt=0, description="Seconds between looks at what to seal and drop.", examples=[2.0])

@@ -58,7 +58,7 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         msgspec.Meta(
             ge=2, description="Judged behaviours kept, over all nodes; about 1.1 KiB each.", examples=[131072]
         ),
-    ] = 32768
+    ] = 16384
 
 
 class Entry:

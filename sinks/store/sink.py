@@ -64,7 +64,7 @@ class StoreSink:
     takes_json = False
     topics = (SUMMARIES, ALERTS)
     # Half a second of summaries in one transaction: what costs is the sync, not the row.
-    limits = BatchLimits(items=5000, size_bytes=8 << 20, age_seconds=0.5, send_seconds=120.0)
+    limits = BatchLimits(items=5000, size_bytes=2 << 20, age_seconds=0.5, send_seconds=120.0)
 
     def __init__(self, settings: StoreSettings) -> None:
         self.name = settings.name or "store"
