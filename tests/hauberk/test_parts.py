@@ -57,9 +57,9 @@ def cgroup_root() -> str:
 class Workload:
     """A cgroup of the test's own that is declared as a container."""
 
-    def __init__(self) -> None:
-        self.full = Path(cgroup_root(), NAME)
-        self.files = Path("/tmp", NAME)
+    def __init__(self, name: str = NAME) -> None:
+        self.full = Path(cgroup_root(), name)
+        self.files = Path("/tmp", name)
         self.files.mkdir()
         self.full.mkdir()
 
@@ -230,9 +230,20 @@ def test_memory_of_up(hauberk: Any, capsys: pytest.CaptureFixture[str]) -> None:
     hauberk.sinks = [{"type": "file", "path": f"{hauberk.state}/alerts.jsonl"}, {"type": "store", "path": f"{hauberk.state}/summary.db"},
                      {"type": "prometheus", "port": 0}]  # fmt: skip
     hauberk.pins += "-up"
-    up = hauberk.start("up", "-q")
-    up.ready()
-    ((rss, pss),) = steady(up.process.pid)
+    name = f"{NAME}-up"
+    # One workload is watched and not the host: what the machine's other processes do is not weighed.
+    up = hauberk.start("up", "-q", HAUBERK__INVENTORY__WORKLOADS=json.dumps([{"name": name, "cgroup": f"/{name}"}]),
+                       HAUBERK__INVENTORY__RUNTIMES="[]", HAUBERK__SENSOR__LOAD__HOST_VISIBILITY="0")  # fmt: skip
+    workload = Workload(name)
+    try:
+        up.ready()
+        for round_ in range(5):
+            workload.touch([f"{round_}-{number}" for number in range(500)])
+        ((rss, pss),) = steady(up.process.pid)
+        told = hauberk("summary", "-o", "json", "-t", "file").stdout
+        assert f"{name}/4-499" in told
+    finally:
+        workload.close()
     with capsys.disabled():
         print(f"\n  hauberk up: {rss:.1f} MB resident, {pss:.1f} MB Pss")
     assert up.end() == 0
