@@ -17,9 +17,10 @@ from sinks.secret import Secret
 from sinks.settings import Common
 from sinks.store.rollup import Keep
 from sinks.syslog_wire import Tls
+from sinks.web.page import PageSettings
 
 _SHARED = (("Every sink", Common), ("`filter`", Filter), ("`retry`", Retry))
-_PARTS = (("`tls` of `syslog`", Tls), ("`keep` of `store`", Keep), ("A secret (`key_password`)", Secret))
+_PARTS = (("`tls` of `syslog`", Tls), ("`keep` of `store`", Keep), ("A secret (`key_password`)", Secret), ("The page (section `page`, not of `sinks`)", PageSettings))
 
 
 def markdown() -> str:

@@ -78,12 +78,12 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         9643
     )
     names: Annotated[
-        list[str],
+        tuple[str, ...],
         msgspec.Meta(
             description="Names it may be asked by, as a proxy passes them on; its own address and the loopback always may.",
             examples=[["hauberk.example.org"]],
         ),
-    ] = []
+    ] = ()
     clients: Annotated[
         int, msgspec.Meta(ge=1, le=1000, description="Browsers that may watch at a time.", examples=[16])
     ] = 16

@@ -93,6 +93,9 @@ def test_the_environment_is_settings_that_exist(stage: str) -> None:
     configuration = check(merge(environment=environment), Configuration)
     if stage == "sink":
         assert [sink.__struct_config__.tag for sink in configuration.sinks] == ["file", "store", "prometheus"]
+        ports = {resolved(port).split(":", 2)[2] for port in SERVICES[stage]["ports"]}
+        assert ports == {str(configuration.sinks[2].port), str(configuration.page.port)}  # type: ignore[union-attr]
+        assert not configuration.page.enabled, "it has no password, and the bridge has other containers on it"
     if stage == "node":
         assert os.path.dirname(configuration.sensor.pin_dir).startswith("/sys/fs/bpf/")
         assert f"HAUBERK__SENSOR__PIN_DIR={configuration.sensor.pin_dir}" in dockerfile
