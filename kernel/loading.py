@@ -78,8 +78,8 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = _ALL
     timeout: Annotated[
-        float, msgspec.Meta(description="seconds the loader may take before it is ended", examples=[60.0])
-    ] = 60.0
+        float, msgspec.Meta(description="seconds the loader may take before it is ended", examples=[180.0])
+    ] = 180.0
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
