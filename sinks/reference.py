@@ -20,7 +20,12 @@ from sinks.syslog_wire import Tls
 from sinks.web.page import PageSettings
 
 _SHARED = (("Every sink", Common), ("`filter`", Filter), ("`retry`", Retry))
-_PARTS = (("`tls` of `syslog`", Tls), ("`keep` of `store`", Keep), ("A secret (`key_password`)", Secret), ("The page (section `page`, not of `sinks`)", PageSettings))
+_PARTS = (
+    ("`tls` of `syslog`", Tls),
+    ("`keep` of `store`", Keep),
+    ("A secret (`key_password`)", Secret),
+    ("The page (section `page`, not of `sinks`)", PageSettings),
+)
 
 
 def markdown() -> str:

@@ -23,7 +23,8 @@ from sinks.web import feed
 
 POLL_SECONDS: Final = 1.0
 SHARE: Final = 10.0
-"""A poll that took t seconds is followed by at least ten times t of rest, so a large store costs a tenth of a core at most."""
+"""Counting that took t seconds is not done again for ten times t, so a large store costs a tenth of a core at most; alerts
+are asked for each second all the same."""
 HEARTBEAT_SECONDS: Final = 15.0
 WAITING_MOST: Final = 50
 """Messages that wait for one browser."""
@@ -34,7 +35,7 @@ STEP_SECONDS: Final = 60
 TAIL_SECONDS: Final = 180
 """Counts arrive some seconds after their events: the last three minutes are told again when they change."""
 WHOLE_EVERY: Final = 60
-"""Each sixtieth poll asks for the half hour: a sink that was behind fills in what is older than the tail."""
+"""Each sixtieth time the half hour is counted: a sink that was behind fills in what is older than the tail."""
 
 _T = TypeVar("_T")
 
@@ -117,6 +118,8 @@ class Hub:
         self._newest = 0
         self._told: feed.Steps | None = None
         self._trouble = ""
+        self._counted = 0
+        self._due = 0.0
         self.polls = 0
 
     @property
@@ -181,7 +184,6 @@ class Hub:
 
     async def _run(self) -> None:
         while True:
-            started = time.monotonic()
             try:
                 await self._look()
                 self._trouble = ""
@@ -191,26 +193,34 @@ class Hub:
                     self._trouble = str(error)
                     self._tell(feed.message("trouble", {"why": self._trouble}))
             self.polls += 1
-            await asyncio.sleep(max(POLL_SECONDS, SHARE * (time.monotonic() - started)))
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _look(self) -> None:
-        after = self._newest
+        after, due = self._newest, self._counted == 0 or time.monotonic() >= self._due
 
-        def question(reader: Reading) -> tuple[feed.Steps, list[StoredAlert], int]:
-            since = int(self._clock()) - (TAIL_SECONDS if self.polls % WHOLE_EVERY else HISTORY_SECONDS)
-            tail = feed.steps(reader.series(Query(since=since), STEP_SECONDS))
+        def question(reader: Reading) -> tuple[feed.Steps | None, float, list[StoredAlert], int]:
+            started = time.monotonic()
+            since = int(self._clock()) - (TAIL_SECONDS if self._counted % WHOLE_EVERY else HISTORY_SECONDS)
+            tail = feed.steps(reader.series(Query(since=since), STEP_SECONDS)) if due else None
+            took = time.monotonic() - started
             fresh = reader.alerts(Query(limit=ALERTS_MOST), after=after)
             newest = fresh or reader.alerts(Query(limit=1))
-            return tail, fresh, newest[0].ident if newest else 0
+            return tail, took, fresh, newest[0].ident if newest else 0
 
-        tail, fresh, newest = await self._questions.ask(question)
+        tail, took, fresh, newest = await self._questions.ask(question)
         if newest < after:
             # Another store stands in its place: numbers begin again.
-            self._newest, self._told = 0, None
+            self._newest, self._told, self._counted = 0, None, 0
             self._tell(feed.message("reset", {}))
             return
         self._newest = newest
-        if tail != self._told or self._trouble:
+        if due:
+            self._counted += 1
+            self._due = time.monotonic() + SHARE * took
+        if tail is None:
+            # Not counted this time: that it answers again is told all the same.
+            tail = self._told if self._trouble else None
+        if tail is not None and (tail != self._told or self._trouble):
             self._told = tail
             self._tell(feed.message("activity", {"now": self._clock(), "points": tail}))
         if fresh:

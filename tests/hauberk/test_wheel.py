@@ -35,12 +35,12 @@ def test_our_packages_and_nothing_else(wheel: Path) -> None:
 
 
 def test_every_source_file_is_in_it(wheel: Path) -> None:
-    """The C programs too: the loader compiles them on the node."""
+    """The C programs too: the loader compiles them on the node. And what the page's browser loads."""
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         str(path.relative_to(ROOT))
         for room in ROOMS
-        for pattern in ("*.py", "*.c", "*.h")
+        for pattern in ("*.py", "*.c", "*.h", "static/*")
         for path in (ROOT / room).rglob(pattern)
     }
     assert any(name.startswith("kernel/programs/") and name.endswith(".c") for name in wanted)
