@@ -86,22 +86,27 @@ export function chart(into, reading, points, now, minutes = 30) {
   const most = nice(Math.max(0.1, ...names.map((name) => Math.max(...lines.get(name)))));
   const x = (index) => left + (index * (width - left - 8)) / (minutes - 1);
   const y = (value) => height - bottom - (value * (height - bottom - top)) / most;
-  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, width, height, role: 'img', 'aria-label': names.length
-    ? `Events per second: ${names.map((name) => `${name} ${rate(lines.get(name)[minutes - 1])}`).join(', ')}` : 'No events yet' });
+  const told = names.map((name) => `${name} ${rate(lines.get(name)[minutes - 1])}`).join(', ');
+  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, width, height, role: 'img', 'aria-label': told ? `Events per second: ${told}` : 'No events yet' });
   for (const part of [0, 0.5, 1]) {
     drawn.append(svg('line', { class: 'grid', x1: left, x2: width - 8, y1: y(part * most), y2: y(part * most) }),
       svg('text', { class: 'tick-text', x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, part ? rate(part * most) : '0'));
   }
-  for (const index of [0, 10, 20, minutes - 1])
-    drawn.append(svg('text', { class: 'tick-text', x: x(index), y: height - 4, 'text-anchor': index ? (index === minutes - 1 ? 'end' : 'middle') : 'start' },
-      index === minutes - 1 ? 'now' : clock(starts[index]).slice(-8, -3)));
-  for (const name of names)
-    drawn.append(svg('polyline', { class: 'line', 'data-class': name, points: lines.get(name).map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(' ') }));
-  const say = (index) => reading.replaceChildren(el('span', { class: 'quiet' }, index === minutes - 1 ? 'this minute' : clock(starts[index]).slice(-8, -3)),
-    ...(names.length ? names.map((name) => el('span', { class: 'legend', 'data-class': name }, `${name} ${rate(lines.get(name)[index])}`)) : [el('span', {}, 'no events yet')]));
+  const minute = (index, now_) => (index === minutes - 1 ? now_ : clock(starts[index]).slice(-8, -3));
+  for (const [index, anchor] of [[0, 'start'], [10, 'middle'], [20, 'middle'], [minutes - 1, 'end']])
+    drawn.append(svg('text', { class: 'tick-text', x: x(index), y: height - 4, 'text-anchor': anchor }, minute(index, 'now')));
+  for (const name of names) {
+    const along = lines.get(name).map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`);
+    drawn.append(svg('polyline', { class: 'line', 'data-class': name, points: along.join(' ') }));
+  }
+  const say = (index) => {
+    const values = names.map((name) => el('span', { class: 'legend', 'data-class': name }, `${name} ${rate(lines.get(name)[index])}`));
+    reading.replaceChildren(el('span', { class: 'quiet' }, minute(index, 'this minute')), ...(names.length ? values : ['no events yet']));
+  };
   drawn.addEventListener('pointermove', (event) => {
     const box = drawn.getBoundingClientRect();
-    say(Math.min(minutes - 1, Math.max(0, Math.round(((event.clientX - box.left) * (width / box.width) - left) / ((width - left - 8) / (minutes - 1))))));
+    const across = ((event.clientX - box.left) * (width / box.width) - left) / (width - left - 8);
+    say(Math.min(minutes - 1, Math.max(0, Math.round(across * (minutes - 1)))));
   });
   drawn.addEventListener('pointerleave', () => say(minutes - 1));
   say(minutes - 1);
@@ -135,8 +140,12 @@ export function map(into, edges) {
     const y1 = place(a, left.length), y2 = place(b, right.length), middle = (from + to) / 2;
     const total = edge.counts.allowed + edge.counts.audited + edge.counts.denied;
     const verdict = edge.counts.denied ? 'deny' : edge.counts.audited ? 'audit' : 'allow';
-    drawn.append(svg('path', { class: 'edge', 'data-verdict': verdict, 'data-way': edge.way, d: `M${from} ${y1}C${middle} ${y1} ${middle} ${y2} ${to} ${y2}`, 'stroke-width': (1 + Math.log10(total || 1)).toFixed(1) },
-      svg('title', {}, `${edge.workload} ${edge.way === 'ingress' ? '\u2190' : '\u2192'} ${edge.peer} ${edge.protocol}/${edge.port}: ${number(total)}${edge.counts.denied ? `, ${number(edge.counts.denied)} denied` : ''}`)));
+    const arrow = edge.way === 'ingress' ? '\u2190' : '\u2192';
+    const denied = edge.counts.denied ? `, ${number(edge.counts.denied)} denied` : '';
+    drawn.append(svg('path', {
+      class: 'edge', 'data-verdict': verdict, 'data-way': edge.way,
+      d: `M${from} ${y1}C${middle} ${y1} ${middle} ${y2} ${to} ${y2}`, 'stroke-width': (1 + Math.log10(total || 1)).toFixed(1),
+    }, svg('title', {}, `${edge.workload} ${arrow} ${edge.peer} ${edge.protocol}/${edge.port}: ${number(total)}${denied}`)));
   }
   const names = (all, x, anchor) => all.forEach((name, index) => drawn.append(
     svg('text', { x, y: place(index, all.length) + 4, 'text-anchor': anchor, class: 'node' }, short_name(name, letters), svg('title', {}, name))));

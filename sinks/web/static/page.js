@@ -10,7 +10,11 @@ const WINDOW = 15; // seconds over which "events a second" is measured
 const AGAIN = 10000; // ms between two surveys while one is looked at
 const SINCE = [[1, 'last hour'], [24, 'last day'], [168, 'last week'], [2160, '90 days']];
 
-const state = { alerts: [], points: new Map(), seen: [], begun: false, trouble: false, offset: 0, tab: 'now', hours: 24, survey: null, workload: '', most: FIRST };
+const state = {
+  alerts: [], points: new Map(), seen: [], begun: false, trouble: false, offset: 0, // from the stream
+  survey: null, hours: 24, workload: '', // from the questions
+  tab: 'now', most: FIRST,
+};
 
 // ---- the stream
 
@@ -80,7 +84,9 @@ function alerts(came) {
   views.actions(state.alerts);
 }
 
-const wanted = () => ({ text: by('filter-text').value.trim(), action: by('filter-action').value, namespace: by('filter-namespace').value });
+const wanted = () => ({
+  text: by('filter-text').value.trim(), action: by('filter-action').value, namespace: by('filter-namespace').value,
+});
 
 function counted() {
   const fits = state.alerts.filter((one) => views.passes(one, wanted())).length;
@@ -107,7 +113,14 @@ function showNow() {
   const begin = performance.now() - WINDOW * 1000;
   state.seen = state.seen.filter(([at]) => at >= begin);
   const fresh = state.seen.reduce((sum, [, count]) => sum + count, 0);
-  views.tiles([['events a second', rate(fresh / WINDOW)], ['events, half an hour', number(sums.all)], ['denied', number(sums.Deny), sums.Deny ? 'deny' : ''], ['audited', number(sums.Audit), sums.Audit ? 'audit' : '']]);
+  const lost = state.alerts.reduce((sum, { alert }) => sum + (alert.Timestamp >= now - 1800 ? views.lost(alert) : 0), 0);
+  views.tiles([
+    ['events a second', rate(fresh / WINDOW)],
+    ['events, half an hour', number(sums.all)],
+    ['denied', number(sums.Deny), sums.Deny ? 'deny' : ''],
+    ['audited', number(sums.Audit), sums.Audit ? 'audit' : ''],
+    ['lost or unread', number(lost), lost ? 'deny' : ''],
+  ]);
   if (!by('chart').matches(':hover')) chart(by('chart'), by('reading'), state.points, now);
 }
 

@@ -96,6 +96,17 @@ async def test_activity_is_drawn_as_it_comes(shown, store, make):
     await shown.until("document.querySelector('#tiles dd').innerText == '6.7'")
 
 
+async def test_what_was_lost_is_said(shown, store, make):
+    """The pipeline tells its losses as alerts, so the store has them."""
+    lost = {"Type": "SystemEvent", "Operation": "EventsLost", "PolicyName": "", "Action": "", "ProcessName": "", "Resource": "", "Severity": ""}  # fmt: skip
+    store.apply(
+        [], [make.alert(5, EventData={"ring": "40", "path": "2"}, Message="the node lost part of its events", **lost)]
+    )
+    await shown.until("document.querySelector('#tiles').innerText.includes('42')")
+    assert "EventsLost the node lost part of its events" in await shown.text("#newest details")
+    assert "notice" in await shown.text("#newest details")
+
+
 async def test_tabs_by_keyboard(shown):
     await shown.run("document.querySelector('#tab-now').focus()")
     for name in (*TABS[1:], "now"):
