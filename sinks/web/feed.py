@@ -83,7 +83,8 @@ class Workload(msgspec.Struct, kw_only=True):
 
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
-    """Who talks with whom. `way`: egress, ingress or bind. `port`: the peer's for egress, else our own."""
+    """Who talks with whom. `way`: egress, ingress or bind. `port`: the peer's for egress, else our own. `peer` is "" where
+    the socket itself was denied."""
 
     workload: str
     way: str
@@ -94,10 +95,9 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """A rule that matched. `position` as `spec.file.matchPaths[0]`, `line` of its file, 0 when not known."""
+    """A rule that matched. `position` as `spec.file.matchPaths[0]`."""
 
     position: str
-    line: int
     counts: Counts
 
 
@@ -156,7 +156,7 @@ def survey(rows: Iterable[Row]) -> Survey:
     workloads: dict[str, Workload] = {}
     containers: set[tuple[str, str]] = set()
     edges: dict[tuple[str, str, str, int, str], Counts] = {}
-    policies: dict[tuple[str, str, str], dict[tuple[str, int], Counts]] = {}
+    policies: dict[tuple[str, str, str], dict[str, Counts]] = {}
     uncounted = 0
     for row in rows:
         name = row.identity.workload
@@ -184,9 +184,8 @@ def survey(rows: Iterable[Row]) -> Survey:
         if row.policy:
             rule = row.rule
             whose = (rule.kind, rule.namespace, row.policy) if rule else ("", "", row.policy)
-            place = (rule.position, rule.line) if rule else ("", 0)
             rules = policies.setdefault(whose, {})
-            rules.setdefault(place, Counts()).add(row)
+            rules.setdefault(rule.position if rule else "", Counts()).add(row)
     shown = sorted(workloads.values(), key=lambda one: (one.host, -one.counts.denied, -one.counts.all, one.name))
     lines = sorted(edges.items(), key=lambda item: (-item[1].denied, -item[1].all, item[0]))
     judged = sorted((_policy(whose, rules) for whose, rules in policies.items()), key=lambda one: -one.counts.last)
@@ -246,13 +245,17 @@ def _workload(of: Identity) -> Workload:
 def _edge(row: Row) -> tuple[str, str, str, int, str] | None:
     behaviour = row.behaviour
     way = _WAYS.get(behaviour.operation)
-    if way is None or behaviour.family not in _INTERNET:
+    # A denied socket is as near as a workload came to connecting: it has no peer yet.
+    denied_socket = behaviour.operation is Operation.SOCKET and row.status == "Deny"
+    if behaviour.family not in _INTERNET or not (way or denied_socket):
         return None
     protocol = socket_names.protocol(behaviour.protocol, behaviour.socket_type, behaviour.family)
+    if way is None:
+        return row.identity.workload, "egress", "", 0, protocol
     return row.identity.workload, way, behaviour.address, behaviour.port, protocol
 
 
-def _policy(whose: tuple[str, str, str], rules: Mapping[tuple[str, int], Counts]) -> Policy:
+def _policy(whose: tuple[str, str, str], rules: Mapping[str, Counts]) -> Policy:
     kind, namespace, name = whose
     ordered = sorted(rules.items(), key=lambda item: (-item[1].last, item[0]))
     return Policy(
@@ -260,9 +263,7 @@ def _policy(whose: tuple[str, str, str], rules: Mapping[tuple[str, int], Counts]
         kind=kind,
         namespace=namespace,
         counts=_sum(rules.values()),
-        rules=tuple(
-            Rule(position=position, line=line, counts=counts) for (position, line), counts in ordered[:RULES_MOST]
-        ),
+        rules=tuple(Rule(position=position, counts=counts) for position, counts in ordered[:RULES_MOST]),
     )
 
 

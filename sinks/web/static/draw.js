@@ -46,7 +46,7 @@ export function kindOf(action) {
 }
 
 // Columns that need no more than their words; what is left is for paths and names.
-const TIGHT = new Set(['WAY', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME', 'LINE']);
+const TIGHT = new Set(['WAY', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME']);
 
 // `columns`: words of ours. A cell is a text, an element, or a number, which goes to the right.
 export function table(columns, lines, more = 0, what = 'lines') {
@@ -148,7 +148,8 @@ export function map(into, edges) {
     }, svg('title', {}, `${edge.workload} ${arrow} ${edge.peer} ${edge.protocol}/${edge.port}: ${number(total)}${denied}`)));
   }
   const names = (all, x, anchor) => all.forEach((name, index) => drawn.append(
-    svg('text', { x, y: place(index, all.length) + 4, 'text-anchor': anchor, class: 'node' }, short_name(name, letters), svg('title', {}, name))));
+    svg('text', { x, y: place(index, all.length) + 4, 'text-anchor': anchor, class: 'node' },
+      short_name(name || 'no peer yet', letters), svg('title', {}, name))));
   names(left, from - 8, 'end');
   names(right, to + 8, 'start');
   into.replaceChildren(drawn);

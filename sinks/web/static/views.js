@@ -149,7 +149,8 @@ export function sheet(found) {
       const name = one.columns[index];
       if (name === TIMES) return when(line[index]);
       if (name === 'STATUS') return verdict(line[index]);
-      return name.endsWith('PORT') ? String(line[index]) : line[index];
+      // A denied socket has neither peer nor port.
+      return name.endsWith('PORT') ? String(line[index] || '-') : line[index] === '' ? '-' : line[index];
     };
     const cells = one.lines.map((line) => kept.map((index) => cell(line, index)));
     return [el('h3', {}, one.title), ...table(kept.map((index) => one.columns[index]), cells, one.more, one.title)];
@@ -171,7 +172,7 @@ export function network(survey, text) {
   const fits = survey.edges.filter((one) => found_in(text, one.workload, one.peer, one.port, one.protocol, one.way));
   const status = (counts) => el('span', {}, ...(counts.denied || counts.audited ? told(counts) : [verdict('Allow')]));
   const rows = fits.map((one) =>
-    [one.workload, WAYS[one.way], one.peer || '-', String(one.port), one.protocol, total(one.counts), when(one.counts.last), status(one.counts)]);
+    [one.workload, WAYS[one.way], one.peer || '-', String(one.port || '-'), one.protocol, total(one.counts), when(one.counts.last), status(one.counts)]);
   map(by('map'), fits);
   by('edges').replaceChildren(
     el('h2', {}, `${number(fits.length)} edges`),
@@ -181,12 +182,12 @@ export function network(survey, text) {
 
 // ---- policies
 
-const RULES = ['RULE', 'LINE', 'DENIED', 'AUDITED', 'ALLOWED', 'LAST'];
+const RULES = ['RULE', 'DENIED', 'AUDITED', 'ALLOWED', 'LAST'];
 
 export function policies(survey) {
   const made = survey.policies.map((one) => {
-    const rows = one.rules.map(({ position, line, counts }) =>
-      [position || 'default posture', line ? String(line) : '-', counts.denied, counts.audited, counts.allowed, when(counts.last)]);
+    const rows = one.rules.map(({ position, counts }) =>
+      [position || 'default posture', counts.denied, counts.audited, counts.allowed, when(counts.last)]);
     return el('article', { class: 'card' },
       el('h2', {}, one.name, ' ', quiet([one.kind, one.namespace].filter(Boolean).join(' in '))),
       el('p', {}, ...told(one.counts), one.counts.allowed ? badge('allow', `${number(one.counts.allowed)} allowed`) : null, ' last ', when(one.counts.last)),

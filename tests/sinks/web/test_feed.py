@@ -57,9 +57,11 @@ def test_edges_are_per_peer_port_and_protocol(row):
             row(3, **connection()), row(2, "Deny", **connection()), row(9, **connection(port=80)),
             row(4, **connection(Operation.ACCEPT)), row(1, **connection(Operation.BIND, "0.0.0.0", 80)),
             row(8, operation=Operation.CONNECT, family=1, resource="/run/dbus.sock"), row(5),
+            row(6, operation=Operation.SOCKET, family=2, socket_type=1), row(7, "Deny", operation=Operation.SOCKET, family=2, socket_type=1),
         ]
     )  # fmt: skip
     assert [(one.way, one.peer, one.port, one.protocol, one.counts.all, one.counts.denied) for one in found.edges] == [
+        ("egress", "", 0, "TCP", 7, 7),
         ("egress", "10.0.0.1", 443, "TCP", 5, 2),
         ("egress", "10.0.0.1", 80, "TCP", 9, 0),
         ("ingress", "10.0.0.1", 443, "TCP", 4, 0),
@@ -78,9 +80,9 @@ def test_policies_show_the_rules_that_matched(row):
     first, posture = found.policies
     assert (first.name, first.kind, first.namespace) == ("no-egress", "KubeArmorPolicy", "shop")
     assert (first.counts.denied, first.counts.audited, first.counts.last) == (4, 2, AT + 9)
-    assert [(one.position, one.line, one.counts.all, one.counts.last) for one in first.rules] == [
-        ("spec.file.matchPaths[0]", 20, 2, AT + 9),
-        ("spec.network.matchProtocols[0]", 14, 4, AT + 5),
+    assert [(one.position, one.counts.all, one.counts.last) for one in first.rules] == [
+        ("spec.file.matchPaths[0]", 2, AT + 9),
+        ("spec.network.matchProtocols[0]", 4, AT + 5),
     ]
     assert (posture.name, posture.rules[0].position) == ("DefaultPosture", "")
 
