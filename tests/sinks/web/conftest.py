@@ -178,9 +178,9 @@ class Tab:
         await self._line.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a browser listens for DevTools."""
+    """Where a browser listens for DevTools. One module uses it: it is gone before others measure memory and time."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"needs a browser, one of {', '.join(PROGRAMS)} (deploy/packages.sh test)")
