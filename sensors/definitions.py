@@ -62,7 +62,8 @@ class Closure(NamedTuple):
 class Definitions:
     """`limit_bytes`: memory to hold, `OVERHEAD` included. `forget(kind, ids)` is called when STRING or BEHAVIOUR ids are
     about to go. In the order of the records, `seen(cgroup)` is called with the cgroup of each behaviour learned and
-    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record."""
+    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record. `living(ids)` says which images still run: what they are
+    is announced once, at their exec, and is needed at their exit however long they were silent in between."""
 
     def __init__(
         self,
@@ -70,8 +71,10 @@ class Definitions:
         forget: Callable[[DefinitionKind, list[int]], None] | None = None,
         seen: Callable[[int], None] | None = None,
         cgroup: Callable[[DefinitionKind, int, bytes], None] | None = None,
+        living: Callable[[Iterable[int]], list[int]] | None = None,
     ) -> None:
         self._limit = limit_bytes // 3
+        self._living = living
         self._forget = forget
         self._seen = seen
         self._cgroup = cgroup
@@ -188,12 +191,26 @@ class Definitions:
         leaving, self._old, self._young = self._old, self._young, _generation()
         self._leaving = leaving
         self._bytes = 0
+        self._carry()
         if self._forget is not None:
             # Strings first: the kernel looks at them only for a behaviour it has no mark of. A string leaves no earlier than
             # the behaviours that use it, because each closure moves both back to young.
             for kind in (_STRING, _BEHAVIOUR):
                 if leaving[kind]:
                     self._forget(kind, list(leaving[kind]))
+
+    def _carry(self) -> None:
+        # Back to young before the kernel is told to forget: images that still run, and their strings. Half of a generation
+        # at most, or a machine of very many processes would have room for nothing else.
+        if self._living is None:
+            return
+        for process in self._living(list(self._leaving[_PROCESS])):
+            record = self._revive(_PROCESS, process)
+            if record:
+                for string in _REFERENCES.unpack_from(record, _AT):
+                    self._revive(_STRING, string)
+            if self._bytes > self._limit // 2:
+                return
 
 
 def _generation() -> _Generation:

@@ -16,10 +16,9 @@ from typing import Final
 from kernel.maps import Map
 from kernel.siphash import siphash13
 from schemas.kernel import IMAGE, PROCESS, STRING_LIMIT, DefinitionKind
+from sensors.pins import TGID
 
 Found = tuple[DefinitionKind, int, bytes]
-TGID_BITS: Final = 22
-"""Low bits of a process id that are the host tgid (schemas.kernel, IMAGE.process)."""
 AT_MOST: Final = 64
 """Tasks asked per drain: a readlink and a hash are some 20 us each, and a drain must stay under 2 ms."""
 
@@ -46,7 +45,7 @@ class Elsewhere:
         """Definitions of images that still run, made from the kernel's map, and their arguments from /proc."""
         found: list[Found] = []
         for process in list(wanted)[:AT_MOST]:
-            pid = process & (1 << TGID_BITS) - 1
+            pid = process & TGID
             value = self._images.get(struct.pack("=I", pid))
             if value is None or len(value) != IMAGE.size:
                 continue

@@ -19,17 +19,20 @@ from sensors.frames import ID, PID, PPID, WORDS, columns
 from sensors.missing import AT_MOST, Elsewhere
 from sensors.pins import Pins
 
-PATIENCE: Final = 0.05
-"""Seconds: five ticks of the drain timer, far above any preemption of a program."""
+PATIENCE: Final = 0.5
+"""Seconds: far above the time that a hypervisor takes a processor away in the middle of a program."""
+HURRY: Final = 0.05
+"""The same while the ring fills, for what is parked holds the space of all that came after it."""
 MOST_BYTES: Final = 1 << 20
 
 
 class Parking:
-    """`rows`: what waits now. `learn()` drains the definitions ring."""
+    """`rows`: what waits now. `hurry`: the ring fills. `learn()` drains the definitions ring."""
 
     def __init__(self, pins: Pins, definitions: Definitions, learn: Callable[[], None]) -> None:
         self.rows = b""
         self.patience = PATIENCE
+        self.hurry = False
         self._since = 0.0
         self._pins = pins
         self._definitions = definitions
@@ -56,7 +59,8 @@ class Parking:
         if late and self._since == 0.0:
             self._since = now
         waits = sum(ident in late for ident in ids) * STRIDE
-        if not late or now - self._since >= self.patience or waits > MOST_BYTES:
+        patience = min(self.patience, HURRY) if self.hurry else self.patience
+        if not late or now - self._since >= patience or waits > MOST_BYTES:
             self._since = 0.0
             self.give_up(rows, closure, set(ids))
             return rows, closure

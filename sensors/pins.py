@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -18,12 +19,15 @@ from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
-from schemas.kernel import Config, DefinitionKind
+from schemas.kernel import IMAGE, Config, DefinitionKind
 
 TOLD: Final = struct.Struct("=16Q")
 _ARRAY: Final = 2
 _U64: Final = struct.Struct("=Q").pack
 _U32: Final = struct.Struct("=I").pack
+_IMAGE_PROCESS: Final = struct.Struct("=Q").unpack_from
+TGID: Final = (1 << 22) - 1
+"""The low bits of a process id are its host tgid (schemas.kernel, IMAGE.process)."""
 
 
 class Pins:
@@ -58,6 +62,15 @@ class Pins:
         self._excluded.put(_U32(pid), _U32(1))
         renew(self._config)
         self._pids.append(pid)
+
+    def living(self, processes: Iterable[int]) -> list[int]:
+        """Those of these process ids whose image still runs, as the kernel's map says."""
+        found = []
+        for process in processes:
+            value = self.processes.get(_U32(process & TGID))
+            if value is not None and _IMAGE_PROCESS(value, IMAGE.offsets["process"])[0] == process:
+                found.append(process)
+        return found
 
     def forget(self, kind: DefinitionKind, idents: list[int]) -> None:
         """Have these BEHAVIOUR or STRING ids announced again at their next use."""

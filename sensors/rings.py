@@ -91,7 +91,9 @@ class RingSource:
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
         self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
-        self._definitions = Definitions(settings.definitions_bytes, self._pins.forget, self._saw, self._cgroup)
+        self._definitions = Definitions(
+            settings.definitions_bytes, self._pins.forget, self._saw, self._cgroup, self._pins.living
+        )
         self._parking = Parking(self._pins, self._definitions, self._learn)
         self._log: DefinitionLog | None = None
         try:
@@ -125,6 +127,7 @@ class RingSource:
         if fill >= 0.25 or now - self._losses_at >= _LOSSES_EVERY:
             self._losses_at = now
             self._losses.read()
+        self._parking.hurry = fill >= 0.25
         made: list[Frame] = []
         more = self._drain_folding(made) if folding else self._drain_rows(made)
         if self._losses.waiting and not made:

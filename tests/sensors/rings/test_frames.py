@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import frame as words
 from schemas.frame import FOLDED, Frame, FrameHeader
-from schemas.kernel import STRIDE, DefinitionKind
+from schemas.kernel import PROCESS, STRIDE, DefinitionKind
 from sensors.definitions import Definitions
 from sensors.frames import Fold, FrameSettings, columns, frames
 
@@ -154,6 +154,50 @@ def test_memory_stays_under_its_cap() -> None:
         definitions.settle()
     assert len(definitions) * (112 + 16 + 200) < 400_000
     assert definitions.rotations > 10
+
+
+def _image(process: int, executable: int, arguments: int) -> bytes:
+    return PROCESS.struct.pack(process, executable, 0, arguments, 0, 0, 0, 1, 0, 1, 0, 0, 0, b"")
+
+
+def test_what_still_runs_is_known_however_long_it_was_silent() -> None:
+    build_behaviour, _ = _builders()
+    announced = {(DefinitionKind.STRING, 5), (DefinitionKind.STRING, 6)}
+    running = {1001}
+    definitions = Definitions(
+        30_000,
+        lambda kind, idents: announced.difference_update((kind, ident) for ident in idents),
+        living=lambda processes: [one for one in processes if one in running],
+    )
+    for string in (5, 6, 7):
+        definitions.define(DefinitionKind.STRING, string, b"/a/path/of/some/length")
+    definitions.define(DefinitionKind.PROCESS, 1001, _image(1001, 5, 6))
+    definitions.define(DefinitionKind.PROCESS, 1002, _image(1002, 5, 7))
+    for ident in range(1, 2000):
+        definitions.define(DefinitionKind.BEHAVIOUR, ident, build_behaviour(1, 0, 0))
+        definitions.settle()
+    assert definitions.rotations > 10
+    assert definitions.closure(set(), {1001}).missing.total == 0
+    # Its strings are held, so the kernel was not told to say them again; those of one that has ended are gone.
+    assert announced == {(DefinitionKind.STRING, 5), (DefinitionKind.STRING, 6)}
+    assert definitions.closure(set(), {1002}).missing.processes == (1002,)
+    running.clear()
+    for ident in range(2000, 4000):
+        definitions.define(DefinitionKind.BEHAVIOUR, ident, build_behaviour(1, 0, 0))
+        definitions.settle()
+    assert definitions.closure(set(), {1001}).missing.processes == (1001,)
+
+
+def test_very_many_processes_leave_room_for_what_they_do() -> None:
+    build_behaviour, _ = _builders()
+    definitions = Definitions(60_000, living=list)
+    for process in range(1, 3000):
+        definitions.define(DefinitionKind.PROCESS, process, _image(process, 0, 0))
+        definitions.define(DefinitionKind.BEHAVIOUR, process, build_behaviour(1, 0, 0))
+        assert definitions.closure({process}, {process}).missing.total == 0
+        definitions.settle()
+    assert len(definitions) < 400
+    assert definitions.rotations < 200
 
 
 def _builders() -> tuple[Any, Build]:
