@@ -24,18 +24,18 @@ from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
 from schemas.topics import ALERTS, SUMMARIES, TELEMETRY
 from schemas.verdict import Verdict
 
-START = int(time.time()) // 60 * 60 - 600
-"""A whole minute, Unix seconds; recent, because a store forgets what is old."""
-
-
 class Make:
-    """Makers of words. Everything has a sensible value; tests name only what they are about."""
+    """Makers of words. Everything has a sensible value; tests name only what they are about.
 
-    start = START
+    `start`: a whole minute, Unix seconds; recent when this is made, because a store forgets what is old.
+    """
+
+    def __init__(self) -> None:
+        self.start = int(time.time()) // 60 * 60 - 600
 
     def alert(self, number: int = 1, **fields: object) -> Alert:
         values: dict[str, object] = {
-            "Timestamp": START + number,
+            "Timestamp": self.start + number,
             "UpdatedTime": "2023-11-14T22:14:00.000001Z",
             "ClusterName": "default",
             "HostName": "node-1",
@@ -80,7 +80,7 @@ class Make:
         return Behaviour(**{**values, **fields})  # type: ignore[arg-type]
 
     def entry(self, count: int = 1, status: str = "Allow", **fields: object) -> SummaryEntry:
-        first = START * 10**9
+        first = self.start * 10**9
         return SummaryEntry(
             behaviour=self.behaviour(**fields), status=status, count=count, first=first, last=first + count
         )
@@ -88,7 +88,7 @@ class Make:
     def summary(self, frame: int = 0, last: int | None = None, *entries: SummaryEntry, **fields: object) -> Summary:
         values: dict[str, object] = {
             "node": "node-1", "run": "run-1", "first_frame": frame, "last_frame": frame if last is None else last,
-            "bucket": START, "identity": self.identity(), "entries": entries or (self.entry(),),
+            "bucket": self.start, "identity": self.identity(), "entries": entries or (self.entry(),),
         }  # fmt: skip
         return Summary(**{**values, **fields})  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ class Make:
         )
         return TelemetryFrame(
             header=FrameHeader(
-                node="node-1", boot="boot", run="run-1", number=0, clock_offset_ns=START * 10**9, events=rows
+                node="node-1", boot="boot", run="run-1", number=0, clock_offset_ns=self.start * 10**9, events=rows
             ),
             identities=(self.identity(),),
             behaviours=(Enriched(behaviour=self.behaviour(id=7), identity=0, verdict=Verdict()),),
@@ -108,8 +108,9 @@ class Make:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make() -> Make:
+    # Not for the session: by the end of one its recent past is half an hour ago.
     return Make()
 
 

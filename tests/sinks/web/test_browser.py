@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -90,7 +91,7 @@ async def test_activity_is_drawn_as_it_comes(shown, store, make):
     classes = await shown.run("[...document.querySelectorAll('#chart polyline')].map((one) => one.dataset.class)")
     assert classes == ["Process", "File", "Network", "Denied"]
     assert "18" in await shown.text("#tiles")
-    store.apply([make.summary(1, None, entry(make, 100), bucket=make.start + 600)], [])
+    store.apply([make.summary(1, None, entry(make, 100), bucket=int(time.time()) // 60 * 60)], [])
     await shown.until("document.querySelector('#tiles').innerText.includes('118')")
     # 100 within the last 15 seconds.
     await shown.until("document.querySelector('#tiles dd').innerText == '6.7'")
