@@ -24,6 +24,7 @@ from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
 from schemas.topics import ALERTS, SUMMARIES, TELEMETRY
 from schemas.verdict import Verdict
 
+
 class Make:
     """Makers of words. Everything has a sensible value; tests name only what they are about.
 
