@@ -213,7 +213,8 @@ def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: i
     assert not missing(), f"{len(missing())} of {len(names)} events from when the node was away; told losses: {lost}"
     idents = [one["EventID"] for one in told]
     assert len(set(idents)) == len(idents), "ids are unique across the restart"
-    boots = {ident.rsplit(":", 1)[0] for ident in idents if ident.rsplit("/", 1)[-1]}
+    # node:boot:..., also of a notice
+    boots = {tuple(ident.split(":")[:2]) for ident in idents}
     assert len(boots) == 1, boots
     assert parts.workload.connect(listener) == "EPERM"
 
