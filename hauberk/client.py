@@ -43,7 +43,9 @@ def _add_settings(made: argparse.ArgumentParser, nothing: Any, no_sets: Any) -> 
 
 def sub_parser(below: Any, name: str, text: str) -> argparse.ArgumentParser:
     """A sub-verb that takes the settings options too, so that they may stand on either side of its name."""
-    made: argparse.ArgumentParser = below.add_parser(name, help=text, allow_abbrev=False)
+    made: argparse.ArgumentParser = below.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
     _add_settings(made, argparse.SUPPRESS, argparse.SUPPRESS)
     return made
 

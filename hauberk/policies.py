@@ -69,13 +69,10 @@ def check(given: argparse.Namespace) -> int:
     from policy.diagnostics import render
     from policy.parse import parse
 
-    names = [*given.filename, *given.files]
-    if not names:
-        raise SettingsError("expected policy files, got none; name them or use -f")
     levels: dict[str, int] = {}
     found: list[Any] = []
     policies = 0
-    for origin, data in files(names, given.recursive):
+    for origin, data in files(given.filename, given.recursive):
         parsed = parse(data, origin, strict=given.strict)
         policies += len(parsed.policies)
         found += parsed.diagnostics

@@ -165,8 +165,10 @@ def _explain(message: str, loaded: Loaded, kind: Any) -> str:
     if not origin and path:
         # A list comes whole from one place.
         origin = loaded.origins.get(path.split("[")[0], "")
-    if origin == "--set" or origin.startswith(ENVIRONMENT):
-        text += _got(_value(loaded.tree, where), where, _at(where, loaded.tree, kind))
+    if (origin == "--set" or origin.startswith(ENVIRONMENT)) and "Invalid value '" not in text:
+        shown = _got(_value(loaded.tree, where), where, _at(where, loaded.tree, kind))
+        bare = shown.startswith(" ") and ", got " not in text
+        text += ", got" * bare + shown
     if unknown:
         text = f"expected a key of this table, got `{unknown.group(1)}`"
     said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "what", type=lambda word: PLURAL.get(word, word), choices=(*PLURAL.values(), *KINDS.values()),
         help="what is listed; the singular does as well",
     )  # fmt: skip
-    made.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    made.add_argument("names", nargs="*", default=[], metavar="NAME", help="only these")
     add_scope(made)
     add_output(made)
     made.add_argument("-w", "--watch", action="store_true", help="list again whenever it changes; Ctrl-C ends it")

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import sub_parser
+from schemas.errors import SettingsError
 
 
-def _files(made: argparse.ArgumentParser, *, required: bool = True) -> None:
-    made.add_argument("-f", "--filename", action="append", required=required, default=[], metavar="FILE",
+def _files(made: argparse.ArgumentParser) -> None:
+    made.add_argument("files", nargs="*", default=[], metavar="FILE", help="the same as -f")
+    made.add_argument("-f", "--filename", action="append", default=[], metavar="FILE",
                       help="policy file, directory or `-`; repeatable")  # fmt: skip
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
 
@@ -21,8 +23,7 @@ def parser() -> argparse.ArgumentParser:
     made = verb_parser("policy", "Check, test, explain, compare, replay and lint policies. Nothing is applied.")
     below = made.add_subparsers(dest="what", required=True, metavar="check|test|explain|diff|backtest|lint")
     check = sub_parser(below, "check", "parse, and show everything that is wrong; exit 0 clean, 1 warnings, 2 errors")
-    check.add_argument("files", nargs="*", metavar="FILE", help="the same as -f")
-    _files(check, required=False)
+    _files(check)
     check.add_argument("--strict", action="store_true", help="warnings are errors")
     check.add_argument("-o", "--output", choices=("text", "json"), default="text", help="form of the diagnostics")
     test = sub_parser(below, "test", "one verdict per event, or the tests the policies carry; exit 1 when one fails")
@@ -60,6 +61,10 @@ def main(argv: Sequence[str]) -> int:
     given = parser().parse_args(argv)
     from hauberk import past, policies
 
+    if given.what != "diff":
+        given.filename = [*given.filename, *given.files]
+        if not given.filename:
+            raise SettingsError("expected policy files, got none; name them or use -f")
     match given.what:
         case "check":
             return policies.check(given)

@@ -81,7 +81,7 @@ def test_where_the_bus_lies_comes_from_the_settings(state: Path, monkeypatch: py
         ("get -o ", {"wide", "json"}, {"policies"}),
         ("get -w ", {"policies"}, set()),
         ("policy ", {"explain", "lint"}, set()),
-        ("policy explain ", {"--event"}, {"explain"}),
+        ("policy explain -", {"--event"}, {"explain"}),
         ("topic tail ", {"alerts", "policies"}, {"tail"}),
         ("summary ", {"--agg"}, set()),
         ("describe policy web ", {"-n"}, {"policy"}),
@@ -96,7 +96,8 @@ def test_words_stand_where_they_belong(line: str, some: set[str], none: set[str]
 
 
 @pytest.mark.parametrize(
-    "line", ["policy explain -f ", "apply --filename ", "get --state ", "policy check ", "logs --limit "]
+    "line",
+    ["policy explain -f ", "apply --filename ", "get --state ", "policy check ", "policy explain ", "logs --limit "],
 )
 def test_where_a_value_of_ones_own_stands_the_shell_offers_files(line: str) -> None:
     assert candidates(line.split(" ")) == []

@@ -12,6 +12,7 @@ import pytest
 from hauberk.verbs import policy
 from hauberk.verbs.apply import files
 from schemas.behaviour import Behaviour
+from schemas.errors import SettingsError
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
@@ -56,6 +57,14 @@ def file(tmp_path: Path) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     code = policy.main([str(word) for word in words])
     return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["check", "test", "lint", "explain"])
+def test_files_may_be_named_with_and_without_the_option(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    file = ROOT / "examples/policies/host-firewall.yaml"
+    assert run(capsys, verb, file) == run(capsys, verb, "-f", file)
+    with pytest.raises(SettingsError, match="name them or use -f"):
+        policy.main([verb])
 
 
 def test_tests_beside_a_policy_are_found_and_are_no_policy(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

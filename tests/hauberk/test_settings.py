@@ -78,7 +78,7 @@ def test_unreadable_file_is_one_sentence(tmp_path: Path, name: str, text: str, s
     ("sets", "environment", "parts"),
     [
         (["inner.interval_seconds=often"], {}, ("`often`", "--set", "inner.interval_seconds")),
-        (["inner.interval_seconds=0"], {}, ("`0`",)),
+        (["inner.interval_seconds=0"], {}, (", got `0`",)),
         ((), {"HAUBERK__INNER__NAME": "17"}, ("`17`", "HAUBERK__INNER__NAME")),
         ((), {"HAUBERK__MANY": "{bad"}, ("malformed JSON", "`{bad`", "HAUBERK__MANY")),
         (["inner.interval_seconds={bad"], {}, ("malformed JSON", "`{bad`")),
