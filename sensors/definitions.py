@@ -62,8 +62,8 @@ class Closure(NamedTuple):
 class Definitions:
     """`limit_bytes`: memory to hold, `OVERHEAD` included. `forget(kind, ids)` is called when STRING or BEHAVIOUR ids are
     about to go. In the order of the records, `seen(cgroup)` is called with the cgroup of each behaviour learned and
-    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record. `living(ids)` says which images still run: what they are
-    is announced once, at their exec, and is needed at their exit however long they were silent in between."""
+    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record. `living()` gives (process, executable, parent) of every
+    image that still runs: they are announced once, and needed at their exit however long they were silent in between."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Definitions:
         forget: Callable[[DefinitionKind, list[int]], None] | None = None,
         seen: Callable[[int], None] | None = None,
         cgroup: Callable[[DefinitionKind, int, bytes], None] | None = None,
-        living: Callable[[Iterable[int]], list[int]] | None = None,
+        living: Callable[[], Iterable[tuple[int, int, int]]] | None = None,
     ) -> None:
         self._limit = limit_bytes // 3
         self._living = living
@@ -204,10 +204,13 @@ class Definitions:
         # at most, or a machine of very many processes would have room for nothing else.
         if self._living is None:
             return
-        for process in self._living(list(self._leaving[_PROCESS])):
-            record = self._revive(_PROCESS, process)
-            if record:
+        for process, *strings in self._living():
+            if process in self._leaving[_PROCESS] and (record := self._revive(_PROCESS, process)):
                 for string in _REFERENCES.unpack_from(record, _AT):
+                    self._revive(_STRING, string)
+            # The image's parent is not always its record's: that names who called exec, this one who forked.
+            for string in strings:
+                if string in self._leaving[_STRING]:
                     self._revive(_STRING, string)
             if self._bytes > self._limit // 2:
                 return

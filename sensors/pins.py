@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -25,7 +24,9 @@ TOLD: Final = struct.Struct("=16Q")
 _ARRAY: Final = 2
 _U64: Final = struct.Struct("=Q").pack
 _U32: Final = struct.Struct("=I").pack
-_IMAGE_PROCESS: Final = struct.Struct("=Q").unpack_from
+_RUNS: Final = struct.Struct("=3Q").unpack_from
+if [IMAGE.offsets[name] for name in ("process", "executable", "parent")] != [0, 8, 16]:
+    raise ImportError("schemas.kernel moved the first members of IMAGE; sensors.pins must follow")
 TGID: Final = (1 << 22) - 1
 """The low bits of a process id are its host tgid (schemas.kernel, IMAGE.process)."""
 
@@ -63,14 +64,12 @@ class Pins:
         renew(self._config)
         self._pids.append(pid)
 
-    def living(self, processes: Iterable[int]) -> list[int]:
-        """Those of these process ids whose image still runs, as the kernel's map says."""
-        found = []
-        for process in processes:
-            value = self.processes.get(_U32(process & TGID))
-            if value is not None and _IMAGE_PROCESS(value, IMAGE.offsets["process"])[0] == process:
-                found.append(process)
-        return found
+    def living(self) -> set[tuple[int, int, int]]:
+        """(process, executable, parent) of every image that runs, as the kernel's map says.
+
+        The whole map, not a look under each id's tgid: a fork has the id of the image it runs, whose first process may be gone.
+        """
+        return {_RUNS(value) for _, value in self.processes.items()}
 
     def forget(self, kind: DefinitionKind, idents: list[int]) -> None:
         """Have these BEHAVIOUR or STRING ids announced again at their next use."""

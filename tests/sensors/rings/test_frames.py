@@ -162,14 +162,16 @@ def _image(process: int, executable: int, arguments: int) -> bytes:
 
 def test_what_still_runs_is_known_however_long_it_was_silent() -> None:
     build_behaviour, _ = _builders()
-    announced = {(DefinitionKind.STRING, 5), (DefinitionKind.STRING, 6)}
-    running = {1001}
+    kept = {(DefinitionKind.STRING, ident) for ident in (5, 6, 8)}
+    announced = set(kept)
+    # Its parent is not that of its record: it called exec twice, and who forked it has ended.
+    running = {(1001, 5, 8)}
     definitions = Definitions(
         30_000,
         lambda kind, idents: announced.difference_update((kind, ident) for ident in idents),
-        living=lambda processes: [one for one in processes if one in running],
+        living=lambda: running,
     )
-    for string in (5, 6, 7):
+    for string in (5, 6, 7, 8):
         definitions.define(DefinitionKind.STRING, string, b"/a/path/of/some/length")
     definitions.define(DefinitionKind.PROCESS, 1001, _image(1001, 5, 6))
     definitions.define(DefinitionKind.PROCESS, 1002, _image(1002, 5, 7))
@@ -179,7 +181,9 @@ def test_what_still_runs_is_known_however_long_it_was_silent() -> None:
     assert definitions.rotations > 10
     assert definitions.closure(set(), {1001}).missing.total == 0
     # Its strings are held, so the kernel was not told to say them again; those of one that has ended are gone.
-    assert announced == {(DefinitionKind.STRING, 5), (DefinitionKind.STRING, 6)}
+    assert announced == kept
+    definitions.define(DefinitionKind.BEHAVIOUR, 9000, build_behaviour(1, 5, 8))
+    assert definitions.closure({9000}, {1001}).missing.total == 0
     assert definitions.closure(set(), {1002}).missing.processes == (1002,)
     running.clear()
     for ident in range(2000, 4000):
@@ -190,8 +194,10 @@ def test_what_still_runs_is_known_however_long_it_was_silent() -> None:
 
 def test_very_many_processes_leave_room_for_what_they_do() -> None:
     build_behaviour, _ = _builders()
-    definitions = Definitions(60_000, living=list)
+    running: list[tuple[int, int, int]] = []
+    definitions = Definitions(60_000, living=lambda: running)
     for process in range(1, 3000):
+        running.append((process, 0, 0))
         definitions.define(DefinitionKind.PROCESS, process, _image(process, 0, 0))
         definitions.define(DefinitionKind.BEHAVIOUR, process, build_behaviour(1, 0, 0))
         assert definitions.closure({process}, {process}).missing.total == 0

@@ -245,6 +245,14 @@ def test_cgroups_are_told_once_and_when_they_go(stand_in: Any) -> None:
     source.close()
 
 
+def test_a_fork_runs_the_image_of_a_process_that_is_gone(stand_in: Any) -> None:
+    daemon = (77 << 22) | 4001
+    source = open_source(stand_in)
+    stand_in.image(4002, daemon, 5)  # 4001 called exec, forked and ended, as daemons do
+    assert source._pins.living() == {(daemon, 5, 0)}
+    source.close()
+
+
 def test_the_agent_itself_is_excluded_while_it_runs(stand_in: Any) -> None:
     source = open_source(stand_in)
     with Map.open(str(stand_in.pins / "maps" / "excluded")) as excluded:
