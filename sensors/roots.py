@@ -37,14 +37,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _top(fd: int) -> int:
     """The topmost directory above `fd`, which is closed if it is another: ".." is free of a root that is not ours."""
-    try:
-        while _place(above := os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)) != _place(fd):
-            os.close(fd)
-            fd = above
-    except PermissionError:  # without CAP_DAC_READ_SEARCH: what the process sees is the best there is
-        return fd
-    os.close(above)
-    return fd
+    while True:
+        try:
+            above = os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)
+        except OSError:
+            # Without CAP_DAC_READ_SEARCH, or moved out of what its mount shows: nothing above it can be reached.
+            return fd
+        if _place(above) == _place(fd):
+            os.close(above)
+            return fd
+        os.close(fd)
+        fd = above
 
 
 def _place(fd: int) -> tuple[int, int, str]:

@@ -87,6 +87,30 @@ def test_a_root_set_by_chroot_is_left_upwards(tmp_path: Path) -> None:
         child.communicate()
 
 
+def test_a_root_that_was_moved_out_of_its_mount_is_the_best_there_is(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts, and changes the root directory of a process")
+    (tmp_path / "whole/part/deep").mkdir(parents=True)
+    (tmp_path / "whole/part/deep/link").symlink_to("real")
+    (tmp_path / "whole/part/deep/real").touch()
+    (tmp_path / "shown").mkdir()
+    code = "import os, sys; os.chroot('shown/deep'); print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", 'mount --bind whole/part shown && exec python3 -c "$0"', code],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert child.stdout
+        child.stdout.readline()
+        (tmp_path / "whole/part/deep").rename(tmp_path / "whole/deep")
+        before = os.listdir("/proc/self/fd")
+        with Root(child.pid) as root:
+            assert root.walk("/link") == "/real"
+        assert set(os.listdir("/proc/self/fd")) <= set(before)
+    finally:
+        child.communicate()
+
+
 def test_our_own_root_is_no_other() -> None:
     with Root(os.getpid()) as root:
         assert not root.other()
