@@ -59,6 +59,10 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("file", "private_data", ()),
     ("inode", "i_uid", ()),
     ("inode", "i_mode", ()),
+    ("inode", "i_sb", ()),
+    ("super_block", "s_magic", ()),
+    ("super_block", "s_fs_info", ()),
+    ("proc_fs_info", "pid_ns", ()),
     ("dentry", "d_parent", ()),
     ("dentry", "d_name", ()),
     ("dentry", "d_inode", ()),
@@ -94,8 +98,11 @@ _OPTIONAL: Final = frozenset(
         ("task_struct", "compat"),
         ("sock", "v6_daddr"),
         ("sock", "v6_rcv_saddr"),
+        ("proc_fs_info", "pid_ns"),
     }
 )
+# Not in every set of headers, and there #ifdef would come too late.
+_BTF_ONLY: Final = frozenset({("proc_fs_info", "pid_ns")})
 
 # The programs read these in one go: (owner, first, member, distance from first).
 _ADJACENT: Final = (
@@ -174,6 +181,8 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
         "struct mnt_namespace { struct ns_common ns; };",
     ]
     for owner, name, names in _MEMBERS:
+        if (owner, name) in _BTF_ONLY:
+            continue
         lines.append(f"#define {macro(owner, name)} offsetof(struct {owner}, {(names or (name,))[-1]})")
     number, arguments, directory = _registers(machine)
     lines.append("#define K_REG_SPAN sizeof(struct pt_regs)")

@@ -6,6 +6,7 @@
 #define O_APPEND_ 02000
 #define O_DIRECTORY_ K_O_DIRECTORY
 #define O_PATH_ 010000000
+#define PROC_SUPER_MAGIC_ 0x9fa0
 #define FMODE_CREATED_ 0x100000 /* include/linux/fs.h, since 4.19: this open made the file */
 
 #define OPEN_STEPS 24 /* components before another program goes on: deeper files are rare */
@@ -55,6 +56,21 @@ static __always_inline int own_proc(struct work *w)
     return 0;
 }
 
+/* Whether the file lies in a procfs that counts pids as the task does: in that of another pid namespace, which it sees after
+ * unshare(2), its number is somebody else's. */
+static __always_inline int counts_alike(struct work *w, void *file)
+{
+#ifdef K_proc_fs_info__pid_ns
+    u64 super = READ64(GET64(file, K_file__f_inode), K_inode__i_sb);
+    if (READ64(super, K_super_block__s_magic) != PROC_SUPER_MAGIC_)
+        return 0;
+    u64 pid_ns = READ64(READ64(super, K_super_block__s_fs_info), K_proc_fs_info__pid_ns);
+    return READ32(pid_ns, K_pid_namespace__ns__inum) == w->b.pid_ns;
+#else
+    return 1;
+#endif
+}
+
 /* Inlined into on_sys_exit, which stays small enough to load quickly because what is rarer goes on elsewhere. */
 static __always_inline void open_file(void *ctx, struct work *w, void *task)
 {
@@ -87,7 +103,7 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
     w->skip = 0;
     walk_from(w, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
     climb(ctx, w, OPEN_STEPS);
-    if (own_proc(w))
+    if (own_proc(w) && counts_alike(w, file))
         w->b.access |= ACCESS_OWN;
     if (w->after == HOP_FINISH)
         finish(w, complete(w));
