@@ -204,11 +204,10 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
                 read_mount(&m, mount);
                 continue;
             }
-            if (w->at != TEXT_MAX) { /* top of the mount namespace, or detached */
-                deep = 0;
-                break;
-            }
-            /* The root itself; or a file that was bound and detached, as runc runs from: its place in its filesystem is told. */
+            /* The top of the mount namespace, a root without parent; or a mount that is detached, as what runc runs from and
+             * what open_tree(2) clones: its place in its filesystem is told, or /etc would have no name for who cloned it. ".." stays in it. */
+            if (w->skip < TEXT_MAX)
+                w->skip = 0;
         }
         if (read_dentry(&d, dentry)) {
             partial(w, LOSS_PATH_UNRESOLVED);

@@ -288,6 +288,30 @@ def test_own_is_counted_in_the_pid_namespace_of_the_process(sensor: Any, pick: P
     assert own == {"/proc/2/stat": True, "/proc/1/stat": False}
 
 
+def test_a_number_in_the_proc_of_another_pid_namespace_is_not_its_own(sensor: Any, pick: Pick) -> None:
+    # The shell's child is 2 in its namespace; the /proc it sees is ours, where 2 is a thread of the kernel.
+    events = sensor.run(["/usr/bin/unshare", "-pf", "sh", "-c", "cat /proc/2/stat; :"])
+    assert Access.OWN not in pick(events, Operation.OPEN, resource="/proc/2/stat").access
+
+
+def test_a_detached_clone_of_a_directory_hides_no_path(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def act() -> None:
+        open_tree, clone = 428, 1
+        clone_fd = libc.syscall(open_tree, -100, os.fsencode(tmp_path), clone)
+        assert clone_fd >= 0
+        os.open("file", os.O_RDONLY, dir_fd=clone_fd)
+        os.chdir(clone_fd)
+        os.mkdir("below")
+        os.mkdir("../beside")
+
+    events = sensor.run(act)
+    assert pick(events, Operation.OPEN, resource=f"{tmp_path}/file").ret >= 0
+    assert pick(events, Operation.MKDIR, resource=f"{tmp_path}/below").result == 0
+    assert pick(events, Operation.MKDIR, resource=f"{tmp_path}/beside").result == 0
+
+
 def test_mounts_are_crossed_in_a_namespace_of_its_own(sensor: Any, pick: Pick, tmp_path: Path) -> None:
     target = tmp_path / "mounted"
     target.mkdir()
