@@ -56,7 +56,7 @@ class Questions:
             reader = self._opening()
             try:
                 return question(reader)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, ValueError, KeyError) as error:
                 raise DecodeError(f"store: expected words of this version in its rows, got {error}") from error
             finally:
                 reader.close()
@@ -158,7 +158,7 @@ class Hub:
         except HauberkError as error:
             self._poll()
             return feed.message("trouble", {"why": str(error)})
-        if self._polling is None:
+        if self._polling is None or self._polling.done():
             self._newest = alerts[0].ident if alerts else (after or 0) if known else 0
             self._poll()
         parts = [] if known else [feed.message("reset", {})]

@@ -157,6 +157,10 @@ class Page:
                 status=421,
                 text="expected to be asked by an address of this page; add the name to `page.names` if it is one\n",
             )
+        if _of_another_site(request):
+            return web.Response(
+                status=403, text="expected to be asked by this page itself, got a request of another site\n"
+            )
         return None
 
     def _ours(self, request: web.Request) -> bool:
@@ -249,6 +253,13 @@ class Page:
 async def _with_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
     response.headers.pop("Server", None)
+
+
+def _of_another_site(request: web.Request) -> bool:
+    """Whether a page of another origin asks, as browsers say it. It could not read the answer, but it could take every
+    place of the stream and keep the store busy. A link that somebody follows is no such request."""
+    said = request.headers
+    return said.get("Sec-Fetch-Site") in ("cross-site", "same-site") and said.get("Sec-Fetch-Mode") != "navigate"
 
 
 def _said(status: int, why: str) -> web.Response:

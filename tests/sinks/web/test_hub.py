@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from schemas.errors import DecodeError
+from schemas.operations import Operation
 from sinks.store.queries import SqliteReader
 from sinks.store.sqlite import SqliteStore
 from sinks.web import hub as room
@@ -201,6 +203,11 @@ async def test_trouble_is_told_once_and_ends(hub, store, make, tmp_path, until):
     os.rename(tmp_path / "away.db", path)
     found = await said(client, "activity")
     assert "trouble" not in [one[0] for one in found]
+
+
+async def test_words_of_another_version_are_trouble_and_no_end(questions):
+    with pytest.raises(DecodeError, match="words of this version"):
+        await questions.ask(lambda reader: Operation(250))
 
 
 async def test_a_page_may_begin_while_the_store_is_away(hub, store, make, tmp_path):

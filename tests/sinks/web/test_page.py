@@ -77,6 +77,17 @@ async def test_only_its_own_names_are_answered(store, serve, http, host, status)
                 assert "page.names" in await answer.text()
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_page_of_another_site_takes_no_place(page, http, site):
+    asked = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
+    for path in ("events", "api/survey", "api/workload", "page.js"):
+        status, _, _ = await get(http, page.url + path, headers=asked)
+        assert status == 403, path
+    assert page.hub.polls == 0
+    assert (await get(http, page.url, headers={**asked, "Sec-Fetch-Mode": "navigate"}))[0] == 200
+    assert (await get(http, page.url + "api/survey", headers={**asked, "Sec-Fetch-Site": "same-origin"}))[0] == 200
+
+
 async def test_the_survey_and_a_workload(page, store, http, make):
     rule = RuleRef("no-egress", "KubeArmorPolicy", "shop", "spec.network.matchProtocols[0]", 14)
     behaviour = make.behaviour(operation=Operation.CONNECT, family=2, socket_type=1, protocol=6, resource="", address="10.0.0.1", port=443)  # fmt: skip
