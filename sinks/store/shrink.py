@@ -89,11 +89,13 @@ def repack(db: sqlite3.Connection, after: int, keep: Collection[int]) -> int | N
 
 
 def give_back(db: sqlite3.Connection, pages: int = _PAGES) -> bool:
-    """Take up to `pages` free pages off the file; whether there are more."""
+    """Take up to `pages` free pages off the file; whether there are more. Never of a file that gives none back, as one that
+    was restored from a dump."""
+    before = _pragma(db, "freelist_count")
     # Not `execute`: it steps this statement once, and each step frees one page.
     db.executescript(f"PRAGMA incremental_vacuum({pages})")
     db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-    return bool(_pragma(db, "freelist_count"))
+    return 0 < int(_pragma(db, "freelist_count")) < int(before)
 
 
 def _live(db: sqlite3.Connection) -> int:

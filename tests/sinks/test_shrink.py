@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 from itertools import count
 
 import pytest
 
+from sinks.store.shrink import give_back
 from sinks.store.sink import StoreSettings, StoreSink
 from sinks.store.sqlite import SqliteStore
 from sinks.store.store import Query
@@ -41,6 +43,14 @@ def words(make):
 
 def counts(store):
     return {row.behaviour.resource: row.count for row in store.totals(Query())}
+
+
+def test_a_file_that_gives_no_pages_back_is_not_asked_for_ever(path):
+    db = sqlite3.connect(path, isolation_level=None)  # as `sqlite3 new < dump` makes it: no auto_vacuum
+    db.executescript("CREATE TABLE big(body); INSERT INTO big VALUES(zeroblob(1000000)); DELETE FROM big")
+    assert db.execute("PRAGMA freelist_count").fetchone()[0] > 100
+    assert not give_back(db)
+    db.close()
 
 
 def test_the_oldest_goes_and_the_file_shrinks(path, make, words):
