@@ -272,7 +272,8 @@ def replay(
                     "what came before was played, record again for the rest"
                 )
             if source.skipped:
-                print(f"hauberk: {source.skipped} damaged blocks of `{settings.path}` were left out", file=sys.stderr)
+                blocks = f"{source.skipped} damaged block{'s' * (source.skipped != 1)}"
+                print(f"hauberk: {blocks} of `{settings.path}` left out", file=sys.stderr)
         finally:
             source.close()
             over.set()

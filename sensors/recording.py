@@ -205,6 +205,8 @@ class Reader:
             found = (
                 "an empty file"
                 if not start
+                else f"{len(start)} bytes of one that was cut short"
+                if start.startswith(MAGIC)
                 else f"`{text}`"
                 if text.isprintable() and text.isascii()
                 else "binary data"

@@ -181,10 +181,11 @@ def _damaged(data: bytes) -> bytes:
         (lambda data: data[:8000], ("bytes of a torn one", "record again")),
         (_damaged, ("offset", "checksum", "`--skip-damaged`")),
         (lambda data: b"", ("expected a recording", "offset 0")),
+        (lambda data: data[:10], ("expected a recording", "10 bytes of one that was cut short")),
         (lambda data: b"GARBAGE\n" + data[8:], ("expected a recording", "GARBAGE")),
         (lambda data: data[:8] + b"\xff\xff" + data[10:], ("65535", "upgrade")),
     ],
-    ids=["truncated", "corrupted", "empty", "wrong magic", "newer version"],
+    ids=["truncated", "corrupted", "empty", "cut in the mark", "wrong magic", "newer version"],
 )
 def test_a_broken_recording(hauberk: Any, change: Callable[[bytes], bytes], parts: tuple[str, ...]) -> None:
     (hauberk.home / "broken.hbrk").write_bytes(change(RECORDING.read_bytes()))
@@ -195,7 +196,7 @@ def test_damaged_blocks_can_be_left_out(hauberk: Any) -> None:
     (hauberk.home / "broken.hbrk").write_bytes(_damaged(RECORDING.read_bytes()))
     done = hauberk("up", "-q", "--replay", "broken.hbrk", "--speed", "0", "--skip-damaged")
     assert done.returncode == 0, done.stderr
-    assert "1 damaged blocks of `broken.hbrk` were left out" in done.stderr
+    assert "1 damaged block of `broken.hbrk` left out" in done.stderr
 
 
 # Stores and the bus
