@@ -94,10 +94,7 @@ class CompactedLog:
         try:
             low, high = self._open().execute("SELECT min(offset), max(offset) FROM record").fetchone()
         except (sqlite3.Error, Corrupt) as error:
-            problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
-            if not isinstance(problem, Corrupt):
-                raise problem from error
-            self.quarantine()
+            self._damaged(error)
             return self.span()
         if low is None:
             return self._floor, self._floor
@@ -110,10 +107,7 @@ class CompactedLog:
             )
             return {row[2]: to_record(row) for row in cursor}
         except (sqlite3.Error, Corrupt) as error:
-            problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
-            if not isinstance(problem, Corrupt):
-                raise problem from error
-            self.quarantine()
+            self._damaged(error)
             return self.latest()
 
     def behind(self, offset: int) -> int:
@@ -140,10 +134,15 @@ class CompactedLog:
 
     def size(self) -> int:
         """Bytes in use, whether they lie in the file or still in its log; free pages are not counted."""
-        pages, free, page = (
-            int(self._open().execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("page_count", "freelist_count", "page_size")
-        )
+        try:
+            pages, free, page = (
+                int(self._open().execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        except (sqlite3.Error, Corrupt) as error:
+            # Put aside, or a table that nobody writes any more would keep the whole bus from being measured.
+            self._damaged(error)
+            return self.size()
         return (pages - free) * page
 
     def oldest_ms(self) -> int | None:
@@ -185,6 +184,13 @@ class CompactedLog:
             return
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
+
+    def _damaged(self, error: Exception) -> None:
+        """Put the table aside when `error` says that it is damaged; raise what it says instead."""
+        problem = translate(error, self._path) if isinstance(error, sqlite3.Error) else error
+        if not isinstance(problem, Corrupt):
+            raise problem from error
+        self.quarantine()
 
     def quarantine(self) -> None:
         """Put an unreadable table aside and start an empty one above its offsets; writers publish state again."""

@@ -148,3 +148,14 @@ async def test_a_cap_that_the_newest_segments_alone_may_reach_is_refused(log):
         await log.open(segment_bytes=1 << 20, total_bytes=3 << 20)
     bus = await log.open(segment_bytes=1 << 20, total_bytes=0)
     assert bus.stats.capped_bytes == 0
+
+
+async def test_a_damaged_table_does_not_switch_the_cap_off(log, filled, capped):
+    await filled((TELEMETRY, 60), (SUMMARIES, 5))
+    table = log.directory / "topics/summaries.v1/compacted.db"
+    table.write_bytes(b"no database" * 1000)
+    for left in ("-wal", "-shm"):
+        table.with_name(table.name + left).unlink(missing_ok=True)
+    bus = await capped(900_000)
+    assert bus.stats.quarantined == 1
+    await bus.close()
