@@ -4,7 +4,7 @@
 Follows `policies` as a broadcast reader and takes every absolute path that stands anywhere in a specification; what it means
 there is the policy's business. Resolved in the root of the container's mount namespace, through O_PATH only, so
 nothing is opened, read or waited for, and no link leads out. One thread does it, within a time: a root that hangs costs its
-own links and delays nobody long. What a container's links were when it was first looked at stands until it is started
+own links and the thread, and the others get another. What a container's links were when it was first looked at stands until it is started
 anew, so that its workload cannot move a rule by moving a link; the host's are looked up again every minute. Neighbours:
 `roots` (one root), `inventory` (who publishes), `schemas.links` (which keys).
 """
@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -64,6 +64,11 @@ def _texts(value: Any, deep: int) -> Iterator[str]:
             yield from _texts(inner, deep - 1)
 
 
+_Job = Future[tuple[dict[str, str], bool]]
+_DONE: Final[_Job] = Future()
+_DONE.cancel()
+
+
 class Links:
     """`of` for a container that was just described, `follow` for everybody when policies change. `host`: links of the host's root.
 
@@ -76,6 +81,7 @@ class Links:
         self._keys: tuple[str, ...] = ()
         self._known: dict[str, tuple[int, dict[str, str]]] = {}
         self._thread = ThreadPoolExecutor(1, "links")
+        self._stuck: dict[int, _Job] = {}
         self._wake = asyncio.Event()
         self._host_at = self._due = 0.0
         self._missed = math.inf
@@ -185,11 +191,17 @@ class Links:
                 put(msgspec.structs.replace(one, links=links))
 
     async def _look(self, pid: int, keys: list[str]) -> tuple[dict[str, str], bool]:
-        deadline = time.monotonic() + WITHIN
-        work = asyncio.get_running_loop().run_in_executor(self._thread, _look, pid, keys, deadline)
+        if not self._stuck.get(pid, _DONE).done():
+            return {}, True
+        job = self._thread.submit(_look, pid, keys, time.monotonic() + WITHIN)
         try:
-            return await asyncio.wait_for(work, WITHIN * 2)
+            return await asyncio.wait_for(asyncio.wrap_future(job), WITHIN * 2)
         except TimeoutError:
+            if job.running():
+                # It hangs, and its thread with it: a thread for each such root at most, and another one for all the others.
+                self._stuck = {one: other for one, other in self._stuck.items() if not other.done()} | {pid: job}
+                self._thread.shutdown(wait=False)
+                self._thread = ThreadPoolExecutor(1, "links")
             return {}, True
 
 

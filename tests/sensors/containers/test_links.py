@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -187,3 +188,31 @@ async def test_a_root_that_was_late_is_looked_at_again(
         await wait_until(
             lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)
         )
+
+
+async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[int] = []
+    over = threading.Event()
+
+    def look(pid: int, keys: list[str], deadline: float) -> tuple[dict[str, str], bool]:
+        asked_for.append(pid)
+        if pid == 7:
+            over.wait(90)
+        return dict.fromkeys(keys, "/real"), True
+
+    monkeypatch.setattr(links, "_look", look)
+    monkeypatch.setattr(links, "WITHIN", 0.05)
+    bus = MemoryBus(MemorySettings())
+    await bus.publish(POLICIES, [policy("a", "/bin/sh")])
+    made = links.Links(bus)
+    await made.load()
+    try:
+        while 7 not in asked_for:  # a busy machine may not have begun in time
+            assert await made.of("hangs", 7) == {}
+        assert await made.of("hangs", 7) == {}
+        monkeypatch.setattr(links, "WITHIN", 30.0)
+        assert set((await made.of("fine", 8)).values()) == {"/real"}
+        assert asked_for == [7, 8]
+    finally:
+        over.set()
+        made._thread.shutdown()
