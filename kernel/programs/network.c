@@ -241,7 +241,7 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         if (w->b.family != AF_UNIX_)
             w->b.port = swap16(READ16(sk, K_sock__dport));
     }
-    if (w->b.port == DNS_PORT && w->b.socket_type == 2 && w->b.family != AF_UNIX_) {
+    if (w->ret >= 0 && w->b.port == DNS_PORT && w->b.socket_type == 2 && w->b.family != AF_UNIX_) {
         u64 part[2] = {w->args[1], w->args[2]};
         if (w->number != NR_SENDTO)
             bpf_probe_read_user(part, sizeof(part), (void *)parts);

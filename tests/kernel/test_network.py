@@ -186,6 +186,16 @@ def test_the_name_asked_of_a_name_server_is_told_after_the_datagram(sensor: Any,
     assert both == [Operation.SEND, Operation.DNS]
 
 
+def test_a_datagram_that_was_not_sent_asked_nobody(sensor: Any) -> None:
+    def act() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, pytest.raises(PermissionError):
+            client.sendto(question("never.test"), ("127.255.255.255", 53))  # broadcast, which this socket may not
+
+    events = sensor.run(act)
+    assert [event.result for event in events if event.operation is Operation.SEND] == [-errno.EACCES]
+    assert asked(events) == []
+
+
 def test_a_resolver_that_asks_for_both_kinds_at_once_asks_for_one_name(sensor: Any) -> None:
     longest = ".".join(["l" * 63] * 3 + ["m" * 61])
     events = sensor.run(lambda: send_all([
