@@ -83,6 +83,7 @@ class Writer:
         self.dropped = 0
         self.capped_bytes = 0
         self.disk_bytes = 0
+        self._said: dict[str, str] = {}
         self.commits = 0
         self._thread.start()
 
@@ -189,9 +190,16 @@ class Writer:
         return log
 
     def _keep_house(self) -> None:
+        failed = {}
         for topic in self._topics():
-            self._try(lambda: self._tidy(topic))  # noqa: B023
-        self._try(self._make_room)
+            failed[topic.name] = self._try(lambda: self._tidy(topic))  # noqa: B023
+        failed["the whole bus"] = self._try(self._make_room)
+        said = {what: str(error) for what, error in failed.items() if error is not None}
+        for what, why in said.items():
+            # Each time it is another failure, not each two seconds.
+            if self._said.get(what) != why:
+                _log.warning("what is old could not be dropped from %s: %s", what, why)
+        self._said = said
 
     def _topics(self) -> list[Topic]:
         every = {topic.name: topic for topic in (*TOPICS, *self._layout.seen)}

@@ -15,7 +15,6 @@ import secrets
 import signal
 import struct
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -82,36 +81,36 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     # Strictly first: without privileges BCC's own message would be about a map, seconds later.
     os.close(bpf.map_create(2, 4, 8, 1, name="hauberk_test"))
     key = (secrets.randbits(64), secrets.randbits(64))
-    with tempfile.TemporaryDirectory(prefix="hauberk-headers-") as directory:
-        root = Path(directory)
-        flags = ["-I" + directory, "-Wno-unused-function", "-Wno-macro-redefined", *definitions(request, key)]
-        if VMLINUX.exists():
-            write_tree(root)
-            btf = Btf.of_kernel()
-            typed = bool(request.get("typed_loads", True) and typed_loads().available)
-            cast = bool(typed and request.get("casts", True) and casts.usable(btf))
-            (root / "offsets.h").write_text(offsets_from(btf) + (casts.constants(btf) if cast else ""))
-            os.environ["BCC_KERNEL_SOURCE"] = directory
-        elif installed() is not None:
-            btf, typed = None, False
-            (root / "offsets.h").write_text(offsets_by_headers())
-        else:
-            raise MissingDependency(
-                f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
-            )
-        (root / "records.h").write_text(c_header())
-        if typed:
-            flags.append("-DTYPED_LOADS=1")
-        step("headers")
-        compiler = import_bcc()
-        step("import")
-        try:
-            module = compiler(text=source(), cflags=flags)
-        except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
-            raise KernelError(f"BCC could not compile the programs: {error}", operation="compile") from error
-        step("compile")
-        pins = install(module, request, key, btf)
-        step("attach")
+    directory = request["directory"]
+    root = Path(directory)
+    flags = ["-I" + directory, "-Wno-unused-function", "-Wno-macro-redefined", *definitions(request, key)]
+    if VMLINUX.exists():
+        write_tree(root)
+        btf = Btf.of_kernel()
+        typed = bool(request.get("typed_loads", True) and typed_loads().available)
+        cast = bool(typed and request.get("casts", True) and casts.usable(btf))
+        (root / "offsets.h").write_text(offsets_from(btf) + (casts.constants(btf) if cast else ""))
+        os.environ["BCC_KERNEL_SOURCE"] = directory
+    elif installed() is not None:
+        btf, typed = None, False
+        (root / "offsets.h").write_text(offsets_by_headers())
+    else:
+        raise MissingDependency(
+            f"this kernel has neither BTF (`{VMLINUX}`) nor headers under `/lib/modules/{os.uname().release}/build`; install the headers package of this kernel"
+        )
+    (root / "records.h").write_text(c_header())
+    if typed:
+        flags.append("-DTYPED_LOADS=1")
+    step("headers")
+    compiler = import_bcc()
+    step("import")
+    try:
+        module = compiler(text=source(), cflags=flags)
+    except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
+        raise KernelError(f"BCC could not compile the programs: {error}", operation="compile") from error
+    step("compile")
+    pins = install(module, request, key, btf)
+    step("attach")
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)
     return {"seconds": times, "peak_kb": peak, **pins}

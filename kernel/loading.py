@@ -249,7 +249,12 @@ def _run_child(
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
     last: dict[str, Any] = {}
     # stderr into a file: clang can say more than a pipe holds while nobody but stdout is read.
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+    # The headers' directory is ours, not the child's, which may be ended before it could remove it.
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        tempfile.TemporaryDirectory(prefix="hauberk-headers-") as directory,
+    ):
+        request = {**request, "directory": directory}
         try:
             # In `/`: the compiler looks for headers where it runs first, and that directory may be anybody's.
             child = subprocess.Popen(

@@ -55,6 +55,8 @@ KEPT_SECONDS: Final = 3.0
 KEPT_SHARE: Final = 20.0
 """An answer is good for three seconds, or twenty times what it took: a large store is not summed up at each click."""
 KEPT_MOST: Final = 32
+KEPT_BYTES: Final = 4 << 20
+"""Of all answers that are kept; a larger one is made anew each time."""
 STUCK_SECONDS: Final = 20.0
 """A browser that reads nothing for so long is let go."""
 
@@ -243,11 +245,17 @@ class Page:
             except HauberkError as error:
                 return _said(503, str(error))
             ended = time.monotonic()
-            self._kept.pop(key, None)
-            while len(self._kept) >= KEPT_MOST:
-                self._kept.pop(next(iter(self._kept)))
-            found = self._kept[key] = (ended + max(KEPT_SECONDS, KEPT_SHARE * (ended - started)), body)
+            found = ended + max(KEPT_SECONDS, KEPT_SHARE * (ended - started)), body
+            self._keep(key, found)
         return web.Response(body=found[1], content_type="application/json")
+
+    def _keep(self, key: tuple[object, ...], answer: tuple[float, bytes]) -> None:
+        self._kept.pop(key, None)
+        room = KEPT_BYTES - len(answer[1])
+        while self._kept and (len(self._kept) >= KEPT_MOST or sum(len(body) for _, body in self._kept.values()) > room):
+            self._kept.pop(next(iter(self._kept)))
+        if room >= 0:
+            self._kept[key] = answer
 
 
 async def _with_headers(request: web.Request, response: web.StreamResponse) -> None:

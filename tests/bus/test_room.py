@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -159,3 +160,20 @@ async def test_a_damaged_table_does_not_switch_the_cap_off(log, filled, capped):
     bus = await capped(900_000)
     assert bus.stats.quarantined == 1
     await bus.close()
+
+
+async def test_what_keeps_the_cap_from_being_held_is_said_once(log, filled, until, caplog):
+    await filled((TELEMETRY, 60), (SUMMARIES, 5))
+    table = log.directory / "topics/summaries.v1/compacted.db"
+    for left in ("", "-wal", "-shm"):
+        table.with_name(table.name + left).unlink(missing_ok=True)
+    table.mkdir()
+    bus = await log.open(**SMALL, total_bytes=900_000)
+    said = "what is old could not be dropped from summaries:"
+    try:
+        await until(lambda: said in caplog.text)
+        passed = asyncio.get_running_loop().time() + 0.2
+        await until(lambda: asyncio.get_running_loop().time() > passed)
+        assert caplog.text.count(said) == 1
+    finally:
+        await bus.close()

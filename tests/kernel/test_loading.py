@@ -128,28 +128,39 @@ def child(request: dict[str, Any], prelude: str) -> dict[str, Any]:
     return answer
 
 
-def request(pins: str) -> dict[str, Any]:
-    """What the parent would ask for."""
-    return {name: getattr(SMALL, name) for name in SMALL.__struct_fields__} | {"pin_dir": pins, "layout": 1}
+def request(pins: str, directory: Path) -> dict[str, Any]:
+    """What the parent would ask for; headers are put into `directory`."""
+    asked = {name: getattr(SMALL, name) for name in SMALL.__struct_fields__}
+    return asked | {"pin_dir": pins, "layout": 1, "directory": str(directory)}
+
+
+def test_a_loader_that_is_ended_leaves_no_headers(bpffs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    steps: list[str] = []
+    settings = LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"timeout": 1.0})
+    with pytest.raises(Unavailable, match="did not finish"):
+        load(settings, f"{bpffs}/ended", progress=lambda step, seconds: steps.append(step))
+    assert os.listdir(tmp_path) == []
+    assert not os.path.exists(f"{bpffs}/ended")
 
 
 def test_the_wrong_bcc_is_named(bpffs: str, tmp_path: Path) -> None:
     (tmp_path / "bcc").mkdir()
     (tmp_path / "bcc" / "__init__.py").write_text("lattice = 1\n")
-    answer = child(request(f"{bpffs}/wrong"), f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    answer = child(request(f"{bpffs}/wrong", tmp_path), f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     assert answer["kind"] == MissingDependency.__name__
     assert "unrelated lattice library" in answer["error"]
 
 
-def test_a_missing_bcc_is_named(bpffs: str) -> None:
+def test_a_missing_bcc_is_named(bpffs: str, tmp_path: Path) -> None:
     prelude = "import sys; sys.modules['bcc'] = None"
-    answer = child(request(f"{bpffs}/missing"), prelude)
+    answer = child(request(f"{bpffs}/missing", tmp_path), prelude)
     assert "python3-bpfcc" in answer["error"]
 
 
-def test_without_privileges_the_sentence_says_so(bpffs: str) -> None:
+def test_without_privileges_the_sentence_says_so(bpffs: str, tmp_path: Path) -> None:
     prelude = "import os, kernel.loader_child; os.setuid(65534)"
-    answer = child(request(f"{bpffs}/nobody"), prelude)
+    answer = child(request(f"{bpffs}/nobody", tmp_path), prelude)
     assert answer["kind"] == PermissionMissing.__name__
     assert "run as root" in answer["error"]
 
@@ -166,7 +177,7 @@ def test_kernels_that_read_otherwise_see_the_same(
     bpffs: str, cgroup: Path, sensor: Any, pick: Any, tmp_path: Path, absent: str
 ) -> None:
     pins = f"{bpffs}/without-{absent}"
-    asked = request(pins) | {"occurrence_pages": 64, "definition_pages": 64, absent: False}
+    asked = request(pins, tmp_path) | {"occurrence_pages": 64, "definition_pages": 64, absent: False}
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["done"]["refused"] == {}

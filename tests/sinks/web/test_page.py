@@ -133,6 +133,18 @@ async def test_an_answer_is_kept_for_a_moment(page, store, http, make):
     assert len(page._kept) <= 32
 
 
+async def test_answers_that_are_kept_have_a_cap_in_bytes(page, store, http, make, monkeypatch):
+    store.apply([make.summary(0)], [])
+    _, _, body = await get(http, f"{page.url}api/survey")
+    monkeypatch.setattr("sinks.web.page.KEPT_BYTES", len(body) * 2)
+    for number in range(50):
+        await get(http, f"{page.url}api/workload?name={number}")
+        assert sum(len(kept) for _, kept in page._kept.values()) <= len(body) * 2
+    monkeypatch.setattr("sinks.web.page.KEPT_BYTES", 1)
+    await get(http, f"{page.url}api/workload?name=last")
+    assert not page._kept
+
+
 async def test_alerts_come_as_they_happen_and_resume(page, store, make, listen):
     store.apply([], [make.alert(1)])
     stream = await listen(page)
