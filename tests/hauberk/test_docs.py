@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hauberk.cli import VERBS
+from schemas.kernel import Loss
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -78,3 +79,11 @@ def test_the_policy_of_the_readme_is_the_example() -> None:
 def test_no_placeholder_is_left_in_a_page() -> None:
     for page in PAGES:
         assert not re.search(r"^@[A-Z]+@$", page.read_text(), re.MULTILINE), page
+
+
+def test_each_loss_is_explained() -> None:
+    text = (ROOT / "docs/processors.md").read_text()
+    for loss in Loss:
+        assert f"`{loss.name.lower()}`" in text, (
+            f"docs/processors.md, Losses: what {loss.name.lower()} says and what helps"
+        )
