@@ -3,8 +3,8 @@
 
 Follows `policies` as a broadcast reader and takes every absolute path that stands anywhere in a specification; what it means
 there is the policy's business. Resolved in the root of the container's mount namespace, through O_PATH only, so
-nothing is opened, read or waited for, and no link leads out. One thread does it, within a time: a root that hangs costs its
-own links and the thread, and the others get another. What a container's links were when it was first looked at stands until it is started
+nothing is opened, read or waited for, and no link leads out. A thread for each look, within a time: a root that hangs costs
+its own links and one thread. What a container's links were when it was first looked at stands until it is started
 anew, so that its workload cannot move a rule by moving a link; the host's are looked up again every minute. Neighbours:
 `roots` (one root), `inventory` (who publishes), `schemas.links` (which keys).
 """
@@ -12,11 +12,12 @@ anew, so that its workload cannot move a rule by moving a link; the host's are l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -64,11 +65,6 @@ def _texts(value: Any, deep: int) -> Iterator[str]:
             yield from _texts(inner, deep - 1)
 
 
-_Job = Future[tuple[dict[str, str], bool]]
-_DONE: Final[_Job] = Future()
-_DONE.cancel()
-
-
 class Links:
     """`of` for a container that was just described, `follow` for everybody when policies change. `host`: links of the host's root.
 
@@ -80,8 +76,7 @@ class Links:
         self._named: dict[bytes, frozenset[str]] = {}
         self._keys: tuple[str, ...] = ()
         self._known: dict[str, tuple[int, dict[str, str]]] = {}
-        self._thread = ThreadPoolExecutor(1, "links")
-        self._stuck: dict[int, _Job] = {}
+        self._stuck: dict[int, threading.Thread] = {}
         self._wake = asyncio.Event()
         self._host_at = self._due = 0.0
         self._missed = math.inf
@@ -133,21 +128,18 @@ class Links:
 
     async def follow(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         """Keep the links of all `identities` as the policies need them; `put` those that changed. Ends by cancelling only."""
-        try:
-            while True:
-                try:
-                    async with self._bus.subscribe((POLICIES,), None, "latest") as subscription:
-                        await self.load()
-                        await self._all(identities, put)
-                        while True:
-                            batch = await subscription.take(1000, 0.2)
-                            moved = self._take([delivery.record for delivery in batch])
-                            if moved or self._wake.is_set() or time.monotonic() > min(self._due, self._missed):
-                                await self._all(identities, put)
-                except Temporary as error:
-                    await asyncio.sleep(error.retry_after or 1.0)
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        while True:
+            try:
+                async with self._bus.subscribe((POLICIES,), None, "latest") as subscription:
+                    await self.load()
+                    await self._all(identities, put)
+                    while True:
+                        batch = await subscription.take(1000, 0.2)
+                        moved = self._take([delivery.record for delivery in batch])
+                        if moved or self._wake.is_set() or time.monotonic() > min(self._due, self._missed):
+                            await self._all(identities, put)
+            except Temporary as error:
+                await asyncio.sleep(error.retry_after or 1.0)
 
     def _take(self, records: list[Record]) -> bool:
         """Whether other paths are named now."""
@@ -191,17 +183,31 @@ class Links:
                 put(msgspec.structs.replace(one, links=links))
 
     async def _look(self, pid: int, keys: list[str]) -> tuple[dict[str, str], bool]:
-        if not self._stuck.get(pid, _DONE).done():
+        before = self._stuck.get(pid)
+        if before is not None and before.is_alive():
             return {}, True
-        job = self._thread.submit(_look, pid, keys, time.monotonic() + WITHIN)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[dict[str, str], bool]] = loop.create_future()
+        deadline = time.monotonic() + WITHIN
+
+        def tell(found: tuple[dict[str, str], bool]) -> None:
+            if not answer.done():
+                answer.set_result(found)
+
+        def work() -> None:
+            found = _look(pid, keys, deadline)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, found)
+
+        # A daemon, and no executor's: a root that hangs must not hold up the end of this process.
+        thread = threading.Thread(target=work, name="links", daemon=True)
+        thread.start()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), WITHIN * 2)
+            async with asyncio.timeout(WITHIN * 2):
+                return await answer
         except TimeoutError:
-            if job.running():
-                # It hangs, and its thread with it: a thread for each such root at most, and another one for all the others.
-                self._stuck = {one: other for one, other in self._stuck.items() if not other.done()} | {pid: job}
-                self._thread.shutdown(wait=False)
-                self._thread = ThreadPoolExecutor(1, "links")
+            # One thread for each root that hangs, at most.
+            self._stuck = {one: other for one, other in self._stuck.items() if other.is_alive()} | {pid: thread}
             return {}, True
 
 

@@ -213,6 +213,9 @@ async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest
         monkeypatch.setattr(links, "WITHIN", 30.0)
         assert set((await made.of("fine", 8)).values()) == {"/real"}
         assert asked_for == [7, 8]
+        # The end of the process waits for none that is left.
+        left = [thread for thread in threading.enumerate() if thread.name == "links"]
+        assert left
+        assert all(thread.daemon for thread in left)
     finally:
         over.set()
-        made._thread.shutdown()
