@@ -136,6 +136,11 @@ def merge(file: str | None = None, sets: Sequence[str] = (), environment: Mappin
             path = name[len(ENVIRONMENT) :].lower().split("__")
             _put(tree, path, _literal(environment[name], path, name), name)
             origins[".".join(path)] = name
+        elif name.startswith("HAUBERK_") and "__" in name:
+            raise SettingsError(
+                f"settings: `{name}` is read by nobody, expected two underscores at each step: "
+                f"`{ENVIRONMENT}{name.removeprefix('HAUBERK_')}`"
+            )
     for text in sets:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:

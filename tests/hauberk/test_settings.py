@@ -96,6 +96,12 @@ def test_a_wrong_value_from_a_shell_is_shown(sets: list[str], environment: dict[
     assert "\n" not in str(caught.value)
 
 
+def test_a_variable_with_one_underscore_too_few_is_told() -> None:
+    with pytest.raises(SettingsError, match="expected two underscores at each step: `HAUBERK__PAGE__PORT`"):
+        merge(None, (), {"HAUBERK_PAGE__PORT": "1"})
+    assert merge(None, (), {"HAUBERK_LOG": "DEBUG", "HAUBERK_PAGE": "true"}).tree == {}
+
+
 def test_a_secret_is_not_shown() -> None:
     class Login(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         password: str = ""
