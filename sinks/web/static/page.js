@@ -26,7 +26,7 @@ function connect() {
   stream?.close();
   // A browser that lost the line says itself what it had; this is for a page that begins a new stream.
   stream = new EventSource(newest === null ? 'events' : `events?after=${newest}`);
-  stream.addEventListener('open', () => { retry = 0; say('live', 'live'); });
+  stream.addEventListener('open', () => { retry = 0; say('wait', 'loading'); });
   stream.addEventListener('error', () => {
     say('wait', 'reconnecting');
     // CLOSED: it was refused (too many browsers, no server behind a proxy) and does not try again by itself.
@@ -55,6 +55,7 @@ function notice(text) {
 
 function activity({ now, points }) {
   if (state.trouble) { state.trouble = false; notice(''); say('live', 'live'); connect(); return; }
+  say('live', 'live'); // not before: until then the zeros are nobody's
   state.offset = now - Date.now() / 1000;
   let fresh = 0;
   for (const [start, name, status, count] of points) {
