@@ -155,11 +155,11 @@ async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
     found = found[-given.limit :]
     rows: list[tuple[object, ...]] = [
         (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
-         alert.Operation, alert.Resource, alert.Result, alert.ProcessName, alert.Severity, alert.EventID)
+         alert.Operation, alert.Resource, alert.Result, alert.Enforcer, alert.ProcessName, alert.Severity, alert.EventID)
         for alert in found
     ]  # fmt: skip
     return Listing(("TIME", "NAMESPACE", "WORKLOAD", "POLICY", "ACTION", "OPERATION", "RESOURCE"),
-                   ("RESULT", "PROCESS", "SEVERITY", "EVENT ID"), list(found), rows, [f"alert/{alert.EventID}" for alert in found])  # fmt: skip
+                   ("RESULT", "ENFORCER", "PROCESS", "SEVERITY", "EVENT ID"), list(found), rows, [f"alert/{alert.EventID}" for alert in found])  # fmt: skip
 
 
 async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
