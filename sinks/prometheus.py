@@ -103,7 +103,7 @@ class PrometheusSink:
             await runner.cleanup()
             why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise SettingsError(
-                f"prometheus: expected to listen on `{host}:{port}`, but {why}; set `port` or stop who listens there"
+                f"prometheus: expected to listen on `{host}:{port}`, but {why}; set `port` of that sink or stop who listens there"
             ) from error
         self._runner = runner
         # A free port that was found by `check` is the one that is said, so it is taken again.
