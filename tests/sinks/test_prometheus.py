@@ -173,7 +173,7 @@ async def test_a_port_in_use_is_one_sentence():
         sink = PrometheusSink(PrometheusSettings(port=port))
         for call in (sink.check, sink.open):
             with pytest.raises(
-                SettingsError, match=f"listen on `127.0.0.1:{port}`, but it is in use; set `port` or stop"
+                SettingsError, match=f"listen on `127.0.0.1:{port}`, but it is in use; set `port` of that sink or stop"
             ):
                 await call()
         await sink.close()
