@@ -12,9 +12,22 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers `flaky.py`. By its path: `tests/` is no package, and on sys.path its directories would stand for ours."""
+    spec = spec_from_file_location("flaky", Path(__file__).with_name("flaky.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.register(config)
+
 
 # By default an example over 200 ms fails its test, and so do drawings over a second: on a loaded machine both say nothing of us.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
