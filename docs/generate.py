@@ -2,12 +2,14 @@
 """Writes docs/reference from the objects themselves; `--check` compares instead and fails when a page is stale.
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), topics.md (the topic table and the msgpack layouts), one JSON Schema
-per value type, and asyncapi.json (3.0) for consumers of the topics. `policy.reference` does the same for docs/policies.md.
+per value type, and asyncapi.json (3.0) for consumers of the topics. `policy.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from
+the markers in tests/attacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -205,6 +207,40 @@ def asyncapi() -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
+def attacks(directory: Path) -> str:
+    """The table of SECURITY.md: one row per test marked `attack`, grouped by file. The markers are read, nothing is run."""
+    lines = []
+    for path in sorted(directory.glob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        rows = [
+            row
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for row in _attack(node)
+        ]
+        if rows:
+            title = (ast.get_docstring(tree) or path.stem).partition("\n")[0].rstrip(".")
+            lines += [f"\n**{title}**\n", "| attack | result | by | with an LSM hook |", "|---|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _attack(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.attack":
+            what, result = (ast.literal_eval(argument) for argument in decorator.args)
+            named = {one.arg: ast.literal_eval(one.value) for one in decorator.keywords}
+            by = named.get("by", "").replace("|", "\\|") or "-"
+            yield f"| {what.replace('|', chr(92) + '|')} | {result} | {by} | {'held' if named.get('lsm') else '-'} |"
+
+
+def security(text: str) -> str:
+    """SECURITY.md with its table of attacks made again."""
+    head, rest = text.split("<!-- generated: attacks -->\n", 1)
+    tail = rest.split("<!-- end -->\n", 1)[1]
+    made = attacks(HERE.parent / "tests/attacks")
+    return f"{head}<!-- generated: attacks -->\n{made}\n<!-- end -->\n{tail}"
+
+
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     from policy.reference import refreshed
@@ -214,8 +250,8 @@ def pages() -> dict[Path, str]:
         REFERENCE / "asyncapi.json": asyncapi(),
     }  # fmt: skip
     made |= {REFERENCE / name: text for name, text in schemas().items()}
-    policies = HERE / "policies.md"
-    return made | {policies: refreshed(policies.read_text())}
+    policies, limits = HERE / "policies.md", HERE.parent / "SECURITY.md"
+    return made | {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
 
 
 def main() -> int:
