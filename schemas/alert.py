@@ -8,7 +8,18 @@ matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`Remot
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+from schemas.operations import Class
+
+ACTIONS: Final = ("Audit", "Block", "Allow", "Audit (Block)", "Audit (Allow)")
+"""Every `Action` of an alert."""
+OPERATIONS: Final = tuple(member.label for member in Class)
+"""Every `Operation` of an alert about an event."""
+NOTICE: Final = "SystemEvent"
+"""`Type` of a notice of the pipeline about itself (`EventsLost`, `AlertThreshold`): no event of a workload."""
 
 
 class OwnerRef(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):

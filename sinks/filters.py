@@ -7,18 +7,26 @@ no input can make it slow. Neighbours: `reader` applies it, each component's set
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
 
-from schemas.alert import Alert, Log
+from schemas.alert import ACTIONS, NOTICE, OPERATIONS, Alert, Log
+from schemas.errors import SettingsError
 
 STARS = "***"
 
 
+class UnknownWord(SettingsError, ValueError):
+    """A filter names what no alert carries. A ValueError too, so that msgspec adds the path of the key."""
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Empty lists let everything through. Alerts and logs only; summaries and receipts always pass."""
+    """Empty lists let everything through. Alerts and logs only; summaries and receipts always pass, and so do notices of
+    losses and of silenced alerts (`Type` `SystemEvent`) unless `notices` is false. SettingsError for a word that no alert
+    carries."""
 
     min_severity: Annotated[
         int, msgspec.Meta(ge=0, le=10, description="Lowest alert severity that passes, 10 is worst.", examples=[5])
@@ -27,11 +35,26 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         tuple[str, ...], msgspec.Meta(description="Only these namespaces.", examples=[["default", "shop"]])
     ] = ()
     actions: Annotated[
-        tuple[str, ...], msgspec.Meta(description="Only alerts with these actions.", examples=[["Block"]])
+        tuple[str, ...],
+        msgspec.Meta(
+            description="Only alerts with these actions: Audit, Block, Allow, or exactly `Audit (Block)`, `Audit (Allow)`; `Audit` covers all three of its forms.",
+            examples=[["Block", "Audit (Block)"]],
+        ),
     ] = ()
     operations: Annotated[
-        tuple[str, ...], msgspec.Meta(description="Only these operations.", examples=[["Process", "File"]])
+        tuple[str, ...],
+        msgspec.Meta(
+            description="Only these operations, as alerts name them: Process, File, Network, Syscall, Capabilities, Device.",
+            examples=[["Process", "File"]],
+        ),
     ] = ()
+    notices: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Notices of lost events and of silenced alerts pass, whatever else is asked for; false leaves them out.",
+            examples=[True],
+        ),
+    ] = True
     redact: Annotated[
         tuple[str, ...],
         msgspec.Meta(
@@ -40,14 +63,20 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = ("*password*", "*passwd*", "*secret*", "*token*", "*api*key*", "*apikey*")
 
+    def __post_init__(self) -> None:
+        _check("actions", self.actions, ACTIONS)
+        _check("operations", self.operations, OPERATIONS)
+
     def passes(self, item: Log) -> bool:
         """Whether the far side gets to see it."""
+        if item.Type == NOTICE:
+            return self.notices
         if self.namespaces and item.NamespaceName not in self.namespaces:
             return False
         if self.operations and item.Operation not in self.operations:
             return False
         if isinstance(item, Alert):
-            if self.actions and item.Action.split(" ", 1)[0] not in self.actions:
+            if self.actions and item.Action not in self.actions and item.Action.split(" ", 1)[0] not in self.actions:
                 return False
             if self.min_severity and _severity(item.Severity) < self.min_severity:
                 return False
@@ -84,6 +113,16 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return " ".join(words) if changed else text
 
         return redact
+
+
+def _check(key: str, words: Sequence[str], known: Sequence[str]) -> None:
+    for word in words:
+        if word in known:
+            continue
+        folded = {one.casefold(): one for one in known}
+        near = difflib.get_close_matches(word.casefold(), folded, n=1)
+        hint = f"; did you mean `{folded[near[0]]}`?" if near else ""
+        raise UnknownWord(f"`{key}`: expected one of {', '.join(known)}, got `{word}`{hint}")
 
 
 def _severity(text: str) -> int:

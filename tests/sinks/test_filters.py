@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from bus.contract import Delivery, Record
 from schemas import telemetry
 from schemas.alert import decode_alert, encode_alert
+from schemas.errors import SettingsError
 from schemas.topics import ALERTS, TELEMETRY
 from sinks.filters import Filter, _name_test
 from sinks.reader import Reader
+from sinks.registry import SinkSettings
 
 redact = Filter().redactor()
 
@@ -70,6 +73,46 @@ def test_what_passes(make):
     assert not Filter(actions=("Block",)).passes(make.alert(Action="Audit (Block)"))
     assert not Filter(namespaces=("data",)).passes(make.alert())
     assert not Filter(operations=("Network",)).passes(make.alert())
+
+
+@pytest.mark.parametrize("operation", ["EventsLost", "AlertThreshold"])
+def test_notices_pass_every_filter_unless_said_otherwise(make, operation):
+    notice = make.alert(Type="SystemEvent", Operation=operation, Severity="", NamespaceName="", Action="")
+    narrow = {"min_severity": 10, "namespaces": ("data",), "actions": ("Block",), "operations": ("Network",)}
+    for key, value in narrow.items():
+        assert Filter(**{key: value}).passes(notice)
+    assert Filter(**narrow).passes(notice)
+    assert not Filter(notices=False).passes(notice)
+    assert Filter(notices=False).passes(make.alert())
+
+
+def test_forms_of_audit(make):
+    block, allow, plain = (make.alert(Action=word) for word in ("Audit (Block)", "Audit (Allow)", "Audit"))
+    assert [Filter(actions=("Audit (Block)",)).passes(one) for one in (block, allow, plain)] == [True, False, False]
+    assert all(Filter(actions=("Audit",)).passes(one) for one in (block, allow, plain))
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ({"actions": ("block",)}, "`Block`"),
+        ({"actions": ("Blok",)}, "`Block`"),
+        ({"actions": ("audit (block)",)}, "`Audit (Block)`"),
+        ({"operations": ("file",)}, "`File`"),
+        ({"operations": ("Files",)}, "`File`"),
+        ({"operations": ("File", "Exec")}, "got `Exec`"),
+        ({"actions": ("",)}, "got ``"),
+    ],
+)
+def test_a_word_that_no_alert_carries_is_refused_with_the_words_there_are(words, near):
+    with pytest.raises(SettingsError, match=r"expected one of (Audit, Block|Process, File)") as error:
+        Filter(**words)
+    assert near in str(error.value)
+
+
+def test_the_error_of_a_settings_file_names_the_key():
+    with pytest.raises(msgspec.ValidationError, match=r"`actions`: expected one of .*`Block`\? - at `\$\.filter`"):
+        msgspec.convert({"type": "console", "filter": {"actions": ["block"]}}, SinkSettings)
 
 
 def delivery(topic, value):
