@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "dns", "identity", "enforce", "guard",
+    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "dns", "identity", "enforce", "foreign", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
@@ -72,12 +72,12 @@ GUARDS: Final = (
 )
 
 HOPS: Final = (
-    "none", "call", "open", "paths", "symlink", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "query", "finish",
+    "none", "call", "open", "paths", "path_text", "mount", "socket", "address", "listen", "accept", "send", "identity",
+    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "query", "finish", "foreign", "text", "uring",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 
-ENFORCING: Final = ("enforce", "decide")
+ENFORCING: Final = ("enforce", "decide", "uring")
 """Hops only the signal backend needs: where the verifier refuses one, `finish` takes its place and nobody is stopped."""
 
 TABLES: Final = (
@@ -90,7 +90,7 @@ TABLES: Final = (
     Table("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
     Table("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
     Table("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
-    Table("calls", "array", "u32 syscall", "call", "loader", "which calls are watched, and their arguments"),
+    Table("calls", "array", "u32 row", "call", "loader", "which calls are watched, and their arguments"),
     Table("excluded", "hash", "u32 tgid", "u32 1", "agent", "processes neither reported nor stopped"),
     Table("scopes", "hash", "u64 cgroup id", "scope", "agent, enforcer; kernel for new cgroups", "visibility and rule table"),
     Table("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),

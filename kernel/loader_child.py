@@ -27,9 +27,10 @@ from kernel.generation import FIRST
 from kernel.headers import installed, write_tree
 from kernel.maps import possible_cpus
 from kernel.members import offsets_by_headers, offsets_from
-from kernel.syscalls import call_records, number
+from kernel.syscalls import call_records
 from schemas.errors import HauberkError, KernelError, MissingDependency
 from schemas.kernel import Config, c_header
+from schemas.syscalls import number
 
 _DISTRIBUTION: Final = "/usr/lib/python3/dist-packages"
 

@@ -27,6 +27,7 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("task_struct", "exit_code", ()),
     ("task_struct", "cred", ()),
     ("task_struct", "compat", ("thread_info.status",)),
+    ("task_struct", "thread_flags", ("thread_info.flags",)),
     ("task_struct", "cgroups", ()),
     ("cred", "uid", ()),
     ("css_set", "dfl_cgrp", ()),
@@ -96,6 +97,7 @@ _OPTIONAL: Final = frozenset(
         ("task_struct", "loginuid"),
         ("dentry", "d_iname"),
         ("task_struct", "compat"),
+        ("task_struct", "thread_flags"),
         ("sock", "v6_daddr"),
         ("sock", "v6_rcv_saddr"),
         ("proc_fs_info", "pid_ns"),
@@ -111,6 +113,10 @@ _ADJACENT: Final = (
     ("mount", "mnt_parent", "mnt_mountpoint", 8),
     ("mount", "mnt_parent", "mnt", 16),
 )
+
+# Where the 32-bit entries of x86-64 (int 0x80, compat tasks) find their arguments; flag of a 32-bit task on arm64.
+_NARROW: Final = {"x86_64": ("bx", "cx", "dx", "si", "di", "bp")}
+_TIF_32BIT: Final = {"aarch64": 22}
 
 _REGISTERS: Final = {
     "x86_64": ("orig_ax", ("di", "si", "dx", "r10", "r8", "r9"), 0o200000),
@@ -146,6 +152,10 @@ def offsets_from(btf: Btf, machine: str = platform.machine()) -> str:
     lines.append(f"#define K_REG_NUMBER {_register(btf, number)}")
     lines.append(f"#define K_REG_SPAN {max(_register(btf, name) for name in arguments) + 8}")
     lines += [f"#define K_REG_ARG{index} {_register(btf, name)}" for index, name in enumerate(arguments)]
+    lines += [
+        f"#define K_REG_NARROW{index} {_register(btf, name)}" for index, name in enumerate(_NARROW.get(machine, ()))
+    ]
+    lines += _compat(machine)
     lines.append(f"#define K_O_DIRECTORY {directory}")
     return "\n".join(lines) + "\n"
 
@@ -190,8 +200,15 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
     for index, name in enumerate(arguments):
         base, _, plus = name.partition("+")
         lines.append(f"#define K_REG_ARG{index} (offsetof(struct pt_regs, {base}) + {plus or 0})")
+    for index, name in enumerate(_NARROW.get(machine, ())):
+        lines.append(f"#define K_REG_NARROW{index} offsetof(struct pt_regs, {name})")
+    lines += _compat(machine)
     lines.append(f"#define K_O_DIRECTORY {directory}")
     return "\n".join(lines) + "\n"
+
+
+def _compat(machine: str) -> list[str]:
+    return [f"#define K_TIF_32BIT {_TIF_32BIT[machine]}"] if machine in _TIF_32BIT else []
 
 
 def macro(owner: str, name: str) -> str:

@@ -21,7 +21,9 @@ from policy.values import class_number
 from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind, Owner
-from schemas.operations import Access, Backend, Operation
+from schemas.operations import Access, Backend, Class, Operation, class_of
+from schemas.watched import CALLS as WATCHED
+from schemas.watched import texts, words
 
 _HOST_TYPES: Final = frozenset({"HostLog", "MatchedHostPolicy", "MatchedNetworkPolicy"})
 _CONTAINER_KEYS: Final = ("ContainerName", "ContainerID", "PodName", "NamespaceName", "ContainerImage")
@@ -306,29 +308,22 @@ def _network(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any
 
 
 def _syscall(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any]) -> Behaviour:
-    natural = word.CALLS.get(common["syscall_name"])
+    natural = word.CALLS.get(common["syscall_name"], Operation.CALL)
     # KubeArmor sends the call beside the file event of the same thing: only system call rules are asked about it here.
-    operation = natural if natural in _SYSCALL_OPERATIONS else Operation.PTRACE
+    operation = natural if class_of(natural) is Class.SYSCALL else Operation.CALL
     path = data.get("target") or _text(fields, "Resource").partition(" ")[0]
-    return Behaviour(
-        operation=operation or Operation.PTRACE,
-        resource=_absolute(path, fields),
-        resource2=data.get("source", ""),
-        **common,
-    )
-
-
-_SYSCALL_OPERATIONS: Final = frozenset(
-    {
-        Operation.MOUNT,
-        Operation.UMOUNT,
-        Operation.SETUID,
-        Operation.SETGID,
-        Operation.PTRACE,
-        Operation.MODULE,
-        Operation.BPF,
-    }
-)
+    said: dict[str, Any] = {"resource": _absolute(path, fields), "resource2": data.get("source", "")}
+    row = WATCHED.get(common["syscall_name"])
+    if row is not None and row.words:
+        given = {member: data[name] for member, name in words(row) if name in data}
+        said["resource2"] = given.get("resource2", "")
+        if texts(row):
+            said |= {"resource": "", "detail": given.get("resource", "")}
+        elif "resource" in given:
+            said["resource"] = _absolute(given["resource"], fields)
+        said["flags"] = _small(given.get("flags", ""))
+        said["args"] = (_small(given.get("arg0", "")), _small(given.get("arg1", "")))
+    return Behaviour(operation=operation, **said, **common)
 
 
 def _device(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any]) -> Behaviour:

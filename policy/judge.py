@@ -13,14 +13,15 @@ from collections.abc import Callable
 from typing import Final
 
 from policy.actors import Actors
-from policy.calls import calls
 from policy.candidates import Candidate, Unmatched, decide, needing_arguments
 from policy.devices import device_matches
 from policy.paths import Group, PathTable, gather
 from policy.sockets import LOCAL, NameTable, PeerTable, WordTable, words
 from schemas.behaviour import Behaviour
 from schemas.operations import Operation
+from schemas.syscalls import ALIASES
 from schemas.verdict import ALLOWED, DEFAULT_POSTURE, Action, Mode, Verdict
+from schemas.watched import named
 
 Answer = Callable[[Behaviour, tuple[str, ...] | None], Verdict]
 
@@ -236,7 +237,9 @@ class Judge:
         return direction, table.lookup(behaviour.address, behaviour.port, asked), unmatched
 
     def _find_syscall(self, behaviour: Behaviour) -> list[Candidate]:
-        names = calls(behaviour)
+        name = behaviour.syscall_name
+        # A raw tracepoint knows the name; an LSM hook or a recording of another tool may not, and then any call that does it counts.
+        names = (ALIASES.get(name, name),) if name else named(behaviour.operation)
         found: list[Candidate] = []
         if self.tables.syscalls is not None:
             found += self._found(self.tables.syscalls.lookup(names), behaviour.executable)

@@ -32,6 +32,7 @@ from schemas.rules import (
     SourceKind,
     Target,
 )
+from schemas.syscalls import ALIASES
 from schemas.verdict import Action, Mode
 
 CONTAINER_LABEL: Final = "kubearmor.io/container.name"
@@ -232,7 +233,7 @@ class _Rules:
                 "class_": Class.SYSCALL,
                 "match": Match.SYSCALL,
                 "value": ",".join(names),
-                "syscalls": names,
+                "syscalls": tuple(dict.fromkeys(ALIASES.get(name, name) for name in names)),
             }
             yield entry, section, f"spec.syscalls.matchSyscalls[{at}]", fields
         for at, entry in enumerate(section.match_paths):
@@ -242,7 +243,7 @@ class _Rules:
                 "match": Match.DIRECTORY if directory else Match.PATH,
                 "value": canonical(entry.path),
                 "recursive": directory and bool(entry.recursive),
-                "syscalls": tuple(dict.fromkeys(entry.syscall)),
+                "syscalls": tuple(dict.fromkeys(ALIASES.get(name, name) for name in entry.syscall)),
             }
             yield entry, section, f"spec.syscalls.matchPaths[{at}]", fields
 

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from policy import codes, glob
 from policy.codes import Code
 from policy.suggest import nearest
-from policy.syscalls import SYSCALLS
 from schemas.errors import PolicyError
+from schemas.syscalls import NAMES as SYSCALLS
 
 
 class Say(Protocol):

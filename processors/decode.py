@@ -20,9 +20,10 @@ from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError, Incompatible
 from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind
 from schemas.operations import Access, Backend, Operation
-from schemas.syscall_names import BY_ARCHITECTURE
-from schemas.syscall_names import name as syscall_name
+from schemas.syscalls import BY_ARCHITECTURE
+from schemas.syscalls import name as syscall_name
 from schemas.telemetry import ProcessContext
+from schemas.watched import CALLS, texts
 
 _BEHAVIOUR: Final = BEHAVIOUR.struct.unpack_from
 _PROCESS: Final = PROCESS.struct.unpack_from
@@ -30,6 +31,7 @@ _OPERATIONS: Final[dict[int, Operation]] = {member.value: member for member in O
 _BACKENDS: Final[dict[int, Backend]] = {member.value: member for member in Backend}
 _CAPABLE: Final = Operation.CAPABLE
 _DNS: Final = Operation.DNS
+_TEXTUAL: Final = {call for call, row in CALLS.items() if texts(row)}
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail")
 
@@ -152,6 +154,10 @@ class Definitions:
             detail = socket_names.capability(arg0)
         elif op is _DNS:
             detail = path
+        named = self._calls.get(syscall) or syscall_name(self._architecture, syscall)
+        if named in _TEXTUAL:
+            # The name of a memfd or a key is no path, whatever it looks like.
+            path, detail = "", path
         behaviour = Behaviour(
             id=ident,
             operation=op,
@@ -169,7 +175,7 @@ class Definitions:
             resource=path,
             resource2=string(resource2) if resource2 else "",
             syscall=syscall,
-            syscall_name=self._calls.get(syscall) or syscall_name(self._architecture, syscall),
+            syscall_name=named,
             flags=flags,
             args=(arg0, arg1),
             family=family,

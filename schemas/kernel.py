@@ -97,7 +97,7 @@ BEHAVIOUR: Final = Layout(
     Field("pid_ns", "u32", "inode of the pid namespace"),
     Field("mnt_ns", "u32", "inode of the mount namespace"),
     Field("operation", "u16", "schemas.operations.Operation"),
-    Field("syscall", "u16", "syscall number on this machine"),
+    Field("syscall", "u16", "row of schemas/syscalls.py: the native number, or which call of a 32-bit entry"),
     Field("access", "u16", "schemas.operations.Access"),
     Field("enforcer", "u8", "schemas.operations.Backend that stopped it; 0 if nobody did"),
     Field("tty", "u8", "1 when the task has a controlling terminal"),
@@ -169,7 +169,7 @@ class Loss(IntEnum):
     CHAIN_BROKEN = 6
     """An event needed more steps than the kernel allows (33 tail calls) and was given up."""
     FOREIGN_CALL = 7
-    """A call by a 32-bit entry, whose numbers are not in the table; what it did is not told."""
+    """A call by a 32-bit entry of a machine for which there is no table of those (arm64); what it did is not told."""
 
 
 IMAGE: Final = Layout(
@@ -200,6 +200,7 @@ class ScopeFlag(IntFlag):
     WHITELIST_FILE = 16
     WHITELIST_NETWORK = 32
     FRESH = 64
+    STOP_IO_URING = 128
 
 
 SCOPE: Final = Layout(
@@ -301,9 +302,11 @@ CALL: Final = Layout(
     Field("flags", "u8", "... flags"),
     Field("arg0", "u8", "... what goes into behaviour.args[0]"),
     Field("arg1", "u8", "... and args[1]"),
-    Field("reserved", "u16", "0"),
+    Field("number", "u16", "native number of this call, whatever entry the row is of"),
+    Field("marks", "u16", "schemas.watched.Mark"),
+    Field("reserved", "u16", "0", 3),
 )
-"""Value of the `calls` map, keyed by syscall number; written from kernel/syscalls.py when the programs are loaded."""
+"""Value of the `calls` map, keyed by row (schemas/syscalls.py); written from kernel/syscalls.py when the programs are loaded."""
 
 
 class Config(IntEnum):
@@ -329,14 +332,20 @@ LAYOUTS: Final = (
 def c_header() -> str:
     """`records.h`: every layout, enum and size as C. Printed at load time, never stored."""
     from schemas.operations import Access, Backend, Class, Operation
+    from schemas.syscalls import I386_FIRST, ROWS, SOCKETCALL, SOCKETCALL_FIRST, X32_FIRST
+    from schemas.watched import ROOT, Mark
 
     parts = ["/* printed by schemas.kernel.c_header(); not to be edited */", "#pragma once"]
     parts += [layout.c_struct() for layout in LAYOUTS]
     for prefix, members in (
         ("OP", Operation), ("ACCESS", Access), ("BACKEND", Backend), ("DEFINE", DefinitionKind), ("LOSS", Loss),
         ("CLASS", Class), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction), ("FLAG", RuleFlag),
-        ("DIRECTION", Direction), ("CONFIG", Config),
+        ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
     ):  # fmt: skip
         parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
-    parts += [f"#define STRING_LIMIT {STRING_LIMIT}", f"#define NET_FIXED_BITS {NET_FIXED_BITS}"]
+    numbers = {
+        "STRING_LIMIT": STRING_LIMIT, "NET_FIXED_BITS": NET_FIXED_BITS, "CALL_ROWS": ROWS, "I386_FIRST": I386_FIRST,
+        "SOCKETCALL": SOCKETCALL, "SOCKETCALL_FIRST": SOCKETCALL_FIRST, "X32_FIRST": X32_FIRST, "FD_ROOT": ROOT,
+    }  # fmt: skip
+    parts += [f"#define {name} {value}" for name, value in numbers.items()]
     return "\n".join(parts) + "\n"

@@ -39,6 +39,8 @@ class Operation(IntEnum):
     MODULE = 44
     BPF = 45
     MMAP = 46
+    CALL = 47
+    """A watched system call that is none of the others: `Behaviour.syscall_name` says which (schemas/watched.py)."""
     DEVICE = 50
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from schemas import socket_names as names
 from schemas.behaviour import Behaviour
 from schemas.operations import Access, Backend, Class, Operation
+from schemas.watched import CALLS, words
 
 EPERM: Final = -1
 EACCES: Final = -13
@@ -97,7 +98,12 @@ def _call(b: Behaviour, fd: int, architecture: str) -> str:
         return f" source={b.resource} target={b.resource2} filesystem={b.detail} mountflag={flags} data="
     if op is Operation.UMOUNT:
         return f" target={b.resource} flag={names.umount_flags(b.flags)}"
-    return ""
+    row = CALLS.get(call)
+    if row is None or not row.words:
+        return ""
+    first = b.resource or b.detail
+    told = {"resource": first, "resource2": b.resource2, "flags": b.flags, "arg0": b.args[0], "arg1": b.args[1]}
+    return "".join(f" {word}={told[member]}" for member, word in words(row))
 
 
 def resource(b: Behaviour, arguments: tuple[str, ...] = ()) -> str:
@@ -109,7 +115,7 @@ def resource(b: Behaviour, arguments: tuple[str, ...] = ()) -> str:
         return f"CAP_{b.detail.upper()}"
     if op is Operation.MOUNT:
         return b.resource2 or b.resource
-    return _socket(b) if cls is Class.NETWORK else b.resource
+    return _socket(b) if cls is Class.NETWORK else b.resource or b.detail
 
 
 def _socket(b: Behaviour) -> str:

@@ -5,6 +5,7 @@
  * Why the end alone: registers still hold the arguments then (a successful exec excepted, which has a tracepoint of its own),
  * the result is known, and the entry tracepoint would cost every call of the machine a second time.
  */
+#define X32_BIT_ 0x40000000 /* arch/x86/include/uapi/asm/unistd.h */
 #define TS_COMPAT_ 2 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is in progress */
 
 static __always_inline void begin(struct work *w, void *task, struct image *image)
@@ -13,7 +14,7 @@ static __always_inline void begin(struct work *w, void *task, struct image *imag
     actor(w, task, image, w->cgroup);
     w->b.operation = call->operation;
     w->b.access = call->access;
-    w->b.syscall = w->number;
+    w->b.syscall = w->row;
     w->b.flags = argument(w, call->flags, 0);
     w->b.args[0] = argument(w, call->arg0, 0);
     w->b.args[1] = argument(w, call->arg1, 0);
@@ -48,21 +49,36 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     /* No helper for the calls nobody watches: this is what every call of the machine pays. */
     void *regs = CAST(ctx->args[0], pt_regs);
     u32 number = GET32(regs, K_REG_NUMBER);
-    if (number >= 512)
+    if (number >= I386_FIRST) {
+#ifdef K_REG_NARROW0
+        if (number & X32_BIT_)
+            go(ctx, HOP_FOREIGN);
+#endif
         return 0;
+    }
     struct call *call = calls.lookup(&number);
-    if (!call || !call->hop)
+    if (!call || !(call->hop | call->marks))
         return 0;
     s64 ret = ctx->args[1];
     if (ret <= -512 && ret > -4096) /* ERESTART*: the call is about to be made again */
         return 0;
     void *task = TASK();
-#ifdef K_task_struct__compat
-    if (LOAD32(task, K_task_struct__compat) & TS_COMPAT_) { /* another table of numbers: misread would be worse than unread */
+    /* Strictly before the row is believed: the number of a 32-bit call means another call. */
+#if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
+    if (LOAD32(task, K_task_struct__compat) & TS_COMPAT_) {
+        if (call->marks & MARK_FOREIGN)
+            go(ctx, HOP_FOREIGN);
+        return 0;
+    }
+#endif
+#ifdef K_TIF_32BIT
+    if (LOAD64(task, K_task_struct__thread_flags) >> K_TIF_32BIT & 1) { /* no table of arm's: misread is worse than unread */
         lose(LOSS_FOREIGN_CALL);
         return 0;
     }
 #endif
+    if (!call->hop)
+        return 0;
     u64 cgroup = cgroup_of(task);
     struct scope scope;
     scope_of(cgroup, &scope);
@@ -88,7 +104,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->call = *call;
     read_arguments(w, regs);
     w->ret = ret;
-    w->number = number;
+    w->number = w->row = number;
     w->cgroup = cgroup;
     if (!image) {
         w->resume = HOP_CALL;

@@ -179,3 +179,21 @@ verdict:
         go(ctx, HOP_FINISH);
     return 0;
 }
+
+/* io_uring_setup: what goes through the ring is no system call and no rule sees it, so the ring itself is refused where asked. */
+int hop_uring(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    if (w->scope.flags & SCOPE_STOP_IO_URING && w->ret >= 0 && tgid > 1 && w->b.cgroup > 1 && !is_excluded(tgid)) {
+        if (bpf_send_signal(9) == 0) {
+            w->b.enforcer = BACKEND_SIGNAL;
+            w->visible = 1;
+        }
+    }
+    if (w->visible)
+        go(ctx, HOP_FINISH);
+    return 0;
+}

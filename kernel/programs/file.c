@@ -127,7 +127,9 @@ int hop_paths(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     struct call *call = &w->call;
     void *task = TASK();
-    if (call->fd < 6) {
+    if (call->fd == FD_ROOT && w->ret >= 0) { /* chroot: the caller's text begins at a root that is gone */
+        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, w->root_dentry, w->root_mount + K_mount__mnt);
+    } else if (call->fd < 6) {
         s32 fd = argument(w, call->fd, 0);
         void *file = file_of(task, fd);
         w->o.aux = fd;

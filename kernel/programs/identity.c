@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls whose arguments say everything: identities, ptrace, bpf, modules; and paths that are texts, not places. */
+/* Calls whose numbers say everything: identities, ptrace, bpf, namespaces; and names that are texts, not places. */
 int hop_identity(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
@@ -9,8 +9,8 @@ int hop_identity(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-/* symlink: what it points at is a text and is kept as it was written. */
-int hop_symlink(struct bpf_raw_tracepoint_args *ctx)
+/* A path, and a text that is kept as it was written: where a symlink points, the name of an attribute. */
+int hop_path_text(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
     if (!w)
@@ -20,6 +20,20 @@ int hop_symlink(struct bpf_raw_tracepoint_args *ctx)
     w->o.aux = dirfd;
     add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
     add_job(w, JOB_STRING, SID_RESOURCE2, 0, argument(w, call->path2, 0), 0);
+    next_job(ctx, w);
+    return 0;
+}
+
+/* Names that are no paths: of a memfd, a file system, a key, a module. */
+int hop_text(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    struct call *call = &w->call;
+    add_job(w, JOB_STRING, SID_RESOURCE, 0, argument(w, call->path, 0), 0);
+    if (call->path2 < 6)
+        add_job(w, JOB_STRING, SID_RESOURCE2, 0, argument(w, call->path2, 0), 0);
     next_job(ctx, w);
     return 0;
 }

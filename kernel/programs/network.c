@@ -222,10 +222,11 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         length = w->args[5];
         w->b.flags = w->args[3];
     } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length, parts */
-        u64 header = w->args[1] + w->message * MMSGHDR;
-        bpf_probe_read_user(&pointer, 8, (void *)header);
-        bpf_probe_read_user(&length, 4, (void *)header + 8);
-        bpf_probe_read_user(&parts, 8, (void *)header + 16);
+        u32 narrow = w->call.marks & MARK_NARROW, word = narrow ? 4 : 8;
+        u64 header = w->args[1] + w->message * (narrow ? MMSGHDR / 2 : MMSGHDR);
+        bpf_probe_read_user(&pointer, word, (void *)header);
+        bpf_probe_read_user(&length, 4, (void *)header + word);
+        bpf_probe_read_user(&parts, word, (void *)header + (narrow ? 8 : 16));
         if (w->number == NR_SENDMMSG && (s32)w->message + 1 < (s32)w->ret)
             w->after = HOP_SENT;
         w->b.flags = w->number == NR_SENDMSG ? w->args[2] : w->args[3];
@@ -243,7 +244,12 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
     }
     if (w->ret >= 0 && w->b.port == DNS_PORT && w->b.socket_type == 2 && w->b.family != AF_UNIX_) {
         u64 part[2] = {w->args[1], w->args[2]};
-        if (w->number != NR_SENDTO)
+        if (w->call.marks & MARK_NARROW) {
+            u32 half[2] = {};
+            bpf_probe_read_user(half, sizeof(half), (void *)parts);
+            part[0] = half[0];
+            part[1] = half[1];
+        } else if (w->number != NR_SENDTO)
             bpf_probe_read_user(part, sizeof(part), (void *)parts);
         w->query = part[0];
         w->query_size = part[1];

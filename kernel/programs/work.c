@@ -27,11 +27,11 @@ struct work {
     u64 args[6];
     u64 cgroup;
     s64 ret;
-    u32 number;
+    u32 number; /* native number of the call, whatever entry it came by */
     u32 message; /* sendmmsg: which of its messages this is */
     u64 query;   /* a datagram for a name server: user address of its first part; 0: none */
     u32 query_size;
-    u32 hole3;
+    u32 row; /* which row of `calls` it is */
     u64 root_dentry;
     u64 root_mount; /* struct mount */
     u64 dentry;
@@ -83,7 +83,7 @@ BPF_TABLE("percpu_array", u32, u64, losses, 16);
 BPF_TABLE("percpu_array", u32, u64, sequences, 1);
 BPF_TABLE("percpu_array", u32, struct work, scratch, 1);
 BPF_TABLE("array", u32, u64, config, 16);
-BPF_TABLE("array", u32, struct call, calls, 1024);
+BPF_TABLE("array", u32, struct call, calls, CALL_ROWS);
 BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
 BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
 BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);

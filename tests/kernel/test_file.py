@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from kernel.syscalls import number
 from schemas.kernel import Loss
 from schemas.operations import Access, Operation
+from schemas.syscalls import number
 
 pytestmark = pytest.mark.kernel
 Pick = Callable[..., Any]

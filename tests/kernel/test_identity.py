@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kernel.syscalls import number
 from schemas.operations import Class, Operation, class_of
+from schemas.syscalls import number
 
 pytestmark = pytest.mark.kernel
 Pick = Callable[..., Any]

@@ -20,8 +20,8 @@ from policy.parse import parse
 from policy.ruleset import compile_ruleset
 from policy.shapes import fields, where
 from policy.suggest import distance, nearest
-from policy.syscalls import SYSCALLS
 from schemas.policy import KINDS, KubeArmorClusterPolicy, KubeArmorHostPolicy, KubeArmorPolicy
+from schemas.syscalls import NAMES as SYSCALLS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "policies.md"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processors.decode import Definitions, address_text, tellable, text
-from schemas import socket_names, syscall_names
+from schemas import socket_names, syscalls
 from schemas.operations import Access, Operation
 
 
@@ -45,7 +45,7 @@ def test_calls_are_named_for_the_nodes_architecture(node):
     run = node.frame().definitions
     assert Definitions(run, "aarch64").behaviour(ident).syscall_name == "openat"
     assert Definitions(run, "x86_64").behaviour(ident).syscall_name == "clone"
-    assert syscall_names.name("x86_64", 9999) == "syscall_9999"
+    assert syscalls.name("x86_64", 9999) == "syscall_9999"
 
 
 def test_open_flags_differ_by_architecture():
