@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bus.contract import Record
 from bus.database import Corrupt, connect, inode, translate, unlink
+from bus.permissions import private_directory
 from bus.rows import SELECT, Rows, drain, to_record, to_row
 
 _SCHEMA = """
@@ -46,7 +47,7 @@ class CompactedLog:
         self._inode = 0
         self._floor = 0
         self.quarantined = 0
-        directory.mkdir(parents=True, exist_ok=True)
+        private_directory(directory)
 
     def append(self, records: Sequence[Record]) -> int:
         while True:

@@ -12,6 +12,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from bus.permissions import private_file
 from schemas.errors import DiskFull, HauberkError, Refused, Unavailable
 
 # One frame of 512 KB is 64 pages of 8 KB; the default of 4 KB doubles the overflow chain, more wastes small records.
@@ -29,6 +30,8 @@ def connect(path: Path, *, create: bool = False, vacuum: bool = False, cache_kb:
     mode = "rwc" if create else "rw"
     name = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
+        if create:
+            private_file(path)
         connection = sqlite3.connect(
             f"file:{name}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
         )

@@ -24,6 +24,7 @@ from bus.contract import Record, Start, Subscription
 from bus.database import Corrupt
 from bus.layout import Layout, Log
 from bus.offsets import Lease
+from bus.permissions import private_directory
 from bus.reader import Channel, EmbeddedSubscription
 from bus.room import check_cap
 from bus.rows import measure
@@ -141,7 +142,7 @@ class EmbeddedBus:
         self._stats = EmbeddedStats()
         self._closed = False
         try:
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_directory(root)
             self._wake = Wake(root, self._heard)
             self._wake.open()
         except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bus.database import Corrupt, connect, inode, translate, unlink
+from bus.permissions import private_directory
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS offsets(
@@ -153,7 +154,7 @@ class Lease:
     """The right of one member of `group` to read `topic`. `take` never waits; `release` twice is once."""
 
     def __init__(self, directory: Path, group: str, topic: str) -> None:
-        directory.mkdir(exist_ok=True)
+        private_directory(directory)
         self._path = directory / f"{quote(group, safe='')}@{topic}"
         self._descriptor = -1
 

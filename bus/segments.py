@@ -25,6 +25,7 @@ from pathlib import Path
 
 from bus.contract import Record
 from bus.database import PAGE_BYTES, Corrupt, connect, file_bytes, translate, unlink
+from bus.permissions import private_directory
 from bus.rows import INSERT, SELECT, Rows, drain, to_row
 from schemas.errors import Unavailable
 
@@ -57,7 +58,7 @@ class SegmentedLog:
         self._open: dict[Path, sqlite3.Connection] = {}
         self._floor = 0
         self.quarantined = 0
-        directory.mkdir(parents=True, exist_ok=True)
+        private_directory(directory)
 
     def bases(self) -> list[int]:
         """First offsets of the segments on disk, ascending."""

@@ -26,6 +26,7 @@ import msgspec
 from bus.contract import Bus, Record, Start, Subscription
 from bus.database import Corrupt
 from bus.offsets import Offsets
+from bus.permissions import private_directory
 from bus.segments import SegmentedLog
 from schemas.errors import Backpressure, DiskFull, HauberkError, Permanent, Temporary, Unavailable
 from schemas.topics import BY_NAME, Topic
@@ -104,7 +105,7 @@ class SpooledBus:
         self._settings = settings
         self._clock = clock
         root = Path(settings.directory)
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_directory(root)
         self._root = root
         # A 32nd of the cap: shedding goes by whole segments, and must not throw away half the spool at once.
         self._segment_bytes = max(65536, settings.max_bytes // 32)

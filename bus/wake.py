@@ -14,6 +14,8 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bus.permissions import private_directory
+
 # The backstop when hints work, and the pace when they do not.
 LOOK_SECONDS = 0.25
 LOOK_SECONDS_WITHOUT_HINTS = 0.02
@@ -34,13 +36,14 @@ class Wake:
         return LOOK_SECONDS if self._socket is not None else LOOK_SECONDS_WITHOUT_HINTS
 
     def open(self) -> None:
-        self._directory.mkdir(exist_ok=True)
+        private_directory(self._directory)
         # Socket paths end at 108 bytes; through the descriptor any directory is short.
         self._descriptor = os.open(self._directory, os.O_PATH | os.O_CLOEXEC)
         self._name = f"{os.getpid()}-{os.urandom(4).hex()}"
         ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             ear.bind(self._address(self._name))
+            os.chmod(self._directory / self._name, 0o700)
         except OSError:
             ear.close()
             return

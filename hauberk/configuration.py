@@ -176,7 +176,19 @@ def store_path(given: argparse.Namespace) -> Path:
     from pathlib import Path
 
     loaded, state = load(given)
-    for sink in loaded.tree.get("sinks") or ():
-        if isinstance(sink, dict) and sink.get("type") == "store" and sink.get("path"):
-            return Path(str(sink["path"]))
-    return state / STORE_FILE
+    path = _store_sink(loaded).get("path")
+    return Path(str(path)) if path else state / STORE_FILE
+
+
+def counting_groups(given: argparse.Namespace) -> tuple[str, str]:
+    """The consumer groups that counts pass on their way to the store: the processors' and the store sink's."""
+    loaded, _state = load(given)
+    processor = loaded.tree.get("processor")
+    group = processor.get("group") if isinstance(processor, dict) else None
+    return str(group or "processors"), f"sink.{_store_sink(loaded).get('name') or 'store'}"
+
+
+def _store_sink(loaded: Loaded) -> dict[str, Any]:
+    sinks = loaded.tree.get("sinks")
+    found = (sink for sink in sinks or () if isinstance(sink, dict) and sink.get("type") == "store")
+    return next(found, {}) if isinstance(sinks, list) else {}

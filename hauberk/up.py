@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bus.contract import Record
+from bus.permissions import refuse_loose
 from bus.registry import open_bus
 from hauberk import service, stages
 from hauberk.client import damaged, told_damage
@@ -62,6 +63,7 @@ def prepare(state: Path) -> None:
         raise SettingsError(
             f"expected a directory at `{state}` or room to make one, got: {error.strerror}; choose another with --state"
         ) from error
+    refuse_loose(state)
     if not os.access(state, os.W_OK | os.X_OK):
         raise PermissionMissing(
             f"expected to write to `{state}`, got no permission; run as root or choose another with --state"

@@ -2,7 +2,7 @@
 """An alert or log in ArcSight's Common Event Format, version 0.
 
 Pure. Header fields escape `\\` and `|`; extension values escape `\\`, `=` and line ends, and nothing else, because receivers
-keep a needless backslash. Neighbour: `syslog` carries it.
+keep a needless backslash. Other control characters, which a workload may put into a path, become `\\xNN` first. Neighbour: `syslog` carries it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Final
 
 from schemas.alert import Alert, Log
+from sinks.line_text import printable
 
 PRODUCT_VERSION: Final = version("hauberk")
 _HEADER: Final = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " ", "\r": " "})
@@ -27,7 +28,9 @@ def cef(item: Log, product_version: str = PRODUCT_VERSION) -> str:
     ident = (alert.PolicyName if alert else "") or item.Operation or item.Type
     name = (alert.Message if alert else "") or f"{item.Operation} {alert.Action.lower() if alert else 'seen'}"
     severity = _severity(alert)
-    head = "|".join(part.translate(_HEADER) for part in ("Hauberk", "hauberk", product_version, ident, name))
+    head = "|".join(
+        _without_controls(part).translate(_HEADER) for part in ("Hauberk", "hauberk", product_version, ident, name)
+    )
     pairs = [
         f"{key}={_escaped(str(value))}" for key, value in _fields(item, alert) if value != "" and value is not None
     ]
@@ -36,7 +39,15 @@ def cef(item: Log, product_version: str = PRODUCT_VERSION) -> str:
 
 def _escaped(text: str) -> str:
     # Most values hold nothing to escape, and looking is ten times faster than translating.
+    text = _without_controls(text)
     return text.translate(_VALUE) if _SPECIAL.search(text) else text
+
+
+def _without_controls(text: str) -> str:
+    r"""Control characters as `\xNN`, as the console shows them; line ends stay for the format's own escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char in "\n\r" else printable(char) for char in text)
 
 
 def _severity(alert: Alert | None) -> int:

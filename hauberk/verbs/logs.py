@@ -76,8 +76,7 @@ def matcher(given: argparse.Namespace) -> Callable[[Log], bool]:
         for field, pattern in tests:
             if not pattern.search(str(getattr(item, field, ""))):
                 return False
-        own = labels(item.Labels) if wanted else {}
-        return all(own.get(key) == value for key, value in wanted.items())
+        return all(f",{key}={value}," in f",{item.Labels}," for key, value in wanted.items())
 
     return passes
 

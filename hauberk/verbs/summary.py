@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--host", action="store_true", help="the host's own processes too")
     made.add_argument("-t", "--type", metavar="KIND,...", default=",".join(KINDS), help="which tables (default all)")
     made.add_argument("--since", metavar="DURATION", default="24h", help="how far back (default 24h)")
+    made.add_argument("--wait", metavar="DURATION", default="10s",
+                      help="longest wait for counts that are on their way to the store (default 10s; 0s: answer at once)")  # fmt: skip
     made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
     made.add_argument("-o", "--output", choices=("table", "wide", "json", "csv"), default="table",
                       help="form of the answer; `table` has STATUS for connections where one is not `Allow`, `wide` always")  # fmt: skip
@@ -40,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     kinds = [kind.strip() for kind in given.type.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         made.error(f"expected --type of {', '.join(KINDS)}, got `{unknown[0]}`")
-    since = int(time.time() - seconds(given.since))
+    since, patience = int(time.time() - seconds(given.since)), seconds(given.wait)
     wanted = tuple(labels(given.selector).items())
 
     from hauberk.configuration import store_path
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         raise SettingsError(
             f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
         )
+    whole = patience == 0 or _wait(given, patience)
     reader = SqliteReader(str(path))
     try:
         query = Query(
@@ -70,11 +73,39 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(as_csv(tables, kinds))
     elif tables:
         print("\n".join(text(one, kinds, wide=given.output == "wide") for one in tables))
+    if not whole:
+        print(
+            f"hauberk summary: counts of the latest events had not arrived after {given.wait}, so they are missing here; is "
+            "Hauberk running and keeping up? `hauberk topic list` shows who is behind",
+            file=sys.stderr,
+        )
     if not tables:
         hint = "" if given.host else "; --host shows the host's own processes"
         print(
-            f"hauberk summary: nothing in the last {given.since} for this selection; counts arrive some seconds after the event{hint}",
+            f"hauberk summary: nothing in the last {given.since} for this selection{hint}",
             file=sys.stderr,
         )
         return 1
     return 0
+
+
+def _wait(given: argparse.Namespace, patience: float) -> bool:
+    """Whether the store has what happened before now. True where there is no bus to ask."""
+    from hauberk.arriving import arrived
+    from hauberk.client import with_bus
+    from hauberk.configuration import counting_groups
+    from schemas.errors import SettingsError
+
+    shown = sys.stderr.isatty()
+
+    def progress(left: int) -> None:
+        if shown:
+            print(f"waiting for {left} records on their way to the store\x1b[K", end="\r", file=sys.stderr, flush=True)
+
+    try:
+        return with_bus(given, lambda bus: arrived(bus, *counting_groups(given), patience, progress))
+    except SettingsError:
+        return True
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

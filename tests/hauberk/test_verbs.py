@@ -233,8 +233,7 @@ def test_summary(hauberk: Any) -> None:
     assert re.search(r"PROTOCOL \| COMMAND +\| POD/SVC/IP +\| PORT +\| NAMESPACE \| LABELS \| COUNT \| LAST UPDATED TIME", text)  # fmt: skip
     assert "Process Data" not in out(hauberk, "summary -t file")
     assert out(hauberk, "summary -n shop -l app=web") == text
-    assert "nothing in the last 24h" in (said := hauberk("summary", "-n", "other").stderr)
-    assert "some seconds after the event" in said
+    assert "nothing in the last 24h" in hauberk("summary", "-n", "other").stderr
     assert out(hauberk, "summary --host").count("Container Name") == 2, "the host is one block, the pod another"
     out(hauberk, "summary -n other", 1)
     out(hauberk, "summary -l app=none", 1)

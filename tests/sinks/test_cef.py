@@ -87,6 +87,17 @@ def test_every_text_comes_back(make, text):
         assert fields["filePath"] == text
 
 
+@pytest.mark.parametrize("code", [0, 7, 0x1B, 0x7F, 0x9B, 0x202E])
+def test_no_control_character_reaches_the_receiver(make, code):
+    text = f"/tmp/{chr(code)}[31mx"
+    line = cef(make.alert(1, Resource=text, Message=text, PolicyName=text))
+    assert chr(code) not in line
+    head, fields = parse(line)
+    shown = f"\\u{code:04x}" if code > 255 else f"\\x{code:02x}"
+    assert fields["filePath"] == f"/tmp/{shown}[31mx"
+    assert shown in head[5].replace("\\\\", "\\")
+
+
 def test_the_header_names_the_version_that_tells_it():
     line = cef(Alert(Timestamp=1, UpdatedTime="1970-01-01T00:00:01.000000Z", Operation="File"))
     assert line.split("|")[3] == version("hauberk")
