@@ -367,7 +367,7 @@ from schemas.topics import ALERTS, TELEMETRY, POLICIES
 
 async def main():
     place = sys.argv[1]
-    assert os.system(f"mount -t tmpfs -o size=8m tmpfs {place}") == 0
+    assert os.system(f"mount -t tmpfs -o size=8m,mode=700 tmpfs {place}") == 0
     bus = await EmbeddedBus.open(EmbeddedSettings(directory=f"{place}/bus"))
     await bus.publish(ALERTS, [Record(b"k", b"0")])
     with open(f"{place}/ballast", "wb") as ballast:

@@ -329,6 +329,9 @@ def _without_permission(hauberk: Any) -> None:
     refused(hauberk("summary", before=NOBODY), 3, str(hauberk.state), "run as root")
     os.chmod(hauberk.state, 0o777)
     (hauberk.state / "bus").rmdir()
+    refused(hauberk("up", "-q", before=NOBODY), 3, "mode 777", f"chmod 700 {hauberk.state}")
+    os.chmod(hauberk.state, 0o700)
+    os.chown(hauberk.state, 65534, 65534)
     refused(hauberk("up", "-q", before=NOBODY), 3, "root", "--replay")
     assert "run with sudo" in hauberk("probe", "-q", before=NOBODY).stderr
 
@@ -363,7 +366,7 @@ def test_pins_that_cannot_be(hauberk: Any, where: str) -> None:
 def _full(hauberk: Any, kilobytes: int) -> tuple[str, ...]:
     """A prefix that runs a command with a tmpfs of its own at `full`, in a mount namespace of its own."""
     (hauberk.home / "full").mkdir()
-    script = f'mount -t tmpfs -o size={kilobytes}k none "{hauberk.home}/full" && dd if=/dev/zero of="{hauberk.home}/full/fill" bs=1k status=none 2>/dev/null; exec "$@"'
+    script = f'mount -t tmpfs -o size={kilobytes}k,mode=700 none "{hauberk.home}/full" && dd if=/dev/zero of="{hauberk.home}/full/fill" bs=1k status=none 2>/dev/null; exec "$@"'
     return ("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh")
 
 
