@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from schemas.cell import shortened
+
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
@@ -34,9 +36,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, headings: bool = True) -> str:
-    """Columns padded to their widest cell, three blanks apart, as kubectl prints them."""
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, headings: bool = True, whole: bool = True
+) -> str:
+    """Columns padded to their widest cell, three blanks apart, as kubectl prints them. Long cells are cut unless `whole`."""
+    cut = str if whole else shortened
+    cells = [[cut(printable(str(cell))) for cell in row] for row in rows]
     if headings:
         cells.insert(0, list(headers))
     widths = [max((_width(row[column]) for row in cells), default=0) for column in range(len(headers))]
@@ -109,4 +114,4 @@ def show(value: object, columns: Sequence[str], rows: Sequence[Sequence[object]]
     if form == "name":
         return "\n".join(names)
     count = len(columns) + (len(wide) if form == "wide" else 0)
-    return table((*columns, *wide)[:count], [row[:count] for row in rows], headings=headings)
+    return table((*columns, *wide)[:count], [row[:count] for row in rows], headings=headings, whole=form == "wide")

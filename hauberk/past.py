@@ -89,7 +89,11 @@ def compare(given: argparse.Namespace) -> int:
             for change in changes
         ]  # fmt: skip
         print(
-            table(("CHANGE", "WORKLOAD", "OPERATION", "PROCESS", "RESOURCE", "COUNT", "BEFORE", "AFTER"), rows)
+            table(
+                ("CHANGE", "WORKLOAD", "OPERATION", "PROCESS", "RESOURCE", "COUNT", "BEFORE", "AFTER"),
+                rows,
+                whole=False,
+            )
             if rows
             else "No behaviour changes its verdict."
         )
@@ -120,7 +124,7 @@ def backtest(given: argparse.Namespace) -> int:
         for row in report.rows
     ]  # fmt: skip
     if rows:
-        print(table(("WORKLOAD", "OPERATION", "ACTION", "POLICY", "RULE", "COUNT", "RESOURCES"), rows))
+        print(table(("WORKLOAD", "OPERATION", "ACTION", "POLICY", "RULE", "COUNT", "RESOURCES"), rows, whole=False))
     totals = report.totals
     print(
         f"{totals.events:,} events of {totals.behaviours:,} behaviours since {given.since}: "

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from schemas.cell import shortened
 from sinks.line_text import printable
 from sinks.summary_tables import (
     BIND_COLUMNS,
@@ -35,7 +36,8 @@ def when(unix_ns: int) -> str:
 
 def text(tables: Tables, kinds: Sequence[str] = tuple(TITLES), *, wide: bool = False) -> str:
     """Header and every table that has lines; a sentence when none has. STATUS, which the 0.7 tables of connections do not have,
-    stands in those where not every line is `Allow`; with `wide` in all."""
+    stands in those where not every line is `Allow`; with `wide` in all, and cells are
+    whole; without it long ones are cut."""
     header = tables.header
     parts = [
         _key_values(
@@ -46,6 +48,8 @@ def text(tables: Tables, kinds: Sequence[str] = tuple(TITLES), *, wide: bool = F
     for kind in kinds:
         columns, cells = _cells(tables, kind, wide)
         if cells:
+            if not wide:
+                cells = [tuple(shortened(cell) for cell in row) for row in cells]
             parts.append(f"{TITLES[kind]}\n{grid(columns, cells)}")
     if len(parts) == 1:
         parts.append("Nothing was seen in this time.\n")

@@ -74,7 +74,10 @@ def main(argv: Sequence[str]) -> int:
             alerts = await get.alerts(bus, asked)
             mine = [row for row in alerts.rows if row[3 if of_policy else 2] == given.name][-10:]
             if mine:
-                print("\nLatest alerts:\n" + table(alerts.columns, [row[: len(alerts.columns)] for row in mine]))
+                print(
+                    "\nLatest alerts:\n"
+                    + table(alerts.columns, [row[: len(alerts.columns)] for row in mine], whole=False)
+                )
         return 0
 
     return with_bus(given, work)

@@ -55,3 +55,13 @@ def test_wide_columns_appear_when_asked() -> None:
     assert show([], ("X",), rows, "wide", wide=("Y",)) == "X   Y\na   b"
     assert show([], ("X",), rows, "name", names=["k/a"]) == "k/a"
     assert show([], ("X",), rows, "table", headings=False) == "a"
+
+
+def test_a_long_cell_is_cut_unless_wide_is_asked_for() -> None:
+    from hauberk.output import show
+
+    name = "/" + "x" * 4000 + "/end"
+    short = show([], ("NAME",), [(name,)], "table")
+    assert max(len(line) for line in short.splitlines()) == 120
+    assert short.endswith("/end")
+    assert name in show([], ("NAME",), [(name,)], "wide")
