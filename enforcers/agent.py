@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -43,6 +43,13 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     grace_seconds: Annotated[
         float, msgspec.Meta(ge=0, description="Seconds an old rule table outlives its switch.", examples=[0.5])
     ] = 0.2
+    unresolved: Annotated[
+        Literal["stop", "pass"],
+        msgspec.Meta(
+            description="What the `signal` backend does with an exec or open whose path the kernel cannot resolve (thousands of directories deep, or closed by another thread meanwhile), where the scope has rules that stop something.",
+            examples=["pass"],
+        ),
+    ] = "stop"
 
 
 class Enforcement:
@@ -78,7 +85,12 @@ class Enforcement:
         """Carry out the saved plan, then what is desired. Raises KernelError when pins cannot be opened."""
         settings = self._settings
         self._applier = await asyncio.to_thread(
-            Applier, self._pin_dir, self._node, settings.backends, settings.grace_seconds
+            Applier,
+            self._pin_dir,
+            self._node,
+            settings.backends,
+            settings.grace_seconds,
+            closed=settings.unresolved == "stop",
         )
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)

@@ -47,7 +47,9 @@ class Encoded(msgspec.Struct, frozen=True):
 class Applier:
     """Carries plans out on the pins under `pin_dir`. Not for two threads at once. `writes`: kernel map writes so far."""
 
-    def __init__(self, pin_dir: str, node: str, backends: Sequence[Name] = DEFAULTS, grace: float = GRACE) -> None:
+    def __init__(
+        self, pin_dir: str, node: str, backends: Sequence[Name] = DEFAULTS, grace: float = GRACE, *, closed: bool = True
+    ) -> None:
         self.node = node
         self._mount = cgroup2_mount()
         self._own = _own_cgroup(self._mount)
@@ -61,7 +63,7 @@ class Applier:
             )
             return
         self._key = loaded.key
-        self._enforcers, problems = usable(backends, pin_dir)
+        self._enforcers, problems = usable(backends, pin_dir, closed=closed)
         self.problems = tuple(problems)
         # Visibility needs no backend.
         self._tables = Tables(pin_dir, self._enforcers, grace)

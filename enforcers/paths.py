@@ -24,6 +24,8 @@ _KINDS: Final = {
     "directory_recursive": RuleKind.RECURSIVE,
     "execname": RuleKind.EXECNAME,
 }
+_LONGEST: Final = STRING_LIMIT - 5
+"""What the kernel keeps of an over-long path: the rest of STRING_LIMIT is the slash and the three dots that say so, and a NUL."""
 ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT, Action.BLOCK: RuleAction.BLOCK}
 
 
@@ -37,8 +39,8 @@ def encode(
     for index, rule in enumerate(rules):
         if rule.match not in _KINDS:
             why = f"the program that kills looks up whole paths, names and directories, not a `{rule.match}`"
-        elif len(rule.value.encode()) >= STRING_LIMIT:
-            why = f"its path is longer than {STRING_LIMIT - 1} bytes"
+        elif len(rule.value.encode()) > _LONGEST:
+            why = f"its path is longer than {_LONGEST} bytes"
         elif rule.action is Action.BLOCK and rule.cls in holes:
             why = "an exception before it cannot be carried out, and without it too much would be stopped"
         else:

@@ -12,12 +12,16 @@ import os
 
 from enforcers import paths
 from enforcers.contract import Ident, Part
-from schemas.enforcement import Refusal, ScopePlan
+from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
 from schemas.operations import Backend, Class
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 _WHITELIST = {Class.PROCESS: ScopeFlag.WHITELIST_PROCESS, Class.FILE: ScopeFlag.WHITELIST_FILE}
+
+
+def _stops(rule: PathRule) -> bool:
+    return rule.action is Action.BLOCK or rule.owner_only or rule.read_only
 
 
 class SignalEnforcer:
@@ -27,7 +31,8 @@ class SignalEnforcer:
     map_name = "rules"
     table_offset = RULE_KEY.offsets["table"]
 
-    def __init__(self, pin_dir: str) -> None:
+    def __init__(self, pin_dir: str, *, closed: bool = True) -> None:
+        self._closed = closed
         self._program = f"{pin_dir}/programs/on_exec"
 
     def unusable(self) -> str:
@@ -54,6 +59,8 @@ class SignalEnforcer:
                 refused = (*refused, Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why))
             else:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
+        if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(_stops, scope.paths))):
+            flags |= ScopeFlag.CLOSED
         rules = len({rule.ref for rule in scope.paths} - {one.ref for one in refused})
         return Part(entries=entries, flags=flags, rules=rules, refused=refused)
 

@@ -24,7 +24,7 @@ from schemas.kernel import SCOPE, Config, ScopeFlag
 
 ENFORCEMENT: Final = (
     ScopeFlag.ENFORCE_SIGNAL | ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_PROCESS | ScopeFlag.WHITELIST_FILE
-    | ScopeFlag.WHITELIST_NETWORK
+    | ScopeFlag.WHITELIST_NETWORK | ScopeFlag.CLOSED
 )  # fmt: skip
 """The flags that enforce. A scope without them and without a table only says what is reported."""
 

@@ -73,11 +73,12 @@ GUARDS: Final = (
 
 HOPS: Final = (
     "none", "call", "open", "paths", "path_text", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "store", "adopt", "adopted", "fork", "exec", "enforce", "decide", "sent", "query", "finish", "foreign", "text", "uring",
+    "join", "walk", "again", "store", "adopt", "adopted", "fork", "exec", "enforce", "ascend", "decide", "sent", "query", "finish",
+    "foreign", "text", "uring",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 
-ENFORCING: Final = ("enforce", "decide", "uring")
+ENFORCING: Final = ("enforce", "ascend", "decide", "uring")
 """Hops only the signal backend needs: where the verifier refuses one, `finish` takes its place and nobody is stopped."""
 
 TABLES: Final = (

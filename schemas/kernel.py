@@ -191,7 +191,8 @@ again, with its definitions, at the task's next watched call."""
 
 
 class ScopeFlag(IntFlag):
-    """What a scope asks of the kernel programs. WHITELIST_*: what no rule of that class matches is stopped."""
+    """What a scope asks of the kernel programs. WHITELIST_*: what no rule of that class matches is stopped. CLOSED: so is what
+    no rule can be asked about, because its path could not be resolved."""
 
     CONTAINER = 1
     ENFORCE_SIGNAL = 2
@@ -201,6 +202,7 @@ class ScopeFlag(IntFlag):
     WHITELIST_NETWORK = 32
     FRESH = 64
     STOP_IO_URING = 128
+    CLOSED = 256
 
 
 SCOPE: Final = Layout(

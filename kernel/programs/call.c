@@ -20,8 +20,7 @@ static __always_inline void begin(struct work *w, void *task, struct image *imag
     w->b.args[1] = argument(w, call->arg1, 0);
     w->b.result = w->ret < 0 ? w->ret : 0;
     w->o.ret = w->ret;
-    w->message = 0;
-    w->after = HOP_FINISH;
+    w->steer.after = HOP_FINISH;
 }
 
 static __always_inline void read_arguments(struct work *w, void *regs)
@@ -52,7 +51,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     if (number >= I386_FIRST) {
 #ifdef K_REG_NARROW0
         if (number & X32_BIT_)
-            go(ctx, HOP_FOREIGN);
+            start_at(ctx, HOP_FOREIGN);
 #endif
         return 0;
     }
@@ -67,7 +66,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 #if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
     if (LOAD32(task, K_task_struct__compat) & TS_COMPAT_) {
         if (call->marks & MARK_FOREIGN)
-            go(ctx, HOP_FOREIGN);
+            start_at(ctx, HOP_FOREIGN);
         return 0;
     }
 #endif
@@ -96,10 +95,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
         if (image)
             image->flags = generation;
     }
-    struct work *w = work();
+    struct work *w = enter();
     if (!w)
         return 0;
-    w->visible = visible;
+    w->steer.visible = visible;
     w->scope = scope;
     w->call = *call;
     read_arguments(w, regs);
@@ -107,21 +106,21 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->number = w->row = number;
     w->cgroup = cgroup;
     if (!image) {
-        w->resume = HOP_CALL;
-        go(ctx, HOP_ADOPT);
+        w->steer.resume = HOP_CALL;
+        go(ctx, w, HOP_ADOPT);
         return 0;
     }
     begin(w, task, image);
     if (call->hop == HOP_OPEN)
         open_file(ctx, w, task); /* the call that is watched most takes no further step */
     else if (call->hop == HOP_PATHS)
-        go(ctx, HOP_PATHS);
+        go(ctx, w, HOP_PATHS);
     else if (call->hop == HOP_ADDRESS)
-        go(ctx, HOP_ADDRESS);
+        go(ctx, w, HOP_ADDRESS);
     else if (call->hop == HOP_SEND)
-        go(ctx, HOP_SEND);
+        go(ctx, w, HOP_SEND);
     else
-        go(ctx, w->call.hop);
+        go(ctx, w, w->call.hop);
     return 0;
 }
 
@@ -137,6 +136,6 @@ int hop_call(struct bpf_raw_tracepoint_args *ctx)
     if (!image)
         return 0;
     begin(w, task, image);
-    go(ctx, w->call.hop);
+    go(ctx, w, w->call.hop);
     return 0;
 }

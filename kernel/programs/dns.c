@@ -53,7 +53,7 @@ int hop_query(struct bpf_raw_tracepoint_args *ctx)
     w->b.operation = OP_DNS;
     w->b.flags = 0;
     w->cursor = length;
-    w->count = w->job = 0;
+    w->steer.count = w->steer.job = 0;
     add_job(w, JOB_TEXT, SID_RESOURCE, 0, 0, 0);
     next_job(ctx, w);
     return 0;

@@ -5,9 +5,9 @@
  * Strictly in this order: text, behaviour, mark of the behaviour. Who finds the mark need not ask for the text, which
  * is one lookup less for each event; so an agent that has lost a text deletes the behaviours that name it too.
  */
-static __always_inline void partial(struct work *w, u32 loss)
+static __always_inline void unresolved(struct work *w, u32 loss)
 {
-    w->partial = 1;
+    w->steer.flaw |= FLAW_UNKNOWN;
     lose(loss);
 }
 
@@ -43,7 +43,8 @@ static __always_inline void finish(struct work *w, u64 text)
     struct behaviour *b = &w->b;
     b->resource = w->sids[SID_RESOURCE];
     b->resource2 = w->sids[SID_RESOURCE2];
-    if (w->partial)
+    b->access &= ~ACCESS_PARTIAL; /* of the message before this one */
+    if (w->steer.flaws & (FLAWS(SID_RESOURCE, 3) | FLAWS(SID_RESOURCE2, 3)))
         b->access |= ACCESS_PARTIAL;
     u64 id = hash_behaviour(b);
     /* The generation strictly before the lookup: what is deleted in between is remembered for the old one only. */

@@ -89,26 +89,30 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
     w->o.aux = dirfd;
     void *file = w->ret >= 0 ? file_of(task, w->ret) : 0;
     if (w->scope.flags & SCOPE_ENFORCE_SIGNAL)
-        w->after = HOP_ENFORCE;
+        w->steer.after = HOP_ENFORCE;
     if (!file) {
+        if (w->ret >= 0) /* another thread has closed it meanwhile, and may have kept a copy: the caller's text proves nothing */
+            unresolved(w, LOSS_PATH_UNRESOLVED);
         add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
-        go(ctx, HOP_IDENTITY); /* whose one step is the next job */
+        go(ctx, w, HOP_IDENTITY); /* whose one step is the next job */
         return;
     }
     owner_from_file(w, file);
     if (flags & O_CREAT_ && GET32(file, K_file__f_mode) & FMODE_CREATED_)
         w->b.operation = OP_CREATE;
-    add_job(w, JOB_DENTRY, SID_RESOURCE, 0, 0, 0);
+    u64 dentry = GET64(file, K_file__f_path__dentry), mount = GET64(file, K_file__f_path__mnt);
+    add_job(w, JOB_DENTRY, SID_RESOURCE, 0, dentry, mount);
     w->at = TEXT_MAX;
     w->skip = 0;
-    walk_from(w, GET64(file, K_file__f_path__dentry), GET64(file, K_file__f_path__mnt));
+    w->steer.limit = STEPS - AFTER_ENFORCE;
+    walk_from(w, dentry, mount);
     climb(ctx, w, OPEN_STEPS);
     if (own_proc(w) && counts_alike(w, file))
         w->b.access |= ACCESS_OWN;
-    if (w->after == HOP_FINISH)
+    if (w->steer.after == HOP_FINISH)
         finish(w, complete(w));
     else
-        go(ctx, HOP_STORE);
+        go(ctx, w, HOP_STORE);
 }
 
 int hop_open(struct bpf_raw_tracepoint_args *ctx)

@@ -30,9 +30,10 @@ static __always_inline u32 socketcall(struct work *w)
 
 int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct work *w = work();
+    struct work *w = enter();
     if (!w)
         return 0;
+    w->steer.steps = 1; /* the one that led here */
     void *regs = CAST(ctx->args[0], pt_regs), *task = TASK();
     u32 number = GET32(regs, K_REG_NUMBER), row;
     if (number & X32_BIT_) {
@@ -62,7 +63,7 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     if (is_excluded(tgid))
         return 0;
     struct image *image = processes.lookup(&tgid);
-    w->visible = visible;
+    w->steer.visible = visible;
     w->scope = scope;
     w->call = *call;
     w->ret = ret;
@@ -70,12 +71,12 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     w->row = row;
     w->cgroup = cgroup;
     if (!image) {
-        w->resume = HOP_CALL;
-        go(ctx, HOP_ADOPT);
+        w->steer.resume = HOP_CALL;
+        go(ctx, w, HOP_ADOPT);
         return 0;
     }
     begin(w, task, image);
-    go(ctx, w->call.hop);
+    go(ctx, w, w->call.hop);
     return 0;
 }
 #else

@@ -7,21 +7,52 @@
  *                             +-------+-> hop_walk (dentries, then mount points; tail-calls itself while deep)
  *                                             |
  *                                           store (hash, announce) -> next job, or w->after
+ *
+ * A path longer than TEXT_MAX is walked to the top all the same, to learn how long it is, and then once more by hop_again
+ * without the components at its end that are too many. So a text is the whole path, its beginning, or known to be neither.
  */
+/* Steps for what must follow the texts of an event: a whole scan, the verdict, the end. */
+#define AFTER_FINISH 2
+#define AFTER_ENFORCE (SCAN_PROGRAMS + 2)
+#define AFTER_ADOPTED 21 /* the adopted task's own event: its last text has nine of them for itself when it is to be judged */
+#define AFTER_SENT 4
+#define LEAST 2 /* for a text that is still to come */
+#define ANY 255
+
 static __always_inline struct job *current_job(struct work *w)
 {
-    return &w->jobs[w->job & 3];
+    return &w->jobs[w->steer.job & 3];
 }
 
-static __always_inline void add_job(struct work *w, u16 kind, u16 sid, s32 fd, u64 pointer, u64 mount)
+static __always_inline void add_short_job(struct work *w, u16 kind, u8 sid, s32 fd, u64 pointer, u64 mount, u8 share)
 {
-    struct job *job = &w->jobs[w->count & 3];
+    struct job *job = &w->jobs[w->steer.count & 3];
     job->kind = kind;
     job->sid = sid;
     job->fd = fd;
     job->pointer = pointer;
     job->mount = mount;
-    w->count++;
+    job->share = share;
+    w->steer.count++;
+}
+
+static __always_inline void add_job(struct work *w, u16 kind, u8 sid, s32 fd, u64 pointer, u64 mount)
+{
+    add_short_job(w, kind, sid, fd, pointer, mount, ANY);
+}
+
+/* How many steps the text of the next job may use: its share, and less when what comes after it would be short of them. */
+static __always_inline u32 limit_of(struct work *w, struct job *job)
+{
+    u32 after = w->steer.after, limit = w->steer.steps + job->share, kept = AFTER_FINISH;
+    if (after == HOP_ADOPTED)
+        kept = AFTER_ADOPTED;
+    else if (after == HOP_EXEC || after == HOP_ENFORCE)
+        kept = AFTER_ENFORCE;
+    else if (after == HOP_SENT)
+        kept = AFTER_SENT;
+    kept += LEAST * (w->steer.count - w->steer.job - 1);
+    return limit < STEPS - kept ? limit : STEPS - kept;
 }
 
 /* struct file of a descriptor of the current task, 0 if there is none. */
@@ -57,63 +88,60 @@ static __always_inline void walk_from_fd(struct work *w, void *task, s32 fd)
         }
     }
     if (!path[1]) {
-        partial(w, LOSS_PATH_UNRESOLVED);
+        unresolved(w, LOSS_PATH_UNRESOLVED);
         w->dentry = 0;
         return;
     }
     walk_from(w, path[1], path[0]);
 }
 
-/* Begins the job at w->job, or goes on to w->after. Does not return unless a tail call is refused. */
+/* Begins the job at w->steer.job, or goes on to w->steer.after. Does not return unless a tail call is refused. */
 static __always_inline void next_job(void *ctx, struct work *w)
 {
-    if (w->job >= w->count) {
-        /* Constants, not `w->after` itself: a tail call to a known program is a jump, to an unknown one a retpoline. */
-        if (w->after == HOP_FINISH)
-            go(ctx, HOP_FINISH);
-        else if (w->after == HOP_ENFORCE)
-            go(ctx, HOP_ENFORCE);
-        else if (w->after == HOP_EXEC)
-            go(ctx, HOP_EXEC);
-        else if (w->after == HOP_SENT)
-            go(ctx, HOP_SENT);
+    if (w->steer.job >= w->steer.count) {
+        /* Constants, not `w->steer.after` itself: a tail call to a known program is a jump, to an unknown one a retpoline. */
+        if (w->steer.after == HOP_FINISH)
+            go(ctx, w, HOP_FINISH);
+        else if (w->steer.after == HOP_ENFORCE)
+            go(ctx, w, HOP_ENFORCE);
+        else if (w->steer.after == HOP_EXEC)
+            go(ctx, w, HOP_EXEC);
+        else if (w->steer.after == HOP_SENT)
+            go(ctx, w, HOP_SENT);
         else
-            go(ctx, HOP_ADOPTED);
+            go(ctx, w, HOP_ADOPTED);
         return;
     }
     struct job *job = current_job(w);
-    w->at = TEXT_MAX;
+    w->at = TEXT_MAX + w->steer.beyond;
     w->skip = 0;
+    if (!w->steer.beyond)
+        w->steer.limit = limit_of(w, job);
     if (job->kind == JOB_DENTRY) {
         walk_from(w, job->pointer, job->mount);
-        go(ctx, HOP_WALK);
+        go(ctx, w, HOP_WALK);
     } else if (job->kind == JOB_FD) {
         walk_from_fd(w, TASK(), job->fd);
-        go(ctx, HOP_WALK);
+        go(ctx, w, HOP_WALK);
     } else if (job->kind == JOB_USER) {
         long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
         if (size <= 0) {
-            partial(w, LOSS_PATH_UNRESOLVED);
-            size = 0;
-        } else {
-            if (size == TEXT_MAX) /* no room for a NUL: ENAMETOOLONG for the caller, the head is kept */
-                lose(LOSS_PATH_TRUNCATED);
-            size--;
+            unresolved(w, LOSS_PATH_UNRESOLVED);
+            go(ctx, w, HOP_STORE);
+            return;
         }
-        w->cursor = w->end = size;
-        if (w->partial && size == 0) {
-            w->dentry = 0;
-            go(ctx, HOP_STORE);
-        }
-        go(ctx, HOP_JOIN);
+        if (size == TEXT_MAX) /* no room for a NUL: ENAMETOOLONG for the caller, the head is kept */
+            lose(LOSS_PATH_TRUNCATED);
+        w->cursor = w->end = size - 1;
+        go(ctx, w, HOP_JOIN);
     } else if (job->kind == JOB_ARGUMENTS) {
         u32 length = (u32)job->fd & (TEXT_MAX - 1);
         w->at = TEXT_MAX - length;
         if (bpf_probe_read_user(&w->text[w->at & (TEXT_MAX - 1)], length, (void *)job->pointer))
             w->at = TEXT_MAX; /* swapped out; the image is known all the same */
-        go(ctx, HOP_STORE);
+        go(ctx, w, HOP_STORE);
     } else if (job->kind == JOB_RAW) { /* a path lies in raw, `cursor` bytes long */
-        go(ctx, HOP_JOIN);
+        go(ctx, w, HOP_JOIN);
     } else {
         if (job->kind == JOB_STRING) {
             long size = bpf_probe_read_user_str(w->raw, TEXT_MAX, (void *)job->pointer);
@@ -123,7 +151,7 @@ static __always_inline void next_job(void *ctx, struct work *w)
         u32 length = w->cursor & (TEXT_MAX - 1);
         w->at = TEXT_MAX - length;
         bpf_probe_read_kernel(&w->text[w->at & (TEXT_MAX - 1)], length, w->raw);
-        go(ctx, HOP_STORE);
+        go(ctx, w, HOP_STORE);
     }
 }
 
@@ -133,25 +161,39 @@ static __always_inline void start_jobs(struct work *w, void *task)
     void *fs = (void *)LOAD64(task, K_task_struct__fs);
     w->root_mount = LOAD64(fs, K_fs_struct__root__mnt) - K_mount__mnt;
     w->root_dentry = LOAD64(fs, K_fs_struct__root__dentry);
-    w->job = 0;
-    w->count = 0;
-    w->partial = 0;
+    w->steer.job = 0;
+    w->steer.count = 0;
 }
 
 /* A text is complete: its id, 0 when there is nothing to tell. */
 static __always_inline u64 complete(struct work *w)
 {
     struct job *job = current_job(w);
-    u16 sid = job->sid & (SIDS - 1);
+    u32 sid = job->sid & (SIDS - 1);
     u64 id = 0;
-    if (w->at == TEXT_MAX && job->kind <= JOB_RAW && !w->partial) {
+    if (w->at > TEXT_MAX) { /* shorter than a moment ago: somebody renames */
+        unresolved(w, LOSS_PATH_UNRESOLVED);
+        w->at = TEXT_MAX;
+    }
+    if (w->at == TEXT_MAX && job->kind <= JOB_RAW && !w->steer.flaw) {
         w->at = TEXT_MAX - 1;
         w->text[TEXT_MAX - 1] = '/';
     }
-    if (w->at < TEXT_MAX)
+    if (w->at < TEXT_MAX) {
+        if (w->steer.flaw & FLAW_UNKNOWN) { /* it is no absolute path, and must not look like one */
+            u32 start = w->at < 3 ? 0 : w->at - 3;
+            KEEP(start);
+            start &= TEXT_MAX - 1;
+            w->text[start] = w->text[start + 1] = w->text[start + 2] = '.';
+            w->at = start;
+        }
         id = hash_text(w);
+    }
     w->sids[sid] = id;
-    w->job++;
+    w->steer.flaws = (w->steer.flaws & ~FLAWS(sid, 3)) | FLAWS(sid, w->steer.flaw);
+    w->steer.flaw = 0;
+    w->steer.beyond = 0;
+    w->steer.job++;
     return id;
 }
 
@@ -159,7 +201,7 @@ static __always_inline u64 complete(struct work *w)
 static __always_inline void store(void *ctx, struct work *w)
 {
     u64 id = complete(w);
-    if (w->job >= w->count && w->after == HOP_FINISH) {
+    if (w->steer.job >= w->steer.count && w->steer.after == HOP_FINISH) {
         finish(w, id);
         return;
     }

@@ -201,7 +201,7 @@ int hop_accept(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-#define MESSAGES 12 /* of one sendmmsg: two of the 33 tail calls each, five if it is a DNS query */
+#define MESSAGE_STEPS 5 /* of a message that is a DNS query to a name's end */
 #define MMSGHDR 64  /* sizeof(struct mmsghdr) of a 64-bit task */
 
 /* sendto, sendmsg, sendmmsg on datagram and raw sockets; streams are told by connect and accept. */
@@ -215,7 +215,7 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 pointer = 0, parts = 0;
     u32 length = 0;
-    w->after = HOP_FINISH;
+    w->steer.after = HOP_FINISH;
     w->query = 0;
     if (w->number == NR_SENDTO) {
         pointer = w->args[4];
@@ -223,18 +223,19 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
         w->b.flags = w->args[3];
     } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length, parts */
         u32 narrow = w->call.marks & MARK_NARROW, word = narrow ? 4 : 8;
-        u64 header = w->args[1] + w->message * (narrow ? MMSGHDR / 2 : MMSGHDR);
+        u64 header = w->args[1] + w->steer.message * (narrow ? MMSGHDR / 2 : MMSGHDR);
         bpf_probe_read_user(&pointer, word, (void *)header);
         bpf_probe_read_user(&length, 4, (void *)header + word);
         bpf_probe_read_user(&parts, word, (void *)header + (narrow ? 8 : 16));
-        if (w->number == NR_SENDMMSG && (s32)w->message + 1 < (s32)w->ret)
-            w->after = HOP_SENT;
+        if (w->number == NR_SENDMMSG && (s32)w->steer.message + 1 < (s32)w->ret)
+            w->steer.after = HOP_SENT;
         w->b.flags = w->number == NR_SENDMSG ? w->args[2] : w->args[3];
     }
     w->b.args[0] = 0;
     w->o.aux = w->args[0];
-    w->count = w->job = 0;
+    w->steer.count = w->steer.job = 0;
     w->sids[SID_RESOURCE] = 0;
+    w->steer.flaws = 0;
     if (pointer && length)
         user_address(w, pointer, length);
     else {
@@ -253,7 +254,7 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
             bpf_probe_read_user(part, sizeof(part), (void *)parts);
         w->query = part[0];
         w->query_size = part[1];
-        w->after = HOP_SENT;
+        w->steer.after = HOP_SENT;
     }
     claim_denial(w);
     next_job(ctx, w);
@@ -263,11 +264,12 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
 /* On to the next message of a sendmmsg, if there is one: each may go somewhere else. */
 static __always_inline void next_message(void *ctx, struct work *w)
 {
-    if (w->number != NR_SENDMMSG || (s32)w->message + 1 >= (s32)w->ret)
+    if (w->number != NR_SENDMMSG || (s32)w->steer.message + 1 >= (s32)w->ret)
         return;
     w->b.operation = OP_SEND;
-    if (++w->message < MESSAGES)
-        go(ctx, HOP_SEND);
+    w->steer.message++;
+    if (w->steer.steps + MESSAGE_STEPS <= STEPS)
+        go(ctx, w, HOP_SEND);
     else
         lose(LOSS_CHAIN_BROKEN);
 }
@@ -280,7 +282,7 @@ int hop_sent(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     finish(w, 0);
     if (w->query)
-        go(ctx, HOP_QUERY);
+        go(ctx, w, HOP_QUERY);
     else
         next_message(ctx, w);
     return 0;

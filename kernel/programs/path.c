@@ -2,11 +2,12 @@
 /*
  * Paths, from the right: hop_join takes a user's string apart, hop_walk climbs the dentries above it.
  *
- * A path that cannot be resolved or does not fit is counted, marked ACCESS_PARTIAL and never passed off as whole.
+ * A path that cannot be resolved or does not fit is counted, marked ACCESS_PARTIAL and never passed off as whole: of one that
+ * does not fit the beginning is told, with a slash and three dots behind it; of one that could not be resolved the end, with three dots before it.
  */
 #define WALK_STEPS 256 /* components per program: the 2048 that fit in PATH_MAX take 8 of the 33 tail calls */
 #define JOIN_STEPS 1024
-#define HOLE 0x7fffffff /* in `skip`: nothing more to the left, a shorter component would hide what did not fit */
+#define NAME_BYTES 256 /* NAME_MAX and a slash */
 
 #ifdef K_CAST
 /* Pointers that can be read through: each member is one load, and only what is looked at is read. */
@@ -75,9 +76,19 @@ static __always_inline void read_mount(struct mount_part *m, void *mount)
 static __always_inline void prepend(struct work *w, const void *from, u32 length)
 {
     u32 at = w->at;
-    if (length + 1 > at) {
-        partial(w, LOSS_PATH_TRUNCATED);
-        w->skip = HOLE;
+    if (at > TEXT_MAX) { /* second walk: left out whole, a part of a name is another name */
+        at -= length + 1;
+        if (at <= TEXT_MAX) {
+            at = TEXT_MAX - CUT_BYTES;
+            *(u32 *)&w->text[TEXT_MAX - CUT_BYTES] = CUT_MARK;
+        }
+        w->at = at;
+        w->steer.dropped++;
+        return;
+    }
+    if (length + 1 > at) { /* only counted from here on: with `at` 0 nothing more fits */
+        w->steer.excess += length + 1 - at;
+        w->at = 0;
         return;
     }
     at -= length + 1;
@@ -95,7 +106,7 @@ static __always_inline void prepend_dentry(struct work *w, struct dentry_part *d
     u32 length = d->length & 255;
 #ifdef K_NAME_WORDS
     u32 at = w->at;
-    if (d->name == (u64)dentry + K_dentry__d_iname && length - 1 < 8 * K_NAME_WORDS && at > 8 * K_NAME_WORDS) {
+    if (d->name == (u64)dentry + K_dentry__d_iname && length - 1 < 8 * K_NAME_WORDS && at - 8 * K_NAME_WORDS - 1 < TEXT_MAX - 8 * K_NAME_WORDS) {
         u32 whole = (length + 7) & ~7u, shift = (whole - length) * 8, from = (at - whole) & (TEXT_MAX - 1);
         u64 before = 0;
 #pragma unroll
@@ -163,20 +174,24 @@ int hop_join(struct bpf_raw_tracepoint_args *ctx)
         }
     }
     if (cursor) {
-        go(ctx, HOP_JOIN);
+        if (may_go_on(w)) {
+            go(ctx, w, HOP_JOIN);
+            return 0;
+        }
+        unresolved(w, LOSS_CHAIN_BROKEN);
+        store(ctx, w);
         return 0;
     }
     component(w, 0, w->end);
     if (w->raw[0] == '/') {
-        if (w->skip < TEXT_MAX)
-            w->skip = 0; /* ".." of the root is the root */
+        w->skip = 0; /* ".." of the root is the root */
         w->dentry = w->root_dentry;
         w->mount = w->root_mount;
     } else {
         struct job *job = current_job(w);
         walk_from_fd(w, TASK(), job->fd);
     }
-    go(ctx, HOP_WALK);
+    go(ctx, w, HOP_WALK);
     return 0;
 }
 
@@ -195,7 +210,7 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
     read_mount(&m, mount);
     for (int i = 0; i < steps; i++) {
         deep = 1;
-        if (w->skip && w->skip < TEXT_MAX && dentry == root_dentry && mount == root_mount)
+        if (w->skip && dentry == root_dentry && mount == root_mount)
             w->skip = 0;
         if (dentry == m.root) {
             if (m.parent != mount && m.parent) {
@@ -206,11 +221,10 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
             }
             /* The top of the mount namespace, a root without parent; or a mount that is detached, as what runc runs from and
              * what open_tree(2) clones: its place in its filesystem is told, or /etc would have no name for who cloned it. ".." stays in it. */
-            if (w->skip < TEXT_MAX)
-                w->skip = 0;
+            w->skip = 0;
         }
         if (read_dentry(&d, dentry)) {
-            partial(w, LOSS_PATH_UNRESOLVED);
+            unresolved(w, LOSS_PATH_UNRESOLVED);
             deep = 0;
             break;
         }
@@ -233,9 +247,37 @@ static __always_inline void climb(void *ctx, struct work *w, int steps)
     if (deep) {
         w->dentry = (u64)dentry;
         w->mount = (u64)mount;
-        go(ctx, HOP_WALK);
-        partial(w, LOSS_PATH_TRUNCATED);
+        if (may_go_on(w))
+            go(ctx, w, HOP_WALK);
+        unresolved(w, LOSS_CHAIN_BROKEN);
+    } else if (w->steer.excess) {
+        lose(LOSS_PATH_TRUNCATED);
+        if (!w->steer.beyond && current_job(w)->kind <= JOB_FD && may_go_on(w))
+            go(ctx, w, HOP_AGAIN);
+        w->steer.flaw |= FLAW_UNKNOWN;
     }
+}
+
+/* The path of the current job is longer than the text, by `excess`: the same walk again, for its beginning. */
+int hop_again(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    w->at = TEXT_MAX - 1;
+    for (int i = 0; i < NAME_BYTES; i++) { /* `at` in the map, as in hop_join */
+        if (w->text[(w->at - 1) & (TEXT_MAX - 1)] == '/')
+            break;
+        w->at--;
+    }
+    w->at &= TEXT_MAX - 1;
+    w->name = hash_text(w);
+    w->steer.flaw |= FLAW_CUT;
+    w->steer.beyond = w->steer.excess + 1 + CUT_BYTES;
+    w->steer.excess = 0;
+    w->steer.dropped = 0;
+    next_job(ctx, w);
+    return 0;
 }
 
 int hop_walk(struct bpf_raw_tracepoint_args *ctx)

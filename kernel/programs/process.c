@@ -4,7 +4,7 @@
  *
  *     fork: child gets its parent's entry     exec: entry replaced, PROCESS announced     last exit: entry removed
  *
- * A task older than the programs has no entry; its first event is put aside (w->resume) while `hop_adopt` reads the image
+ * A task older than the programs has no entry; its first event is put aside (w->steer.resume) while `hop_adopt` reads the image
  * from mm->exe_file, and goes on afterwards.
  */
 static __always_inline u64 image_id(u64 boot_ns, u32 tgid)
@@ -86,15 +86,16 @@ static __always_inline void announce_process(struct work *w)
         lose(LOSS_DEFINITIONS_FULL);
 }
 
-/* Jobs of an image: path, working directory, arguments. All from the current task's mm. */
-static __always_inline void image_jobs(struct work *w, void *task)
+/* Jobs of an image: path, working directory, arguments. All from the current task's mm. `share`: steps for the working directory,
+ * which no rule asks for. */
+static __always_inline void image_jobs(struct work *w, void *task, u8 share)
 {
     void *mm = (void *)LOAD64(task, K_task_struct__mm);
     void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
     w->sids[SID_EXECUTABLE] = w->sids[SID_CWD] = w->sids[SID_ARGUMENTS] = 0;
     if (!mm)
         return;
-    add_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0);
+    add_short_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0, share);
     u64 start = LOAD64(mm, K_mm_struct__arg_start), end = LOAD64(mm, K_mm_struct__arg_end);
     u64 length = end - start;
     w->truncated = length > TEXT_MAX;
@@ -135,7 +136,7 @@ int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
     u32 ppid = LOAD32((void *)LOAD64(task, K_task_struct__real_parent), K_task_struct__tgid);
     struct image *parent = processes.lookup(&ppid);
     start_jobs(w, task);
-    image_jobs(w, task);
+    image_jobs(w, task, 2);
     w->sids[SID_PARENT] = 0;
     w->image.parent_process = 0;
     if (parent) {
@@ -149,7 +150,7 @@ int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
         if (dentry)
             add_job(w, JOB_DENTRY, SID_PARENT, 0, dentry, LOAD64(file, K_file__f_path__mnt));
     }
-    w->after = HOP_ADOPTED;
+    w->steer.after = HOP_ADOPTED;
     next_job(ctx, w);
     return 0;
 }
@@ -181,10 +182,10 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
         lose(LOSS_MAP_FULL);
         return 0;
     }
-    if (w->resume == HOP_FORK)
-        go(ctx, HOP_FORK);
+    if (w->steer.resume == HOP_FORK)
+        go(ctx, w, HOP_FORK);
     else
-        go(ctx, HOP_CALL);
+        go(ctx, w, HOP_CALL);
     return 0;
 }
 
@@ -196,15 +197,15 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
     if (child_tgid == tgid) /* a thread */
         return 0;
     struct image *image = processes.lookup(&tgid);
-    struct work *w = work();
+    struct work *w = enter();
     if (!w)
         return 0;
     if (!image) {
-        w->resume = HOP_FORK;
-        go(ctx, HOP_ADOPT);
+        w->steer.resume = HOP_FORK;
+        go(ctx, w, HOP_ADOPT);
         return 0;
     }
-    go(ctx, HOP_FORK);
+    go(ctx, w, HOP_FORK);
     return 0;
 }
 
@@ -235,13 +236,13 @@ int hop_fork(struct bpf_raw_tracepoint_args *ctx)
 /* sched_process_exec(task, old_pid, bprm): the new image is in place, its first instruction has not run. */
 int on_exec(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct work *w = work();
+    struct work *w = enter();
     if (!w)
         return 0;
     void *task = TASK();
     start_jobs(w, task);
-    image_jobs(w, task);
-    w->after = HOP_EXEC;
+    image_jobs(w, task, 8);
+    w->steer.after = HOP_EXEC;
     next_job(ctx, w);
     return 0;
 }
@@ -275,9 +276,8 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     }
     u64 caller = image->executable;
     u64 cgroup = cgroup_of(task);
-    u32 incomplete = w->partial;
     actor(w, task, image, cgroup);
-    w->partial = incomplete;
+    w->steer.flaws = FLAWS(SID_RESOURCE, w->steer.flaws / FLAWS(SID_EXECUTABLE, 1) & 3);
     w->sids[SID_RESOURCE] = executable;
     image->process = image_id(now, tgid);
     image->executable = executable;
@@ -291,22 +291,22 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     w->o.ret = 0;
     w->b.operation = OP_EXEC;
     w->b.syscall = NR_EXECVE;
-    w->b.access = ACCESS_EXEC | (w->partial ? ACCESS_PARTIAL : 0);
+    w->b.access = ACCESS_EXEC;
     struct scope scope;
     scope_of(cgroup, &scope);
     w->scope = scope;
-    w->visible = scope.visibility >> CLASS_PROCESS & 1;
-    if (w->visible && is_excluded(tgid))
-        w->visible = 0;
+    w->steer.visible = scope.visibility >> CLASS_PROCESS & 1;
+    if (w->steer.visible && is_excluded(tgid))
+        w->steer.visible = 0;
     void *mm = (void *)LOAD64(task, K_task_struct__mm);
     void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
     void *inode = (void *)LOAD64(file, K_file__f_inode);
     w->b.owner = LOAD32(inode, K_inode__i_uid);
     w->call.class_ = CLASS_PROCESS;
     if (scope.flags & SCOPE_ENFORCE_SIGNAL)
-        go(ctx, HOP_ENFORCE);
-    if (w->visible)
-        go(ctx, HOP_FINISH);
+        go(ctx, w, HOP_ENFORCE);
+    if (w->steer.visible)
+        go(ctx, w, HOP_FINISH);
     return 0;
 }
 
@@ -324,7 +324,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     }
     struct image *image = processes.lookup(&tgid);
-    struct work *w = work();
+    struct work *w = enter();
     if (!image || !w)
         return 0;
     u64 cgroup = cgroup_of(task);
@@ -337,7 +337,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
         w->b.syscall = NR_EXIT_GROUP;
         w->o.ret = code & 0x7f ? 128 + (code & 0x7f) : code >> 8 & 0xff;
         processes.delete(&tgid);
-        go(ctx, HOP_FINISH);
+        go(ctx, w, HOP_FINISH);
         return 0;
     }
     processes.delete(&tgid);

@@ -3,12 +3,35 @@
  * Maps, the per-CPU scratch all programs of one event share, and how kernel memory is read.
  *
  * An event runs as a chain of tail calls ("hops"), so that each step has a verifier budget of its own and a path may be
- * as deep as PATH_MAX allows. Tracepoint programs run with preemption off: the scratch belongs to one event at a time.
+ * as deep as PATH_MAX allows.
+ *
+ * Invariant: nothing of one event steers another. What steers lies in `struct steer`, and every program that begins an event
+ * zeroes it (`enter`); every other member is written by an event before it reads it. So it does not matter how the last event
+ * on this processor ended. tests/kernel/test_scratch.py fills the scratch with random bytes between events.
+ *
+ * One event at a time: the kernel runs raw tracepoint programs with preemption off (cant_sleep() in __bpf_trace_run), and
+ * none of these tracepoints fires in an interrupt. Programs that may be preempted, as cgroup programs are, must not touch
+ * the scratch.
+ *
+ * Chains do not break: steps are counted (`go`), each loop asks `may_go_on` before the next tail call and each text leaves
+ * enough for what must follow it, the verdict first. A text for which there were too few is unresolved, which the verdict knows.
  */
 #define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
 #define RECENT 4096
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
+#define STEPS 33 /* MAX_TAIL_CALL_CNT, include/linux/bpf.h */
+
+#define SCAN_STEPS 512 /* words and slashes that one program looks at */
+#define SCAN_PROGRAMS 11 /* the worst path of TEXT_MAX bytes: 512 words and 2048 slashes, then twice hop_decide with four of hop_ascend between */
+#define DIRECTORIES 2048 /* slashes in a text of TEXT_MAX bytes */
+
+/* What is wrong with a text; each text of an event has its own. */
+#define FLAW_CUT 1     /* the path is longer than TEXT_MAX: the text is its beginning, with CUT_MARK for the components left out */
+#define FLAW_UNKNOWN 2 /* it could not be resolved: the text is at most its end */
+#define CUT_BYTES 4
+#define CUT_MARK 0x2e2e2e2f /* "/..." of a little-endian machine, as x86_64 and aarch64 are */
+#define FLAWS(sid, flaw) ((u32)(flaw) << 2 * (sid))
 
 enum { SID_RESOURCE, SID_RESOURCE2, SID_EXECUTABLE, SID_CWD, SID_ARGUMENTS, SID_PARENT, SIDS = 8 };
 enum { JOB_DENTRY = 1, JOB_USER, JOB_FD, JOB_RAW, JOB_TEXT, JOB_STRING, JOB_ARGUMENTS };
@@ -19,19 +42,40 @@ struct job {
     u64 mount;   /* DENTRY: vfsmount */
     s32 fd;      /* FD: descriptor; USER: dirfd; ARGUMENTS: bytes */
     u16 kind;
-    u16 sid;
+    u8 sid;
+    u8 share; /* steps it may take at most */
+};
+
+struct steer {
+    u32 steps;    /* tail calls taken */
+    u32 limit;    /* of `steps`, for the text that is being made */
+    u32 job;      /* next job */
+    u32 count;    /* jobs in all */
+    u32 after;    /* hop to take when all jobs are done */
+    u32 resume;   /* hop that asked for adoption */
+    u32 visible;  /* 1 when this event is to be reported */
+    u32 message;  /* sendmmsg: which of its messages this is */
+    u32 scanning; /* 1 when the scan of the path has begun */
+    u32 ascending; /* 1 when the lookup of its directories has */
+    u32 hole;
+    u32 flaw;     /* of the text that is being made */
+    u32 flaws;    /* of those that are made, by sid */
+    u32 excess;   /* bytes of the path that did not fit into the text */
+    u32 beyond;   /* second walk: bytes to leave out at the end of the path */
+    u32 dropped;  /* second walk: components left out */
 };
 
 struct work {
+    struct steer steer;
     struct call call;
     u64 args[6];
     u64 cgroup;
     s64 ret;
     u32 number; /* native number of the call, whatever entry it came by */
-    u32 message; /* sendmmsg: which of its messages this is */
-    u64 query;   /* a datagram for a name server: user address of its first part; 0: none */
+    u32 row;    /* which row of `calls` it is */
+    u64 query;  /* a datagram for a name server: user address of its first part; 0: none */
     u32 query_size;
-    u32 row; /* which row of `calls` it is */
+    u32 hole1;
     u64 root_dentry;
     u64 root_mount; /* struct mount */
     u64 dentry;
@@ -39,26 +83,22 @@ struct work {
     u64 sids[SIDS];
     struct job jobs[4];
     struct scope scope;
-    u32 visible; /* 1 when this event is to be reported */
-    u32 job;     /* next job */
-    u32 count;   /* jobs in all */
-    u32 after;   /* hop to take when all jobs are done */
-    u32 resume;  /* hop that asked for adoption */
-    u32 at;      /* first byte of the text in `text`; the text always ends at TEXT_MAX */
-    u32 skip;    /* ".." seen on the way from the leaf, each swallows one component */
-    u32 cursor;  /* join: bytes of `raw` not looked at yet */
-    u32 end;     /* join: end of the component under the cursor */
-    u32 partial; /* 1 when a path could not be resolved or did not fit */
+    u64 name;   /* id of the last component of a path that was cut */
+    u32 at;     /* first byte of the text in `text`, which ends at TEXT_MAX; above TEXT_MAX while a second walk leaves components out */
+    u32 skip;   /* ".." seen on the way from the leaf, each swallows one component */
+    u32 cursor; /* join: bytes of `raw` not looked at yet */
+    u32 end;    /* join: end of the component under the cursor */
     u32 truncated;
-    u32 hole2;
+    u32 hole;
     struct scan {
         struct sip sip;
         u64 seen;    /* marks of the slashes of the word under the cursor that were looked at */
         u64 source;  /* whose rules are looked at first */
-        u64 parent;  /* id of the directory the path lies in */
         u32 at;      /* first byte of the word under the cursor */
         u32 slash;   /* length of the path up to and with its last slash */
         u32 class_;
+        u32 count;   /* of `directories` */
+        u32 next;    /* directories that were not looked up yet: the deepest of them is the next */
         u32 hole;
         struct rule deep[2]; /* deepest directory so far: [0] limited to the source, [1] for anybody; action 0: none */
     } scan;
@@ -68,10 +108,13 @@ struct work {
     struct process process;
     struct definition behaviour_head; /* strictly before `b`: both leave in one ring record */
     struct behaviour b;
+    u64 directories[DIRECTORIES]; /* their ids, from the root down */
     u8 raw[TEXT_MAX + 256];
     struct definition text_room; /* the header of a text that starts at text[0] */
     u8 text[TEXT_MAX + TEXT_MAX + 64]; /* bytes from TEXT_MAX on stay zero: the last word of a hash needs no mask */
 };
+
+_Static_assert(sizeof(struct work) <= 32 << 10, "PCPU_MIN_UNIT_SIZE: the kernel has no larger per-CPU element");
 
 BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
 BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
@@ -143,11 +186,34 @@ static __always_inline void lose(u32 what)
         *count += 1;
 }
 
-/* On to the next step. It returns only when the kernel refuses: 33 tail calls are all an event gets. */
-static __always_inline void go(void *ctx, u32 hop)
+/* The scratch for a new event. */
+static __always_inline struct work *enter(void)
+{
+    struct work *w = work();
+    if (w)
+        __builtin_memset(&w->steer, 0, sizeof(w->steer));
+    return w;
+}
+
+/* On to the next step. It returns only when the kernel refuses, which the limits do not let happen. */
+static __always_inline void go(void *ctx, struct work *w, u32 hop)
+{
+    w->steer.steps++;
+    hops.call(ctx, hop);
+    lose(LOSS_CHAIN_BROKEN);
+}
+
+/* A program that begins an event by itself: it counts this step when it enters the scratch. */
+static __always_inline void start_at(void *ctx, u32 hop)
 {
     hops.call(ctx, hop);
     lose(LOSS_CHAIN_BROKEN);
+}
+
+/* Whether the text that is being made may take another step. */
+static __always_inline int may_go_on(struct work *w)
+{
+    return w->steer.steps < w->steer.limit;
 }
 
 /* What bpf_get_current_pid_tgid(), _uid_gid() and _cgroup_id() answer, without their call: with return thunks

@@ -23,7 +23,20 @@ from kernel.features import cgroup2_mount, survey
 from kernel.generation import renew
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from kernel.maps import Map
-from schemas.kernel import BEHAVIOUR, DEFINITION, OCCURRENCE, PROCESS, SCOPE, DefinitionKind, Layout, Loss, ScopeFlag
+from kernel.siphash import string_id
+from schemas.kernel import (
+    BEHAVIOUR,
+    DEFINITION,
+    OCCURRENCE,
+    PROCESS,
+    RULE,
+    RULE_KEY,
+    SCOPE,
+    DefinitionKind,
+    Layout,
+    Loss,
+    ScopeFlag,
+)  # fmt: skip
 from schemas.operations import Access, Backend, Class, Operation
 
 ALL = sum(1 << member for member in Class)
@@ -262,6 +275,29 @@ def sensor(loaded: Loaded, cgroup: Path) -> Iterator[Sensor]:
     made = Sensor(loaded, cgroup)
     yield made
     made.close()
+
+
+@pytest.fixture
+def rules(sensor: Any) -> Iterator[Callable[..., None]]:
+    """rules((class, kind, path, action, ...), ..., flags=): put a table in force for the test's cgroup."""
+    table = time.monotonic_ns()
+    keys: list[bytes] = []
+
+    def put(*wanted: tuple[Any, ...], flags: int = 0) -> None:
+        with sensor.map("rules") as rules_map:
+            for class_, kind, path, action, *rest in wanted:
+                source, limits = (*rest, *("", 0)[len(rest) :])
+                key = RULE_KEY.struct.pack(
+                    table, string_id(sensor.key, path), string_id(sensor.key, source) if source else 0, class_, kind
+                )
+                rules_map.put(key, RULE.struct.pack(action, limits, 7, 0))
+                keys.append(key)
+        sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL | flags, table=table)
+
+    yield put
+    with sensor.map("rules") as rules_map:
+        for key in keys:
+            rules_map.delete(key)
 
 
 @pytest.fixture

@@ -200,7 +200,10 @@ def test_a_path_beyond_path_max_is_counted_and_marked(sensor: Any, pick: Pick, t
 
     event = pick(sensor.run(act), Operation.CREATE)
     assert event.access & Access.PARTIAL
-    assert event.resource.endswith("y" * 200 + "/leaf")
+    whole = f"{tmp_path}" + f"/{'y' * 200}" * 22
+    told, mark = event.resource[:-4], event.resource[-4:]
+    assert (mark, whole.startswith(told + "/")) == ("/...", True)
+    assert 4096 - 201 - 5 < len(told) <= 4096 - 5
     assert sensor.lost(Loss.PATH_TRUNCATED) > before
     subprocess.run(["rm", "-rf", str(tmp_path / ("y" * 200))], check=True)
 

@@ -10,16 +10,14 @@ import os
 import shutil
 import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kernel.loading import exclude
-from kernel.siphash import string_id
-from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind, ScopeFlag
+from schemas.kernel import RuleAction, RuleFlag, RuleKind, ScopeFlag
 from schemas.operations import Backend, Class, Operation
 
 pytestmark = pytest.mark.kernel
@@ -31,29 +29,6 @@ SHELL = os.path.realpath("/bin/sh")
 ALLOW, AUDIT, BLOCK = RuleAction.ALLOW, RuleAction.AUDIT, RuleAction.BLOCK
 
 Rules = Callable[..., None]
-
-
-@pytest.fixture
-def rules(sensor: Any) -> Iterator[Rules]:
-    """rules((class, kind, path, action, ...), ..., flags=): put a table in force for the test's cgroup."""
-    table = time.monotonic_ns()
-    keys: list[bytes] = []
-
-    def put(*wanted: tuple[Any, ...], flags: int = 0) -> None:
-        with sensor.map("rules") as rules_map:
-            for class_, kind, path, action, *rest in wanted:
-                source, limits = (*rest, *("", 0)[len(rest) :])
-                key = RULE_KEY.struct.pack(
-                    table, string_id(sensor.key, path), string_id(sensor.key, source) if source else 0, class_, kind
-                )
-                rules_map.put(key, RULE.struct.pack(action, limits, 7, 0))
-                keys.append(key)
-        sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL | flags, table=table)
-
-    yield put
-    with sensor.map("rules") as rules_map:
-        for key in keys:
-            rules_map.delete(key)
 
 
 def opens(path: Path | str) -> Callable[[], object]:
