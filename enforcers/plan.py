@@ -17,6 +17,7 @@ import msgspec
 from enforcers import protected
 from policy.kernel_plan import plan_scope
 from policy.ruleset import Ruleset, Scope
+from policy.sight import CANNOT, unseen
 from policy.visibility import bits, visibility
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
@@ -97,8 +98,10 @@ class Planner:
             template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
             if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
-                    blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK]
-                    refusals = tuple(Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN) for rule in blocked)
+                    blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
+                    blind = [one for one in refusals if one.reason.startswith(CANNOT)]
+                    unheld = [Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN) for rule in blocked]
+                    refusals = (*blind, *unheld)
                 else:
                     continue
             elif (ruled := bool(template.paths or template.network or template.posture)) or (

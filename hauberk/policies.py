@@ -194,9 +194,13 @@ def explain(given: argparse.Namespace) -> int:
         print(table(("POLICY", "RULE", "ACTION", *(name.upper() for name in names)), lines))
         print(f"`later`: this version has no {' and no '.join(MISSING_HERE)} backend, whatever the kernel offers; until it has, "
               "such a rule is only told where nothing else says `yes`")  # fmt: skip
+        for name, position, unseen in dict.fromkeys(
+            (one.rule.policy, one.rule.position, one.unseen) for one in rules if one.unseen
+        ):
+            print(f"  {name} {position}: {unseen}")
         for entry in rules:
             for name, why in entry.backends.items():
-                if why is not None:
+                if why is not None and not (entry.unseen and why in entry.unseen):
                     missing = " (not in this version)" if name in entry.not_in_this_version else ""
                     print(f"  {entry.rule.policy} {entry.rule.position}: {name}{missing}: {why}")
         for name, note in dict.fromkeys((entry.rule.policy, entry.note) for entry in rules if entry.note):

@@ -93,6 +93,7 @@ NO_RULES = Code("P603", _W, "a policy without rules", "It selects workloads and 
 NEVER = Code("P604", _W, "a path that the kernel never reports", "Write the resolved path, without `..`.")
 ALWAYS_AUDIT = Code("P605", _W, "system call rules take no action", "Remove it; they always audit.")
 IGNORED = Code("P606", _W, "a field that has no effect here", "Remove it.")
+UNSEEN = Code("P607", _W, "something that no sensor of this version reports", "Name what is watched: the list is under Names above; until then the rule has no effect.")
 
 TOO_LONG = Code("P701", _W, "longer than KubeArmor allows", "Hauberk takes it; KubeArmor would refuse the policy.")
 EXTRA_NAME = Code("P702", _W, "a name that KubeArmor does not know", "Hauberk takes it; KubeArmor would refuse the policy.")

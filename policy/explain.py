@@ -18,9 +18,11 @@ from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
 from policy.overlap import covers_path
 from policy.ruleset import Ruleset, Scope
+from policy.sight import CANNOT, missing, unseen
 from policy.specificity import Rank
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity
+from schemas.operations import Backend
 from schemas.rules import Policy, Rule, Target
 from schemas.verdict import Action, Mode, RuleRef, Verdict
 
@@ -66,6 +68,8 @@ class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
     not_in_this_version: tuple[str, ...] = MISSING_HERE
     note: str = ""
+    unseen: str = ""
+    """What of the rule no sensor of this version reports, "" when all of it is; with nothing reported it has no effect."""
 
     def cell(self, name: str) -> str:
         """`yes`, `no`, or `later`: a backend that this version does not have could."""
@@ -75,13 +79,15 @@ class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unheld(msgspec.Struct, frozen=True, kw_only=True):
-    """Block rules of a policy, counted as they stand in its file. `unheld`: no backend of this version can hold them as
+    """Block rules of a policy, counted as they stand in its file, without those that nothing sees. `unseen`: rules of any action
+    about what no sensor reports, each as a sentence. `unheld`: no backend of this version can hold them as
     written; `by_signal`: as many of those could be held if the policy opted in to kills. `host`: see `HOST_ONLY`."""
 
     blocks: int
     unheld: int
     by_signal: int
     host: bool
+    unseen: tuple[str, ...] = ()
 
 
 def explain_event(
@@ -115,18 +121,36 @@ def explain_policy(policy: Policy, *, signal: bool = False) -> tuple[Enforceabil
         Enforceability(
             rule=rule.ref,
             action=rule.action.value,
-            backends={NAMES[backend]: reason(rule, backend, signal=signal or policy.signal) for backend in ALL},
+            backends={NAMES[backend]: _reason(rule, backend, signal or policy.signal) for backend in ALL},
             problem=problem(rule),
-            note=HOST_ONLY if _host(policy) and denies(rule) else "",
+            note=HOST_ONLY if _host(policy) and denies(rule) and unseen(rule) is None else "",
+            unseen=_unseen(rule),
         )
         for rule in policy.rules
     )
 
 
+def _unseen(rule: Rule) -> str:
+    why = missing(rule)
+    if why is None:
+        return ""
+    return f"{CANNOT}: {why}; " + ("neither told nor held" if unseen(rule) is not None else "nothing is told of it")
+
+
+def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
+    # What nothing sees is not "told by the judge" either; a backend that this version does not have might see it by itself.
+    why = unseen(rule) if backend in HERE or rule.action is Action.AUDIT else None
+    return f"{CANNOT}: {why}" if why is not None else reason(rule, backend, signal=signal)
+
+
 def unheld(policy: Policy, *, signal: bool = False) -> Unheld:
     """How much of `policy` looks like a Block and is only told. `signal`: as for `explain_policy`."""
     opted_in = signal or policy.signal
-    blocks = [rule for rule in policy.rules if rule.action is Action.BLOCK and problem(rule) is None]
+    blocks = [
+        rule for rule in policy.rules if rule.action is Action.BLOCK and problem(rule) is None and unseen(rule) is None
+    ]
+    # A comma list is one rule to whoever wrote it.
+    blind = {rule.position: f"{rule.position} ({why})" for rule in policy.rules if (why := missing(rule)) is not None}
     # A rule with several sources is one rule to whoever wrote it.
     without = {rule.position for rule in blocks if not held(rule, signal=opted_in)}
     never = {rule.position for rule in blocks if not held(rule, signal=True)}
@@ -135,6 +159,7 @@ def unheld(policy: Policy, *, signal: bool = False) -> Unheld:
         unheld=len(without),
         by_signal=len(without - never),
         host=_host(policy),
+        unseen=tuple(blind.values()),
     )
 
 

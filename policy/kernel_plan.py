@@ -17,6 +17,7 @@ from policy.backends import denies, frees, reason
 from policy.compile import problem, table_of
 from policy.overlap import may_overlap
 from policy.ruleset import Scope
+from policy.sight import CANNOT, missing, unseen
 from policy.specificity import Rank, rank
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.identity import Identity
@@ -75,6 +76,11 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     exceptions: list[Rule] = []
     for policy, mode in scope.members:
         for rule in policy.rules:
+            if problem(rule) is None and (why := missing(rule)) is not None:
+                # Told for every action and mode: a rule that nothing sees is never one of those in force.
+                left.append((rule, Backend.OBSERVER, f"{CANNOT}: {why}; neither told nor held"))
+                if unseen(rule) is not None:
+                    continue
             if mode is not Mode.ENFORCE or rule.action is Action.AUDIT or problem(rule) is not None:
                 continue
             reasons = [

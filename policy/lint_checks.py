@@ -14,6 +14,7 @@ from policy import glob
 from policy.compile import posture_of
 from policy.lint_findings import Finding, Together
 from policy.overlap import covers_path
+from policy.sight import unseen
 from policy.visibility import asked, visibility
 from schemas.operations import Class
 from schemas.rules import Match, Rule
@@ -216,7 +217,7 @@ def invisible(together: Together) -> Iterator[Finding]:
     seen = visibility(settings.host_visibility if together.host else settings.visibility, ()).classes
     for rule in together.rules:
         counts = rule.action is Action.AUDIT and rule.match is not Match.PRESET and rule.class_ is not Class.DEVICE
-        if counts and not asked((rule,)) <= seen:
+        if counts and unseen(rule) is None and not asked((rule,)) <= seen:
             yield Finding(
                 code="L107",
                 rule=rule.ref,

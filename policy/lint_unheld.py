@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L110 of `policy/lint.py`: a Block rule that looks like one and is only told.
+"""L110 and L113 of `policy/lint.py`: a Block rule that looks like one and is only told, and a rule that nothing can see.
 
 Three causes, and whoever wrote the policy must not take one for another: nothing will ever hold the rule (the policy is wrong: a
 warning), this version has no backend that could, or the policy or the settings leave out the one that could (notes). Says
@@ -13,6 +13,7 @@ from typing import Literal
 
 from policy.backends import ALL, HERE, NAMES, reason
 from policy.lint_findings import Finding, Together
+from policy.sight import CANNOT, WATCHED, listed, missing, unseen
 from schemas.operations import Backend
 from schemas.rules import Rule
 from schemas.verdict import Action
@@ -23,11 +24,32 @@ def unenforceable(together: Together) -> Iterator[Finding]:
     told: set[str] = set()
     for rule in together.rules:
         # A rule with several sources is one rule to whoever wrote it.
-        if rule.action is Action.BLOCK and (place := f"{rule.key} {rule.position}") not in told:
+        # A rule about what nothing reports is L113's: "is only told" would claim too much.
+        if (
+            rule.action is Action.BLOCK
+            and unseen(rule) is None
+            and (place := f"{rule.key} {rule.position}") not in told
+        ):
             found = _unheld(rule, together)
             if found is not None:
                 told.add(place)
                 yield found
+
+
+def invisible(together: Together) -> Iterator[Finding]:
+    """L113: a rule about what no sensor reports, whatever its action."""
+    for rule in together.rules:
+        why = missing(rule)
+        if why is None:
+            continue
+        whole = unseen(rule) is not None
+        effect = "neither tells nor holds anything" if whole else "tells nothing of them"
+        advice = (
+            f"name calls that are watched: {listed(WATCHED, len(WATCHED))}"
+            if rule.syscalls
+            else "remove it, or do not count on it"
+        )
+        yield _finding(rule, why, advice, "warning", f"{CANNOT}: {{}}; the rule {effect}")
 
 
 def _unheld(rule: Rule, together: Together) -> Finding | None:
@@ -64,8 +86,9 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     return None
 
 
-def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"] = "note") -> Finding:
-    return Finding(code="L110", rule=rule.ref, message=f"is only told: {why}", recommendation=advice, level=level)
+def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"] = "note", form: str = "") -> Finding:
+    code, message = ("L113", form.format(why)) if form else ("L110", f"is only told: {why}")
+    return Finding(code=code, rule=rule.ref, message=message, recommendation=advice, level=level)
 
 
 def _missing(backends: Sequence[Backend]) -> str:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from policy import values
+from policy import sight, values
 from policy.codes import CODES
 from policy.shapes import FieldShape, Shape, fields
 from schemas.policy import KINDS
@@ -98,6 +98,8 @@ def _names() -> str:
         [
             f"* **Protocols**: {listed(values.PROTOCOLS)}; all lower or all upper case.",
             f"* **Capabilities**: {listed(known)}. Beyond KubeArmor's list, with a warning: {listed(sorted(values.BEYOND))}.",
+            f"* **System calls** that are watched: {listed(sight.WATCHED)}, and `umount` for `umount2`. Others are taken, with a warning, "
+            "and tell nothing.",
             f"* **USB classes**: {listed(values.DEVICE_CLASSES)}, or a number (`8`, `0x08`).",
             f"* **Service names** for ports: {listed(values.SERVICES)}.",
             "",

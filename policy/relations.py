@@ -8,20 +8,26 @@ so one mistake is told once.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from policy import codes, values
+from policy import codes, sight, values
 from policy.nodes import Mapping, Node, Scalar, Sequence
 from policy.regexes import BadExpression, Expression
 from policy.select import container_names, is_list
 from schemas import policy as written
 from schemas import policy_sections as sections
+from schemas.operations import Class
+from schemas.syscalls import NAMES
 
 if TYPE_CHECKING:
     from policy.check import Checker
 
 CONTAINER_LABEL: Final = "kubearmor.io/container.name"
+
+
+_WATCHED: Final = tuple(textwrap.wrap(f"watched: {', '.join(sight.WATCHED)}", 150))
 
 
 def related(
@@ -75,6 +81,39 @@ def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: se
             path,
             expected="a list such as `[ptrace, mount]`",
         )
+    _syscall_path(checker, node, result, nodes, given, path)
+
+
+def _syscall_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    blind = sight.unwatched(name for name in result.get("syscall", ()) if name in NAMES)
+    if blind:
+        some = len(blind) < len(result["syscall"])
+        _unseen(
+            checker, nodes["syscall"], f"{sight.listed(blind)} {'is' if len(blind) == 1 else 'are'} not watched", path,
+            partly=some, notes=_WATCHED,
+        )  # fmt: skip
+
+
+def _unseen(
+    checker: Checker, node: Node, why: str, path: str, *, partly: bool = False, notes: tuple[str, ...] = ()
+) -> None:
+    what = "tells nothing of them" if partly else "never tells and never holds anything"
+    checker.say(codes.UNSEEN, node, f"{sight.CANNOT}: {why}; `{path}` {what}", path, notes=notes)
+
+
+def _capabilities(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if result.get("matchCapabilities") and (why := sight.unseen_class(Class.CAPABILITIES)):
+        _unseen(checker, nodes["matchCapabilities"], why, f"{path}.matchCapabilities")
+
+
+def _devices(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if result.get("matchDevice") and (why := sight.unseen_class(Class.DEVICE)):
+        _unseen(checker, nodes["matchDevice"], why, f"{path}.matchDevice")
+
+
+def _preset(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if why := sight.UNSEEN_PRESETS.get(result.get("name", "")):
+        _unseen(checker, nodes["name"], why, path)
 
 
 def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -205,6 +244,10 @@ _CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], 
     sections.ProcessPath: _process_path,
     sections.SourceMatch: _source,
     sections.SyscallMatch: _syscall,
+    sections.SyscallPath: _syscall_path,
+    sections.CapabilitiesSection: _capabilities,
+    sections.DeviceSection: _devices,
+    sections.Preset: _preset,
     written.LabelExpression: _expression,
     written.Selector: _labels,
     written.NetworkSpec: _network_spec,

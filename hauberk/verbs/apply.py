@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from schemas.enforcement import Plan, Receipt
 
 
+_SHOWN: Final = 4
+"""Rules that nothing sees which a warning lists; `policy check` lists all."""
 _PATIENCE: Final = 1.0
 """Seconds of `--wait` after which the nodes that are waited for are named."""
 
@@ -131,12 +133,21 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
     from hauberk.policies import kills
     from policy.explain import HOST_ONLY, unheld
     from policy.normalise import normalise
+    from policy.sight import CANNOT
     from schemas.verdict import Mode
 
     signal = kills(given)
     for policy in map(normalise, documents):
         found = unheld(policy, signal=signal)
-        if not found.blocks or not policy.enabled or policy.mode is not Mode.ENFORCE:
+        if not policy.enabled:
+            continue
+        if found.unseen:
+            more = f" and {len(found.unseen) - _SHOWN} more" if len(found.unseen) > _SHOWN else ""
+            print(
+                f"warning: {policy.key.name}: {CANNOT}, so it neither tells nor holds: {', '.join(found.unseen[:_SHOWN])}{more}",
+                file=sys.stderr,
+            )
+        if not found.blocks or policy.mode is not Mode.ENFORCE:
             continue
         said = []
         if found.unheld:

@@ -15,19 +15,24 @@ from policy.lint import lint
 from policy.normalise import normalise
 from policy.parse import parse
 from policy.ruleset import compile_ruleset
+from policy.sight import unseen
 from schemas.policy import KINDS
 from schemas.rules import Target
 from schemas.verdict import Action, Mode
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "policies").glob("*.yaml"))
+UNSEEN = {"pod-drop-capabilities.yaml", "host-usb-storage.yaml"}
+"""Written for a version that sees what they are about; this one says that it does not."""
 WITHOUT_TESTS = {"pod-traffic-quota.yaml", "pod-shadow-tmp-exec.yaml"}
 """A quota is about amounts and a shadow policy never decides: neither can be asked about one event."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_has_no_diagnostics(path: Path) -> None:
-    parsed = parse(path.read_bytes(), path.name, strict=True)
-    assert render_all(parsed.diagnostics, parsed.text) == ""
+    parsed = parse(path.read_bytes(), path.name)
+    said = [one for one in parsed.diagnostics if one.code != "P607"]
+    assert render_all(said, parsed.text) == ""
+    assert (len(said) < len(parsed.diagnostics)) == (path.name in UNSEEN)
     assert parsed.policies
 
 
@@ -56,6 +61,7 @@ def test_lint_names_each_block_of_an_example_that_nothing_here_holds(path: Path)
         for rule in policy.rules
         if policy.mode is Mode.ENFORCE
         and rule.action is Action.BLOCK
+        and unseen(rule) is None
         and (policy.selection.target is Target.NODES or not held(rule, signal=policy.signal))
     }
     assert {(one.rule.policy, one.rule.position) for one in lint(ruleset) if one.code == "L110"} == unheld

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from policy.explain import explain_policy
@@ -174,7 +175,10 @@ def test_rules_without_a_backend_say_why() -> None:
     }
     plan, refused = planned(spec, SIGNAL)
     assert plan.paths == plan.network == ()
-    assert len(refused) == 6
+    assert len(refused) == 5
+    assert [(one.backend, one.reason) for one in refused if "capabilities" in one.ref.position] == [
+        (Backend.OBSERVER, "this node cannot see it: capability checks are not watched; neither told nor held")
+    ]
     assert all(refusal.reason and refusal.uid == "u1" for refusal in refused)
 
 
@@ -189,3 +193,26 @@ def test_explain_says_for_every_backend() -> None:
     assert "terminal" in str(first.backends["signal"])
     assert second.backends["cgroup"] is None
     assert second.backends["signal"] is not None
+
+
+@pytest.mark.parametrize("action", ["Audit", "Block"])
+def test_a_rule_that_nothing_sees_is_refused_whatever_its_action(action: str) -> None:
+    spec = {
+        "capabilities": {"matchCapabilities": [{"capability": "net_raw"}]},
+        "presets": [{"name": "anonymousMapExec"}, {"name": "filelessExec", "action": "Audit"}],
+        "syscalls": {
+            "matchSyscalls": [{"syscall": ["clone"]}, {"syscall": ["ptrace", "clone"]}, {"syscall": ["umount"]}]
+        },
+        "action": action,
+    }
+    _, refused = planned(spec)
+    blind = {one.ref.position: one.reason for one in refused if one.reason.startswith("this node cannot see it")}
+    assert set(blind) == {
+        "spec.capabilities.matchCapabilities[0]", "spec.presets[0]", "spec.syscalls.matchSyscalls[0]",
+        "spec.syscalls.matchSyscalls[1]",
+    }  # fmt: skip
+    explained = explain_policy(ruleset(("KubeArmorPolicy", spec, {})).policies[0])
+    assert {one.rule.position for one in explained if one.unseen} == set(blind)
+    assert not any(
+        "told by the judge" in str(why) for one in explained if "neither" in one.unseen for why in one.backends.values()
+    )

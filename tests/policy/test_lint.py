@@ -83,8 +83,13 @@ FOUND = [
     ("L110", {"network": {"matchDNSQueries": [{"domain": "x.org"}]}}, {}),
     ("L111", files({"path": "/a", "action": "Allow"}), {}),
     ("L112", {"presets": [{"name": "exec", "action": "Allow"}]}, {}),
+    ("L113", {"capabilities": {"matchCapabilities": [{"capability": "net_raw", "action": "Audit"}]}}, {}),
+    ("L113", {"presets": [{"name": "anonymousMapExec", "action": "Block"}]}, {}),
+    ("L113", {"syscalls": {"matchSyscalls": [{"syscall": ["ptrace", "clone"]}]}}, {}),
+    ("L113", {"syscalls": {"matchPaths": [{"path": "/etc/", "syscall": ["stat"]}]}}, {}),
 ]
 CLEAN = [
+    ({"syscalls": {"matchSyscalls": [{"syscall": ["umount", "unshare", "setns", "chroot", "pivot_root"]}]}}, {}),
     (files({"path": "/a"}, {"path": "/b", "action": "Allow"}), {"file": "block"}),
     (files({"path": "/srv/x"}, directories=({"dir": "/srv/", "action": "Allow"},)), {"file": "block"}),
     (files({"path": "/a"}, {"path": "/a", "fromSource": [{"path": "/b"}]}), {}),
