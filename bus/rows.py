@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import NoneType
 
 import msgspec
 
 from bus.contract import Headers, Record
-from schemas.errors import Refused
+from bus.database import Corrupt
+from schemas.decoding import decoder
+from schemas.errors import DecodeError, Refused
 from schemas.topics import Topic
 
 INSERT = "INSERT INTO record(offset, at, key, value, headers) VALUES (?, ?, ?, ?, ?)"
@@ -19,7 +21,7 @@ SELECT = "SELECT offset, at, key, value, headers FROM record WHERE offset >= ? O
 Row = tuple[int, int, bytes, bytes | None, bytes | None]
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Headers).decode
+_decode: Callable[[bytes], Headers] = decoder(tuple[tuple[str, bytes], ...], "the headers of a record")
 
 
 def measure(topic: Topic, records: Sequence[Record], most: int) -> int:
@@ -56,19 +58,49 @@ def to_row(offset: int, record: Record) -> Row:
 
 
 def to_record(row: Row) -> Record:
-    headers = _decode(row[4]) if row[4] is not None else ()
+    """The record of a row. `Corrupt` when the columns hold something else: SQLite keeps any type anywhere."""
+    try:
+        headers = _decode(row[4]) if row[4] is not None else ()
+    except DecodeError as error:
+        raise Corrupt(f"record {row[0]}: {error}") from error
+    if type(row[2]) is not bytes or type(row[3]) not in (bytes, NoneType) or type(row[1]) is not int:
+        raise Corrupt(f"record {row[0]}: expected bytes under a key of bytes, got {type(row[2])} and {type(row[3])}")
     return Record(row[2], row[3], headers, row[1])
 
 
-def drain(connection: sqlite3.Connection, query: str, arguments: tuple[int, int], max_bytes: int, rows: Rows) -> None:
-    """Append to `rows` until the query ends or `max_bytes` is reached; rows before an error are kept."""
-    cursor = connection.execute(query, arguments)
-    try:
-        for row in cursor:
-            record = to_record(row)
-            rows.found.append((row[0], record))
-            rows.size += record.size
-            if rows.size >= max_bytes:
-                break
-    finally:
-        cursor.close()
+def drain(
+    connection: sqlite3.Connection,
+    query: str,
+    arguments: tuple[int, int],
+    max_bytes: int,
+    rows: Rows,
+    *,
+    skip: bool = False,
+) -> None:
+    """Append to `rows` until the query ends or `max_bytes` is reached; rows before an error are kept.
+
+    A row that holds no record is `Corrupt`; with `skip` it is passed over and leaves a hole in the offsets.
+    """
+    offset, limit = arguments
+    while True:
+        passed: int | None = None
+        cursor = connection.execute(query, (offset, limit))
+        try:
+            for row in cursor:
+                try:
+                    record = to_record(row)
+                except Corrupt:
+                    if not skip:
+                        raise
+                    passed = row[0]
+                    continue
+                rows.found.append((row[0], record))
+                rows.size += record.size
+                if rows.size >= max_bytes:
+                    break
+        finally:
+            cursor.close()
+        if passed is None or rows.found:
+            return
+        # Nothing found would mean the end.
+        offset = passed + 1

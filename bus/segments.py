@@ -108,7 +108,7 @@ class SegmentedLog:
         for place in range(index, len(bases)):
             path = self._path(bases[place])
             try:
-                drain(self._reader(path), SELECT, (offset, max_records), max_bytes, rows)
+                drain(self._reader(path), SELECT, (offset, max_records), max_bytes, rows, skip=True)
             except FileNotFoundError:
                 continue
             except sqlite3.Error as error:

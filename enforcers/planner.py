@@ -125,7 +125,9 @@ class PlannerEngine:
         self._identities = {}
         for record in identities.values():
             self._identity(record)
-        for node in self._published.keys() - self._identities.keys() - {key.decode() for key in desired}:
+        for node in (
+            self._published.keys() - self._identities.keys() - {key.decode("utf-8", "replace") for key in desired}
+        ):
             del self._published[node]  # dropped while the bus was away
         newest = await self._bus.latest(POLICIES)
         for key in self._documents.keys() - newest.keys():
@@ -159,7 +161,7 @@ class PlannerEngine:
             return node if known is not None else ""
         try:
             identity = decode_identity(record.value)
-        except msgspec.DecodeError as error:
+        except DecodeError as error:
             self._refuse(error)
             return ""
         mine = self._identities.setdefault(node, {})

@@ -6,15 +6,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hauberk.output import FORMATS
-from schemas.errors import DecodeError, SettingsError
+from schemas.errors import DecodeError, Permanent, SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -97,6 +99,20 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
         return answer
 
     return asyncio.run(run())
+
+
+def readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T]:
+    """What can be read of `values`. One bad record hides no other: how many there are is said on standard error."""
+    found = []
+    bad: list[Permanent] = []
+    for value in values:
+        try:
+            found.append(decode(value))
+        except Permanent as error:
+            bad.append(error)
+    if bad:
+        print(f"hauberk: {len(bad)} {what} left out, the first because: {bad[0]}", file=sys.stderr)
+    return found
 
 
 def damaged(bus: Bus) -> int:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from schemas.decoding import decoder
+from schemas.errors import DecodeError
+
 if TYPE_CHECKING:
     from schemas.rules import Policy
 
@@ -55,6 +58,9 @@ class _Told(msgspec.Struct):
     Suppressed: int = 0
 
 
+_told = decoder(_Told, "an alert", msgspec.json)
+
+
 def rules_of(policy: Policy) -> list[RuleHits]:
     """A row for each rule as it was written: the elements of one comma list share one."""
     rows: dict[str, RuleHits] = {}
@@ -82,9 +88,12 @@ def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, Poli
         found[key] = PolicyHits(rules=rules_of(policy))
         named.setdefault((policy.key.kind, policy.key.name), []).append((policy.key.namespace, key))
         rows |= {(key, row.rule): row for row in found[key].rules}
-    decode = msgspec.json.Decoder(_Told).decode
     for value in alerts:
-        told = decode(value)
+        try:
+            told = _told(value)
+        except DecodeError:
+            # `get alerts` says which; a record that is none was nobody's hit.
+            continue
         key = _whose(told, named)
         if not key:
             continue

@@ -50,12 +50,13 @@ async def last_heard(bus: Bus) -> dict[str, float]:
 
 async def unheld(bus: Bus) -> list[Unheld]:
     """Every rule that some node's receipt refuses, by node."""
+    from hauberk.client import readable
     from schemas.enforcement import decode_receipt
     from schemas.topics import ENFORCEMENT_STATUS
 
     found = []
-    for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()):
-        receipt = decode_receipt(record.value or b"")
+    receipts = [record.value for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()) if record.value]
+    for receipt in readable(receipts, decode_receipt, "receipts"):
         found += [
             Unheld(receipt.node, one.ref, backend_name(one.backend), one.reason) for one in receipt.refused
         ]  # fmt: skip

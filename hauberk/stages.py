@@ -271,6 +271,12 @@ def replay(
                     f"expected whole blocks to the end of `{settings.path}`, got {source.truncated} bytes of a torn one; "
                     "what came before was played, record again for the rest"
                 )
+            if source.unreadable:
+                entries = f"{source.unreadable} entr{'ies' if source.unreadable > 1 else 'y'}"
+                print(
+                    f"hauberk: {entries} of `{settings.path}` left out, the first because: {source.problem}",
+                    file=sys.stderr,
+                )
             if source.skipped:
                 blocks = f"{source.skipped} damaged block{'s' * (source.skipped != 1)}"
                 print(f"hauberk: {blocks} of `{settings.path}` left out", file=sys.stderr)

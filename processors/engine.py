@@ -8,13 +8,15 @@ published is kept and sent first. Neighbours: `bus.pump`, `processors.facts`, `p
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 
-from bus.contract import Bus, Delivery, Record
+from bus.contract import Bus, Delivery, Headers, Record
 from bus.pump import Pump, PumpSettings
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
@@ -27,13 +29,17 @@ from processors.parking import Parking, ParkingSettings
 from processors.stats import ProcessorStats
 from processors.teller import Teller
 from processors.throttle import Throttle, ThrottleSettings
-from schemas.errors import Permanent, Temporary
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
+from schemas.errors import DecodeError, HauberkError, Permanent, Temporary
+from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
 
 _CHUNK = 500
 """Records per publish."""
 _TICK = 0.2
 """Seconds between looks at what has waited long enough; a fact that arrives wakes it at once."""
+_SHOWN = 65536
+"""Bytes of a record that the bus refused which are kept in its dead letter: it may have been refused for its size."""
+
+log = logging.getLogger(__name__)
 
 
 class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +104,7 @@ class Processor:
         self._sending = asyncio.Lock()
         self._moved = asyncio.Event()
         self._bad_frames = 0
+        self._refused_records = 0
         self._problem = ""
 
     def stats(self) -> ProcessorStats:
@@ -112,6 +119,7 @@ class Processor:
             waiting=self.parking.waiting,
             throttled=self.throttle.suppressed,
             bad_frames=self._bad_frames,
+            refused_records=self._refused_records,
             open_frames=self.ledger.open_frames,
             policies=self.facts.policies,
             facts_refused=self.facts.refused,
@@ -159,10 +167,15 @@ class Processor:
                 try:
                     self.teller.read(delivery)
                 except Exception as error:
-                    # Whatever it was: the pump tries again or buries the frame, and then it must hold nothing back.
-                    self._bad_frames += isinstance(error, Permanent)
-                    self.ledger.dead(delivery)
-                    raise
+                    # Reading is a function of the bytes: what it stumbles over, it stumbles over again. The pump buries the
+                    # frame, and then it must hold nothing back.
+                    self._bad_frames += self.ledger.dead(delivery)
+                    if isinstance(error, HauberkError):
+                        raise
+                    log.exception("a frame could not be judged and goes to the dead letters")
+                    raise DecodeError(
+                        f"expected a frame that can be judged, got {type(error).__name__}: {error}; report it with the dead letter"
+                    ) from error
         self.teller.settle()
         await self.send()
 
@@ -179,10 +192,32 @@ class Processor:
             del self.teller.groups[: len(groups)]
 
     async def _publish(self, topic: Topic, records: list[Record]) -> None:
+        most = _CHUNK
         while records:
-            chunk = records[:_CHUNK]
-            await self._bus.publish(topic, chunk)
+            chunk = records[:most]
+            try:
+                await self._bus.publish(topic, chunk)
+            except Permanent as error:
+                if len(chunk) > 1:
+                    # One that the bus will never take must not hold back the others.
+                    most = len(chunk) // 2
+                    continue
+                await self._refused(topic, chunk[0], error)
             del records[: len(chunk)]
+            most = _CHUNK
+
+    async def _refused(self, topic: Topic, record: Record, error: Permanent) -> None:
+        self._problem = f"a record of `{topic.name}` was refused and is lost: {error}"
+        self._refused_records += 1
+        log.error("%s", self._problem)
+        headers: Headers = (
+            ("dead.topic", topic.name.encode()),
+            ("dead.stage", b"processors"),
+            ("dead.reason", error.reason.value.encode()),
+            ("dead.error", str(error)[:1024].encode("utf-8", "replace")),
+        )
+        with contextlib.suppress(Permanent):
+            await self._bus.publish(DEAD, [Record(record.key[:_SHOWN], (record.value or b"")[:_SHOWN], headers)])
 
     async def _finish(self) -> None:
         """The pump stops. Parked rows stay uncommitted: the next start reads them again, perhaps knowing whose they are."""

@@ -16,7 +16,6 @@ from typing import Annotated, Final
 import msgspec
 
 from schemas.behaviour import Behaviour
-from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind, decode
 
 ROOT_CGROUP: Final = 1
@@ -76,10 +75,7 @@ class Inventory:
             if gone is not None:
                 self._ended[key] = (self._clock() + self._settings.keep_ended, gone)
             return
-        try:
-            identity = decode(value)
-        except msgspec.DecodeError as error:
-            raise DecodeError(f"expected an identity under key `{key!r}`, got {error}") from error
+        identity = decode(value)
         old = self._by_key.get(key)
         if old is None and key in self._ended:
             old = self._ended.pop(key)[1]

@@ -76,10 +76,12 @@ class Ledger:
         header = page.header
         self._runs.setdefault((header.node, header.boot, header.run), deque()).append(page)
 
-    def dead(self, delivery: Delivery) -> None:
-        """The pump buries this one: it holds nothing back."""
+    def dead(self, delivery: Delivery) -> bool:
+        """The pump buries this one: it holds nothing back. Whether that is news: in halves of a batch it comes again."""
         self.taken([delivery])
-        self._taken[place_of(delivery)].group = -1
+        item = self._taken[place_of(delivery)]
+        news, item.group = item.group != -1, -1
+        return news
 
     def groups(self, now: float, everything: bool = False) -> list[list[Page]]:
         """Groups that are whole and closed, taken out of their runs. `everything`: do not wait for the next second."""

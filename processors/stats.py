@@ -11,7 +11,9 @@ import msgspec
 
 class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
-    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came."""
+    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
+    `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
+    as lost."""
 
     frames: int = 0
     events: int = 0
@@ -30,6 +32,8 @@ class ProcessorStats(msgspec.Struct):
     holes: int = 0
     lost: dict[str, int] = {}
     bad_frames: int = 0
+    refused_records: int = 0
+    unjudged: int = 0
     open_frames: int = 0
     policies: int = 0
     facts_refused: int = 0

@@ -8,6 +8,7 @@ it (or already out of it) speak of. Must never touch the bus. Neighbours: `proce
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -35,6 +36,8 @@ _SECOND: Final = 1_000_000_000
 _RUNS: Final = 4096
 """Agent runs whose last frame number is remembered."""
 
+log = logging.getLogger(__name__)
+
 
 class Counts(msgspec.Struct):
     """Plain counts since start; see `processors.stats.ProcessorStats`."""
@@ -45,6 +48,7 @@ class Counts(msgspec.Struct):
     counted_events: int = 0
     told_unknown: int = 0
     undefined: int = 0
+    unjudged: int = 0
     repeats: int = 0
     holes: int = 0
     lost: dict[str, int] = {}
@@ -126,14 +130,14 @@ class Teller:
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
         for part in self._parking.ready(self._inventory, self._judge):
-            self._again(part)
+            self._safely(part.frame.header, part.events, lambda: self._again(part))  # noqa: B023
 
     def settle(self, closing: bool = False) -> None:
         """Tell what has waited long enough and close the groups that are whole. `closing`: no further frame will come."""
         self.release()
         now = self._clock()
         for part in self._parking.over(now):
-            self._again(part, give_up=True)
+            self._safely(part.frame.header, part.events, lambda: self._again(part, give_up=True))  # noqa: B023
         self.outbox.alerts += self._alerts.closing(self._event_now())
         # Losses before the first event of all wait for it, to be told at a time that is true.
         due = self._lost.due(now, closing) if self._latest[0] or closing else ()
@@ -143,10 +147,23 @@ class Teller:
                 self._alerts.lost(header, identity, unix or max(self._event_now(), header.clock_offset_ns), counts)
             )
         for group in self._ledger.groups(now, closing):
-            said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
-            self.outbox.summaries += said
-            self.counts.counted_events += sum(page.events for page in group)
+            self._safely(group[0].header, sum(page.events for page in group), lambda: self._count(group))  # noqa: B023
             self.groups.append(group)
+
+    def _count(self, group: list[Page]) -> None:
+        said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
+        self.outbox.summaries += said
+        self.counts.counted_events += sum(page.events for page in group)
+
+    def _safely(self, header: FrameHeader, events: int, work: Callable[[], None]) -> None:
+        """Do what belongs to one node's frames. They were read, so nothing in them should fail here; if it does, these events
+        are told as lost and those of other nodes are not touched."""
+        try:
+            work()
+        except Exception:
+            log.exception("%d events of node `%s` could not be told in full", events, header.node)
+            self.counts.unjudged += events
+            self._lost.add(header, 0, [("unjudged", events)])
 
     def discard(self) -> None:
         """Forget what would be published, and count it as told: for benchmarks and dry runs."""

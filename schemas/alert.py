@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from schemas.decoding import Count as Number
+from schemas.decoding import Seconds, decoder
 from schemas.operations import Class
 
 ACTIONS: Final = ("Audit", "Block", "Allow", "Audit (Block)", "Audit (Allow)")
@@ -40,7 +42,7 @@ class ExecEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One telemetry line. `Type` is `ContainerLog` or `HostLog`. `Result` is `Passed` or the errno's text."""
 
-    Timestamp: int
+    Timestamp: Seconds
     UpdatedTime: str
     ClusterName: str = ""
     HostName: str = ""
@@ -51,10 +53,10 @@ class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     ContainerID: str = ""
     ContainerName: str = ""
     ContainerImage: str = ""
-    HostPPID: int = 0
-    HostPID: int = 0
-    PPID: int = 0
-    PID: int = 0
+    HostPPID: Number = 0
+    HostPID: Number = 0
+    PPID: Number = 0
+    PID: Number = 0
     UID: int | None = None
     ParentProcessName: str = ""
     ProcessName: str = ""
@@ -71,7 +73,7 @@ class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     NodeID: str = ""
     UserName: str = ""
     EventID: str = ""
-    Count: int = 1
+    Count: Number = 1
     RemoteAddress: str = ""
     RemotePort: int = 0
 
@@ -92,10 +94,10 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     KubeArmorVersion: str = ""
     Rule: str = ""
     Mode: str = ""
-    Suppressed: int = 0
+    Suppressed: Number = 0
 
 
 encode_alert = msgspec.json.Encoder().encode
-decode_alert = msgspec.json.Decoder(Alert).decode
+decode_alert = decoder(Alert, "an alert", msgspec.json)
 encode_log = msgspec.json.Encoder().encode
-decode_log = msgspec.json.Decoder(Log).decode
+decode_log = decoder(Log, "a log line", msgspec.json)

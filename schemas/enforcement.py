@@ -11,7 +11,7 @@ import hashlib
 
 import msgspec
 
-from schemas.errors import DecodeError
+from schemas.decoding import Bits, Count, Name, Nanoseconds, Port, decoder
 from schemas.operations import Backend, Class
 from schemas.verdict import Action, RuleRef
 
@@ -35,8 +35,8 @@ class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     protocol: str
     cidr: str = ""
-    port: int = 0
-    end_port: int = 0
+    port: Port = 0
+    end_port: Port = 0
     direction: str = "egress"
     source: str = ""
     action: Action
@@ -48,7 +48,7 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     `posture`: what happens to the unmatched in those. `backends`: opt-ins beyond the node's own (`signal`)."""
 
     uid: str
-    cgroups: tuple[int, ...]
+    cgroups: tuple[Count, ...]
     cgroup_path: str = ""
     workload: str = ""
     paths: tuple[PathRule, ...] = ()
@@ -56,7 +56,7 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     whitelist: tuple[Class, ...] = ()
     posture: tuple[tuple[Class, Action], ...] = ()
     signal: bool = False
-    visibility: int = -1
+    visibility: Bits = -1
     """Bit 1 << Class for each class that its kernel reports; -1 leaves what is there."""
 
 
@@ -64,18 +64,18 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published.
     `refused`: rules that no backend can carry, found while planning; the node repeats them in its receipt."""
 
-    node: str
-    generation: int
+    node: Name
+    generation: Count
     digest: str
     scopes: tuple[ScopePlan, ...]
     policies: tuple[str, ...] = ()
-    created_ns: int = 0
+    created_ns: Nanoseconds = 0
     refused: tuple[Refusal, ...] = ()
-    host_visibility: int = -1
+    host_visibility: Bits = -1
     """Bits reported of cgroups without a scope; -1 leaves what is there."""
-    new_visibility: int = -1
+    new_visibility: Bits = -1
     """Bits reported of a cgroup made later, until a plan claims it; -1 leaves what is there."""
-    host_cgroups: tuple[int, ...] = ()
+    host_cgroups: tuple[Count, ...] = ()
     """Cgroups of the host that a newborn's bits would widen: known now, they are to have the host's."""
 
 
@@ -91,14 +91,14 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One value of `enforcement.status.v1`, key node: what is in force. Times: Unix ns; `took_ms` for map updates alone."""
 
-    node: str
-    generation: int
+    node: Name
+    generation: Count
     digest: str
-    applied_ns: int
+    applied_ns: Nanoseconds
     took_ms: float
     backends: tuple[Backend, ...]
-    scopes: int
-    rules: int
+    scopes: Count
+    rules: Count
     refused: tuple[Refusal, ...] = ()
     failed: tuple[str, ...] = ()
 
@@ -109,22 +109,16 @@ def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_plan = msgspec.msgpack.Decoder(Plan).decode
-_decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
+_decode_plan = decoder(Plan, "an enforcement plan")
+_decode_receipt = decoder(Receipt, "an enforcement receipt")
 encode = _encode
 
 
 def decode_plan(data: bytes) -> Plan:
     """The plan in `data`; DecodeError when it is not one."""
-    try:
-        return _decode_plan(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"expected an enforcement plan, got {error}") from error
+    return _decode_plan(data)
 
 
 def decode_receipt(data: bytes) -> Receipt:
     """The receipt in `data`; DecodeError when it is not one."""
-    try:
-        return _decode_receipt(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"expected an enforcement receipt, got {error}") from error
+    return _decode_receipt(data)

@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
+from schemas.decoding import Count, Name, Nanoseconds, Word, decoder
 from schemas.errors import DecodeError, Incompatible
-from schemas.kernel import DEFINITION, STRIDE
+from schemas.kernel import DEFINITION, OCCURRENCE, RING_HEADER, STRIDE
 
 VERSION: Final = 1
 """Bumped only when an old reader would misread; appended fields do not bump it."""
@@ -30,16 +31,16 @@ class FrameHeader(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     definition the agent did not get. `events`: rows plus folded counts."""
 
     version: int = VERSION
-    node: str
-    boot: str
-    run: str
-    number: int
-    clock_offset_ns: int
-    events: int
-    lost: tuple[int, ...] = ()
-    undefined: int = 0
-    architecture: str = "x86_64"
-    origin: str = "ring"
+    node: Name
+    boot: Word
+    run: Word
+    number: Count
+    clock_offset_ns: Nanoseconds
+    events: Count
+    lost: tuple[Count, ...] = ()
+    undefined: Count = 0
+    architecture: Word = "x86_64"
+    origin: Word = "ring"
     layout: int = 1
 
 
@@ -53,7 +54,14 @@ class Frame(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Frame).decode
+_decode = decoder(Frame, "a frame")
+
+_TOP_BYTE: Final = RING_HEADER + OCCURRENCE.offsets["time"] + 7
+_SMALL: Final = bytes(range(16))
+LONGEST_NS: Final = 1 << 60
+"""Boot time of a row stays below it: 36 years without a reboot. Looked for in the top bytes of a whole column at once."""
+_MANY: Final = 1 << 48
+"""Repeats that one folded row may stand for: at ten million a second, a year."""
 
 
 def encode(frame: Frame) -> bytes:
@@ -62,13 +70,11 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """The frame in `data`; DecodeError when it is cut, padded or not a frame; Incompatible when it is of a later version."""
-    try:
-        frame = _decode(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(
-            f"expected a frame of {len(data)} bytes as msgpack, got {error}; the record is dead-lettered"
-        ) from error
+    """The frame in `data`; DecodeError when it is cut, padded or not a frame, or when a value in it can be of no node;
+    Incompatible when it is of a later version. Definitions are not looked into (`definitions`)."""
+    frame = _decode(data)
+    if frame.header.version < 1:
+        raise DecodeError(f"expected a frame version from 1 on, got {frame.header.version}")
     if frame.header.version > VERSION:
         raise Incompatible(
             f"frame version {frame.header.version} is newer than {VERSION}, the newest this build reads; upgrade hauberk"
@@ -81,6 +87,17 @@ def decode(data: bytes) -> Frame:
         raise DecodeError(
             f"expected folded rows of {FOLDED.size} bytes, got {len(frame.folded)} bytes in frame {frame.header.number}"
         )
+    if frame.occurrences[_TOP_BYTE::STRIDE].translate(None, _SMALL):
+        raise DecodeError(
+            f"expected times of less than {LONGEST_NS} ns since the boot, got a later one in frame {frame.header.number} of "
+            f"`{frame.header.node}`"
+        )
+    for ident, many, first, last, _, _ in FOLDED.iter_unpack(frame.folded):
+        if not (0 < many <= _MANY and first <= last < LONGEST_NS):
+            raise DecodeError(
+                f"expected a folded count of 1 to {_MANY} and times in order, got {many} from {first} to {last} ns for id "
+                f"{ident} in frame {frame.header.number} of `{frame.header.node}`"
+            )
     return frame
 
 

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isfinite
 
 import msgspec
+
+from schemas.decoding import Count, Name, decoder
+from schemas.errors import DecodeError
 
 
 class Kind(StrEnum):
@@ -33,12 +37,12 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """
 
     kind: Kind
-    node: str
+    node: Name
     uid: str
-    cgroups: tuple[int, ...] = ()
+    cgroups: tuple[Count, ...] = ()
     cgroup_path: str = ""
-    pid_ns: int = 0
-    mnt_ns: int = 0
+    pid_ns: Count = 0
+    mnt_ns: Count = 0
     complete: bool = True
     container_name: str = ""
     image: str = ""
@@ -54,7 +58,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     runtime: str = ""
     orchestrated: bool = False
     privileged: bool = False
-    root_pid: int = 0
+    root_pid: Count = 0
     started: float = 0.0
     ended: float = 0.0
     cluster: str = "default"
@@ -79,4 +83,12 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Identity).decode
+_decode = decoder(Identity, "an identity")
+
+
+def decode(data: bytes) -> Identity:
+    """The identity in `data`; DecodeError when it is not one."""
+    found = _decode(data)
+    if not (isfinite(found.started) and isfinite(found.ended)):
+        raise DecodeError(f"expected times of an identity in Unix seconds, got {found.started} and {found.ended}")
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.behaviour import Behaviour
-from schemas.errors import DecodeError
+from schemas.decoding import Count, Nanoseconds, Seconds, decoder
 from schemas.identity import Identity
 from schemas.verdict import RuleRef
 
@@ -26,9 +26,9 @@ class SummaryEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     status: str
     policy: str = ""
     rule: RuleRef | None = None
-    count: int
-    first: int
-    last: int
+    count: Count
+    first: Nanoseconds
+    last: Nanoseconds
 
 
 class Summary(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -37,9 +37,9 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     node: str
     run: str
-    first_frame: int
-    last_frame: int
-    bucket: int
+    first_frame: Count
+    last_frame: Count
+    bucket: Seconds
     identity: Identity
     entries: tuple[SummaryEntry, ...]
 
@@ -50,12 +50,9 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Summary).decode
+_decode = decoder(Summary, "a summary")
 
 
 def decode(data: bytes) -> Summary:
     """The summary in `data`; DecodeError when it is not one."""
-    try:
-        return _decode(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"expected a summary of {len(data)} bytes as msgpack, got {error}") from error
+    return _decode(data)

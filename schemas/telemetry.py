@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.behaviour import Behaviour
-from schemas.errors import DecodeError
+from schemas.decoding import Count, decoder
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.verdict import Verdict
@@ -20,7 +20,7 @@ class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A behaviour with whose it is (index into `identities`) and what was judged."""
 
     behaviour: Behaviour
-    identity: int
+    identity: Count
     verdict: Verdict
     log: bool = True
     user: str = ""
@@ -56,12 +56,9 @@ class TelemetryFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
 
 
 encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(TelemetryFrame).decode
+_decode = decoder(TelemetryFrame, "a telemetry frame")
 
 
 def decode(data: bytes) -> TelemetryFrame:
     """The telemetry frame in `data`; DecodeError when it is not one."""
-    try:
-        return _decode(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"expected a telemetry frame of {len(data)} bytes as msgpack, got {error}") from error
+    return _decode(data)

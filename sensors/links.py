@@ -23,7 +23,8 @@ from typing import Any, Final
 import msgspec
 
 from bus.contract import Bus, Record
-from schemas.errors import Temporary
+from schemas.decoding import decoder
+from schemas.errors import DecodeError, Temporary
 from schemas.identity import Identity, Kind
 from schemas.links import asked
 from schemas.topics import POLICIES
@@ -47,13 +48,15 @@ DEEPEST: Final = 32
 """Nesting of a specification that is searched; the schema's own is 6."""
 
 
+_document = decoder(dict[str, Any], "a policy", msgspec.json)
+
+
 def named(value: bytes) -> frozenset[str]:
     """The keys that a policy record asks for; none for a record that is no JSON object."""
     try:
-        document = msgspec.json.decode(value)
-    except msgspec.DecodeError:
+        spec = _document(value).get("spec")
+    except DecodeError:
         return frozenset()
-    spec = document.get("spec") if isinstance(document, dict) else None
     return frozenset(key for text in _texts(spec, DEEPEST) for key in asked(text))
 
 

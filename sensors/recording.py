@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Final, Self
 
 import msgspec
 
+from schemas.decoding import Nanoseconds, decoder
 from schemas.errors import DecodeError, Incompatible
 
 MAGIC: Final = b"HBRKREC\n"
@@ -55,7 +56,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(list[tuple[int, bytes, bytes | None]]).decode
+_unpack = decoder(list[tuple[Nanoseconds, bytes, bytes | None]], "the entries of a block")
+_header = decoder(dict[str, Any], "the header", msgspec.json)
 
 
 class Writer:
@@ -222,9 +224,11 @@ class Reader:
             )
         json_text = self._file.read(min(length, LARGEST))
         if len(json_text) != length or zlib.crc32(json_text) != crc:
-            raise self._error(_START.size, f"a JSON header of {length} bytes", "its checksum does not match")
-        header = json.loads(json_text)
-        return header if isinstance(header, dict) else {}
+            raise self._error(_START.size, f"a JSON header of {length} bytes", "its checksum does not match", "")
+        try:
+            return _header(json_text)
+        except DecodeError as error:
+            raise self._error(_START.size, f"a JSON header of {length} bytes", str(error), "") from error
 
     def _open(self, payload: bytes, raw_size: int, crc: int) -> list[tuple[int, bytes, bytes | None]] | str:
         # The entries, or what is wrong.
@@ -236,7 +240,7 @@ class Reader:
             if len(raw) != raw_size or unpacker.decompress(unpacker.unconsumed_tail, 1):
                 return f"it does not unpack to {raw_size} bytes"
             return _unpack(raw)
-        except (zlib.error, msgspec.DecodeError) as error:
+        except (zlib.error, DecodeError) as error:
             return str(error)
 
     def _damaged(self, at: int, expected: str, got: str) -> bool:
@@ -256,7 +260,5 @@ class Reader:
             offset += len(block)
         return False
 
-    def _error(self, at: int, expected: str, got: str) -> DecodeError:
-        return DecodeError(
-            f"expected {expected} at offset {at} of {self.path}, got damage: {got}; `--skip-damaged` plays the rest"
-        )
+    def _error(self, at: int, expected: str, got: str, hint: str = "; `--skip-damaged` plays the rest") -> DecodeError:
+        return DecodeError(f"expected {expected} at offset {at} of {self.path}, got damage: {got}{hint}")

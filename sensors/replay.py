@@ -16,6 +16,8 @@ import msgspec
 from bus.contract import Record
 from schemas import frame as frame_words
 from schemas import identity
+from schemas.decoding import LATEST_NS
+from schemas.errors import DecodeError, Permanent
 from schemas.frame import Frame
 from sensors.recording import Entry, Kind, Reader
 from sensors.source import Batch
@@ -49,12 +51,17 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Replay:
-    """A `Source` over a recording. `clock()` is in seconds and only differences count. DecodeError as `Reader` says."""
+    """A `Source` over a recording. `clock()` is in seconds and only differences count. DecodeError as `Reader` says.
+
+    `unreadable`: entries in whole blocks that are no frame or identity, left out; `problem`: what was wrong with the first.
+    """
 
     def __init__(self, settings: ReplaySettings, run: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.skipped = 0
         self.truncated = 0
+        self.unreadable = 0
+        self.problem = ""
         self._run = run
         self._clock = clock
         self._number = 0
@@ -77,11 +84,15 @@ class Replay:
             entry = self._next
             if not self._due(entry):
                 break
-            if entry.kind is Kind.FRAMES and entry.value is not None:
-                frames.append(self._restamp(entry.value))
-                size += len(entry.value)
-            elif entry.kind is Kind.INVENTORY:
-                inventory.append(self._rename(entry))
+            try:
+                if entry.kind is Kind.FRAMES and entry.value is not None:
+                    frames.append(self._restamp(entry.value))
+                    size += len(entry.value)
+                elif entry.kind is Kind.INVENTORY:
+                    inventory.append(self._rename(entry))
+            except Permanent as error:
+                self.unreadable += 1
+                self.problem = self.problem or str(error)
             self._advance()
             if frames and inventory:
                 # The identity comes before the frames that follow it: hand both out, inventory is published first.
@@ -126,12 +137,18 @@ class Replay:
 
     def _restamp(self, value: bytes) -> Frame:
         frame = frame_words.decode(value)
+        offset = frame.header.clock_offset_ns + int(self._shift)
+        if not 0 <= offset <= LATEST_NS:
+            raise DecodeError(
+                f"expected a clock between the years 1970 and 2116 once moved to now, got {offset} ns in frame "
+                f"{frame.header.number}; `rebase` off keeps the recorded one"
+            )
         header = msgspec.structs.replace(
             frame.header,
             node=self.settings.node or frame.header.node,
             run=self._run,
             number=self._number,
-            clock_offset_ns=frame.header.clock_offset_ns + int(self._shift),
+            clock_offset_ns=offset,
             origin="recording",
         )
         self._number += 1

@@ -52,10 +52,7 @@ class Reader:
         raise DecodeError(f"expected a topic that sinks read, got `{name}`")
 
     def _alert(self, value: bytes) -> Sequence[Item]:
-        try:
-            alert = decode_alert(value)
-        except msgspec.DecodeError as error:
-            raise DecodeError(f"expected an alert as JSON, got {error}") from error
+        alert = decode_alert(value)
         if not self._all and not self._wanted.passes(alert):
             self.filtered += 1
             return ()
@@ -78,15 +75,15 @@ class Reader:
 
     def _logs(self, value: bytes) -> Sequence[Item]:
         frame = telemetry.decode(value)
-        if not self._all:
-            frame = self._narrow(frame)
-        if self._redact is not None:
-            frame = self._blank_arguments(frame)
         try:
+            if not self._all:
+                frame = self._narrow(frame)
+            if self._redact is not None:
+                frame = self._blank_arguments(frame)
             return list(expand.json_lines(frame)) if self._as_json else list(expand.logs(frame))
-        except (struct_error, IndexError) as error:
+        except (struct_error, IndexError, OverflowError, ValueError, OSError) as error:
             raise DecodeError(
-                f"expected whole rows and known identities in a telemetry frame of `{frame.header.node}`, got {error}"
+                f"expected whole rows, true times and known identities in a telemetry frame of `{frame.header.node}`, got {error}"
             ) from error
 
     def _narrow(self, frame: telemetry.TelemetryFrame) -> telemetry.TelemetryFrame:

@@ -171,25 +171,33 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for. Of plans no clock is compared: `created_ns` is the
     bus's own time of the newest policy in it."""
     import asyncio
+    import contextlib
     import math
     import time
 
     from hauberk.nodes import STALE_SECONDS, last_heard
     from hauberk.output import age
     from schemas.enforcement import decode_plan, decode_receipt
+    from schemas.errors import DecodeError
     from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES
 
     clock = asyncio.get_running_loop().time
     started = clock()
     wanted = set(names)
-    stamps = [record.timestamp_ms for key, record in (await bus.latest(POLICIES)).items() if key.decode() in wanted]
+    keys = {name.encode() for name in names}
+    stamps = [record.timestamp_ms for key, record in (await bus.latest(POLICIES)).items() if key in keys]
     since = max(stamps, default=0) * 1_000_000
     told = ""
     heard: dict[str, float] = {}
     looked = -math.inf
     while True:
-        plans = [decode_plan(one.value) for one in (await bus.latest(ENFORCEMENT_DESIRED)).values() if one.value]
-        said = [decode_receipt(one.value) for one in (await bus.latest(ENFORCEMENT_STATUS)).values() if one.value]
+        plans, said = [], []
+        for one in (await bus.latest(ENFORCEMENT_DESIRED)).values():
+            with contextlib.suppress(DecodeError):  # its writer makes it again; `get nodes` says which are not read
+                plans.append(decode_plan(one.value or b""))
+        for one in (await bus.latest(ENFORCEMENT_STATUS)).values():
+            with contextlib.suppress(DecodeError):
+                said.append(decode_receipt(one.value or b""))
         receipts = {receipt.node: receipt for receipt in said}
         done = [plan for plan in plans if plan.created_ns >= since and _answers(receipts.get(plan.node), plan)]
         if len(done) < len(plans) and clock() > looked + 1.0:

@@ -138,12 +138,11 @@ def _names(seen: dict[str, list[str]]) -> Iterator[str]:
         keys = (key.decode("utf-8", "replace") for key, _ in peek(directory, ENFORCEMENT_STATUS))
         yield from filter(PLAIN.fullmatch, keys)
     elif what in ("workload", "workloads"):
-        import msgspec
-
+        from schemas.errors import DecodeError
         from schemas.identity import decode
 
         for _, value in peek(directory, INVENTORY):
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(DecodeError):
                 name = decode(value).container_name
                 if PLAIN.fullmatch(name):
                     yield name

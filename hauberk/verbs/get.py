@@ -6,15 +6,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hauberk.client import add_output, add_scope, labels, with_bus
+from hauberk.client import add_output, add_scope, labels, readable, with_bus
 from hauberk.client import parser as verb_parser
 from hauberk.output import age, plain, show
 
 if TYPE_CHECKING:
-    from bus.contract import Bus
+    from bus.contract import Bus, Record
     from hauberk.hits import PolicyHits
 
 KINDS = {
@@ -60,8 +60,6 @@ def parser() -> argparse.ArgumentParser:
 
 async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
-    import msgspec
-
     from hauberk.hits import PolicyHits
     from hauberk.nodes import Unheld, unheld
     from schemas.topics import POLICIES
@@ -73,21 +71,22 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     names: list[str] = []
-    for key, record in sorted((await bus.latest(POLICIES)).items()):
-        kind, namespace, name = key.decode().split("/", 2)
+    for (kind, namespace, name), document, record in readable(
+        [record for _, record in sorted((await bus.latest(POLICIES)).items())], _policy, "policies"
+    ):
         short = KINDS.get(kind, kind)
         if given.what not in ("policies", short) or (given.namespace and namespace != given.namespace):
             continue
         if given.names and name not in given.names:
             continue
-        document = msgspec.json.decode(record.value or b"{}")
+        key = f"{kind}/{namespace}/{name}"
         spec = document.get("spec", {})
         annotations = document.get("metadata", {}).get("annotations") or {}
         mode = annotations.get("hauberk.io/mode") or annotations.get("kubearmor-policy") or "enabled"
         selector = spec.get("selector") or spec.get("nodeSelector") or {}
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
-        told = hits.get(key.decode()) or PolicyHits(rules=[])
-        mine = refused.get(key.decode(), [])
+        told = hits.get(key) or PolicyHits(rules=[])
+        mine = refused.get(key, [])
         why = [{"node": one.node, "rule": one.rule, "backend": one.backend, "reason": one.reason} for one in mine]
         values.append(document | {"status": plain(told) | {"rulesNotEnforced": len(mine), "notEnforced": why}})
         each = " ".join(
@@ -104,6 +103,26 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         rows,
         names,
     )
+
+
+def _policy(record: Record) -> tuple[list[str], dict[str, Any], Record]:
+    """The parts of a policy record's key, and the document. PolicyError when either is not what it should be."""
+    import msgspec
+
+    from policy.documents import from_json
+    from schemas.errors import PolicyError
+
+    names = record.key.decode("utf-8", "replace").split("/", 2)
+    if len(names) != 3:
+        raise PolicyError(
+            f"expected a key kind/namespace/name, got `{'/'.join(names)}`; publish it with `hauberk apply`"
+        )
+    from_json(record.value or b"", "/".join(names))
+    return names, msgspec.json.decode(record.value or b"{}"), record
+
+
+def _values(records: Mapping[bytes, Record]) -> list[bytes]:
+    return [record.value for record in records.values() if record.value]
 
 
 async def _hits(bus: Bus) -> dict[str, PolicyHits]:
@@ -143,8 +162,7 @@ async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
 
     wanted = labels(given.selector)
     found: list[Any] = []
-    for value in await _alerts(bus):
-        alert = decode_alert(value)
+    for alert in readable(await _alerts(bus), decode_alert, "alerts"):
         own = labels(alert.Labels)
         if (given.namespace and alert.NamespaceName != given.namespace) or (
             given.names and alert.PolicyName not in given.names
@@ -171,7 +189,7 @@ async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     names: list[str] = []
-    found = [decode(record.value) for record in (await bus.latest(INVENTORY)).values() if record.value]
+    found = readable(_values(await bus.latest(INVENTORY)), decode, "identities")
     for one in sorted(found, key=lambda one: (one.kind, one.namespace, one.pod, one.container_name)):
         if one.kind is not Kind.CONTAINER and given.output == "table":
             continue
@@ -199,8 +217,8 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
     from schemas.identity import Kind, decode
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
 
-    identities = [decode(record.value) for record in (await bus.latest(INVENTORY)).values() if record.value]
-    found = [decode_receipt(record.value) for record in (await bus.latest(ENFORCEMENT_STATUS)).values() if record.value]
+    identities = readable(_values(await bus.latest(INVENTORY)), decode, "identities")
+    found = readable(_values(await bus.latest(ENFORCEMENT_STATUS)), decode_receipt, "receipts")
     known = {identity.node for identity in identities if identity.kind is Kind.NODE}
     receipts = {receipt.node: receipt for receipt in found}
     heard = await last_heard(bus)

@@ -67,6 +67,18 @@ def decoded(delivery: Delivery) -> Any:
     return value.decode("utf-8", "backslashreplace")
 
 
+def _shown(delivery: Delivery) -> Any:
+    """`decoded`, or what is wrong with it: who looks for a bad record must not be stopped by it."""
+    import msgspec
+
+    from schemas.errors import HauberkError
+
+    try:
+        return decoded(delivery)
+    except (HauberkError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return {"unreadable": str(error), "bytes": len(delivery.record.value or b"")}
+
+
 async def _tail(bus: Bus, given: argparse.Namespace) -> int:
     import orjson
 
@@ -88,7 +100,7 @@ async def _tail(bus: Bus, given: argparse.Namespace) -> int:
                     "headers": {
                         name: value.decode("utf-8", "backslashreplace") for name, value in delivery.record.headers
                     },
-                    "value": decoded(delivery),
+                    "value": _shown(delivery),
                 }
                 sys.stdout.write(orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
                 left -= 1

@@ -14,11 +14,14 @@ from typing import Annotated, Any
 
 import msgspec
 
+from schemas.decoding import decoder
 from schemas.errors import HauberkError
 from sensors.containers import protobuf, unix_grpc
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import KUBERNETES_PREFIX, Changed, Found, pod_labels
 from sensors.containers.unix_grpc import NOT_FOUND, UNIMPLEMENTED, Status
+
+_document = decoder(dict[str, Any], "the verbose information of a runtime", msgspec.json)
 
 
 class CriSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cri"):
@@ -132,7 +135,7 @@ class Cri:
                 return None
             raise
         info = protobuf.pairs(answer, 2).get("info", "")
-        return protobuf.sub(answer, 1), msgspec.json.decode(info) if info else {}
+        return protobuf.sub(answer, 1), _document(info.encode()) if info else {}
 
     async def _sandbox(self, id_: str) -> Found | None:
         seen = await self._status_of("PodSandboxStatus", id_)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from schemas.errors import DecodeError, HauberkError, Unavailable
+from schemas.decoding import decoder
+from schemas.errors import HauberkError, Unavailable
 from sensors.containers import unix_http
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Changed, Found
@@ -122,11 +124,7 @@ class Docker:
             del self._made[next(iter(self._made))]
 
 
-def _decoded(data: bytes) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"expected JSON from the Docker API, got {error}") from error
+_decoded: Callable[[bytes], Any] = decoder(object, "an answer of the Docker API", msgspec.json)
 
 
 ANNOTATIONS: Final = ("kubearmor-policy", "kubearmor-visibility")

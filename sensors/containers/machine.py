@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from bus.contract import Bus
+from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind, decode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
@@ -63,7 +64,7 @@ async def told(bus: Bus, node: str) -> list[Identity]:
     found = []
     for key, record in (await bus.latest(INVENTORY)).items():
         if record.value and key.startswith(f"{node}/".encode()):
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(DecodeError):
                 found.append(decode(record.value))
     return found
 

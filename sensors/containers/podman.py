@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import iglob
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from schemas.decoding import decoder
+from schemas.errors import DecodeError
 from sensors.containers.cgroups import Place, parse
 from sensors.containers.contract import Changed, Found
 from sensors.containers.docker import seconds
+
+_document: Callable[[bytes], Any] = decoder(object, "a state file of podman", msgspec.json)
 
 
 class PodmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="podman"):
@@ -90,13 +94,13 @@ class Podman:
     def _read(self, directory: str) -> Found | None:
         for name in _STATES:
             try:
-                state = msgspec.json.decode(Path(directory, name).read_bytes())
+                state = _document(Path(directory, name).read_bytes())
             except FileNotFoundError:
                 continue
             except PermissionError as error:
                 self._status = f"podman: expected to read {directory}/{name}, got `{error.strerror}`; run as root"
                 return None
-            except (OSError, msgspec.DecodeError):  # being written, or just removed: the caller asks again
+            except (OSError, DecodeError):  # being written, or just removed: the caller asks again
                 return None
             return _found(os.path.basename(directory), state)
         return None
@@ -139,15 +143,15 @@ def _stored(bundle: str, id_: str) -> dict[str, str]:
         return {}
     for row in _json(Path(bundle).parent.parent / "containers.json", []):
         if row.get("id") == id_:
-            metadata: dict[str, str] = msgspec.json.decode(row.get("metadata") or "{}")
+            metadata: dict[str, str] = _document((row.get("metadata") or "{}").encode())
             return {**metadata, "name": (row.get("names") or [metadata.get("name", "")])[0]}
     return {}
 
 
 def _json(path: Path, empty: Any = None) -> Any:
     try:
-        return msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+        return _document(path.read_bytes())
+    except (OSError, DecodeError):
         return {} if empty is None else empty
 
 

@@ -213,3 +213,14 @@ def test_a_left_over_of_a_crash_while_making_a_segment_does_no_harm(small, tmp_p
     (tmp_path / "topic").mkdir(exist_ok=True)
     (tmp_path / "topic" / f"{0:020d}.new").write_bytes(b"half")
     assert log.append([Record(b"k", b"0")]) == 0
+
+
+@pytest.mark.parametrize("change", ["headers = x'91a1ff'", "key = 5", "value = 'text'", "at = 'x'"])
+def test_a_row_that_holds_no_record_is_a_hole_and_the_others_are_read(small, change):
+    log = small()
+    log.append([Record(b"k", b"%d" % number) for number in range(6)])
+    live = log._live
+    live.execute(f"UPDATE record SET {change} WHERE offset IN (0, 1, 3)")
+    assert [offset for offset, _ in log.read(0, 2, 1 << 20).found] == [2]
+    assert [offset for offset, _ in log.read(3, 100, 1 << 20).found] == [4, 5]
+    assert log.quarantined == 0

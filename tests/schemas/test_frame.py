@@ -8,25 +8,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.decoding import LATEST_NS
 from schemas.errors import DecodeError, HauberkError, Incompatible
-from schemas.frame import FOLDED, VERSION, Frame, FrameHeader, decode, definition, definitions, encode
-from schemas.kernel import STRIDE, DefinitionKind
+from schemas.frame import FOLDED, LONGEST_NS, VERSION, Frame, FrameHeader, decode, definition, definitions, encode
+from schemas.kernel import OCCURRENCE, RING_HEADER, STRIDE, DefinitionKind
 
 
 def header(**changes: object) -> FrameHeader:
-    facts: dict[str, object] = {"node": "n", "boot": "b", "run": "r", "number": 1, "clock_offset_ns": -5, "events": 2}
+    facts: dict[str, object] = {"node": "n", "boot": "b", "run": "r", "number": 1, "clock_offset_ns": 5, "events": 2}
     return FrameHeader(**(facts | changes))  # type: ignore[arg-type]
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="/\x7f", min_codepoint=32), min_size=1, max_size=63)
+
+
+def at_time(row: bytes, at: int) -> bytes:
+    """The row with its boot time replaced."""
+    where = RING_HEADER + OCCURRENCE.offsets["time"]
+    return row[:where] + at.to_bytes(8, "little") + row[where + 8 :]
 
 
 frames = st.builds(
     Frame,
     header=st.builds(
-        FrameHeader, node=st.text(), boot=st.text(), run=st.text(), number=st.integers(0, 2**63),
-        clock_offset_ns=st.integers(-(2**63), 2**63 - 1), events=st.integers(0, 2**40), lost=st.lists(st.integers(0, 2**40)).map(tuple),
+        FrameHeader, node=names, boot=names, run=names, number=st.integers(0, 2**63 - 1),
+        clock_offset_ns=st.integers(0, LATEST_NS), events=st.integers(0, 2**40), lost=st.lists(st.integers(0, 2**40)).map(tuple),
     ),
-    occurrences=st.integers(0, 5).flatmap(lambda rows: st.binary(min_size=rows * STRIDE, max_size=rows * STRIDE)),
+    occurrences=st.lists(st.tuples(st.binary(min_size=STRIDE, max_size=STRIDE), st.integers(0, LONGEST_NS - 1)), max_size=5).map(
+        lambda rows: b"".join(at_time(row, at) for row, at in rows)
+    ),
     definitions=st.binary(max_size=100),
-    folded=st.integers(0, 2).flatmap(lambda rows: st.binary(min_size=rows * FOLDED.size, max_size=rows * FOLDED.size)),
+    folded=st.lists(st.tuples(st.integers(1, 2**48), st.integers(0, LONGEST_NS // 2), st.integers(0, LONGEST_NS // 4)), max_size=2).map(
+        lambda rows: b"".join(FOLDED.pack(7, many, first, first + more, 1, 2) for many, first, more in rows)
+    ),
 )  # fmt: skip
 
 
@@ -89,3 +103,39 @@ def test_a_definition_that_points_past_the_end_is_refused(body: bytes, cut: int)
         return
     with pytest.raises(DecodeError, match="expected"):
         definitions(whole[: max(1, len(whole) - cut)])
+
+
+ROW = bytes(STRIDE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"node": ""}, {"node": "a/b"}, {"node": "a\n\x1b[31m"}, {"node": "n" * 100_000}, {"node": "n\n"}, {"boot": "b" * 1000},
+        {"number": -1}, {"number": 2**63}, {"clock_offset_ns": -1}, {"clock_offset_ns": 2**63}, {"events": -1},
+        {"lost": (-5,)}, {"lost": (2**63,)}, {"undefined": -1}, {"run": "\0"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_header_that_no_node_writes_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(DecodeError, match="expected a frame"):
+        decode(encode(Frame(header=header(**changes), occurrences=ROW, definitions=b"")))
+
+
+@pytest.mark.parametrize("at", [LONGEST_NS, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("position", [0, 1, 9])
+def test_one_time_that_no_machine_ran_refuses_the_frame(at: int, position: int) -> None:
+    rows = [ROW] * 10
+    rows[position] = at_time(ROW, at)
+    with pytest.raises(DecodeError, match="since the boot"):
+        decode(encode(Frame(header=header(), occurrences=b"".join(rows), definitions=b"")))
+    rows[position] = at_time(ROW, LONGEST_NS - 1)
+    assert decode(encode(Frame(header=header(), occurrences=b"".join(rows), definitions=b"")))
+
+
+@pytest.mark.parametrize("folded", [(0, 1, 2), (2**48 + 1, 1, 2), (1, 2, 1), (1, 0, 2**64 - 1)])
+def test_folded_counts_that_cannot_be_are_refused(folded: tuple[int, int, int]) -> None:
+    many, first, last = folded
+    row = FOLDED.pack(1, many, first, last, 0, 0)
+    with pytest.raises(DecodeError, match="folded count"):
+        decode(encode(Frame(header=header(), occurrences=b"", definitions=b"", folded=row)))
