@@ -24,6 +24,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS record(
   key BLOB PRIMARY KEY NOT NULL, offset INTEGER NOT NULL, at INTEGER NOT NULL, value BLOB, headers BLOB);
 CREATE UNIQUE INDEX IF NOT EXISTS by_offset ON record(offset);
+CREATE TABLE IF NOT EXISTS about(one INTEGER PRIMARY KEY CHECK (one = 1), floor INTEGER NOT NULL);
 """
 _UPSERT = (
     "INSERT INTO record(offset, at, key, value, headers) VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) DO UPDATE SET "
@@ -199,16 +200,28 @@ class CompactedLog:
             # Somebody else did: what lies there now is theirs and whole.
             self.close()
             return
-        size = self._path.stat().st_size if self._path.exists() else 0
         self.close()
-        if size == 0:
-            unlink(self._path)
-        else:
-            # Keys repeat, so file size bounds nothing here: any offset it can have reached in a second of nanoseconds
-            # since the epoch is below the clock.
-            self.raise_floor(time.time_ns() // 1_000_000)
-            self._path.rename(self._path.with_suffix(f".{time.time_ns()}.corrupt"))
-            unlink(self._path)
+        # Keys repeat, so file size bounds nothing here: any offset it can have reached in a second of nanoseconds
+        # since the epoch is below the clock. In the file, as others write it whose own floor is lower: what they write must
+        # not lie behind those who follow from the end.
+        self.raise_floor(time.time_ns() // 1_000_000)
+        fresh = self._path.with_suffix(".new")
+        unlink(fresh)
+        try:
+            made = connect(fresh, create=True, vacuum=True)
+            try:
+                made.executescript(_SCHEMA)
+                made.execute("INSERT INTO about VALUES (1, ?)", (self._floor,))
+            finally:
+                # The last close moves the WAL into the file.
+                made.close()
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+        if self._path.exists():
+            os.link(self._path, self._path.with_suffix(f".{time.time_ns()}.corrupt"))
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        fresh.rename(self._path)
         self.quarantined += 1
 
     def close(self) -> None:
@@ -225,6 +238,7 @@ class CompactedLog:
             try:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 connection.executescript(_SCHEMA)
+                self.raise_floor((connection.execute("SELECT floor FROM about").fetchone() or (0,))[0])
             except sqlite3.Error as error:
                 connection.close()
                 raise translate(error, self._path) from error

@@ -21,7 +21,7 @@ from bus.taking import take_or
 from enforcers.apply import Applier
 from enforcers.registry import DEFAULTS, Name
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
-from schemas.errors import DecodeError, DiskFull, Temporary
+from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
@@ -126,17 +126,46 @@ class Enforcement:
         try:
             plan = decode_plan(records[-1].value)
         except DecodeError as error:
-            self.problem = str(error)
-            log.error("the plan in force stays: %s", error)
+            await self._keep(f"the plan on the bus cannot be read: {error}; what is in force stays")
             return
         if self.plan is not None and (plan.digest, plan.generation) == (self.plan.digest, self.plan.generation):
             return
+        if self.plan is not None and plan.created_ns < self.plan.created_ns and plan.digest != self.plan.digest:
+            await self._keep(
+                "the plan on the bus is of older policies than the one in force, so records of them are lost; what is in "
+                "force stays. Apply all policies again"
+            )
+            return
         await self._apply(plan, save=True)
+
+    async def _keep(self, why: str) -> None:
+        """What is in force stays, and the receipt says why."""
+        if self.problem == why:
+            return
+        self.problem = why
+        log.error("%s", why)
+        if self.receipt is not None:
+            self.receipt = msgspec.structs.replace(self.receipt, failed=(*self.receipt.failed, why))
+            self._unsaid = self.receipt
+            await self._tell()
 
     async def _apply(self, plan: Plan, save: bool) -> None:
         if save:
             await asyncio.to_thread(self._save, plan)
-        self.receipt = await asyncio.to_thread(self.applier.apply, plan)
+        try:
+            self.receipt = await asyncio.to_thread(self.applier.apply, plan)
+        except HauberkError:
+            raise
+        except Exception as error:
+            # One plan with a value that nobody thought of must not end enforcement, nor be tried for ever.
+            log.exception("a plan could not be carried out")
+            await self._keep(
+                f"plan {plan.generation} could not be carried out: {type(error).__name__}: {error}; what is in force stays"
+            )
+            if save and self.plan is not None:
+                await asyncio.to_thread(self._save, self.plan)
+            self.ready.set()
+            return
         self.plan = plan
         for sentence in self.receipt.failed:
             log.warning("enforcement: %s", sentence)

@@ -84,7 +84,7 @@ class Applier:
     def apply(self, plan: Plan) -> Receipt:
         """Make `plan` what is in force. Errors of single scopes are in the receipt; the rest goes on."""
         started = time.monotonic()
-        failed: list[str] = list(self.problems)
+        failed: list[str] = [*self.problems, *([plan.held] if plan.held else [])]
         refused = dict.fromkeys(plan.refused)
         rules = scopes = 0
         if self._tables is not None:

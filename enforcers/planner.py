@@ -12,23 +12,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Annotated
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
 from bus.contract import Bus, Delivery, Record, Subscription
+from bus.present import present
 from bus.taking import take_or
 from enforcers.plan import Planner, PlanSettings
 from policy.documents import from_json
-from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from policy.ruleset import PostureSettings, compile_ruleset
+from policy.unread import PolicySet, lost
 from schemas.enforcement import Plan, decode_plan, encode
-from schemas.errors import DecodeError, PolicyError, Temporary
+from schemas.errors import DecodeError, Permanent, PolicyError, Refused, Temporary
 from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
 from schemas.policy import PolicyDocument
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
+
+_UNREADABLE: Final = 5.0
+"""Seconds between looks at a bus that cannot be read."""
 
 
 class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,11 +53,16 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PlannerStats(msgspec.Struct):
-    """Plain counts since start. `plan_ms`: the latest round of planning, compile included."""
+    """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays
+    because policies of it are lost; `failed`: plans and compilations that ended with an error."""
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"held"})
 
     plans: int = 0
     unchanged: int = 0
     refused_records: int = 0
+    held: int = 0
+    failed: int = 0
     compiled: int = 0
     plan_ms: float = 0.0
     problem: str = ""
@@ -65,6 +75,8 @@ class PlannerEngine:
         self._bus = bus
         self._settings = settings or PlannerSettings()
         self._documents: dict[bytes, PolicyDocument] = {}
+        self._deleted: set[bytes] = set()
+        self._unread: set[bytes] = set()
         self._identities: dict[str, dict[bytes, Identity]] = {}
         self._published: dict[str, Plan] = {}
         self._gone: set[str] = set()
@@ -92,6 +104,10 @@ class PlannerEngine:
             except Temporary as error:
                 self.stats.problem = str(error)
                 await self._pause(error.retry_after or 1.0)
+            except Permanent as error:
+                # What cannot be read makes no plan: those in force stay, and somebody may mend it meanwhile.
+                self._refuse(error)
+                await self._pause(_UNREADABLE)
 
     async def _follow(self, subscription: Subscription) -> None:
         while not self._stopping.is_set():
@@ -129,10 +145,13 @@ class PlannerEngine:
             self._published.keys() - self._identities.keys() - {key.decode("utf-8", "replace") for key in desired}
         ):
             del self._published[node]  # dropped while the bus was away
-        newest = await self._bus.latest(POLICIES)
-        for key in self._documents.keys() - newest.keys():
-            del self._documents[key]
-            self._stale = True
+        newest = await present(self._bus, POLICIES)
+        at = max((record.timestamp_ms for record in newest.values()), default=0) * 1_000_000
+        if at >= self._newest_ns:
+            for key in self._documents.keys() - newest.keys():
+                # Deleted while the bus was away, and the tombstone is gone as well.
+                del self._documents[key]
+                self._stale = True
         for record in newest.values():
             self._policy(record)
 
@@ -175,14 +194,20 @@ class PlannerEngine:
     def _policy(self, record: Record) -> None:
         known = self._documents.get(record.key)
         if record.value is None:
-            self._stale |= self._documents.pop(record.key, None) is not None
+            self._deleted.add(record.key)
+            # While plans are held, saying that a policy is gone may be all they wait for.
+            self._stale |= self._documents.pop(record.key, None) is not None or self.stats.held > 0
+            self._unread.discard(record.key)
         elif known is None or known.raw != record.value:
             try:
                 self._documents[record.key] = from_json(record.value)
             except PolicyError as error:
                 # The one before it stays in force: no policy is worse than an old one.
+                self._unread.add(record.key)
                 self._refuse(error)
                 return
+            self._unread.discard(record.key)
+            self._deleted.discard(record.key)
             self._stale = True
         else:
             return
@@ -198,25 +223,37 @@ class PlannerEngine:
         answer = self._stale and self._planner is not None
         if self._stale or self._planner is None:
             self._stale = False
-            ruleset = await asyncio.to_thread(self._compile, list(self._documents.values()))
-            self._planner = Planner(ruleset, self._settings.plan)
-            self.stats.compiled += 1
+            await self._compile()
         gone = {node for node in self._gone if node in self._published or node in nodes}
         records = [Record(node.encode(), None) for node in sorted(gone)]
         changed: dict[str, Plan] = {}
+        known = PolicySet(self._documents.keys(), self._deleted, self._unread, self._newest_ns)
+        held = 0
         for node in sorted(nodes - gone):
             identities = list(self._identities.get(node, {}).values())
             old = self._published.get(node)
-            generation = old.generation + 1 if old else 1
-            plan = await asyncio.to_thread(self._planner.plan, node, identities, generation, self._newest_ns)
+            if old is not None and (why := lost(old, known)):
+                held += 1
+                if old.held != why:
+                    log.error("node `%s`: %s", node, why)
+                    self.stats.problem = why
+                    changed[node] = msgspec.structs.replace(old, generation=old.generation + 1, held=why)
+                    records.append(Record(node.encode(), encode(changed[node])))
+                continue
+            plan = await self._plan(node, identities, old)
+            if plan is None:
+                continue
             # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
             # by the record's time also while this was down; whoever applied them waits for a receipt.
-            same = old and (old.digest, old.refused, old.policies) == (plan.digest, plan.refused, plan.policies)
+            same = old and (old.digest, old.refused, old.policies, old.held) == (
+                plan.digest, plan.refused, plan.policies, "",
+            )  # fmt: skip
             if old and same and not answer and old.created_ns >= self._newest_ns:
                 self.stats.unchanged += 1
                 continue
             changed[node] = plan
             records.append(Record(node.encode(), encode(plan)))
+        self.stats.held = held
         self.stats.plan_ms = (time.monotonic() - started) * 1000
         if records:
             try:
@@ -232,5 +269,32 @@ class PlannerEngine:
             self._identities.pop(node, None)
         self._gone -= gone
 
-    def _compile(self, documents: list[PolicyDocument]) -> Ruleset:
-        return compile_ruleset(documents, self._settings.postures)
+    async def _plan(self, node: str, identities: list[Identity], old: Plan | None) -> Plan | None:
+        """The plan of one node; None when it cannot be made, which is told: other nodes have theirs all the same."""
+        assert self._planner is not None
+        # Never before the plan it replaces, whatever the clocks say: an older one is not carried out.
+        created = max(self._newest_ns, old.created_ns if old else 0)
+        try:
+            return await asyncio.to_thread(
+                self._planner.plan, node, identities, old.generation + 1 if old else 1, created
+            )
+        except Exception as error:
+            log.exception("no plan could be made for node `%s`; what is in force there stays", node)
+            self.stats.failed += 1
+            self.stats.problem = f"node `{node}`: {type(error).__name__}: {error}"
+            return None
+
+    async def _compile(self) -> None:
+        """A planner of the present policies. When they cannot be compiled the one before stays, and that is told."""
+        documents = list(self._documents.values())
+        try:
+            ruleset = await asyncio.to_thread(compile_ruleset, documents, self._settings.postures)
+        except Exception as error:
+            log.exception("the policies could not be compiled; plans are made of the ones before")
+            self.stats.failed += 1
+            self.stats.problem = f"policies: {type(error).__name__}: {error}"
+            if self._planner is None:
+                raise Refused(f"expected policies that can be compiled, got {type(error).__name__}: {error}") from error
+            return
+        self._planner = Planner(ruleset, self._settings.plan)
+        self.stats.compiled += 1

@@ -34,7 +34,7 @@ FEW: Final = 64
 _STORMS: Final = 4096
 """Identities remembered for the notice at the end of a silence."""
 
-_VERSION: Final = f"hauberk-{version('hauberk')}"
+VERSION: Final = f"hauberk-{version('hauberk')}"
 """In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
 
 NETWORK_POLICY: Final = "KubeArmorNetworkPolicy"
@@ -131,7 +131,7 @@ class Alerts:
             Rule=rule.position if rule else "",
             Mode=mode,
             Suppressed=self._throttle.told(bucket),
-            KubeArmorVersion=_VERSION,
+            KubeArmorVersion=VERSION,
             UserName=entry.user,
             **identity_fields(identity),
             **log_fields(entry.behaviour, context, aux, header.architecture),
@@ -162,7 +162,7 @@ class Alerts:
             DroppingAlertsInterval=settings.silence_seconds,
             Suppressed=suppressed,
             EventID=f"{identity.node}:{boot}:{word}:{identity.uid}:{policy}:{unix}",
-            KubeArmorVersion=_VERSION,
+            KubeArmorVersion=VERSION,
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
@@ -190,7 +190,7 @@ class Alerts:
             Result="Passed",
             Message=f"the node lost or could not read part of its events up to frame {header.number}: {text}",
             EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}",
-            KubeArmorVersion=_VERSION,
+            KubeArmorVersion=VERSION,
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -25,6 +26,7 @@ from processors.holding import HoldingBus
 from processors.identify import Inventory, InventorySettings
 from processors.judge import Judge, JudgeSettings
 from processors.ledger import Ledger
+from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
 from processors.stats import ProcessorStats
 from processors.teller import Teller
@@ -89,7 +91,9 @@ class Processor:
         self.throttle = Throttle(self.settings.throttle)
         self.alerts = Alerts(self.throttle)
         self.ledger = Ledger()
-        self.facts = Facts(bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents)
+        self.facts = Facts(
+            bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged
+        )
         self.pump = Pump(
             HoldingBus(bus, self.ledger, self._finish),
             (EVENTS_RAW,),
@@ -122,6 +126,7 @@ class Processor:
             refused_records=self._refused_records,
             open_frames=self.ledger.open_frames,
             policies=self.facts.policies,
+            policies_damaged=bool(self.facts.damage),
             facts_refused=self.facts.refused,
             policy_changes=self.facts.recompiled,
             identities=len(self.inventory),
@@ -238,6 +243,11 @@ class Processor:
             except Temporary as error:
                 self._problem = str(error)
                 await asyncio.sleep(error.retry_after or 1.0)
+
+    def _damaged(self, why: str) -> None:
+        node = os.uname().nodename
+        self.teller.outbox.alerts.append(notice(node, "PoliciesDamaged", why, severity=10))
+        self._wake()
 
     def _wake(self) -> None:
         self._moved.set()

@@ -9,23 +9,35 @@ next frame on. Neighbours: `processors.identify`, `policy.ruleset`, `processors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
+from typing import Final
 
 from bus.contract import Bus, Record
+from bus.present import present
 from policy.documents import from_json
 from policy.ruleset import PostureSettings, compile_ruleset
+from policy.unread import PolicySet, lost
 from processors.identify import Inventory
 from processors.judge import Ruleset
-from schemas.errors import DecodeError, PolicyError, Temporary
+from schemas.enforcement import decode_plan
+from schemas.errors import DecodeError, Permanent, PolicyError, Refused, Temporary
 from schemas.policy import PolicyDocument
-from schemas.topics import INVENTORY, POLICIES
+from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
+
+log = logging.getLogger(__name__)
+
+_UNREADABLE: Final = 5.0
+"""Seconds between looks at a bus that cannot be read."""
 
 Compile = Callable[[list[PolicyDocument]], Ruleset]
 
 
 class Facts:
     """`run` follows until cancelled; `ready` is set when the latest values are in force. `refused`: records not readable;
-    `problem`: the last reason; `recompiled`: rulesets put in force; `policies`: documents in force."""
+    `damage`: why the policies are fewer than those that plans were made of, "" when they are whole; `told(damage)` is called
+    when that is news; `problem`: the last reason; `recompiled`: rulesets put in force; `policies`: documents in force."""
 
     def __init__(
         self,
@@ -35,16 +47,20 @@ class Facts:
         moved: Callable[[], None],
         postures: PostureSettings,
         compile_documents: Compile | None = None,
+        told: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._bus = bus
         self._inventory = inventory
         self._use = use
         self._moved = moved
         self._compile = compile_documents or (lambda documents: compile_ruleset(documents, postures))
+        self._told = told
         self._documents: dict[bytes, PolicyDocument] = {}
+        self._unread: set[bytes] = set()
         self.ready = asyncio.Event()
         self.refused = 0
         self.problem = ""
+        self.damage = ""
         self.recompiled = 0
         self.policies = 0
         self.position: dict[tuple[str, int], int] = {}
@@ -58,6 +74,11 @@ class Facts:
             except Temporary as error:
                 self.problem = str(error)
                 await asyncio.sleep(error.retry_after or 1.0)
+            except Permanent as error:
+                # What is in force is judged with meanwhile; before the first time nothing is judged at all.
+                self._refuse(error)
+                log.error("policies and identities cannot be read: %s", error)
+                await asyncio.sleep(_UNREADABLE)
 
     async def _follow(self) -> None:
         # Strictly before `latest`: what is published between the two is then seen twice, never missed.
@@ -74,6 +95,8 @@ class Facts:
                         self._identity(delivery.record)
                 if changed:
                     await self._recompile()
+                if changed and self.damage:
+                    await self._look()
                 self.position = dict(subscription.position)
                 if batch:
                     self._moved()
@@ -81,8 +104,9 @@ class Facts:
     async def _start(self) -> None:
         for record in (await self._bus.latest(INVENTORY)).values():
             self._identity(record)
-        newest = await self._bus.latest(POLICIES)
-        gone = [key for key in self._documents if key not in newest]
+        newest = await self._look()
+        # What a damaged table forgot was not deleted: it is judged with as long as this process knows it.
+        gone = [key for key in self._documents if key not in newest and not self.damage]
         for key in gone:
             del self._documents[key]
         changed = [self._policy(record) for record in newest.values()]
@@ -90,6 +114,26 @@ class Facts:
             await self._recompile()
         self.ready.set()
         self._moved()
+
+    async def _look(self) -> dict[bytes, Record]:
+        """Every policy record, and in `damage` whether they are fewer than those that plans were made of: told when it is news."""
+        # The plans first: policies read after them are never older in a whole set.
+        plans = await self._bus.latest(ENFORCEMENT_DESIRED)
+        newest = await present(self._bus, POLICIES)
+        deleted = {key for key, record in newest.items() if record.value is None}
+        unread = {key for key, record in newest.items() if record.value is not None and not _readable(record.value)}
+        at = max((record.timestamp_ms for record in newest.values()), default=0) * 1_000_000
+        known = PolicySet(newest.keys() - deleted - unread, deleted, unread, at)
+        why = ""
+        for record in plans.values():
+            with contextlib.suppress(DecodeError):
+                plan = decode_plan(record.value or b"")
+                why = why or lost(plan, known)
+        if why and why != self.damage:
+            log.error("policies: %s", why)
+            self._told(why)
+        self.damage = why
+        return newest
 
     def _identity(self, record: Record) -> None:
         try:
@@ -117,7 +161,22 @@ class Facts:
 
     async def _recompile(self) -> None:
         documents = list(self._documents.values())
-        ruleset = await asyncio.to_thread(self._compile, documents)
+        try:
+            ruleset = await asyncio.to_thread(self._compile, documents)
+        except Exception as error:
+            if not self.recompiled:
+                raise Refused(f"expected policies that can be compiled, got {type(error).__name__}: {error}") from error
+            log.exception("the policies could not be compiled; the ones before stay in force")
+            self._refuse(error)
+            return
         self._use(ruleset)
         self.recompiled += 1
         self.policies = len(documents)
+
+
+def _readable(value: bytes) -> bool:
+    try:
+        from_json(value)
+    except PolicyError:
+        return False
+    return True

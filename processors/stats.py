@@ -13,7 +13,7 @@ class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
     `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
-    as lost."""
+    as lost; `policies_damaged`: policies that plans were made of are missing on the bus."""
 
     frames: int = 0
     events: int = 0
@@ -36,6 +36,7 @@ class ProcessorStats(msgspec.Struct):
     unjudged: int = 0
     open_frames: int = 0
     policies: int = 0
+    policies_damaged: bool = False
     facts_refused: int = 0
     policy_changes: int = 0
     identities: int = 0

@@ -77,6 +77,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Bits reported of a cgroup made later, until a plan claims it; -1 leaves what is there."""
     host_cgroups: tuple[Count, ...] = ()
     """Cgroups of the host that a newborn's bits would widen: known now, they are to have the host's."""
+    held: str = ""
+    """Why this plan stays although the policies on the bus say something else: they are damaged or not whole. "" otherwise."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

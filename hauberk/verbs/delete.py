@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hauberk.client import parser as verb_parser
-from hauberk.client import with_bus
+from hauberk.client import readable, with_bus
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -59,14 +59,20 @@ def main(argv: Sequence[str]) -> int:
 
     async def work(bus: Bus) -> int:
         from bus.contract import Record
-        from schemas.topics import POLICIES
+        from schemas.enforcement import decode_plan
+        from schemas.topics import ENFORCEMENT_DESIRED, POLICIES
 
-        known = [key.decode() for key in await bus.latest(POLICIES)]
+        known = [key.decode("utf-8", "surrogateescape") for key in await bus.latest(POLICIES)]
+        for plan in readable(
+            [one.value for one in (await bus.latest(ENFORCEMENT_DESIRED)).values() if one.value], decode_plan, "plans"
+        ):
+            # What a damaged table forgot is still in force, and is taken down by saying so.
+            known += [name for name in plan.policies if plan.held and name not in known]
         kind = SHORT.get(given.what or "")
         if kind or given.namespace:
             known = [
                 key for key in known
-                if (not kind or key.split("/")[0] == kind) and (not given.namespace or key.split("/")[1] == given.namespace)
+                if (not kind or key.split("/")[0] == kind) and (not given.namespace or [*key.split("/"), ""][1] == given.namespace)
             ]  # fmt: skip
         wanted: list[str] = list(known) if given.all else []
         missing: list[str] = []
@@ -78,11 +84,13 @@ def main(argv: Sequence[str]) -> int:
                 key = key_of(document).decode()
                 (wanted if key in known else missing).append(key)
         for name in given.names:
-            hits = [key for key in known if key.split("/", 1)[1] == name or key.split("/")[-1] == name]
+            hits = [key for key in known if key.split("/", 1)[-1] == name or key.split("/")[-1] == name]
             wanted += hits
             missing += [] if hits else [name]
         if wanted:
-            await bus.publish(POLICIES, [Record(key.encode(), None) for key in dict.fromkeys(wanted)])
+            await bus.publish(
+                POLICIES, [Record(key.encode("utf-8", "surrogateescape"), None) for key in dict.fromkeys(wanted)]
+            )
         for key in dict.fromkeys(wanted):
             print(f"{key.lower()} deleted")
         for name in missing:
