@@ -25,11 +25,13 @@ CGROUP_SOCK_ADDR: Final = 18
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A program attached to a raw tracepoint when the sensor is loaded; its link is pinned as links/`name`."""
+    """A program attached to a raw tracepoint when the sensor is loaded; its link is pinned as links/`name`. `instead`: where it
+    is attached, to do nothing, on kernels that do not have `tracepoint`."""
 
     name: str
     tracepoint: str
     why: str
+    instead: str = ""
 
 
 class Guard(msgspec.Struct, frozen=True):
@@ -55,6 +57,12 @@ class Table(msgspec.Struct, frozen=True):
 PROBES: Final = (
     Probe("on_sys_exit", "sys_exit", "every watched system call when it ends"),
     Probe("on_exec", "sched_process_exec", "a new image, before its first instruction"),
+    Probe(
+        "on_prepare_exec",
+        "sched_prepare_exec",
+        "which call makes the exec that is about to happen",
+        "sched_process_exec",
+    ),
     Probe("on_fork", "sched_process_fork", "who a new process descends from"),
     Probe("on_exit", "sched_process_exit", "the end of a process, by its last thread"),
     Probe("on_cgroup_mkdir", "cgroup_mkdir", "a container's cgroup at its birth"),
@@ -73,7 +81,7 @@ GUARDS: Final = (
 
 HOPS: Final = (
     "none", "call", "open", "paths", "path_text", "mount", "socket", "address", "listen", "accept", "send", "identity",
-    "join", "walk", "again", "store", "adopt", "adopted", "fork", "exec", "enforce", "ascend", "decide", "sent", "query", "finish",
+    "join", "walk", "again", "store", "adopt", "adopted", "fork", "exec", "script", "enforce", "ascend", "decide", "sent", "query", "finish",
     "foreign", "text", "uring",
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""

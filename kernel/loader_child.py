@@ -102,6 +102,11 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     (root / "records.h").write_text(c_header())
     if typed:
         flags.append("-DTYPED_LOADS=1")
+        flags += [
+            f"-DAT_{probe.tracepoint.upper()}=1"
+            for probe in PROBES
+            if btf is not None and btf.has_tracepoint(probe.tracepoint)
+        ]
     step("headers")
     compiler = import_bcc()
     step("import")
@@ -132,7 +137,7 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
         "HASH_K1": f"{key[1]}ULL",
     }
     values |= {f"HOP_{name.upper()}": index for index, name in enumerate(HOPS)}
-    for name in ("openat2", "sendto", "sendmsg", "sendmmsg", "execve", "exit_group"):
+    for name in ("openat2", "sendto", "sendmsg", "sendmmsg", "execve", "execveat", "exit_group"):
         values[f"NR_{name.upper()}"] = number(name)
     return [f"-D{name}={value}" for name, value in values.items()]
 
@@ -197,7 +202,12 @@ def install(module: Any, request: dict[str, Any], key: tuple[int, int], btf: Btf
         bpf.pin(loaded, str(pin_dir / "programs" / name))
     # Strictly last, and on_sys_exit after the ones that keep the process map: from here on events flow.
     for probe in reversed(PROBES):
-        bpf.pin(bpf.raw_tracepoint_open(programs[probe.name], probe.tracepoint), str(pin_dir / "links" / probe.name))
+        where = (
+            probe.tracepoint
+            if not probe.instead or (btf is not None and btf.has_tracepoint(probe.tracepoint))
+            else probe.instead
+        )
+        bpf.pin(bpf.raw_tracepoint_open(programs[probe.name], where), str(pin_dir / "links" / probe.name))
     return {"programs": len(programs) + len(HOPS) - 1, "refused": refused}
 
 

@@ -45,6 +45,12 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("mm_struct", "exe_file", ()),
     ("mm_struct", "arg_start", ()),
     ("mm_struct", "arg_end", ()),
+    ("linux_binprm", "filename", ()),
+    ("linux_binprm", "interp", ()),
+    ("linux_binprm", "fdpath", ()),
+    ("linux_binprm", "executable", ()),
+    ("task_struct", "task_works", ()),
+    ("task_struct", "io_uring", ()),
     ("fs_struct", "root.mnt", ()),
     ("fs_struct", "root.dentry", ()),
     ("fs_struct", "pwd.mnt", ()),
@@ -57,6 +63,8 @@ _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("file", "f_path.dentry", ()),
     ("file", "f_inode", ()),
     ("file", "f_mode", ()),
+    ("file", "f_flags", ()),
+    ("file", "task_work", ("f_task_work", "f_rcuhead", "f_u.fu_rcuhead")),
     ("file", "private_data", ()),
     ("inode", "i_uid", ()),
     ("inode", "i_mode", ()),
@@ -96,6 +104,8 @@ _OPTIONAL: Final = frozenset(
         ("task_struct", "sessionid"),
         ("task_struct", "loginuid"),
         ("dentry", "d_iname"),
+        ("linux_binprm", "executable"),
+        ("task_struct", "io_uring"),
         ("task_struct", "compat"),
         ("task_struct", "thread_flags"),
         ("sock", "v6_daddr"),
@@ -104,7 +114,7 @@ _OPTIONAL: Final = frozenset(
     }
 )
 # Not in every set of headers, and there #ifdef would come too late.
-_BTF_ONLY: Final = frozenset({("proc_fs_info", "pid_ns")})
+_BTF_ONLY: Final = frozenset({("proc_fs_info", "pid_ns"), ("linux_binprm", "executable"), ("task_struct", "io_uring")})
 
 # The programs read these in one go: (owner, first, member, distance from first).
 _ADJACENT: Final = (
@@ -179,6 +189,7 @@ def offsets_by_headers(machine: str = platform.machine()) -> str:
             "dcache",
             "mount",
             "mm_types",
+            "binfmts",
             "tty",
             "cgroup",
             "net",

@@ -111,6 +111,8 @@ def access(operation: Operation, flags: str) -> Access:
     if operation is not Operation.OPEN:
         return Access.WRITE | Access.CREATE
     found = Access(0)
+    if "O_PATH" in flags.upper().split("|"):
+        return found  # a name for the file, whatever else was asked for
     for word in flags.upper().split("|"):
         found |= _OPEN_FLAGS.get(word.strip(), Access(0))
     if not found & Access.WRITE:

@@ -21,9 +21,12 @@ from policy.values import class_number
 from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind, Owner
+from schemas.links import MULTI_CALL
 from schemas.operations import Access, Backend, Class, Operation, class_of
+from schemas.telemetry import CUT
 from schemas.watched import CALLS as WATCHED
 from schemas.watched import texts, words
+from schemas.wording import CUT_MARK
 
 _HOST_TYPES: Final = frozenset({"HostLog", "MatchedHostPolicy", "MatchedNetworkPolicy"})
 _CONTAINER_KEYS: Final = ("ContainerName", "ContainerID", "PodName", "NamespaceName", "ContainerImage")
@@ -229,12 +232,17 @@ def _process(
     fields: dict[str, Any], data: dict[str, str], common: dict[str, Any], source: str
 ) -> tuple[Behaviour, tuple[str, ...] | None]:
     text = _text(fields, "Resource").strip()
-    image = _text(fields, "ProcessName")
-    # A path may hold blanks; ProcessName is the new image, so it says where the arguments begin.
-    if image and (text == image or text.startswith(image + " ")):
-        path, rest = image, text[len(image) :].split()
+    image, script = _text(fields, "ProcessName"), _text(fields, "Script")
+    # A path may hold blanks; ProcessName is the new image, so it says where the arguments begin. So does the script it runs.
+    told = script or image
+    if told and (text == told or text.startswith(told + " ")):
+        path, rest = told, text[len(told) :].split()
+        name = path
     else:
-        path, *rest = text.split() or [image]
+        name, *rest = text.split() or [image]
+        path = image if image.rpartition("/")[2] in MULTI_CALL else name
+    if rest[-1:] == [CUT_MARK]:
+        rest[-1] = CUT
     operation = _operation(data, Operation.EXEC)
     session = fields.get("ExecEvent")
     from_outside = isinstance(session, dict) and _text(session, "ExecID") not in ("", "0")
@@ -243,18 +251,19 @@ def _process(
         operation=operation if operation is Operation.MMAP else Operation.EXEC,
         access=Access.EXEC,
         resource=_absolute(path, fields),
+        resource2=image if script else "",
         detail="setns" if from_outside else "",
         args=(4, 0x20) if operation is Operation.MMAP else (0, 0),
         **common,
     )
-    return behaviour, (path, *rest)
+    return behaviour, (name, *rest)
 
 
 def _file(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any]) -> Behaviour:
     text = _text(fields, "Resource").strip()
     operation = _operation(data, Operation.OPEN)
-    second = ""
-    if operation in (Operation.RENAME, Operation.LINK) and " " in text:
+    second = _text(fields, "Resource2")
+    if not second and operation in (Operation.RENAME, Operation.LINK) and " " in text:
         text, _, second = text.partition(" ")
     path = _absolute(text, fields)
     flags = "O_RDWR" if data.get("lsm", "").upper() == "FILE_PERMISSION" else data.get("flags", "")
@@ -312,11 +321,14 @@ def _syscall(fields: dict[str, Any], data: dict[str, str], common: dict[str, Any
     # KubeArmor sends the call beside the file event of the same thing: only system call rules are asked about it here.
     operation = natural if class_of(natural) is Class.SYSCALL else Operation.CALL
     path = data.get("target") or _text(fields, "Resource").partition(" ")[0]
-    said: dict[str, Any] = {"resource": _absolute(path, fields), "resource2": data.get("source", "")}
+    said: dict[str, Any] = {
+        "resource": _absolute(path, fields),
+        "resource2": _text(fields, "Resource2") or data.get("source", ""),
+    }
     row = WATCHED.get(common["syscall_name"])
     if row is not None and row.words:
         given = {member: data[name] for member, name in words(row) if name in data}
-        said["resource2"] = given.get("resource2", "")
+        said["resource2"] = given.get("resource2") or said["resource2"]
         if texts(row):
             said |= {"resource": "", "detail": given.get("resource", "")}
         elif "resource" in given:

@@ -125,7 +125,9 @@ class Judge:
         answer = self._answers[operation]
         found: list[tuple[str, list[Candidate], Unmatched]] = []
         if answer == self._process:
-            found.append(("process", self._find_process(behaviour), self._unmatched_process))
+            found.append(("process", self._find_process(behaviour, behaviour.resource), self._unmatched_process))
+            if behaviour.resource2:
+                found.append(("process", self._find_process(behaviour, behaviour.resource2), self._unmatched_process))
         elif answer in (self._file, self._two_files):
             found.append(("file", self._find_file(behaviour, behaviour.resource), self._unmatched_file))
             if answer == self._two_files:
@@ -154,6 +156,15 @@ class Judge:
         return gather(groups, actor, self._actors)
 
     def _process(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
+        if behaviour.resource2:  # a script and its interpreter: both are executed
+            return stronger(
+                decide(
+                    self._find_process(behaviour, behaviour.resource), behaviour, arguments, self._unmatched_process
+                ),
+                decide(
+                    self._find_process(behaviour, behaviour.resource2), behaviour, arguments, self._unmatched_process
+                ),
+            )
         groups = self._lookup_process(behaviour.resource)
         if not groups:
             return self._unmatched_process.verdict(behaviour)
@@ -201,8 +212,8 @@ class Judge:
         found = self._find_syscall(behaviour)
         return decide(found, behaviour, arguments, NOTHING) if found else ALLOWED
 
-    def _find_process(self, behaviour: Behaviour) -> list[Candidate]:
-        return self._found(self._lookup_process(behaviour.resource), behaviour.parent or behaviour.executable)
+    def _find_process(self, behaviour: Behaviour, path: str) -> list[Candidate]:
+        return self._found(self._lookup_process(path), behaviour.parent or behaviour.executable)
 
     def _find_file(self, behaviour: Behaviour, path: str) -> list[Candidate]:
         return self._found(self._lookup_file(path), behaviour.executable)

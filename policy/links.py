@@ -14,17 +14,10 @@ from typing import Final
 
 import msgspec
 
-from schemas.links import asked, directory_before
+from schemas.links import MULTI_CALL, asked, directory_before
 from schemas.operations import Class
 from schemas.rules import Match, Policy, Rule, Source, SourceKind
 
-MULTI_CALL: Final = frozenset(
-    {
-        "busybox", "busybox.static", "ccache", "coreutils", "dropbearmulti", "firejail", "git", "gnu-coreutils", "kmod", "lvm",
-        "rustup", "sbase-box", "snap", "systemctl", "toybox", "uutils", "xtables-legacy-multi", "xtables-nft-multi",
-    }
-)  # fmt: skip
-"""Executables that act by the name they are called with: /sbin/reboot is systemctl, /sbin/insmod is kmod."""
 _PATHS: Final = frozenset({Match.PATH, Match.DIRECTORY, Match.PATTERN})
 _CLASSES: Final = frozenset({Class.PROCESS, Class.FILE, Class.SYSCALL})
 

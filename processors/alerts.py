@@ -133,6 +133,7 @@ class Alerts:
             Suppressed=self._throttle.told(bucket),
             KubeArmorVersion=VERSION,
             UserName=entry.user,
+            Links=_links(entry) or None,
             **identity_fields(identity),
             **log_fields(entry.behaviour, context, aux, header.architecture),
         )
@@ -218,6 +219,13 @@ def _message(entry: Entry, verdict: Verdict) -> str:
     if verdict.policy is None and entry.outcome.told:
         return "stopped on the node by a plan that the present policies do not ask for"
     return verdict.message
+
+
+def _links(entry: Entry) -> dict[str, str]:
+    """The symlinks by which a rule can have met this behaviour: those that lead to one of its paths, or above it."""
+    behaviour, links = entry.behaviour, entry.identity.links
+    paths = (behaviour.resource, behaviour.resource2, behaviour.executable, behaviour.parent)
+    return {name: real for name, real in links.items() if any(path.startswith(real) for path in paths)} if links else {}
 
 
 def _position(pair: tuple[int, Record]) -> int:

@@ -18,7 +18,7 @@ from schemas import frame as frames
 from schemas import socket_names
 from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError, Incompatible
-from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind
+from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind, ProcessFlag
 from schemas.operations import Access, Backend, Operation
 from schemas.syscalls import BY_ARCHITECTURE
 from schemas.syscalls import name as syscall_name
@@ -197,12 +197,15 @@ class Definitions:
         if len(body) < PROCESS.size:
             raise DecodeError(f"expected a process of {PROCESS.size} bytes or more, got {len(body)}, id {ident}")
         (
-            process, executable, parent, arguments, cwd, parent_process, start, pid, ppid, _, session, loginuid, _,
+            process, executable, parent, arguments, cwd, parent_process, start, pid, ppid, _, session, loginuid, flags,
             tty, *_,
         ) = _PROCESS(body)  # fmt: skip
         argv = self._strings.get(arguments, b"")
         if argv.endswith(b"\0"):
             argv = argv[:-1]
+        called = b""
+        if flags & ProcessFlag.CALLED:
+            called, _, argv = argv.partition(b"\0")
         return ProcessContext(
             process=process,
             executable=tellable(self.string(executable)),
@@ -216,6 +219,8 @@ class Definitions:
             ppid=ppid,
             session=session,
             loginuid=loginuid,
+            cut=bool(flags & ProcessFlag.CUT),
+            called=called.decode("utf-8", "backslashreplace"),
         )
 
     def process_contexts(self) -> dict[int, ProcessContext]:

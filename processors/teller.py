@@ -211,7 +211,7 @@ class Teller:
         for position in rows.positions(tally, apart):
             row = rows.row(tally, position)
             entry = tally.entries[row[2]]
-            arguments = process_of(entry.behaviour, tally.processes, row[5], row[4]).arguments
+            arguments = process_of(entry.behaviour, tally.processes, row[5], row[4]).judged
             if arguments:
                 key = (row[2], arguments)
                 found = again.get(key)

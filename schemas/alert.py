@@ -3,7 +3,10 @@
 
 Ours in addition: `EventID` (node:boot:sequence, the same on every replay, so repeats can be dropped), `Count` (how many
 occurrences this one line stands for), `Suppressed` (how many were throttled before it), `Rule` (position of the rule that
-matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`.
+matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`; and what a verdict hangs on, so that the
+event can be judged again: `OID` (owner of the file or image; absent: it has none), `Script` (the `#!` file that was executed;
+`ProcessName` is its interpreter), `Resource2` (the second path of rename, link, symlink and mount), `Cut` (`arguments`, `path`:
+what is not whole), `Links` (symlinks of the workload's root that lead to a path of the event).
 """
 
 from __future__ import annotations
@@ -76,6 +79,10 @@ class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     Count: Number = 1
     RemoteAddress: str = ""
     RemotePort: int = 0
+    OID: Number | None = None
+    Script: str = ""
+    Resource2: str = ""
+    Cut: str = ""
 
 
 class Alert(Log, kw_only=True, omit_defaults=True):
@@ -95,6 +102,7 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     Rule: str = ""
     Mode: str = ""
     Suppressed: Number = 0
+    Links: dict[str, str] | None = None
 
 
 encode_alert = msgspec.json.Encoder().encode

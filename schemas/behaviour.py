@@ -13,7 +13,8 @@ NO_OWNER = 0xFFFFFFFF
 class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """One decoded behaviour. Paths are absolute in the acting task's root; "" when there is none.
 
-    exec: `resource` is the new image, `executable` the image that called exec, `parent` the parent task's image.
+    exec: `resource` is what was executed, `resource2` the interpreter when that is a script (the new image then, otherwise
+    `resource` is), `executable` the image that called exec, `parent` the image that forked the task.
     connect/send: `address`/`port` are remote; bind/listen: local; accept: remote address, local port.
     `result`: 0 or -errno. `syscall`: number on the node's architecture, `syscall_name` its name without `sys_`.
     `detail`: what has no field of its own, as text (capability name, DNS name, filesystem type).

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from schemas import wording
 from schemas.alert import Log, OwnerRef, encode_log
-from schemas.behaviour import Behaviour
+from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.errno_text import result_text
 from schemas.frame import FOLDED
 from schemas.identity import Identity, Kind
 from schemas.kernel import OCCURRENCE
-from schemas.operations import Class, Operation
+from schemas.operations import Access, Class, Operation
 from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
 
 ROW: Final = struct.Struct("=II" + OCCURRENCE.struct.format[1:])
@@ -65,14 +65,23 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
 def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architecture: str) -> dict[str, Any]:
     """Fields of `Log` that say what was done. For exec, `process` is the new image, otherwise the acting one."""
     data = wording.data(behaviour, aux, architecture)
-    resource = wording.resource(behaviour, process.arguments)
+    resource = wording.resource(behaviour, process)
     cls = behaviour.cls
+    script = second = cut = ""
     if behaviour.operation is Operation.EXEC:
-        name = behaviour.resource
+        # A script is named first, and its interpreter is the image.
+        name = behaviour.resource2 or behaviour.resource
+        script = behaviour.resource if behaviour.resource2 else ""
         source = parent = behaviour.parent or behaviour.executable
+        if process.cut:
+            cut = "arguments"
+            data += " arguments=cut"
     else:
         name, parent = behaviour.executable, behaviour.parent
-        source = wording.command(name, process.arguments) if process.executable in (name, "") else name
+        source = wording.command(name, process) if process.executable in (name, "") else name
+        second = behaviour.resource2
+    if behaviour.access & Access.PARTIAL:
+        cut = f"{cut},path" if cut else "path"
     cwd = process.cwd
     return {
         "UID": behaviour.uid,
@@ -86,6 +95,10 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "Result": result_text(behaviour.result),
         "Cwd": cwd if not cwd or cwd.endswith("/") else cwd + "/",
         "TTY": process.tty,
+        "OID": behaviour.owner if behaviour.owner != NO_OWNER else None,
+        "Script": script,
+        "Resource2": second,
+        "Cut": cut,
         "RemoteAddress": behaviour.address if behaviour.operation in _PEERS else "",
         "RemotePort": behaviour.port if behaviour.operation in _PEERS and behaviour.operation is not _ACCEPT else 0,
     }

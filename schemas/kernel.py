@@ -74,7 +74,7 @@ OCCURRENCE: Final = Layout(
     Field("pid", "u32", "host tgid"),
     Field("ppid", "u32", "host tgid of the parent"),
     Field("ns_pid", "u32", "tgid in the innermost pid namespace"),
-    Field("ns_ppid", "u32", "the parent's, in its own innermost namespace"),
+    Field("ns_ppid", "u32", "the parent's, in the pid namespace of ns_pid; 0 when it is outside"),
     Field("ret", "s32", "return value: fd, -errno, exit code"),
     Field("aux", "u32", "fd or dirfd of the call; remote port for accept; local port for connect"),
 )
@@ -92,8 +92,14 @@ BEHAVIOUR: Final = Layout(
         "u64",
         "string id of the parent task's executable path; for exec: the same as `executable`'s caller parent",
     ),
-    Field("resource", "u64", "string id of the path acted on; exec: the new image; unix socket: its path; 0 if none"),
-    Field("resource2", "u64", "string id of the second path (rename and link target, mount target), 0 if none"),
+    Field(
+        "resource", "u64", "string id of the path acted on; exec: what was executed; unix socket: its path; 0 if none"
+    ),
+    Field(
+        "resource2",
+        "u64",
+        "string id of the second path (rename: new; link: existing; mount: what; exec: interpreter), 0 if none",
+    ),
     Field("pid_ns", "u32", "inode of the pid namespace"),
     Field("mnt_ns", "u32", "inode of the mount namespace"),
     Field("operation", "u16", "schemas.operations.Operation"),
@@ -122,7 +128,11 @@ PROCESS: Final = Layout(
     ),
     Field("executable", "u64", "string id of its path"),
     Field("parent", "u64", "string id of the path of the image that called exec"),
-    Field("arguments", "u64", "string id of argv joined by NUL, up to 4096 bytes"),
+    Field(
+        "arguments",
+        "u64",
+        "string id of argv joined by NUL, up to 4096 bytes; CALLED: the path given to exec goes before",
+    ),
     Field("cwd", "u64", "string id of the working directory at exec"),
     Field("parent_process", "u64", "`process` of the parent task at exec"),
     Field("start", "u64", "boot time ns of the exec"),
@@ -131,9 +141,17 @@ PROCESS: Final = Layout(
     Field("ns_pid", "u32", "tgid in the innermost pid namespace"),
     Field("session", "u32", "audit session id, 0xffffffff if none"),
     Field("loginuid", "u32", "audit login uid, 0xffffffff if none"),
-    Field("truncated", "u32", "1 when argv was longer than what was kept"),
+    Field("flags", "u32", "ProcessFlag"),
     Field("tty", "u8", "name of the controlling terminal, NUL padded; empty if none", 16),
 )
+
+
+class ProcessFlag(IntFlag):
+    """CUT: argv was longer than what was kept, or could not be read. CALLED: the text of the arguments begins with the path that
+    exec was given, which is a name of the image (a link, a multi-call program) or of the script that it runs."""
+
+    CUT = 1
+    CALLED = 2
 
 
 class DefinitionKind(IntEnum):
@@ -182,9 +200,16 @@ IMAGE: Final = Layout(
     Field("pid", "u32", "host tgid"),
     Field("ppid", "u32", "host tgid of the parent"),
     Field("ns_pid", "u32", "tgid in the innermost pid namespace"),
-    Field("ns_ppid", "u32", "the parent's, in its own innermost namespace"),
+    Field("ns_ppid", "u32", "the parent's, in the pid namespace of ns_pid; 0 when it is outside"),
     Field("pid_ns", "u32", "inode of the pid namespace"),
     Field("flags", "u32", "low bits of config[GENERATION] for which this process is known not to be excluded"),
+    Field("call", "u32", "number of the exec call that is under way, as the task made it; 0 if unknown"),
+    Field("reserved", "u32", "0"),
+    Field(
+        "works",
+        "u64",
+        "of that exec: kernel address of the task's work as it began; 1: it may run before the exec ends; 0 if unknown",
+    ),
 )
 """Value of the `processes` map, keyed by host tgid (u32). Written by the kernel; an entry deleted by userspace is adopted
 again, with its definitions, at the task's next watched call."""
@@ -341,8 +366,8 @@ def c_header() -> str:
     parts += [layout.c_struct() for layout in LAYOUTS]
     for prefix, members in (
         ("OP", Operation), ("ACCESS", Access), ("BACKEND", Backend), ("DEFINE", DefinitionKind), ("LOSS", Loss),
-        ("CLASS", Class), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction), ("FLAG", RuleFlag),
-        ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
+        ("CLASS", Class), ("PROCESS", ProcessFlag), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction),
+        ("FLAG", RuleFlag), ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
     ):  # fmt: skip
         parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
     numbers = {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The keys of `Identity.links` that a path in a policy asks for: shared by the sensor that resolves them and the compiler that
-looks them up. Pure.
+looks them up; and the executables that are many programs. Pure.
 """
 
 from __future__ import annotations
@@ -10,6 +10,13 @@ from typing import Final
 
 LONGEST: Final = 4096
 """Bytes of a path (PATH_MAX); longer texts name nothing."""
+MULTI_CALL: Final = frozenset(
+    {
+        "busybox", "busybox.static", "ccache", "coreutils", "dropbearmulti", "firejail", "git", "gnu-coreutils", "kmod", "lvm",
+        "rustup", "sbase-box", "snap", "systemctl", "toybox", "uutils", "xtables-legacy-multi", "xtables-nft-multi",
+    }
+)  # fmt: skip
+"""Executables that act by the name they are called with: /sbin/reboot is systemctl, /sbin/insmod is kmod."""
 _GLOB: Final = re.compile(r"[*?\[{\\]")
 _SLASHES: Final = re.compile(r"/(?:\.?/)+")
 

@@ -7,6 +7,8 @@ needs it. `rows` has the row layout of `schemas.frame`; rows whose id is not in 
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from schemas.behaviour import Behaviour
@@ -14,6 +16,9 @@ from schemas.decoding import Count, decoder
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.verdict import Verdict
+
+CUT: Final = "\0"
+"""Stands for arguments that are not known: no argument holds a NUL, so no `allowedArgs` can name it."""
 
 
 class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -28,7 +33,8 @@ class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class ProcessContext(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
-    """One exec image: what `process` of a row refers to. `arguments`: argv."""
+    """One exec image: what `process` of a row refers to. `arguments`: argv; `cut`: not all of it. `called`: the path that exec was
+    given, as it was written; "" when it is not known."""
 
     process: int
     executable: str = ""
@@ -42,6 +48,13 @@ class ProcessContext(msgspec.Struct, frozen=True, array_like=True, kw_only=True,
     ppid: int = 0
     session: int = 0
     loginuid: int = 0
+    cut: bool = False
+    called: str = ""
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """`arguments` as rules are to see them: what was cut away may have been anything, so something follows that no list allows."""
+        return (*self.arguments, CUT) if self.cut and self.arguments else self.arguments
 
 
 class TelemetryFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

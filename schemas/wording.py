@@ -8,13 +8,16 @@ readers search for them. Neighbours: `schemas.expand` (logs), `processors.alerts
 
 from __future__ import annotations
 
+import posixpath
 import time
 from functools import lru_cache
 from typing import Final
 
 from schemas import socket_names as names
 from schemas.behaviour import Behaviour
+from schemas.links import MULTI_CALL
 from schemas.operations import Access, Backend, Class, Operation
+from schemas.telemetry import ProcessContext
 from schemas.watched import CALLS, words
 
 EPERM: Final = -1
@@ -31,11 +34,33 @@ _LSM: Final = {
 }  # fmt: skip
 _FD_OPERATIONS: Final = (Operation.BIND, Operation.LISTEN, Operation.SEND)
 _OPENS: Final = (Operation.OPEN, Operation.CREATE)
+CUT_MARK: Final = "[cut]"
+"""Stands in `Resource` and `Source` for arguments that did not fit or could not be read."""
 
 
-def command(executable: str, arguments: tuple[str, ...]) -> str:
-    """Path of the image and its arguments without argv[0]: `/bin/cat /etc/hosts`."""
-    return " ".join((executable, *arguments[1:])) if len(arguments) > 1 else executable
+def command(executable: str, process: ProcessContext, script: str = "") -> str:
+    """What was run and its arguments without argv[0]: `/bin/cat /etc/hosts`; a multi-call program under the name it was called
+    by, a script without its interpreter. `CUT_MARK` at the end where arguments are missing."""
+    arguments = process.arguments
+    if script:
+        # argv is interpreter, its argument if there is one, the script as exec was given it, and then the script's own.
+        after = arguments.index(process.called) if process.called in arguments else 1
+        words = [script, *arguments[after + 1 :]]
+    else:
+        words = [called_as(executable, process), *arguments[1:]]
+    return " ".join((*words, CUT_MARK) if process.cut else words)
+
+
+def called_as(executable: str, process: ProcessContext) -> str:
+    """The path under which a multi-call program acts: `/bin/cat` for `/bin/busybox` started as `cat`. Others as they are."""
+    directory, _, base = executable.rpartition("/")
+    name = process.arguments[0].rpartition("/")[2].removeprefix("-") if process.arguments else ""
+    if base not in MULTI_CALL or name in ("", base):
+        return executable
+    for path in (process.called, process.arguments[0]):
+        if path.rpartition("/")[2] == name and "/" in path:
+            return posixpath.normpath(posixpath.join(process.cwd or "/", path))
+    return f"{directory}/{name}"
 
 
 def shows_aux(behaviour: Behaviour) -> bool:
@@ -79,23 +104,30 @@ def _call(b: Behaviour, fd: int, architecture: str) -> str:
         return f" fd={fd}{flags}" if call.startswith("openat") else flags if call == "open" else ""
     if op in _FD_OPERATIONS:
         return f" fd={fd}"
-    if call in ("unlinkat", "linkat"):
+    if call == "unlinkat":
         return f" flags={names.at_flags(b.flags)}"
     if op is Operation.CHOWN:
         mode = f" mode={names.at_flags(b.flags)}" if call == "fchownat" else ""
         return f" userid={b.args[0]} group={b.args[1]}{mode}"
     if op is Operation.CHMOD:
         return f" mode={b.args[0]:04o}"
-    if op in (Operation.RENAME, Operation.LINK, Operation.SYMLINK):
+    if op is Operation.RENAME:
         return f" newpath={b.resource2}" if b.resource2 else ""
+    if op is Operation.LINK:
+        flags = f" flags={names.at_flags(b.flags)}" if call == "linkat" else ""
+        return f" oldpath={b.resource2}{flags}" if b.resource2 else flags
+    if op is Operation.SYMLINK:
+        return f" target={b.resource2}" if b.resource2 else ""
     if op in (Operation.SETUID, Operation.SETGID):
         return f" userid={b.args[0]}"
     if op is Operation.PTRACE:
         request = names.PTRACE.get(b.args[0], str(b.args[0]))
         return f" request={request} pid={b.args[1]}" + (f" process={b.resource}" if b.resource else "")
+    if call == "move_mount":
+        return f" source={b.resource2} target={b.resource} flags={b.flags:#x}"
     if op is Operation.MOUNT:
         flags = names.mount_flags(b.flags)
-        return f" source={b.resource} target={b.resource2} filesystem={b.detail} mountflag={flags} data="
+        return f" source={b.resource2} target={b.resource} filesystem={b.detail} mountflag={flags} data="
     if op is Operation.UMOUNT:
         return f" target={b.resource} flag={names.umount_flags(b.flags)}"
     row = CALLS.get(call)
@@ -106,15 +138,13 @@ def _call(b: Behaviour, fd: int, architecture: str) -> str:
     return "".join(f" {word}={told[member]}" for member, word in words(row))
 
 
-def resource(b: Behaviour, arguments: tuple[str, ...] = ()) -> str:
+def resource(b: Behaviour, process: ProcessContext) -> str:
     """Exec: path and arguments; file: path; network: `sa_family=AF_INET sin_port=53 sin_addr=10.0.0.10` and its kin."""
     cls, op = b.cls, b.operation
     if op is Operation.EXEC:
-        return command(b.resource, arguments)
+        return command(b.resource, process, b.resource if b.resource2 else "")
     if cls is Class.CAPABILITIES:
         return f"CAP_{b.detail.upper()}"
-    if op is Operation.MOUNT:
-        return b.resource2 or b.resource
     return _socket(b) if cls is Class.NETWORK else b.resource or b.detail
 
 

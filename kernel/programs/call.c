@@ -6,7 +6,6 @@
  * the result is known, and the entry tracepoint would cost every call of the machine a second time.
  */
 #define X32_BIT_ 0x40000000 /* arch/x86/include/uapi/asm/unistd.h */
-#define TS_COMPAT_ 2 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is in progress */
 
 static __always_inline void begin(struct work *w, void *task, struct image *image)
 {

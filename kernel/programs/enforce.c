@@ -189,13 +189,14 @@ int hop_decide(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     struct scan *scan = &w->scan;
     u32 whitelist = scan->class_ == CLASS_PROCESS ? SCOPE_WHITELIST_PROCESS : SCOPE_WHITELIST_FILE;
-    u32 tgid = bpf_get_current_pid_tgid() >> 32, flaw = w->steer.flaws / FLAWS(SID_RESOURCE, 1) & 3;
+    u32 sid = w->steer.stage == STAGE_SECOND ? SID_RESOURCE2 : SID_RESOURCE;
+    u32 tgid = bpf_get_current_pid_tgid() >> 32, flaw = w->steer.flaws >> 2 * sid & 3;
     int stop = (w->scope.flags & whitelist) != 0, found = 0;
-    u64 path = w->sids[SID_RESOURCE], name = w->name;
+    u64 path = w->sids[sid], name = w->name;
     if (!w->steer.ascending) {
         w->steer.ascending = 1;
         if (flaw & FLAW_UNKNOWN || w->at >= TEXT_MAX || scan->at < TEXT_MAX) {
-            w->steer.flaws |= FLAWS(SID_RESOURCE, FLAW_UNKNOWN);
+            w->steer.flaws |= FLAWS(sid, FLAW_UNKNOWN);
             flaw |= FLAW_UNKNOWN;
         } else if (leaf(w, flaw)) {
             scan->next = 0;
@@ -240,8 +241,15 @@ verdict:
             w->steer.visible = 1;
         }
     }
-    if (w->steer.visible)
+    if (w->steer.stage) { /* another path of the same event */
+        w->steer.scanning = w->steer.ascending = 0;
+        if (w->steer.stage == STAGE_SECOND)
+            go(ctx, w, HOP_PATHS);
+        else
+            go(ctx, w, HOP_SCRIPT);
+    } else if (w->steer.visible) {
         go(ctx, w, HOP_FINISH);
+    }
     return 0;
 }
 

@@ -7,15 +7,19 @@
 #define O_DIRECTORY_ K_O_DIRECTORY
 #define O_PATH_ 010000000
 #define PROC_SUPER_MAGIC_ 0x9fa0
-#define FMODE_CREATED_ 0x100000 /* include/linux/fs.h, since 4.19: this open made the file */
+/* include/linux/fs.h */
+#define FMODE_READ_ 1
+#define FMODE_WRITE_ 2
+#define FMODE_PATH_ 0x4000
+#define FMODE_CREATED_ 0x100000 /* since 4.19: this open made the file */
 
 #define OPEN_STEPS 24 /* components before another program goes on: deeper files are rare */
 
 static __always_inline u32 access_of(u32 flags)
 {
     u32 mode = flags & O_ACCMODE_, access;
-    if (flags & O_PATH_)
-        return ACCESS_METADATA;
+    if (flags & O_PATH_) /* a name for the file: nothing of it is read or changed, whatever else was asked for */
+        return flags & O_DIRECTORY_ ? ACCESS_DIRECTORY : 0;
     access = mode == 1 ? ACCESS_WRITE : mode == 2 ? ACCESS_READ | ACCESS_WRITE : ACCESS_READ;
     if (flags & O_APPEND_)
         access |= ACCESS_APPEND;
@@ -26,6 +30,20 @@ static __always_inline u32 access_of(u32 flags)
     if (flags & O_DIRECTORY_)
         access |= ACCESS_DIRECTORY;
     return access;
+}
+
+/* The flags with what decides about access as the opened file has it: struct open_how lies in memory that another thread can
+ * write to while the call runs. What only the call knows (O_CREAT, O_TRUNC, ...) stays as it was read. */
+static __always_inline u32 flags_of(u32 flags, u32 mode, u32 kept)
+{
+    u32 access = mode & (FMODE_READ_ | FMODE_WRITE_); /* O_ACCMODE + 1 */
+    if (mode & FMODE_PATH_)
+        return flags & ~(O_ACCMODE_ | O_APPEND_ | O_CREAT_ | O_TRUNC_) | O_PATH_;
+    if (access)
+        flags = flags & ~O_ACCMODE_ | (access - 1);
+    if (mode & FMODE_CREATED_)
+        flags |= O_CREAT_;
+    return flags & ~(O_APPEND_ | O_PATH_) | kept & O_APPEND_;
 }
 
 static __always_inline void owner_from_file(struct work *w, void *file)
@@ -84,10 +102,15 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
         bpf_probe_read_user(&how, sizeof(how), (void *)(w->b.flags | (w->args[2] & ~0xffffffffULL)));
         flags = how;
     }
-    w->b.flags = flags;
-    w->b.access = access_of(flags);
     w->o.aux = dirfd;
     void *file = w->ret >= 0 ? file_of(task, w->ret) : 0;
+    u32 mode = 0;
+    if (file) {
+        mode = GET32(file, K_file__f_mode);
+        flags = flags_of(flags, mode, GET32(file, K_file__f_flags));
+    }
+    w->b.flags = flags;
+    w->b.access = access_of(flags);
     if (w->scope.flags & SCOPE_ENFORCE_SIGNAL)
         w->steer.after = HOP_ENFORCE;
     if (!file) {
@@ -98,7 +121,7 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
         return;
     }
     owner_from_file(w, file);
-    if (flags & O_CREAT_ && GET32(file, K_file__f_mode) & FMODE_CREATED_)
+    if (mode & FMODE_CREATED_)
         w->b.operation = OP_CREATE;
     u64 dentry = GET64(file, K_file__f_path__dentry), mount = GET64(file, K_file__f_path__mnt);
     add_job(w, JOB_DENTRY, SID_RESOURCE, 0, dentry, mount);

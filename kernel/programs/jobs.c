@@ -106,6 +106,8 @@ static __always_inline void next_job(void *ctx, struct work *w)
             go(ctx, w, HOP_ENFORCE);
         else if (w->steer.after == HOP_EXEC)
             go(ctx, w, HOP_EXEC);
+        else if (w->steer.after == HOP_SCRIPT)
+            go(ctx, w, HOP_SCRIPT);
         else if (w->steer.after == HOP_SENT)
             go(ctx, w, HOP_SENT);
         else
@@ -135,10 +137,26 @@ static __always_inline void next_job(void *ctx, struct work *w)
         w->cursor = w->end = size - 1;
         go(ctx, w, HOP_JOIN);
     } else if (job->kind == JOB_ARGUMENTS) {
-        u32 length = (u32)job->fd & (TEXT_MAX - 1);
+        u32 length = job->fd, room = TEXT_MAX - 1;
+        long called = w->bprm ? bpf_probe_read_kernel_str(w->raw, CALLED_MAX, (void *)READ64(w->bprm, K_linux_binprm__filename)) : 0;
+        if (called < 2 || called == CALLED_MAX)
+            called = 0;
+        room -= called;
+        if (length > room) {
+            length = room;
+            w->flags |= PROCESS_CUT;
+        }
+        length &= TEXT_MAX - 1;
         w->at = TEXT_MAX - length;
-        if (bpf_probe_read_user(&w->text[w->at & (TEXT_MAX - 1)], length, (void *)job->pointer))
+        if (bpf_probe_read_user(&w->text[w->at & (TEXT_MAX - 1)], length, (void *)job->pointer)) {
             w->at = TEXT_MAX; /* swapped out; the image is known all the same */
+            w->flags |= PROCESS_CUT;
+        }
+        if (called) {
+            w->at -= called;
+            bpf_probe_read_kernel(&w->text[w->at & (TEXT_MAX - 1)], called & (CALLED_MAX - 1), w->raw);
+            w->flags |= PROCESS_CALLED;
+        }
         go(ctx, w, HOP_STORE);
     } else if (job->kind == JOB_RAW) { /* a path lies in raw, `cursor` bytes long */
         go(ctx, w, HOP_JOIN);

@@ -7,28 +7,51 @@
  * A task older than the programs has no entry; its first event is put aside (w->steer.resume) while `hop_adopt` reads the image
  * from mm->exe_file, and goes on afterwards.
  */
+#define FMODE_EXEC_ 0x20 /* in f_flags of what exec opened; open(2) does not let a caller set it */
+#define SCRIPT_STEPS 128
+
 static __always_inline u64 image_id(u64 boot_ns, u32 tgid)
 {
     return boot_ns >> 10 << 22 | (tgid & 0x3fffff);
 }
 
-/* tgid as the task's own pid namespace counts it, and that namespace. Any task: plain reads. */
-static __always_inline u32 inner_pid(void *task, u32 *pid_ns)
+struct upid_part {
+    u32 nr;
+    u32 hole;
+    u64 ns;
+};
+
+/* struct pid of the task's process, and what it is called at `level`; at its own level when that is -1. Any task: plain reads. */
+static __always_inline void *process_pid(void *task, u32 level, struct upid_part *out)
 {
     void *leader = (void *)READ64(task, K_task_struct__group_leader);
     void *pid = (void *)READ64(leader, K_task_struct__thread_pid);
-    u32 level = READ32(pid, K_pid__level);
-    struct {
-        u32 nr;
-        u32 hole;
-        u64 ns;
-    } upid = {};
-    if (level > 32)
-        return 0;
-    bpf_probe_read_kernel(&upid, sizeof(upid), pid + K_pid__numbers + level * sizeof(upid));
-    if (pid_ns)
-        *pid_ns = READ32(upid.ns, K_pid_namespace__ns__inum);
+    u32 own = READ32(pid, K_pid__level);
+    out->nr = 0;
+    out->ns = 0;
+    if (level == -1)
+        level = own;
+    if (level <= own && level <= 32)
+        bpf_probe_read_kernel(out, sizeof(*out), pid + K_pid__numbers + level * sizeof(*out));
+    return pid;
+}
+
+/* tgid as the task's own pid namespace counts it, and that namespace. */
+static __always_inline u32 inner_pid(void *task, u32 *pid_ns)
+{
+    struct upid_part upid;
+    process_pid(task, -1, &upid);
+    *pid_ns = READ32(upid.ns, K_pid_namespace__ns__inum);
     return upid.nr;
+}
+
+/* tgid of `parent` as the pid namespace of `task` counts it, 0 when it is not in there: pid 1, what nsenter(1) or runc started. */
+static __always_inline u32 inner_ppid(void *task, void *parent)
+{
+    struct upid_part mine, its;
+    void *pid = process_pid(task, -1, &mine);
+    process_pid(parent, READ32(pid, K_pid__level), &its);
+    return its.ns == mine.ns ? its.nr : 0;
 }
 
 static __always_inline u32 mnt_ns(void *task)
@@ -54,13 +77,7 @@ static __always_inline void actor(struct work *w, void *task, struct image *imag
     w->o.process = image->process;
     w->o.pid = image->pid;
     w->o.ns_pid = image->ns_pid;
-    void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
-    u32 ppid = LOAD32(parent, K_task_struct__tgid);
-    if (ppid != image->ppid) { /* orphaned: somebody else reaps it now */
-        image->ppid = ppid;
-        image->ns_ppid = inner_pid(parent, 0);
-    }
-    w->o.ppid = ppid;
+    w->o.ppid = image->ppid; /* who forked it, as `parent`; whoever adopted an orphan since has started nothing */
     w->o.ns_ppid = image->ns_ppid;
     w->o.aux = 0;
     w->sids[SID_RESOURCE] = 0;
@@ -93,16 +110,16 @@ static __always_inline void image_jobs(struct work *w, void *task, u8 share)
     void *mm = (void *)LOAD64(task, K_task_struct__mm);
     void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
     w->sids[SID_EXECUTABLE] = w->sids[SID_CWD] = w->sids[SID_ARGUMENTS] = 0;
+    w->flags = 0;
     if (!mm)
         return;
     add_short_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0, share);
     u64 start = LOAD64(mm, K_mm_struct__arg_start), end = LOAD64(mm, K_mm_struct__arg_end);
     u64 length = end - start;
-    w->truncated = length > TEXT_MAX;
-    if (w->truncated)
-        length = TEXT_MAX - 1;
-    else if (length)
+    if (length)
         length--; /* the NUL of the last argument */
+    if (length > TEXT_MAX)
+        length = TEXT_MAX;
     add_job(w, JOB_ARGUMENTS, SID_ARGUMENTS, (s32)length, start, 0);
     /* Strictly last: enforcement looks at the text that was stored last. */
     add_job(w, JOB_DENTRY, SID_EXECUTABLE, 0, LOAD64(file, K_file__f_path__dentry), LOAD64(file, K_file__f_path__mnt));
@@ -122,7 +139,7 @@ static __always_inline void fill_process(struct work *w, void *task, struct imag
     p->ns_pid = image->ns_pid;
     p->session = LOAD32(task, K_task_struct__sessionid);
     p->loginuid = LOAD32(task, K_task_struct__loginuid);
-    p->truncated = w->truncated;
+    p->flags = w->flags;
     terminal(p, task);
 }
 
@@ -136,6 +153,7 @@ int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
     u32 ppid = LOAD32((void *)LOAD64(task, K_task_struct__real_parent), K_task_struct__tgid);
     struct image *parent = processes.lookup(&ppid);
     start_jobs(w, task);
+    w->bprm = 0;
     image_jobs(w, task, 2);
     w->sids[SID_PARENT] = 0;
     w->image.parent_process = 0;
@@ -173,8 +191,11 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
     image->ppid = LOAD32(parent, K_task_struct__tgid);
     image->ns_pid = inner_pid(task, &pid_ns);
     image->pid_ns = pid_ns;
-    image->ns_ppid = inner_pid(parent, 0);
+    image->ns_ppid = inner_ppid(task, parent);
     image->flags = 0;
+    image->call = 0;
+    image->reserved = 0;
+    image->works = 0;
     fill_process(w, task, image);
     w->process.parent = image->parent;
     announce_process(w);
@@ -220,17 +241,62 @@ int hop_fork(struct bpf_raw_tracepoint_args *ctx)
     }
     struct image copy = *image;
     copy.pid = READ32(child, K_task_struct__tgid);
-    void *parent = (void *)READ64(child, K_task_struct__real_parent);
-    copy.ppid = READ32(parent, K_task_struct__tgid);
-    copy.ns_ppid = copy.ppid == tgid ? image->ns_pid : inner_pid(parent, 0);
+    /* Not its real_parent: with CLONE_PARENT that is somebody who has nothing to do with it. */
+    copy.ppid = tgid;
+    copy.ns_ppid = inner_ppid(child, TASK());
     copy.ns_pid = inner_pid(child, &pid_ns);
     copy.pid_ns = pid_ns;
     copy.parent = image->executable;
     copy.parent_process = image->process;
     copy.flags = 0;
+    copy.call = 0;
+    copy.works = 0;
     if (processes.update(&copy.pid, &copy))
         lose(LOSS_MAP_FULL);
     return 0;
+}
+
+/* Whether what exec was given names an interpreter: a `#!` file, or one that binfmt_misc(5) knows. */
+static __always_inline int is_script(struct work *w)
+{
+    return READ64(w->bprm, K_linux_binprm__interp) != READ64(w->bprm, K_linux_binprm__filename);
+}
+
+/* sched_prepare_exec(task, bprm), since 6.10: the exec can no longer fail, and the registers are still what the call was made
+ * with; on x86 the kernel then makes every exec of a 64-bit image look like execve(2). */
+int on_prepare_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+#ifdef AT_SCHED_PREPARE_EXEC
+    void *task = TASK();
+    u32 tgid = tgid_of(task);
+    struct image *image = processes.lookup(&tgid);
+    if (!image)
+        return 0;
+    u64 works = LOAD64(task, K_task_struct__task_works);
+    image->works = works ? works : 1;
+#ifdef K_task_struct__io_uring
+    if (LOAD64(task, K_task_struct__io_uring)) /* a ring that ends with the old image runs the task's work */
+        image->works = 1;
+#endif
+#ifdef K_task_struct__compat
+    if (LOAD32(task, K_task_struct__compat) & TS_COMPAT_) { /* another table of numbers */
+        image->call = 0;
+        return 0;
+    }
+#endif
+    image->call = LOAD32(task_pt_regs_(task), K_REG_NUMBER);
+#endif
+    return 0;
+}
+
+/* The call that made this exec. Where nobody looked in time, execveat(2) is known by a path that begins at a descriptor. */
+static __always_inline u32 exec_call(u64 bprm, struct image *image)
+{
+    u32 call = image->call;
+    image->call = 0;
+    if (call == NR_EXECVE || call == NR_EXECVEAT)
+        return call;
+    return READ64(bprm, K_linux_binprm__fdpath) ? NR_EXECVEAT : NR_EXECVE;
 }
 
 /* sched_process_exec(task, old_pid, bprm): the new image is in place, its first instruction has not run. */
@@ -241,7 +307,8 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     void *task = TASK();
     start_jobs(w, task);
-    image_jobs(w, task, 8);
+    w->bprm = ctx->args[2];
+    image_jobs(w, task, is_script(w) ? 2 : 8);
     w->steer.after = HOP_EXEC;
     next_job(ctx, w);
     return 0;
@@ -264,7 +331,7 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
         void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
         image->pid = tgid;
         image->ppid = LOAD32(parent, K_task_struct__tgid);
-        image->ns_ppid = inner_pid(parent, 0);
+        image->ns_ppid = inner_ppid(task, parent);
         image->ns_pid = inner_pid(task, &pid_ns);
         image->pid_ns = pid_ns;
         u32 ppid = image->ppid;
@@ -279,6 +346,9 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     actor(w, task, image, cgroup);
     w->steer.flaws = FLAWS(SID_RESOURCE, w->steer.flaws / FLAWS(SID_EXECUTABLE, 1) & 3);
     w->sids[SID_RESOURCE] = executable;
+    w->b.syscall = exec_call(w->bprm, image);
+    u64 works = image->works;
+    image->works = 0;
     image->process = image_id(now, tgid);
     image->executable = executable;
     image->start = now;
@@ -290,7 +360,6 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     w->o.process = image->process;
     w->o.ret = 0;
     w->b.operation = OP_EXEC;
-    w->b.syscall = NR_EXECVE;
     w->b.access = ACCESS_EXEC;
     struct scope scope;
     scope_of(cgroup, &scope);
@@ -303,10 +372,106 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     void *inode = (void *)LOAD64(file, K_file__f_inode);
     w->b.owner = LOAD32(inode, K_inode__i_uid);
     w->call.class_ = CLASS_PROCESS;
+    if (is_script(w)) {
+        w->steer.stage = works ? STAGE_FIND : STAGE_LAST;
+        w->works = works ? works : LOAD64(task, K_task_struct__task_works);
+        w->names = 0;
+    }
     if (scope.flags & SCOPE_ENFORCE_SIGNAL)
         go(ctx, w, HOP_ENFORCE);
-    if (w->steer.visible)
+    else if (w->steer.visible && w->steer.stage)
+        go(ctx, w, HOP_SCRIPT);
+    else if (w->steer.visible)
         go(ctx, w, HOP_FINISH);
+    return 0;
+}
+
+/* A file that this exec opened to run it and let go for its interpreter: fput() leaves it to the work that the task does on its way
+ * to user mode. 0 for any other work. */
+static __always_inline u64 script_of(u64 work_item)
+{
+    u64 file = work_item - K_file__task_work, inode = READ64(file, K_file__f_inode);
+    if (!(READ32(file, K_file__f_flags) & FMODE_EXEC_) || !inode)
+        return 0;
+    return READ64(READ64(file, K_file__f_path__dentry), K_dentry__d_inode) == inode ? file : 0;
+}
+
+/*
+ * The exec of a script, or of a file that binfmt_misc gives to an interpreter: each file on the way to the interpreter is judged
+ * and told as executed, the one that exec was given first. They are named by their dentries, as everything that was opened.
+ */
+int hop_script(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct work *w = work();
+    if (!w)
+        return 0;
+    u64 file = 0;
+    if (w->steer.stage == STAGE_NAME) {
+        if (w->steer.visible)
+            finish(w, 0);
+        if (!w->names)
+            return 0;
+    } else {
+        u64 at = w->works;
+        for (int i = 0; i < SCRIPT_STEPS; i++) {
+            if (at < 2)
+                break;
+            u64 found = script_of(at);
+            if (found) {
+                u32 index = w->steer.stage == STAGE_FIND ? w->names : 0;
+                w->files[index & (FILES - 1)] = found;
+                w->names = index + 1;
+            }
+            at = READ64(at, 0);
+        }
+        w->works = at;
+        if (at > 1 && w->steer.steps < STEPS - (AFTER_ENFORCE + 4)) {
+            go(ctx, w, HOP_SCRIPT);
+            return 0;
+        }
+        if (at > 1) /* more work than can be looked through, and the script's file is the last of it */
+            w->names = 0;
+#ifdef K_linux_binprm__executable
+        file = READ64(w->bprm, K_linux_binprm__executable); /* kept open for the interpreter */
+        if (file && w->names < FILES) {
+            w->files[w->names & (FILES - 1)] = file;
+            w->names++;
+        }
+#endif
+        w->steer.stage = STAGE_NAME;
+    }
+    u32 enforced = w->scope.flags & SCOPE_ENFORCE_SIGNAL;
+    w->steer.job = w->steer.count = 0;
+    if (w->sids[SID_RESOURCE2] != w->image.executable) {
+        w->sids[SID_RESOURCE2] = w->image.executable;
+        w->steer.flaws = FLAWS(SID_RESOURCE2, w->steer.flaws & 3);
+    }
+    if (w->steer.steps + (enforced ? AFTER_ENFORCE + 1 : AFTER_FINISH) >= STEPS) { /* too many long names before this one */
+        w->names = 0;
+        w->sids[SID_RESOURCE] = 0;
+        w->steer.flaws |= FLAWS(SID_RESOURCE, FLAW_UNKNOWN);
+        w->at = TEXT_MAX;
+        lose(LOSS_PATH_UNRESOLVED);
+        if (enforced)
+            go(ctx, w, HOP_DECIDE);
+        else
+            finish(w, 0);
+        return 0;
+    }
+    if (w->names) {
+        w->names--;
+        file = w->files[w->names & (FILES - 1)];
+        w->b.owner = READ32(READ64(file, K_file__f_inode), K_inode__i_uid);
+        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, READ64(file, K_file__f_path__dentry), READ64(file, K_file__f_path__mnt));
+    } else { /* its file is gone: the caller's own text, in which symbolic links may stand */
+        long size = bpf_probe_read_kernel_str(w->raw, TEXT_MAX, (void *)READ64(w->bprm, K_linux_binprm__filename));
+        w->cursor = w->end = size > 0 ? size - 1 : 0;
+        w->b.owner = 0xffffffff;
+        unresolved(w, LOSS_PATH_UNRESOLVED);
+        add_job(w, JOB_RAW, SID_RESOURCE, AT_FDCWD_, 0, 0);
+    }
+    w->steer.after = enforced ? HOP_ENFORCE : HOP_SCRIPT;
+    next_job(ctx, w);
     return 0;
 }
 

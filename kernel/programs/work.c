@@ -17,6 +17,7 @@
  * enough for what must follow it, the verdict first. A text for which there were too few is unresolved, which the verdict knows.
  */
 #define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
+#define CALLED_MAX 2048 /* of the path given to exec: longer ones leave no room for arguments and are not told */
 #define RECENT 4096
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
@@ -57,13 +58,20 @@ struct steer {
     u32 message;  /* sendmmsg: which of its messages this is */
     u32 scanning; /* 1 when the scan of the path has begun */
     u32 ascending; /* 1 when the lookup of its directories has */
-    u32 hole;
+    u32 stage;    /* what is left to be judged or told of an event with several paths */
     u32 flaw;     /* of the text that is being made */
     u32 flaws;    /* of those that are made, by sid */
     u32 excess;   /* bytes of the path that did not fit into the text */
     u32 beyond;   /* second walk: bytes to leave out at the end of the path */
     u32 dropped;  /* second walk: components left out */
 };
+
+/* Stages of an event that has more than one path; 0: it has one. */
+#define STAGE_SECOND 1 /* rename, link: the second path is judged, then the first */
+#define STAGE_FIND 2   /* exec of a script: its files are looked for, */
+#define STAGE_LAST 3   /* or only the first of them, */
+#define STAGE_NAME 4   /* and are judged and told one by one */
+#define FILES 8        /* of an exec: at most five scripts lead to each other (BINPRM_MAX_RECURSION) */
 
 struct work {
     struct steer steer;
@@ -88,8 +96,11 @@ struct work {
     u32 skip;   /* ".." seen on the way from the leaf, each swallows one component */
     u32 cursor; /* join: bytes of `raw` not looked at yet */
     u32 end;    /* join: end of the component under the cursor */
-    u32 truncated;
-    u32 hole;
+    u32 flags;  /* ProcessFlag of the image that is being described */
+    u32 names;  /* of `files`: those that are still to be told */
+    u64 works;  /* script: work of the task that was not looked at yet */
+    u64 files[FILES];
+    u64 bprm;   /* struct linux_binprm of the exec that is being described; 0: none */
     struct scan {
         struct sip sip;
         u64 seen;    /* marks of the slashes of the word under the cursor that were looked at */
@@ -131,7 +142,7 @@ BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
 BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
 BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);
 BPF_TABLE("lru_hash", u64, u32, denials, 4096);
-BPF_TABLE("prog", u32, u32, hops, 32);
+BPF_TABLE("prog", u32, u32, hops, 64);
 
 /* Members of task_struct and what it points to: typed loads cost nothing where the kernel offers them. */
 #ifdef TYPED_LOADS
@@ -143,6 +154,10 @@ BPF_TABLE("prog", u32, u32, hops, 32);
 #define LOAD64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
 #define LOAD32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
 #endif
+#ifdef AT_SCHED_PREPARE_EXEC
+static void *(*task_pt_regs_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
+#endif
+#define TS_COMPAT_ 2 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is in progress */
 #define READ64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
 #define READ32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
 #define READ16(p, off) ({ u16 v_ = 0; bpf_probe_read_kernel(&v_, 2, (void *)(p) + (off)); v_; })

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,17 +34,50 @@ libc = ctypes.CDLL(None, use_errno=True)
         (os.O_RDWR | os.O_APPEND, Access.READ | Access.WRITE | Access.APPEND, Operation.OPEN),
         (os.O_WRONLY | os.O_TRUNC, Access.WRITE | Access.TRUNCATE, Operation.OPEN),
         (os.O_WRONLY | os.O_CREAT, Access.WRITE | Access.CREATE, Operation.OPEN),
-        (os.O_PATH, Access.METADATA, Operation.OPEN),
+        (os.O_PATH, Access(0), Operation.OPEN),
+        (os.O_PATH | os.O_DIRECTORY, Access.DIRECTORY, Operation.OPEN),
     ],
 )
 def test_open_modes(sensor: Any, pick: Pick, tmp_path: Path, flags: int, access: Access, operation: Operation) -> None:
     path = tmp_path / "file"
-    path.write_text("x")
+    path.mkdir() if flags & os.O_DIRECTORY else path.write_text("x")
     os.chown(path, 1234, 1234)
     event = pick(sensor.run(lambda: os.open(path, flags)), operation, resource=str(path))
     assert (event.access, event.result, event.owner) == (access, 0, 1234)
     assert event.flags & ~os.O_CLOEXEC == flags
     assert event.ret >= 0
+
+
+def test_access_is_the_files_own_whatever_the_callers_memory_says_by_then(sensor: Any, tmp_path: Path) -> None:
+    """Another thread writes to struct open_how all the time: what was opened for writing is told as that, and nothing else is."""
+    path = tmp_path / "file"
+    path.write_text("x")
+
+    def act() -> None:
+        syscall, how = ctypes.CDLL(None, use_errno=True).syscall, (ctypes.c_uint64 * 3)()
+        done = threading.Event()
+
+        def flip() -> None:
+            while not done.is_set():
+                for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY, os.O_PATH) * 16:
+                    how[0] = flags
+
+        thread = threading.Thread(target=flip)
+        thread.start()
+        written = []
+        for _ in range(3000):
+            fd = syscall(number("openat2"), -100, os.fsencode(path), how, 24)
+            written.append(fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH))
+            os.close(fd)
+        done.set()
+        thread.join()
+        (tmp_path / "modes").write_text(repr(written))
+
+    events = [event for event in sensor.run(act) if event.resource == str(path)]
+    expected = ast.literal_eval((tmp_path / "modes").read_text())
+    assert [event.flags & (os.O_ACCMODE | os.O_PATH) for event in events] == expected
+    assert [bool(event.access & Access.WRITE) for event in events] == [bool(mode & os.O_ACCMODE) for mode in expected]
+    assert len(set(expected)) > 1, "nothing was flipped"
 
 
 def test_open_that_makes_the_file_is_a_create(sensor: Any, pick: Pick, tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kernel.syscalls import number
+from schemas.kernel import ProcessFlag
 from schemas.operations import Access, Operation
 
 pytestmark = pytest.mark.kernel
@@ -34,16 +37,17 @@ def test_exec_tells_image_arguments_cwd_and_caller(sensor: Any, pick: Pick, tmp_
     assert (event.uid, event.owner) == (os.getuid(), os.stat(TRUE).st_uid)
     image = sensor.processes[event.process]
     assert (image.executable.decode(), image.parent.decode(), image.cwd.decode()) == (TRUE, PYTHON, str(tmp_path))
-    assert image.arguments == b"true\0one\0two three\0"
-    assert (image.pid, image.ppid, image.truncated) == (sensor.pid, os.getpid(), 0)
+    assert image.arguments == TRUE.encode() + b"\0true\0one\0two three\0"
+    assert (image.pid, image.ppid, image.flags & ProcessFlag.CUT) == (sensor.pid, os.getpid(), 0)
 
 
 def test_arguments_longer_than_kept_are_marked(sensor: Any, pick: Pick) -> None:
     event = pick(sensor.run([TRUE, "x" * 6000]), Operation.EXEC)
     image = sensor.processes[event.process]
-    assert image.truncated == 1
-    assert image.arguments.startswith(TRUE.encode() + b"\0xxx")
+    assert image.flags & ProcessFlag.CUT
+    assert image.arguments.startswith(TRUE.encode() + b"\0" + TRUE.encode() + b"\0xxx")
     assert len(image.arguments) == 4095
+    assert not sensor.processes[pick(sensor.run([TRUE, "x" * 4000]), Operation.EXEC).process].flags & ProcessFlag.CUT
 
 
 def test_failed_exec_is_told_with_its_errno(sensor: Any, pick: Pick, tmp_path: Path) -> None:
@@ -128,3 +132,198 @@ def test_sequences_have_no_holes(sensor: Any) -> None:
         seen.setdefault(event.sequence >> 48, []).append(event.sequence & (1 << 48) - 1)
     for numbers in seen.values():
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, AT_EMPTY_PATH, CLONE_NEWPID = -100, 0x1000, 0x20000000
+
+
+def execveat(dirfd: int, path: bytes, flags: int = 0) -> None:
+    argv = (ctypes.c_char_p * 2)(b"true", None)
+    LIBC.syscall(number("execveat"), dirfd, path, argv, (ctypes.c_char_p * 1)(None), flags)
+    raise OSError(ctypes.get_errno(), "execveat")
+
+
+@pytest.mark.parametrize("how", ["fd", "directory", "working directory", "absolute"])
+def test_execveat_has_its_own_name(sensor: Any, pick: Pick, how: str) -> None:
+    def act() -> None:
+        if how == "fd":
+            execveat(os.open(TRUE, os.O_PATH), b"", AT_EMPTY_PATH)
+        elif how == "directory":
+            execveat(os.open(os.path.dirname(TRUE), os.O_PATH), os.path.basename(TRUE).encode())
+        elif how == "working directory":
+            os.chdir(os.path.dirname(TRUE))
+            execveat(AT_FDCWD, os.path.basename(TRUE).encode())
+        else:
+            execveat(AT_FDCWD, TRUE.encode())
+
+    event = pick(sensor.run(act), Operation.EXEC, result=0)
+    assert (event.resource, event.syscall) == (TRUE, number("execveat"))
+    assert pick(sensor.run([TRUE]), Operation.EXEC).syscall == number("execve")
+
+
+def test_a_failed_execveat_does_not_name_the_exec_after_it(sensor: Any) -> None:
+    def act() -> None:
+        with pytest.raises(OSError, match="execveat"):
+            execveat(AT_FDCWD, b"/nowhere/at/all")
+        os.execv(TRUE, ["true"])
+
+    calls = [(event.syscall, event.result) for event in sensor.run(act) if event.operation is Operation.EXEC]
+    assert calls == [(number("execveat"), -errno.ENOENT), (number("execve"), 0)]
+
+
+def test_the_parents_number_is_that_of_the_childs_own_namespace(sensor: Any) -> None:
+    """pid 1 of a namespace has no parent in it (0); what it starts has pid 1; the host's numbers stay the host's."""
+
+    def act() -> None:
+        assert LIBC.unshare(CLONE_NEWPID) == 0
+        if (first := os.fork()) == 0:
+            if (second := os.fork()) == 0:
+                os.execv(TRUE, ["true"])
+            os.waitpid(second, 0)
+            os.execv(TRUE, ["true"])
+        os.waitpid(first, 0)
+
+    execs = [event for event in sensor.run(act) if event.operation is Operation.EXEC]
+    child, init = execs
+    assert (init.ns_pid, init.ns_ppid, init.ppid) == (1, 0, sensor.pid)
+    assert (child.ns_pid, child.ns_ppid, child.ppid) == (2, 1, init.pid)
+    assert child.pid != 2
+
+
+def test_who_comes_into_a_namespace_from_outside_has_no_parent_there(sensor: Any) -> None:
+    """As `runc exec` and nsenter(1): the parent is not in the namespace, so it has no number there."""
+
+    def act() -> None:
+        ready, done = os.pipe(), os.pipe()
+        if (maker := os.fork()) == 0:
+            assert LIBC.unshare(CLONE_NEWPID) == 0
+            if (init := os.fork()) == 0:
+                os.read(done[0], 1)
+                os._exit(0)
+            os.write(ready[1], str(init).encode())
+            os.waitpid(init, 0)
+            os._exit(0)
+        init = int(os.read(ready[0], 32))
+        assert LIBC.setns(os.open(f"/proc/{init}/ns/pid", os.O_RDONLY), 0) == 0
+        if (inside := os.fork()) == 0:
+            os.execv(TRUE, ["true"])
+        os.waitpid(inside, 0)
+        os.write(done[1], b"x")
+        os.waitpid(maker, 0)
+
+    (event,) = [event for event in sensor.run(act) if event.operation is Operation.EXEC]
+    assert 1 < event.ns_pid != event.pid
+    assert event.ns_ppid == 0
+    assert event.ppid == sensor.pid
+
+
+def test_a_daemons_parent_is_who_started_it_in_number_and_in_name(sensor: Any, pick: Pick, tmp_path: Path) -> None:
+    """Forked twice and adopted by somebody else: both fields still speak of the process that forked it."""
+    orphaned = tmp_path / "orphaned"
+
+    def act() -> None:
+        if (middle := os.fork()) == 0:
+            mine = os.getpid()
+            if os.fork() == 0:
+                os.setsid()
+                while os.getppid() == mine:
+                    os.sched_yield()
+                os.stat(tmp_path)
+                orphaned.write_text(str(mine))
+                os.execv(TRUE, ["true"])
+            os._exit(0)
+        os.waitpid(middle, 0)
+
+    events = sensor.run(act)
+    deadline = time.monotonic() + 30
+    while not any(event.operation is Operation.EXIT and event.executable == TRUE for event in events):
+        assert time.monotonic() < deadline
+        events += sensor.seen()
+    middle = int(orphaned.read_text())
+    event = pick(events, Operation.EXEC)
+    assert (event.ppid, event.parent) == (middle, PYTHON)
+    ended = pick(events, Operation.EXIT, executable=TRUE)
+    assert (ended.ppid, ended.parent) == (middle, PYTHON)
+
+
+def script(path: Path, interpreter: str, text: str = "") -> Path:
+    path.write_text(f"#!{interpreter}\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def execs(events: list[Any]) -> list[tuple[str, str, str]]:
+    return [(e.resource, e.resource2, e.executable) for e in events if e.operation is Operation.EXEC and not e.result]
+
+
+@pytest.mark.parametrize("how", ["path", "symbolic link", "relative", "descriptor", "interpreter's argument"])
+def test_a_script_is_named_and_its_interpreter_too(sensor: Any, tmp_path: Path, how: str) -> None:
+    """By its own path, whatever the caller called it."""
+    path = script(tmp_path / "run.sh", "/bin/sh -e" if how == "interpreter's argument" else "/bin/sh")
+    (tmp_path / "link").symlink_to("run.sh")
+
+    def act() -> None:
+        os.chdir(tmp_path)
+        if how == "descriptor":
+            os.set_inheritable(fd := os.open(path, os.O_RDONLY), True)
+            os.execve(fd, ["run.sh"], {})
+        os.execv({"symbolic link": "link", "relative": "./run.sh"}.get(how, str(path)), ["x", "one"])
+
+    events = sensor.run(act)
+    assert execs(events) == [(str(path), SHELL, PYTHON)]
+    (event,) = [event for event in events if event.operation is Operation.EXEC]
+    image = sensor.processes[event.process]
+    assert image.flags & ProcessFlag.CALLED
+    called, *arguments = image.arguments.rstrip(b"\0").split(b"\0")
+    assert (image.executable.decode(), called in arguments) == (SHELL, True)
+    assert event.owner == os.getuid()
+
+
+def test_a_script_of_a_script_is_named_and_so_are_both(sensor: Any, tmp_path: Path) -> None:
+    inner = script(tmp_path / "inner", "/bin/sh", "exit 0")
+    outer = script(tmp_path / "outer", str(inner))
+    assert execs(sensor.run([str(outer)])) == [(str(outer), SHELL, PYTHON), (str(inner), SHELL, PYTHON)]
+
+
+def test_env_starts_the_interpreter_of_a_script_itself(sensor: Any, tmp_path: Path) -> None:
+    env = os.path.realpath("/usr/bin/env")
+    path = script(tmp_path / "run", "/usr/bin/env sh", "exit 0")
+    assert execs(sensor.run([str(path)])) == [(str(path), env, PYTHON), (SHELL, "", env)]
+
+
+def test_files_that_the_exec_closes_do_not_hide_the_script(sensor: Any, tmp_path: Path) -> None:
+    """Each leaves work to the task, as the script's file does; so does the image that ends, and its libraries."""
+    path = script(tmp_path / "run", "/bin/sh", f"exec {TRUE}")
+
+    def act() -> None:
+        for _ in range(900):
+            os.open(TRUE, os.O_RDONLY)
+        os.execv(path, ["run"])
+
+    assert execs(sensor.run(act)) == [(str(path), SHELL, PYTHON), (TRUE, "", SHELL)]
+
+
+def test_a_script_that_is_removed_is_still_named(sensor: Any, tmp_path: Path) -> None:
+    path = script(tmp_path / "run", "/bin/sh")
+
+    def act() -> None:
+        os.set_inheritable(fd := os.open(path, os.O_RDONLY), True)
+        path.unlink()
+        os.execve(fd, ["run"], {})
+
+    assert execs(sensor.run(act)) == [(str(path), SHELL, PYTHON)]
+
+
+def test_a_ring_that_ends_with_the_old_image_leaves_the_name_the_caller_used(sensor: Any, tmp_path: Path) -> None:
+    """io_uring's end runs the task's work, and with it goes the script's file: the path is told as not whole."""
+    path = script(tmp_path / "run", "/bin/sh")
+
+    def act() -> None:
+        parameters = (ctypes.c_char * 120)()
+        assert LIBC.syscall(number("io_uring_setup"), 2, parameters) >= 0
+        os.execv(path, ["run"])
+
+    (event,) = [event for event in sensor.run(act) if event.operation is Operation.EXEC]
+    assert (event.resource, event.resource2) == (f"...{path}", SHELL)
+    assert event.access & Access.PARTIAL

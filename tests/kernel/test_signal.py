@@ -152,6 +152,15 @@ def test_read_only(sensor: Any, rules: Rules, tmp_path: Path, action: RuleAction
 
 
 @pytest.mark.parametrize("action", [ALLOW, BLOCK])
+def test_a_name_for_a_file_is_no_change(sensor: Any, rules: Rules, tmp_path: Path, action: RuleAction) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    rules((Class.FILE, RuleKind.EXACT, str(path), action, "", RuleFlag.READ_ONLY))
+    sensor.run(lambda: os.open(path, os.O_PATH))
+    sensor.run(lambda: os.open(path, os.O_PATH | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+
+
+@pytest.mark.parametrize("action", [ALLOW, BLOCK])
 def test_owner_only(sensor: Any, rules: Rules, tmp_path: Path, action: RuleAction) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for path in (mine, theirs):
@@ -213,3 +222,54 @@ def test_tables_are_switched_at_once(sensor: Any, rules: Rules) -> None:
     sensor.run([TRUE], status=KILLED)
     sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL, table=1)
     sensor.run([TRUE])
+
+
+def script(path: Path, interpreter: str = "/bin/sh", text: str = "exit 0") -> Path:
+    path.write_text(f"#!{interpreter}\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (RuleKind.EXACT, "box/run.sh"),
+        (RuleKind.DIRECTORY, "box/"),
+        (RuleKind.RECURSIVE, ""),
+        (RuleKind.EXECNAME, "run.sh"),
+    ],
+)
+def test_a_rule_on_a_script_holds(
+    sensor: Any, rules: Rules, pick: Callable[..., Any], tmp_path: Path, kind: RuleKind, name: str
+) -> None:
+    (tmp_path / "box").mkdir()
+    path = script(tmp_path / "box" / "run.sh", text=f"echo ran > {tmp_path}/ran")
+    (tmp_path.parent / "link-to-script").unlink(missing_ok=True)
+    (tmp_path.parent / "link-to-script").symlink_to(path)
+    rules((Class.PROCESS, kind, name if kind is RuleKind.EXECNAME else f"{tmp_path}/{name}", BLOCK))
+    for called in (path, tmp_path.parent / "link-to-script"):
+        event = pick(sensor.run([str(called)], status=KILLED), Operation.EXEC)
+        assert (event.resource, event.resource2, event.enforcer) == (str(path), SHELL, Backend.SIGNAL)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_rule_on_the_interpreter_holds_for_its_scripts(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    path = script(tmp_path / "run.sh")
+    rules((Class.PROCESS, RuleKind.EXACT, SHELL, BLOCK))
+    sensor.run([str(path)], status=KILLED)
+
+
+def test_a_rule_on_a_script_in_between_holds(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    inner = script(tmp_path / "inner")
+    outer = script(tmp_path / "outer", str(inner))
+    rules((Class.PROCESS, RuleKind.EXACT, str(inner), BLOCK))
+    sensor.run([str(outer)], status=KILLED)
+
+
+def test_a_whitelist_must_name_the_script_and_the_interpreter(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    path = script(tmp_path / "run.sh")
+    mine = (Class.PROCESS, RuleKind.EXACT, str(path), ALLOW)
+    rules(mine, flags=ScopeFlag.WHITELIST_PROCESS)
+    sensor.run([str(path)], status=KILLED)
+    rules(mine, (Class.PROCESS, RuleKind.EXACT, SHELL, ALLOW), flags=ScopeFlag.WHITELIST_PROCESS)
+    sensor.run([str(path)])

@@ -18,7 +18,7 @@ from schemas import identity as identities
 from schemas.alert import Alert, decode_alert
 from schemas.frame import FOLDED, Frame, FrameHeader, definition, encode
 from schemas.identity import Identity, Kind, Owner
-from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, DefinitionKind
+from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, DefinitionKind, ProcessFlag
 from schemas.operations import Access, Backend, Operation
 from schemas.summary import Summary
 from schemas.summary import decode as decode_summary
@@ -101,12 +101,22 @@ class Node:
         return key
 
     def process(
-        self, executable: str, arguments: tuple[str, ...], *, cwd: str = "/", tty: str = "", process: int = 0
+        self,
+        executable: str,
+        arguments: tuple[str, ...],
+        *,
+        cwd: str = "/",
+        tty: str = "",
+        process: int = 0,
+        called: str = "",
+        cut: bool = False,
     ) -> int:
-        used = [self.string(executable), self.string("/bin/bash"), self.string("\0".join(arguments)), self.string(cwd)]
+        words = (called, *arguments) if called else arguments
+        flags = ProcessFlag.CALLED * bool(called) | ProcessFlag.CUT * cut
+        used = [self.string(executable), self.string("/bin/bash"), self.string("\0".join(words)), self.string(cwd)]
         process = process or 900_000 + len(self.processes)
         body = PROCESS.struct.pack(
-            process, *used, 1, 5, 4242, 4200, 42, 0xFFFFFFFF, 0xFFFFFFFF, 0, tty.encode().ljust(16, b"\0")
+            process, *used, 1, 5, 4242, 4200, 42, 0xFFFFFFFF, 0xFFFFFFFF, flags, tty.encode().ljust(16, b"\0")
         )
         self.processes[process] = (body, set(used))
         return process

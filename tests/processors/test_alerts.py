@@ -14,7 +14,7 @@ ALL = {
     "file": {"matchDirectories": [{"dir": "/", "recursive": True}]},
     "network": {"matchProtocols": [{"protocol": "all"}]},
     "capabilities": {"matchCapabilities": [{"capability": "net_raw"}]},
-    "syscalls": {"matchSyscalls": [{"syscall": ["ptrace", "mount", "umount2", "setuid", "setgid"]}]},
+    "syscalls": {"matchSyscalls": [{"syscall": ["ptrace", "mount", "move_mount", "umount2", "setuid", "setgid"]}]},
     "action": "Audit",
 }
 AT_FDCWD = 4294967196
@@ -40,6 +40,12 @@ FORMS = [
      "syscall=SYS_CHMOD mode=4755", "/etc/a", "File"),
     ("rename", Operation.RENAME, "/etc/a", {"syscall": 82, "resource2": "/etc/b"}, 0,
      "syscall=SYS_RENAME newpath=/etc/b", "/etc/a", "File"),
+    ("link", Operation.LINK, "/etc/new", {"syscall": 86, "resource2": "/etc/old"}, 0,
+     "syscall=SYS_LINK oldpath=/etc/old", "/etc/new", "File"),
+    ("linkat", Operation.LINK, "/etc/new", {"syscall": 265, "resource2": "/etc/old", "flags": 0x400}, 0,
+     "syscall=SYS_LINKAT oldpath=/etc/old flags=AT_SYMLINK_FOLLOW", "/etc/new", "File"),
+    ("symlinkat", Operation.SYMLINK, "/etc/new", {"syscall": 266, "resource2": "../old"}, 0,
+     "syscall=SYS_SYMLINKAT target=../old", "/etc/new", "File"),
     ("lsm_open", Operation.OPEN, "/etc/a", LSM, 0, "lsm=FILE_OPEN", "/etc/a", "File"),
     ("lsm_write", Operation.OPEN, "/etc/a", {**LSM, "access": Access.WRITE}, 0, "lsm=FILE_PERMISSION", "/etc/a", "File"),
     ("exec", Operation.EXEC, "/usr/bin/apt", {"syscall": 59}, 0, "syscall=SYS_EXECVE", "/usr/bin/apt", "Process"),
@@ -71,8 +77,10 @@ FORMS = [
     ("setuid", Operation.SETUID, "", {"syscall": 105, "args": (0, 0)}, 0, "syscall=SYS_SETUID userid=0", "", "Syscall"),
     ("ptrace", Operation.PTRACE, "/usr/bin/x", {"syscall": 101, "args": (16, 123)}, 0,
      "syscall=SYS_PTRACE request=PTRACE_ATTACH pid=123 process=/usr/bin/x", "/usr/bin/x", "Syscall"),
-    ("mount", Operation.MOUNT, "/dev/sda", {"syscall": 165, "resource2": "/mnt", "flags": 4096}, 0,
+    ("mount", Operation.MOUNT, "/mnt", {"syscall": 165, "resource2": "/dev/sda", "flags": 4096}, 0,
      "syscall=SYS_MOUNT source=/dev/sda target=/mnt filesystem= mountflag=MS_BIND data=", "/mnt", "Syscall"),
+    ("move_mount", Operation.MOUNT, "/mnt", {"syscall": 429, "resource2": "/srv", "flags": 4}, 0,
+     "syscall=SYS_MOVE_MOUNT source=/srv target=/mnt flags=0x4", "/mnt", "Syscall"),
     ("umount", Operation.UMOUNT, "/mnt", {"syscall": 166, "flags": 2}, 0,
      "syscall=SYS_UMOUNT2 target=/mnt flag=MNT_DETACH", "/mnt", "Syscall"),
 ]  # fmt: skip
@@ -121,6 +129,93 @@ async def test_the_sample_of_the_reference(node, stage, make_policy):
     assert alert.ContainerImage == "docker.io/library/nginx:1.27@sha256:8c94"
     assert alert.UpdatedTime == "2025-12-16T05:36:41.001000Z"
     assert alert.Timestamp == 1765863401
+
+
+@pytest.mark.parametrize(
+    ("image", "arguments", "called", "told"),
+    [
+        ("/bin/busybox", ("/bin/cat", "/etc/shadow"), "/bin/cat", "/bin/cat /etc/shadow"),
+        ("/bin/busybox", ("cat", "/etc/shadow"), "/usr/bin/cat", "/usr/bin/cat /etc/shadow"),
+        ("/bin/busybox", ("cat", "x"), "./cat", "/srv/cat x"),
+        ("/bin/busybox", ("-sh",), "/proc/self/exe", "/bin/sh"),
+        ("/bin/busybox", ("cat", "x"), "", "/bin/cat x"),
+        ("/bin/busybox", ("busybox", "cat", "x"), "/bin/busybox", "/bin/busybox cat x"),
+        # Only a program that acts by its name is told by it: a name is the caller's to choose.
+        ("/tmp/evil", ("/bin/cat", "x"), "/tmp/evil", "/tmp/evil x"),
+        ("/usr/bin/dash", ("sh", "-c", "id"), "/bin/sh", "/usr/bin/dash -c id"),
+    ],
+)
+async def test_a_program_of_many_is_told_by_the_name_it_was_called_by(
+    image, arguments, called, told, node, stage, make_policy
+):
+    stage.policies(make_policy(**ALL))
+    run = node.process(image, arguments, called=called, cwd="/srv")
+    node.row(node.behaviour(Operation.EXEC, image, syscall=59), process=run)
+    node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257, executable=image), process=run)
+    await stage.take(node.record())
+    executed, opened = stage.alerts
+    assert (executed.Resource, executed.ProcessName) == (told, image)
+    assert (opened.Source, opened.ProcessName) == (told, image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("/bin/sh", "./run.sh", "a b", "c"), "/srv/run.sh a b c"),
+        (("/usr/bin/env", "-S python3 -u", "./run.sh", "c"), "/srv/run.sh c"),
+        (("/bin/sh", "./run.sh"), "/srv/run.sh"),
+        # Two scripts: the second is the interpreter of the first.
+        (("/bin/sh", "/srv/inner", "./run.sh", "c"), "/srv/run.sh c"),
+    ],
+)
+async def test_a_script_is_told_with_its_own_arguments_and_its_interpreter(arguments, told, node, stage, make_policy):
+    stage.policies(make_policy(process={"matchPaths": [{"path": "/srv/run.sh"}]}, action="Audit"))
+    run = node.process("/usr/bin/dash", arguments, called="./run.sh", cwd="/srv")
+    node.row(node.behaviour(Operation.EXEC, "/srv/run.sh", resource2="/usr/bin/dash", syscall=59), process=run)
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Resource, alert.ProcessName, alert.Script) == (told, "/usr/bin/dash", "/srv/run.sh")
+    assert alert.Rule == "spec.process.matchPaths[0]"
+
+
+@pytest.mark.parametrize("match", [{"path": "/srv/run.sh"}, {"execname": "run.sh"}, {"path": "/usr/bin/dash"}])
+async def test_a_rule_on_a_script_or_on_its_interpreter_holds(match, node, stage, make_policy):
+    stage.policies(make_policy(process={"matchPaths": [match]}, action="Block"))
+    node.row(node.behaviour(Operation.EXEC, "/srv/run.sh", resource2="/usr/bin/dash", syscall=59))
+    await stage.take(node.record())
+    assert [alert.Action for alert in stage.alerts] == ["Audit (Block)"]
+
+
+async def test_of_a_script_both_must_be_allowed(node, stage, make_policy):
+    stage.policies(make_policy(process={"matchPaths": [{"path": "/srv/run.sh"}]}, action="Allow"))
+    node.row(node.behaviour(Operation.EXEC, "/srv/run.sh", resource2="/usr/bin/dash", syscall=59))
+    await stage.take(node.record())
+    assert [alert.PolicyName for alert in stage.alerts] == ["DefaultPosture"]
+
+
+async def test_arguments_that_were_cut_are_marked_and_never_allowed(node, stage, make_policy):
+    stage.policies(make_policy(process={"matchPaths": [{"path": "/bin/ls", "allowedArgs": ["-l"]}]}, action="Block"))
+    run = node.behaviour(Operation.EXEC, "/bin/ls", syscall=59)
+    for cut in (False, True):
+        node.row(run, process=node.process("/bin/ls", ("ls", "-l"), cut=cut))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Resource, alert.Data, alert.Cut) == (
+        "/bin/ls -l [cut]",
+        "syscall=SYS_EXECVE arguments=cut",
+        "arguments",
+    )
+
+
+async def test_an_alert_carries_what_its_verdict_hung_on(node, stage, replace, web, make_policy):
+    stage.identity(replace(web, links={"/bin/sh": "/usr/bin/dash", "/etc/b": "/srv/b", "/lib/": "/usr/lib/"}))
+    stage.policies(make_policy(file={"matchPaths": [{"path": "/etc/b"}]}, action="Audit"))
+    node.row(
+        node.behaviour(Operation.LINK, "/tmp/new", resource2="/srv/b", syscall=86, owner=7, executable="/usr/lib/x")
+    )
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.OID, alert.Resource2, alert.Links) == (7, "/srv/b", {"/etc/b": "/srv/b", "/lib/": "/usr/lib/"})
 
 
 @pytest.mark.parametrize(
