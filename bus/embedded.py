@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
-
-import msgspec
+from typing import TypeVar
 
 from bus.compacted import CompactedLog
 from bus.contract import Record, Start, Subscription
 from bus.database import Corrupt
+from bus.embedded_settings import EmbeddedSettings as EmbeddedSettings
+from bus.embedded_settings import EmbeddedStats as EmbeddedStats
 from bus.layout import Layout, Log
 from bus.offsets import Lease
 from bus.permissions import private_directory
@@ -29,93 +29,14 @@ from bus.reader import Channel, EmbeddedSubscription
 from bus.room import check_cap
 from bus.rows import measure
 from bus.wake import Wake
-from bus.writer import HOUSEKEEPING_SECONDS, Append, Commit, Done, Forget, Stop, Writer
+from bus.writer import Append, Commit, Done, Forget, Stop, Writer
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
 from schemas.topics import BY_NAME, Topic
 
 T = TypeVar("T")
-Meta = msgspec.Meta
 
 # A WAL this long is moved into its file in the background; by feel: 16 MB is 32 frames of 512 KB.
 _WAL_BYTES = 16 << 20
-
-
-class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="embedded"):
-    """The log in a directory of this machine."""
-
-    directory: Annotated[
-        str, Meta(description="Where the log lies; made when missing, mode 0700.", examples=["/var/lib/hauberk/bus"])
-    ] = "/var/lib/hauberk/bus"
-    segment_bytes: Annotated[
-        int, Meta(ge=65536, description="Bytes after which a segment is sealed.", examples=[67108864])
-    ] = 64 << 20
-    segment_age: Annotated[
-        float, Meta(gt=0, description="Seconds after which a segment is sealed.", examples=[3600.0])
-    ] = 3600.0
-    retention_bytes: Annotated[
-        int, Meta(ge=0, description="Bytes kept per topic, read or not.", examples=[1073741824])
-    ] = 256 << 20
-    total_bytes: Annotated[
-        int,
-        Meta(
-            ge=0,
-            description="Bytes of all topics together; over it the oldest goes, alerts and dead letters last, read or not. "
-            "0 for no cap.",
-            examples=[4294967296],
-        ),
-    ] = 1 << 30
-    retention_bytes_of: Annotated[
-        dict[str, int], Meta(description="Bytes kept, by topic name.", examples=[{"telemetry": 4294967296}])
-    ] = {}
-    retention_hours_of: Annotated[
-        dict[str, float], Meta(description="Hours kept, by topic name; 0 is for ever.", examples=[{"alerts": 720}])
-    ] = {}
-    keep_read: Annotated[
-        tuple[str, ...],
-        Meta(description="Topics kept until retention although every group has read them.", examples=[["alerts"]]),
-    ] = ("alerts", "dead")
-    tombstone_age: Annotated[
-        float, Meta(gt=0, description="Seconds a tombstone stays visible to readers.", examples=[86400.0])
-    ] = 86400.0
-    durable_topics: Annotated[
-        tuple[str, ...],
-        Meta(description="Topics whose records outlive a power cut: one fsync per commit.", examples=[["alerts"]]),
-    ] = ("policies", "enforcement.desired", "enforcement.status", "alerts", "dead")
-    queue_bytes: Annotated[
-        int,
-        Meta(
-            ge=1, description="Bytes that may wait to be written; publishing past it is refused.", examples=[33554432]
-        ),
-    ] = 32 << 20
-    record_bytes: Annotated[int, Meta(ge=1, description="Largest record taken, in bytes.", examples=[16777216])] = (
-        16 << 20
-    )
-    memory_bytes: Annotated[
-        int, Meta(ge=0, description="Bytes of newest records held per topic for readers here.", examples=[4194304])
-    ] = 1 << 20
-    take_bytes: Annotated[int, Meta(ge=1, description="Bytes after which one take ends early.", examples=[4194304])] = (
-        1 << 20
-    )
-    housekeeping: Annotated[
-        float, Meta(gt=0, description="Seconds between looks at what to seal and drop.", examples=[2.0])
-    ] = HOUSEKEEPING_SECONDS
-
-
-class EmbeddedStats(msgspec.Struct):
-    """Plain counts since open. `dropped`: records retention took before a group read them. `quarantined`: files.
-    `capped_bytes`: dropped because of `total_bytes`; `disk_bytes`: of all topics, at the last look."""
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"queue_bytes", "disk_bytes"})
-
-    records: int = 0
-    bytes: int = 0
-    refused: int = 0
-    queue_bytes: int = 0
-    commits: int = 0
-    dropped: int = 0
-    quarantined: int = 0
-    capped_bytes: int = 0
-    disk_bytes: int = 0
 
 
 class EmbeddedBus:

@@ -28,7 +28,10 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The bus that forgets everything when the process ends."""
 
     max_bytes: Annotated[
-        int, msgspec.Meta(ge=1, description="Bytes kept over all topics; publishing past it is refused.", examples=[1])
+        int,
+        msgspec.Meta(
+            ge=1, le=1 << 50, description="Bytes kept over all topics; publishing past it is refused.", examples=[1]
+        ),
     ] = 64 << 20
 
 

@@ -37,22 +37,36 @@ Flush = Callable[[], Awaitable[None]]
 class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a stage takes from the bus. Times in seconds."""
 
-    max_records: Annotated[int, msgspec.Meta(ge=1, description="Records per batch.", examples=[500])] = 500
+    max_records: Annotated[
+        int, msgspec.Meta(ge=1, le=(1 << 31) - 1, description="Records per batch.", examples=[500])
+    ] = 500
     max_wait: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds to wait for a record before looking up.", examples=[1.0])
+        float,
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Seconds to wait for a record before looking up.", examples=[1.0]
+        ),
     ] = 1.0
     commit_seconds: Annotated[
         float,
-        msgspec.Meta(ge=0, description="Seconds between commits at least; what a crash may repeat.", examples=[0.1]),
+        msgspec.Meta(
+            ge=0,
+            le=315_360_000,
+            description="Seconds between commits at least; what a crash may repeat.",
+            examples=[0.1],
+        ),
     ] = 0.1
     retry_first: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds, upper end of the first back-off.", examples=[0.5])
+        float,
+        msgspec.Meta(gt=0, le=315_360_000, description="Seconds, upper end of the first back-off.", examples=[0.5]),
     ] = 0.5
     retry_most: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds, upper end of any back-off.", examples=[60.0])
+        float, msgspec.Meta(gt=0, le=315_360_000, description="Seconds, upper end of any back-off.", examples=[60.0])
     ] = 60.0
     unknown_attempts: Annotated[
-        int, msgspec.Meta(ge=1, description="Tries before an unforeseen error counts as permanent.", examples=[3])
+        int,
+        msgspec.Meta(
+            ge=1, le=(1 << 31) - 1, description="Tries before an unforeseen error counts as permanent.", examples=[3]
+        ),
     ] = 3
 
 

@@ -50,20 +50,34 @@ class SpoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     directory: Annotated[
         str, Meta(description="Where the spool lies; made when missing.", examples=["/var/lib/hauberk/spool"])
     ] = "/var/lib/hauberk/spool"
-    max_bytes: Annotated[int, Meta(ge=1, description="Bytes on disk before shedding.", examples=[536870912])] = (
-        512 << 20
-    )
+    max_bytes: Annotated[
+        int, Meta(ge=1, le=1 << 50, description="Bytes on disk before shedding.", examples=[536870912])
+    ] = 512 << 20
     max_age: Annotated[
-        float, Meta(gt=0, description="Seconds after which a spooled record is shed.", examples=[86400.0])
+        float,
+        Meta(gt=0, le=315_360_000, description="Seconds after which a spooled record is shed.", examples=[86400.0]),
     ] = 86400.0
     publish_timeout: Annotated[
-        float, Meta(gt=0, description="Seconds the bus has to acknowledge before it counts as away.", examples=[10.0])
+        float,
+        Meta(
+            gt=0,
+            le=315_360_000,
+            description="Seconds the bus has to acknowledge before it counts as away.",
+            examples=[10.0],
+        ),
     ] = 10.0
     retry_first: Annotated[
-        float, Meta(gt=0, description="Seconds before the first look whether the bus is back.", examples=[0.5])
+        float,
+        Meta(
+            gt=0, le=315_360_000, description="Seconds before the first look whether the bus is back.", examples=[0.5]
+        ),
     ] = 0.5
-    retry_most: Annotated[float, Meta(gt=0, description="Seconds between looks at most.", examples=[15.0])] = 15.0
-    drain_bytes: Annotated[int, Meta(ge=1, description="Bytes per drained batch.", examples=[1048576])] = 1 << 20
+    retry_most: Annotated[
+        float, Meta(gt=0, le=315_360_000, description="Seconds between looks at most.", examples=[15.0])
+    ] = 15.0
+    drain_bytes: Annotated[int, Meta(ge=1, le=1 << 50, description="Bytes per drained batch.", examples=[1048576])] = (
+        1 << 20
+    )
 
 
 class SpoolStats(msgspec.Struct):

@@ -41,7 +41,10 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])
     ] = ""
     grace_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="Seconds an old rule table outlives its switch.", examples=[0.5])
+        float,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Seconds an old rule table outlives its switch.", examples=[0.5]
+        ),
     ] = 0.2
     unresolved: Annotated[
         Literal["stop", "pass"],

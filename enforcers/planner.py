@@ -40,11 +40,16 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The planner: what it waits for, and what plans are made for."""
 
     debounce_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="Seconds to wait for changes that come together.", examples=[0.02])
+        float,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Seconds to wait for changes that come together.", examples=[0.02]
+        ),
     ] = 0.005
     longest_wait_seconds: Annotated[
         float,
-        msgspec.Meta(gt=0, description="Seconds after which a plan is made whatever still comes.", examples=[0.2]),
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Seconds after which a plan is made whatever still comes.", examples=[0.2]
+        ),
     ] = 0.05
     plan: Annotated[PlanSettings, msgspec.Meta(description="What plans are made for.")] = PlanSettings()
     postures: Annotated[PostureSettings, msgspec.Meta(description="Default postures; the same as the processors'.")] = (

@@ -54,8 +54,12 @@ class BusOnly(msgspec.Struct, frozen=True, kw_only=True):
 def load(given: argparse.Namespace) -> tuple[Loaded, Path]:
     """The merged tree of a verb's options with the state directory's places filled in, and that directory."""
     loaded = merge(given.config, given.set)
-    state = state_directory(given.state or loaded.tree.get("state"))
     tree = loaded.tree
+    if not isinstance(chosen := tree.get("state", ""), str) or "\0" in chosen:
+        raise SettingsError(
+            f"settings: `state`: expected a path as text, got `{chosen!r}`; `hauberk settings --reference` lists the keys"
+        )
+    state = state_directory(given.state or chosen)
     for name in tree:
         if name not in SECTIONS:
             import difflib

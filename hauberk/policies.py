@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from hauberk import inputs
 from hauberk.output import as_json, paint, printable, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
 
@@ -55,12 +56,7 @@ def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, li
 
 
 def _lines(name: str) -> list[bytes]:
-    if name == "-":
-        return sys.stdin.buffer.read().splitlines()
-    try:
-        return Path(name).read_bytes().splitlines()
-    except OSError as error:
-        raise SettingsError(f"expected a file at `{name}`, got {error.strerror}") from error
+    return inputs.read(name, "a file", inputs.EVENTS).splitlines()
 
 
 def check(given: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from hauberk.inputs import read
+from hauberk.settings_text import DEPTH, SIZE, bounded, one_line, parse, too_deep
 from schemas.errors import SettingsError
 
 ENVIRONMENT: Final = "HAUBERK__"
@@ -36,42 +38,15 @@ def state_directory(given: str | None = None) -> Path:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a .toml, .yaml, .yml or .json file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(
-            f"expected a settings file at `{path}`, got {error.strerror}; name another with --config"
-        ) from error
-    try:
-        if path.suffix == ".toml":
-            value = msgspec.toml.decode(data)
-        elif path.suffix in (".yaml", ".yml"):
-            value = msgspec.yaml.decode(data) or {}
-        elif path.suffix == ".json":
-            value = msgspec.json.decode(data)
-        else:
-            raise SettingsError(f"expected a settings file that ends in .toml, .yaml or .json, got `{path.name}`")
-    except SettingsError:
-        raise
-    except (msgspec.DecodeError, ValueError) as error:
-        raise SettingsError(
-            f"expected {path.suffix[1:].upper()} in `{path}`, got an error: {_one_line(error)}"
-        ) from error
-    except Exception as error:
-        # PyYAML's errors share no base with the decoders above.
-        if type(error).__module__.startswith("yaml"):
-            raise SettingsError(f"expected YAML in `{path}`, got an error: {_one_line(error)}") from error
-        raise
-    if not isinstance(value, dict):
-        raise SettingsError(f"expected a table of settings in `{path}`, got `{type(value).__name__}`")
-    return value
-
-
-def _one_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
+    form = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}.get(path.suffix)
+    if form is None:
+        raise SettingsError(f"expected a settings file that ends in .toml, .yaml or .json, got `{path.name}`")
+    return parse(read(str(path), "a settings file", SIZE, "; name another with --config"), form, str(path))
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> None:
+    if len(path) > DEPTH:
+        raise too_deep(origin)
     spot = tree
     for step in path[:-1]:
         below = spot.setdefault(step, {})
@@ -96,11 +71,15 @@ def _flat(tree: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, s
 def _literal(text: str, path: Sequence[str], origin: str) -> Any:
     """A value from the environment or `--set`: JSON where it is JSON, else the text itself. A whole section is never text."""
     try:
-        return msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
-    except msgspec.DecodeError as error:
+        value = msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
+        bounded(value, origin)
+        return value
+    except RecursionError as error:
+        raise too_deep(origin) from error
+    except ValueError as error:
         if len(path) == 1 and path[0] != "state" and text.lstrip().startswith(("{", "[")):
             raise SettingsError(
-                f"settings: `{path[0]}`: expected JSON, got malformed JSON{_quoted(text)}: {_one_line(error)} (from {origin})"
+                f"settings: `{path[0]}`: expected JSON, got malformed JSON{_quoted(text)}: {one_line(error)} (from {origin})"
             ) from error
         return text
 
@@ -154,8 +133,8 @@ def check(loaded: Loaded, kind: type[T]) -> T:
     """The tree as `kind`; SettingsError with the path of the first value that does not fit."""
     try:
         return msgspec.convert(loaded.tree, kind)
-    except msgspec.ValidationError as error:
-        raise SettingsError(_explain(str(error), loaded, kind)) from error
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise SettingsError(_explain(one_line(error), loaded, kind)) from error
 
 
 def _explain(message: str, loaded: Loaded, kind: Any) -> str:

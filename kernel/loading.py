@@ -46,27 +46,48 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     occurrence_pages: Annotated[
         int,
-        msgspec.Meta(description="size of the occurrences ring in 4096-byte pages, a power of two", examples=[4096]),
+        msgspec.Meta(
+            ge=1,
+            le=1 << 18,
+            description="size of the occurrences ring in 4096-byte pages, a power of two",
+            examples=[4096],
+        ),
     ] = 4096
     definition_pages: Annotated[
         int,
-        msgspec.Meta(description="size of the definitions ring in 4096-byte pages, a power of two", examples=[1024]),
+        msgspec.Meta(
+            ge=1,
+            le=1 << 18,
+            description="size of the definitions ring in 4096-byte pages, a power of two",
+            examples=[1024],
+        ),
     ] = 1024
-    behaviours: Annotated[int, msgspec.Meta(description="behaviours remembered as announced", examples=[65536])] = 65536
-    strings: Annotated[
-        int, msgspec.Meta(description="paths and arguments remembered as announced", examples=[65536])
+    behaviours: Annotated[
+        int, msgspec.Meta(ge=1, le=1 << 24, description="behaviours remembered as announced", examples=[65536])
     ] = 65536
-    processes: Annotated[int, msgspec.Meta(description="live processes known at once", examples=[65536])] = 65536
+    strings: Annotated[
+        int, msgspec.Meta(ge=1, le=1 << 24, description="paths and arguments remembered as announced", examples=[65536])
+    ] = 65536
+    processes: Annotated[
+        int, msgspec.Meta(ge=1, le=1 << 24, description="live processes known at once", examples=[65536])
+    ] = 65536
     scopes: Annotated[
-        int, msgspec.Meta(description="cgroups with a visibility or a rule table of their own", examples=[16384])
+        int,
+        msgspec.Meta(
+            ge=1, le=1 << 24, description="cgroups with a visibility or a rule table of their own", examples=[16384]
+        ),
     ] = 16384
-    rules: Annotated[int, msgspec.Meta(description="path rules of all tables together", examples=[262144])] = 262144
-    net_rules: Annotated[int, msgspec.Meta(description="network rules of all tables together", examples=[65536])] = (
-        65536
-    )
+    rules: Annotated[
+        int, msgspec.Meta(ge=1, le=1 << 24, description="path rules of all tables together", examples=[262144])
+    ] = 262144
+    net_rules: Annotated[
+        int, msgspec.Meta(ge=1, le=1 << 24, description="network rules of all tables together", examples=[65536])
+    ] = 65536
     host_visibility: Annotated[
         int,
         msgspec.Meta(
+            ge=0,
+            le=0xFF,
             description="bit 1 << Class for each class reported of cgroups without a scope; 0: the host is not watched",
             examples=[0, 46],
         ),
@@ -74,12 +95,23 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     new_visibility: Annotated[
         int,
         msgspec.Meta(
-            description="the same for a cgroup made later, until it is claimed; 0: new cgroups are host", examples=[46]
+            ge=0,
+            le=0xFF,
+            description="the same for a cgroup made later, until it is claimed; 0: new cgroups are host",
+            examples=[46],
         ),
     ] = _ALL
     timeout: Annotated[
-        float, msgspec.Meta(description="seconds the loader may take before it is ended", examples=[180.0])
+        float,
+        msgspec.Meta(gt=0, le=86_400, description="seconds the loader may take before it is ended", examples=[180.0]),
     ] = 180.0
+
+    def __post_init__(self) -> None:
+        """ValueError for a ring that the kernel does not take."""
+        for name in ("occurrence_pages", "definition_pages"):
+            pages = getattr(self, name)
+            if pages & (pages - 1):
+                raise ValueError(f"expected a power of two as `{name}`, got {pages}")
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):

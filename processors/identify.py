@@ -35,7 +35,9 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     keep_ended: Annotated[
         float,
-        msgspec.Meta(ge=0, description="Seconds an ended container is kept after its tombstone.", examples=[60.0]),
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Seconds an ended container is kept after its tombstone.", examples=[60.0]
+        ),
     ] = 60.0
 
 

@@ -56,7 +56,10 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cached_behaviours: Annotated[
         int,
         msgspec.Meta(
-            ge=2, description="Judged behaviours kept, over all nodes; about 1.1 KiB each.", examples=[131072]
+            ge=2,
+            le=1 << 26,
+            description="Judged behaviours kept, over all nodes; about 1.1 KiB each.",
+            examples=[131072],
         ),
     ] = 16384
 

@@ -26,11 +26,14 @@ class ParkingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long and how much may wait."""
 
     max_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="Seconds to wait for an identity.", examples=[5.0])
+        float, msgspec.Meta(ge=0, le=315_360_000, description="Seconds to wait for an identity.", examples=[5.0])
     ] = 5.0
-    max_events: Annotated[int, msgspec.Meta(ge=0, description="Events that may wait.", examples=[1000000])] = 1_000_000
+    max_events: Annotated[
+        int, msgspec.Meta(ge=0, le=(1 << 31) - 1, description="Events that may wait.", examples=[1000000])
+    ] = 1_000_000
     max_bytes: Annotated[
-        int, msgspec.Meta(ge=0, description="Bytes of rows and definitions that may wait.", examples=[67108864])
+        int,
+        msgspec.Meta(ge=0, le=1 << 50, description="Bytes of rows and definitions that may wait.", examples=[67108864]),
     ] = 64 << 20
 
 

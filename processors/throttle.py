@@ -19,10 +19,14 @@ class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """When an alert storm is cut. KubeArmor's defaults."""
 
     max_alerts_per_second: Annotated[
-        int, msgspec.Meta(ge=0, description="Alerts a second per container and policy; 0 never cuts.", examples=[10])
+        int,
+        msgspec.Meta(
+            ge=0, le=(1 << 31) - 1, description="Alerts a second per container and policy; 0 never cuts.", examples=[10]
+        ),
     ] = 10
     silence_seconds: Annotated[
-        int, msgspec.Meta(ge=1, description="Seconds of silence after the limit was passed.", examples=[30])
+        int,
+        msgspec.Meta(ge=1, le=315_360_000, description="Seconds of silence after the limit was passed.", examples=[30]),
     ] = 30
 
 

@@ -32,26 +32,34 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The drain timer. All in seconds."""
 
     tick: Annotated[
-        float, msgspec.Meta(description="Seconds between drains while events come.", examples=[0.01], gt=0)
+        float,
+        msgspec.Meta(description="Seconds between drains while events come.", examples=[0.01], gt=0, le=315_360_000),
     ] = 0.01
     idle: Annotated[
-        float, msgspec.Meta(description="Seconds between drains when nothing happens.", examples=[0.02], gt=0)
+        float,
+        msgspec.Meta(description="Seconds between drains when nothing happens.", examples=[0.02], gt=0, le=315_360_000),
     ] = 0.02
     coalesce: Annotated[
-        float, msgspec.Meta(description="Longest time between drains under load.", examples=[0.1], gt=0)
+        float, msgspec.Meta(description="Longest time between drains under load.", examples=[0.1], gt=0, le=315_360_000)
     ] = 0.1
     share: Annotated[
         float,
         msgspec.Meta(description="Share of a core to spend before waiting longer, 0..1.", examples=[0.2], gt=0, le=1),
     ] = 0.2
     urgent: Annotated[
-        float, msgspec.Meta(description="Fill of the ring from which nothing waits, 0..1.", examples=[0.25], gt=0)
+        float, msgspec.Meta(description="Fill of the ring from which nothing waits, 0..1.", examples=[0.25], gt=0, le=1)
     ] = 0.25
     retry: Annotated[
-        float, msgspec.Meta(description="Seconds before a refused publish is tried again.", examples=[0.05], gt=0)
+        float,
+        msgspec.Meta(
+            description="Seconds before a refused publish is tried again.", examples=[0.05], gt=0, le=315_360_000
+        ),
     ] = 0.05
     grace: Annotated[
-        float, msgspec.Meta(description="Seconds to go on trying after a stop was asked for.", examples=[5.0], ge=0)
+        float,
+        msgspec.Meta(
+            description="Seconds to go on trying after a stop was asked for.", examples=[5.0], ge=0, le=315_360_000
+        ),
     ] = 5.0
 
 

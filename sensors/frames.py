@@ -37,11 +37,17 @@ class FrameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How chunks become frames."""
 
     limit_bytes: Annotated[
-        int, msgspec.Meta(description="Largest frame, in bytes before compression.", examples=[524288], ge=4096)
+        int,
+        msgspec.Meta(description="Largest frame, in bytes before compression.", examples=[524288], ge=4096, le=1 << 50),
     ] = 512 * 1024
     fold_from: Annotated[
         int,
-        msgspec.Meta(description="Repeats of a behaviour in one chunk from which folding starts.", examples=[8], ge=2),
+        msgspec.Meta(
+            description="Repeats of a behaviour in one chunk from which folding starts.",
+            examples=[8],
+            ge=2,
+            le=(1 << 31) - 1,
+        ),
     ] = 8
     keep: Annotated[
         int,
@@ -49,6 +55,7 @@ class FrameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             description="Rows of a folded behaviour kept whole in each frame; one when very many are folded.",
             examples=[8],
             ge=1,
+            le=(1 << 31) - 1,
         ),
     ] = 8
 

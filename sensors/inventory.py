@@ -58,13 +58,13 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         bool, msgspec.Meta(description="Publish cgroups of the host (services, sessions) too.", examples=[False])
     ] = True
     linger_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="Seconds an ended container is kept for late events.", examples=[5.0])
+        float, msgspec.Meta(ge=0, le=86_400, description="Seconds an ended container is kept.", examples=[5.0])
     ] = 60.0
     answer_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds a runtime is asked about a new container.", examples=[2.0])
+        float, msgspec.Meta(gt=0, le=86_400, description="Seconds a runtime is asked of a container.", examples=[2.0])
     ] = 10.0
     rescan_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds between full looks at the cgroup tree.", examples=[1.0])
+        float, msgspec.Meta(gt=0, le=86_400, description="Seconds between full looks at cgroups.", examples=[1.0])
     ] = 10.0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -139,8 +140,11 @@ class Reader:
         self.skipped = 0
         self.truncated = 0
         self._skip = skip_damaged
-        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        # A FIFO without a writer must not hold up the open; a regular file does not care.
+        self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
         try:
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise DecodeError(f"expected a recording in a file, got a pipe or a device at `{path}`; name a file")
             self.header: dict[str, Any] = self._read_header()
         except BaseException:
             self._file.close()

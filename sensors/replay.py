@@ -31,13 +31,19 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     )
     speed: Annotated[
         float,
-        msgspec.Meta(description="1 plays in real time, 10 ten times as fast, 0 at once.", examples=[1.0, 10.0], ge=0),
+        msgspec.Meta(
+            description="1 plays in real time, 10 ten times as fast, 0 at once.",
+            examples=[1.0, 10.0],
+            ge=0,
+            le=1_000_000,
+        ),
     ] = 1.0
     rebase: Annotated[
         bool, msgspec.Meta(description="Move recorded times so that the first is now.", examples=[True])
     ] = True
     repeat: Annotated[
-        int, msgspec.Meta(description="How often to play it; 0 plays without end.", examples=[1], ge=0)
+        int,
+        msgspec.Meta(description="How often to play it; 0 plays without end.", examples=[1], ge=0, le=(1 << 31) - 1),
     ] = 1
     skip_damaged: Annotated[
         bool, msgspec.Meta(description="Leave damaged blocks out and count them instead of stopping.", examples=[False])
@@ -46,7 +52,7 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str, msgspec.Meta(description="Node name to play it under; empty keeps the recorded one.", examples=["node-1"])
     ] = ""
     batch_bytes: Annotated[
-        int, msgspec.Meta(description="Frames handed out per drain, in bytes.", examples=[4194304], ge=1)
+        int, msgspec.Meta(description="Frames handed out per drain, in bytes.", examples=[4194304], ge=1, le=1 << 50)
     ] = 4 << 20
 
 

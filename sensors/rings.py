@@ -45,11 +45,13 @@ class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     definitions_bytes: Annotated[
         int,
-        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536),
+        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536, le=1 << 50),
     ] = 4 << 20
     drain_bytes: Annotated[
         int,
-        msgspec.Meta(description="Rows taken per drain without folding, in bytes.", examples=[1048576], ge=65536),
+        msgspec.Meta(
+            description="Rows taken per drain without folding, in bytes.", examples=[1048576], ge=65536, le=1 << 50
+        ),
     ] = 1 << 20
     fold: Annotated[
         Literal["never", "pressure", "always"],
@@ -57,7 +59,9 @@ class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "pressure"
     pressure: Annotated[
         float,
-        msgspec.Meta(description="Share of the ring that is full from which `pressure` folds, 0..1.", examples=[0.5]),
+        msgspec.Meta(
+            ge=0, le=1, description="Share of the ring that is full from which `pressure` folds, 0..1.", examples=[0.5]
+        ),
     ] = 0.5
     state_dir: Annotated[
         str,

@@ -44,13 +44,19 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How delivery waits for a far side that is away. It never gives up by itself: the bus keeps the records."""
 
     base_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Longest first delay, seconds; doubled each time.", examples=[0.2])
+        float,
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Longest first delay, seconds; doubled each time.", examples=[0.2]
+        ),
     ] = 0.2
-    cap_seconds: Annotated[float, msgspec.Meta(gt=0, description="Longest delay of all, seconds.", examples=[30.0])] = (
-        30.0
-    )
+    cap_seconds: Annotated[
+        float, msgspec.Meta(gt=0, le=315_360_000, description="Longest delay of all, seconds.", examples=[30.0])
+    ] = 30.0
     drain_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="Time to finish the batch in hand when stopped, seconds.", examples=[5.0])
+        float,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Time to finish the batch in hand when stopped, seconds.", examples=[5.0]
+        ),
     ] = 5.0
 
 

@@ -28,10 +28,16 @@ class FileSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=True
     path: Annotated[str, msgspec.Meta(description="The file; its directory must exist.", examples=["alerts.jsonl"])]
     content: Annotated[Content, msgspec.Meta(description="What to write.", examples=["alerts"])] = "alerts"
     rotate_bytes: Annotated[
-        int, msgspec.Meta(ge=4096, description="Rotate when the file would grow past this, bytes.", examples=[1 << 26])
+        int,
+        msgspec.Meta(
+            ge=4096, le=1 << 50, description="Rotate when the file would grow past this, bytes.", examples=[1 << 26]
+        ),
     ] = 64 << 20
     rotate_seconds: Annotated[
-        int, msgspec.Meta(ge=0, description="Rotate when the file is older, seconds; 0 never.", examples=[86400])
+        int,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Rotate when the file is older, seconds; 0 never.", examples=[86400]
+        ),
     ] = 0
     keep: Annotated[
         int, msgspec.Meta(ge=0, le=1000, description="Old files kept: `path.1` is the newest.", examples=[5])

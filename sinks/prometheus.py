@@ -45,7 +45,10 @@ class PrometheusSettings(
         9642
     )
     max_series: Annotated[
-        int, msgspec.Meta(ge=1, description="Series of one metric before the rest is `other`.", examples=[1000])
+        int,
+        msgspec.Meta(
+            ge=1, le=(1 << 31) - 1, description="Series of one metric before the rest is `other`.", examples=[1000]
+        ),
     ] = 1000
 
 

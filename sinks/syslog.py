@@ -52,16 +52,24 @@ class SyslogSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     app: Annotated[str, msgspec.Meta(description="APP-NAME of the messages.", examples=["hauberk"])] = "hauberk"
     max_bytes: Annotated[
         int,
-        msgspec.Meta(ge=0, description="Longest message, bytes, 480 or more; 0: 8192, UDP 2048.", examples=[8192]),
+        msgspec.Meta(
+            ge=0, le=1 << 50, description="Longest message, bytes, 480 or more; 0: 8192, UDP 2048.", examples=[8192]
+        ),
     ] = 0
     resend_bytes: Annotated[
         int,
         msgspec.Meta(
-            ge=0, description="Sent messages kept to send again after a reconnect, bytes.", examples=[1 << 20]
+            ge=0,
+            le=1 << 50,
+            description="Sent messages kept to send again after a reconnect, bytes.",
+            examples=[1 << 20],
         ),
     ] = 1 << 20
     resend_seconds: Annotated[
-        float, msgspec.Meta(ge=0, description="How long sent messages are kept for that, seconds.", examples=[60.0])
+        float,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="How long sent messages are kept for that, seconds.", examples=[60.0]
+        ),
     ] = 60.0
     tls: Annotated[Tls, msgspec.Meta(description="For `transport: tls`.", examples=[{"ca_file": "ca.pem"}])] = Tls()
 

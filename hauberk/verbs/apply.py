@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hauberk import inputs
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
 from schemas.errors import SettingsError
@@ -44,7 +45,7 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
     """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`."""
     for name in given:
         if name == "-":
-            yield "<stdin>", sys.stdin.buffer.read()
+            yield "<stdin>", inputs.read(name, "policies", inputs.POLICIES)
             continue
         path = Path(name)
         if path.is_dir():
@@ -58,10 +59,7 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
         else:
             found = [path]
         for file in found:
-            try:
-                yield str(file), file.read_bytes()
-            except OSError as error:
-                raise SettingsError(f"expected a policy file at `{file}`, got {error.strerror}") from error
+            yield str(file), inputs.read(str(file), "a policy file", inputs.POLICIES)
 
 
 def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:

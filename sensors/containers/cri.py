@@ -34,11 +34,13 @@ class CriSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "containerd"
     )
     timeout_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds to wait for one answer.", examples=[2.0])
+        float, msgspec.Meta(gt=0, le=315_360_000, description="Seconds to wait for one answer.", examples=[2.0])
     ] = 5.0
     poll_seconds: Annotated[
         float,
-        msgspec.Meta(gt=0, description="Seconds between lists, for what the kernel did not tell.", examples=[2.0]),
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Seconds between lists, for what the kernel did not tell.", examples=[2.0]
+        ),
     ] = 5.0
 
 

@@ -29,10 +29,13 @@ class DockerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str, msgspec.Meta(description="Unix socket of the engine.", examples=["/run/podman/podman.sock"])
     ] = "/var/run/docker.sock"
     timeout_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Seconds to wait for one answer.", examples=[2.0])
+        float, msgspec.Meta(gt=0, le=315_360_000, description="Seconds to wait for one answer.", examples=[2.0])
     ] = 5.0
     reconnect_max_seconds: Annotated[
-        float, msgspec.Meta(gt=0, description="Longest pause between attempts to reconnect, seconds.", examples=[10.0])
+        float,
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Longest pause between attempts to reconnect, seconds.", examples=[10.0]
+        ),
     ] = 30.0
 
 

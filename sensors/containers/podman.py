@@ -38,7 +38,9 @@ class PodmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = ("/run/runc", "/run/crun", "/run/containerd/runc/*", "/run/docker/runtime-runc/*", "/run/user/*/crun")
     poll_seconds: Annotated[
         float,
-        msgspec.Meta(gt=0, description="Seconds between looks, for what the kernel did not tell.", examples=[2.0]),
+        msgspec.Meta(
+            gt=0, le=315_360_000, description="Seconds between looks, for what the kernel did not tell.", examples=[2.0]
+        ),
     ] = 5.0
 
 

@@ -21,16 +21,19 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long each grain is kept."""
 
     minutes_days: Annotated[
-        int, msgspec.Meta(ge=1, description="Days that keep counts per minute; then per hour.", examples=[1])
+        int, msgspec.Meta(ge=1, le=36_500, description="Days that keep counts per minute; then per hour.", examples=[1])
     ] = 1
     hours_days: Annotated[
-        int, msgspec.Meta(ge=1, description="Days that keep counts per hour; then per day.", examples=[14])
+        int, msgspec.Meta(ge=1, le=36_500, description="Days that keep counts per hour; then per day.", examples=[14])
     ] = 14
-    days: Annotated[int, msgspec.Meta(ge=1, description="Days after which counts are forgotten.", examples=[90])] = 90
+    days: Annotated[
+        int, msgspec.Meta(ge=1, le=36_500, description="Days after which counts are forgotten.", examples=[90])
+    ] = 90
     exact_days: Annotated[
         int,
         msgspec.Meta(
             ge=1,
+            le=36_500,
             description="Days for which repeats are recognised; summaries older than that are left out, never doubled.",
             examples=[7],
         ),

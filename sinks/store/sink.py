@@ -43,12 +43,14 @@ class StoreSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str, msgspec.Meta(description="The file; its directory must exist.", examples=["/var/lib/hauberk/summary.db"])
     ]
     max_alerts: Annotated[
-        int, msgspec.Meta(ge=1, description="Alerts kept; older ones are forgotten.", examples=[100000])
+        int,
+        msgspec.Meta(ge=1, le=(1 << 31) - 1, description="Alerts kept; older ones are forgotten.", examples=[100000]),
     ] = 100_000
     max_bytes: Annotated[
         int,
         msgspec.Meta(
             ge=0,
+            le=1 << 50,
             description="Bytes of the file; the oldest counts and alerts go when it is over, 0 for no cap. Its log beside it "
             "takes up to 64 MiB more.",
             examples=[2147483648],
