@@ -102,6 +102,7 @@ async def flood(
 
 def backlog(node: Node, storm: str, procs: str, count: int, path: str) -> tuple[int, float]:
     """(events, CPU seconds): a ring filled while nobody reads, then taken, framed and encoded in one go."""
+    node.source.observe()
     subprocess.run([storm, procs, str(count), path, "0"], check=True, capture_output=True)
     events, started = 0, time.thread_time()
     while batch := node.source.drain():

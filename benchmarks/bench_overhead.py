@@ -29,7 +29,7 @@ from kernel.catalogue import PROBES
 from kernel.features import cgroup2_mount
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from kernel.ring import Ring
-from schemas.kernel import SCOPE, Loss, ScopeFlag
+from schemas.kernel import SCOPE, Config, Loss, ScopeFlag
 from schemas.operations import Class
 
 ALL = sum(1 << member for member in Class)
@@ -229,6 +229,8 @@ def empty_program() -> Iterator[int]:
 @contextmanager
 def draining(loaded: Loaded) -> Iterator[None]:
     """Both rings emptied every 10 ms, as the agent does."""
+    with loaded.map("config") as config:
+        config.put(struct.pack("=I", Config.OBSERVED_UNTIL), struct.pack("=Q", (1 << 64) - 1))
     stop = threading.Event()
     rings = [Ring.open(f"{loaded.pin_dir}/maps/{name}") for name in ("occurrences", "definitions")]
 

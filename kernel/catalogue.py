@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "event", "jobs", "path", "process", "file", "call", "network", "dns", "identity", "enforce", "foreign", "guard",
+    "hash", "work", "scope", "budget", "event", "jobs", "path", "process", "file", "call", "network", "dns", "identity", "enforce", "foreign", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
@@ -97,6 +97,7 @@ TABLES: Final = (
     Table("strings", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "texts announced already"),
     Table("processes", "hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
     Table("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
+    Table("budgets", "lru hash", "u64 cgroup id, ~0: the node", "budget", "kernel", "new names asked for, by whom; events lost"),
     Table("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
     Table("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
     Table("calls", "array", "u32 row", "call", "loader", "which calls are watched, and their arguments"),

@@ -127,6 +127,7 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
     values = {
         "OCCURRENCE_PAGES": request["occurrence_pages"],
         "DEFINITION_PAGES": request["definition_pages"],
+        "NEW_PER_SECOND": request["new_per_second"],
         "BEHAVIOURS": request["behaviours"],
         "STRINGS": request["strings"],
         "PROCESSES": request["processes"],

@@ -62,6 +62,15 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[1024],
         ),
     ] = 1024
+    new_per_second: Annotated[
+        int,
+        msgspec.Meta(
+            ge=256,
+            le=1 << 24,
+            description="new behaviours a second of the whole node that are told by name before each container is held to its share, a sixteenth of it; half of that for calls that passed, a quarter for those that failed",
+            examples=[16384],
+        ),
+    ] = 16384
     behaviours: Annotated[
         int, msgspec.Meta(ge=1, le=1 << 24, description="behaviours remembered as announced", examples=[65536])
     ] = 65536

@@ -25,9 +25,10 @@ from policy.visibility import ANNOTATION as VISIBILITY
 from policy.visibility import EVERYTHING, Visibility, asked, visibility
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
+from schemas.operations import Access
 from schemas.policy import PolicyDocument
 from schemas.rules import Policy, Rule, Target
-from schemas.verdict import Action, Mode, RuleRef, Verdict
+from schemas.verdict import ALLOWED, Action, Mode, RuleRef, Verdict
 
 Posture = Literal["audit", "block", "allow"]
 KEPT: Final = 65536
@@ -122,6 +123,9 @@ class Scope:
 
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
         """What is said of `behaviour`; `arguments`: argv of this occurrence, None when not known."""
+        if behaviour.access & Access.UNTOLD:
+            # What was left out of it cannot be held against it.
+            return ALLOWED
         verdict = self.enforced.judge(behaviour, arguments)
         if self.audited is not None and verdict.action is not Action.BLOCK:
             # Under an enforced Block nothing else happens; otherwise what an audited policy tells comes first.

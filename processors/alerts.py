@@ -8,19 +8,20 @@ Neighbours: `schemas.expand` (shared fields), `processors.engine`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from typing import Final
 
 from bus.contract import Headers, Record
 from processors import rows
 from processors.judge import Entry, Tally
-from processors.throttle import Throttle
-from schemas.alert import Alert, encode_alert
+from processors.throttle import Bucket, Kind, Throttle
+from schemas.alert import NOTICE, Alert, encode_alert
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
 from schemas.frame import FrameHeader
-from schemas.identity import Identity, Kind
-from schemas.operations import Backend
+from schemas.identity import Identity
+from schemas.identity import Kind as Stands
+from schemas.operations import Access, Backend, class_of
 from schemas.verdict import DEFAULT_POSTURE, Action, Verdict
 from schemas.wording import updated_time
 
@@ -31,8 +32,8 @@ ENFORCERS: Final = {
 FEW: Final = 64
 """An id with more rows than this is searched for one by one, since the throttle will cut it; by feel."""
 
-_STORMS: Final = 4096
-"""Identities remembered for the notice at the end of a silence."""
+_LISTED: Final = 32
+"""Rules that a closing notice lists one by one, the busiest first; by feel."""
 
 VERSION: Final = f"hauberk-{version('hauberk')}"
 """In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
@@ -45,7 +46,6 @@ class Alerts:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
-        self._identities: dict[str, tuple[Identity, str]] = {}
         self.told: dict[str, int] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
@@ -75,17 +75,17 @@ class Alerts:
         if entry.outcome.told:
             yield from self._admit(tally, entry, entry.verdict, row, count, entry.outcome.action, "")
         for shadow in entry.shadows:
-            action = "Audit (Block)" if shadow.action is Action.BLOCK else str(shadow.action)
-            yield from self._admit(tally, entry, shadow, row, count, action, "shadow")
+            yield from self._admit(tally, entry, shadow, row, count, _shadow_action(shadow), "shadow")
 
     def _flood(self, tally: Tally, entry: Entry, ident: int) -> Iterator[tuple[int, Record]]:
         """Rows of an id one after the other until every bucket is silent past the frame's end; the rest is counted."""
-        header, left = tally.header, tally.counts[ident]
-        end = max(tally.times[-1], tally.times[0]) + header.clock_offset_ns
-        verdicts = ([entry.verdict] if entry.outcome.told else []) + list(entry.shadows)
-        buckets = [self._throttle.bucket(entry.identity.uid, _policy(verdict)) for verdict in verdicts]
+        left, end = tally.counts[ident], max(tally.times[-1], tally.times[0])
+        verdicts = [(entry.verdict, entry.outcome.action)] if entry.outcome.told else []
+        verdicts += [(shadow, _shadow_action(shadow)) for shadow in entry.shadows]
+        buckets = [self._bucket(tally.header, entry, *verdict) for verdict in verdicts]
+        resource = _resource(entry)
         for position in rows.search(tally, ident):
-            if all(bucket.silent_until > end for bucket in buckets):
+            if all(bucket.silent_until > end and self._throttle.knows(bucket, resource) for bucket in buckets):
                 break
             left -= 1
             for record in self.row(tally, entry, rows.row(tally, position)):
@@ -99,10 +99,10 @@ class Alerts:
     ) -> Iterator[Record]:
         header, identity = tally.header, entry.identity
         unix = row[3] + header.clock_offset_ns
-        bucket = self._throttle.bucket(identity.uid, _policy(verdict))
-        told, begins = self._throttle.admit(bucket, unix, count)
+        bucket = self._bucket(header, entry, verdict, action)
+        told, begins = self._throttle.admit(bucket, row[3], _resource(entry), count)
         if begins:
-            yield self._threshold(header, identity, _policy(verdict), unix, 0, ENFORCERS[entry.behaviour.enforcer])
+            yield self._threshold(bucket, unix, ENFORCERS[entry.behaviour.enforcer])
         if not told:
             return
         _, _, _, _, sequence, process, pid, ppid, ns_pid, ns_ppid, _, aux = row
@@ -140,57 +140,81 @@ class Alerts:
         self.told[action] = self.told.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 
-    def _threshold(
-        self, header: FrameHeader, identity: Identity, policy: str, unix: int, suppressed: int, enforcer: str
-    ) -> Record:
-        self._identities[identity.uid] = (identity, header.boot)
-        if len(self._identities) > _STORMS:
-            del self._identities[next(iter(self._identities))]
-        return self._notice(identity, header.boot, policy, unix, suppressed, enforcer)
+    def _bucket(self, header: FrameHeader, entry: Entry, verdict: Verdict, action: str) -> Bucket:
+        rule = verdict.rule.position if verdict.rule is not None else ""
+        identity = entry.identity
+        kind = Kind(
+            header.node, header.boot, identity.uid, verdict.policy or "", rule, action, class_of(entry.raw.operation)
+        )
+        return self._throttle.bucket(kind, identity, header)
 
-    def _notice(self, identity: Identity, boot: str, policy: str, unix: int, suppressed: int, enforcer: str) -> Record:
-        settings = self._throttle.settings
-        word = "silence-over" if suppressed else "threshold"
+    def _threshold(self, bucket: Bucket, unix: int, enforcer: str) -> Record:
+        """Silence begins for one kind of alert."""
+        kind = bucket.kind
+        ident = f"threshold:{kind.uid}:{kind.policy}:{kind.label}:{unix}"
+        return self._notice(bucket, unix, ident, enforcer, 0, {kind.label: 0})
+
+    def _notice(
+        self, bucket: Bucket, unix: int, ident: str, enforcer: str, suppressed: int, rules: dict[str, int]
+    ) -> Record:
+        settings, identity, kind = self._throttle.settings, bucket.identity, bucket.kind
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
             UpdatedTime=updated_time(unix),
-            Type="SystemEvent",
+            Type=NOTICE,
             Operation="AlertThreshold",
             Enforcer=enforcer,
             Result="Passed",
-            PolicyName=policy,
+            PolicyName=kind.policy,
+            Rule=kind.rule if len(rules) == 1 else "",
+            Data=" ".join(f"{label}={count}" for label, count in rules.items()) if suppressed else next(iter(rules)),
+            EventData={label: str(count) for label, count in rules.items()} if suppressed else None,
             MaxAlertsPerSec=settings.max_alerts_per_second,
             DroppingAlertsInterval=settings.silence_seconds,
             Suppressed=suppressed,
-            EventID=f"{identity.node}:{boot}:{word}:{identity.uid}:{policy}:{unix}",
+            EventID=f"{identity.node}:{kind.boot}:{ident}",
             KubeArmorVersion=VERSION,
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
 
-    def closing(self, now: int) -> list[Record]:
-        """Notices for pairs whose silence ended before Unix ns `now` while no alert came to tell what was silenced."""
+    def closing(self, now: Callable[[FrameHeader], int], everything: bool = False) -> list[Record]:
+        """Notices of silences that ended while no alert came to tell what was silenced: one per container and policy, with
+        the counts of each rule. `now`: boot ns on a frame's node."""
+        groups: dict[tuple[str, ...], list[Bucket]] = {}
+        for bucket in self._throttle.over(now, everything):
+            groups.setdefault(bucket.kind[:4], []).append(bucket)
         records = []
-        for uid, policy, bucket in self._throttle.over(now):
-            known = self._identities.get(uid)
-            if known is not None:
-                count = self._throttle.told(bucket)
-                records.append(self._notice(*known, policy, bucket.silent_until, count, "eBPF Monitor"))
+        for buckets in groups.values():
+            buckets.sort(key=_suppressed, reverse=True)
+            rules = {bucket.kind.label: bucket.suppressed for bucket in buckets[:_LISTED]}
+            if more := sum(bucket.suppressed for bucket in buckets[_LISTED:]):
+                rules["other"] = more
+            last = max(buckets, key=_silent_until)
+            unix = last.silent_until + last.header.clock_offset_ns
+            if everything:
+                unix = min(unix, now(last.header) + last.header.clock_offset_ns)
+            ident = f"silence-over:{last.kind.uid}:{last.kind.policy}:{last.kind.label}:{unix}"
+            records.append(self._notice(last, unix, ident, "eBPF Monitor", sum(rules.values()), rules))
         return records
 
     def lost(self, header: FrameHeader, identity: Identity, unix: int, counts: Iterable[tuple[str, int]]) -> Record:
         """A SystemEvent that says what was lost up to frame `header.number`: `(what, how many)`."""
         text = " ".join(f"{what}={many}" for what, many in counts)
+        whose, ident = "the node lost or could not read part of its events", ""
+        if identity.kind is not Stands.NODE:
+            name = identity.container_name or identity.cgroup_path or identity.uid
+            whose, ident = f"part of the events of `{name}` was lost or is not told by name", f":{identity.uid}"
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
             UpdatedTime=updated_time(unix),
-            Type="SystemEvent",
+            Type=NOTICE,
             Operation="EventsLost",
             Data=text,
             EventData=dict(part.split("=") for part in text.split(" ")),
             Result="Passed",
-            Message=f"the node lost or could not read part of its events up to frame {header.number}: {text}",
-            EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}",
+            Message=f"{whose} up to frame {header.number}: {text}",
+            EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}{ident}",
             KubeArmorVersion=VERSION,
             **identity_fields(identity),
         )
@@ -211,11 +235,27 @@ def record_of(alert: Alert, workload: str) -> Record:
     return Record(workload.encode(), encode_alert(alert), headers)
 
 
-def _policy(verdict: Verdict) -> str:
-    return verdict.policy or ""
+def _shadow_action(shadow: Verdict) -> str:
+    return "Audit (Block)" if shadow.action is Action.BLOCK else str(shadow.action)
+
+
+def _resource(entry: Entry) -> str:
+    """What the throttle calls one resource: paths as they are, other things as far as they differ."""
+    behaviour = entry.raw
+    return behaviour.resource + behaviour.resource2 or f"{behaviour.address}:{behaviour.port}:{behaviour.syscall}"
+
+
+def _suppressed(bucket: Bucket) -> int:
+    return bucket.suppressed
+
+
+def _silent_until(bucket: Bucket) -> int:
+    return bucket.silent_until
 
 
 def _message(entry: Entry, verdict: Verdict) -> str:
+    if entry.raw.access & Access.UNTOLD:
+        return "stopped on the node; its container made too many new names at once, so what it was is not told"
     if verdict.policy is None and entry.outcome.told:
         return "stopped on the node by a plan that the present policies do not ask for"
     return verdict.message
@@ -235,4 +275,4 @@ def _position(pair: tuple[int, Record]) -> int:
 def _type(identity: Identity, verdict: Verdict) -> str:
     if verdict.rule is not None and verdict.rule.kind == NETWORK_POLICY:
         return "MatchedNetworkPolicy"
-    return "MatchedHostPolicy" if verdict.host or identity.kind is not Kind.CONTAINER else "MatchedPolicy"
+    return "MatchedHostPolicy" if verdict.host or identity.kind is not Stands.CONTAINER else "MatchedPolicy"

@@ -150,6 +150,13 @@ class Inventory:
         known = self._nodes.get(node)
         return known.host if known and known.host else Identity(kind=Kind.NODE, node=node, uid=node)
 
+    def owner(self, node: str, cgroup: int) -> Identity | None:
+        """The container or host cgroup with this id; None when it is not known."""
+        known = self._nodes.get(node)
+        if known is None:
+            return None
+        return known.by_cgroup.get(cgroup) or self._by_ancestor(known, known.paths.get(cgroup, ""))
+
     def user(self, identity: Identity, uid: int) -> str:
         """Name of `uid` on the node; "" for a container, whose uids are names of its own, and for one nobody named."""
         if identity.kind is Kind.CONTAINER:

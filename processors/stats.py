@@ -11,7 +11,7 @@ import msgspec
 
 class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
-    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
+    `unnamed`: events counted without their paths and addresses; `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
     as lost; `policies_damaged`: policies that plans were made of are missing on the bus."""
 
@@ -26,6 +26,7 @@ class ProcessorStats(msgspec.Struct):
     parked_events: int = 0
     waiting: int = 0
     told_unknown: int = 0
+    unnamed: int = 0
     undefined: int = 0
     throttled: int = 0
     repeats: int = 0

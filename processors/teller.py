@@ -17,6 +17,7 @@ import msgspec
 from bus.contract import Delivery, Record
 from processors import rows
 from processors.alerts import Alerts
+from processors.clocks import Clocks
 from processors.identify import Inventory
 from processors.judge import Entry, Judge, Tally
 from processors.ledger import Ledger
@@ -31,6 +32,7 @@ from schemas.errors import DecodeError
 from schemas.expand import process_of
 from schemas.frame import FrameHeader
 from schemas.kernel import Loss
+from schemas.operations import Access
 
 _SECOND: Final = 1_000_000_000
 _RUNS: Final = 4096
@@ -47,6 +49,7 @@ class Counts(msgspec.Struct):
     telemetry_events: int = 0
     counted_events: int = 0
     told_unknown: int = 0
+    unnamed: int = 0
     undefined: int = 0
     unjudged: int = 0
     repeats: int = 0
@@ -83,7 +86,7 @@ class Teller:
         self._ledger = ledger
         self._clock = clock
         self._log = log
-        self._latest = (0, clock())
+        self._clocks = Clocks(clock)
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._lost = Losses()
         self.outbox = Outbox()
@@ -108,7 +111,7 @@ class Teller:
         unix = at + header.clock_offset_ns
         page = Page(header, unix // _SECOND, self._clock())
         if at:
-            self._heard(unix)
+            self._clocks.heard(header, at)
         self._tell(tally, page)
         # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
         self._losses(header, unix if times or tally.folded else 0)
@@ -117,15 +120,6 @@ class Teller:
         self._ledger.open(delivery, page)
         if waits:
             self._parking.add(tally, page, self._clock())
-
-    def _heard(self, unix: int) -> None:
-        if unix > self._event_now():
-            self._latest = (unix, self._clock())
-
-    def _event_now(self) -> int:
-        """The events' own time, Unix ns: the newest seen and what passed since. A recording has a time of its own."""
-        unix, seen = self._latest
-        return unix + int((self._clock() - seen) * _SECOND)
 
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
@@ -138,14 +132,11 @@ class Teller:
         now = self._clock()
         for part in self._parking.over(now):
             self._safely(part.frame.header, part.events, lambda: self._again(part, give_up=True))  # noqa: B023
-        self.outbox.alerts += self._alerts.closing(self._event_now())
-        # Losses before the first event of all wait for it, to be told at a time that is true.
-        due = self._lost.due(now, closing) if self._latest[0] or closing else ()
-        for header, unix, counts in due:
-            identity = self._inventory.node_identity(header.node)
-            self.outbox.alerts.append(
-                self._alerts.lost(header, identity, unix or max(self._event_now(), header.clock_offset_ns), counts)
-            )
+        self.outbox.alerts += self._alerts.closing(self._clocks.now, closing)
+        # Losses before the first event of their node wait for it, to be told at a time that is true.
+        for header, unix, counts, owner in self._lost.due(now, self._clocks.knows, closing):
+            identity = owner or self._inventory.node_identity(header.node)
+            self.outbox.alerts.append(self._alerts.lost(header, identity, unix or self._clocks.unix(header), counts))
         for group in self._ledger.groups(now, closing):
             self._safely(group[0].header, sum(page.events for page in group), lambda: self._count(group))  # noqa: B023
             self.groups.append(group)
@@ -198,6 +189,7 @@ class Teller:
         if apart:
             alerts += self._per_occurrence(tally, page, apart)
         count(page, tally, apart)
+        self._unnamed(tally)
         self.outbox.alerts += alerts
         if said is not None:
             self.counts.telemetry_events += said.header.events
@@ -228,6 +220,16 @@ class Teller:
                 page.add(entry, many, first + offset, last + offset)
         return records
 
+    def _unnamed(self, tally: Tally) -> None:
+        """Events that a container made too many new ones of to be told by name: counted for it, never judged."""
+        for ident, entry in tally.entries.items():
+            if entry.raw.access & Access.UNTOLD:
+                many = tally.count(ident)
+                self.counts.unnamed += many
+                times = tally.times
+                at = times[-1] if times else max(row[3] for row in tally.folded[ident])
+                self._lost.add(tally.header, at + tally.header.clock_offset_ns, [("unnamed", many)], entry.identity)
+
     def _losses(self, header: FrameHeader, unix: int) -> None:
         """Count and tell what the node says it lost, and frames that never came."""
         run = (header.node, header.boot, header.run)
@@ -248,5 +250,12 @@ class Teller:
             holes = header.number - last - 1
             self.counts.holes += holes
             counts.insert(0, ("frames", holes))
-        if counts:
+        left = dict(counts)
+        for cgroup, index, many in header.lost_by:
+            what = Loss(index).name.lower() if index < len(Loss) else ""
+            owner = self._inventory.owner(header.node, cgroup)
+            if owner is not None and left.get(what, 0) >= many > 0:
+                left[what] -= many
+                self._lost.add(header, unix, [(what, many)], owner)
+        if counts := [(what, many) for what, many in left.items() if many]:
             self._lost.add(header, unix, counts)

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many alerts one (container, policy) may make: N a second, then silence, and every silenced one counted.
+"""How many alerts one kind of event may make: N a second, then silence, and every silenced one counted by rule.
 
-Time is the events' own, so a replay is throttled the same way. The default posture is a policy of its own here: its noise
-cannot silence a block. Must never lose a count: what was silenced is told by the next alert of the pair, or by a closing
-notice when the silence ends. Neighbour: `processors.alerts`.
+A kind is (container, policy, rule, action, class): the noise of an audited read cannot silence a denial, nor one rule another.
+During a silence the first alert about a resource still passes, up to a number, for it is news. Time is the node's own time since
+boot, so a replay is throttled the same way, a clock that is set lengthens no silence, and no node's clock concerns another.
+Must never lose a count: what was silenced is told by the next alert of its kind, or by a closing notice when the silence ends.
+Neighbours: `processors.alerts` (asks), `processors.clocks` (what time it is on a node).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from schemas.frame import FrameHeader
+from schemas.identity import Identity
+from schemas.operations import Class
+
 _SECOND: Final = 1_000_000_000
+_IDLE: Final = 60 * _SECOND
+"""A kind that was quiet for so long is forgotten."""
 
 
 class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,22 +30,65 @@ class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_alerts_per_second: Annotated[
         int,
         msgspec.Meta(
-            ge=0, le=(1 << 31) - 1, description="Alerts a second per container and policy; 0 never cuts.", examples=[10]
+            ge=0,
+            le=(1 << 31) - 1,
+            description="Alerts a second per container, policy, rule, action and class; 0 never cuts.",
+            examples=[10],
         ),
     ] = 10
     silence_seconds: Annotated[
         int,
         msgspec.Meta(ge=1, le=315_360_000, description="Seconds of silence after the limit was passed.", examples=[30]),
     ] = 30
+    new_resources: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=1 << 16,
+            description="Alerts about resources not told before that pass during one silence; the rest is counted.",
+            examples=[64],
+        ),
+    ] = 64
+    kinds: Annotated[
+        int,
+        msgspec.Meta(
+            ge=16,
+            le=1 << 24,
+            description="Kinds of alerts remembered; the oldest are told and forgotten.",
+            examples=[65536],
+        ),
+    ] = 65536
+
+
+class Kind(NamedTuple):
+    """What is throttled together. `boot`: times of another boot mean nothing here."""
+
+    node: str
+    boot: str
+    uid: str
+    policy: str
+    rule: str
+    action: str
+    cls: Class
+
+    @property
+    def label(self) -> str:
+        """`spec.file.matchPaths[0]:Audit:File`, without blanks."""
+        return f"{self.rule or self.policy or '-'}:{self.action}:{self.cls.label}".replace(" ", "")
 
 
 class Bucket(msgspec.Struct, gc=False):
-    """One (container, policy). Times: Unix ns of events. `suppressed`: silenced and not told yet."""
+    """One kind. Times: boot ns of the node. `suppressed`: silenced and not told yet. `seen`: hashes of resources told in this
+    second or this silence. `header`: the latest frame's."""
 
+    kind: Kind
+    identity: Identity
+    header: FrameHeader
     start: int = 0
     count: int = 0
     silent_until: int = 0
     suppressed: int = 0
+    seen: set[int] = msgspec.field(default_factory=set)
 
 
 class Throttle:
@@ -44,33 +96,63 @@ class Throttle:
 
     def __init__(self, settings: ThrottleSettings) -> None:
         self.settings = settings
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._buckets: dict[Kind, Bucket] = {}
+        self._evicted: list[Bucket] = []
         self.suppressed = 0
 
-    def bucket(self, uid: str, policy: str) -> Bucket:
-        """The bucket of a pair."""
-        key = (uid, policy)
-        bucket = self._buckets.get(key)
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def bucket(self, kind: Kind, identity: Identity, header: FrameHeader) -> Bucket:
+        """The bucket of a kind."""
+        bucket = self._buckets.get(kind)
         if bucket is None:
-            bucket = self._buckets[key] = Bucket()
+            if len(self._buckets) >= self.settings.kinds:
+                oldest = self._buckets.pop(next(iter(self._buckets)))
+                if oldest.suppressed:
+                    self._evicted.append(oldest)
+            bucket = self._buckets[kind] = Bucket(kind, identity, header)
+        bucket.header = header
         return bucket
 
-    def admit(self, bucket: Bucket, at: int, events: int = 1) -> tuple[bool, bool]:
-        """(told, silence begins here) for an alert at Unix ns `at` that stands for `events`."""
+    def admit(self, bucket: Bucket, at: int, resource: str, events: int = 1) -> tuple[bool, bool]:
+        """(told, silence begins here) for an alert at boot ns `at` about `resource` that stands for `events`."""
         limit = self.settings.max_alerts_per_second
         if not limit:
             return True, False
-        if at < bucket.silent_until:
-            self.suppress(bucket, events)
-            return False, False
-        if at - bucket.start >= _SECOND or bucket.silent_until:
+        # Earlier than the second this is counted in: a snapshot of the machine was restored.
+        set_back = at < bucket.start - _SECOND
+        if at < bucket.silent_until and not set_back:
+            told = self._first(bucket, resource)
+            if not told:
+                self.suppress(bucket, events)
+            return told, False
+        if set_back or at - bucket.start >= _SECOND or bucket.silent_until:
             bucket.start, bucket.count, bucket.silent_until = at, 0, 0
+            bucket.seen.clear()
         bucket.count += 1
         if bucket.count <= limit:
+            bucket.seen.add(hash(resource))
             return True, False
         bucket.silent_until = at + self.settings.silence_seconds * _SECOND
-        self.suppress(bucket, events)
-        return False, True
+        told = self._first(bucket, resource)
+        if not told:
+            self.suppress(bucket, events)
+        return told, True
+
+    def knows(self, bucket: Bucket, resource: str) -> bool:
+        """Whether a further alert about `resource` would be silenced in a silence."""
+        return hash(resource) in bucket.seen or len(bucket.seen) >= self._most
+
+    @property
+    def _most(self) -> int:
+        return self.settings.max_alerts_per_second + self.settings.new_resources
+
+    def _first(self, bucket: Bucket, resource: str) -> bool:
+        if self.knows(bucket, resource):
+            return False
+        bucket.seen.add(hash(resource))
+        return True
 
     def suppress(self, bucket: Bucket, events: int) -> None:
         """Count `events` as silenced."""
@@ -78,16 +160,22 @@ class Throttle:
         self.suppressed += events
 
     def told(self, bucket: Bucket) -> int:
-        """What was silenced before the alert now told; the count starts anew."""
+        """What was silenced before the alert now told; the count starts anew. 0 in a silence: its end tells all of it."""
+        if bucket.silent_until:
+            return 0
         count, bucket.suppressed = bucket.suppressed, 0
         return count
 
-    def over(self, now: int) -> list[tuple[str, str, Bucket]]:
-        """Pairs whose silence ended before Unix ns `now` with something untold; idle pairs are forgotten."""
-        ended = []
-        for key, bucket in list(self._buckets.items()):
-            if bucket.silent_until and bucket.silent_until <= now and bucket.suppressed:
-                ended.append((*key, bucket))
-            elif not bucket.suppressed and bucket.silent_until <= now and bucket.start + 60 * _SECOND < now:
-                del self._buckets[key]
+    def over(self, now: Callable[[FrameHeader], int], everything: bool = False) -> list[Bucket]:
+        """Buckets whose silence has ended with something untold, which is told now; idle ones are forgotten. `now`: boot ns
+        of the node of a frame. `everything`: nothing will come any more."""
+        ended, self._evicted = self._evicted, []
+        for kind, bucket in list(self._buckets.items()):
+            at = now(bucket.header)
+            silent = bucket.silent_until > at and not everything
+            if bucket.suppressed and not silent:
+                ended.append(bucket)
+                del self._buckets[kind]
+            elif not bucket.suppressed and not silent and bucket.start + _IDLE < at:
+                del self._buckets[kind]
         return ended

@@ -28,7 +28,8 @@ FOLDED: Final = struct.Struct("=QQQQQQ")
 class FrameHeader(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     """`number` counts frames of this agent run, from 0; a hole in it is a lost frame. `clock_offset_ns` + a row's time is
     Unix ns. `lost`: losses since the last frame, indexed by `schemas.kernel.Loss`. `undefined`: ids in this frame whose
-    definition the agent did not get. `events`: rows plus folded counts."""
+    definition the agent did not get. `events`: rows plus folded counts. `lost_by`: (cgroup id, `Loss`, count), the part of
+    `lost` whose container is known."""
 
     version: int = VERSION
     node: Name
@@ -42,6 +43,7 @@ class FrameHeader(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     architecture: Word = "x86_64"
     origin: Word = "ring"
     layout: int = 1
+    lost_by: tuple[tuple[int, int, int], ...] = ()
 
 
 class Frame(msgspec.Struct, array_like=True, kw_only=True, frozen=True):

@@ -188,6 +188,8 @@ class Loss(IntEnum):
     """An event needed more steps than the kernel allows (33 tail calls) and was given up."""
     FOREIGN_CALL = 7
     """A call by a 32-bit entry of a machine for which there is no table of those (arm64); what it did is not told."""
+    UNREAD = 8
+    """An event after `config[OBSERVED_UNTIL]`: nobody had drained the rings for so long that reporting stopped."""
 
 
 IMAGE: Final = Layout(
@@ -336,6 +338,25 @@ CALL: Final = Layout(
 """Value of the `calls` map, keyed by row (schemas/syscalls.py); written from kernel/syscalls.py when the programs are loaded."""
 
 
+BUDGET: Final = Layout(
+    "budget",
+    Field("window", "u64", "boot time ns >> 30 that `asked` is of"),
+    Field(
+        "asked",
+        "u32",
+        "new behaviours asked for in it: calls that failed, that passed, denials and execs, shed ones",
+        4,
+    ),
+    Field(
+        "lost", "u64", "events lost since the entry was made: to a full ring, and because nobody read (OWN_LOSSES)", 2
+    ),
+)
+"""Value of the `budgets` map, keyed by cgroup id (u64; ~0 is the node). A cgroup made inside a container is charged to it."""
+
+OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD)
+"""Losses that are counted for each container too, in the order of `budget.lost`."""
+
+
 class Config(IntEnum):
     """Index into the `config` map (array of u64)."""
 
@@ -349,10 +370,13 @@ class Config(IntEnum):
     """Visibility of a cgroup made while the programs run, until userspace claims it; 0: new cgroups get no scope."""
     GENERATION = 5
     """Counts up when `behaviours` lost an id or `excluded` got a process: what the programs remember is valid for one value."""
+    OBSERVED_UNTIL = 6
+    """Boot time ns until which events are reported. The reader moves it on while it drains, so that nothing fills the rings
+    before there is a reader (0), and the machine stops paying for one that is gone. Enforcement does not ask."""
 
 
 LAYOUTS: Final = (
-    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL,
+    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET,
 )  # fmt: skip
 
 

@@ -91,6 +91,9 @@ class Access(IntFlag):
     """The path in the behaviour is not whole: it could not be resolved or did not fit. Never to be matched as if it were."""
     OWN = 1024
     """Opened below `/proc/<pid>/` of the process itself."""
+    UNTOLD = 2048
+    """One of many: its container made more new names than the node could tell, so paths, addresses and arguments were left
+    out. Counted exactly, never judged."""
 
     @property
     def changes(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 from contextlib import ExitStack
 from typing import Final
 
@@ -27,6 +28,8 @@ _U32: Final = struct.Struct("=I").pack
 _RUNS: Final = struct.Struct("=3Q").unpack_from
 if [IMAGE.offsets[name] for name in ("process", "executable", "parent")] != [0, 8, 16]:
     raise ImportError("schemas.kernel moved the first members of IMAGE; sensors.pins must follow")
+OBSERVED_SECONDS: Final = 60
+"""How long the kernel goes on reporting to a reader that does not drain: an agent that is started again in time loses nothing."""
 TGID: Final = (1 << 22) - 1
 """The low bits of a process id are its host tgid (schemas.kernel, IMAGE.process)."""
 
@@ -47,6 +50,7 @@ class Pins:
             self.behaviours = stack.enter_context(Map.open(f"{maps}/behaviours"))
             self.strings = stack.enter_context(Map.open(f"{maps}/strings"))
             self.processes = stack.enter_context(Map.open(f"{maps}/processes"))
+            self.budgets = stack.enter_context(Map.open(f"{maps}/budgets"))
             self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
             self.told = stack.enter_context(_open_told(f"{maps}/told"))
             self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
@@ -63,6 +67,11 @@ class Pins:
         self._excluded.put(_U32(pid), _U32(1))
         renew(self._config)
         self._pids.append(pid)
+
+    def observe(self) -> None:
+        """Have events reported for the next OBSERVED_SECONDS. Whoever drains calls it again before they are over."""
+        until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + OBSERVED_SECONDS * 1_000_000_000
+        self._config.put(_U32(Config.OBSERVED_UNTIL), _U64(until))
 
     def living(self) -> set[tuple[int, int, int]]:
         """(process, executable, parent) of every image that runs, as the kernel's map says.

@@ -31,6 +31,7 @@ _FRAMES_FOLDED: Final = 4
 """Frames of one drain when folding does not help (every behaviour new): what memory pays."""
 _PIECE: Final = 128 * 1024
 _LOSSES_EVERY: Final = 0.1
+_OBSERVE_EVERY: Final = 1.0
 _CGROUPS_SEEN: Final = 1 << 16
 
 OnCgroup = Callable[[int, str | None, bool], None]
@@ -92,6 +93,7 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._losses_at = 0.0
+        self._observed_at = float("-inf")
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
         self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
@@ -122,12 +124,20 @@ class RingSource:
         """Have the kernel ignore what process `pid` (host tgid) does, until `close`."""
         self._pins.exclude(pid)
 
+    def observe(self) -> None:
+        """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
+        self._observed_at = time.monotonic()
+        self._pins.observe()
+
     def drain(self) -> Batch:
         """Frames of what lies in the ring, at most `drain_bytes` of rows (all of it when folding)."""
         settings = self.settings
         fill = self.fill
         folding = settings.fold == "always" or (settings.fold == "pressure" and fill >= settings.pressure)
         now = time.monotonic()
+        if now - self._observed_at >= _OBSERVE_EVERY:
+            # Also at the first drain of all: from here on there is somebody to empty the rings.
+            self.observe()
         if fill >= 0.25 or now - self._losses_at >= _LOSSES_EVERY:
             self._losses_at = now
             self._losses.read()
@@ -285,10 +295,11 @@ class RingSource:
             self._on_cgroup(cgroup, None, False)
 
     def _stamp(self, *, events: int, undefined: int) -> FrameHeader:
+        lost, by = self._losses.take()
         header = FrameHeader(
             node=self._node, boot=self._boot, run=self._run, number=self._number,
-            clock_offset_ns=clock_offset_ns(), events=events, lost=self._losses.take(), undefined=undefined,
-            architecture=self._architecture,
+            clock_offset_ns=clock_offset_ns(), events=events, lost=lost, undefined=undefined,
+            architecture=self._architecture, lost_by=by,
         )  # fmt: skip
         self._number += 1
         self.events += events

@@ -11,23 +11,49 @@ static __always_inline void unresolved(struct work *w, u32 loss)
     lose(loss);
 }
 
-/* The text of the scratch, unless it was told. 0 when somebody can read it in the ring. */
-static __always_inline long announce_text(struct work *w, u64 id)
+/* New data wakes nobody up: a timer does. But a reader that is late is called when a ring is half full. */
+static __always_inline u64 wakeup(u64 filled, u64 size)
+{
+    return filled > size / 2 ? 2 /* BPF_RB_FORCE_WAKEUP */ : 1 /* BPF_RB_NO_WAKEUP */;
+}
+
+/* The text that begins at `at`, unless it was told. 0 when somebody can read it in the ring. */
+static __always_inline long announce_text(struct work *w, u64 id, u32 at)
 {
     if (strings.lookup(&id))
         return 0;
-    u32 at = w->at & (TEXT_MAX - 1), length = TEXT_MAX - at;
+    if (!observed(bpf_ktime_get_boot_ns()) || !afford(w))
+        return -1;
+    at &= TEXT_MAX - 1;
+    u32 length = TEXT_MAX - at;
     struct definition *head = (struct definition *)((u8 *)&w->text_room + at);
     head->id = id;
     head->kind = DEFINE_STRING;
     head->size = length;
+    u64 filled = DEFINITIONS_FILLED();
     /* Strictly announced before it is marked as announced: another CPU may use the mark at once. */
-    if (definitions.ringbuf_output(head, sizeof(*head) + length, 1 /* BPF_RB_NO_WAKEUP */)) {
+    if (definitions.ringbuf_output(head, sizeof(*head) + length, wakeup(filled, DEFINITION_BYTES))) {
         lose(LOSS_DEFINITIONS_FULL);
+        w->steer.afford = AFFORD_NO;
         return -1;
     }
     u64 one = 1;
     strings.update(&id, &one);
+    return 0;
+}
+
+/* The behaviour of the scratch. 0 when somebody can read it in the ring. */
+static __always_inline long announce_behaviour(struct work *w, u64 id)
+{
+    w->behaviour_head.id = id;
+    w->behaviour_head.kind = DEFINE_BEHAVIOUR;
+    w->behaviour_head.size = sizeof(w->b);
+    if (definitions.ringbuf_output(&w->behaviour_head, sizeof(w->behaviour_head) + sizeof(w->b), 1)) {
+        lose(LOSS_DEFINITIONS_FULL);
+        return -1;
+    }
+    u64 one = 1;
+    behaviours.update(&id, &one);
     return 0;
 }
 
@@ -37,8 +63,8 @@ static __always_inline u64 recent_word(u64 id, u64 generation)
     return id + generation * 0x9e3779b97f4a7c15ULL;
 }
 
-/* `text`: id of the text that lies in the scratch and was not announced yet; 0 when there is none. */
-static __always_inline void finish(struct work *w, u64 text)
+/* The id of the behaviour of the scratch; `told`: it was announced before. */
+static __always_inline u64 identify(struct work *w, u32 *told)
 {
     struct behaviour *b = &w->b;
     b->resource = w->sids[SID_RESOURCE];
@@ -51,31 +77,73 @@ static __always_inline void finish(struct work *w, u64 text)
     u64 generation = setting(CONFIG_GENERATION);
     u32 slot = id & (RECENT - 1);
     u64 *known = recent.lookup(&slot);
+    *told = 1;
     if (known && *known == recent_word(id, generation))
-        goto announced;
-    if (behaviours.lookup(&id)) {
-        if (known)
-            *known = recent_word(id, generation);
-    } else {
-        long untold = text ? announce_text(w, text) : 0;
-        w->behaviour_head.id = id;
-        w->behaviour_head.kind = DEFINE_BEHAVIOUR;
-        w->behaviour_head.size = sizeof(*b);
-        if (definitions.ringbuf_output(&w->behaviour_head, sizeof(w->behaviour_head) + sizeof(*b), 1)) {
-            lose(LOSS_DEFINITIONS_FULL);
-        } else if (!untold) {
-            u64 one = 1;
-            behaviours.update(&id, &one);
-        }
-    }
-announced:;
+        return id;
+    if (!behaviours.lookup(&id))
+        *told = 0;
+    else if (known)
+        *known = recent_word(id, generation);
+    return id;
+}
+
+/* Whether this event is to be reported now; its time. */
+static __always_inline int reported(struct work *w)
+{
+    w->o.time = bpf_ktime_get_boot_ns();
+    if (observed(w->o.time))
+        return 1;
+    if (setting(CONFIG_OBSERVED_UNTIL)) /* else nobody has asked for events yet */
+        lose_of(w, LOSS_UNREAD);
+    return 0;
+}
+
+static __always_inline void occur(struct work *w, u64 id)
+{
     u32 zero = 0;
     u64 *sequence = sequences.lookup(&zero);
     if (!sequence)
         return;
+    u64 number = ++*sequence, flags = 1 /* BPF_RB_NO_WAKEUP */;
     w->o.id = id;
-    w->o.time = bpf_ktime_get_boot_ns();
-    w->o.sequence = (u64)bpf_get_smp_processor_id() << 48 | ++*sequence;
-    if (occurrences.ringbuf_output(&w->o, sizeof(w->o), 1 /* BPF_RB_NO_WAKEUP */))
-        lose(LOSS_OCCURRENCES_FULL);
+    w->o.sequence = (u64)bpf_get_smp_processor_id() << 48 | number;
+    if (!(number & 1023))
+        flags = wakeup(OCCURRENCES_FILLED(), OCCURRENCE_BYTES);
+    if (occurrences.ringbuf_output(&w->o, sizeof(w->o), flags))
+        lose_of(w, LOSS_OCCURRENCES_FULL);
+}
+
+/* `text`: id of the text that lies in the scratch from `text_at` on and was not announced yet; 0 when there is none. */
+static __always_inline void finish(struct work *w, u64 text)
+{
+    u32 told;
+    if (!reported(w))
+        return;
+    u64 id = identify(w, &told);
+    if (!told) {
+        /* Also without room in the ring: the behaviour it then counts for was announced long ago. */
+        if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(w, id)) {
+            id = shed(w);
+            if (!behaviours.lookup(&id))
+                announce_behaviour(w, id);
+        }
+    }
+    w->steer.afford = AFFORD_UNASKED;
+    occur(w, id);
+}
+
+/* The same where a path ends: what is new goes on in hop_finish, so that the usual call carries none of its code. */
+static __always_inline void finish_or_go(void *ctx, struct work *w, u64 text)
+{
+    u32 told;
+    if (!reported(w))
+        return;
+    u64 id = identify(w, &told);
+    if (told) {
+        occur(w, id);
+        return;
+    }
+    w->steer.text_id = text;
+    w->steer.text_at = w->at;
+    go(ctx, w, HOP_FINISH);
 }

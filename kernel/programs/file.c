@@ -133,7 +133,7 @@ static __always_inline void open_file(void *ctx, struct work *w, void *task)
     if (own_proc(w) && counts_alike(w, file))
         w->b.access |= ACCESS_OWN;
     if (w->steer.after == HOP_FINISH)
-        finish(w, complete(w));
+        finish_or_go(ctx, w, complete(w));
     else
         go(ctx, w, HOP_STORE);
 }

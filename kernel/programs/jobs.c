@@ -181,6 +181,8 @@ static __always_inline void start_jobs(struct work *w, void *task)
     w->root_dentry = LOAD64(fs, K_fs_struct__root__dentry);
     w->steer.job = 0;
     w->steer.count = 0;
+    w->steer.afford = AFFORD_UNASKED;
+    w->steer.text_id = 0;
 }
 
 /* A text is complete: its id, 0 when there is nothing to tell. */
@@ -220,10 +222,16 @@ static __always_inline void store(void *ctx, struct work *w)
 {
     u64 id = complete(w);
     if (w->steer.job >= w->steer.count && w->steer.after == HOP_FINISH) {
-        finish(w, id);
+        finish_or_go(ctx, w, id);
         return;
     }
-    if (id)
-        announce_text(w, id);
+    if (w->steer.job >= w->steer.count && w->steer.after == HOP_ENFORCE && !w->steer.stage) { /* the verdict first: what is denied has more room */
+        w->steer.text_id = id;
+        w->steer.text_at = w->at;
+    } else if (id) {
+        if (w->steer.afford == AFFORD_UNASKED && w->scope.flags & SCOPE_ENFORCE_SIGNAL)
+            w->steer.afford = AFFORD_VERDICT;
+        announce_text(w, id, w->at);
+    }
     next_job(ctx, w);
 }

@@ -294,6 +294,6 @@ int hop_finish(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
     if (w)
-        finish(w, 0);
+        finish(w, w->steer.text_id);
     return 0;
 }

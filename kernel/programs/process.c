@@ -99,6 +99,8 @@ static __always_inline void announce_process(struct work *w)
     w->process_head.id = w->process.process;
     w->process_head.kind = DEFINE_PROCESS;
     w->process_head.size = sizeof(w->process);
+    if (!observed(bpf_ktime_get_boot_ns()))
+        return;
     if (definitions.ringbuf_output(&w->process_head, sizeof(w->process_head) + sizeof(w->process), 1))
         lose(LOSS_DEFINITIONS_FULL);
 }
@@ -111,6 +113,7 @@ static __always_inline void image_jobs(struct work *w, void *task, u8 share)
     void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
     w->sids[SID_EXECUTABLE] = w->sids[SID_CWD] = w->sids[SID_ARGUMENTS] = 0;
     w->flags = 0;
+    w->steer.afford = AFFORD_YES; /* an image is named once, and everything it does refers to it */
     if (!mm)
         return;
     add_short_job(w, JOB_FD, SID_CWD, AT_FDCWD_, 0, 0, share);

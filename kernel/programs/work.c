@@ -35,6 +35,8 @@
 #define FLAWS(sid, flaw) ((u32)(flaw) << 2 * (sid))
 
 enum { SID_RESOURCE, SID_RESOURCE2, SID_EXECUTABLE, SID_CWD, SID_ARGUMENTS, SID_PARENT, SIDS = 8 };
+/* Whether an event may announce new names: not asked yet, asked; VERDICT: not asked, and it may be denied yet. */
+enum { AFFORD_UNASKED, AFFORD_YES, AFFORD_NO, AFFORD_VERDICT };
 enum { JOB_DENTRY = 1, JOB_USER, JOB_FD, JOB_RAW, JOB_TEXT, JOB_STRING, JOB_ARGUMENTS };
 
 /* One text to be turned into a string id: where it comes from and which of `sids` it becomes. */
@@ -59,11 +61,14 @@ struct steer {
     u32 scanning; /* 1 when the scan of the path has begun */
     u32 ascending; /* 1 when the lookup of its directories has */
     u32 stage;    /* what is left to be judged or told of an event with several paths */
+    u32 afford;   /* AFFORD_* */
     u32 flaw;     /* of the text that is being made */
     u32 flaws;    /* of those that are made, by sid */
     u32 excess;   /* bytes of the path that did not fit into the text */
     u32 beyond;   /* second walk: bytes to leave out at the end of the path */
     u32 dropped;  /* second walk: components left out */
+    u32 text_at;  /* first byte of the text that lies in `text` and was not announced */
+    u64 text_id;  /* its id; 0: none */
 };
 
 /* Stages of an event that has more than one path; 0: it has one. */
@@ -127,13 +132,19 @@ struct work {
 
 _Static_assert(sizeof(struct work) <= 32 << 10, "PCPU_MIN_UNIT_SIZE: the kernel has no larger per-CPU element");
 
+/* Strictly first and in this order: BCC counts its tables, and has no other name for one in a call that it does not rewrite. */
 BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
 BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
+#define OCCURRENCE_BYTES (OCCURRENCE_PAGES * 4096ULL)
+#define DEFINITION_BYTES (DEFINITION_PAGES * 4096ULL)
+#define OCCURRENCES_FILLED() bpf_ringbuf_query((void *)bpf_pseudo_fd(1, -1), 0 /* BPF_RB_AVAIL_DATA */)
+#define DEFINITIONS_FILLED() bpf_ringbuf_query((void *)bpf_pseudo_fd(1, -2), 0)
 BPF_TABLE("lru_hash", u64, u64, behaviours, BEHAVIOURS);
 BPF_TABLE("array", u32, u64, recent, RECENT);
 BPF_TABLE("lru_hash", u64, u64, strings, STRINGS);
 BPF_F_TABLE("hash", u32, struct image, processes, PROCESSES, 1 /* BPF_F_NO_PREALLOC */);
 BPF_TABLE("percpu_array", u32, u64, losses, 16);
+BPF_TABLE("lru_hash", u64, struct budget, budgets, 8192);
 BPF_TABLE("percpu_array", u32, u64, sequences, 1);
 BPF_TABLE("percpu_array", u32, struct work, scratch, 1);
 BPF_TABLE("array", u32, u64, config, 16);
@@ -254,6 +265,12 @@ static __always_inline u64 setting(u32 index)
 {
     u64 *value = config.lookup(&index);
     return value ? *value : 0;
+}
+
+/* Whether somebody drains the rings. Enforcement never asks. */
+static __always_inline int observed(u64 now)
+{
+    return now < setting(CONFIG_OBSERVED_UNTIL);
 }
 
 /* Words that most behaviours leave empty cost a round each, so they are left out; `present` keeps the rest unambiguous. */

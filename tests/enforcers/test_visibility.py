@@ -52,6 +52,7 @@ class Eyes:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._source = RingSource(loaded.pin_dir, NODE, "r", RingSettings(fold="never"))
+        self._source.observe()
         # Rows of tests before this one: what they mean went when nobody read.
         while self._source.finish():
             self._source.release()

@@ -14,7 +14,7 @@ import pytest
 
 from kernel.generation import renew
 from kernel.loading import LoadSettings, exclude, load, unload
-from schemas.kernel import SCOPE, Config, DefinitionKind, Loss, ScopeFlag
+from schemas.kernel import BUDGET, SCOPE, Config, DefinitionKind, Loss, ScopeFlag
 from schemas.operations import Class, Operation
 
 pytestmark = pytest.mark.kernel
@@ -150,8 +150,12 @@ def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path
             finally:
                 os._exit(99)
         assert os.waitpid(pid, 0)[1] == 0
-        assert tight.lost(Loss.OCCURRENCES_FULL) > 100
-        assert tight.lost(Loss.DEFINITIONS_FULL) > 100
+        lost = tight.lost(Loss.OCCURRENCES_FULL)
+        assert lost > 100
+        with tight.map("budgets") as budgets:
+            own = BUDGET.struct.unpack(budgets.get(struct.pack("=Q", cgroup.stat().st_ino)))
+        # All of the container's, and told as its own.
+        assert own[-2:] == (lost, 0)
         events = at_rest(tight, lambda: os.open(cgroup / "cgroup.procs", os.O_RDONLY))
         assert [event.resource for event in events if event.resource.endswith("cgroup.procs")]
         tight.close()

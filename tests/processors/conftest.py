@@ -48,6 +48,8 @@ class Node:
         self.sequence = 0
         self.clock = 1_000_000_000
         self.lost: tuple[int, ...] = ()
+        self.lost_by: tuple[tuple[int, int, int], ...] = ()
+        self.offset = BOOT_NS
         self._rows: list[bytes] = []
         self._folded: list[bytes] = []
         self._used: set[int] = set()
@@ -166,14 +168,15 @@ class Node:
             tables += definition(DefinitionKind.STRING, key, self.strings[key])
         made = Frame(
             header=FrameHeader(
-                node=self.name, boot=self.boot, run=self.run, number=self.number, clock_offset_ns=BOOT_NS,
-                events=self._events, lost=self.lost,
+                node=self.name, boot=self.boot, run=self.run, number=self.number, clock_offset_ns=self.offset,
+                events=self._events, lost=self.lost, lost_by=self.lost_by,
             ),
             occurrences=b"".join(self._rows), definitions=tables, folded=b"".join(self._folded),
         )  # fmt: skip
         self.sent += self._events
         self.number += 1
-        self._rows, self._folded, self._used, self._events, self.lost = [], [], set(), 0, ()
+        self._rows, self._folded, self._used, self._events = [], [], set(), 0
+        self.lost, self.lost_by = (), ()
         return made
 
     def record(self, **options: frozenset[int]) -> Record:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from processors.engine import ProcessorSettings
 from processors.throttle import ThrottleSettings
-from schemas.operations import Operation
+from schemas.operations import Backend, Operation
 
 AUDIT_ALL = {"file": {"matchDirectories": [{"dir": "/", "recursive": True}]}, "action": "Audit"}
 
@@ -97,3 +97,133 @@ def test_nothing_is_uncounted(frames, limit, make_stage, make_node, host, web, m
             assert told == node.sent
 
     asyncio.run(run())
+
+
+async def test_the_noise_of_one_rule_silences_no_other_and_no_block(node, stage, make_policy):
+    stage.policies(
+        make_policy(
+            file={"matchPaths": [{"path": "/audited"}, {"path": "/other"}]},
+            process={"matchPaths": [{"path": "/bin/nc", "action": "Block"}]},
+            action="Audit",
+        )
+    )
+    for _ in range(30):
+        node.row(node.behaviour(Operation.OPEN, "/audited", syscall=257))
+    node.row(node.behaviour(Operation.OPEN, "/other", syscall=257))
+    node.row(node.behaviour(Operation.EXEC, "/bin/nc", syscall=59, enforcer=Backend.SIGNAL))
+    node.row(node.behaviour(Operation.EXEC, "/bin/nc", syscall=59))
+    await stage.take(node.record())
+    told = [(alert.Resource, alert.Action) for alert in stage.alerts[11:]]
+    assert told == [("/other", "Audit"), ("/bin/nc", "Block"), ("/bin/nc", "Audit (Block)")]
+
+
+async def test_a_resource_not_told_before_is_told_in_a_silence_and_the_end_lists_each_rule(node, stage, make_policy):
+    stage.policies(
+        make_policy(
+            file={"matchDirectories": [{"dir": "/a/"}, {"dir": "/b/"}]},
+            action="Audit",
+        )
+    )
+    for _ in range(20):
+        node.row(node.behaviour(Operation.OPEN, "/a/noise", syscall=257))
+    node.row(node.behaviour(Operation.OPEN, "/a/news", syscall=257))
+    node.row(node.behaviour(Operation.OPEN, "/a/news", syscall=257))
+    for _ in range(15):
+        node.row(node.behaviour(Operation.OPEN, "/b/noise", syscall=257))
+    await stage.take(node.record())
+    assert [alert.Resource for alert in stage.alerts].count("/a/news") == 1
+    await stage.pass_time(31)
+    closing = stage.alerts[-1]
+    assert (closing.Operation, closing.Suppressed, closing.PolicyName) == ("AlertThreshold", 16, "p")
+    assert closing.EventData == {
+        "spec.file.matchDirectories[0]:Audit:File": "11",
+        "spec.file.matchDirectories[1]:Audit:File": "5",
+    }
+    assert closing.Data == "spec.file.matchDirectories[0]:Audit:File=11 spec.file.matchDirectories[1]:Audit:File=5"
+
+
+async def test_new_resources_without_end_are_folded_and_counted(node, make_stage, host, web, make_policy):
+    stage = make_stage(ProcessorSettings(throttle=ThrottleSettings(new_resources=5)))
+    stage.identity(host)
+    stage.identity(web)
+    stage.policies(make_policy(**AUDIT_ALL))
+    for number in range(1000):
+        node.row(node.behaviour(Operation.OPEN, f"/new/{number}", syscall=257))
+    await stage.take(node.record())
+    assert sum(alert.Operation == "File" for alert in stage.alerts) == 15
+    throttle = stage.processor.throttle
+    assert throttle.suppressed == 985
+    assert [len(bucket.seen) for bucket in throttle._buckets.values()] == [15]
+    await stage.pass_time(31)
+    assert stage.alerts[-1].Suppressed == 985
+
+
+async def test_kinds_without_end_are_told_and_forgotten(node, make_stage, host, web, replace, make_policy):
+    stage = make_stage(ProcessorSettings(throttle=ThrottleSettings(kinds=16)))
+    stage.identity(host)
+    stage.policies(make_policy(**AUDIT_ALL))
+    for number in range(40):
+        stage.identity(
+            replace(web, uid=f"{number:064}", cgroups=(1000 + number,), cgroup_path=f"/c/{number}", mnt_ns=100 + number)
+        )
+        read = node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=1000 + number, mnt_ns=100 + number)
+        for _ in range(12):
+            node.row(read)
+    await stage.take(node.record())
+    assert len(stage.processor.throttle) == 16
+    await stage.finish()
+    told = sum(alert.Count for alert in stage.alerts if alert.Operation == "File")
+    assert told + sum(alert.Suppressed for alert in stage.alerts) == 40 * 12
+    assert told == 400
+
+
+async def test_a_clock_that_is_set_back_lengthens_no_silence(node, stage, make_policy):
+    stage.policies(make_policy(**AUDIT_ALL))
+    read = node.behaviour(Operation.OPEN, "/a", syscall=257)
+    for _ in range(20):
+        node.row(read)
+    await stage.take(node.record())
+    hour = 3_600_000_000_000
+    node.offset -= hour
+    node.row(read, at=node.clock + 31_000_000_000)
+    await stage.take(node.record())
+    assert (stage.alerts[-1].Operation, stage.alerts[-1].Suppressed) == ("File", 10)
+    # A snapshot that was restored: the time since boot itself goes back.
+    for _ in range(20):
+        node.row(read)
+    await stage.take(node.record())
+    count = len(stage.alerts)
+    node.row(read, at=node.clock - 600_000_000_000 if node.clock > 600_000_000_000 else 1)
+    await stage.take(node.record())
+    assert [alert.Operation for alert in stage.alerts[count:]] == ["File"]
+
+
+async def test_a_node_with_a_wrong_clock_moves_nobody_elses(node, make_node, stage, host, web, replace, make_policy):
+    stage.policies(make_policy(**AUDIT_ALL))
+    stage.identity(replace(host, node="node-2", uid="node-2"))
+    stage.identity(replace(web, node="node-2", uid="b" * 64))
+    for _ in range(12):
+        node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    await stage.take(node.record())
+    wrong = make_node("node-2")
+    wrong.offset += 10 * 365 * 86_400_000_000_000
+    wrong.row(wrong.behaviour(Operation.OPEN, "/b", syscall=257), at=10**17)
+    await stage.take(wrong.record())
+    await stage.pass_time(5)
+    # Ten years ahead over there: the silence here is not over, and a loss here is told at this node's time.
+    assert [alert.Suppressed for alert in stage.alerts if alert.Suppressed] == []
+    node.lost = (3,)
+    await stage.take(node.record())
+    await stage.pass_time(11)
+    lost = next(alert for alert in stage.alerts if alert.Operation == "EventsLost")
+    assert abs(lost.Timestamp - stage.alerts[0].Timestamp) < 60
+
+
+async def test_the_end_of_the_stage_tells_what_is_silenced(node, stage, make_policy):
+    stage.policies(make_policy(**AUDIT_ALL))
+    for _ in range(25):
+        node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    await stage.take(node.record())
+    stage.processor.teller.settle(closing=True)
+    await stage.processor.send()
+    assert (stage.alerts[-1].Operation, stage.alerts[-1].Suppressed) == ("AlertThreshold", 15)

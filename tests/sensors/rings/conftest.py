@@ -17,7 +17,7 @@ from kernel import bpf
 from kernel.maps import Map
 from schemas.errors import KernelError
 from schemas.frame import definition
-from schemas.kernel import BEHAVIOUR, IMAGE, OCCURRENCE, PROCESS, DefinitionKind
+from schemas.kernel import BEHAVIOUR, BUDGET, IMAGE, OCCURRENCE, PROCESS, DefinitionKind
 
 
 def bpf_missing() -> str:
@@ -77,6 +77,7 @@ class StandIn:
             "behaviours": bpf.map_create(9, 8, 8, 65536, name="behaviours"),
             "strings": bpf.map_create(9, 8, 8, 65536, name="strings"),
             "processes": bpf.map_create(1, 4, IMAGE.size, 1024, name="processes"),
+            "budgets": bpf.map_create(9, 8, BUDGET.size, 1024, name="budgets"),
             "losses": bpf.map_create(6, 4, 8, 16, name="losses"),
             "config": bpf.map_create(2, 4, 8, 16, name="config"),
             "excluded": bpf.map_create(1, 4, 4, 1024, name="excluded"),

@@ -157,6 +157,7 @@ def test_every_open_arrives_with_its_path(loaded: Loaded, storm: str, cgroup: Pa
     for n in range(0, 50, 2):
         (tmp_path / f"f.{n}").touch()
     source = RingSource(loaded.pin_dir, "n", "r", RingSettings(fold="never"))
+    source.observe()
     made = run_storm(storm, cgroup, 5000, str(tmp_path / "f"), distinct=50)
     frames: list[Frame] = []
     settled(source, frames)
@@ -175,6 +176,7 @@ def test_every_open_arrives_with_its_path(loaded: Loaded, storm: str, cgroup: Pa
 def test_a_flood_is_counted_exactly_by_rows_and_folds(loaded: Loaded, storm: str, cgroup: Path) -> None:
     ident = watch(loaded, cgroup)
     source = RingSource(loaded.pin_dir, "n", "r", RingSettings(fold="pressure", pressure=0.0005))
+    source.observe()
     # Of two threads, and fewer rows than the ring holds: however late the reader is, none is lost.
     command = [storm, str(cgroup / "cgroup.procs"), "120000", "/etc/hostname", "0", "2"]
     frames: list[Frame] = []
@@ -195,6 +197,7 @@ def test_a_flood_is_counted_exactly_by_rows_and_folds(loaded: Loaded, storm: str
 def test_what_does_not_fit_is_reported_exactly(small: Loaded, storm: str, cgroup: Path) -> None:
     ident = watch(small, cgroup)
     source = RingSource(small.pin_dir, "n", "r", RingSettings(fold="never"))
+    source.observe()
     made = run_storm(storm, cgroup, 5000, "/etc/hostname")
     frames: list[Frame] = []
     settled(source, frames)
@@ -211,12 +214,14 @@ def test_a_new_agent_takes_over_the_pins(loaded: Loaded, storm: str, cgroup: Pat
     frames: list[Frame] = []
     for number in range(3):
         source = RingSource(loaded.pin_dir, "n", f"r{number}", settings)
+        source.observe()
         run_storm(storm, cgroup, 1000, "/etc/hostname")
         settled(source, frames)
         source.close()
         # Nobody is reading now.
         run_storm(storm, cgroup, 500, "/etc/hostname")
     source = RingSource(loaded.pin_dir, "n", "last", settings)
+    source.observe()
     settled(source, frames)
     source.close()
     assert opens(frames, ident) == {"/etc/hostname": 4500}
@@ -228,6 +233,7 @@ def test_a_cgroups_birth_and_end_are_told(loaded: Loaded) -> None:
     root = unified()
     assert root is not None
     source = RingSource(loaded.pin_dir, "n", "r", RingSettings(), lambda *seen: told.append(seen))
+    source.observe()
     path = root / f"hauberk-test-born-{os.getpid()}-{time.monotonic_ns()}"
     path.mkdir()
     ident = path.stat().st_ino
@@ -244,6 +250,7 @@ def test_a_cgroups_birth_and_end_are_told(loaded: Loaded) -> None:
 def test_a_child_is_seen_with_its_arguments(loaded: Loaded, cgroup: Path, tmp_path: Path) -> None:
     ident = watch(loaded, cgroup, 1 << Class.PROCESS)
     source = RingSource(loaded.pin_dir, "n", "r", RingSettings(state_dir=str(tmp_path)))
+    source.observe()
     script = f"echo $$ > {cgroup}/cgroup.procs; /bin/ls -d 'a b' /etc/hostname 2>/dev/null; true"
     subprocess.run(["/bin/sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
     frames: list[Frame] = []
@@ -282,6 +289,7 @@ class ToFile:
 
 async def main(pins, state, path):
     source = RingSource(pins, "n", "r", RingSettings(fold="never", state_dir=state))
+    source.observe()
     agent = Agent(source, ToFile(path), AgentSettings(tick=0.002, idle=0.002))
     print("ready", flush=True)
     asyncio.get_running_loop().add_reader(0, agent.stop)
