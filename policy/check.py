@@ -37,6 +37,7 @@ FORMS: dict[tuple[type | None, str], Callable[[str, values.Say], None]] = {
     (None, "domain"): values.domain,
     (None, "capability"): values.capability,
     (None, "syscall"): values.syscall,
+    (sections.Preset, "name"): values.preset,
     (sections.DeviceMatch, "class"): values.device_class,
     (None, "cidr"): values.cidr,
     (None, "port"): values.port,
@@ -107,6 +108,7 @@ class Checker:
         result: dict[str, Any] = {}
         nodes: dict[str, Node] = {}
         meant: set[str] = set()
+        dropped: set[str] = set()
         whole = True
         for key, value in pairs:
             here = f"{path}.{key.text}" if path else key.text
@@ -128,10 +130,13 @@ class Checker:
                 elif finding.code is codes.UNKNOWN_FIELD and finding.instead in known:
                     self.value(value, known[finding.instead], struct, here)
                 continue
-            if isinstance(value, Scalar) and value.kind == "null" and field.shape.kind != "dict":
+            if isinstance(value, Scalar) and value.kind == "null":
+                # The API server drops what is null, and then misses what it requires.
                 if field.required:
                     self.say(codes.EMPTY, key, f"`{here}` is empty", here, expected=_wanted(field.shape))
                     whole = False
+                else:
+                    dropped.add(key.text)
                 continue
             made = self.value(value, field, struct, here)
             if made is INVALID:
@@ -139,7 +144,7 @@ class Checker:
             else:
                 result[key.text] = made
                 nodes[key.text] = value
-        given = {key.text for key, _ in pairs} | meant
+        given = {key.text for key, _ in pairs if key.text not in dropped} | meant
         for name, field in known.items():
             if field.required and name not in given:
                 self.say(
@@ -283,6 +288,13 @@ class Checker:
         folded = next((word for word in shape.choices if word.lower() == node.text.lower()), None)
         if folded is not None:
             if path == "spec.action" and node.text == node.text.lower():
+                self.say(
+                    codes.BEYOND,
+                    node,
+                    f"the API of KubeArmor does not take `{node.text}`, its agent does",
+                    path,
+                    suggestion=f"write `{folded}`",
+                )
                 return folded
             self.say(
                 codes.CASE, node, f"`{path}` is `{node.text}`", path, expected=expected, suggestion=f"write `{folded}`"
@@ -318,13 +330,14 @@ class Checker:
 
     def labels(self, node: Node, path: str) -> Any:
         """A mapping of text to text."""
-        if isinstance(node, Scalar) and node.kind == "null":
-            return {}
         if not isinstance(node, Mapping):
             self.say(codes.TYPE, node, f"`{path}` is {describe(node)}", path, expected="a mapping of `key: value`")
             return INVALID
         result, whole = {}, True
         for key, value in self.pairs(node, path):
+            if isinstance(value, Scalar) and value.kind == "null":
+                self.say(codes.NULL, key, f"`{path}.{key.text}` is empty and is left out", path)
+                continue
             if not isinstance(value, Scalar) or value.kind != "str":
                 shown = f'write `{key.text}: "{value.text}"`' if isinstance(value, Scalar) else ""
                 self.say(

@@ -2,7 +2,8 @@
 """Rules -> the tables of a judge. Everything that can be decided before an event comes is decided here.
 
 Order of rules never matters: tables are keyed by content, ranks come from `policy/specificity.py`, and equal ranks are told apart
-by the name of the policy and the place in it. A rule whose glob does not parse is left out and named in `problems`.
+by the name of the policy and the place in it. A rule that can mean nothing matches nothing and is named in `problems`; if it is
+an Allow rule, its table is a whitelist all the same.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def whitelists(rules: Iterable[Rule]) -> frozenset[str]:
 
 
 def problem(rule: Rule) -> str | None:
-    """Why a rule cannot be compiled; None when it can."""
+    """Why a rule can never match; None when it can."""
+    if rule.void:
+        return rule.void
     try:
         if rule.match is Match.PATTERN:
             glob.parse(rule.value)
@@ -74,7 +77,8 @@ def compile_judge(
     host: bool = False,
 ) -> Judge:
     """A judge of `rules`, each told in its mode. `postures`: file, network, capabilities, device -> audit, block, allow."""
-    usable = [(rule, mode) for rule, mode in rules if problem(rule) is None and judged(rule)]
+    meant = [(rule, mode) for rule, mode in rules if judged(rule)]
+    usable = [(rule, mode) for rule, mode in meant if problem(rule) is None]
     actors = Actors([source for rule, _ in usable for source in rule.sources])
     tables = Tables(actors)
     entries: dict[str, list[Entry]] = {}
@@ -92,17 +96,13 @@ def compile_judge(
     tables.names = NameTable(entries.get("dns", []), actors)
     tables.capabilities = WordTable([(entry[0].rule.value, entry) for entry in entries.get("capabilities", [])], actors)
     tables.devices = [candidate for candidate, _ in entries.get("device", [])]
-    tables.presets = [
-        (PRESETS[candidate.rule.value], candidate)
-        for candidate, _ in entries.get("preset", [])
-        if candidate.rule.value in PRESETS
-    ]
+    tables.presets = [(PRESETS[candidate.rule.value], candidate) for candidate, _ in entries.get("preset", [])]
     _syscalls(tables, entries.get("syscall", []))
     if peers.get("ingress"):
         tables.ingress = PeerTable(peers["ingress"])
     if peers.get("egress"):
         tables.egress = PeerTable(peers["egress"])
-    tables.unmatched = _unmatched(usable, postures, host)
+    tables.unmatched = _unmatched(meant, postures, host)
     return Judge(tables)
 
 

@@ -58,7 +58,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
-    """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it does not compile.
+    """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it can never match.
     `not_in_this_version`: backends of `backends` that hold nothing yet, whatever the kernel offers. `note`: where alone
     the rule is held, "" for wherever its policy selects."""
 
@@ -138,6 +138,8 @@ def _unseen(rule: Rule) -> str:
 
 
 def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
+    if (nothing := problem(rule)) is not None:
+        return f"it can never match: {nothing}"
     # What nothing sees is not "told by the judge" either; a backend that this version does not have might see it by itself.
     why = unseen(rule) if backend in HERE or rule.action is Action.AUDIT else None
     return f"{CANNOT}: {why}" if why is not None else reason(rule, backend, signal=signal)
@@ -289,7 +291,7 @@ def _elsewhere(
         for rule in policy.rules:
             if (rule.key, rule.index) in matched or table_of(rule) not in asked or not rule.sources or not judged(rule):
                 continue
-            if covers_path(rule, behaviour.resource):
+            if problem(rule) is None and covers_path(rule, behaviour.resource):
                 wanted = ", ".join(source.value for source in rule.sources)
                 why = f"holds for {wanted} only; acted by {actor or 'an unknown executable'}"
                 yield Weighed(rule=rule.ref, table=table_of(rule), says=None, decides=False, why=why)

@@ -46,7 +46,7 @@ _OWN: Final[dict[type, str]] = {
 _RENAMED: Final[dict[str, str]] = {
     "directory": "dir", "directories": "matchDirectories", "paths": "matchPaths", "patterns": "matchPatterns",
     "exec": "execname", "protocols": "matchProtocols", "domains": "matchDNSQueries", "name": "execname",
-    "args": "allowedArgs", "severityLevel": "severity", "readonly": "readOnly", "owneronly": "ownerOnly",
+    "severityLevel": "severity", "readonly": "readOnly", "owneronly": "ownerOnly",
     "recurse": "recursive", "source": "fromSource", "labels": "matchLabels", "expressions": "matchExpressions",
     "capability": "matchCapabilities", "capabilities": "matchCapabilities", "syscall": "matchSyscalls",
     "msg": "message", "tag": "tags", "matchDns": "matchDNSQueries", "matchDomains": "matchDNSQueries",
@@ -86,7 +86,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             expected,
             f"directories go to `{list_path}.matchDirectories`",
         )
-    if struct in _SELECTORS and isinstance(value, Scalar):
+    if struct in _SELECTORS and isinstance(value, Scalar) and name not in fields(sections.Attributes):
         near = nearest(name, known)
         if near is None and "matchLabels" in known:
             return Finding(
@@ -108,6 +108,22 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             "a cluster policy has no `matchLabels`",
             expected,
             "write a `matchExpressions` entry with `key: label`, `operator: In` and `k=v` values",
+        )
+    if path.rpartition(".")[2] == name:
+        return Finding(
+            codes.MISPLACED,
+            f"`{name}` stands inside of itself",
+            expected,
+            f"move what it holds up to `{path}`",
+            place=path,
+        )
+    if struct is sections.ProcessPath and "arg" in name.lower() and not name.lower().startswith("allow"):
+        # `allowedArgs` is the opposite of what such a name asks for: it blocks every other argument.
+        return Finding(
+            codes.UNKNOWN_FIELD,
+            f"`{name}` is not a field of `{here}`: acting on chosen arguments is not supported",
+            expected,
+            "name the executable alone; its alerts tell the arguments",
         )
     other = _of_other_kind(kind, struct, name)
     if other is not None:

@@ -76,12 +76,17 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     exceptions: list[Rule] = []
     for policy, mode in scope.members:
         for rule in policy.rules:
-            if problem(rule) is None and (why := missing(rule)) is not None:
+            nothing = problem(rule)
+            if nothing is None and (why := missing(rule)) is not None:
                 # Told for every action and mode: a rule that nothing sees is never one of those in force.
                 left.append((rule, Backend.OBSERVER, f"{CANNOT}: {why}; neither told nor held"))
                 if unseen(rule) is not None:
                     continue
-            if mode is not Mode.ENFORCE or rule.action is Action.AUDIT or problem(rule) is not None:
+            if nothing is not None:
+                # Told for every action: the author has written something that has no effect.
+                left.append((rule, Backend.OBSERVER, f"it can never match: {nothing}"))
+                continue
+            if mode is not Mode.ENFORCE or rule.action is Action.AUDIT:
                 continue
             reasons = [
                 (rule, backend, why)
@@ -223,7 +228,7 @@ def _postures(
         posture = scope.posture(table)
         if posture == "allow":
             continue
-        freeing = [rule for rule in scope.rules if frees(rule) and table_of(rule) == table]
+        freeing = [rule for rule in scope.rules if frees(rule) and table_of(rule) == table and problem(rule) is None]
         missing = next((rule for rule in freeing if id(rule) not in known), None)
         blocks = posture == "block"
         if blocks and missing is not None:

@@ -26,6 +26,8 @@ def names(rules: Iterable[Rule]) -> frozenset[str]:
     """The keys of `Identity.links` that can matter to `rules`."""
     found: set[str] = set()
     for rule in rules:
+        if rule.void:
+            continue
         if rule.class_ in _CLASSES and rule.match in _PATHS:
             found.update(asked(rule.value))
         for source in rule.sources:
@@ -45,7 +47,7 @@ def _variants(rule: Rule, links: Mapping[str, str]) -> Iterator[Rule]:
         if sources != rule.sources:
             rule = msgspec.structs.replace(rule, sources=sources)
     yield rule
-    if rule.class_ not in _CLASSES or rule.match not in _PATHS:
+    if rule.void or rule.class_ not in _CLASSES or rule.match not in _PATHS:
         return
     for real in _real(rule.match, rule.value, links):
         base = real.rpartition("/")[2]

@@ -42,7 +42,7 @@ def broken(ruleset: Ruleset) -> Iterator[Finding]:
     """L100: a rule that does not compile."""
     for ref, text in ruleset.problems:
         yield Finding(
-            code="L100", rule=ref, message=text, recommendation="correct the pattern; until then the rule is left out"
+            code="L100", rule=ref, message=text, recommendation="correct it; until then the rule never matches"
         )
 
 

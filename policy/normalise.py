@@ -2,19 +2,20 @@
 """A document as flat rules: everything inherited, comma lists expanded, paths canonical (kubearmor.md 1.2 to 1.4).
 
 Inheritance is rule <- section <- spec, for severity, tags, message and action each on its own; `spec.action` missing is
-Block; system call rules audit whatever is written. Pure and total: a valid document always normalises.
+Block; system call rules audit whatever is written. Pure and total: a valid document always normalises, and what the API takes
+and nobody can mean becomes a rule with `Rule.void`, which never matches.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from policy import values
+from policy import glob, values
 from schemas import policy as written
 from schemas import policy_sections as sections
+from schemas.errors import PolicyError
 from schemas.operations import Class
 from schemas.policy import PolicyDocument
 from schemas.rules import (
@@ -143,6 +144,10 @@ class _Rules:
             return next((value for level in levels if (value := getattr(level, name, None)) is not None), None)
 
         action = Action.AUDIT if fields["class_"] is Class.SYSCALL else Action(inherited("action") or "Block")
+        written_sources = getattr(entry, "from_source", ())
+        sources = _sources(written_sources)
+        if written_sources and not sources:
+            fields["void"] = fields.get("void") or "`fromSource` names no executable"
         index, self.index = self.index, self.index + 1
         return Rule(
             key=self.key,
@@ -153,7 +158,7 @@ class _Rules:
             severity=inherited("severity") or 0,
             tags=inherited("tags") or (),
             message=inherited("message") or "",
-            sources=_sources(getattr(entry, "from_source", ())),
+            sources=sources,
             owner_only=bool(getattr(entry, "owner_only", None)),
             read_only=bool(getattr(entry, "read_only", None)),
             pts=getattr(entry, "pts", None),
@@ -174,13 +179,16 @@ class _Rules:
         if spec.capabilities is not None:
             for at, entry in enumerate(spec.capabilities.match_capabilities):
                 for value in dict.fromkeys(values.elements(entry.capability)):
-                    fields = {"class_": Class.CAPABILITIES, "match": Match.CAPABILITY, "value": value}
+                    void = "" if value in values.CAPABILITIES else f"`{value}` is not a capability"
+                    fields = {"class_": Class.CAPABILITIES, "match": Match.CAPABILITY, "value": value, "void": void}
                     yield entry, spec.capabilities, f"spec.capabilities.matchCapabilities[{at}]", fields
         if spec.syscalls is not None:
             yield from self.syscalls(spec.syscalls)
         for at, entry in enumerate(getattr(spec, "presets", ())):
             class_ = _PRESET_CLASS.get(entry.name, Class.PROCESS)
-            yield entry, None, f"spec.presets[{at}]", {"class_": class_, "match": Match.PRESET, "value": entry.name}
+            void = "" if entry.name in values.PRESETS else f"`{entry.name}` is not a preset"
+            fields = {"class_": class_, "match": Match.PRESET, "value": entry.name, "void": void}
+            yield entry, None, f"spec.presets[{at}]", fields
         if getattr(spec, "device", None) is not None:
             for at, entry in enumerate(spec.device.match_device):
                 device = Device(
@@ -189,13 +197,22 @@ class _Rules:
                     protocol=_or_any(entry.protocol),
                     level=_or_any(entry.level),
                 )
-                fields = {"class_": Class.DEVICE, "match": Match.DEVICE, "value": entry.class_, "device": device}
+                void = "" if values.class_number(entry.class_) is not None else f"`{entry.class_}` is not a USB class"
+                fields = {
+                    "class_": Class.DEVICE,
+                    "match": Match.DEVICE,
+                    "value": entry.class_,
+                    "device": device,
+                    "void": void,
+                }
                 yield entry, spec.device, f"spec.device.matchDevice[{at}]", fields
 
     def paths(self, section: Any, where: str, class_: Class) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
         for at, entry in enumerate(section.match_paths):
             fields: dict[str, Any] = {"class_": class_, "match": Match.PATH, "value": canonical(entry.path or "")}
-            if entry.path is None:
+            if entry.path is None and entry.execname is None:
+                fields |= {"value": "", "void": "it names no executable"}
+            elif entry.path is None:
                 fields |= {"match": Match.EXECNAME, "value": entry.execname}
             if getattr(entry, "allowed_args", None) is not None:
                 fields |= {"allowed_args": entry.allowed_args, "has_args": True}
@@ -209,21 +226,44 @@ class _Rules:
             }
             yield entry, section, f"{where}.matchDirectories[{at}]", fields
         for at, entry in enumerate(section.match_patterns):
-            fields = {"class_": class_, "match": Match.PATTERN, "value": entry.pattern}
+            fields = {
+                "class_": class_,
+                "match": Match.PATTERN,
+                "value": entry.pattern,
+                "void": _unreadable(entry.pattern),
+            }
             yield entry, section, f"{where}.matchPatterns[{at}]", fields
 
     def network(self, section: Any) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
         for at, entry in enumerate(section.match_protocols):
-            for value in dict.fromkeys(values.elements(entry.protocol.lower())):
-                fields: dict[str, Any] = {"class_": Class.NETWORK, "match": Match.PROTOCOL, "value": value}
+            told: set[tuple[str, str]] = set()
+            for name in values.elements(entry.protocol):
+                known = name.lower() in values.PROTOCOLS and name in (name.lower(), name.upper())
+                void = "" if known else f"`{name}` is not a protocol"
+                fields: dict[str, Any] = {
+                    "class_": Class.NETWORK,
+                    "match": Match.PROTOCOL,
+                    "value": name.lower() if known else name,
+                    "void": void,
+                }
+                if (fields["value"], void) in told:
+                    continue
+                told.add((fields["value"], void))
                 yield entry, section, f"spec.network.matchProtocols[{at}]", fields
         suffixes: tuple[str, ...] = DOMAIN_SUFFIXES
         if self.document.namespace:
             suffixes = (*suffixes, f"{self.document.namespace}.svc.cluster.local")
         for at, entry in enumerate(section.match_dns_queries):
-            for value in dict.fromkeys(values.elements(entry.domain.lower())):
-                name = value.removeprefix("*.").strip(".")
-                fields = {"class_": Class.NETWORK, "match": Match.DNS, "value": name, "suffixes": suffixes}
+            for value in dict.fromkeys(values.elements(entry.domain.lower())) or ("",):
+                void = "" if values.is_domain(value) else f"`{value}` is not a domain name"
+                name = value if void else value.removeprefix("*.").strip(".")
+                fields = {
+                    "class_": Class.NETWORK,
+                    "match": Match.DNS,
+                    "value": name,
+                    "suffixes": suffixes,
+                    "void": void,
+                }
                 yield entry, section, f"spec.network.matchDNSQueries[{at}]", fields
 
     def syscalls(self, section: Any) -> Iterator[tuple[Any, Any, str, dict[str, Any]]]:
@@ -234,14 +274,16 @@ class _Rules:
                 "match": Match.SYSCALL,
                 "value": ",".join(names),
                 "syscalls": tuple(dict.fromkeys(ALIASES.get(name, name) for name in names)),
+                "void": "" if names else "it names no system call",
             }
             yield entry, section, f"spec.syscalls.matchSyscalls[{at}]", fields
         for at, entry in enumerate(section.match_paths):
-            directory = entry.path.endswith("/")
+            directory = (entry.path or "").endswith("/")
             fields = {
                 "class_": Class.SYSCALL,
                 "match": Match.DIRECTORY if directory else Match.PATH,
-                "value": canonical(entry.path),
+                "value": canonical(entry.path) if entry.path else "",
+                "void": "" if entry.path else "it names no path",
                 "recursive": directory and bool(entry.recursive),
                 "syscalls": tuple(dict.fromkeys(ALIASES.get(name, name) for name in entry.syscall)),
             }
@@ -252,16 +294,29 @@ class _Rules:
         for name in ("ingress", "egress"):
             for at, entry in enumerate(getattr(spec, name)):
                 blocks = entry.from_ if name == "ingress" else entry.to
+                networks = tuple(
+                    known for block in blocks if (known := values.network(block.ip_block.cidr)) is not None
+                )
+                ports = tuple(made for port in entry.ports if (made := _ports(port)) is not None)
                 peer = Peer(
                     ingress=name == "ingress",
-                    networks=tuple(str(ipaddress.ip_network(block.ip_block.cidr, strict=False)) for block in blocks),
+                    networks=networks,
                     interfaces=entry.iface,
-                    ports=tuple(_ports(port) for port in entry.ports),
+                    ports=ports,
                     limit=_bytes(entry.limit),
                     window=_window(entry.duration),
                     per_policy=per_policy,
                 )
-                fields = {"class_": Class.NETWORK, "match": Match.PEER, "value": name, "peer": peer}
+                void = ""
+                if blocks and not networks:
+                    void = "none of its networks is one"
+                elif entry.ports and not ports:
+                    void = "none of its ports is one"
+                elif (entry.limit is None) != (entry.duration is None):
+                    void = "a quota is an amount per time, and half of it is missing"
+                elif entry.duration is not None and not peer.window:
+                    void = f"`{entry.duration}` is not a duration"
+                fields = {"class_": Class.NETWORK, "match": Match.PEER, "value": name, "peer": peer, "void": void}
                 yield entry, None, f"spec.{name}[{at}]", fields
 
 
@@ -281,8 +336,21 @@ def _sources(entries: tuple[sections.SourceMatch, ...]) -> tuple[Source, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ports(entry: written.PortMatch) -> Ports:
-    first = values.port_number(str(entry.port)) or 0
+def _unreadable(pattern: str) -> str:
+    """Why a pattern matches nothing; "" for a good one."""
+    if not pattern:
+        return "the pattern is empty"
+    try:
+        glob.parse(pattern)
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+def _ports(entry: written.PortMatch) -> Ports | None:
+    first = values.port_number(str(entry.port))
+    if first is None or (entry.end_port is not None and entry.end_port < first):
+        return None
     return Ports(first, entry.end_port or first, (entry.protocol or "").lower())
 
 

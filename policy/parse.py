@@ -12,7 +12,6 @@ apply them (`hauberk apply` applies nothing of a file with errors).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -21,15 +20,13 @@ from policy import codes, json_lines, yaml_lines
 from policy.annotations import check_annotations
 from policy.check import INVALID, Checker
 from policy.diagnostics import Diagnostic, Report
+from policy.kinds import flatten, identify, member
 from policy.meaning import check_meaning
-from policy.nodes import Mapping, Node, Scalar, Sequence, describe, plain
-from policy.suggest import nearest
-from schemas.policy import API_VERSION, KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument
+from policy.nodes import Mapping, Scalar, plain
+from schemas.policy import KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument
 
 SIZE: Final = 4 * 1024 * 1024
 """Bytes of one file. The largest policy sets in the wild are a quarter of it."""
-LISTS: Final = ("List", *(f"{kind}List" for kind in KINDS))
-GROUP: Final = "security.kubearmor.com"
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -57,13 +54,13 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
         if trees is None:
             trees = yaml_lines.read(decoded, report)
         seen: dict[str, int] = {}
-        found = 0
-        for node in _flatten(trees):
+        documents_seen = 0
+        for node in flatten(trees):
             if report.full:
                 break
             before = report.errors
-            kind = _identify(node, report)
-            found += kind is not None
+            kind = identify(node, report)
+            documents_seen += 1
             if kind is None or not isinstance(node, Mapping):
                 continue
             document = _document(node, kind, report)
@@ -79,7 +76,7 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
                 )
             seen[document.key] = node.line
             documents.append(document)
-        if not found and not report.errors:
+        if not documents_seen and not report.errors:
             report.add(codes.NO_POLICY, "no policy in this file", line=1, column=1, expected=", ".join(KINDS))
     return Parsed(tuple(documents), report.sorted(), not report.errors, decoded)
 
@@ -102,99 +99,10 @@ def _decode(text: str | bytes, report: Report) -> str | None:
     return None
 
 
-def _flatten(trees: list[Node]) -> Iterator[Node]:
-    """The documents, and those inside of `kind: List` (what `kubectl get -o yaml` prints)."""
-    for node in trees:
-        if isinstance(node, Mapping):
-            kind, items = _get(node, "kind"), _get(node, "items")
-            if isinstance(kind, Scalar) and kind.text in LISTS and isinstance(items, Sequence):
-                yield from items.items
-                continue
-        yield node
-
-
-def _get(node: Mapping, name: str) -> Node | None:
-    return next((value for key, value in reversed(node.pairs) if isinstance(key, Scalar) and key.text == name), None)
-
-
-def _identify(node: Node, report: Report) -> str | None:
-    """The kind of policy a document is; None when it is none, which is reported."""
-    if not isinstance(node, Mapping):
-        report.add(
-            codes.NOT_A_MAPPING,
-            f"the document is {describe(node)}",
-            line=node.line,
-            column=node.column,
-            width=node.width,
-            expected="a mapping with apiVersion, kind, metadata, spec",
-        )
-        return None
-    kind, version = _get(node, "kind"), _get(node, "apiVersion")
-    kind_text = kind.text if isinstance(kind, Scalar) else ""
-    version_text = version.text if isinstance(version, Scalar) else ""
-    ours = version_text.partition("/")[0] == GROUP
-    if kind_text in KINDS and isinstance(kind, Scalar):
-        misspelt = version is None and any(
-            isinstance(key, Scalar) and nearest(key.text, ("apiVersion",)) for key, _ in node.pairs
-        )
-        if version_text != API_VERSION and not misspelt:
-            at = version if isinstance(version, Scalar) else kind
-            got = f"`apiVersion` is `{version_text}`" if version_text else "`apiVersion` is missing"
-            report.add(
-                codes.API_VERSION,
-                got,
-                line=at.line,
-                column=at.column,
-                width=at.width,
-                path="apiVersion",
-                expected=API_VERSION,
-            )
-        return kind_text
-    if not kind_text:
-        if not any(_get(node, name) for name in ("apiVersion", "kind", "metadata", "spec")):
-            report.add(codes.SKIPPED, "not an object of Kubernetes; skipped", line=node.line, column=node.column)
-        elif ours or version is None:
-            report.add(
-                codes.NO_KIND,
-                "the document does not say its `kind`",
-                line=node.line,
-                column=node.column,
-                path="kind",
-                expected=", ".join(KINDS),
-            )
-        else:
-            report.add(
-                codes.SKIPPED,
-                f"an object of {version_text} without a kind is skipped",
-                line=node.line,
-                column=node.column,
-            )
-        return None
-    assert kind is not None
-    near = nearest(kind_text, KINDS)
-    if ours or (near is not None and kind_text.lower().startswith("kubearmor")):
-        help_ = f"did you mean `{near}`?" if near else ""
-        report.add(
-            codes.UNKNOWN_KIND,
-            f"`{kind_text}` is not a kind of policy",
-            line=kind.line,
-            column=kind.column,
-            width=kind.width,
-            path="kind",
-            expected=", ".join(KINDS),
-            suggestion=help_,
-        )
-        return None
-    report.add(
-        codes.SKIPPED, f"`{kind_text}` is not a policy; skipped", line=kind.line, column=kind.column, width=kind.width
-    )
-    return None
-
-
 def _selects_pods(node: Mapping, struct: type) -> bool:
     """A network policy with a `selector`: its namespace narrows the pods, though the object itself has none."""
-    spec = _get(node, "spec")
-    return struct is KubeArmorNetworkPolicy and isinstance(spec, Mapping) and _get(spec, "selector") is not None
+    spec = member(node, "spec")
+    return struct is KubeArmorNetworkPolicy and isinstance(spec, Mapping) and member(spec, "selector") is not None
 
 
 def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None:
@@ -209,7 +117,7 @@ def _document(node: Mapping, kind: str, report: Report) -> PolicyDocument | None
         node.width,
     )
     value = checker.struct(body, struct, "")
-    metadata = _get(node, "metadata")
+    metadata = member(node, "metadata")
     if isinstance(metadata, Mapping):
         check_annotations(metadata, checker, namespaced=struct is KubeArmorPolicy or _selects_pods(node, struct))
     if value is INVALID or report.errors > before:

@@ -41,7 +41,7 @@ def related(
 
 def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if not given & {"path", "execname"}:
-        checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path` or `execname`")
+        checker.say(codes.NAMES_NOTHING, node, f"`{path}` names no executable", path, expected="`path` or `execname`")
     elif "path" in result and "execname" in result:
         checker.say(
             codes.IGNORED,
@@ -55,7 +55,9 @@ def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, give
 def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     ways = given & {"path", "dir", "pattern"}
     if not ways:
-        checker.say(codes.MISSING, node, f"`{path}` names no executable", path, expected="`path`, `dir` or `pattern`")
+        checker.say(
+            codes.NAMES_NOTHING, node, f"`{path}` names no executable", path, expected="`path`, `dir` or `pattern`"
+        )
     elif len(ways) > 1:
         last = max((nodes[way] for way in ways if way in nodes), key=lambda at: (at.line, at.column), default=node)
         checker.say(
@@ -73,18 +75,54 @@ def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
 
 
 def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
-    if "syscall" in result and not result["syscall"]:
+    if "syscall" not in given or ("syscall" in result and not result["syscall"]):
         checker.say(
-            codes.EMPTY,
-            nodes["syscall"],
-            f"`{path}.syscall` names no system call",
+            codes.NAMES_NOTHING,
+            nodes.get("syscall", node),
+            f"`{path}` names no system call",
             path,
-            expected="a list such as `[ptrace, mount]`",
+            expected="`syscall` with a list such as `[ptrace, mount]`",
         )
-    _syscall_path(checker, node, result, nodes, given, path)
+    _watched(checker, result, nodes, path)
+    _per_rule(checker, nodes, given, path)
 
 
 def _syscall_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if "path" not in given:
+        checker.say(codes.NAMES_NOTHING, node, f"`{path}` names no path", path, expected="`path`")
+    _watched(checker, result, nodes, path)
+    _per_rule(checker, nodes, given, path)
+
+
+def _per_rule(checker: Checker, nodes: Any, given: set[str], path: str) -> None:
+    for name in ("severity", "tags", "message"):
+        if name in given and name in nodes:
+            checker.say(
+                codes.BEYOND,
+                nodes[name],
+                f"the API of KubeArmor has no `{name}` in a single system call rule",
+                f"{path}.{name}",
+                suggestion="write it in `spec.syscalls`",
+            )
+
+
+def _host_rule(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    if checker.kind is not written.KubeArmorHostPolicy:
+        return
+    if "fromSource" not in given:
+        checker.say(
+            codes.BEYOND,
+            node,
+            f"the API of KubeArmor asks for `fromSource` in `{path}` of a host policy",
+            path,
+        )
+    if "pts" in nodes:
+        checker.say(
+            codes.BEYOND, nodes["pts"], f"the API of KubeArmor has no `{path}.pts` in a host policy", f"{path}.pts"
+        )
+
+
+def _watched(checker: Checker, result: Any, nodes: Any, path: str) -> None:
     blind = sight.unwatched(name for name in result.get("syscall", ()) if name in NAMES)
     if blind:
         some = len(blind) < len(result["syscall"])
@@ -140,7 +178,7 @@ def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given:
         if not isinstance(item, Scalar):
             continue
         if namespaces:
-            values.label_name(item.text, _at(checker, item, f"{path}.values[{at}]"))
+            _namespace(checker, item, f"{path}.values[{at}]")
         elif not item.text.partition("=")[0].strip() or "=" not in item.text:
             shown = "app" if not item.text.strip("= ") else item.text.strip("= ")
             checker.say(
@@ -151,6 +189,14 @@ def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given:
                 expected="text such as `app=web`",
                 suggestion=f"write `{shown}=...`",
             )
+
+
+def _namespace(checker: Checker, item: Scalar, path: str) -> None:
+    def say(code: codes.Code, message: str, *, expected: str = "", suggestion: str = "") -> None:
+        # The API takes any text here; no namespace has such a name.
+        checker.say(codes.EXPRESSION, item, message, path, expected=expected, suggestion=suggestion)
+
+    values.label_name(item.text, say)
 
 
 def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -197,7 +243,8 @@ def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, give
             if len(missing) == 1 or (missing and selectors == {"selector"}):
                 why = "a quota is an amount per time" if len(missing) == 1 else "every rule for pods is a quota"
                 names = " and ".join(f"`{name}`" for name in missing)
-                checker.say(codes.QUOTA, entry, f"`{path}.{way}[{at}]` lacks {names}: {why}", path)
+                code = codes.QUOTA if selectors == {"selector"} else codes.HALF_QUOTA
+                checker.say(code, entry, f"`{path}.{way}[{at}]` lacks {names}: {why}", path)
 
 
 def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
@@ -212,6 +259,15 @@ def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: 
 
 
 def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+    number = nodes.get("port")
+    if isinstance(number, Scalar) and number.kind == "int":
+        checker.say(
+            codes.BEYOND,
+            number,
+            f"the API of KubeArmor takes `{path}.port` as text only",
+            f"{path}.port",
+            suggestion=f'write `"{number.text}"`',
+        )
     if "endPort" not in result:
         return
     first = values.port_number(str(result.get("port", "")))
@@ -233,13 +289,6 @@ def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[s
         )
 
 
-def _at(checker: Checker, node: Node, path: str) -> values.Say:
-    def say(code: codes.Code, message: str, *, expected: str = "", suggestion: str = "") -> None:
-        checker.say(code, node, message, path, expected=expected, suggestion=suggestion)
-
-    return say
-
-
 _CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], None]]] = {
     sections.ProcessPath: _process_path,
     sections.SourceMatch: _source,
@@ -248,6 +297,8 @@ _CONDITIONS: Final[dict[type, Callable[[Any, Mapping, Any, Any, set[str], str], 
     sections.CapabilitiesSection: _capabilities,
     sections.DeviceSection: _devices,
     sections.Preset: _preset,
+    sections.NetworkProtocol: _host_rule,
+    sections.CapabilityMatch: _host_rule,
     written.LabelExpression: _expression,
     written.Selector: _labels,
     written.NetworkSpec: _network_spec,

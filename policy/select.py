@@ -141,7 +141,8 @@ def _conditions(expressions: tuple[Condition, ...]) -> Predicate:
             expression.labels,
             expression.operator is Operator.IN,
             frozenset(expression.values),
-            tuple((key, value) for key, _, value in (item.partition("=") for item in expression.values)),
+            # A value without `=` is nobody's label, as in KubeArmor, which compares whole `k=v` texts.
+            tuple((key, value) for key, equals, value in (item.partition("=") for item in expression.values) if equals),
         )
         for expression in expressions
     ]

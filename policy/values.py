@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What single values must look like: paths, protocols, capabilities, domains, ports and the rest of kubearmor.md 1.4.
 
-Every expression is anchored at both ends (KubeArmor's CRD lets `xxtcp` pass). A check says what is wrong through `Say` and
-never changes the value: making it canonical is `normalise`'s work, which uses the same tables.
+What the CRD of KubeArmor refuses is an error. What it takes and nobody can mean (`xxtcp`: its expressions have no `^`) is a warning,
+and the rule never matches: `void` says why, for the compiler and for receipts. A check says what is wrong through `Say`
+and never changes the value: making it canonical is `normalise`'s work, which uses the same tables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from policy.codes import Code
 from policy.suggest import nearest
 from schemas.errors import PolicyError
 from schemas.syscalls import NAMES as SYSCALLS
+from schemas.syscalls import NUMBERS
 
 
 class Say(Protocol):
@@ -38,6 +40,11 @@ CAPABILITIES: Final = (
 """In the order of their numbers in linux/capability.h, but for syslog and what follows mac_admin: 34 to 40."""
 BEYOND: Final = frozenset(CAPABILITIES[34:])
 """Capabilities that KubeArmor's CRD does not list."""
+PRESETS: Final = ("filelessExec", "anonymousMapExec", "protectEnv", "exec", "protectProc")
+_CRD_PROTOCOL: Final = re.compile("(" + "|".join((*PROTOCOLS, *map(str.upper, PROTOCOLS))) + r")\Z")
+_CRD_CAPABILITY: Final = re.compile("(" + "|".join(CAPABILITIES[:34]) + r")\Z")
+_CRD_SYSCALLS: Final = frozenset(name for name, (row, *_) in NUMBERS.items() if row is not None and row < 335)
+"""The system calls of the CRD's enumeration: x86-64 up to rseq, 334."""
 DEVICE_CLASSES: Final[dict[str, int]] = {
     "ALL": -1, "AUDIO": 1, "COMMUNICATIONS": 2, "CDC": 2, "CDC-CONTROL": 2, "HID": 3, "PHYSICAL": 5, "IMAGE": 6,
     "STILL-IMAGE": 6, "PRINTER": 7, "MASS-STORAGE": 8, "HUB": 9, "CDC-DATA": 10, "SMART-CARD": 11,
@@ -60,6 +67,7 @@ _PATH = re.compile(r"/+.*[^/]", re.DOTALL)
 _DIRECTORY = re.compile(r"/|/.*/", re.DOTALL)
 _DOMAIN = re.compile(r"\.?(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?", re.IGNORECASE)  # fmt: skip
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 WRONG: Final = 20
 """Names of one comma list that are told to be wrong; a list has at most 41 right ones."""
 QUANTITY: Final = re.compile(r"([0-9]{1,15})(KB|MB|GB|K|M|G)?")
@@ -154,7 +162,7 @@ def execname(text: str, say: Say) -> None:
 def pattern(text: str, say: Say) -> None:
     """A glob of the dialect in `policy/glob.py`."""
     if not text:
-        say(codes.EMPTY, "the pattern is empty", expected="a glob such as `/**/curl`")
+        say(codes.PATTERN, "the pattern is empty", expected="a glob such as `/**/curl`")
     elif text[0] not in "/*?[{":
         say(
             codes.NEVER,
@@ -172,6 +180,7 @@ def protocol(text: str, say: Say) -> None:
     """A comma list of protocols, each all lower or all upper case."""
     names = elements(text)
     wrong = 0
+    taken = _CRD_PROTOCOL.search(text) is not None
     if not names:
         say(codes.EMPTY, "the protocol is empty", expected=", ".join(PROTOCOLS))
     for name in names:
@@ -182,7 +191,7 @@ def protocol(text: str, say: Say) -> None:
             return
         if name.lower() in PROTOCOLS:
             say(
-                codes.CASE,
+                codes.LOOSE_NAME if taken else codes.CASE,
                 f"`{name}` mixes cases",
                 expected="all lower or all upper case",
                 suggestion=f"write `{name.lower()}`",
@@ -190,7 +199,7 @@ def protocol(text: str, say: Say) -> None:
             continue
         near = nearest(name, PROTOCOLS)
         say(
-            codes.PROTOCOL,
+            codes.LOOSE_NAME if taken else codes.PROTOCOL,
             f"`{name}` is not a protocol",
             expected=", ".join(PROTOCOLS),
             suggestion=f"did you mean `{near}`?" if near else "",
@@ -201,6 +210,7 @@ def capability(text: str, say: Say) -> None:
     """A comma list of capabilities."""
     names = elements(text)
     wrong = 0
+    taken = _CRD_CAPABILITY.search(text) is not None
     if not names:
         say(codes.EMPTY, "the capability is empty", expected="a name such as `net_raw`")
     for name in names:
@@ -213,7 +223,7 @@ def capability(text: str, say: Say) -> None:
             bare = name.lower().removeprefix("cap_").replace("-", "_")
             if bare in CAPABILITIES:
                 say(
-                    codes.CASE,
+                    codes.LOOSE_NAME if taken else codes.CASE,
                     f"`{name}` is not how capabilities are written",
                     expected="lower case without `CAP_`",
                     suggestion=f"write `{bare}`",
@@ -221,7 +231,7 @@ def capability(text: str, say: Say) -> None:
             else:
                 near = nearest(bare, CAPABILITIES)
                 say(
-                    codes.CAPABILITY,
+                    codes.LOOSE_NAME if taken else codes.CAPABILITY,
                     f"`{name}` is not a capability",
                     expected="a name such as `net_raw`",
                     suggestion=f"did you mean `{near}`?" if near else "",
@@ -249,13 +259,27 @@ def syscall(text: str, say: Say) -> None:
                 expected="a name such as `ptrace`",
                 suggestion=f"did you mean `{near}`?" if near else "",
             )
+    elif text not in _CRD_SYSCALLS:
+        say(codes.BEYOND, f"the API of KubeArmor does not know the system call `{text}`")
+
+
+def preset(text: str, say: Say) -> None:
+    """A preset by its name."""
+    if text not in PRESETS:
+        near = nearest(text, PRESETS)
+        say(
+            codes.PRESET,
+            f"`{text}` is not a preset",
+            expected=", ".join(PRESETS),
+            suggestion=f"did you mean `{near}`?" if near else "",
+        )
 
 
 def domain(text: str, say: Say) -> None:
     """A comma list of domain names."""
     names = elements(text)
     if not names:
-        say(codes.EMPTY, "the domain is empty", expected="a name such as `example.com`")
+        say(codes.DOMAIN, "the domain is empty", expected="a name such as `example.com`")
     for name in names:
         if "://" in name or "/" in name:
             host = name.partition("://")[2].partition("/")[0] or name.partition("/")[0]
@@ -265,8 +289,13 @@ def domain(text: str, say: Say) -> None:
                 expected="a domain name",
                 suggestion=f"write `{host}`",
             )
-        elif not _DOMAIN.fullmatch(name) or len(name.strip(".")) > 253:
+        elif not is_domain(name):
             say(codes.DOMAIN, f"`{name}` is not a domain name", expected="a name such as `example.com`")
+
+
+def is_domain(name: str) -> bool:
+    """Whether one element of a domain list can be asked for in DNS."""
+    return _DOMAIN.fullmatch(name) is not None and len(name.strip(".")) <= 253
 
 
 def device_class(text: str, say: Say) -> None:
@@ -294,10 +323,16 @@ def class_number(text: str) -> int | None:
 
 def cidr(text: str, say: Say) -> None:
     """An IP network or address."""
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
+    if network(text) is None:
         say(codes.CIDR, f"`{text}` is not a network", expected="an IPv4 or IPv6 network such as `10.0.0.0/8`")
+
+
+def network(text: str) -> str | None:
+    """An IP network in its canonical form; None for what is none."""
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        return None
 
 
 def port(text: str, say: Say) -> None:
@@ -329,12 +364,12 @@ def limit(text: str, say: Say) -> None:
 def duration(text: str, say: Say) -> None:
     """A length of time."""
     if not DURATION.fullmatch(text):
-        say(codes.QUANTITY, f"`{text}` is not a duration", expected="digits and s, m or h, such as `30m`")
+        say(codes.DURATION, f"`{text}` is not a duration", expected="digits and s, m or h, such as `30m`")
 
 
 def subdomain_name(text: str, say: Say) -> None:
-    """A name of an object: RFC 1123 subdomain."""
-    if len(text) > 253 or not all(_LABEL.fullmatch(part) for part in text.split(".")):
+    """A name of an object: RFC 1123 subdomain as Kubernetes checks it, 253 characters in all and no limit per part."""
+    if len(text) > 253 or not _SUBDOMAIN.fullmatch(text):
         better = re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:253]
         say(
             codes.NAME,

@@ -8,6 +8,7 @@ Neighbours: `json_lines` (the same for JSON), `nodes` (the tree).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import yaml
@@ -15,10 +16,13 @@ from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
 from policy import codes
 from policy.diagnostics import LINE_BREAK, Report
+from policy.kinds import foreign, listed
 from policy.nodes import Mapping, Node, Scalar, ScalarKind, Sequence, plain_kind
 
 DEPTH: Final = 32
-"""Levels of nesting. The deepest valid policy has 9."""
+"""Levels of nesting that are kept. The deepest valid policy has 9; what lies deeper is left out, and is an error in a policy."""
+DEEPEST: Final = 1000
+"""Levels at which reading stops, whosever document it is: libyaml's time grows with the square of them."""
 EXPANDED: Final = 32 * 1024 * 1024
 """Characters (and 16 per node) after every alias is replaced by what it stands for."""
 RESTARTS: Final = 50
@@ -95,6 +99,9 @@ class _Reader:
         self.report = report
         self.first_line = first_line
         self.aliased = False
+        self.inner: list[tuple[int, Callable[[], None]]] = []
+        """Findings inside of a document, each with the number of its item if the document is a `kind: List`."""
+        self.item = 0
 
     def place(self, event: Any) -> tuple[int, int, int]:
         start, end = event.start_mark, event.end_mark
@@ -109,19 +116,45 @@ class _Reader:
                 if event is None or isinstance(event, yaml.StreamEndEvent):
                     return
                 if isinstance(event, yaml.DocumentStartEvent):
+                    self.inner, self.item = [], 0
                     node = self.document(parser)
+                    self.tell(node)
                     if not (isinstance(node, Scalar) and node.kind == "null"):
                         documents.append(node)
         finally:
             parser.dispose()
+
+    def tell(self, node: Node) -> None:
+        """Report what was found inside of a document, but for what is somebody else's."""
+        items = listed(node)
+        for number, report in self.inner:
+            holder = node if items is None or number >= len(items.items) else items.items[number]
+            if not foreign(holder):
+                report()
+
+    def say(self, code: codes.Code, message: str, line: int, column: int, width: int = 1) -> None:
+        self.inner.append(
+            (self.item, lambda: self.report.add(code, message, line=line, column=column, width=width)),
+        )
 
     def document(self, parser: Any) -> Node:
         anchors: dict[str, tuple[Node, int]] = {}
         open_anchors: set[str] = set()
         stack: list[_Open] = []
         root: Node | None = None
+        below = 0
         while True:
             event = parser.get_event()
+            if below:
+                below += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+                below -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
+                if below > DEEPEST:
+                    line, column, _ = self.place(event)
+                    self.stop(codes.TOO_DEEP, f"more than {DEEPEST} levels of lists and mappings", line, column)
+                continue
+            if len(stack) > 1:
+                outer = stack[1].node
+                self.item = len(outer.items) if isinstance(outer, Sequence) else 0
             if isinstance(event, yaml.DocumentEndEvent):
                 assert root is not None
                 return root
@@ -136,7 +169,10 @@ class _Reader:
                 node, weight = self.alias(event.anchor or "", anchors, open_anchors, line, column, width)
             elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 if len(stack) >= DEPTH:
-                    self.stop(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
+                    self.say(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
+                    below = 1
+                    self.put(stack[-1], Scalar("", "lost", line, column), 16, line, column)
+                    continue
                 mapping = isinstance(event, yaml.MappingStartEvent)
                 self.tag(event.tag, line, column)
                 stack.append(
@@ -158,19 +194,22 @@ class _Reader:
             if not stack:
                 root = node
                 continue
-            top = stack[-1]
-            top.weight += weight
-            if top.weight > EXPANDED:
-                if self.aliased:
-                    self.stop(codes.ALIAS, f"aliases expand to more than {EXPANDED >> 20} MiB", line, column)
-                self.stop(codes.TOO_LARGE, f"one document takes more than {EXPANDED >> 20} MiB", line, column)
-            if isinstance(top.node, Sequence):
-                top.node.items.append(node)
-            elif top.key is None:
-                top.key = node
-            else:
-                top.node.pairs.append((top.key, node))
-                top.key = None
+            self.put(stack[-1], node, weight, line, column)
+
+    def put(self, top: _Open, node: Node, weight: int, line: int, column: int) -> None:
+        """Give `node` to the list or mapping that holds it."""
+        top.weight += weight
+        if top.weight > EXPANDED:
+            if self.aliased:
+                self.stop(codes.ALIAS, f"aliases expand to more than {EXPANDED >> 20} MiB", line, column)
+            self.stop(codes.TOO_LARGE, f"one document takes more than {EXPANDED >> 20} MiB", line, column)
+        if isinstance(top.node, Sequence):
+            top.node.items.append(node)
+        elif top.key is None:
+            top.key = node
+        else:
+            top.node.pairs.append((top.key, node))
+            top.key = None
 
     def scalar(self, event: Any, line: int, column: int, width: int) -> Scalar:
         kind: ScalarKind
@@ -193,20 +232,16 @@ class _Reader:
         width: int,
     ) -> tuple[Node, int]:
         if name in open_anchors:
-            self.report.add(
-                codes.ALIAS, f"`*{name}` stands inside of what it stands for", line=line, column=column, width=width
-            )
+            self.say(codes.ALIAS, f"`*{name}` stands inside of what it stands for", line, column, width)
         elif name not in anchors:
-            self.report.add(
-                codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line=line, column=column, width=width
-            )
+            self.say(codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line, column, width)
         else:
             return anchors[name]
         return Scalar("", "lost", line, column, width), 16
 
     def tag(self, tag: str | None, line: int, column: int) -> None:
         if tag not in _STRUCTURE:
-            self.report.add(codes.TAG, f"tag `{tag}` is ignored", line=line, column=column)
+            self.say(codes.TAG, f"tag `{tag}` is ignored", line, column)
 
     def merge(self, node: Mapping) -> None:
         """Replace `<<: *other` by the pairs of `other` that the mapping does not have itself."""
@@ -218,9 +253,7 @@ class _Reader:
         for key, value in merges:
             for part in value.items if isinstance(value, Sequence) else [value]:
                 if not isinstance(part, Mapping):
-                    self.report.add(
-                        codes.NOT_A_KEY, "`<<` needs a mapping to merge", line=key.line, column=key.column, width=2
-                    )
+                    self.say(codes.NOT_A_KEY, "`<<` needs a mapping to merge", key.line, key.column, 2)
                     continue
                 for inner, content in part.pairs:
                     if isinstance(inner, Scalar) and inner.text not in seen:

@@ -150,10 +150,7 @@ class Traffic(Attributes, frozen=True, kw_only=True):
         Annotated[str, Meta(pattern=r"^[0-9]+(KB|MB|GB|K|M|G)?$")] | None,
         Meta(description="Bytes per `duration`; no unit means GB.", examples=["500MB"]),
     ] = None
-    duration: Annotated[
-        Annotated[str, Meta(pattern=r"^[0-9]+(s|m|h)$")] | None,
-        Meta(description="Window of the limit.", examples=["30m"]),
-    ] = None
+    duration: Annotated[str | None, Meta(description="Window of the limit.", examples=["30m"])] = None
 
 
 class Ingress(Traffic, frozen=True, kw_only=True):
@@ -202,7 +199,7 @@ class KubeArmorPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="Ku
 
     api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name and namespace.")]
-    spec: Annotated[Spec, Meta(description="The rules.")]
+    spec: Annotated[Spec, Meta(description="The rules.")] = field(default_factory=Spec)
 
 
 class KubeArmorHostPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorHostPolicy"):
@@ -210,7 +207,7 @@ class KubeArmorHostPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag
 
     api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name.")]
-    spec: Annotated[HostSpec, Meta(description="The rules.")]
+    spec: Annotated[HostSpec, Meta(description="The rules.")] = field(default_factory=HostSpec)
 
 
 class KubeArmorClusterPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorClusterPolicy"):
@@ -218,7 +215,7 @@ class KubeArmorClusterPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", 
 
     api_version: Annotated[str, Meta(description="`security.kubearmor.com/v1`; must be written.")] = API_VERSION
     metadata: Annotated[Metadata, Meta(description="Name.")]
-    spec: Annotated[ClusterSpec, Meta(description="The rules.")]
+    spec: Annotated[ClusterSpec, Meta(description="The rules.")] = field(default_factory=ClusterSpec)
 
 
 class KubeArmorNetworkPolicy(Wire, frozen=True, kw_only=True, tag_field="kind", tag="KubeArmorNetworkPolicy"):

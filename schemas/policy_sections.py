@@ -216,14 +216,14 @@ class SyscallAttributes(Wire, frozen=True, kw_only=True):
 class SyscallMatch(SyscallAttributes, frozen=True, kw_only=True):
     """System calls by name."""
 
-    syscall: Annotated[tuple[Syscall, ...], Meta(description="System calls.", examples=[["ptrace", "mount"]])]
+    syscall: Annotated[tuple[Syscall, ...], Meta(description="System calls.", examples=[["ptrace", "mount"]])] = ()
     from_source: Sources = ()
 
 
 class SyscallPath(SyscallAttributes, frozen=True, kw_only=True):
     """System calls that name a path."""
 
-    path: PathOrDirectory
+    path: PathOrDirectory | None = None
     recursive: Annotated[bool | None, Meta(description="With a directory: subdirectories too.")] = None
     syscall: Annotated[tuple[Syscall, ...], Meta(description="System calls; none means all.")] = ()
     from_source: Sources = ()
@@ -236,13 +236,16 @@ class SyscallsSection(SyscallAttributes, frozen=True, kw_only=True):
     match_paths: Annotated[tuple[SyscallPath, ...], Meta(description="System calls on a path.")] = ()
 
 
-PresetName = Literal["filelessExec", "anonymousMapExec", "protectEnv", "exec", "protectProc"]
-
-
 class Preset(Attributes, frozen=True, kw_only=True):
     """A ready-made rule."""
 
-    name: Annotated[PresetName, Meta(description="Which one.", examples=["filelessExec"])]
+    name: Annotated[
+        str,
+        Meta(
+            description="`filelessExec`, `anonymousMapExec`, `protectEnv`, `exec` or `protectProc`.",
+            examples=["filelessExec"],
+        ),
+    ]
 
 
 class DeviceMatch(Attributes, frozen=True, kw_only=True):

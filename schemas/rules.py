@@ -134,6 +134,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     device: Device | None = None
     peer: Peer | None = None
+    void: str = ""
+    """Why the rule can mean nothing: it never matches, and is told in `explain`, lint and receipts. Empty for a good rule."""
     called: str = ""
     """Only when the program was called by this name: set on the variant of a rule whose link leads to a busybox."""
 

@@ -31,7 +31,6 @@ VALID = {
     "lists not indented": ("ksp", "severity: 5\ntags:\n- WARNING\nselector:\n  matchLabels:\n    app: web\nfile:\n  matchPaths:\n  - path: /etc/passwd\n  - path: /etc/group\n", 2),
     "action in the section": ("ksp", "selector: {matchLabels: {app: web}}\nfile:\n  severity: 3\n  matchPaths:\n  - path: /etc/shadow\n  action: Audit\n", 1),
     "no action anywhere": ("ksp", "selector: {matchLabels: {app: web}}\nfile:\n  matchPaths: [{path: /etc/shadow}]\n", 1),
-    "lower case action of the spec": ("ksp", "selector: {}\nfile:\n  matchPaths: [{path: /etc/shadow}]\naction: audit\n", 1),
     "empty matchLabels": ("ksp", "selector:\n  matchLabels:\n    {}\nprocess:\n  matchPaths:\n    - path: /usr/bin/lastlog\n", 1),
     "empty selector": ("ksp", "selector: {}\nprocess: {matchPaths: [{path: /usr/bin/nc}]}\n", 1),
     "no selector": ("csp", "process:\n  matchPaths:\n  - execname: fdisk\n  - execname: losetup\n", 2),
@@ -53,7 +52,6 @@ VALID = {
     "dns": ("ksp", "selector: {}\nnetwork:\n  matchDNSQueries:\n  - domain: example.com\n  - domain: api.example.org, cdn.example.org\n    fromSource: [{path: /usr/bin/curl}]\n", 3),
     "library name with plus": ("ksp", "selector: {}\nfile:\n  matchPaths:\n  - path: /usr/lib/libstdc++.so.6.0.28\n    fromSource: [{path: /app/cart}]\n", 1),
     "fromSource before the rest": ("ksp", "selector: {}\nprocess:\n  matchPaths:\n  - fromSource:\n    - path: /bin/dash\n    path: /bin/sleep\n", 1),
-    "fromSource directory": ("ksp", "selector: {}\nfile:\n  matchPaths:\n  - path: /home/u/secret\n    fromSource:\n    - dir: /bin/\n", 1),
     "pts": ("ksp", "selector: {}\nfile:\n  matchPaths:\n  - path: /etc/hostname\n    pts: false\n", 1),
     "arguments": ("ksp", "selector: {}\nprocess:\n  matchPaths:\n  - path: /usr/bin/python3.6\n    allowedArgs:\n      - -m\n      - random\n", 1),
     "In and NotIn on labels": ("ksp", "selector:\n  matchExpressions:\n    - key: label\n      operator: In\n      values: \n        - tier=a\n    - key: label\n      operator: NotIn\n      values: \n        - tier=b\nprocess: {matchPaths: [{execname: apt}]}\n", 1),
@@ -64,7 +62,6 @@ VALID = {
     "every host": ("hsp", "nodeSelector:\n  matchLabels:\n    kubearmor.io/hostname: '*'\nprocess: {matchPaths: [{execname: gcc}, {execname: g++}]}\n", 2),
     "one host": ("hsp", "nodeSelector:\n  matchLabels:\n    kubernetes.io/hostname: gke-1 # yours\nseverity: 5\nfile: {matchPaths: [{path: /proc/sys/kernel/yama/ptrace_scope}]}\n", 1),
     "hosts of a system": ("hsp", "nodeSelector:\n  matchLabels:\n    kubernetes.io/os: linux\nfile:\n  matchDirectories:\n  - dir: /var/lib/kubelet/\n    readOnly: true\n    recursive: true\n    fromSource:\n      - path: /usr/bin/kubelet\n", 1),
-    "syscalls with an action of the spec": ("hsp", "action: Audit\nnodeSelector: {matchLabels: {kubearmor.io/hostname: '*'}}\nsyscalls:\n  matchSyscalls:\n  - syscall:\n    - mount\n    - umount2\n  - syscall: [ptrace]\n    severity: 8\n    message: traced\n", 2),
     "syscalls from directories without slash": ("ksp", "selector: {}\nsyscalls:\n  matchSyscalls:\n  - syscall:\n    - unlink\n    fromSource:\n      - dir: /bin\n      - dir: /usr/bin\n        recursive: true\naction:\n  Audit\n", 1),
     "syscalls on a directory": ("ksp", "severity: 8\ntags: [\"Global tag\"]\nselector: {}\nsyscalls:\n  matchPaths:\n  - syscall:\n    - unlink\n    path: /home/\n    recursive: true\n  severity: 7\n  message: \"Local message\"\naction:\n  Audit\n", 1),
     "every usb device": ("hsp", "nodeSelector: {matchLabels: {kubernetes.io/hostname: box}}\nseverity: 5\ndevice:\n  matchDevice:\n  - class: ALL\naction: Allow\n", 1),
@@ -73,6 +70,7 @@ VALID = {
     "ports and interfaces": ("nsp", "nodeSelector: {matchLabels: {role: edge}}\ningress:\n- from:\n  - ipBlock: {cidr: fd00::/8}\n  - ipBlock: {cidr: 10.0.0.0/8}\n  iface: [eth0, eth1]\n  ports:\n  - port: \"8000\"\n    endPort: 9000\n    protocol: tcp\n  action: Allow\naction: Audit\n", 1),
     "quota of pods": ("nsp", "selector:\n  matchLabels:\n    app: db\naction: Block\nlevel: Pod # own counter\negress:\n- limit: \"2MB\" \n  duration: \"20m\" \n", 1),
     "native lines": ("ksp", "selector: {}\napparmor: |\n  deny mount,\n  deny /etc/shadow r,\n", 0),
+    "nulls": ("ksp", "severity: null\ntags: ~\nmessage:\nselector:\nprocess:\n  matchPaths:\n  - path: /bin/a\n    execname: null\n    fromSource:\n    recursive_:\n".replace("    recursive_:\n", "") + "  action: null\naction:\n", 1),
     "null section": ("ksp", "selector: {}\nprocess:\nfile:\n  matchPaths:\n  - path: /etc/hosts\n  matchDirectories:\n", 1),
     "anchors": ("ksp", "selector: {}\nprocess:\n  matchPaths:\n  - &one {path: /bin/a, severity: 4}\n  - <<: *one\n    path: /bin/b\n", 2),
     "folded message": ("ksp", "message: >-\n  somebody did\n  something\nselector: {}\nprocess: {matchPaths: [{path: /bin/a}]}\n", 1),
@@ -91,6 +89,18 @@ def test_a_valid_habit_parses_without_error_or_warning(name: str) -> None:
 
 
 WARNED = {
+    "lower case action of the spec": ("ksp", "P704", "selector: {}\nfile:\n  matchPaths: [{path: /etc/shadow}]\naction: audit\n"),
+    "fromSource directory": ("ksp", "P703", "selector: {}\nfile:\n  matchPaths:\n  - path: /home/u/secret\n    fromSource:\n    - dir: /bin/\n"),
+    "syscalls with an action of the spec": ("hsp", "P704", "action: Audit\nnodeSelector: {matchLabels: {kubearmor.io/hostname: '*'}}\nsyscalls:\n  matchSyscalls:\n  - syscall:\n    - mount\n    - umount2\n  - syscall: [ptrace]\n    severity: 8\n    message: traced\n"),
+    "unknown preset": ("csp", "P418", "selector: {}\npresets: [{name: preventExec}]\n"),
+    "text before a protocol": ("ksp", "P421", "selector: {}\nnetwork: {matchProtocols: [{protocol: ipv4tcp}]}\n"),
+    "port as a number": ("nsp", "P704", "nodeSelector: {}\negress: [{ports: [{port: 443}]}]\n"),
+    "network of a host without fromSource": ("hsp", "P704", "nodeSelector: {}\nnetwork: {matchProtocols: [{protocol: icmp}]}\n"),
+    "label without a value": ("ksp", "P501", "selector: {matchExpressions: [{key: label, operator: In, values: [web]}]}\nfile: {matchPaths: [{path: /a}]}\n"),
+    "half a quota of a host": ("nsp", "P507", "nodeSelector: {}\negress: [{limit: 2MB}]\n"),
+    "empty entry": ("ksp", "P419", "selector: {}\nprocess: {matchPaths: [{severity: 1}]}\n"),
+    "nothing after spec": ("ksp", "P603", "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\nmetadata: {name: a}\nspec:\n"),
+    "nothing after a label": ("ksp", "P422", "selector: {matchLabels: {app: }}\nfile: {matchPaths: [{path: /a}]}\n"),
     "cluster policy with a namespace": ("csp", "P209", "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorClusterPolicy\nmetadata: {name: a, namespace: kubearmor}\nspec:\n  file: {matchDirectories: [{dir: /var/, recursive: true}]}\n"),
     "host policy without nodeSelector": ("hsp", "P506", "process: {matchPaths: [{path: /usr/bin/sleep}]}\n"),
     "star in a path": ("ksp", "P604", "selector: {}\nfile: {matchPaths: [{path: '/etc/kubernetes/pki/*.crt'}]}\n"),
@@ -158,3 +168,55 @@ def test_an_invalid_habit_is_told_once_with_a_way_out(name: str) -> None:
     assert not parsed.policies
     assert [found.code for found in errors] == [code], [str(found) for found in parsed.diagnostics]
     assert words in f"{errors[0].expected} {errors[0].suggestion}", str(errors[0])
+
+
+FOREIGN = {
+    "a deployment": "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {template: {}}\n",
+    "a definition deeper than any policy": "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nspec: " + "{a: " * 100 + "1" + "}" * 100 + "\n",
+    "a kustomization": "resources:\n- a.yaml\n- b.yaml\n",
+    "a kustomization with a kind": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+    "a patch": "- op: replace\n  path: /spec/replicas\n  value: 3\n",
+    "a deep patch": "- " + "[" * 60 + "]" * 60 + "\n",
+    "a configuration of the operator": "apiVersion: operator.kubearmor.com/v1\nkind: KubeArmorConfig\nmetadata: {name: a}\nspec: {defaultFilePosture: block}\n",
+    "tags and aliases of another tool": "kind: Stack\nvalue: !Ref somewhere\nother: *nothing\n<<: 3\n",
+    "values of a chart": "image: {tag: 1}\nreplicas: 2\n",
+    "a list of objects": "apiVersion: v1\nkind: List\nitems:\n- kind: Service\n  apiVersion: v1\n  spec: " + "[" * 50 + "]" * 50 + "\n",
+    "an empty list of objects": "apiVersion: v1\nkind: List\nitems: []\n",
+}  # fmt: skip
+OURS = "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\nmetadata: {name: a, namespace: shop}\nspec: {process: {matchPaths: [{path: /a}]}}\n"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_objects_of_others_are_said_and_left_out(name: str, strict: bool) -> None:
+    alone = parse(FOREIGN[name], "wild.yaml", strict=strict)
+    assert alone.ok, [str(found) for found in alone.diagnostics]
+    beside = parse(f"{FOREIGN[name]}---\n{OURS}", "wild.yaml", strict=strict)
+    assert beside.ok
+    assert [policy.name for policy in beside.policies] == ["a"]
+    if "empty" not in name:
+        assert {found.code for found in beside.diagnostics} == {"P205"}
+
+
+def test_a_list_may_hold_policies_and_objects_of_others() -> None:
+    inner = "".join(f"- {text.splitlines()[0]}\n" + "".join(f"  {line}\n" for line in text.splitlines()[1:]) for text in (OURS, FOREIGN["a definition deeper than any policy"], OURS.replace("name: a", "name: b")))  # fmt: skip
+    text = f"apiVersion: v1\nkind: List\nitems:\n{inner}"
+    nested = (
+        f"apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: List\n  items:\n{textwrap.indent(inner, '  ')}"
+    )
+    for one in (text, nested):
+        parsed = parse(one, "wild.yaml", strict=True)
+        assert [policy.name for policy in parsed.policies] == ["a", "b"], [str(found) for found in parsed.diagnostics]
+
+
+@pytest.mark.parametrize("deep", ["[" * 60 + "]" * 60, "{a: " * 60 + "1" + "}" * 60])
+def test_a_policy_that_is_too_deep_is_an_error_and_the_rest_is_read(deep: str) -> None:
+    parsed = parse(f"{OURS.replace('/a}', deep + '}')}---\n{OURS.replace('name: a', 'name: b')}", "wild.yaml")
+    assert not parsed.ok
+    assert "P104" in {found.code for found in parsed.diagnostics}
+    assert [policy.name for policy in parsed.policies] == ["b"]
+
+
+@pytest.mark.parametrize("text", [f"- {OURS.splitlines()[0]}\n" + "".join(f"  {line}\n" for line in OURS.splitlines()[1:]), "just text\n", OURS.replace("KubeArmorPolicy", "KubeArmorPolciy"), OURS.replace("kind: KubeArmorPolicy\n", "")])  # fmt: skip
+def test_what_may_be_a_misspelt_policy_is_an_error(text: str) -> None:
+    assert not parse(text, "wild.yaml").ok
