@@ -54,13 +54,11 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
         if trees is None:
             trees = yaml_lines.read(decoded, report)
         seen: dict[str, int] = {}
-        documents_seen = 0
         for node in flatten(trees):
             if report.full:
                 break
             before = report.errors
             kind = identify(node, report)
-            documents_seen += 1
             if kind is None or not isinstance(node, Mapping):
                 continue
             document = _document(node, kind, report)
@@ -76,7 +74,7 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
                 )
             seen[document.key] = node.line
             documents.append(document)
-        if not documents_seen and not report.errors:
+        if not trees and not report.errors:
             report.add(codes.NO_POLICY, "no policy in this file", line=1, column=1, expected=", ".join(KINDS))
     return Parsed(tuple(documents), report.sorted(), not report.errors, decoded)
 
