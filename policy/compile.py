@@ -98,11 +98,11 @@ def compile_judge(
     tables.devices = [candidate for candidate, _ in entries.get("device", [])]
     tables.presets = [(PRESETS[candidate.rule.value], candidate) for candidate, _ in entries.get("preset", [])]
     _syscalls(tables, entries.get("syscall", []))
-    if peers.get("ingress"):
-        tables.ingress = PeerTable(peers["ingress"])
-    if peers.get("egress"):
-        tables.egress = PeerTable(peers["egress"])
     tables.unmatched = _unmatched(meant, postures, host)
+    if "ingress" in peers or "ingress" in tables.unmatched:
+        tables.ingress = PeerTable(peers.get("ingress", []))
+    if "egress" in peers or "egress" in tables.unmatched:
+        tables.egress = PeerTable(peers.get("egress", []))
     return Judge(tables)
 
 
