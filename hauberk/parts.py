@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
-from hauberk import service, stages
+from hauberk import service, stages, supervision
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration, node_configuration
 from hauberk.page import open_page
 from hauberk.up import open_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
+from sensors.node import node_name
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -31,31 +32,34 @@ S = TypeVar("S", "Configuration", "NodeConfiguration")
 async def _part(
     given: argparse.Namespace,
     name: str,
-    build: Callable[[Bus, S, contextlib.AsyncExitStack], Awaitable[list[tuple[str, service.Stage]]]],
+    build: Callable[
+        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision], Awaitable[list[tuple[str, service.Stage]]]
+    ],
     read: Callable[[argparse.Namespace], tuple[S, Loaded, Path]],
 ) -> int:
     settings, _, state = read(given)
     prepare(state)
     stop = asyncio.Event()
-    with service.listening(stop):
+    with service.listening(stop) as hurry:
         bus = await open_bus(settings.bus)
+        kept = supervision.Supervision(supervision.teller(bus, node_name(settings.sensor)))
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
-                    wanted = await build(bus, settings, opened)
+                    wanted = await build(bus, settings, opened, kept)
                 except HauberkError:
                     if stop.is_set():
                         return 130
                     raise
                 print(f"hauberk {name}: running", file=sys.stderr, flush=True)
                 service.notify("READY=1")
-                await service.run(wanted, stop, signals=False)
+                await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
         finally:
             await bus.close()
             if damaged(bus):
-                print(f"hauberk: {told_damage(bus)}", file=sys.stderr)
-    print(f"hauberk {name}: ended", file=sys.stderr)
-    return 0
+                service.say(told_damage(bus))
+    service.say("ended", name)
+    return supervision.exit_code(kept)
 
 
 async def run_node(given: argparse.Namespace) -> int:
@@ -63,18 +67,15 @@ async def run_node(given: argparse.Namespace) -> int:
     given.set = ["sensor.keep=true", *given.set]
 
     async def build(
-        bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack
+        bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
-        from sensors.inventory import Inventory
-
-        inventory = Inventory(bus, settings.inventory)
+        inventory = stages.Inventories(bus, settings)
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
-        opened.callback(node.close)
-        opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
-        _, sensing = stages.sensor(bus, node, inventory)
-        _, enforcing = stages.enforcement(bus, settings, inventory.node)
-
-        return [("enforcement", enforcing), ("sensor", sensing)]
+        opened.callback(node.close, take_down=False)
+        opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
+        sensing = stages.sensor(bus, node)
+        enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+        return [("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage)]
 
     return await _part(given, "node", build, node_configuration)
 
@@ -83,9 +84,9 @@ async def run_processor(given: argparse.Namespace) -> int:
     """Frames in; alerts, telemetry, summaries out."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack
+        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
-        return [("processor", stages.processor(bus, settings)[1])]
+        return [("processor", stages.processor(bus, settings).stage)]
 
     return await _part(given, "processor", build, configuration)
 
@@ -94,13 +95,14 @@ async def run_sink(given: argparse.Namespace) -> int:
     """Every configured sink."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack
+        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
-        engine, stage = stages.sinks(bus, settings)
-        await engine.check()
+        part = stages.sinks(bus, settings, kept)
+        await part.engine.check()
+        stages.collect(part.engine, supervision.shown(kept))
         if page := await open_page(settings, opened):
             say("page", page)
-        return [("sinks", stage)]
+        return [("sinks", part.stage)]
 
     return await _part(given, "sink", build, configuration)
 
@@ -109,8 +111,8 @@ async def run_enforcer(given: argparse.Namespace) -> int:
     """Policies and inventory in; plans out."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack
+        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
-        return [("planner", stages.planner(bus, settings)[1])]
+        return [("planner", stages.planner(bus, settings).stage)]
 
     return await _part(given, "enforcer", build, configuration)

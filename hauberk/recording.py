@@ -12,6 +12,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from hauberk import service, stages
 from hauberk.configuration import client_bus, configuration
 from hauberk.up import open_sensor, prepare
@@ -22,6 +24,7 @@ from sensors.recording import Reader
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from hauberk.sections import Configuration
 
 
 async def record(given: argparse.Namespace) -> tuple[int, str]:
@@ -45,15 +48,14 @@ async def record(given: argparse.Namespace) -> tuple[int, str]:
         )
         return await _attached(given, bus)
     from bus.memory import MemoryBus, MemorySettings
-    from sensors.inventory import Inventory
 
     prepare(state)
     memory = MemoryBus(MemorySettings())
-    inventory = Inventory(memory, settings.inventory)
-    node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
+    inventory = stages.Inventories(memory, settings)
+    node, _ = await asyncio.to_thread(open_sensor, _apart(settings), inventory.on_cgroup)
     try:
-        _, sensing = stages.sensor(memory, node, inventory)
-        return await _run(memory, given, [("sensor", sensing)])
+        sensing = stages.sensor(memory, node)
+        return await _run(memory, given, [("sensor", sensing.stage), ("inventory", inventory.part.stage)])
     finally:
         node.close()
         await memory.close()
@@ -81,6 +83,15 @@ def held(pin_dir: str) -> bool:
     except KernelError as error:
         return error.errno == errno.EWOULDBLOCK
     return False
+
+
+def _apart(settings: Configuration) -> Configuration:
+    """With pins of its own where an agent has left some: the rules it left in force are not this command's to lift."""
+    sensor = settings.sensor
+    if not os.path.isdir(sensor.pin_dir):
+        return settings
+    apart = msgspec.structs.replace(sensor, pin_dir=f"{sensor.pin_dir.rstrip('/')}-record", keep=False)
+    return msgspec.structs.replace(settings, sensor=apart)
 
 
 async def _attached(given: argparse.Namespace, bus: Bus) -> tuple[int, str]:

@@ -8,9 +8,10 @@ committed yet. `up` runs them all on one bus, the other verbs one each: the stag
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from schemas.errors import DecodeError, SettingsError
 from schemas.topics import EVENTS_RAW
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from hauberk.service import Stage
+    from hauberk.supervision import Supervision
     from processors.engine import Processor
     from sensors.agent import Agent
     from sensors.inventory import Inventory
@@ -31,10 +33,32 @@ if TYPE_CHECKING:
     from sensors.replay import ReplaySettings
     from sinks.engine import SinkEngine
 
+log = logging.getLogger(__name__)
+
 DRAIN: Final = 5.0
 """Longest wait for a group to commit what the stage before it published, in seconds."""
 STUCK: Final = 30.0
 """Nothing of a replay moved for so many seconds: it will not move any more."""
+
+
+E = TypeVar("E")
+
+
+class Part(Generic[E]):
+    """An engine and the stage that runs it. A stage that is started again after a failure gets an engine made anew: nobody
+    knows what the failure left in the old one. `engine`: the one that runs now, for its stats."""
+
+    def __init__(self, make: Callable[[], E], run: Callable[[E, asyncio.Event], Awaitable[None]]) -> None:
+        self.engine = make()
+        self._make, self._run = make, run
+        self._used = False
+
+    async def stage(self, stop: asyncio.Event) -> None:
+        """See `service.Stage`."""
+        if self._used:
+            self.engine = self._make()
+        self._used = True
+        await self._run(self.engine, stop)
 
 
 async def until(stop: asyncio.Event, work: Awaitable[None], end: Callable[[], None]) -> None:
@@ -117,95 +141,131 @@ def reader(
     return stage
 
 
-def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> tuple[Processor, Stage]:
+def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> Part[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: when this is told to stop, nobody is left who could say whose rows
     are whose."""
     from processors.engine import Processor
 
-    engine = Processor(bus, configuration.processor)
+    async def run(engine: Processor, stop: asyncio.Event) -> None:
+        async def whole() -> None:
+            # Its groups of one second would wait for a frame of the next one, which will not come. Rows whose owner is not
+            # known are worth the wait as long as somebody may say it.
+            ends = await bus.end(EVENTS_RAW)
+            while any(  # noqa: ASYNC110 - polls offsets, which have no event
+                engine.pump.position.get((EVENTS_RAW.name, partition), 0) < end for partition, end in ends.items()
+            ):
+                await asyncio.sleep(0.02)
+            if last:
+                await engine.give_up()
+            while engine.parking.waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
-    async def whole() -> None:
-        # Its groups of one second would wait for a frame of the next one, which will not come. Rows whose owner is not known
-        # are worth the wait as long as somebody may say it.
-        ends = await bus.end(EVENTS_RAW)
-        while any(  # noqa: ASYNC110 - polls offsets, which have no event
-            engine.pump.position.get((EVENTS_RAW.name, partition), 0) < end for partition, end in ends.items()
-        ):
-            await asyncio.sleep(0.02)
-        if last:
-            await engine.give_up()
-        while engine.parking.waiting:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop, whole)(stop)
 
-    return engine, reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop, whole)
+    return Part(lambda: Processor(bus, configuration.processor), run)
 
 
-def sinks(bus: Bus, configuration: Configuration) -> tuple[SinkEngine, Stage]:
-    """Alerts, telemetry, summaries and receipts out to the world."""
+def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> Part[SinkEngine]:
+    """Alerts, telemetry, summaries and receipts out to the world. `supervision`: of each sink by itself, as `sink.NAME`."""
     from sinks.engine import SinkEngine
 
-    engine = SinkEngine(bus, configuration.sinks)
-    groups = [f"sink.{sink.name}" for sink in engine.sinks if not sink.live]
+    # One engine for good: collectors are registered with it, and every sink is opened anew with each run.
+    only = SinkEngine(bus, configuration.sinks, None if supervision is None else supervision.keep)
+    groups = [f"sink.{sink.name}" for sink in only.sinks if not sink.live]
 
-    async def hurry() -> None:
-        engine.hurry()
-        await _idle()
+    async def run(engine: SinkEngine, stop: asyncio.Event) -> None:
+        async def hurry() -> None:
+            engine.hurry()
+            await _idle()
 
-    return engine, reader(bus, lambda: groups, engine.run, engine.stop, hurry)
+        await reader(bus, lambda: groups, engine.run, engine.stop, hurry)(stop)
+
+    return Part(lambda: only, run)
 
 
-def collect(sinks: SinkEngine, parts: Mapping[str, Callable[[], msgspec.Struct]]) -> None:
-    """Show the stages' own counts at every Prometheus endpoint, beside the sinks'. `parts`: metric prefix -> current stats."""
+def collect(sinks: SinkEngine, parts: Callable[[], Iterable[tuple[str, msgspec.Struct]]]) -> None:
+    """Show the stages' own counts at every Prometheus endpoint, beside the sinks'. `parts`: (metric prefix, stats) of now."""
     from sinks.exposition import Stats
 
-    sinks.collect(lambda: [Stats(part=part, values=stats()) for part, stats in parts.items()])
+    sinks.collect(lambda: [Stats(part=part, values=stats) for part, stats in parts()])
 
 
-def sensor(bus: Bus, node: Node, inventory: Inventory) -> tuple[Agent, Stage]:
-    """This kernel's rings to frames. Ends the inventory too: nobody tells it of cgroups any more."""
-    agent = node.agent(bus)
+def sensor(bus: Bus, node: Node) -> Part[Agent]:
+    """This kernel's rings to frames."""
 
-    async def stage(stop: asyncio.Event) -> None:
-        # Both at once: a ring that nobody drains while the runtimes are asked fills up on a busy host, and what comes before
-        # its identity waits for it in the processors.
-        telling = asyncio.create_task(inventory.run(), name="inventory")
-        draining = asyncio.create_task(until(stop, agent.run(), agent.stop), name="agent")
+    async def run(engine: Agent, stop: asyncio.Event) -> None:
+        await until(stop, engine.run(), engine.stop)
+
+    # Made again, it begins with the rings opened anew too.
+    first = [True]
+
+    def make() -> Agent:
+        if not first:
+            node.reopen()
+        first.clear()
+        return node.agent(bus)
+
+    return Part(make, run)
+
+
+class Inventories:
+    """The node's inventory as a part. `on_cgroup` is the sensor's to call: what it raises ends the inventory's stage and not
+    the sensor's, which drains the rings whoever is there to listen."""
+
+    def __init__(self, bus: Bus, configuration: Configuration | NodeConfiguration) -> None:
+        from sensors.inventory import Inventory
+
+        self.part: Part[Inventory] = Part(lambda: Inventory(bus, configuration.inventory), self._run)
+        self._raised: asyncio.Future[None] | None = None
+
+    @property
+    def engine(self) -> Inventory:
+        """The one that runs now."""
+        return self.part.engine
+
+    def on_cgroup(self, ident: int, path: str | None, gone: bool) -> None:
+        """See `sensors.inventory.Inventory.on_cgroup`. Never raises."""
         try:
-            await asyncio.wait({telling, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if telling.done():
-                agent.stop()
-                telling.result()
-            await draining
+            self.engine.on_cgroup(ident, path, gone)
+        except Exception as error:
+            if self._raised is None or self._raised.done():
+                log.exception("the inventory could not take in a cgroup before it ran")
+                return
+            self._raised.set_exception(error)
+
+    async def _run(self, engine: Inventory, stop: asyncio.Event) -> None:
+        self._raised = raised = asyncio.get_running_loop().create_future()
+        working = asyncio.ensure_future(engine.run())
+        told = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({working, told, raised}, return_when=asyncio.FIRST_COMPLETED)
+            for one in (raised, working):
+                if one.done():
+                    one.result()
         finally:
-            for task in (telling, draining):
-                task.cancel()
-            await asyncio.gather(telling, draining, return_exceptions=True)
-
-    return agent, stage
+            for one in (working, told, raised):
+                one.cancel()
+            await asyncio.gather(working, told, raised, return_exceptions=True)
 
 
-def planner(bus: Bus, configuration: Configuration) -> tuple[PlannerEngine, Stage]:
+def planner(bus: Bus, configuration: Configuration) -> Part[PlannerEngine]:
     """Policies and inventory in; plans out."""
     from enforcers.planner import PlannerEngine
 
-    engine = PlannerEngine(bus, configuration.enforcer)
-
-    async def stage(stop: asyncio.Event) -> None:
+    async def run(engine: PlannerEngine, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.stop)
 
-    return engine, stage
+    return Part(lambda: PlannerEngine(bus, configuration.enforcer), run)
 
 
-def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> tuple[Enforcement, Stage]:
+def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> Part[Enforcement]:
     """Plans to map updates on this node. What is in force stays in force when the stage ends, as long as the pins do."""
     from enforcers.agent import Enforcement
 
-    engine = Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement)
-
-    async def stage(stop: asyncio.Event) -> None:
+    async def run(engine: Enforcement, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.stop)
 
-    return engine, stage
+    return Part(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement), run)
 
 
 async def _nothing() -> None:

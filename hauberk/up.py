@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import msgspec
 from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
-from hauberk import service, stages
+from hauberk import service, stages, supervision
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from processors.engine import Processor
-    from sensors.inventory import Inventory
     from sensors.node import Node
     from sinks.engine import SinkEngine
 
@@ -111,7 +111,7 @@ async def run_up(given: argparse.Namespace) -> int:
         console = {"type": "console", "name": "live", "form": given.output}
         settings = msgspec.structs.replace(settings, sinks=[*settings.sinks, msgspec.convert(console, _sink_type())])
     over = asyncio.Event()
-    with service.listening(over), sole(state):
+    with service.listening(over) as hurry, sole(state):
         print(
             f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {_node(settings)}",
             file=sys.stderr,
@@ -120,29 +120,32 @@ async def run_up(given: argparse.Namespace) -> int:
         bus = await open_bus(settings.bus)
         watch = asyncio.create_task(_watch(bus))
         try:
-            return await _run(bus, settings, state, given, documents, over)
+            return await _run(bus, settings, state, given, documents, over, hurry)
         finally:
             watch.cancel()
             await bus.close()
             if damaged(bus):
-                print(f"hauberk: {told_damage(bus)}", file=sys.stderr)
+                service.say(told_damage(bus))
 
 
 async def _run(
-    bus: Bus, settings: Configuration, state: Path, given: argparse.Namespace, documents: list[Any], over: asyncio.Event
-) -> int:
+    bus: Bus, settings: Configuration, state: Path, given: argparse.Namespace, documents: list[Any],
+    over: asyncio.Event, hurry: asyncio.Event,
+) -> int:  # fmt: skip
     from hauberk.verbs.apply import publish
 
+    kept = None if given.replay else supervision.Supervision(supervision.teller(bus, _node(settings)))
     # Before the programs are loaded: what a sink lacks should not cost seconds.
-    sinks, telling = stages.sinks(bus, settings)
+    telling = stages.sinks(bus, settings, kept)
+    sinks = telling.engine
     await sinks.check()
     async with contextlib.AsyncExitStack() as opened:
         page = await open_page(settings, opened)
-        if given.replay:
+        if kept is None:
             wanted, processor = _replay(bus, settings, sinks, given, over)
         else:
             try:
-                wanted, processor = await _live(bus, settings, sinks, opened)
+                wanted, processor = await _live(bus, settings, sinks, opened, over)
             except HauberkError:
                 # Ctrl-C reaches the loader too; what it then says is no news.
                 if over.is_set():
@@ -150,6 +153,7 @@ async def _run(
                 raise
             if over.is_set():
                 return 130
+            stages.collect(sinks, supervision.shown(kept))
         told = await publish(bus, documents)
         known = len(await bus.latest(POLICIES))
         applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
@@ -158,62 +162,76 @@ async def _run(
             say("page", page)
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
-        await service.run([*wanted, ("sinks", telling)], over, signals=False)
-        if not given.replay and not settings.sensor.keep:
+        await service.run([*wanted, ("sinks", telling.stage)], over, signals=False, hurry=hurry, supervision=kept)
+        if kept is not None and over.is_set() and not settings.sensor.keep:
             # What a receipt says is in force is taken down next: nobody should go on reading that it holds.
-            await bus.publish(ENFORCEMENT_STATUS, [Record(_node(settings).encode(), None)])
-    lifted = (
-        ""
-        if given.replay or settings.sensor.keep
-        else ", its programs are removed: nothing is enforced now (`sensor.keep` leaves rules in force)"
-    )
-    print(f"hauberk: ended{lifted}", file=sys.stderr)
-    if buried := processor.pump.stats.dead:
-        print(
-            f"hauberk: {buried} frame{'s' * (buried != 1)} could not be judged and went to the dead letters; "
-            "`hauberk topic tail dead --from earliest` says why",
-            file=sys.stderr,
+            try:
+                async with asyncio.timeout(supervision.TELLING):
+                    await bus.publish(ENFORCEMENT_STATUS, [Record(_node(settings).encode(), None)])
+            except (HauberkError, TimeoutError) as error:
+                service.say(f"the last receipt could not be taken back, it says more than holds now: {error}")
+    if kept is None:
+        service.say("ended")
+    if buried := processor.engine.pump.stats.dead:
+        service.say(
+            f"{buried} frame{'s' * (buried != 1)} could not be judged and went to the dead letters; "
+            "`hauberk topic tail dead --from earliest` says why"
         )
-    return 0
+    return 0 if kept is None else supervision.exit_code(kept)
+
+
+def take_down(node: Node, over: asyncio.Event) -> None:
+    """The end of a live `up`, whatever led to it: programs and rules go only when a stop was asked for."""
+    keep = node.settings.keep
+    node.close(take_down=over.is_set() and not keep)
+    pins = node.settings.pin_dir
+    if not over.is_set():
+        service.say(
+            f"ended by an error, not by a stop that was asked for: programs and rules stay in {pins} and what is enforced "
+            "goes on; observation ends by itself within a minute; start `hauberk up` again"
+        )
+    elif keep:
+        service.say("ended")
+    else:
+        service.say("ended, its programs are removed: nothing is enforced now (`sensor.keep` leaves rules in force)")
 
 
 async def _watch(bus: Bus) -> None:
     """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
     while not damaged(bus):  # noqa: ASYNC110 - counted in another thread
         await asyncio.sleep(1.0)
-    print(f"hauberk: {told_damage(bus)}", file=sys.stderr, flush=True)
+    service.say(told_damage(bus))
 
 
 async def _live(
-    bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack
-) -> tuple[list[tuple[str, service.Stage]], Processor]:
-    from sensors.inventory import Inventory
-
-    inventory = Inventory(bus, settings.inventory)
+    bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack, over: asyncio.Event
+) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
+    inventory = stages.Inventories(bus, settings)
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
-    opened.callback(node.close)
+    opened.callback(take_down, node, over)
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
-    agent, sensing = stages.sensor(bus, node, inventory)
-    processor, judging = stages.processor(bus, settings, last=True)
-    planner, planning = stages.planner(bus, settings)
-    _, enforcing = stages.enforcement(bus, settings, inventory.node)
-    stages.collect(sinks, {
-        "sensor": lambda: agent.stats, "processor": processor.stats, "pump": lambda: processor.pump.stats,
-        "planner": lambda: planner.stats, "bus": lambda: getattr(bus, "stats", msgspec.Struct()),
-    })  # fmt: skip
+    sensing = stages.sensor(bus, node)
+    judging = stages.processor(bus, settings, last=True)
+    planning = stages.planner(bus, settings)
+    enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+    stages.collect(sinks, lambda: {
+        "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
+        "planner": planning.engine.stats, "bus": getattr(bus, "stats", msgspec.Struct()),
+    }.items())  # fmt: skip
     await _say_enforcing(settings)
-    opened.callback(asyncio.create_task(tell_runtimes(inventory)).cancel)
+    opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
     return [
-        ("sensor", sensing), ("planner", planning), ("enforcement", enforcing), ("processor", judging)
-    ], processor  # fmt: skip
+        ("sensor", sensing.stage), ("inventory", inventory.part.stage), ("planner", planning.stage),
+        ("enforcement", enforcing.stage), ("processor", judging.stage),
+    ], judging  # fmt: skip
 
 
-async def tell_runtimes(inventory: Inventory) -> None:
+async def tell_runtimes(status: Callable[[], list[str]]) -> None:
     """Say once what each container runtime has to say: connected, or why not."""
     told: set[str] = set()
     while True:
-        for line in inventory.status:
+        for line in status():
             if line not in told:
                 told.add(line)
                 say("runtime", line)
@@ -249,15 +267,16 @@ async def _say_enforcing(settings: Configuration) -> None:
 
 def _replay(
     bus: Bus, settings: Configuration, sinks: SinkEngine, given: argparse.Namespace, over: asyncio.Event
-) -> tuple[list[tuple[str, service.Stage]], Processor]:
+) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
-    processor, judging = stages.processor(bus, settings, last=True)
+    judging = stages.processor(bus, settings, last=True)
+    processor = judging.engine
     _, playing = stages.replay(bus, wanted, over, stages.told(bus, processor, sinks))
-    stages.collect(sinks, {"processor": processor.stats, "pump": lambda: processor.pump.stats})
+    stages.collect(sinks, lambda: (("processor", processor.stats()), ("pump", processor.pump.stats)))
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
-    return [("replay", playing), ("processor", judging)], processor
+    return [("replay", playing), ("processor", judging.stage)], judging
 
 
 async def _say_where(bus: Bus, settings: Configuration, sinks: SinkEngine) -> None:

@@ -57,10 +57,11 @@ def node_name(settings: NodeSettings) -> str:
 class Node:
     """A loaded sensor. `source` is open, `agent(bus)` runs it; `close()` undoes what `open_node` did (pins only without `keep`)."""
 
-    def __init__(self, settings: NodeSettings, loaded: Loaded, source: RingSource, mounted: str) -> None:
+    def __init__(self, settings: NodeSettings, loaded: Loaded, opening: Callable[[], RingSource], mounted: str) -> None:
         self.settings = settings
         self.loaded = loaded
-        self.source = source
+        self.source = opening()
+        self._opening = opening
         self._mounted = mounted
         self._nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
         if settings.nice:
@@ -70,12 +71,18 @@ class Node:
         """The engine over this node's rings."""
         return Agent(self.source, bus, self.settings.agent, published)
 
-    def close(self) -> None:
-        """Close the rings; without `keep` also detach and remove every program."""
+    def reopen(self) -> None:
+        """Open the rings anew, with nothing left of what was known of them. Raises what `RingSource` raises."""
+        self.source.close()
+        self.source = self._opening()
+
+    def close(self, *, take_down: bool | None = None) -> None:
+        """Close the rings. `take_down`: also detach and remove every program with its rules; None: unless `keep`. Whoever
+        enforces says it himself: only a stop that was asked for may lift rules."""
         self.source.close()
         if self.settings.nice:
             prefer(self._nice)
-        if not self.settings.keep:
+        if not self.settings.keep if take_down is None else take_down:
             unload(self.settings.pin_dir)
             if self._mounted:
                 unmount(self._mounted)
@@ -110,14 +117,18 @@ def open_node(
     loaded: Loaded | None = None
     try:
         loaded = load(settings.load, settings.pin_dir, progress=progress)
-        run = secrets.token_hex(8)
-        source = RingSource(settings.pin_dir, node_name(settings), run, settings.rings, on_cgroup)
-        for pid in exclude:
-            source.exclude(pid)
+
+        def opening() -> RingSource:
+            run = secrets.token_hex(8)
+            source = RingSource(settings.pin_dir, node_name(settings), run, settings.rings, on_cgroup)
+            for pid in exclude:
+                source.exclude(pid)
+            return source
+
+        return Node(settings, loaded, opening, mounted)
     except BaseException:
         if mounted or (loaded is not None and not loaded.reused):
             unload(settings.pin_dir)
         if mounted:
             unmount(mounted)
         raise
-    return Node(settings, loaded, source, mounted)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the configured sinks over a bus, each at its own pace.
 
-One sink never holds up or brings down another: each has its consumer group, its delivery and its end. Only when none is
-left does `run` raise. Neighbours: `registry` builds them, `delivery` drives one, `hauberk` wires the engine into `up`.
+One sink never holds up or brings down another: each has its consumer group, its delivery and its end, and is started again
+by itself when it fails. Without somebody who does that, `run` raises when none is left. Neighbours: `registry` builds them, `delivery` drives one, `hauberk` wires the engine into `up`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,9 @@ from sinks.registry import SinkSettings, build
 from sinks.sink import Sink
 from sinks.stats import DeliveryStats
 from sinks.store.sink import StoreSink
+
+Keep = Callable[[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]], asyncio.Event], Awaitable[None]]
+"""Runs a sink under a name until it returns or the event is set, and starts it again when it fails."""
 
 _log = logging.getLogger("hauberk.sinks")
 
@@ -37,9 +41,10 @@ class SinkState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SinkEngine:
-    """`await check()`, then `await run()`; `stop()` from anywhere in the loop ends `run` after what is in hand."""
+    """`await check()`, then `await run()`; `stop()` from anywhere in the loop ends `run` after what is in hand. `keep`: who
+    starts a sink again when it fails; without, it has ended then."""
 
-    def __init__(self, bus: Bus, settings: Sequence[SinkSettings]) -> None:
+    def __init__(self, bus: Bus, settings: Sequence[SinkSettings], keep: Keep | None = None) -> None:
         self.sinks: list[Sink] = [build(one) for one in settings]
         names = [sink.name for sink in self.sinks]
         for name in names:
@@ -53,6 +58,8 @@ class SinkEngine:
             for sink, one in zip(self.sinks, settings, strict=True)
         ]
         self._ended: dict[str, str] = {}
+        self._keep = keep
+        self._stopping = asyncio.Event()
         self.collect(self._stats)
         for sink in self.sinks:
             if isinstance(sink, PrometheusSink):
@@ -98,6 +105,7 @@ class SinkEngine:
 
     def stop(self) -> None:
         """Finish the batches in hand, commit, close."""
+        self._stopping.set()
         for delivery in self._deliveries:
             delivery.stop()
 
@@ -124,10 +132,22 @@ class SinkEngine:
         return "; ".join(f"sink `{state.name}`: {state.failure}" for state in self.states() if state.failure)
 
     async def _run(self, delivery: SinkDelivery) -> Permanent | None:
+        name = delivery.sink.name
+
+        async def deliver(_: asyncio.Event) -> None:
+            self._ended.pop(name, None)
+            try:
+                await delivery.run()
+            except Exception as error:
+                self._ended[name] = str(error) or type(error).__name__
+                raise
+
+        if self._keep is not None:
+            await self._keep(f"sink.{name}", deliver, self._stopping)
+            return None
         try:
-            await delivery.run()
+            await deliver(self._stopping)
         except Permanent as error:
-            _log.error("sink `%s` ended, the others go on: %s", delivery.sink.name, error)
-            self._ended[delivery.sink.name] = str(error)
+            _log.error("sink `%s` ended, the others go on: %s", name, error)
             return error
         return None

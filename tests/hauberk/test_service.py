@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service runner: order of stopping, first failure, signals."""
+"""The service runner: order of stopping, first failure, signals of which further ones hurry the same end."""
 
 import asyncio
 import os
@@ -74,7 +74,7 @@ asyncio.run(service.run([("stage", stage)]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_drains_and_says_so_at_once(number: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -86,6 +86,70 @@ def test_a_signal_drains_and_says_so_at_once(number: int) -> None:
         assert child.stderr.readline().startswith("hauberk: stopping: ")
         assert child.stdout.read() == "down\n"
         assert child.stderr.read() == ""
+        assert child.wait(60) == 0
+
+
+SLOW = """
+import asyncio
+from hauberk import service
+async def slow(stop):
+    print("up", flush=True)
+    await stop.wait()
+    print("draining", flush=True)
+    await asyncio.Event().wait()
+async def main():
+    try:
+        await service.run([("slow", slow)])
+    finally:
+        print("undone", flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("more", [1, 2, 5])
+def test_a_further_signal_hurries_the_same_end(more: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "up\n"
+        os.kill(child.pid, signal.SIGTERM)
+        assert child.stdout.readline() == "draining\n"
+        started = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM)[:more]:
+            os.kill(child.pid, number)
+        # What is to be undone is undone, and the process ends by its own will, not by a signal.
+        assert child.stdout.read() == "undone\n"
+        assert child.wait(60) == 0
+        assert time.monotonic() - started < service.DRAIN_SECONDS
+        said = child.stderr.read()
+        assert said.count("told again to stop") == 1
+        assert "`slow` did not finish once hurried" in said
+
+
+def test_a_terminal_that_is_gone_is_no_reason_to_end_half_way() -> None:
+    reading, writing = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=writing, text=True) as child:
+        os.close(writing)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        os.close(reading)
+        os.kill(child.pid, signal.SIGHUP)
+        assert child.stdout.read() == "down\n"
+        assert child.wait(60) == 0
+
+
+def test_nohup_is_respected() -> None:
+    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PROGRAM
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        os.kill(child.pid, signal.SIGHUP)
+        os.kill(child.pid, signal.SIGTERM)
+        assert child.stdout.read() == "down\n"
         assert child.wait(60) == 0
 
 

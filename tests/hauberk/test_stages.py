@@ -41,7 +41,8 @@ async def test_the_processor_does_not_wait_for_frames_that_cannot_come(
 ) -> None:
     # Nothing but the knowledge that all is read may end it: neither a commit of what lingers nor the drain's deadline.
     monkeypatch.setattr(stages, "caught_up", lambda *_: asyncio.Event().wait())
-    engine, stage = stages.processor(played, Configuration())
+    part = stages.processor(played, Configuration())
+    engine, stage = part.engine, part.stage
     stop = asyncio.Event()
     task = asyncio.create_task(stage(stop))
     ends = await played.end(EVENTS_RAW)
@@ -63,7 +64,8 @@ async def test_rows_that_nobody_can_name_any_more_are_told_as_they_are(
     bus = MemoryBus()
     await bus.publish(EVENTS_RAW, played.records(EVENTS_RAW))
     patient = ProcessorSettings(parking=ParkingSettings(max_seconds=3600.0))
-    engine, stage = stages.processor(bus, Configuration(processor=patient), last=True)
+    part = stages.processor(bus, Configuration(processor=patient), last=True)
+    engine, stage = part.engine, part.stage
     stop = asyncio.Event()
     task = asyncio.create_task(stage(stop))
     async with asyncio.timeout(60):
@@ -83,7 +85,8 @@ async def test_sinks_send_at_once_when_told_to_end(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(stages, "caught_up", functools.partial(stages.caught_up, within=3600.0))
     bus = MemoryBus()
     settings = Configuration(sinks=[StoreSettings(name="summary", path=str(tmp_path / "summary.db"))])
-    engine, stage = stages.sinks(bus, settings)
+    sending = stages.sinks(bus, settings)
+    engine, stage = sending.engine, sending.stage
     stop = asyncio.Event()
     task = asyncio.create_task(stage(stop))
     alert: Any = Alert(Timestamp=1, UpdatedTime="", EventID="a", PolicyName="p")
@@ -99,8 +102,10 @@ async def test_sinks_send_at_once_when_told_to_end(tmp_path: Path, monkeypatch: 
 async def test_a_replay_is_over_when_all_of_it_is_judged_and_sent_however_long_that_takes(tmp_path: Path) -> None:
     bus, over, stop = MemoryBus(), asyncio.Event(), asyncio.Event()
     settings = Configuration(sinks=[StoreSettings(path=str(tmp_path / "summary.db"))])
-    engine, judging = stages.processor(bus, settings)
-    sinks, telling = stages.sinks(bus, settings)
+    part = stages.processor(bus, settings)
+    engine, judging = part.engine, part.stage
+    sending = stages.sinks(bus, settings)
+    sinks, telling = sending.engine, sending.stage
     wanted = ReplaySettings(path=RECORDING, speed=0)
     agent, playing = stages.replay(bus, wanted, over, stages.told(bus, engine, sinks))
     tasks = [asyncio.create_task(playing(asyncio.Event()))]
