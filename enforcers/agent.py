@@ -20,6 +20,7 @@ from bus.contract import Bus, Record
 from bus.taking import take_or
 from enforcers.apply import Applier
 from enforcers.registry import DEFAULTS, Name
+from kernel.descriptors import Reserve
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
@@ -66,6 +67,7 @@ class Enforcement:
         self._file = Path(self._settings.state_dir, "plan.msgpack") if self._settings.state_dir else None
         self._stopping = asyncio.Event()
         self._applier: Applier | None = None
+        self._reserve: Reserve | None = None
         self._unsaid: Receipt | None = None
         self._said = 0.0
         self.plan: Plan | None = None
@@ -97,6 +99,7 @@ class Enforcement:
         )
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)
+        self._reserve = Reserve()
         try:
             saved = self._load()
             if saved is not None:
@@ -109,6 +112,7 @@ class Enforcement:
                     self.ready.set()  # the bus is away; the saved plan is in force
                     await self._wait(error.retry_after or 1.0)
         finally:
+            self._reserve.close()
             self._applier.close()
 
     async def _follow(self) -> None:
@@ -155,8 +159,11 @@ class Enforcement:
     async def _apply(self, plan: Plan, save: bool) -> None:
         if save:
             await asyncio.to_thread(self._save, plan)
+        assert self._reserve is not None, "`run` keeps descriptors aside"
         try:
-            self.receipt = await asyncio.to_thread(self.applier.apply, plan)
+            # Whatever else took all descriptors: there are some for the rules.
+            with self._reserve.lent():
+                self.receipt = await asyncio.to_thread(self.applier.apply, plan)
         except HauberkError:
             raise
         except Exception as error:

@@ -12,9 +12,11 @@ the root cgroup or in its own. Neighbours: `tables`, `registry`, `planner` (who 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -26,9 +28,13 @@ from enforcers.tables import Tables, scope_exists, table_id
 from kernel.loading import existing
 from kernel.siphash import string_id
 from schemas.enforcement import Plan, Receipt, Refusal, ScopePlan, encode
-from schemas.errors import KernelError
+from schemas.errors import HauberkError, KernelError
 from schemas.kernel import ScopeFlag
 
+log = logging.getLogger(__name__)
+
+WALK_SHARE: Final = 50.0
+"""A tree below a container that took t seconds to look through is not looked through again for fifty times t."""
 GRACE: Final = 0.2
 """Seconds an old table outlives its switch: a program that read the scope before ends in microseconds; by feel, ample."""
 
@@ -57,6 +63,7 @@ class Applier:
         self._enforcers: list[Enforcer] = []
         self._tables: Tables | None = None
         self._encoded: dict[bytes, Encoded] = {}
+        self._walked: dict[int, float] = {}
         if loaded is None:
             self.problems: tuple[str, ...] = (
                 f"nothing is enforced: no programs are pinned under {pin_dir}; start the sensor first",
@@ -67,7 +74,6 @@ class Applier:
         self.problems = tuple(problems)
         # Visibility needs no backend.
         self._tables = Tables(pin_dir, self._enforcers, grace)
-        self._adopted: set[int] = set()
         if not self._enforcers:
             self.problems = ("nothing is enforced: no backend works here", *self.problems)
 
@@ -88,7 +94,7 @@ class Applier:
         refused = dict.fromkeys(plan.refused)
         rules = scopes = 0
         if self._tables is not None:
-            wanted, encoded = self._wanted(plan)
+            wanted, encoded = self._wanted(plan, failed)
             for one in encoded:
                 refused.update(dict.fromkeys(one.refused))
             self._tables.widen(plan.host_visibility, plan.new_visibility)
@@ -117,16 +123,21 @@ class Applier:
             self._tables.close()
             self._tables = None
 
-    def _wanted(self, plan: Plan) -> tuple[list[tuple[ScopePlan, Encoded]], list[Encoded]]:
-        # Equal rules are encoded once, and what no plan asks for any more is forgotten.
+    def _wanted(
+        self, plan: Plan, failed: list[str]
+    ) -> tuple[list[tuple[ScopePlan, Encoded | None]], list[Encoded]]:  # fmt: skip
+        # Equal rules are encoded once, and what no plan asks for any more is forgotten. None: they could not be.
         kept: dict[bytes, Encoded] = {}
-        wanted = []
+        wanted: list[tuple[ScopePlan, Encoded | None]] = []
         for scope in plan.scopes:
             bare = msgspec.structs.replace(scope, uid="", cgroups=(), cgroup_path="", workload="", visibility=-1)
             key = hashlib.blake2b(encode(bare), digest_size=16).digest()
             if key not in kept:
-                kept[key] = self._encoded.get(key) or self._encode(scope)
-            wanted.append((scope, kept[key]))
+                try:
+                    kept[key] = self._encoded.get(key) or self._encode(scope)
+                except Exception as error:  # noqa: BLE001 - it is this scope's, whatever it is
+                    failed.append(f"{scope.workload or scope.cgroup_path}: {_why(error)}")
+            wanted.append((scope, kept.get(key)))
         self._encoded = kept
         return wanted, list(kept.values())
 
@@ -153,7 +164,7 @@ class Applier:
         )
 
     def _carry_out(
-        self, wanted: list[tuple[ScopePlan, Encoded]], tables: Tables, failed: list[str]
+        self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: Tables, failed: list[str]
     ) -> tuple[int, int]:  # fmt: skip
         before, claimed = tables.enforced(), tables.claimed()
         after: dict[int, int] = {}
@@ -165,11 +176,14 @@ class Applier:
                 continue
             cgroup = scope.cgroups[0]
             # This agent may be watched like anybody, but it never holds itself.
-            ruled = bool(encoded.flags) and cgroup != self._own
-            if not ruled and scope.visibility < 0:
+            ruled = encoded is not None and bool(encoded.flags) and cgroup != self._own
+            if encoded is not None and not ruled and scope.visibility < 0:
                 continue
-            table, flags = (encoded.table, encoded.flags) if ruled else (0, ScopeFlag(0))
+            who = scope.workload or scope.cgroup_path
             try:
+                if encoded is None:
+                    raise KernelError("its rules could not be encoded; what was in force stays", operation="encode")
+                table, flags = (encoded.table, encoded.flags) if ruled else (0, ScopeFlag(0))
                 if ruled:
                     tables.fill(table, encoded.parts)
                     for one in self._enforcers:
@@ -177,37 +191,69 @@ class Applier:
                             one.hold(cgroup, scope.cgroup_path)
                             held[one.map_name].add(cgroup)
                 changed = tables.switch(cgroup, table, flags, scope.visibility)
-                # Later children are born under the scope; those that were there before are looked for once.
-                if ruled or changed or cgroup not in self._adopted:
-                    tables.adopt_below(cgroup, self._mount + scope.cgroup_path, mine)
-            except (KernelError, OSError) as error:
-                # What was in force before stays in force: an old table is better than none.
-                failed.append(f"{scope.workload or scope.cgroup_path}: {error}")
+            except Exception as error:  # noqa: BLE001
+                # What was in force before stays in force: an old table is better than none. Whatever the error is: it is this
+                # scope's, and no other's rules hang on it.
+                failed.append(f"{who}: {_why(error)}")
                 if cgroup in before or cgroup in claimed:
-                    after[cgroup] = before.get(cgroup, (0,))[0]
+                    after[cgroup] = (tables.in_force(cgroup) or (0,))[0]
                 if cgroup in before:
                     enforced += 1
                     for one in self._enforcers:
                         held[one.map_name].add(cgroup)
                 continue
             after[cgroup] = table
-            if ruled:
+            if ruled and encoded is not None:
                 enforced += 1
                 rules += encoded.rules
-        self._adopted = set(after)
+            self._adopt(scope, tables, mine, failed, changed=changed, ruled=ruled)
+        self._walked = {cgroup: due for cgroup, due in self._walked.items() if cgroup in after}
         for cgroup in (before.keys() | claimed) - after.keys():
-            tables.release(cgroup)
+            self._alone(partial(tables.release, cgroup), f"cgroup {cgroup}", failed)
         for one in self._enforcers:
             for cgroup in one.held() - held[one.map_name]:
-                one.release(cgroup)
+                self._alone(partial(one.release, cgroup), f"cgroup {cgroup}", failed)
         tables.retire(set(after.values()))
         return enforced, rules
+
+    def _adopt(
+        self, scope: ScopePlan, tables: Tables, mine: set[int], failed: list[str], *, changed: bool, ruled: bool
+    ) -> None:  # fmt: skip
+        """Later children are born under the scope; those that were there before are looked for once, and under rules now and
+        then: what the workload made of its tree must not hold up everybody's plans."""
+        cgroup = scope.cgroups[0]
+        due = self._walked.get(cgroup)
+        started = time.monotonic()
+        if not changed and due is not None and (not ruled or started < due):
+            return
+
+        def look() -> None:
+            tables.adopt_below(cgroup, self._mount + scope.cgroup_path, mine)
+
+        self._alone(look, f"{scope.workload or scope.cgroup_path}: cgroups below it", failed)
+        ended = time.monotonic()
+        self._walked[cgroup] = ended + WALK_SHARE * (ended - started)
+
+    @staticmethod
+    def _alone(work: Callable[[], None], who: str, failed: list[str]) -> None:
+        """What fails here is told and nobody else's affair."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001
+            failed.append(f"{who}: {_why(error)}")
 
     def _living(self, scope: ScopePlan) -> bool:
         """Whether the scope's cgroup is there and is not the root."""
         if not scope.cgroups or scope.cgroups[0] in (0, ROOT_CGROUP):
             return False
         return scope_exists(self._mount, scope.cgroup_path, scope.cgroups[0])
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, HauberkError | OSError):
+        return str(error)
+    log.error("a mistake of Hauberk in one scope", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _own_cgroup(mount: str) -> int:

@@ -111,7 +111,7 @@ class Planner:
                     policies.update(scope.policies)
                 scopes.append(
                     msgspec.structs.replace(
-                        template, uid=identity.uid, cgroups=identity.cgroups, cgroup_path=identity.cgroup_path,
+                        template, uid=identity.uid, cgroups=identity.cgroups[:1], cgroup_path=identity.cgroup_path,
                         workload=identity.workload, visibility=seen_as,
                     )
                 )  # fmt: skip

@@ -73,6 +73,10 @@ class PlannerStats(msgspec.Struct):
     problem: str = ""
 
 
+def _planned(identity: Identity) -> Identity:
+    return msgspec.structs.replace(identity, cgroups=identity.cgroups[:1])
+
+
 class PlannerEngine:
     """`run` until `stop`; `ready` is set once plans for everything on the bus are published."""
 
@@ -189,9 +193,11 @@ class PlannerEngine:
             self._refuse(error)
             return ""
         mine = self._identities.setdefault(node, {})
-        if mine.get(record.key) == identity:
-            return ""
+        before = mine.get(record.key)
         mine[record.key] = identity
+        # Cgroups below its own are not in plans: one that makes them all the time must not have them all made anew.
+        if before is not None and _planned(before) == _planned(identity):
+            return ""
         if identity.kind is Kind.NODE:
             self._gone.discard(node)
         return node

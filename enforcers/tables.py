@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 import time
 from collections.abc import Container, Iterable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcers.contract import Enforcer, Entries
+from kernel.cgroup_tree import walk
 from kernel.maps import Map
 from schemas.kernel import SCOPE, Config, ScopeFlag
 
@@ -163,20 +163,21 @@ class Tables:
 
     def adopt_below(self, cgroup: int, directory: str, others: Container[int] = ()) -> None:
         """Put the cgroups that lie below `directory`, the one of `cgroup`, under its scope; not `others`, nor what is in them."""
-        for inner, below, _ in os.walk(directory):
-            try:
-                child = os.stat(inner).st_ino
-            except OSError:
-                continue
-            if child != cgroup and child in others:
-                below.clear()
-                continue
+        for child, _ in walk(directory, lambda child: child != cgroup and child in others):
             key = struct.pack("=Q", child)
             value = self._scopes.get(key) if child != cgroup else None
             if child == cgroup or (value is not None and SCOPE.struct.unpack(value)[1] == cgroup):
                 continue
             self._scopes.put(key, SCOPE.struct.pack(0, cgroup, ScopeFlag.FRESH, 0))
             self.writes += 1
+
+    def in_force(self, cgroup: int) -> tuple[int, ScopeFlag] | None:
+        """Table and enforcement flags of one cgroup as the kernel sees it now; None when it has no scope."""
+        value = self._scopes.get(struct.pack("=Q", cgroup))
+        if value is None:
+            return None
+        table, _, flags, _ = SCOPE.struct.unpack(value)
+        return table, ScopeFlag(flags) & ENFORCEMENT
 
     def release(self, cgroup: int) -> None:
         """Take a cgroup from under enforcement and back to the host's visibility; a newborn's stays until it is claimed."""

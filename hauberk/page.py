@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.settings import Loaded
+    from sinks.web.page import Page
 
 
 def beside_another(settings: Configuration, loaded: Loaded) -> Configuration:
@@ -20,13 +22,13 @@ def beside_another(settings: Configuration, loaded: Loaded) -> Configuration:
     return msgspec.structs.replace(settings, page=msgspec.structs.replace(settings.page, port=0))
 
 
-async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> str:
-    """Serve the page until `opened` is closed; its URL, "" when there is no store to show or it is switched off."""
+async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> Page | None:
+    """Serve the page until `opened` is closed; None when there is no store to show or it is switched off."""
     from sinks.store.sink import StoreSettings
 
     store = next((sink for sink in settings.sinks if isinstance(sink, StoreSettings)), None)
     if store is None or not settings.page.enabled:
-        return ""
+        return None
     from sinks.store.queries import SqliteReader
     from sinks.web.page import Page
 
@@ -34,4 +36,9 @@ async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) 
     page = Page(settings.page, lambda: SqliteReader(path))
     await page.open()
     opened.push_async_callback(page.close)
-    return page.url
+    return page
+
+
+def listening(page: Page) -> Callable[[], Iterable[tuple[str, msgspec.Struct]]]:
+    """For `stages.collect`: who is connected to it."""
+    return lambda: [("listener", page.stats)] if page.stats is not None else []

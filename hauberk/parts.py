@@ -15,7 +15,7 @@ from bus.registry import open_bus
 from hauberk import service, stages, supervision
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration, node_configuration
-from hauberk.page import open_page
+from hauberk.page import listening, open_page
 from hauberk.up import open_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
 from sensors.node import node_name
@@ -101,7 +101,8 @@ async def run_sink(given: argparse.Namespace) -> int:
         await part.engine.check()
         stages.collect(part.engine, supervision.shown(kept))
         if page := await open_page(settings, opened):
-            say("page", page)
+            say("page", page.url)
+            stages.collect(part.engine, listening(page))
         return [("sinks", part.stage)]
 
     return await _part(given, "sink", build, configuration)

@@ -25,7 +25,8 @@ from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.output import colourful, paint
-from hauberk.page import beside_another, open_page
+from hauberk.page import beside_another, listening, open_page
+from kernel.descriptors import raise_limit
 from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
 from schemas.topics import ENFORCEMENT_STATUS, POLICIES
 
@@ -44,10 +45,11 @@ def say(what: str, text: str) -> None:
 
 
 def prepare(state: Path) -> None:
-    """Make the state directory and set up logging to standard error."""
+    """Make the state directory, set up logging to standard error and take as many descriptors as may be had."""
     level = os.environ.get("HAUBERK_LOG", "WARNING").upper()
     if level not in (levels := logging.getLevelNamesMapping()):
         raise SettingsError(f"HAUBERK_LOG: expected one of {', '.join(levels)}, got `{level}`")
+    raise_limit()
     logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s")
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,7 +161,8 @@ async def _run(
         applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
         say("policies", f"{applied}{known} known; `hauberk apply -f FILE` adds more")
         if page:
-            say("page", page)
+            say("page", page.url)
+            stages.collect(sinks, listening(page))
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling.stage)], over, signals=False, hurry=hurry, supervision=kept)

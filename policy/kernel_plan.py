@@ -54,7 +54,7 @@ def plan_scope(
     ]
     plan = ScopePlan(
         uid=identity.uid,
-        cgroups=identity.cgroups,
+        cgroups=identity.cgroups[:1],
         cgroup_path=identity.cgroup_path,
         workload=identity.workload,
         paths=_merged(_ordered(paths)),

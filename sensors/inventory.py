@@ -27,6 +27,7 @@ from sensors.containers import cgroups, machine
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
+from sensors.containers.inner import Inner
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
 from sensors.containers.said import Said
 from sensors.containers.users import Users
@@ -71,10 +72,10 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 FIRST_RETRY = 0.01
 """Seconds until a runtime is asked again about a newborn; doubled up to LAST_RETRY. Docker answers 10-50 ms after mkdir."""
 LAST_RETRY = 1.0
-MOST_EARLY = 16384
-"""Cgroups remembered that were told of before the inventory ran; the look at the tree finds what still lives of the rest."""
-HOST_ANSWER = 1.0
-"""Seconds until an unknown cgroup counts as the host's: plain runc writes its state file after it made the cgroup."""
+MOST_EARLY = (
+    16384  # remembered of what was told before the inventory ran; the look at the tree finds what lives of the rest
+)
+HOST_ANSWER = 1.0  # seconds until an unknown cgroup is the host's: plain runc writes its state after it made the cgroup
 
 
 class Inventory:
@@ -99,6 +100,7 @@ class Inventory:
         self._common: dict[str, Any] = {"node": self.node, "node_id": machine.node_id(self.node), "cluster": self._settings.cluster,
                                         "node_labels": self._settings.node_labels}  # fmt: skip
         self._wake = asyncio.Event()
+        self._inner = Inner(self._identities.get, self._put)
         self._links = Links(bus)
         self._looking = False
         self._early: deque[tuple[int, str | None, bool]] | None = deque(maxlen=MOST_EARLY)
@@ -117,7 +119,7 @@ class Inventory:
     @property
     def status(self) -> list[str]:
         """One sentence for each runtime that is there and cannot be read."""
-        return [runtime.status for runtime in self._runtimes if runtime.status]
+        return [runtime.status for runtime in self._runtimes if runtime.status] + self._inner.told
 
     def on_cgroup(self, id_: int, path: str | None, gone: bool) -> None:
         """The kernel made or removed a cgroup. `path`: in the cgroup2 hierarchy, None when the kernel did not say.
@@ -200,19 +202,20 @@ class Inventory:
             self._born(id_, path)
 
     def _nested_in(self, path: str) -> Place | None:
-        return next((place for place in self._place_of.values() if path.startswith(place.path + "/")), None)
+        return next((place for place in self._place_of.values() if path.startswith(f"{place.path}/")), None)
 
     def _container(self, place: Place, id_: int) -> None:
         known = self._identities.get(place.id)
         own = cgroups.cgroup_id(self._mount, place.path) or id_
         self._place_of[place.id] = place
-        for cgroup in (own, id_):
-            self._uid_of[cgroup] = place.id
+        self._uid_of |= {own: place.id, id_: place.id}
         if known is None:
             namespace = "" if place.pod_uid else self._settings.container_namespace
             known = self._said.of(machine.newborn(place, namespace, **self._common))
-        ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
-        if ids != known.cgroups or known.ended:
+        if known.cgroups[:1] == (own,) and not known.ended:
+            self._inner.add(known, id_)
+        else:
+            ids = tuple(dict.fromkeys((own, *known.cgroups, id_)))
             self._put(msgspec.structs.replace(known, cgroups=ids, cgroup_path=place.path, ended=0.0))
         if not self._identities[place.id].complete or known.ended:
             self._ask(place.id, place, self._settings.answer_seconds)
@@ -333,8 +336,6 @@ class Inventory:
             self._put(identity)
         return True
 
-    # -- keeping and telling
-
     def _node_identity(self) -> Identity:
         settings, users, links = self._settings, self._users.names, self._links.host
         made = machine.identity(self.node, self._common["node_id"], self._mount, settings.node_labels, users=users, links=links,
@@ -351,14 +352,12 @@ class Inventory:
             self._born(id_, path)
         for id_ in [id_ for id_ in self._uid_of if id_ not in seen]:
             self._gone(id_)
+            self._inner.gone(id_, self.find(id_), self._uid_of)
         old = time.time() - self._settings.linger_seconds
-        for identity in [one for one in self._identities.values() if one.ended and one.ended <= old]:
-            self._forget(identity)
+        for uid in [uid for uid, one in self._identities.items() if 0 < one.ended <= old]:
+            self._forget(self._identities[uid])
         for identity in [one for one in self._identities.values() if len(one.cgroups) > 1 and not one.ended]:
-            alive = tuple(id_ for id_ in identity.cgroups if id_ in seen)
-            if alive and alive != identity.cgroups:
-                for id_ in set(identity.cgroups) - set(alive):
-                    del self._uid_of[id_]
+            if (alive := self._inner.alive(identity, seen, self._uid_of)) != identity.cgroups:
                 self._put(msgspec.structs.replace(identity, cgroups=alive))
 
     def _forget(self, identity: Identity) -> None:

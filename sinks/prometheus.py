@@ -10,7 +10,6 @@ because label values name workloads and policies.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +22,7 @@ from schemas.operations import Backend
 from schemas.summary import Summary
 from schemas.topics import ALERTS, ENFORCEMENT_STATUS, SUMMARIES
 from sinks.exposition import OPENMETRICS, TEXT, Capped, Family, Sample, Stats, from_stats, render, wants_openmetrics
+from sinks.listener import Listener, why
 from sinks.settings import Common
 from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult
 
@@ -67,7 +67,7 @@ class PrometheusSink:
         self._port = settings.port
         self._collectors: list[Collector] = []
         self._ready: list[Readiness] = []
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         most = settings.max_series
         self._alerts = Capped(("namespace", "policy", "action", "operation", "severity"), most)
         self._suppressed = 0
@@ -83,12 +83,12 @@ class PrometheusSink:
         self._ready.append(readiness)
 
     async def check(self) -> None:
-        if self._runner is None:
+        if self._listener is None:
             await self.open()
             await self.close()
 
     async def open(self) -> None:
-        if self._runner is not None:
+        if self._listener is not None:
             return
         # Imported here: 25 MB that nobody without this sink should carry.
         from aiohttp import web
@@ -97,22 +97,17 @@ class PrometheusSink:
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
-        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
-        host, port = self._settings.host, self._port
+        listener = Listener(self.name, self._settings.host, self._port)
         try:
-            await web.TCPSite(runner, host, port, reuse_address=True).start()
+            await listener.open(application, shutdown_timeout=1.0)
         except OSError as error:
-            await runner.cleanup()
-            why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise SettingsError(
-                f"prometheus: expected to listen on `{host}:{port}`, but {why}; set `port` of that sink or stop who listens there"
+                f"prometheus: expected to listen on `{listener.host}:{listener.port}`, but {why(error)}; set `port` of that sink "
+                "or stop who listens there"
             ) from error
-        self._runner = runner
+        self._listener = listener
         # A free port that was found by `check` is the one that is said, so it is taken again.
-        self._port = runner.addresses[0][1]
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._port}"
+        self._port, self.url = listener.port, listener.url
 
     async def send(self, items: Sequence[Item]) -> SendResult:
         for item in items:
@@ -132,9 +127,9 @@ class PrometheusSink:
         return None
 
     async def close(self) -> None:
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
 
     def families(self) -> list[Family]:
         """Everything a scrape shows, in order."""
@@ -149,7 +144,8 @@ class PrometheusSink:
                 samples=self._events.samples(),
             ),
         ]  # fmt: skip
-        collected = from_stats(stats for collector in self._collectors for stats in collector())
+        listening = [Stats(part="listener", values=self._listener.stats)] if self._listener is not None else []
+        collected = from_stats(stats for collector in (lambda: listening, *self._collectors) for stats in collector())
         return own + self._enforcement() + collected
 
     def _receipt(self, receipt: Receipt) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from kernel.cgroup_tree import walk
 from schemas.errors import MissingDependency
 
 
@@ -123,14 +124,6 @@ def namespaces(pid: int) -> tuple[int, int]:
 
 
 def scan(mount: str) -> Iterator[tuple[int, str]]:
-    """Id and path of every cgroup, parents first, the root (`/`) included."""
-    stack = [""]
-    while stack:
-        path = stack.pop()
-        try:
-            with os.scandir(mount + path) as entries:
-                children = [path + "/" + entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            yield os.stat(mount + path).st_ino, path or "/"
-        except OSError:  # removed while we looked
-            continue
-        stack.extend(sorted(children, reverse=True))
+    """Id and path of every cgroup, parents first, the root (`/`) included. Of one deeper than paths go: its deepest ancestor's."""
+    for id_, path in walk(mount):
+        yield id_, path or "/"

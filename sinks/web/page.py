@@ -10,7 +10,6 @@ no header lets another origin in. Neighbours: `hub` (streams), `feed` (what is s
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from schemas.errors import HauberkError, SettingsError
+from sinks.listener import CONNECTIONS, Listener, ListenerStats, why
 from sinks.store.store import Query, Reading
 from sinks.summary_tables import build
 from sinks.web import feed
@@ -101,7 +101,7 @@ class Page:
         self.hub = Hub(self._questions, settings.clients)
         self._names = {name.lower() for name in settings.names} | {"localhost"}
         self._kept: dict[tuple[object, ...], tuple[float, bytes]] = {}
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
 
     async def open(self) -> None:
         """Listen. SettingsError when the port is somebody else's."""
@@ -119,32 +119,30 @@ class Page:
         application.router.add_get("/events", self._events)
         application.router.add_get("/api/survey", self._survey)
         application.router.add_get("/api/workload", self._workload)
-        # Cancelled handlers: a browser that went away is noticed at once, not at the next message.
-        runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=0.5, handler_cancellation=True
-        )
-        await runner.setup()
-        host, port = self._settings.host, self._settings.port
+        listener = Listener("page", self._settings.host, self._settings.port, CONNECTIONS + self._settings.clients)
         try:
-            await web.TCPSite(runner, host, port, reuse_address=True).start()
+            # Cancelled handlers: a browser that went away is noticed at once, not at the next message.
+            await listener.open(application, shutdown_timeout=0.5, handler_cancellation=True)
         except OSError as error:
-            await runner.cleanup()
             self._questions.close()
-            why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise SettingsError(
-                f"page: expected to listen on `{host}:{port}`, but {why}; set `page.port`, stop who listens there, or "
-                "switch it off with `page.enabled=false`"
+                f"page: expected to listen on `{listener.host}:{listener.port}`, but {why(error)}; set `page.port`, stop who "
+                "listens there, or switch it off with `page.enabled=false`"
             ) from error
-        self._runner = runner
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{runner.addresses[0][1]}/"
+        self._listener = listener
+        self.url = f"{listener.url}/"
+
+    @property
+    def stats(self) -> ListenerStats | None:
+        """Of its port; None while it does not listen."""
+        return self._listener.stats if self._listener is not None else None
 
     async def close(self) -> None:
         """End every stream and let go of the port. Twice is once."""
         self.hub.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
         self._questions.close()
 
     def _refusal(self, request: web.Request) -> web.Response | None:

@@ -141,16 +141,19 @@ class Node:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
         self.environment = plain | {"HAUBERK_STATE": str(self.state), "HAUBERK_CONFIG": str(home / "settings.json")}
         self.process: subprocess.Popen[str] | None = None
+        self.before: Sequence[str] = ()
+        """Words in front of the command, as `prlimit --nofile=256`."""
 
     def start(self, *words: str) -> None:
         """Starts `up` and waits until the node's receipt says that its policies are in force."""
+        before = len(self.said()) if (self.home / "up.err").exists() else 0
         with (self.home / "up.err").open("a") as err, (self.home / "up.out").open("a") as out:
             self.process = subprocess.Popen(
-                [PROGRAM, "up", "-q", "-f", str(self.home / "policies.yaml"), *words], cwd=self.home,
+                [*self.before, PROGRAM, "up", "-q", "-f", str(self.home / "policies.yaml"), *words], cwd=self.home,
                 env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, text=True,
             )  # fmt: skip
         process = self.process
-        eventually(lambda: re.search(r"(?m)^  bus  ", self.said()) or process.poll() is not None, 180)
+        eventually(lambda: re.search(r"(?m)^  bus  ", self.said()[before:]) or process.poll() is not None, 180)
         assert process.poll() is None, self.said()
         self._apply(self.home / "policies.yaml")
 

@@ -15,6 +15,7 @@ import pytest
 
 from enforcers.apply import Applier
 from enforcers.plan import Planner, PlanSettings
+from enforcers.tables import Tables
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, encode
 
@@ -264,3 +265,43 @@ def test_a_cgroup_that_went_first_leaves_no_pins(
     assert (receipt.scopes, receipt.failed) == (0, ())
     assert not [name for name in os.listdir(f"{pin_dir}/links") if str(gone.id) in name]
     assert applier.enforced == {}
+
+
+def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_along(
+    applier: Applier, new_cgroup: Any, identity: Any, make_plan: Any, server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = new_cgroup(), new_cgroup()
+    applier.apply(make_plan(identity(bad), identity(good)))
+    assert (bad.connect(server), good.connect(server)) == ("EPERM", "EPERM")
+    before = applier.enforced
+    fill, adopt = Tables.fill, Tables.adopt_below
+    spoiled: list[str] = []
+
+    def filling(tables: Tables, table: int, parts: Any) -> None:
+        if "fill" in spoiled:
+            raise OverflowError("int too large")
+        fill(tables, table, parts)
+
+    def adopting(tables: Tables, cgroup: int, *given: Any) -> None:
+        if "adopt" in spoiled and cgroup == bad.id:
+            raise RecursionError("too deep")
+        adopt(tables, cgroup, *given)
+
+    monkeypatch.setattr(Tables, "fill", filling)
+    monkeypatch.setattr(Tables, "adopt_below", adopting)
+    more = make_plan(
+        identity(bad),
+        identity(good),
+        spec="network: {matchProtocols: [{protocol: udp}, {protocol: tcp}]}, action: Block",
+    )
+    spoiled[:] = ["fill"]
+    receipt = applier.apply(more)
+    assert len([one for one in receipt.failed if "OverflowError: int too large" in one]) == 2
+    assert applier.enforced == before
+    spoiled[:] = ["adopt"]
+    receipt = applier.apply(more)
+    assert [one for one in receipt.failed if "cgroups below it: RecursionError: too deep" in one]
+    applier.sweep()
+    assert applier.enforced.keys() == before.keys()
+    assert applier.enforced != before
+    assert (bad.connect(server), good.connect(server)) == ("EPERM", "EPERM")

@@ -207,7 +207,7 @@ async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_
             inventory.on_cgroup(inner_id, None, False)
             found = await wait_until(lambda: inventory.find(inner_id))
             assert found.container_name == "outer"
-            assert found.cgroups == (_cgroup(id_), inner_id)
+            await wait_until(lambda: inventory.find(inner_id).cgroups == (_cgroup(id_), inner_id))
             os.rmdir(inner)
             inventory.on_cgroup(inner_id, None, True)
             assert not inventory.find(_cgroup(id_)).ended  # type: ignore[union-attr]

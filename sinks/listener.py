@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A listening HTTP port that anybody on the machine may reach, and that cannot take the agent's descriptors away.
+
+What it does: serves an aiohttp application; at most `most` connections at a time, and a time limit for each that asks
+nothing. When the port is full the connection that has asked nothing for longest makes room, so that whoever holds idle ones
+keeps nobody out. What it never does: end the process or wait for a client. A port in use is a settings error when it is
+opened. Neighbours: `prometheus` and `web.page` (whose applications it serves).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+CONNECTIONS: Final = 64
+"""Connections of one port at a time: a dozen scrapers or browsers with six each."""
+HEADER_SECONDS: Final = 10.0
+"""From the connection, or from the first thing after a request, to a whole request."""
+IDLE_SECONDS: Final = 60.0
+"""A connection is kept so long after its last request: scrapers come again within a minute as a rule."""
+
+
+class ListenerStats(msgspec.Struct, kw_only=True):
+    """One listening port. `connections` now; `evicted`: asked nothing when room was needed; `late`: asked nothing in time;
+    `refused`: came when all others were being answered."""
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
+    LABELS: ClassVar[tuple[str, ...]] = ("listener",)
+
+    listener: str
+    connections: int = 0
+    evicted: int = 0
+    late: int = 0
+    refused: int = 0
+
+
+class Listener:
+    """`await open()`, then `await close()`. `port` and `url` are known after `open`. `most`: connections at a time."""
+
+    def __init__(self, name: str, host: str, port: int, most: int = CONNECTIONS) -> None:
+        self.stats = ListenerStats(listener=name)
+        self.host, self.port = host, port
+        self.url = ""
+        self._most = most
+        self._visitors: dict[asyncio.BaseTransport, _Visitor] = {}
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+
+    async def open(self, application: web.Application, **options: Any) -> None:
+        """Listen, and answer with `application`. OSError when the port cannot be had; `why` says it in words."""
+        from aiohttp import web
+
+        @web.middleware
+        async def busy(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            visitor = self._visitors.get(request.transport) if request.transport is not None else None
+            if visitor is None:
+                return await handler(request)
+            visitor.begins()
+            try:
+                return await handler(request)
+            finally:
+                visitor.ends()
+
+        application.middlewares.insert(0, busy)
+        runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_SECONDS, **options
+        )
+        await runner.setup()
+        serving = runner.server
+        assert serving is not None
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=128
+            )
+        except OSError:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        # A free port that was found once is the one that is said, so it is taken again.
+        self.port = self._server.sockets[0].getsockname()[1]
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"http://{shown}:{self.port}"
+
+    async def close(self) -> None:
+        """Let go of the port and of everybody. Twice is once."""
+        server, self._server = self._server, None
+        runner, self._runner = self._runner, None
+        if server is not None:
+            server.close()
+        if runner is not None:
+            await runner.cleanup()
+        for visitor in list(self._visitors.values()):
+            visitor.leave()
+
+    def admit(self, visitor: _Visitor, transport: asyncio.BaseTransport) -> bool:
+        """Whether there is room, or somebody who asks nothing makes it."""
+        if len(self._visitors) >= self._most:
+            idle = [one for one in self._visitors.values() if not one.busy]
+            if not idle:
+                self.stats.refused += 1
+                return False
+            self.stats.evicted += 1
+            min(idle, key=lambda one: one.since).leave()
+        self._visitors[transport] = visitor
+        self.stats.connections = len(self._visitors)
+        return True
+
+    def gone(self, transport: asyncio.BaseTransport) -> None:
+        """A connection has ended, or is about to."""
+        self._visitors.pop(transport, None)
+        self.stats.connections = len(self._visitors)
+
+
+def why(error: OSError) -> str:
+    """What keeps the port from being had."""
+    return "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+
+
+class _Visitor(asyncio.Protocol):
+    """One connection, between the transport and aiohttp's protocol: its time limits, and whether it is being answered."""
+
+    def __init__(self, listener: Listener, inner: Any) -> None:
+        self._listener, self._inner = listener, inner
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.busy = False
+        self.since = 0.0
+
+    def begins(self) -> None:
+        """A whole request has come."""
+        self.busy = True
+        self._limit(None)
+
+    def ends(self) -> None:
+        """It is answered, but for what the client has yet to read: that has the limit too."""
+        self.busy = False
+        self._limit(IDLE_SECONDS)
+
+    def leave(self) -> None:
+        """Have done with it, whatever is in its buffers."""
+        if self._transport is not None:
+            self._listener.gone(self._transport)
+            self._transport.abort()
+
+    def _limit(self, seconds: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.since = loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._listener.stats.late += 1
+        self.leave()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if not self._listener.admit(self, transport):
+            self._inner = None
+            transport.abort()
+            return
+        self._transport = transport
+        self._limit(HEADER_SECONDS)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._inner is None else self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._listener.gone(self._transport)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending enforcement by making the agent fail: programs and rules come down only on a stop that was asked for.
+
+The faults of the first tests are put in from outside (`sitecustomize`), one per stage; kernel, bus and processes are real.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+POLICY = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: held, annotations: {{hauberk.io/signal: enabled}}}}
+spec:
+  selector: {{matchLabels: {{app: box}}}}
+  severity: 9
+  process: {{matchPaths: [{{path: {blocked}}}]}}
+  network: {{matchProtocols: [{{protocol: tcp}}]}}
+  action: Block
+"""
+MORE = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: more-{number}, annotations: {{hauberk.io/signal: enabled}}}}
+spec:
+  selector: {{matchLabels: {{app: box}}}}
+  severity: 9
+  process: {{matchPaths: [{{path: {path}}}]}}
+  action: Block
+"""
+FAULTS = """
+import os
+def spoil(module, holder, method, name):
+    try:
+        cls = getattr(__import__(module, fromlist=["x"]), holder)
+    except ImportError:
+        return
+    real = getattr(cls, method)
+    def spoiled(self, *given, **named):
+        if os.path.exists(f"{os.environ['FAULTS']}/{name}"):
+            raise RecursionError("put in by a test")
+        return real(self, *given, **named)
+    setattr(cls, method, spoiled)
+if "FAULTS" in os.environ and os.environ.get("FAULTS_FOR", "") == "up":
+    spoil("enforcers.apply", "Applier", "apply", "enforcement")
+    spoil("sensors.rings", "RingSource", "drain", "sensor")
+    spoil("enforcers.planner", "PlannerEngine", "_compile", "planner")
+    spoil("sensors.inventory", "Inventory", "on_cgroup", "inventory")
+    spoil("processors.teller", "Teller", "settle", "processor")
+    spoil("hauberk.supervision", "Supervision", "_told", "whole")
+"""
+
+
+@pytest.fixture(scope="module")
+def node(
+    make_container: Callable[[str], Any], make_node: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    home = Path(os.path.realpath(tmp_path_factory.mktemp("ends")))
+    shutil.copy("/bin/true", home / "blocked")
+    (home / "sitecustomize.py").write_text(FAULTS)
+    (home / "faults").mkdir()
+    throttle = {"max_alerts_per_second": 0}  # a rule is probed until it holds: hundreds of the same alert
+    made = make_node(
+        POLICY.format(blocked=home / "blocked"), make_container("box"), start=False, processor={"throttle": throttle}
+    )
+    made.environment |= {"PYTHONPATH": str(home), "FAULTS": str(home / "faults")}
+    made.place = home
+    start(made)
+    return made
+
+
+def start(node: Any, *words: str) -> None:
+    plain = dict(node.environment)
+    node.environment["FAULTS_FOR"] = "up"
+    try:
+        node.start(*words)
+    finally:
+        node.environment = plain
+
+
+def holds(node: Any) -> bool:
+    """Whether both kinds of rules are in force: a guard's and a kill."""
+    box = node.containers["box"]
+    code = "import socket\ntry: socket.create_connection(('127.0.0.1', 9), 5)\nexcept PermissionError: print('denied')\nexcept OSError as e: print(e)"
+    denied = box.run(sys.executable, "-S", "-c", code).stdout == "denied\n"
+    return denied and box.run(str(node.place / "blocked")).returncode == -9
+
+
+@pytest.fixture
+def fault(node: Any) -> Iterator[Callable[[str], Path]]:
+    made: list[Path] = []
+
+    def put(name: str) -> Path:
+        made.append(node.place / "faults" / name)
+        made[-1].touch()
+        return made[-1]
+
+    yield put
+    for one in made:
+        one.unlink(missing_ok=True)
+
+
+def trigger(node: Any, number: int) -> str:
+    """Something for every stage to do: a policy more, a cgroup more, an exec. The program it blocks."""
+    program = node.place / f"program-{number}"
+    shutil.copy("/bin/true", program)
+    path = node.home / f"more-{number}.yaml"
+    path.write_text(MORE.format(number=number, path=program))
+    node.hauberk("apply", "-f", str(path))
+    below = node.containers["box"].path / f"below-{number}"
+    below.mkdir()
+    below.rmdir()
+    return str(program)
+
+
+@pytest.mark.parametrize("stage", ["enforcement", "sensor", "planner", "inventory", "processor"])
+def test_a_stage_that_fails_takes_no_rule_along_and_comes_back(
+    node: Any, stage: str, fault: Callable[[str], Path], eventually: Callable[..., Any]
+) -> None:
+    assert holds(node)
+    before = node.said().count(f"stage `{stage}` failed")
+    put = fault(stage)
+    program = trigger(node, len(list(node.place.glob("program-*"))))
+    # Twice: what is started again fails again, and that changes nothing.
+    eventually(lambda: node.said().count(f"stage `{stage}` failed") >= before + 2)
+    assert holds(node)
+    assert node.process.poll() is None
+    put.unlink()
+    box = node.containers["box"]
+    eventually(lambda: box.run(program).returncode == -9)
+    assert holds(node)
+    alert = node.alert(Operation="StageFailed", Resource=stage)
+    assert "RecursionError: put in by a test" in alert["EventData"]["why"]
+    node.alert(program, Action="Block")
+
+
+def test_the_end_says_what_failed_and_had_come_back(node: Any) -> None:
+    assert node.ended() == 0
+    said = node.said()
+    assert "had come back; last: RecursionError: put in by a test" in said
+    assert not Path(node.pins).exists()
+    assert not holds(node)
+
+
+def test_an_end_by_an_error_leaves_programs_and_rules_and_the_next_start_takes_them_over(
+    node: Any, fault: Callable[[str], Path], eventually: Callable[..., Any]
+) -> None:
+    start(node)
+    assert holds(node)
+    fault("whole")
+    fault("sensor")
+    assert node.process.wait(120) not in (0, None)
+    assert "ended by an error, not by a stop that was asked for: programs and rules stay" in node.said()
+    assert holds(node)
+    for one in (node.place / "faults").iterdir():
+        one.unlink()
+    start(node)
+    assert node.said().rpartition("hauberk 0.")[2].count("reused from the last run") == 1
+    assert holds(node)
+
+
+def test_the_agent_killed_leaves_rules_in_force(node: Any) -> None:
+    node.process.kill()
+    node.process.wait(60)
+    assert holds(node)
+    start(node)
+    assert holds(node)
+
+
+@pytest.mark.attack("SIGTERM and SIGINT again and again while the agent stops", "held", by="hauberk up")
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM]])  # fmt: skip
+def test_told_more_than_once_to_stop_it_still_takes_its_programs_down(node: Any, numbers: list[int]) -> None:
+    if node.process.poll() is not None:
+        start(node)
+    assert holds(node)
+    for number in numbers:
+        node.process.send_signal(number)
+        time.sleep(0.05)  # apart, as `timeout`, make and a shell's own Ctrl-C send them
+    assert node.process.wait(60) == 0
+    said = node.said().rpartition("hauberk 0.")[2]
+    assert "its programs are removed: nothing is enforced now" in said
+    assert not Path(node.pins).exists()
+    assert not holds(node)
+    assert "Traceback" not in said
+
+
+def test_timeout_sends_its_signal_to_the_group_and_the_process(node: Any) -> None:
+    # timeout(1) in the foreground of make: SIGINT by the terminal to everybody, then SIGTERM by timeout, then SIGKILL.
+    words = [sys.executable, "-m", "hauberk", "up", "-q"]
+    done = subprocess.run(
+        ["timeout", "-k", "60", "30", *words], env=node.environment, cwd=node.home, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 124
+    assert "its programs are removed" in done.stderr
+    assert not Path(node.pins).exists()

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A listening port under idle, late, slow and too many clients: real sockets throughout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+
+from sinks import listener as listeners
+from sinks.listener import Listener
+
+HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "
+
+
+class Served:
+    """A listener with three places: `/` answers, `/wait` does not until `go`, `/much` answers more than any buffer takes."""
+
+    def __init__(self) -> None:
+        self.listener = Listener("test", "127.0.0.1", 0, 3)
+        self.go = asyncio.Event()
+        self.waiting = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def open(self) -> None:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(text="ok")
+
+        async def wait(_: web.Request) -> web.Response:
+            self.waiting += 1
+            await self.go.wait()
+            return web.Response(text="waited")
+
+        async def much(_: web.Request) -> web.Response:
+            return web.Response(body=b"x" * (64 << 20))
+
+        application = web.Application()
+        application.router.add_get("/", answer)
+        application.router.add_get("/wait", wait)
+        application.router.add_get("/much", much)
+        await self.listener.open(application, shutdown_timeout=0.1)
+
+    async def connect(self, said: bytes = HALF) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port)
+        self.writers.append(writer)
+        writer.write(said)
+        await writer.drain()
+        return reader
+
+    async def ask(self, path: str = "/") -> str:
+        async with ClientSession() as session, session.get(f"{self.listener.url}{path}") as response:
+            return await response.text()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    made = Served()
+    await made.open()
+    yield made
+    made.go.set()
+    for writer in made.writers:
+        writer.transport.abort()
+    await made.listener.close()
+
+
+async def until(what: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not what():  # noqa: ASYNC110 - counts of a server
+            await asyncio.sleep(0.005)
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(60):
+        try:
+            return await reader.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+async def test_idle_connections_make_room_the_longest_idle_first(served: Served) -> None:
+    first = await served.connect()
+    await until(lambda: served.listener.stats.connections == 1)
+    for number in range(2, 4):
+        await served.connect()
+        await until(lambda number=number: served.listener.stats.connections == number)
+    assert await served.ask() == "ok"
+    assert await ended(first)
+    assert (served.listener.stats.evicted, served.listener.stats.refused) == (1, 0)
+
+
+async def test_hundreds_of_idle_connections_keep_nobody_out_and_cost_three_places(served: Served) -> None:
+    for _ in range(300):
+        await served.connect()
+        assert served.listener.stats.connections <= 3
+    assert await served.ask() == "ok"
+    assert served.listener.stats.evicted >= 297
+
+
+async def test_who_is_being_answered_is_not_cut_off_for_who_comes(served: Served) -> None:
+    waiting = [asyncio.create_task(served.ask("/wait")) for _ in range(3)]
+    await until(lambda: served.waiting == 3)
+    late = await served.connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert await ended(late)
+    assert served.listener.stats.refused == 1
+    served.go.set()
+    assert await asyncio.gather(*waiting) == ["waited"] * 3
+
+
+async def test_a_request_that_does_not_come_whole_in_time_is_given_up(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "HEADER_SECONDS", 0.05)
+    silent, dripping = await served.connect(b""), await served.connect()
+
+    async def drip() -> None:
+        while True:
+            served.writers[-1].write(b"x")
+            await asyncio.sleep(0.01)
+
+    dropping = asyncio.create_task(drip())
+    assert await ended(silent)
+    assert await ended(dripping)
+    dropping.cancel()
+    assert served.listener.stats.late == 2
+    await until(lambda: served.listener.stats.connections == 0)
+
+
+async def test_a_connection_that_asks_nothing_more_is_let_go(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "IDLE_SECONDS", 0.05)
+    reader = await served.connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(60):
+        assert (await reader.read()).endswith(b"ok")
+    assert served.listener.stats.late == 1
+
+
+async def test_an_answer_that_nobody_reads_holds_no_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "IDLE_SECONDS", 0.05)
+    await served.connect(b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    served.writers[-1].transport.pause_reading()
+    await until(lambda: served.listener.stats.late == 1)
+    await until(lambda: served.listener.stats.connections == 0)
+
+
+async def test_it_lets_go_of_the_port_and_can_be_opened_again_there(served: Served) -> None:
+    await served.connect()
+    port = served.listener.port
+    await served.listener.close()
+    await served.open()
+    assert served.listener.port == port
+    assert await served.ask() == "ok"
