@@ -34,8 +34,11 @@ held = []
 for number in range(1500):
     one = socket.socket()
     one.connect(("127.0.0.1", int(sys.argv[1 + number % 2])))
-    if number % 3:
-        one.send((b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\nX: ", b"GET /events HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")[number % 3 - 1])
+    try:
+        if number % 3:
+            one.send((b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\nX: ", b"GET /events HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")[number % 3 - 1])
+    except OSError:
+        pass
     held.append(one)
 print("held", flush=True)
 sys.stdin.read()

@@ -53,7 +53,7 @@ def spoil(module, holder, method, name):
         return real(self, *given, **named)
     setattr(cls, method, spoiled)
 if "FAULTS" in os.environ and os.environ.get("FAULTS_FOR", "") == "up":
-    spoil("enforcers.apply", "Applier", "apply", "enforcement")
+    spoil("enforcers.agent", "Enforcement", "_tell", "enforcement")
     spoil("sensors.rings", "RingSource", "drain", "sensor")
     spoil("enforcers.planner", "PlannerEngine", "_compile", "planner")
     spoil("sensors.inventory", "Inventory", "on_cgroup", "inventory")
@@ -76,8 +76,16 @@ def node(
     )
     made.environment |= {"PYTHONPATH": str(home), "FAULTS": str(home / "faults")}
     made.place = home
-    start(made)
     return made
+
+
+@pytest.fixture
+def up(node: Any) -> Any:
+    """The node, running, whatever the test before it did."""
+    if node.process is None or node.process.poll() is not None:
+        start(node)
+    assert holds(node)
+    return node
 
 
 def start(node: Any, *words: str) -> None:
@@ -95,6 +103,10 @@ def holds(node: Any) -> bool:
     code = "import socket\ntry: socket.create_connection(('127.0.0.1', 9), 5)\nexcept PermissionError: print('denied')\nexcept OSError as e: print(e)"
     denied = box.run(sys.executable, "-S", "-c", code).stdout == "denied\n"
     return denied and box.run(str(node.place / "blocked")).returncode == -9
+
+
+def kills(node: Any, program: str) -> bool:
+    return bool(node.containers["box"].run(program).returncode == -9)
 
 
 @pytest.fixture
@@ -126,9 +138,9 @@ def trigger(node: Any, number: int) -> str:
 
 @pytest.mark.parametrize("stage", ["enforcement", "sensor", "planner", "inventory", "processor"])
 def test_a_stage_that_fails_takes_no_rule_along_and_comes_back(
-    node: Any, stage: str, fault: Callable[[str], Path], eventually: Callable[..., Any]
+    up: Any, stage: str, fault: Callable[[str], Path], eventually: Callable[..., Any]
 ) -> None:
-    assert holds(node)
+    node = up
     before = node.said().count(f"stage `{stage}` failed")
     put = fault(stage)
     program = trigger(node, len(list(node.place.glob("program-*"))))
@@ -137,27 +149,34 @@ def test_a_stage_that_fails_takes_no_rule_along_and_comes_back(
     assert holds(node)
     assert node.process.poll() is None
     put.unlink()
-    box = node.containers["box"]
-    eventually(lambda: box.run(program).returncode == -9)
+    eventually(lambda: kills(node, program))
     assert holds(node)
     alert = node.alert(Operation="StageFailed", Resource=stage)
     assert "RecursionError: put in by a test" in alert["EventData"]["why"]
     node.alert(program, Action="Block")
 
 
-def test_the_end_says_what_failed_and_had_come_back(node: Any) -> None:
-    assert node.ended() == 0
-    said = node.said()
+def test_the_end_says_what_failed_and_had_come_back(
+    up: Any, fault: Callable[[str], Path], eventually: Callable[..., Any]
+) -> None:
+    put = fault("sensor")
+    eventually(lambda: "stage `sensor` failed" in up.said().rpartition("hauberk 0.")[2])
+    put.unlink()
+    program = trigger(up, len(list(up.place.glob("program-*"))))
+    eventually(lambda: kills(up, program))
+    up.alert(program, Action="Block")
+    assert up.ended() == 0
+    said = up.said().rpartition("hauberk 0.")[2]
+    assert "stage `sensor` failed" in said
     assert "had come back; last: RecursionError: put in by a test" in said
-    assert not Path(node.pins).exists()
-    assert not holds(node)
+    assert not Path(up.pins).exists()
+    assert not holds(up)
 
 
 def test_an_end_by_an_error_leaves_programs_and_rules_and_the_next_start_takes_them_over(
-    node: Any, fault: Callable[[str], Path], eventually: Callable[..., Any]
+    up: Any, fault: Callable[[str], Path]
 ) -> None:
-    start(node)
-    assert holds(node)
+    node = up
     fault("whole")
     fault("sensor")
     assert node.process.wait(120) not in (0, None)
@@ -170,7 +189,8 @@ def test_an_end_by_an_error_leaves_programs_and_rules_and_the_next_start_takes_t
     assert holds(node)
 
 
-def test_the_agent_killed_leaves_rules_in_force(node: Any) -> None:
+def test_the_agent_killed_leaves_rules_in_force(up: Any) -> None:
+    node = up
     node.process.kill()
     node.process.wait(60)
     assert holds(node)
@@ -180,10 +200,8 @@ def test_the_agent_killed_leaves_rules_in_force(node: Any) -> None:
 
 @pytest.mark.attack("SIGTERM and SIGINT again and again while the agent stops", "held", by="hauberk up")
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM]])  # fmt: skip
-def test_told_more_than_once_to_stop_it_still_takes_its_programs_down(node: Any, numbers: list[int]) -> None:
-    if node.process.poll() is not None:
-        start(node)
-    assert holds(node)
+def test_told_more_than_once_to_stop_it_still_takes_its_programs_down(up: Any, numbers: list[int]) -> None:
+    node = up
     for number in numbers:
         node.process.send_signal(number)
         time.sleep(0.05)  # apart, as `timeout`, make and a shell's own Ctrl-C send them
@@ -195,13 +213,16 @@ def test_told_more_than_once_to_stop_it_still_takes_its_programs_down(node: Any,
     assert "Traceback" not in said
 
 
-def test_timeout_sends_its_signal_to_the_group_and_the_process(node: Any) -> None:
-    # timeout(1) in the foreground of make: SIGINT by the terminal to everybody, then SIGTERM by timeout, then SIGKILL.
+def test_timeout_ends_it_clean(node: Any) -> None:
+    # timeout(1) sends its signal to the process and then to its whole group: two for the process.
+    if node.process is not None and node.process.poll() is None:
+        node.ended()
     words = [sys.executable, "-m", "hauberk", "up", "-q"]
     done = subprocess.run(
-        ["timeout", "-k", "60", "30", *words], env=node.environment, cwd=node.home, capture_output=True, text=True,
-        timeout=200, check=False,
+        ["timeout", "-k", "90", "30", *words], env=node.environment, cwd=node.home, capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 124
-    assert "its programs are removed" in done.stderr
+    # On a crowded machine it is told while it still loads: that end is clean too.
+    assert done.returncode == 124, done.stderr
+    assert "Traceback" not in done.stderr
     assert not Path(node.pins).exists()
