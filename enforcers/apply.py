@@ -48,6 +48,7 @@ class Encoded(msgspec.Struct, frozen=True):
     held: tuple[str, ...]
     rules: int
     refused: tuple[Refusal, ...]
+    late: tuple[Refusal, ...]
 
 
 class Applier:
@@ -92,18 +93,20 @@ class Applier:
         started = time.monotonic()
         failed: list[str] = [*self.problems, *([plan.held] if plan.held else [])]
         refused = dict.fromkeys(plan.refused)
+        late: dict[Refusal, None] = {}
         rules = scopes = 0
         if self._tables is not None:
             wanted, encoded = self._wanted(plan, failed)
             for one in encoded:
                 refused.update(dict.fromkeys(one.refused))
+                late.update(dict.fromkeys(one.late))
             self._tables.widen(plan.host_visibility, plan.new_visibility)
             scopes, rules = self._carry_out(wanted, self._tables, failed)
             self._tables.narrow(plan.host_visibility, plan.new_visibility, plan.host_cgroups)
         return Receipt(
             node=self.node, generation=plan.generation, digest=plan.digest, applied_ns=time.time_ns(),
             took_ms=(time.monotonic() - started) * 1000, backends=tuple(one.backend for one in self._enforcers),
-            scopes=scopes, rules=rules, refused=_once(refused), failed=tuple(failed),
+            scopes=scopes, rules=rules, refused=_once(refused), failed=tuple(failed), late=_once(late),
         )  # fmt: skip
 
     def sweep(self) -> float | None:
@@ -161,6 +164,7 @@ class Applier:
             held=tuple(name for name, part in parts.items() if part.flags),
             rules=sum(part.rules for part in parts.values()),
             refused=tuple(refusal for part in parts.values() for refusal in part.refused),
+            late=tuple(one for part in parts.values() for one in part.late),
         )
 
     def _carry_out(

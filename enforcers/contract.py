@@ -33,6 +33,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     flags: ScopeFlag = ScopeFlag(0)
     rules: int = 0
     refused: tuple[Refusal, ...] = ()
+    late: tuple[Refusal, ...] = ()
+    """Rules in `entries` of which a part is answered only after it has happened."""
 
 
 class Enforcer(Protocol):

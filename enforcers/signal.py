@@ -2,7 +2,7 @@
 """The `signal` backend: the sensor's own programs send SIGKILL at exec or right after an open. Opt-in, labelled in alerts.
 
 For kernels with no usable LSM. It does not prevent: an exec is killed before its first instruction, an open after it
-happened. Only scopes that opted in (policy annotation or node setting) are ever touched. Nothing is attached here: the
+happened. What of that is too late (`policy.backends.LATE`) is in the receipt, rule by rule. Only scopes that opted in (policy annotation or node setting) are ever touched. Nothing is attached here: the
 programs run with the sensor and look at the scope's flag. Neighbours: `paths` (the entries), `cgroup`, `apply`.
 """
 
@@ -12,6 +12,7 @@ import os
 
 from enforcers import paths
 from enforcers.contract import Ident, Part
+from policy.backends import LATE
 from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
 from schemas.operations import Backend, Class
@@ -61,8 +62,13 @@ class SignalEnforcer:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
         if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(_stops, scope.paths))):
             flags |= ScopeFlag.CLOSED
-        rules = len({rule.ref for rule in scope.paths} - {one.ref for one in refused})
-        return Part(entries=entries, flags=flags, rules=rules, refused=refused)
+        held = {rule.ref for rule in scope.paths} - {one.ref for one in refused}
+        files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and _stops(rule)} & held
+        late = tuple(
+            Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=LATE)
+            for ref in sorted(files, key=lambda ref: (ref.policy, ref.index))
+        )
+        return Part(entries=entries, flags=flags, rules=len(held), refused=refused, late=late)
 
     def hold(self, cgroup: int, path: str) -> None:
         return

@@ -48,8 +48,8 @@ async def last_heard(bus: Bus) -> dict[str, float]:
     return found
 
 
-async def unheld(bus: Bus) -> list[Unheld]:
-    """Every rule that some node's receipt refuses, by node."""
+async def unheld(bus: Bus, *, late: bool = False) -> list[Unheld]:
+    """Every rule that some node's receipt refuses, by node; with `late` those held of which a part is answered too late."""
     from hauberk.client import readable
     from schemas.enforcement import decode_receipt
     from schemas.topics import ENFORCEMENT_STATUS
@@ -58,7 +58,7 @@ async def unheld(bus: Bus) -> list[Unheld]:
     receipts = [record.value for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()) if record.value]
     for receipt in readable(receipts, decode_receipt, "receipts"):
         found += [
-            Unheld(receipt.node, one.ref, backend_name(one.backend), one.reason) for one in receipt.refused
+            Unheld(receipt.node, one.ref, backend_name(one.backend), one.reason) for one in (receipt.late if late else receipt.refused)
         ]  # fmt: skip
     return found
 

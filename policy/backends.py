@@ -25,6 +25,19 @@ NAMES: Final = {
 _INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
 
 
+LATE: Final = (
+    "the process is killed as the call ends: a mere open gives it nothing, but unlink, rename, link, symlink, mkdir, mknod, chmod, chown, "
+    "truncate and an open that creates or truncates have happened by then; those that name a path are known by the name the caller used"
+)
+"""What the signal backend does not hold of a rule on files that it carries."""
+
+
+def late(rule: Rule, *, signal: bool = True) -> str:
+    """What of `rule` is only answered after it has happened, where the backends of this version carry it; "" for nothing."""
+    carried = rule.class_ is Class.FILE and denies(rule) and reason(rule, Backend.SIGNAL, signal=signal) is None
+    return LATE if carried else ""
+
+
 def limited(rule: Rule) -> bool:
     """Whether the rule leaves a part free by ownerOnly, readOnly or pts."""
     return rule.owner_only or rule.read_only or rule.pts is False

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from policy.backends import ALL, HERE, NAMES, denies, held, reason
+from policy.backends import ALL, HERE, NAMES, denies, held, late, reason
 from policy.candidates import Candidate, Unmatched, decide, outcome
 from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
@@ -60,7 +60,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
     """What backends can make of one rule: name -> None when it can, else the reason. `problem`: it can never match.
     `not_in_this_version`: backends of `backends` that hold nothing yet, whatever the kernel offers. `note`: where alone
-    the rule is held, "" for wherever its policy selects."""
+    the rule is held, and what of it only after it has happened; "" for all of it, wherever its policy selects."""
 
     rule: RuleRef
     action: str
@@ -123,7 +123,7 @@ def explain_policy(policy: Policy, *, signal: bool = False) -> tuple[Enforceabil
             action=rule.action.value,
             backends={NAMES[backend]: _reason(rule, backend, signal or policy.signal) for backend in ALL},
             problem=problem(rule),
-            note=HOST_ONLY if _host(policy) and denies(rule) and unseen(rule) is None else "",
+            note=_note(policy, rule, signal or policy.signal),
             unseen=_unseen(rule),
         )
         for rule in policy.rules
@@ -143,6 +143,12 @@ def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
     # What nothing sees is not "told by the judge" either; a backend that this version does not have might see it by itself.
     why = unseen(rule) if backend in HERE or rule.action is Action.AUDIT else None
     return f"{CANNOT}: {why}" if why is not None else reason(rule, backend, signal=signal)
+
+
+def _note(policy: Policy, rule: Rule, signal: bool) -> str:
+    if not denies(rule) or unseen(rule) is not None:
+        return ""
+    return "; ".join(filter(None, (HOST_ONLY if _host(policy) else "", late(rule, signal=signal))))
 
 
 def unheld(policy: Policy, *, signal: bool = False) -> Unheld:

@@ -103,6 +103,8 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     rules: Count
     refused: tuple[Refusal, ...] = ()
     failed: tuple[str, ...] = ()
+    late: tuple[Refusal, ...] = ()
+    """Rules that are held, and what of them is answered only after it has happened."""
 
 
 def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:

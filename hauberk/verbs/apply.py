@@ -249,5 +249,12 @@ def _tell(receipt: Receipt) -> None:
     print(f"{node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes")
     for refusal in receipt.refused:
         print(f"{node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}")
+    # One sentence for all rules that it is true of: a policy of many would say it as many times.
+    late: dict[str, list[str]] = {}
+    for one in receipt.late:
+        late.setdefault(one.reason, []).append(f"{one.ref.policy} {one.ref.position}")
+    for reason, rules in late.items():
+        more = f" and {len(rules) - 8} more" if len(rules) > 8 else ""
+        print(f"{node}: held late: {', '.join(rules[:8])}{more}: {reason}")
     for sentence in receipt.failed:
         print(f"{node}: {sentence}", file=sys.stderr)

@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             return 1
         hits = [value.get("status", {}).pop("rules", []) if isinstance(value, dict) else [] for value in values]
         refused = await _refused(bus, given.what, values)
+        late = await _late(bus, given.what, given.name)
         print("\n---\n".join(as_yaml(value) for value in values))
         for rules in hits:
             if rules:
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
                 print("\nRules:\n" + table(("RULE", "MATCH", "ACTION", "HITS", "SHADOW HITS", "LAST"), rows))
         if refused:
             print("\nNot enforced:\n" + table(("NODE", "POLICY", "RULE", "BACKEND", "REASON"), refused))
+        if late:
+            print("\nHeld, but in part too late:\n" + table(("NODE", "POLICY", "RULE", "BACKEND", "WHAT"), late))
         of_policy = given.what in ("policy", *SHORT)
         if of_policy or given.what == "workload":
             asked = argparse.Namespace(
@@ -81,6 +84,20 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     return with_bus(given, work)
+
+
+async def _late(bus: Bus, what: str, name: str) -> list[tuple[str, ...]]:
+    """A row for each rule of this node or policy that is held and of which a part is answered only after it has happened."""
+    from hauberk.nodes import unheld
+
+    found = await unheld(bus, late=True)
+    if what == "node":
+        found = [one for one in found if one.node == name]
+    elif what in ("policy", *SHORT):
+        found = [one for one in found if one.ref.policy == name]
+    else:
+        return []
+    return [(one.node, one.ref.policy, one.rule, one.backend, one.reason) for one in found]
 
 
 async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ...]]:
@@ -99,6 +116,7 @@ async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ..
     for value in values:
         if value["receipt"]:
             value["receipt"]["refused"] = len(value["receipt"]["refused"])
+            value["receipt"]["late"] = len(value["receipt"]["late"])
     return [
         (one.node, one.ref.policy, one.rule, one.backend, one.reason) for one in await unheld(bus) if one.node in names
     ]

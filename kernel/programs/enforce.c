@@ -152,7 +152,9 @@ static __always_inline int forbids(struct work *w, struct rule *rule)
         return 0;
     if (!flags)
         return rule->action == ACTION_BLOCK;
-    if (flags & FLAG_OWNER_ONLY && (w->b.owner == 0xffffffff || w->b.owner != w->b.uid))
+    /* What has just been unlinked or renamed has no owner to ask any more: it is told, and nobody is killed for not being known. */
+    u32 by_name = w->b.owner == 0xffffffff && w->b.operation > OP_CREATE;
+    if (flags & FLAG_OWNER_ONLY && !by_name && (w->b.owner == 0xffffffff || w->b.owner != w->b.uid))
         return 1;
     return flags & FLAG_READ_ONLY && w->b.access & CHANGES;
 }

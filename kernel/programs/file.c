@@ -146,7 +146,8 @@ int hop_open(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-/* Every call that names one or two paths, or a descriptor in place of the first. */
+/* Every call that names one or two paths, or a descriptor in place of the first. Where rules on files are enforced, each path is
+ * judged while its text lies in the scratch: of two the second first, and then this program runs again for the first. */
 int hop_paths(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
@@ -154,6 +155,19 @@ int hop_paths(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     struct call *call = &w->call;
     void *task = TASK();
+    u32 second = call->path2 < 6 && w->steer.stage != STAGE_SECOND;
+    w->steer.stage = 0;
+    w->steer.job = w->steer.count = 0;
+    w->at = TEXT_MAX;
+    if (w->scope.flags & SCOPE_ENFORCE_SIGNAL && call->class_ == CLASS_FILE) {
+        w->steer.after = HOP_ENFORCE;
+        if (second) {
+            w->steer.stage = STAGE_SECOND;
+            add_job(w, JOB_USER, SID_RESOURCE2, (s32)argument(w, call->dirfd2, AT_FDCWD_), argument(w, call->path2, 0), 0);
+            next_job(ctx, w);
+            return 0;
+        }
+    }
     if (call->fd == FD_ROOT && w->ret >= 0) { /* chroot: the caller's text begins at a root that is gone */
         add_job(w, JOB_DENTRY, SID_RESOURCE, 0, w->root_dentry, w->root_mount + K_mount__mnt);
     } else if (call->fd < 6) {
@@ -169,7 +183,7 @@ int hop_paths(struct bpf_raw_tracepoint_args *ctx)
         w->o.aux = dirfd;
         add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
     }
-    if (call->path2 < 6)
+    if (second)
         add_job(w, JOB_USER, SID_RESOURCE2, (s32)argument(w, call->dirfd2, AT_FDCWD_), argument(w, call->path2, 0), 0);
     next_job(ctx, w);
     return 0;

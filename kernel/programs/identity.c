@@ -18,8 +18,11 @@ int hop_path_text(struct bpf_raw_tracepoint_args *ctx)
     struct call *call = &w->call;
     s32 dirfd = argument(w, call->dirfd, AT_FDCWD_);
     w->o.aux = dirfd;
-    add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
+    if (w->scope.flags & SCOPE_ENFORCE_SIGNAL && call->class_ == CLASS_FILE)
+        w->steer.after = HOP_ENFORCE;
     add_job(w, JOB_STRING, SID_RESOURCE2, 0, argument(w, call->path2, 0), 0);
+    /* Strictly last: enforcement looks at the text that was stored last. */
+    add_job(w, JOB_USER, SID_RESOURCE, dirfd, argument(w, call->path, 0), 0);
     next_job(ctx, w);
     return 0;
 }

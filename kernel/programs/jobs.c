@@ -16,6 +16,7 @@
 #define AFTER_ENFORCE (SCAN_PROGRAMS + 2)
 #define AFTER_ADOPTED 21 /* the adopted task's own event: its last text has nine of them for itself when it is to be judged */
 #define AFTER_SENT 4
+#define OTHER_PATH 7 /* a rename or link has one more path to be judged: enough for one of some length */
 #define LEAST 2 /* for a text that is still to come */
 #define ANY 255
 
@@ -51,6 +52,8 @@ static __always_inline u32 limit_of(struct work *w, struct job *job)
         kept = AFTER_ENFORCE;
     else if (after == HOP_SENT)
         kept = AFTER_SENT;
+    if (w->steer.stage == STAGE_SECOND)
+        kept += OTHER_PATH;
     kept += LEAST * (w->steer.count - w->steer.job - 1);
     return limit < STEPS - kept ? limit : STEPS - kept;
 }

@@ -39,7 +39,42 @@ async def test_a_blocked_exec_is_killed_inside_only(
         assert subprocess.run([str(tool)], check=False).returncode == 0
         receipt = here.agent.receipt
         assert receipt.rules == 1
-        assert receipt.refused == ()
+        assert receipt.refused == receipt.late == ()
+
+
+async def test_what_of_a_rule_on_files_comes_too_late_is_in_the_receipt(
+    house: Any, new_cgroup: Any, identity: Any, ksp: Any, tmp_path: Path
+) -> None:
+    """A kill undoes nothing: who unlinks the file is killed, and the file is gone."""
+    (tmp_path / "file").write_text("x")
+    box = new_cgroup()
+    async with house() as here:
+        await here.know(identity(box))
+        rules = f"file: {{matchPaths: [{{path: {tmp_path}/file}}, {{path: {tmp_path}/free, action: Allow}}]}}, action: Block"
+        await here.apply(ksp("no-file", rules, OPT_IN))
+        await here.enforced(box)
+        assert [(one.ref.position, "unlink" in one.reason) for one in here.agent.receipt.late] == [
+            ("spec.file.matchPaths[0]", True)
+        ]
+        assert box.run("rm", str(tmp_path / "file")) == -9
+        assert not (tmp_path / "file").exists()
+
+
+async def test_a_script_is_killed_by_its_own_path(
+    house: Any, new_cgroup: Any, identity: Any, ksp: Any, tmp_path: Path
+) -> None:
+    for name in ("backup.sh", "free.sh"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / name).chmod(0o755)
+    box = new_cgroup()
+    async with house() as here:
+        await here.know(identity(box))
+        await here.apply(
+            ksp("no-backup", f"process: {{matchPaths: [{{path: {tmp_path}/backup.sh}}]}}, action: Block", OPT_IN)
+        )
+        await here.enforced(box)
+        assert box.run(str(tmp_path / "backup.sh")) == -9
+        assert box.run(str(tmp_path / "free.sh")) == 0
 
 
 async def test_without_the_opt_in_nothing_is_killed_and_the_receipt_says_so(

@@ -273,3 +273,65 @@ def test_a_whitelist_must_name_the_script_and_the_interpreter(sensor: Any, rules
     sensor.run([str(path)], status=KILLED)
     rules(mine, (Class.PROCESS, RuleKind.EXACT, SHELL, ALLOW), flags=ScopeFlag.WHITELIST_PROCESS)
     sensor.run([str(path)])
+
+
+CHANGES: dict[str, tuple[Operation, Callable[[Path, Path], object]]] = {
+    "unlink": (Operation.UNLINK, lambda path, other: os.unlink(path)),
+    "rename": (Operation.RENAME, lambda path, other: os.rename(path, other)),
+    "renamed to": (Operation.RENAME, lambda path, other: os.rename(other.parent / "third", path)),
+    "link": (Operation.LINK, lambda path, other: os.link(path, other)),
+    "linked": (Operation.LINK, lambda path, other: os.link(other.parent / "third", path.parent / "new")),
+    "symlink": (Operation.SYMLINK, lambda path, other: os.symlink("anything", path.parent / "new")),
+    "chmod": (Operation.CHMOD, lambda path, other: os.chmod(path, 0o600)),
+    "chown": (Operation.CHOWN, lambda path, other: os.chown(path, 0, 0)),
+    "truncate": (Operation.TRUNCATE, lambda path, other: os.truncate(path, 0)),
+    "mkdir": (Operation.MKDIR, lambda path, other: os.mkdir(path.parent / "new")),
+    "mknod": (Operation.MKNOD, lambda path, other: os.mknod(path.parent / "new", 0o600 | 0o010000)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("limit", [0, RuleFlag.READ_ONLY])
+def test_who_changes_a_blocked_file_by_name_is_killed_and_told(
+    sensor: Any, rules: Rules, pick: Callable[..., Any], tmp_path: Path, name: str, limit: int
+) -> None:
+    """The change itself has happened by then: that is the limit of this backend."""
+    operation, change = CHANGES[name]
+    place = tmp_path / "box"
+    place.mkdir()
+    (place / "file").write_text("x")
+    (tmp_path / "third").write_text("x")
+    rules((Class.FILE, RuleKind.RECURSIVE, f"{place}/", BLOCK, "", limit))
+    event = pick(sensor.run(lambda: change(place / "file", tmp_path / "other"), status=KILLED), operation)
+    assert event.enforcer is Backend.SIGNAL
+    sensor.run(lambda: change(tmp_path / "third", tmp_path / "free") if name in ("unlink", "rename") else None)
+
+
+def test_what_fails_or_is_the_owners_business_is_no_reason_to_kill(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    rules(
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/gone", BLOCK),
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", ALLOW, "", RuleFlag.OWNER_ONLY),
+    )
+
+    def act() -> None:
+        with pytest.raises(FileNotFoundError):
+            os.unlink(tmp_path / "gone")
+        with pytest.raises(FileNotFoundError):
+            os.rename(tmp_path / "gone", tmp_path / "new")
+        os.unlink(tmp_path / "file")
+
+    sensor.run(act)
+
+
+def test_long_names_do_not_hide_the_short_one(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    """Both paths of a rename are judged, whatever the other costs."""
+    (tmp_path / "secret").write_text("x")
+    deep = f"{tmp_path}/" + "d/" * 1500
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    rules((Class.FILE, RuleKind.EXACT, f"{tmp_path}/secret", BLOCK))
+    sensor.run(lambda: os.rename(tmp_path / "secret", f"{deep}x"), status=KILLED)
+    (tmp_path / "secret").write_text("x")
+    sensor.run(lambda: os.link(f"{deep}x", f"{deep}y"))
+    sensor.run(lambda: os.rename(f"{deep}x", tmp_path / "secret"), status=KILLED)
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)

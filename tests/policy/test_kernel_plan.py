@@ -216,3 +216,15 @@ def test_a_rule_that_nothing_sees_is_refused_whatever_its_action(action: str) ->
     assert not any(
         "told by the judge" in str(why) for one in explained if "neither" in one.unseen for why in one.backends.values()
     )
+
+
+def test_explain_says_what_of_a_rule_on_files_comes_too_late() -> None:
+    spec = {
+        "process": {"matchPaths": [{"path": "/bin/a"}]},
+        "file": {"matchPaths": [{"path": "/etc/a"}, {"path": "/etc/b", "action": "Audit"}]},
+        "action": "Block",
+    }
+    for notes, late in ((SIGNAL, ["/etc/a"]), ({}, [])):
+        policy = ruleset(("KubeArmorPolicy", spec, notes)).policies[0]
+        explained = zip(policy.rules, explain_policy(policy), strict=True)
+        assert [rule.value for rule, one in explained if "have happened by then" in one.note] == late
