@@ -52,6 +52,7 @@ def run(scale: float) -> Result:
             return (
                 asyncio.run(_latency(loaded.pin_dir, directory, max(5, int(300 * scale))))
                 | _push(loaded.pin_dir, max(50, int(10_000 * min(1.0, scale * 10))))
+                | _sockets(loaded.pin_dir, max(200, int(20_000 * scale)))
                 | _lookups(loaded.pin_dir, max(200, int(20_000 * scale)))
             )  # fmt: skip
     except HauberkError as error:
@@ -214,6 +215,48 @@ def _lookups(pin_dir: str, count: int) -> Result:
             nanoseconds[10_000] / nanoseconds[10], "x", count, "10,000 rules against 10"
         ),
     }
+
+
+SOCKETS = """
+import socket, sys, time
+count, best = int(sys.argv[1]), {}
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+t = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+peer, other = ("127.0.0.1", 9), ("127.0.0.1", 10)
+calls = {"connect": lambda: s.connect(peer), "sendto": lambda: t.sendto(b"x", other)}
+for _ in range(7):
+    for name, call in calls.items():
+        began = time.perf_counter_ns()
+        for _ in range(count):
+            call()
+        best[name] = min(best.get(name, 1e18), (time.perf_counter_ns() - began) / count)
+print(best["connect"], best["sendto"])
+"""
+
+
+def _sockets(pin_dir: str, count: int) -> Result:
+    """What guards that let them pass add to a connect and a send of datagrams, telling included."""
+    spec = "network: {matchProtocols: [{protocol: sctp}]}, action: Block"
+    took = {}
+    for guarded in (False, True):
+        with _Box(int(guarded)) as box:
+            applier = Applier(pin_dir, NODE)
+            if guarded:
+                applier.apply(Planner(compile_ruleset([_policy(spec)])).plan(NODE, [box.identity], 1))
+            words = f'echo $$ > {box.full}/cgroup.procs && exec "$@"'
+            command = ["/bin/sh", "-c", words, "sh", sys.executable, "-S", "-c", SOCKETS, str(count)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            took[guarded] = [float(word) for word in done.stdout.split()]
+            applier.clear()
+            applier.close()
+    return {
+        f"enforce_{name}": _figure(
+            with_guards - without, "ns", count, f"watched and guarded {call} of UDP minus one in a cgroup that is neither ({without:.0f} ns), best of 7"
+        )
+        for name, call, with_guards, without in zip(
+            ("connect", "send"), ("connect", "sendto"), took[True], took[False], strict=True
+        )
+    }  # fmt: skip
 
 
 def _figure(value: float, unit: str, n: int, how: str) -> dict[str, Any]:

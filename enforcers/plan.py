@@ -92,6 +92,9 @@ class Planner:
         seen: set[tuple[object, ...]] = set()
         living = [one for one in sorted(identities, key=lambda one: one.uid) if not one.ended and one.node == node]
         watch = self._watch(living)
+        # Strictly the node itself last: what one of its chosen cgroups holds is not refused by it.
+        living.sort(key=lambda one: one.kind is Kind.NODE)
+        held: set[RuleRef] = set()
         for identity in living:
             scope = self.ruleset.scope(identity)
             seen_as = watch.of(scope, identity)
@@ -100,7 +103,11 @@ class Planner:
                 if identity.kind is Kind.NODE:
                     blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
                     blind = [one for one in refusals if one.reason.startswith(CANNOT)]
-                    unheld = [Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN) for rule in blocked]
+                    unheld = [
+                        Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN)
+                        for rule in blocked
+                        if rule.ref not in held
+                    ]
                     refusals = (*blind, *unheld)
                 else:
                     continue
@@ -109,6 +116,9 @@ class Planner:
             ):
                 if ruled:
                     policies.update(scope.policies)
+                if identity.kind is Kind.HOST:
+                    held.update(rule.ref for rule in template.paths)
+                    held.update(rule.ref for rule in template.network)
                 scopes.append(
                     msgspec.structs.replace(
                         template, uid=identity.uid, cgroups=identity.cgroups[:1], cgroup_path=identity.cgroup_path,

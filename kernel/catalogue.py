@@ -20,6 +20,7 @@ SOURCES: Final = (
 PROGRAM_DIRECTORY: Final = Path(__file__).parent / "programs"
 
 RAW_TRACEPOINT: Final = 17
+CGROUP_SKB: Final = 8
 CGROUP_SOCK: Final = 9
 CGROUP_SOCK_ADDR: Final = 18
 
@@ -77,6 +78,7 @@ GUARDS: Final = (
     Guard("guard_connect6", CGROUP_SOCK_ADDR, 11, "connect(2) of an IPv6 socket"),
     Guard("guard_sendmsg4", CGROUP_SOCK_ADDR, 14, "a datagram to an IPv4 address"),
     Guard("guard_sendmsg6", CGROUP_SOCK_ADDR, 15, "a datagram to an IPv6 address"),
+    Guard("guard_egress", CGROUP_SKB, 1, "a packet of a socket whose sends ask nobody: raw, ping, SCTP"),
 )
 
 HOPS: Final = (
@@ -105,7 +107,7 @@ TABLES: Final = (
     Table("scopes", "hash", "u64 cgroup id", "scope", "agent, enforcer; kernel for new cgroups", "visibility and rule table"),
     Table("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
     Table("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
-    Table("denials", "lru hash", "u64 pid_tgid", "u32 Backend", "kernel", "a guard's denial on its way to the event"),
+    Table("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has told, or a guard knows of it, before it ends"),
     Table("hops", "program array", "u32", "program", "loader", "steps of an event"),
 )  # fmt: skip
 

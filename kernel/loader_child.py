@@ -138,7 +138,10 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
         "HASH_K1": f"{key[1]}ULL",
     }
     values |= {f"HOP_{name.upper()}": index for index, name in enumerate(HOPS)}
-    for name in ("openat2", "sendto", "sendmsg", "sendmmsg", "execve", "execveat", "exit_group"):
+    calls = (
+        "openat2", "sendto", "sendmsg", "sendmmsg", "execve", "execveat", "exit_group", "socket", "bind", "connect",
+    )  # fmt: skip
+    for name in calls:
         values[f"NR_{name.upper()}"] = number(name)
     return [f"-D{name}={value}" for name, value in values.items()]
 

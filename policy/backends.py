@@ -25,6 +25,15 @@ NAMES: Final = {
 _INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
 
 
+_EVERY_FAMILY: Final = frozenset({"all", "raw", "stream", "dgram", "seqpacket"})
+OTHER_FAMILIES: Final = (
+    "in part: internet sockets are denied; those of other families (AF_PACKET, AF_VSOCK, AF_XDP and the like) "
+    "have no cgroup hook and are only told"
+)
+AUTOBIND: Final = (
+    "in part: taking a port by bind is denied; listen without bind gets a port of the ephemeral range without asking, "
+    "and who connects to it is only told"
+)
 LATE: Final = (
     "the process is killed as the call ends: a mere open gives it nothing, but unlink, rename, link, symlink, mkdir, mknod, chmod, chown, "
     "truncate and an open that creates or truncates have happened by then; those that name a path are known by the name the caller used"
@@ -79,6 +88,15 @@ def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> str | None:
             return _signal(rule, signal)
         case Backend.OBSERVER:
             return "the observer only watches"
+
+
+def remainder(rule: Rule, backend: Backend) -> str | None:
+    """What `backend` leaves to be told of a rule that it carries out; None when it holds the whole of it."""
+    if backend is not Backend.CGROUP or not denies(rule):
+        return None
+    if rule.match is Match.PEER:
+        return AUTOBIND if rule.value == "ingress" else None
+    return OTHER_FAMILIES if rule.class_ is Class.NETWORK and rule.value in _EVERY_FAMILY else None
 
 
 def _peer(rule: Rule, backend: Backend) -> str | None:

@@ -49,13 +49,14 @@ HOOKS: Final = {
 """Values of `lsm=`, `kprobe=` and `kfunc=`, in upper case."""
 FAMILIES: Final = {
     "AF_UNSPEC": 0, "AF_UNIX": 1, "AF_LOCAL": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16, "AF_PACKET": 17,
-    "AF_BLUETOOTH": 31, "AF_ALG": 38, "AF_VSOCK": 40,
+    "AF_BLUETOOTH": 31, "AF_ALG": 38, "AF_VSOCK": 40, "AF_SMC": 43, "AF_XDP": 44,
 }  # fmt: skip
 TYPES: Final = {
     "SOCK_STREAM": 1, "SOCK_DGRAM": 2, "SOCK_RAW": 3, "SOCK_RDM": 4, "SOCK_SEQPACKET": 5, "SOCK_DCCP": 6, "SOCK_PACKET": 10,
 }  # fmt: skip
 PROTOCOLS: Final = {
     "IP": 0, "ICMP": 1, "TCP": 6, "UDP": 17, "DCCP": 33, "IPV6-ICMP": 58, "ICMPV6": 58, "SCTP": 132, "RAW": 255,
+    "SMC": 256, "MPTCP": 262,
 }  # fmt: skip
 ENFORCERS: Final = {
     "bpflsm": Backend.BPF_LSM,

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from policy.backends import ALL, HERE, NAMES, denies, held, late, reason
+from policy.backends import ALL, HERE, NAMES, denies, held, late, reason, remainder
 from policy.candidates import Candidate, Unmatched, decide, outcome
 from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
@@ -148,7 +148,12 @@ def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
 def _note(policy: Policy, rule: Rule, signal: bool) -> str:
     if not denies(rule) or unseen(rule) is not None:
         return ""
-    return "; ".join(filter(None, (HOST_ONLY if _host(policy) else "", late(rule, signal=signal))))
+    rests = [
+        f"{NAMES[backend]} {rest}"
+        for backend in HERE
+        if reason(rule, backend) is None and (rest := remainder(rule, backend)) is not None
+    ]
+    return "; ".join(filter(None, (HOST_ONLY if _host(policy) else "", late(rule, signal=signal), *rests)))
 
 
 def unheld(policy: Policy, *, signal: bool = False) -> Unheld:

@@ -16,9 +16,9 @@ from policy.actors import Actors
 from policy.candidates import Candidate, Unmatched, decide, needing_arguments
 from policy.devices import device_matches
 from policy.paths import Group, PathTable, gather
-from policy.sockets import LOCAL, NameTable, PeerTable, WordTable, words
+from policy.sockets import LOCAL, NameTable, PeerTable, WordTable, destination, words
 from schemas.behaviour import Behaviour
-from schemas.operations import Operation
+from schemas.operations import Backend, Operation
 from schemas.syscalls import ALIASES
 from schemas.verdict import ALLOWED, DEFAULT_POSTURE, Action, Mode, Verdict
 from schemas.watched import named
@@ -236,16 +236,22 @@ class Judge:
         operation = behaviour.operation
         if behaviour.family in LOCAL or not behaviour.address:
             return "", [], NOTHING
+        address = behaviour.address
         if operation is Operation.ACCEPT:
             direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
         elif operation is Operation.CONNECT or operation is Operation.SEND:
             direction, table, unmatched = "egress", self.tables.egress, self._unmatched_egress
+            address = destination(address)
+        elif operation is Operation.BIND and behaviour.enforcer is Backend.CGROUP:
+            # A guard stops a forbidden port when it is taken, before anybody connects: who would is not known.
+            direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
+            address = ""
         else:
             return "", [], NOTHING
         if table is None:
             return "", [], NOTHING
         asked = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
-        return direction, table.lookup(behaviour.address, behaviour.port, asked), unmatched
+        return direction, table.lookup(address, behaviour.port, asked), unmatched
 
     def _find_syscall(self, behaviour: Behaviour) -> list[Candidate]:
         name = behaviour.syscall_name

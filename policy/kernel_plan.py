@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from policy.backends import denies, frees, reason
+from policy.backends import AUTOBIND, OTHER_FAMILIES, denies, frees, reason, remainder
 from policy.compile import problem, table_of
 from policy.overlap import may_overlap
 from policy.ruleset import Scope
@@ -51,6 +51,7 @@ def plan_scope(
         Refusal(ref=RuleRef(DEFAULT_POSTURE), uid=identity.uid, backend=backend, reason=why)
         for why in unheld
         for backend in asked
+        if backend is Backend.CGROUP or why not in (AUTOBIND, OTHER_FAMILIES)
     ]
     plan = ScopePlan(
         uid=identity.uid,
@@ -105,6 +106,8 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
         if id(rule) in widened:
             text = f"its exception {_name(widened[id(rule)])} cannot be carried out, and without it too much would be denied"
             left += [(rule, backend, text) for backend in backends]
+        else:
+            left += [(rule, backend, why) for backend in backends if (why := remainder(rule, backend)) is not None]
     return [rule for rule in carried if id(rule) not in widened], left
 
 
@@ -236,9 +239,13 @@ def _postures(
                 f"posture block of {table} is only told: {_name(missing)} allows something no backend can express"
             )
         elif table in _CLASSES:
+            if blocks and table == "network":
+                unheld.append(OTHER_FAMILIES)
             postures.append((_CLASSES[table], Action.BLOCK if blocks else Action.AUDIT))
         elif blocks and table in _DIRECTIONS:
             ref = RuleRef(DEFAULT_POSTURE)
+            if table == "ingress":
+                unheld.append(AUTOBIND)
             fallbacks.append(NetworkRule(protocol="all", direction=table, action=Action.BLOCK, ref=ref))
         elif blocks:
             unheld.append(f"posture block of {table} is only told: no backend of the plan decides it")

@@ -15,13 +15,14 @@ from policy.actors import Actors
 from policy.candidates import Candidate
 from policy.paths import Entry, Group
 from schemas.rules import Ports
+from schemas.socket_names import TCP_STREAMS
 
 UNSPECIFIED: Final = 0
 UNIX: Final = 1
 INET: Final = 2
 INET6: Final = 10
 NETLINK: Final = 16
-PACKET: Final = 17
+SMC: Final = 43
 LOCAL: Final = frozenset({UNIX, NETLINK})
 """Families whose sockets never leave the machine: named rules reach them, the default posture does not."""
 
@@ -37,18 +38,21 @@ def words(family: int, socket_type: int, protocol: int) -> tuple[str, ...]:
     """
     kind = socket_type & 0xF
     found = ["all"]
-    if kind in _TYPES and (kind != 3 or family in (UNSPECIFIED, INET, INET6, PACKET)):
+    if kind in _TYPES and (kind != 3 or family not in LOCAL):
         found.append(_TYPES[kind])
+    if family == SMC and kind == 1:
+        found.append("tcp")  # net/smc/af_smc.c: to a peer that knows no SMC it is TCP
     if family in (UNSPECIFIED, INET, INET6):
-        if protocol == 6 or (kind == 1 and protocol == 0):
+        # A raw socket writes packets of any protocol and any port itself: no rule on a protocol but ICMP's means it.
+        if kind in (0, 1) and protocol in TCP_STREAMS and (kind or protocol):
             found.append("tcp")
-        elif protocol == 17 or (kind == 2 and protocol == 0):
+        elif kind in (0, 2) and protocol in (0, 17) and (kind or protocol):
             found.append("udp")
         elif protocol == 1 and family != INET6:
             found.append("icmp")
         elif protocol == 58 and family != INET:
             found.append("icmpv6")
-        elif protocol in _PROTOCOLS and _PROTOCOLS[protocol] not in found:
+        elif kind != 3 and protocol in _PROTOCOLS and _PROTOCOLS[protocol] not in found:
             found.append(_PROTOCOLS[protocol])
     return tuple(found)
 
@@ -108,6 +112,14 @@ def address_number(address: str) -> tuple[int, int] | None:
         return None
     mapped = getattr(parsed, "ipv4_mapped", None)
     return (4, int(mapped)) if mapped is not None else (parsed.version, int(parsed))
+
+
+def destination(address: str) -> str:
+    """Where a packet to `address` goes: "any" as a destination is the loopback, whatever way it is written."""
+    where = address_number(address)
+    if where is None or where[1]:
+        return address
+    return "127.0.0.1" if where[0] == 4 else "::1"
 
 
 class _Ported:

@@ -26,8 +26,12 @@ _SOCK_FLAGS: Final = ((0o2000000, "SOCK_CLOEXEC"), (0o4000, "SOCK_NONBLOCK"))
 PROTOCOLS: Final = {
     0: "IP", 1: "ICMP", 2: "IGMP", 4: "IPIP", 6: "TCP", 8: "EGP", 12: "PUP", 17: "UDP", 22: "IDP", 29: "TP", 33: "DCCP",
     41: "IPv6", 46: "RSVP", 47: "GRE", 50: "ESP", 51: "AH", 58: "IPv6-ICMP", 92: "MTP", 98: "ENCAP", 103: "PIM",
-    108: "COMP", 132: "SCTP", 136: "UDPLITE", 137: "MPLS", 143: "ETHERNET", 255: "RAW", 262: "MPTCP",
+    108: "COMP", 132: "SCTP", 136: "UDPLITE", 137: "MPLS", 143: "ETHERNET", 255: "RAW",
 }  # fmt: skip
+SMC, MPTCP = 256, 262
+TCP_STREAMS: Final = frozenset((0, 6, SMC, MPTCP))
+"""Protocols of an internet stream socket that speak TCP to any TCP peer: TCP itself; SMC (net/smc/smc_inet.c) and MPTCP (RFC 8684),
+which fall back to it."""
 
 CAPABILITIES: Final = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
@@ -118,9 +122,11 @@ def family(number: int) -> str:
 
 
 def protocol(number: int, kind: int = 0, domain: int = INET) -> str:
-    """`TCP` for 6. Protocol 0 of an inet stream or datagram socket is what the kernel makes of it: TCP, UDP."""
+    """`TCP` for 6. Protocol 0 of an inet stream or datagram socket is what the kernel makes of it: TCP, UDP. MPTCP and SMC are TCP."""
     if number == 0 and domain in (INET, INET6):
         number = {STREAM: 6, DGRAM: 17}.get(kind, 0)
+    if number in (SMC, MPTCP):
+        number = 6
     if domain not in (INET, INET6):
         return str(number)
     return PROTOCOLS.get(number) or str(number)

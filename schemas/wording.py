@@ -182,7 +182,7 @@ def _protocol_and_type(b: Behaviour) -> str:
 
 
 def _tcp(b: Behaviour) -> bool:
-    return b.family in (names.INET, names.INET6) and b.socket_type == names.STREAM and b.protocol in (0, 6)
+    return b.family in (names.INET, names.INET6) and b.socket_type == names.STREAM and b.protocol in names.TCP_STREAMS
 
 
 def event_data(text: str, network: str = "") -> dict[str, str]:

@@ -248,7 +248,8 @@ def _tell(receipt: Receipt) -> None:
     node = receipt.node
     print(f"{node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes")
     for refusal in receipt.refused:
-        print(f"{node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}")
+        word = "enforced" if refusal.reason.startswith("in part: ") else "not enforced"
+        print(f"{node}: {word}: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}")
     # One sentence for all rules that it is true of: a policy of many would say it as many times.
     late: dict[str, list[str]] = {}
     for one in receipt.late:

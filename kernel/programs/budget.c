@@ -48,13 +48,13 @@ static __always_inline u32 charge(u64 key, u64 window, u32 tier)
     return before;
 }
 
-static __always_inline int affordable(struct work *w)
+/* `verdict`: it may yet be denied. */
+static __always_inline int affordable(struct behaviour *b, int verdict)
 {
-    struct behaviour *b = &w->b;
     u64 filled = DEFINITIONS_FILLED(), window = bpf_ktime_get_boot_ns() >> WINDOW_SHIFT;
     u32 tier = TIER_PASSED, most = NEW_PER_SECOND / 2, share = NEW_PER_SECOND / 16;
     /* Of several texts of a call that may be denied the first cannot wait for the verdict. */
-    if (b->enforcer || b->operation == OP_EXEC || w->steer.afford == AFFORD_VERDICT) {
+    if (b->enforcer || b->operation == OP_EXEC || verdict) {
         tier = TIER_DENIED;
         most = NEW_PER_SECOND;
         share = NEW_PER_SECOND / 4;
@@ -77,14 +77,13 @@ static __always_inline int affordable(struct work *w)
 static __always_inline int afford(struct work *w)
 {
     if (w->steer.afford == AFFORD_UNASKED || w->steer.afford == AFFORD_VERDICT)
-        w->steer.afford = affordable(w) ? AFFORD_YES : AFFORD_NO;
+        w->steer.afford = affordable(&w->b, w->steer.afford == AFFORD_VERDICT) ? AFFORD_YES : AFFORD_NO;
     return w->steer.afford == AFFORD_YES;
 }
 
 /* Makes the behaviour the one that stands for all its container cannot afford to name, and says its id. */
-static __always_inline u64 shed(struct work *w)
+static __always_inline u64 shed(struct behaviour *b)
 {
-    struct behaviour *b = &w->b;
     b->resource = b->resource2 = 0;
     b->flags = 0;
     b->owner = 0xffffffff;

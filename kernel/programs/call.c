@@ -42,6 +42,12 @@ static __always_inline void read_arguments(struct work *w, void *regs)
 #endif
 }
 
+/* ERESTART*: the call is about to be made again. Only of a connection part of it has happened already. */
+static __always_inline int comes_again(struct call *call, s64 ret)
+{
+    return ret <= -512 && ret > -4096 && call->hop != HOP_ADDRESS && call->hop != HOP_SEND;
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
     /* No helper for the calls nobody watches: this is what every call of the machine pays. */
@@ -58,7 +64,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     if (!call || !(call->hop | call->marks))
         return 0;
     s64 ret = ctx->args[1];
-    if (ret <= -512 && ret > -4096) /* ERESTART*: the call is about to be made again */
+    if (comes_again(call, ret))
         return 0;
     void *task = TASK();
     /* Strictly before the row is believed: the number of a 32-bit call means another call. */

@@ -42,13 +42,13 @@ static __always_inline long announce_text(struct work *w, u64 id, u32 at)
     return 0;
 }
 
-/* The behaviour of the scratch. 0 when somebody can read it in the ring. */
-static __always_inline long announce_behaviour(struct work *w, u64 id)
+/* The behaviour that lies behind `head`. 0 when somebody can read it in the ring. */
+static __always_inline long announce_behaviour(struct definition *head, u64 id)
 {
-    w->behaviour_head.id = id;
-    w->behaviour_head.kind = DEFINE_BEHAVIOUR;
-    w->behaviour_head.size = sizeof(w->b);
-    if (definitions.ringbuf_output(&w->behaviour_head, sizeof(w->behaviour_head) + sizeof(w->b), 1)) {
+    head->id = id;
+    head->kind = DEFINE_BEHAVIOUR;
+    head->size = sizeof(struct behaviour);
+    if (definitions.ringbuf_output(head, sizeof(*head) + sizeof(struct behaviour), 1)) {
         lose(LOSS_DEFINITIONS_FULL);
         return -1;
     }
@@ -63,15 +63,9 @@ static __always_inline u64 recent_word(u64 id, u64 generation)
     return id + generation * 0x9e3779b97f4a7c15ULL;
 }
 
-/* The id of the behaviour of the scratch; `told`: it was announced before. */
-static __always_inline u64 identify(struct work *w, u32 *told)
+/* The id of a behaviour; `told`: it was announced before. */
+static __always_inline u64 id_of(struct behaviour *b, u32 *told)
 {
-    struct behaviour *b = &w->b;
-    b->resource = w->sids[SID_RESOURCE];
-    b->resource2 = w->sids[SID_RESOURCE2];
-    b->access &= ~ACCESS_PARTIAL; /* of the message before this one */
-    if (w->steer.flaws & (FLAWS(SID_RESOURCE, 3) | FLAWS(SID_RESOURCE2, 3)))
-        b->access |= ACCESS_PARTIAL;
     u64 id = hash_behaviour(b);
     /* The generation strictly before the lookup: what is deleted in between is remembered for the old one only. */
     u64 generation = setting(CONFIG_GENERATION);
@@ -85,6 +79,18 @@ static __always_inline u64 identify(struct work *w, u32 *told)
     else if (known)
         *known = recent_word(id, generation);
     return id;
+}
+
+/* The same of the behaviour of the scratch. */
+static __always_inline u64 identify(struct work *w, u32 *told)
+{
+    struct behaviour *b = &w->b;
+    b->resource = w->sids[SID_RESOURCE];
+    b->resource2 = w->sids[SID_RESOURCE2];
+    b->access &= ~ACCESS_PARTIAL; /* of the message before this one */
+    if (w->steer.flaws & (FLAWS(SID_RESOURCE, 3) | FLAWS(SID_RESOURCE2, 3)))
+        b->access |= ACCESS_PARTIAL;
+    return id_of(b, told);
 }
 
 /* Whether this event is to be reported now; its time. */
@@ -122,10 +128,10 @@ static __always_inline void finish(struct work *w, u64 text)
     u64 id = identify(w, &told);
     if (!told) {
         /* Also without room in the ring: the behaviour it then counts for was announced long ago. */
-        if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(w, id)) {
-            id = shed(w);
+        if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(&w->behaviour_head, id)) {
+            id = shed(&w->b);
             if (!behaviours.lookup(&id))
-                announce_behaviour(w, id);
+                announce_behaviour(&w->behaviour_head, id);
         }
     }
     w->steer.afford = AFFORD_UNASKED;

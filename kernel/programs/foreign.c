@@ -49,7 +49,7 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     }
     struct call *call = calls.lookup(&row);
     s64 ret = ctx->args[1];
-    if (!call || !call->hop || (ret <= -512 && ret > -4096))
+    if (!call || !call->hop || comes_again(call, ret))
         return 0;
     u64 cgroup = cgroup_of(task);
     struct scope scope;

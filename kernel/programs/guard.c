@@ -5,7 +5,9 @@
  * Two questions, either may stop a call: may this kind of socket be used (DIRECTION_CREATE), and may this address and port be
  * talked to or taken (DIRECTION_SEND, DIRECTION_BIND). Each is a fixed number of trie lookups, whatever the number of rules:
  * source or any, protocol or type or any, port or any. The greatest rank wins, the stricter action among equals.
- * The denial is noted in `denials`, where the event of the stopped call picks it up: one denial, one event.
+ * The guard tells its denial itself: not every call that it stops is watched when it ends (io_uring, the first write of a
+ * connection opened by TCP Fast Open), and by then the caller may have changed what it asked for. A note keeps the end of the
+ * call from telling it again. Only for a process that is not known yet the end has to tell it, after it has met the process.
  */
 BPF_F_TABLE("lpm_trie", struct net_key, struct rule, net_rules, NET_RULES, 1);
 
@@ -46,65 +48,259 @@ static __always_inline u32 ask(struct question *q, u32 direction, u64 source, u8
     return q->action;
 }
 
-static __always_inline u8 protocol_of(u32 family, u32 type, u32 protocol)
+#define IPPROTO_SCTP_ 132
+#define IPPROTO_SMC_ 256
+#define IPPROTO_MPTCP_ 262
+
+/* The protocol as rules name it. SMC and MPTCP speak TCP to any TCP peer; of the raw sockets only those of ICMP have a word, and
+ * no protocol may be taken for a type (SOCKET_TYPE). */
+static __always_inline u8 protocol_of(u32 type, u32 protocol)
 {
-    if (protocol)
-        return protocol;
-    return type == 1 ? 6 : type == 2 ? 17 : 0;
+    if (type == 1)
+        return protocol == 0 || protocol == IPPROTO_SMC_ || protocol == IPPROTO_MPTCP_ ? 6 : protocol < 0xf0 ? protocol : 0;
+    if (type == 2)
+        return protocol == 0 ? 17 : protocol < 0xf0 ? protocol : 0;
+    if (type == 3)
+        return protocol == 1 || protocol == 58 ? protocol : 0;
+    return protocol < 0xf0 ? protocol : 0;
 }
 
-/* 1: go on, 0: EPERM. `direction` 0: there is no address to ask about. */
-static __always_inline int guard(u32 direction, u32 family, u32 type, u32 protocol, u32 address0, u32 address1, u32 address2, u32 address3, u16 port)
+#define NR_IO_URING_ENTER 426 /* on every architecture */
+#define PF_KTHREAD_ 0x00200000
+#define PF_IO_WORKER_ 0x00000010
+
+struct denial {
+    u32 direction; /* 0: of the socket's creation */
+    u32 type;
+    u32 protocol;
+    u32 connects; /* DIRECTION_SEND: by connect or as good as one */
+    u32 packet;   /* 1: a packet is stopped. Its socket was asked for, and has a type that says nothing of it. */
+};
+
+/* Number of the system call that is being stopped, and where its registers lie: 0 and 0 when they are not known, or are those of
+ * i386, where many calls may be one. A worker of io_uring is in no call of its own. */
+static __always_inline u32 call_of(void *task, u64 *registers)
 {
-    u64 cgroup = bpf_get_current_cgroup_id(), pid_tgid = bpf_get_current_pid_tgid();
-    u32 tgid = pid_tgid >> 32, backend = BACKEND_CGROUP;
+    u64 distance = setting(CONFIG_REGISTERS);
+    *registers = 0;
+    if (READ32(task, K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
+        return NR_IO_URING_ENTER;
+#if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
+    if (READ32(task, K_task_struct__compat) & TS_COMPAT_)
+        return 0;
+#endif
+    if (!distance)
+        return 0;
+    *registers = READ64(task, K_task_struct__stack) + distance;
+    return READ32(*registers, K_REG_NUMBER) & ~X32_BIT_;
+}
+
+/* Whether the end of call `number` looks for what a guard noted; one that is not known (0) may. */
+static __always_inline int ends_watched(u32 number)
+{
+    return number == 0 || number == NR_SOCKET || number == NR_BIND || number == NR_CONNECT || number == NR_SENDTO || number == NR_SENDMSG ||
+           number == NR_SENDMMSG;
+}
+
+/* A denial is told. Its records are on the stack: unlike the tracepoints a guard may be preempted, so the scratch is not its own. */
+static __always_inline void tell_denial(struct question *q, struct denial *d, struct image *image, u64 cgroup, u32 visibility)
+{
+    struct {
+        struct definition head;
+        struct behaviour b;
+    } told = {};
+    struct occurrence o = {};
+    struct behaviour *b = &told.b;
+    void *task = (void *)bpf_get_current_task();
+    u64 registers, key = bpf_get_current_pid_tgid();
+    u32 number = call_of(task, &registers);
+    struct note note = {.kind = NOTE_TOLD, .number = number, .family = q->key.family, .port = q->key.port};
+    if (d->direction)
+        __builtin_memcpy(note.address, q->key.address, 16);
+    if (!image && ends_watched(number) && visibility >> CLASS_NETWORK & 1) {
+        note.kind = NOTE_DENIED;
+        notes.update(&key, &note);
+        return;
+    }
+    if (ends_watched(number))
+        notes.update(&key, &note);
+    b->cgroup = cgroup;
+    b->mnt_ns = READ32(READ64(READ64(task, K_task_struct__nsproxy), K_nsproxy__mnt_ns), K_mnt_namespace__ns__inum);
+    b->uid = READ32(READ64(task, K_task_struct__cred), K_cred__uid);
+    b->owner = 0xffffffff;
+    b->tty = READ64(READ64(task, K_task_struct__signal), K_signal_struct__tty) != 0;
+    b->syscall = number ? number : !d->direction ? NR_SOCKET : d->direction == DIRECTION_BIND ? NR_BIND : d->connects ? NR_CONNECT : NR_SENDTO;
+    b->result = EPERM_;
+    b->enforcer = BACKEND_CGROUP;
+    b->family = q->key.family;
+    b->socket_type = d->type;
+    b->protocol = d->protocol;
+    o.ret = EPERM_;
+    o.pid = key >> 32;
+    if (image) {
+        b->executable = image->executable;
+        b->parent = image->parent;
+        b->pid_ns = image->pid_ns;
+        o.process = image->process;
+        o.ns_pid = image->ns_pid;
+        o.ppid = image->ppid;
+        o.ns_ppid = image->ns_ppid;
+    }
+    if (!d->direction) {
+        b->operation = OP_SOCKET;
+        if (number == NR_SOCKET && registers) { /* as they were asked for, like every other call of socket */
+            b->flags = READ64(registers, K_REG_ARG1) & ~0xfULL;
+            b->protocol = READ64(registers, K_REG_ARG2);
+        }
+    } else {
+        b->operation = d->direction == DIRECTION_BIND ? OP_BIND : d->connects ? OP_CONNECT : OP_SEND;
+        b->port = q->key.port;
+        __builtin_memcpy(b->address, q->key.address, 16);
+        if (b->operation == OP_SEND && registers && ends_watched(number)) {
+            o.aux = READ64(registers, K_REG_ARG0);
+            b->flags = number == NR_SENDMSG ? READ64(registers, K_REG_ARG2) : READ64(registers, K_REG_ARG3);
+        }
+    }
+    o.time = bpf_ktime_get_boot_ns();
+    if (!observed(o.time)) {
+        if (setting(CONFIG_OBSERVED_UNTIL))
+            lose(LOSS_UNREAD);
+        return;
+    }
+    u32 known;
+    o.id = id_of(b, &known);
+    if (!known && (!affordable(b, 0) || announce_behaviour(&told.head, o.id))) {
+        o.id = shed(b);
+        if (!behaviours.lookup(&o.id))
+            announce_behaviour(&told.head, o.id);
+    }
+    /* Who may be preempted cannot count: the time is as good, and a bit of its own keeps it apart from what the tracepoints count. */
+    o.sequence = (0x4000ULL | bpf_get_smp_processor_id()) << 48 | (o.time & 0xffffffffffffULL);
+    if (occurrences.ringbuf_output(&o, sizeof(o), 1 /* BPF_RB_NO_WAKEUP */))
+        lose(LOSS_OCCURRENCES_FULL);
+}
+
+/* 1: go on, 0: EPERM. `q`: family, address and port are set; a creation has no address to ask about. */
+static __always_inline int guard(struct question *q, struct denial *d, u64 cgroup)
+{
+    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    u16 port = q->key.port;
     struct scope scope;
-    struct question q = {};
     scope_of(cgroup, &scope);
     if (!(scope.flags & SCOPE_ENFORCE_CGROUP) || is_excluded(tgid))
         return 1;
     struct image *image = processes.lookup(&tgid);
     u64 source = image ? image->executable : 0;
-    u8 number = protocol_of(family, type, protocol);
-    q.key.table = scope.table;
-    q.key.family = family;
-    q.key.prefix = NET_FIXED_BITS;
-    u32 kind = ask(&q, DIRECTION_CREATE, source, number, 0xf0 | (type & 0xf), 0);
-    if (kind == ACTION_BLOCK || (kind == NO_OPINION && scope.flags & SCOPE_WHITELIST_NETWORK))
-        goto deny;
-    if (!direction)
+    u8 number = protocol_of(d->type, d->protocol);
+    q->key.table = scope.table;
+    q->key.prefix = NET_FIXED_BITS;
+    u32 kind = d->packet ? ACTION_ALLOW : ask(q, DIRECTION_CREATE, source, number, 0xf0 | (d->type & 0xf), 0);
+    int denied = kind == ACTION_BLOCK || (kind == NO_OPINION && scope.flags & SCOPE_WHITELIST_NETWORK);
+    if (!denied && d->direction) {
+        q->key.prefix = NET_FIXED_BITS + (q->key.family == AF_INET_ ? 32 : 128);
+        denied = ask(q, d->direction, source, number, 0xf0 | (d->type & 0xf), port) == ACTION_BLOCK;
+    }
+    if (!denied)
         return 1;
-    q.key.prefix = NET_FIXED_BITS + (family == AF_INET_ ? 32 : 128);
-    ((u32 *)q.key.address)[0] = address0;
-    ((u32 *)q.key.address)[1] = address1;
-    ((u32 *)q.key.address)[2] = address2;
-    ((u32 *)q.key.address)[3] = address3;
-    if (ask(&q, direction, source, number, 0xf0 | (type & 0xf), port) != ACTION_BLOCK)
-        return 1;
-deny:
-    denials.update(&pid_tgid, &backend);
+    q->key.port = port;
+    /* Sent again by a timer, in whatever task that interrupts: told when it was sent first. */
+    if (!d->packet || bpf_get_current_cgroup_id() == cgroup)
+        tell_denial(q, d, image, cgroup, scope.visibility);
     return 0;
 }
 
 int guard_sock_create(struct bpf_sock *ctx)
 {
-    return guard(0, ctx->family, ctx->type, ctx->protocol, 0, 0, 0, 0, 0);
+    struct question q = {};
+    struct denial d = {.type = ctx->type, .protocol = ctx->protocol};
+    q.key.family = ctx->family;
+    return guard(&q, &d, bpf_get_current_cgroup_id());
 }
 
-#define GUARD4(name, direction)                                                                                        \
+#define LOAD_SOCK(sock, member) \
+    ({ u32 v_; asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(v_) : "r"(sock), "i"(__builtin_offsetof(struct bpf_sock, member))); v_; })
+
+#define GUARD4(name, side, connecting)                                                                                 \
     int guard_##name##4(struct bpf_sock_addr *ctx)                                                                     \
     {                                                                                                                  \
-        return guard(direction, AF_INET_, ctx->type, ctx->protocol, ctx->user_ip4, 0, 0, 0, swap16(ctx->user_port));   \
+        struct question q = {};                                                                                        \
+        struct denial d = {.direction = side, .type = ctx->type, .protocol = ctx->protocol, .connects = connecting};   \
+        u32 bound[4] = {}, *address = (u32 *)q.key.address;                                                            \
+        q.key.family = AF_INET_;                                                                                       \
+        q.key.port = swap16(ctx->user_port);                                                                           \
+        address[0] = ctx->user_ip4;                                                                                    \
+        if (side == DIRECTION_SEND) {                                                                                  \
+            struct bpf_sock *sk = ctx->sk;                                                                             \
+            if (sk)                                                                                                    \
+                bound[0] = LOAD_SOCK(sk, src_ip4);                                                                     \
+            destination(AF_INET_, address, bound);                                                                     \
+        }                                                                                                              \
+        return guard(&q, &d, bpf_get_current_cgroup_id());                                                             \
     }
-#define GUARD6(name, direction)                                                                                        \
+#define GUARD6(name, side, connecting)                                                                                 \
     int guard_##name##6(struct bpf_sock_addr *ctx)                                                                     \
     {                                                                                                                  \
-        return guard(direction, AF_INET6_, ctx->type, ctx->protocol, ctx->user_ip6[0], ctx->user_ip6[1],               \
-                     ctx->user_ip6[2], ctx->user_ip6[3], swap16(ctx->user_port));                                      \
+        struct question q = {};                                                                                        \
+        struct denial d = {.direction = side, .type = ctx->type, .protocol = ctx->protocol, .connects = connecting};   \
+        u32 bound[4] = {}, *address = (u32 *)q.key.address;                                                            \
+        q.key.family = AF_INET6_;                                                                                      \
+        q.key.port = swap16(ctx->user_port);                                                                           \
+        address[0] = ctx->user_ip6[0];                                                                                 \
+        address[1] = ctx->user_ip6[1];                                                                                 \
+        address[2] = ctx->user_ip6[2];                                                                                 \
+        address[3] = ctx->user_ip6[3];                                                                                 \
+        if (side == DIRECTION_SEND) {                                                                                  \
+            struct bpf_sock *sk = ctx->sk;                                                                             \
+            if (sk) {                                                                                                  \
+                bound[0] = LOAD_SOCK(sk, src_ip6[0]);                                                                  \
+                bound[1] = LOAD_SOCK(sk, src_ip6[1]);                                                                  \
+                bound[2] = LOAD_SOCK(sk, src_ip6[2]);                                                                  \
+                bound[3] = LOAD_SOCK(sk, src_ip6[3]);                                                                  \
+            }                                                                                                          \
+            destination(AF_INET6_, address, bound);                                                                    \
+        }                                                                                                              \
+        return guard(&q, &d, bpf_get_current_cgroup_id());                                                             \
     }
-GUARD4(bind, DIRECTION_BIND)
-GUARD6(bind, DIRECTION_BIND)
-GUARD4(connect, DIRECTION_SEND)
-GUARD6(connect, DIRECTION_SEND)
-GUARD4(sendmsg, DIRECTION_SEND)
-GUARD6(sendmsg, DIRECTION_SEND)
+GUARD4(bind, DIRECTION_BIND, 0)
+GUARD6(bind, DIRECTION_BIND, 0)
+GUARD4(connect, DIRECTION_SEND, 1)
+GUARD6(connect, DIRECTION_SEND, 1)
+GUARD4(sendmsg, DIRECTION_SEND, 0)
+GUARD6(sendmsg, DIRECTION_SEND, 0)
+
+/* Packets of sockets that connect and send without asking: raw ones, ICMP's datagrams, SCTP. What the packet says counts, whatever
+ * the socket says: a raw socket writes addresses, protocol and ports itself. In the sender's context: ip_finish_output. */
+int guard_egress(struct __sk_buff *skb)
+{
+    struct bpf_sock *sk = skb->sk;
+    if (!sk)
+        return 1;
+    sk = bpf_sk_fullsock(sk);
+    if (!sk)
+        return 1;
+    u32 type = LOAD_SOCK(sk, type), protocol = LOAD_SOCK(sk, protocol);
+    if ((type == 1 && protocol != IPPROTO_SCTP_) || (type == 2 && (protocol == 17 || protocol == 136)))
+        return 1; /* asked already */
+    u8 head[40];
+    struct question q = {};
+    struct denial d = {.direction = DIRECTION_SEND, .packet = 1};
+    u32 *address = (u32 *)q.key.address, after = 40;
+    if (bpf_skb_load_bytes(skb, 0, head, 20))
+        return 1;
+    if (head[0] >> 4 == 4) {
+        q.key.family = AF_INET_;
+        d.protocol = head[9];
+        __builtin_memcpy(address, head + 16, 4);
+        after = (head[0] & 15) * 4;
+    } else {
+        if (bpf_skb_load_bytes(skb, 0, head, 40))
+            return 1;
+        q.key.family = AF_INET6_;
+        d.protocol = head[6];
+        __builtin_memcpy(address, head + 24, 16);
+    }
+    u8 ports[4] = {};
+    if ((d.protocol == 6 || d.protocol == 17 || d.protocol == IPPROTO_SCTP_) && !bpf_skb_load_bytes(skb, after, ports, 4))
+        q.key.port = ports[2] << 8 | ports[3];
+    return guard(&q, &d, bpf_skb_cgroup_id(skb));
+}

@@ -5,7 +5,14 @@
 #define AF_INET6_ 10
 #define S_IFMT_ 0170000
 #define S_IFSOCK_ 0140000
+#define EPERM_ (-1)
+#define EINTR_ (-4)
+#define ECONNRESET_ (-104)
+#define ETIMEDOUT_ (-110)
+#define ECONNREFUSED_ (-111)
 #define EINPROGRESS_ (-115)
+#define TCP_CLOSE_ 7 /* include/net/tcp_states.h */
+#define MSG_FASTOPEN_ 0x20000000
 #define DNS_PORT 53
 
 /* struct sock of a descriptor; 0 when it is no socket. Fills type, protocol and family. */
@@ -32,6 +39,29 @@ static __always_inline u16 swap16(u16 v)
     return v << 8 | v >> 8;
 }
 
+#define LOOPBACK4 __builtin_bswap32(0x7f000001)
+#define MAPPED4 __builtin_bswap32(0xffff) /* third word of ::ffff:0:0/96 */
+
+/* Where a packet to "any" goes: to the address the socket is bound to, else to the loopback. (net/ipv4/route.c
+ * ip_route_output_key_hash_rcu; net/ipv6/tcp_ipv6.c tcp_v6_connect; net/ipv6/udp.c udpv6_sendmsg) */
+static __always_inline void destination(u32 family, u32 *address, u32 *bound)
+{
+    if (family == AF_INET_) {
+        if (!address[0])
+            address[0] = bound[0] ? bound[0] : LOOPBACK4;
+        return;
+    }
+    if (address[0] | address[1] | address[3])
+        return;
+    u32 mapped = !(bound[0] | bound[1]) && bound[2] == MAPPED4;
+    if (address[2] == MAPPED4) {
+        address[3] = mapped && bound[3] ? bound[3] : LOOPBACK4;
+    } else if (!address[2]) {
+        address[2] = mapped ? MAPPED4 : 0;
+        address[3] = mapped ? LOOPBACK4 : __builtin_bswap32(1);
+    }
+}
+
 /* A name of an AF_UNIX socket lies in raw[0..length) as sun_path: path, abstract name, or nothing. */
 static __always_inline void unix_name(struct work *w, u32 length)
 {
@@ -55,13 +85,9 @@ static __always_inline void unix_name(struct work *w, u32 length)
     add_job(w, JOB_RAW, SID_RESOURCE, AT_FDCWD_, 0, 0);
 }
 
-/* A sockaddr of the caller. */
-static __always_inline void user_address(struct work *w, u64 pointer, u32 length)
+/* Port and address of a sockaddr of the caller, read as `family`. */
+static __always_inline void inet_address(struct work *w, u64 pointer, u16 family)
 {
-    u16 family = 0;
-    if (length < 2 || bpf_probe_read_user(&family, 2, (void *)pointer))
-        return;
-    w->b.family = family;
     if (family == AF_INET_) {
         struct {
             u16 family, port;
@@ -79,6 +105,18 @@ static __always_inline void user_address(struct work *w, u64 pointer, u32 length
         bpf_probe_read_user(&in, sizeof(in), (void *)pointer);
         w->b.port = swap16(in.port);
         __builtin_memcpy(w->b.address, in.address, 16);
+    }
+}
+
+/* A sockaddr of the caller. */
+static __always_inline void user_address(struct work *w, u64 pointer, u32 length)
+{
+    u16 family = 0;
+    if (length < 2 || bpf_probe_read_user(&family, 2, (void *)pointer))
+        return;
+    w->b.family = family;
+    if (family == AF_INET_ || family == AF_INET6_) {
+        inet_address(w, pointer, family);
     } else if (family == AF_UNIX_ && length > 2) {
         u32 size = length - 2;
         if (size > 108)
@@ -117,16 +155,55 @@ static __always_inline void socket_address(struct work *w, void *sk, int remote)
     }
 }
 
-/* A denial by a cgroup program is told by the call it stopped, once. */
-static __always_inline void claim_denial(struct work *w)
+/* The address a socket is bound to, as the family of the message writes it. */
+static __always_inline void bound_to(void *sk, u32 family, u32 own, u32 *bound)
+{
+    if (family == AF_INET_)
+        bound[0] = READ32(sk, K_sock__rcv_saddr);
+#ifdef K_sock__v6_rcv_saddr
+    else if (own == AF_INET6_)
+        bpf_probe_read_kernel(bound, 16, sk + K_sock__v6_rcv_saddr);
+#endif
+}
+
+/* Where the registers of a system call lie from the task's stack: the guards, which are not given them, read the call's number
+ * there. The same for every task of a kernel, and learned from the first. */
+static __always_inline void locate_registers(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 index = CONFIG_REGISTERS;
+    u64 *known = config.lookup(&index);
+    if (known && !*known)
+        *known = ctx->args[0] - LOAD64(TASK(), K_task_struct__stack);
+}
+
+/* Inode of the socket behind a descriptor: never used twice in a short time, as the address of a struct sock is. */
+static __always_inline u64 socket_inode(void *task, s32 fd)
+{
+    void *file = file_of(task, fd);
+    return file ? READ64(GET64(file, K_file__f_inode), K_inode__i_ino) : 0;
+}
+
+/* What a guard or an earlier round of this call left for its end: 1 when the call is told already, so nothing is left to tell.
+ * A note is for one call: whatever it says, it ends here. */
+static __always_inline int claimed(struct work *w, u64 inode)
 {
     u64 key = bpf_get_current_pid_tgid();
-    if (w->ret != -1) /* EPERM */
-        return;
-    if (!denials.lookup(&key))
-        return;
-    denials.delete(&key);
+    struct note *found = notes.lookup(&key);
+    if (!found)
+        return 0;
+    struct note note = *found;
+    notes.delete(&key);
+    if (note.kind == NOTE_INTERRUPTED)
+        return inode && note.inode == inode;
+    if (w->ret != EPERM_ || (note.number && note.number != w->number))
+        return 0;
+    if (note.kind == NOTE_TOLD)
+        return 1;
     w->b.enforcer = BACKEND_CGROUP;
+    w->b.family = note.family;
+    w->b.port = note.port;
+    __builtin_memcpy(w->b.address, note.address, 16);
+    return 0;
 }
 
 int hop_socket(struct bpf_raw_tracepoint_args *ctx)
@@ -134,13 +211,61 @@ int hop_socket(struct bpf_raw_tracepoint_args *ctx)
     struct work *w = work();
     if (!w)
         return 0;
+    locate_registers(ctx);
     w->b.family = w->args[0];
     w->b.socket_type = w->args[1] & 0xf;
     w->b.flags = w->args[1] & ~0xfULL;
     w->b.protocol = w->args[2];
-    claim_denial(w);
+    u16 family = w->b.family;
+    if (w->ret == EPERM_ && claimed(w, 0))
+        return 0;
+    w->b.family = family;
     next_job(ctx, w);
     return 0;
+}
+
+/* The end of a connect, or of a send that opens a connection: who is at the other end. The socket knows; the caller's memory may
+ * have been written to since the kernel read it. 0: nothing happened that is to be told. */
+static __always_inline int connected(struct work *w, void *sk, u64 pointer, u32 length)
+{
+    u16 family = w->b.family;
+    int restart = w->ret <= -512, going = w->ret >= 0 || w->ret == EINPROGRESS_ || restart;
+    if (restart && (!sk || (family != AF_INET_ && family != AF_INET6_) || READ8(sk, K_sock__state) == TCP_CLOSE_))
+        return 0; /* the call is about to be made again, or never happened */
+    u64 inode = socket_inode(TASK(), w->args[0]);
+    if (claimed(w, inode))
+        return 0;
+    if (w->b.enforcer)
+        return 1;
+    if (restart) { /* a handler without SA_RESTART leaves it at that: it goes on in the background as if EINPROGRESS */
+        u64 key = bpf_get_current_pid_tgid();
+        struct note note = {.kind = NOTE_INTERRUPTED, .inode = inode};
+        notes.update(&key, &note);
+        w->o.ret = EINTR_;
+    }
+    if (going)
+        w->b.result = 0;
+    user_address(w, pointer, length);
+    if (!sk || (family != AF_INET_ && family != AF_INET6_))
+        return 1;
+    w->o.aux = READ16(sk, K_sock__num);
+    u16 asked = w->b.family, port = swap16(READ16(sk, K_sock__dport));
+    u32 address[4];
+    __builtin_memcpy(address, w->b.address, 16);
+    __builtin_memset(w->b.address, 0, 16);
+    w->b.family = family;
+    socket_address(w, sk, 1);
+    u32 *own = (u32 *)w->b.address;
+    if (going && (port || own[0] | own[1] | own[2] | own[3])) {
+        w->b.port = port;
+        return 1;
+    }
+    /* Refused or timed out: the kernel has put its port aside, the address not. */
+    if ((w->ret == ECONNREFUSED_ || w->ret == ETIMEDOUT_ || w->ret == ECONNRESET_) && (own[0] | own[1] | own[2] | own[3]))
+        return 1;
+    w->b.family = asked;
+    __builtin_memcpy(w->b.address, address, 16);
+    return 1;
 }
 
 /* bind(fd, address, length), connect(fd, address, length) */
@@ -150,15 +275,27 @@ int hop_address(struct bpf_raw_tracepoint_args *ctx)
     if (!w)
         return 0;
     w->b.flags = 0;
-    if (w->ret == EINPROGRESS_)
-        w->b.result = 0;
     void *sk = socket_of(w, TASK(), w->args[0]);
-    user_address(w, w->args[1], w->args[2]);
-    if (sk && w->b.operation == OP_CONNECT && w->b.family != AF_UNIX_)
-        w->o.aux = READ16(sk, K_sock__num);
-    if (sk && w->b.operation == OP_BIND && w->b.port == 0 && w->b.family != AF_UNIX_)
-        w->o.aux = READ16(sk, K_sock__num); /* bind to port 0: the kernel chose; the behaviour keeps what was asked */
-    claim_denial(w);
+    if (w->b.operation == OP_CONNECT) {
+        if (!connected(w, sk, w->args[1], w->args[2]))
+            return 0;
+        next_job(ctx, w);
+        return 0;
+    }
+    u16 family = w->b.family;
+    if (w->ret == EPERM_ && claimed(w, 0))
+        return 0;
+    if (!w->b.enforcer) {
+        user_address(w, w->args[1], w->args[2]);
+        if (sk && (family == AF_INET_ || family == AF_INET6_)) {
+            w->o.aux = READ16(sk, K_sock__num);
+            if (w->ret == 0) { /* port 0: the kernel chose; the behaviour keeps what was asked */
+                w->b.family = family;
+                w->b.port = w->b.port ? w->o.aux : 0;
+                socket_address(w, sk, 0);
+            }
+        }
+    }
     next_job(ctx, w);
     return 0;
 }
@@ -204,29 +341,32 @@ int hop_accept(struct bpf_raw_tracepoint_args *ctx)
 #define MESSAGE_STEPS 5 /* of a message that is a DNS query to a name's end */
 #define MMSGHDR 64  /* sizeof(struct mmsghdr) of a 64-bit task */
 
-/* sendto, sendmsg, sendmmsg on datagram and raw sockets; streams are told by connect and accept. */
+/* sendto, sendmsg, sendmmsg on datagram and raw sockets. A stream is told by connect and accept, and here when it is opened by
+ * its first bytes (TCP Fast Open, RFC 7413). */
 int hop_send(struct bpf_raw_tracepoint_args *ctx)
 {
     struct work *w = work();
     if (!w)
         return 0;
     void *sk = socket_of(w, TASK(), w->args[0]);
-    if (!sk || (w->b.socket_type != 2 && w->b.socket_type != 3))
+    if (!sk)
         return 0;
     u64 pointer = 0, parts = 0;
     u32 length = 0;
     w->steer.after = HOP_FINISH;
     w->query = 0;
+    w->parts = 0;
     if (w->number == NR_SENDTO) {
         pointer = w->args[4];
         length = w->args[5];
         w->b.flags = w->args[3];
-    } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length, parts */
+    } else { /* struct msghdr (the first member of a struct mmsghdr): name, name length, parts, how many */
         u32 narrow = w->call.marks & MARK_NARROW, word = narrow ? 4 : 8;
         u64 header = w->args[1] + w->steer.message * (narrow ? MMSGHDR / 2 : MMSGHDR);
         bpf_probe_read_user(&pointer, word, (void *)header);
         bpf_probe_read_user(&length, 4, (void *)header + word);
         bpf_probe_read_user(&parts, word, (void *)header + (narrow ? 8 : 16));
+        bpf_probe_read_user(&w->parts, 4, (void *)header + (narrow ? 12 : 24));
         if (w->number == NR_SENDMMSG && (s32)w->steer.message + 1 < (s32)w->ret)
             w->steer.after = HOP_SENT;
         w->b.flags = w->number == NR_SENDMSG ? w->args[2] : w->args[3];
@@ -236,27 +376,50 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
     w->steer.count = w->steer.job = 0;
     w->sids[SID_RESOURCE] = 0;
     w->steer.flaws = 0;
+    if (w->b.socket_type == 1 && w->b.flags & MSG_FASTOPEN_ && w->b.family != AF_UNIX_) {
+        w->b.operation = OP_CONNECT;
+        w->b.flags = 0;
+        w->steer.after = HOP_FINISH;
+        if (connected(w, sk, pointer, length))
+            next_job(ctx, w);
+        return 0;
+    }
+    if ((w->b.socket_type != 2 && w->b.socket_type != 3) || w->ret <= -512)
+        return 0;
+    if (w->scope.flags & SCOPE_ENFORCE_CGROUP && w->steer.message == 0) {
+        if (claimed(w, 0))
+            return 0;
+        if (w->b.enforcer) {
+            next_job(ctx, w);
+            return 0;
+        }
+    }
+    u16 family = w->b.family;
+    int inet = family == AF_INET_ || family == AF_INET6_;
     if (pointer && length)
         user_address(w, pointer, length);
-    else {
+    if (inet && w->b.family == 0 && pointer && length) {
+        /* AF_UNSPEC: an IPv4 socket and a raw one read it as their own family, a UDP one of IPv6 as no address. */
+        w->b.family = family;
+        if (family == AF_INET_ || w->b.socket_type == 3)
+            inet_address(w, pointer, family);
+        else
+            pointer = 0;
+    }
+    if (!pointer || !length) {
         socket_address(w, sk, 1);
         if (w->b.family != AF_UNIX_)
             w->b.port = swap16(READ16(sk, K_sock__dport));
+    } else if (w->b.family == AF_INET_ || w->b.family == AF_INET6_) {
+        u32 bound[4] = {};
+        bound_to(sk, w->b.family, family, bound);
+        destination(w->b.family, (u32 *)w->b.address, bound);
     }
-    if (w->ret >= 0 && w->b.port == DNS_PORT && w->b.socket_type == 2 && w->b.family != AF_UNIX_) {
-        u64 part[2] = {w->args[1], w->args[2]};
-        if (w->call.marks & MARK_NARROW) {
-            u32 half[2] = {};
-            bpf_probe_read_user(half, sizeof(half), (void *)parts);
-            part[0] = half[0];
-            part[1] = half[1];
-        } else if (w->number != NR_SENDTO)
-            bpf_probe_read_user(part, sizeof(part), (void *)parts);
-        w->query = part[0];
-        w->query_size = part[1];
+    if (w->ret >= 0 && w->b.port == DNS_PORT && w->b.socket_type == 2 && inet) {
+        w->query = w->number == NR_SENDTO ? w->args[1] : parts;
+        w->query_size = w->args[2];
         w->steer.after = HOP_SENT;
     }
-    claim_denial(w);
     next_job(ctx, w);
     return 0;
 }

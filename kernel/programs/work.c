@@ -77,6 +77,18 @@ struct steer {
 #define STAGE_LAST 3   /* or only the first of them, */
 #define STAGE_NAME 4   /* and are judged and told one by one */
 #define FILES 8        /* of an exec: at most five scripts lead to each other (BINPRM_MAX_RECURSION) */
+/* What is known of a thread's system call before it ends. DENIED: a guard stopped it, and its end tells so, with what is here.
+ * TOLD: a guard stopped it and has told so. INTERRUPTED: a connect told when a signal interrupted it, and made again after. */
+enum { NOTE_DENIED = 1, NOTE_TOLD, NOTE_INTERRUPTED };
+struct note {
+    u64 inode;  /* of the socket, for INTERRUPTED */
+    u32 kind;
+    u32 number; /* of the call; 0 if unknown */
+    u16 family;
+    u16 port;
+    u32 hole;
+    u8 address[16];
+};
 
 struct work {
     struct steer steer;
@@ -86,9 +98,9 @@ struct work {
     s64 ret;
     u32 number; /* native number of the call, whatever entry it came by */
     u32 row;    /* which row of `calls` it is */
-    u64 query;  /* a datagram for a name server: user address of its first part; 0: none */
+    u64 query;  /* a datagram for a name server: user address of the message, or of its parts; 0: none */
     u32 query_size;
-    u32 hole1;
+    u32 parts; /* ... how many parts it has; 0: query is the message itself */
     u64 root_dentry;
     u64 root_mount; /* struct mount */
     u64 dentry;
@@ -152,7 +164,7 @@ BPF_TABLE("array", u32, struct call, calls, CALL_ROWS);
 BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
 BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
 BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);
-BPF_TABLE("lru_hash", u64, u32, denials, 4096);
+BPF_TABLE("lru_hash", u64, struct note, notes, 4096);
 BPF_TABLE("prog", u32, u32, hops, 64);
 
 /* Members of task_struct and what it points to: typed loads cost nothing where the kernel offers them. */
@@ -171,6 +183,7 @@ static void *(*task_pt_regs_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
 #define TS_COMPAT_ 2 /* arch/x86/include/asm/thread_info.h: a 32-bit system call is in progress */
 #define READ64(p, off) ({ u64 v_ = 0; bpf_probe_read_kernel(&v_, 8, (void *)(p) + (off)); v_; })
 #define READ32(p, off) ({ u32 v_ = 0; bpf_probe_read_kernel(&v_, 4, (void *)(p) + (off)); v_; })
+#define READ8(p, off) ({ u8 v_ = 0; bpf_probe_read_kernel(&v_, 1, (void *)(p) + (off)); v_; })
 #define READ16(p, off) ({ u16 v_ = 0; bpf_probe_read_kernel(&v_, 2, (void *)(p) + (off)); v_; })
 /* The same from any address of the kernel: CAST says what lies there, GET reads it. Through pointers that were read so no
  * further cast is needed. See kernel/casts.py. */

@@ -86,6 +86,7 @@ def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) ->
     assert ["host_cgroups" in one.reason for one in refused] == [True]
     plan = Planner(ruleset, PlanSettings(host_cgroups=("/user.slice/*", "/"))).plan("n1", identities, 1)
     assert [scope.cgroup_path for scope in plan.scopes] == ["/user.slice/a.scope"]
+    assert plan.refused == ()  # held where it was asked for: nobody calls it refused
 
 
 def test_protected_services_need_their_name_or_the_override() -> None:

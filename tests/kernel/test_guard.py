@@ -8,7 +8,9 @@ import ipaddress
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -204,3 +206,61 @@ def test_ipv6(sensor: Any, rules: Rules, pick: Callable[..., Any]) -> None:
 
     assert pick(sensor.run(act), Operation.CONNECT).enforcer is Backend.CGROUP
     server.close()
+
+
+def test_the_first_call_of_an_unknown_process_is_told_with_its_name(
+    sensor: Any, rules: Rules, pick: Callable[..., Any], server: tuple[str, int]
+) -> None:
+    rules((Direction.SEND, 0, "127.0.0.0/8", 0, RuleAction.BLOCK))
+
+    def act() -> None:
+        stream, datagram = socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sensor.loaded.map("processes") as processes:
+            processes.clear()
+        assert stream.connect_ex(server) == errno.EPERM
+        with sensor.loaded.map("processes") as processes:
+            processes.clear()
+        with pytest.raises(PermissionError):
+            datagram.sendto(b"x", ("127.0.0.1", 9))
+
+    events = sensor.run(act)
+    for operation, port in ((Operation.CONNECT, server[1]), (Operation.SEND, 9)):
+        event = pick(events, operation)
+        assert (event.enforcer, event.port, event.result) == (Backend.CGROUP, port, -errno.EPERM)
+        assert event.executable == PYTHON
+
+
+def test_denials_of_many_threads_are_told_one_by_one(sensor: Any, rules: Rules) -> None:
+    rules(
+        (Direction.SEND, 0, "127.0.0.1/32", 0, RuleAction.BLOCK),
+        (Direction.CREATE, SOCKET_TYPE | 3, "", 0, RuleAction.BLOCK),
+    )
+    threads, each = 8, 200
+
+    def work(first: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for number in range(each):
+                port = first + number
+                with socket.socket() as stream:
+                    assert stream.connect_ex(("127.0.0.1", port)) == errno.EPERM
+                with pytest.raises(PermissionError):
+                    client.sendto(b"x", ("127.0.0.1", port))
+                client.sendto(b"x", ("127.0.0.2", port))
+                with pytest.raises(PermissionError):
+                    socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
+
+    def act() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [1000] * threads))
+
+    events = sensor.run(act)
+    denied = [event for event in events if event.enforcer is Backend.CGROUP]
+    told = Counter((event.operation, event.port) for event in denied)
+    ports = range(1000, 1000 + each)
+    expected = Counter({(what, port): threads for what in (Operation.CONNECT, Operation.SEND) for port in ports})
+    assert told == expected + Counter({(Operation.SOCKET, 0): threads * each})
+    passed = [
+        event.port for event in events if event.operation is Operation.SEND and event.enforcer is Backend.OBSERVER
+    ]
+    assert Counter(passed) == dict.fromkeys(ports, threads)
+    assert len({event.sequence for event in events}) == len(events)

@@ -220,7 +220,7 @@ NO_QUESTION = {
     "no end": question("a" * 63)[:70],
     "an answer": question("a.test", flags=0x8180),
     "an update": question("a.test", flags=0x2800),
-    "two questions": question("a.test", count=2),
+    "no question": question("a.test", count=0),
     "the root": question(""),
     "a pointer": question("a.test")[:12] + b"\1a\xc0\x0c\0\1\0\1",
     "noise": bytes(range(256)) * 2,

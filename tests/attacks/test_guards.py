@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways around a network rule: what a guard denies is told once by the guard itself, with policy, rule and severity."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+TAKEN = 29456
+"""A port that may not be taken."""
+POLICY = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorNetworkPolicy
+metadata: {{name: wall}}
+spec:
+  nodeSelector: {{matchLabels: {{kubernetes.io/hostname: "*"}}}}
+  severity: 8
+  egress:
+  - to: [{{ipBlock: {{cidr: 127.0.0.1/32}}}}]
+  - to: [{{ipBlock: {{cidr: 127.0.0.77/32}}}}]
+  - to: [{{ipBlock: {{cidr: "::1/128"}}}}]
+  ingress:
+  - ports: [{{port: {taken}, protocol: TCP}}]
+  action: Block
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: no-tcp}}
+spec:
+  selector: {{matchLabels: {{app: mute}}}}
+  severity: 7
+  network: {{matchProtocols: [{{protocol: tcp}}]}}
+  action: Block
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: only-tcp}}
+spec:
+  selector: {{matchLabels: {{app: tcp}}}}
+  network: {{matchProtocols: [{{protocol: tcp}}]}}
+  action: Allow
+"""
+
+
+@pytest.fixture(scope="module")
+def attacked(
+    make_container: Callable[[str], Any], make_node: Callable[..., Any], build: Callable[[str], str], eventually: Any
+) -> Any:
+    wall = make_container("wall")
+    node = make_node(
+        POLICY.format(taken=TAKEN), make_container("mute"), make_container("tcp"),
+        enforcer={"plan": {"host_cgroups": [wall.cgroup]}}, processor={"throttle": {"max_alerts_per_second": 0}},
+        postures={"host_visibility": ["none"], "network": "block"},
+    )  # fmt: skip
+    node.program = build("sockets")
+    node.containers["wall"] = wall
+    eventually(lambda: wall.run(node.program, "connect", "127.0.0.1", "1").stdout == "connect: EPERM\n")
+    node.alert("port=1 ")
+    return node
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """The port of a listening socket of the test's own process."""
+    made = socket.create_server(("127.0.0.1", 0))
+    yield made.getsockname()[1]
+    made.close()
+
+
+@pytest.fixture
+def attack(attacked: Any) -> Callable[..., dict[str, str]]:
+    """attack(word, ..., inside=name): what the program printed, by its words."""
+
+    def run(*words: object, inside: str = "wall") -> dict[str, str]:
+        done = attacked.containers[inside].run(attacked.program, *map(str, words))
+        assert done.returncode == 0, done.stderr
+        return dict(line.split(": ") for line in done.stdout.splitlines())
+
+    return run
+
+
+_LAST = [40000]
+
+
+def blocks(attacked: Any, attack: Any, port: int) -> list[dict[str, Any]]:
+    """Denials that name the port, once a later one is told: nothing comes after it."""
+    _LAST[0] += 1
+    assert attack("connect", "127.0.0.1", _LAST[0]) == {"connect": "EPERM"}
+    attacked.alert(f"port={_LAST[0]} ", Action="Block")
+    return [row for row in attacked.alerts(f"port={port} ") if row["Action"] == "Block"]
+
+
+def is_named(row: dict[str, Any], policy: str, severity: str) -> None:
+    assert (row["PolicyName"], row["Severity"], row["Enforcer"]) == (policy, severity, "Hauberk cgroup")
+    assert row["Rule"]
+    assert row["Result"] == "Operation not permitted"
+    assert row["ProcessName"].endswith("/sockets")
+
+
+@pytest.mark.parametrize(
+    ("word", "call"),
+    [("connect", "CONNECT"), ("mptcp", "CONNECT"), ("fastopen", "SENDTO"), ("fastopen-msg", "SENDMSG"),
+     ("fastopen-connect", "CONNECT"), ("udp", "SENDTO"), ("unspec", "SENDTO"), ("uring", "IO_URING_ENTER")],
+)  # fmt: skip
+@pytest.mark.attack(
+    "Peer of a Block rule reached by connect, MPTCP, Fast Open, AF_UNSPEC, io_uring", "held", by="cgroup"
+)
+def test_every_way_to_a_peer(attacked: Any, attack: Any, word: str, call: str) -> None:
+    _LAST[0] += 1
+    port = _LAST[0]
+    assert attack(word, "127.0.0.1", port) == {word: "EPERM"}
+    (row,) = blocks(attacked, attack, port)
+    is_named(row, "wall", "8")
+    assert row["Data"].startswith(f"syscall=SYS_{call}")
+    assert "127.0.0.1" in row["Resource"]
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+@pytest.mark.parametrize("alias", ["0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::", "::1"])
+@pytest.mark.attack("Peer of a Block rule by another name of the loopback", "held", by="cgroup")
+def test_aliases_of_the_loopback(attacked: Any, attack: Any, alias: str, protocol: int) -> None:
+    _LAST[0] += 1
+    port = _LAST[0]
+    assert attack("alias", alias, port, protocol) == {"alias": "EPERM"}
+    (row,) = blocks(attacked, attack, port)
+    is_named(row, "wall", "8")
+    assert ("::1" if alias in ("::", "::1") else "127.0.0.1") in row["Resource"]
+
+
+@pytest.mark.attack("Peer of a Block rule by `any` of a socket bound to its address", "held", by="cgroup")
+def test_any_is_the_address_bound_to(attacked: Any, attack: Any) -> None:
+    assert attack("bound-alias", "127.0.0.77", 41999) == {"bound-alias": "EPERM"}
+    (row,) = blocks(attacked, attack, 41999)
+    assert "127.0.0.77" in row["Resource"]
+    assert attack("bound-alias", "127.0.0.78", 41998) == {"bound-alias": "ECONNREFUSED"}
+
+
+@pytest.mark.attack("Second message of a sendmmsg to a peer of a Block rule", "held", by="cgroup")
+def test_a_later_message(attacked: Any, attack: Any) -> None:
+    assert attack("second-message", "127.0.0.1", 41997, 41996) == {"sent": "1", "next": "ok"}
+    (row,) = blocks(attacked, attack, 41997)
+    is_named(row, "wall", "8")
+    assert [one for one in attacked.alerts("port=41996 ") if one["Action"] == "Block"] == []
+
+
+@pytest.mark.attack("Bind of a port that an ingress rule blocks", "held", by="cgroup")
+def test_a_port_that_may_not_be_taken(attacked: Any, attack: Any) -> None:
+    assert attack("bind", "127.0.0.9", TAKEN) == {"bind": "EPERM"}
+    (row,) = blocks(attacked, attack, TAKEN)
+    is_named(row, "wall", "8")
+    assert row["Rule"].startswith("spec.ingress")
+
+
+@pytest.mark.parametrize("protocol", [0, 6, 262])
+@pytest.mark.attack("Socket of a blocked protocol, MPTCP for TCP", "held", by="cgroup")
+def test_a_socket_of_a_blocked_protocol(attacked: Any, attack: Any, protocol: int) -> None:
+    before = len(attacked.alerts(PolicyName="no-tcp"))
+    assert attack("create", 2, 1, protocol, inside="mute") == {"create": "EPERM"}
+    blocks(attacked, attack, 1)
+    rows = attacked.alerts(PolicyName="no-tcp")
+    assert len(rows) == before + 1
+    is_named(rows[-1], "no-tcp", "7")
+    assert "protocol=TCP" in rows[-1]["Resource"]
+
+
+@pytest.mark.parametrize(("family", "protocol"), [(2, 6), (2, 17), (2, 241), (10, 6)])
+@pytest.mark.attack(
+    "Raw socket under a list that allows TCP alone, with TCP's number or one that looks like a type",
+    "held",
+    by="cgroup",
+)
+def test_a_raw_socket_is_not_tcp(attacked: Any, attack: Any, family: int, protocol: int) -> None:
+    assert attack("create", 2, 1, 0, inside="tcp") == {"create": "ok"}
+    assert attack("create", family, 3, protocol, inside="tcp") == {"create": "EPERM"}
+
+
+@pytest.mark.attack("Socket connected outside and handed into the container", "not held", by="cgroup", lsm=True)
+def test_a_socket_from_outside(attacked: Any, server: int) -> None:
+    with socket.create_connection(("127.0.0.1", server)) as outside:
+        process = attacked.containers["wall"].start(
+            attacked.program, "inherited", stdin=outside, stdout=subprocess.PIPE
+        )
+        assert process.communicate(timeout=60)[0] == "inherited: ok\n"
+
+
+@pytest.mark.attack("Packet to a peer of a Block rule from a raw socket", "held", by="cgroup")
+def test_raw_packets(attacked: Any, attack: Any) -> None:
+    before = len([row for row in attacked.alerts("remoteip=127.0.0.1 port=0") if row["Action"] == "Block"])
+    answers = attack("raw", "127.0.0.1")
+    assert (answers["raw-send"], answers["raw-sent-connected"]) == ("EPERM", "EPERM")
+    blocks(attacked, attack, 1)
+    rows = [row for row in attacked.alerts("remoteip=127.0.0.1 port=0") if row["Action"] == "Block"]
+    assert len(rows) == before + 2
+    is_named(rows[-1], "wall", "8")
+    assert attack("raw", "127.0.0.5")["raw-send"] == "ok"
