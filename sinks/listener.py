@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+import ipaddress
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
@@ -118,6 +119,27 @@ class Listener:
         """A connection has ended, or is about to."""
         self._visitors.pop(transport, None)
         self.stats.connections = len(self._visitors)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a port bound to `host` is reached from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def names_us(request: web.Request, names: Collection[str]) -> bool:
+    """Whether the Host header is an address of ours or one of `names` (lower case). A site that made its own name resolve to
+    127.0.0.1 (DNS rebinding) has that name there."""
+    host = request.headers.get("Host", "").lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name in names or is_loopback(name):
+        return True
+    own = request.transport.get_extra_info("sockname") if request.transport is not None else None
+    return own is not None and name == own[0]
 
 
 def why(error: OSError) -> str:

@@ -10,7 +10,7 @@ because label values name workloads and policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -22,7 +22,7 @@ from schemas.operations import Backend
 from schemas.summary import Summary
 from schemas.topics import ALERTS, ENFORCEMENT_STATUS, SUMMARIES
 from sinks.exposition import OPENMETRICS, TEXT, Capped, Family, Sample, Stats, from_stats, render, wants_openmetrics
-from sinks.listener import Listener, why
+from sinks.listener import Listener, is_loopback, names_us, why
 from sinks.settings import Common
 from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult
 
@@ -44,6 +44,13 @@ class PrometheusSettings(
     port: Annotated[int, msgspec.Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.", examples=[9642])] = (
         9642
     )
+    names: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description="Host names it answers to on the loopback, besides `localhost` and addresses.",
+            examples=[["metrics.local"]],
+        ),
+    ] = ()
     max_series: Annotated[
         int,
         msgspec.Meta(
@@ -93,7 +100,21 @@ class PrometheusSink:
         # Imported here: 25 MB that nobody without this sink should carry.
         from aiohttp import web
 
-        application = web.Application()
+        names = {name.lower() for name in (*self._settings.names, self._settings.host)}
+
+        @web.middleware
+        async def guard(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            # A page in a browser of this machine may have made its own name ours. A port on another address is for others.
+            if is_loopback(self._settings.host) and not names_us(request, names):
+                return web.Response(
+                    status=421,
+                    text="expected to be asked by an address of this port; add the name to `names` of this sink if it is one\n",
+                )
+            return await handler(request)
+
+        application = web.Application(middlewares=[guard])
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)

@@ -10,7 +10,6 @@ no header lets another origin in. Neighbours: `hub` (streams), `feed` (what is s
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from schemas.errors import HauberkError, SettingsError
-from sinks.listener import CONNECTIONS, Listener, ListenerStats, why
+from sinks.listener import CONNECTIONS, Listener, ListenerStats, names_us, why
 from sinks.store.store import Query, Reading
 from sinks.summary_tables import build
 from sinks.web import feed
@@ -99,7 +98,7 @@ class Page:
         self._settings = settings
         self._questions = Questions(opening)
         self.hub = Hub(self._questions, settings.clients)
-        self._names = {name.lower() for name in settings.names} | {"localhost"}
+        self._names = {name.lower() for name in (*settings.names, settings.host)}
         self._kept: dict[tuple[object, ...], tuple[float, bytes]] = {}
         self._listener: Listener | None = None
 
@@ -152,7 +151,7 @@ class Page:
             return web.Response(
                 status=405, text="expected GET or HEAD: nothing is written here\n", headers={"Allow": "GET, HEAD"}
             )
-        if not self._ours(request):
+        if not names_us(request, self._names):
             return web.Response(
                 status=421,
                 text="expected to be asked by an address of this page; add the name to `page.names` if it is one\n",
@@ -162,18 +161,6 @@ class Page:
                 status=403, text="expected to be asked by this page itself, got a request of another site\n"
             )
         return None
-
-    def _ours(self, request: web.Request) -> bool:
-        """Whether the Host header names us. A site that made its own name resolve to 127.0.0.1 has that name here."""
-        name = _without_port(request.headers.get("Host", ""))
-        if name in self._names or name == self._settings.host.lower():
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        own = request.transport.get_extra_info("sockname") if request.transport is not None else None
-        return address.is_loopback or (own is not None and str(address) == own[0])
 
     async def _file(self, request: web.Request) -> web.Response:
         from aiohttp import web
@@ -272,13 +259,6 @@ def _said(status: int, why: str) -> web.Response:
     from aiohttp import web
 
     return web.Response(status=status, body=msgspec.json.encode({"why": why}), content_type="application/json")
-
-
-def _without_port(host: str) -> str:
-    """`name` of `name:port`, `::1` of `[::1]:port`, in small letters."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
 
 
 def _number(text: str | None) -> int | None:

@@ -23,6 +23,7 @@ from sinks import exposition
 from sinks.engine import SinkEngine
 from sinks.exposition import Capped, Family, Stats
 from sinks.file import FileSettings
+from sinks.listener import is_loopback
 from sinks.prometheus import PrometheusSettings, PrometheusSink
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt install prometheus)")
@@ -203,3 +204,33 @@ def test_the_rule_file():
     for arguments in (["check", "rules", "hauberk.rules.yml"], ["test", "rules", "hauberk.rules.test.yml"]):
         done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:9642", 200),
+        ("[::1]", 200),
+        ("Metrics.local", 200),
+        ("evil.example", 421),
+        ("", 421),
+    ],
+)
+async def test_only_its_own_names_are_answered_on_the_loopback(host: str, status: int) -> None:
+    made = PrometheusSink(PrometheusSettings(port=0, names=("metrics.local",)))
+    await made.open()
+    try:
+        async with aiohttp.ClientSession() as session:
+            for path in ("/metrics", "/healthz", "/readyz"):
+                async with session.get(made.url + path, headers={"Host": host}) as answer:
+                    assert answer.status == status, path
+    finally:
+        await made.close()
+
+
+def test_a_port_for_others_is_asked_by_any_name() -> None:
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("192.0.2.1")
