@@ -54,6 +54,13 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             examples=["pass"],
         ),
     ] = "stop"
+    io_uring: Annotated[
+        Literal["pass", "stop"],
+        msgspec.Meta(
+            description="What the `signal` backend does with io_uring_setup in a scope that it holds: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
+            examples=["stop"],
+        ),
+    ] = "pass"
 
 
 class Enforcement:
@@ -96,6 +103,7 @@ class Enforcement:
             settings.backends,
             settings.grace_seconds,
             closed=settings.unresolved == "stop",
+            rings=settings.io_uring == "pass",
         )
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)

@@ -55,7 +55,14 @@ class Applier:
     """Carries plans out on the pins under `pin_dir`. Not for two threads at once. `writes`: kernel map writes so far."""
 
     def __init__(
-        self, pin_dir: str, node: str, backends: Sequence[Name] = DEFAULTS, grace: float = GRACE, *, closed: bool = True
+        self,
+        pin_dir: str,
+        node: str,
+        backends: Sequence[Name] = DEFAULTS,
+        grace: float = GRACE,
+        *,
+        closed: bool = True,
+        rings: bool = True,
     ) -> None:
         self.node = node
         self._mount = cgroup2_mount()
@@ -71,7 +78,7 @@ class Applier:
             )
             return
         self._key = loaded.key
-        self._enforcers, problems = usable(backends, pin_dir, closed=closed)
+        self._enforcers, problems = usable(backends, pin_dir, closed=closed, rings=rings)
         self.problems = tuple(problems)
         # Visibility needs no backend.
         self._tables = Tables(pin_dir, self._enforcers, grace)

@@ -16,7 +16,7 @@ import msgspec
 
 from enforcers import protected
 from policy.kernel_plan import plan_scope
-from policy.ruleset import Ruleset, Scope
+from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.sight import CANNOT, unseen
 from policy.visibility import bits, visibility
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
@@ -98,6 +98,9 @@ class Planner:
         for identity in living:
             scope = self.ruleset.scope(identity)
             seen_as = watch.of(scope, identity)
+            if isinstance(scope, DoubtfulScope) and identity.complete and self._chosen(identity):
+                # No runtime answered for it: what is chosen for the host's rules does not leave them by its name.
+                scope, identity = scope.beside, msgspec.structs.replace(identity, kind=Kind.HOST)
             template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
             if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
@@ -158,7 +161,7 @@ class Planner:
 
     def _chosen(self, identity: Identity) -> bool:
         settings = self._settings
-        return identity.kind is Kind.HOST and protected.chosen(
+        return (identity.kind is Kind.HOST or identity.doubtful) and protected.chosen(
             identity.cgroup_path, settings.host_cgroups, settings.override_protected
         )
 

@@ -32,8 +32,9 @@ class SignalEnforcer:
     map_name = "rules"
     table_offset = RULE_KEY.offsets["table"]
 
-    def __init__(self, pin_dir: str, *, closed: bool = True) -> None:
+    def __init__(self, pin_dir: str, *, closed: bool = True, rings: bool = True) -> None:
         self._closed = closed
+        self._rings = rings
         self._program = f"{pin_dir}/programs/on_exec"
 
     def unusable(self) -> str:
@@ -62,6 +63,8 @@ class SignalEnforcer:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
         if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(_stops, scope.paths))):
             flags |= ScopeFlag.CLOSED
+        if flags and not self._rings:
+            flags |= ScopeFlag.STOP_IO_URING
         held = {rule.ref for rule in scope.paths} - {one.ref for one in refused}
         files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and _stops(rule)} & held
         late = tuple(

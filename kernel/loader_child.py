@@ -28,8 +28,9 @@ from kernel.headers import installed, write_tree
 from kernel.maps import possible_cpus
 from kernel.members import offsets_by_headers, offsets_from
 from kernel.syscalls import call_records
+from schemas.c_header import c_header
 from schemas.errors import HauberkError, KernelError, MissingDependency
-from schemas.kernel import Config, c_header
+from schemas.kernel import Config
 from schemas.syscalls import number
 
 _DISTRIBUTION: Final = "/usr/lib/python3/dist-packages"

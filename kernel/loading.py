@@ -30,8 +30,9 @@ from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
 from kernel.generation import renew
 from kernel.maps import Map
 from kernel.syscalls import call_records
+from schemas.c_header import c_header
 from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
-from schemas.kernel import Config, c_header
+from schemas.kernel import Config
 from schemas.operations import Class
 
 _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))

@@ -17,7 +17,7 @@ from policy.candidates import Candidate, Unmatched, decide, outcome
 from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
 from policy.overlap import covers_path
-from policy.ruleset import Ruleset, Scope
+from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.sight import CANNOT, missing, unseen
 from policy.specificity import Rank
 from schemas.behaviour import Behaviour
@@ -98,12 +98,16 @@ def explain_event(
     verdict = scope.judge(behaviour, arguments)
     chosen = set(scope.policies)
     weighed: list[Weighed] = []
-    for judge in (scope.enforced, scope.audited, scope.shadow):
+    beside = scope.beside if isinstance(scope, DoubtfulScope) else None
+    judges = [
+        (one, judge) for one in (scope, beside) if one is not None for judge in (one.enforced, one.audited, one.shadow)
+    ]
+    for one, judge in judges:
         if judge is not None:
             known = {(entry.rule, entry.table) for entry in weighed}
             weighed += [
                 entry
-                for entry in _weigh(judge, scope, behaviour, arguments, verdict)
+                for entry in _weigh(judge, one, behaviour, arguments, verdict)
                 if (entry.rule, entry.table) not in known
             ]
     return Explanation(

@@ -21,7 +21,7 @@ from schemas.behaviour import Behaviour
 from schemas.operations import Backend, Operation
 from schemas.syscalls import ALIASES
 from schemas.verdict import ALLOWED, DEFAULT_POSTURE, Action, Mode, Verdict
-from schemas.watched import named
+from schemas.watched import CALLS, named
 
 Answer = Callable[[Behaviour, tuple[str, ...] | None], Verdict]
 
@@ -31,6 +31,7 @@ SENT: Final = frozenset(
 """A connect() that ends so has left the machine: it counts as passed."""
 _DENIED: Final = frozenset((0, -errno.EPERM, -errno.EACCES))
 _WEIGHT: Final = {Action.ALLOW: 0, Action.AUDIT: 1, Action.BLOCK: 2}
+_ATTEMPTS: Final = frozenset(name for name, row in CALLS.items() if row.operation is Operation.CALL)
 NOTHING: Final = Unmatched(False, "allow", Mode.ENFORCE, False)
 
 
@@ -54,8 +55,11 @@ class Tables:
 
 
 def considered(behaviour: Behaviour) -> bool:
-    """Whether policies have anything to say: it passed or was denied. What failed for another reason never happened."""
+    """Whether policies have anything to say: it passed or was denied. What failed for another reason never happened, but for calls
+    that touch no file and no socket, where the attempt is what a rule asks about (a pivot_root that was busy)."""
     result = behaviour.result
+    if behaviour.operation is Operation.CALL and behaviour.syscall_name in _ATTEMPTS:
+        return True
     return result in _DENIED or (result in SENT and behaviour.operation is Operation.CONNECT)
 
 

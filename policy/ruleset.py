@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from policy import select
 from policy.compile import compile_judge, posture_of, problem, whitelists
-from policy.judge import Judge
+from policy.judge import Judge, stronger
 from policy.links import linked, names
 from policy.normalise import normalise
 from policy.visibility import ANNOTATION as VISIBILITY
@@ -140,6 +140,24 @@ class Scope:
         return verdict
 
 
+class DoubtfulScope(Scope):
+    """Of a container that no runtime confirms: its own scope, and beside it the host's, whose policies hold for it too. Each is judged by
+    itself, so that an Allow of one never loosens the other; the stronger verdict counts. Plans are made from its own members."""
+
+    def __init__(self, own: Scope, beside: Scope) -> None:
+        self.__dict__.update(own.__dict__)
+        self.beside = beside
+        self._own = own
+        self.policies = tuple(dict.fromkeys((*own.policies, *beside.policies)))
+        self.visible = own.visible | beside.visible
+        self.dns_visible = own.dns_visible or beside.dns_visible
+        self.watched = own.watched | beside.watched
+
+    def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
+        """The stronger of both verdicts."""
+        return stronger(self._own.judge(behaviour, arguments), self.beside.judge(behaviour, arguments))
+
+
 class Ruleset:
     """All policies, ready to be asked by identity. `problems`: rules left out, with the reason."""
 
@@ -173,6 +191,7 @@ class Ruleset:
         self._link_keys = frozenset().union(*self._links)
         self._kept: dict[Hashable, Scope] = {}
         self._compiled: dict[Hashable, Scope] = {}
+        self._doubtful: dict[tuple[int, int], DoubtfulScope] = {}
         numbers = [number for some in self._containers.values() for number in some]
         self.newborn = visibility(settings.visibility, ()).classes | asked(
             rule for number in numbers for rule in self.policies[number].rules
@@ -181,12 +200,22 @@ class Ruleset:
 
     def scope(self, identity: Identity) -> Scope:
         """The scope of an identity. Rules hold for the paths that they name and for what these are in its root (`links`)."""
+        if identity.doubtful:
+            own = self.scope(msgspec.structs.replace(identity, confirmed=True))
+            beside = self.scope(msgspec.structs.replace(identity, kind=Kind.HOST))
+            both = (id(own), id(beside))
+            # By id: the scopes are kept as long as this one is, which holds both.
+            made = self._doubtful.get(both)
+            if made is None:
+                made = self._doubtful[both] = DoubtfulScope(own, beside)
+            return made
         key = self._key(identity)
         scope = self._kept.get(key)
         if scope is None:
             if len(self._kept) >= KEPT:
                 self._kept.clear()
                 self._compiled.clear()
+                self._doubtful.clear()
             scope = self._kept[key] = self._scope(identity)
         return scope
 

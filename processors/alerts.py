@@ -39,6 +39,7 @@ VERSION: Final = f"hauberk-{version('hauberk')}"
 """In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
 
 NETWORK_POLICY: Final = "KubeArmorNetworkPolicy"
+HOST_POLICY: Final = "KubeArmorHostPolicy"
 
 
 class Alerts:
@@ -257,6 +258,8 @@ def _message(entry: Entry, verdict: Verdict) -> str:
     if entry.raw.access & Access.UNTOLD:
         return "stopped on the node; its container made too many new names at once, so what it was is not told"
     if verdict.policy is None and entry.outcome.told:
+        if entry.behaviour.syscall_name == "io_uring_setup":
+            return "ended by enforcement.io_uring=stop: what goes through a ring is no system call that a rule sees"
         return "stopped on the node by a plan that the present policies do not ask for"
     return verdict.message
 
@@ -275,4 +278,6 @@ def _position(pair: tuple[int, Record]) -> int:
 def _type(identity: Identity, verdict: Verdict) -> str:
     if verdict.rule is not None and verdict.rule.kind == NETWORK_POLICY:
         return "MatchedNetworkPolicy"
+    if verdict.rule is not None and verdict.rule.kind == HOST_POLICY:
+        return "MatchedHostPolicy"  # also in a container that no runtime confirms
     return "MatchedHostPolicy" if verdict.host or identity.kind is not Stands.CONTAINER else "MatchedPolicy"

@@ -159,7 +159,7 @@ class Inventory:
 
     def user(self, identity: Identity, uid: int) -> str:
         """Name of `uid` on the node; "" for a container, whose uids are names of its own, and for one nobody named."""
-        if identity.kind is Kind.CONTAINER:
+        if identity.kind is Kind.CONTAINER and identity.confirmed:
             return ""
         known = self._nodes.get(identity.node)
         return known.host.users.get(str(uid), "") if known is not None and known.host is not None else ""
@@ -244,5 +244,6 @@ def _unknown(node: str, behaviour: Behaviour, path: str) -> Identity:
         pid_ns=behaviour.pid_ns,
         mnt_ns=behaviour.mnt_ns,
         complete=False,
+        confirmed=False,
         namespace="container_namespace",
     )

@@ -68,11 +68,19 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The node's machine id, the same for everything on it."""
     users: dict[str, str] = {}
     """NODE only: user names by uid (as text), from the node's `/etc/passwd`."""
+    confirmed: bool = True
+    """CONTAINER only. False: its cgroup is named like a container's and no runtime and no setting says that it is one. Anybody who
+    may make cgroups can name one so: host policies hold for it too."""
 
     @property
     def key(self) -> bytes:
         """The record key on `inventory.v1`."""
         return f"{self.node}/{self.uid}".encode()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may as well be a process of the host: told as a container, held to the policies of both."""
+        return self.kind is Kind.CONTAINER and not self.confirmed
 
     @property
     def workload(self) -> str:

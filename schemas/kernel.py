@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records and maps shared with the kernel programs: the one place their bytes are described.
 
-The C header `records.h` is printed from here (`c_header()`), and a test compares offsets with the compiled C. All integers
+The C header `records.h` is printed from here (`schemas.c_header`), and a test compares offsets with the compiled C. All integers
 are host-endian, records are 8-byte aligned, and a layout grows only at its end.
 
 Two rings leave the kernel. The *occurrences* ring holds records of one size, so a chunk of it is a table with a stride of
@@ -380,25 +380,3 @@ class Config(IntEnum):
 LAYOUTS: Final = (
     OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET,
 )  # fmt: skip
-
-
-def c_header() -> str:
-    """`records.h`: every layout, enum and size as C. Printed at load time, never stored."""
-    from schemas.operations import Access, Backend, Class, Operation
-    from schemas.syscalls import I386_FIRST, ROWS, SOCKETCALL, SOCKETCALL_FIRST, X32_FIRST
-    from schemas.watched import ROOT, Mark
-
-    parts = ["/* printed by schemas.kernel.c_header(); not to be edited */", "#pragma once"]
-    parts += [layout.c_struct() for layout in LAYOUTS]
-    for prefix, members in (
-        ("OP", Operation), ("ACCESS", Access), ("BACKEND", Backend), ("DEFINE", DefinitionKind), ("LOSS", Loss),
-        ("CLASS", Class), ("PROCESS", ProcessFlag), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction),
-        ("FLAG", RuleFlag), ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
-    ):  # fmt: skip
-        parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
-    numbers = {
-        "STRING_LIMIT": STRING_LIMIT, "NET_FIXED_BITS": NET_FIXED_BITS, "CALL_ROWS": ROWS, "I386_FIRST": I386_FIRST,
-        "SOCKETCALL": SOCKETCALL, "SOCKETCALL_FIRST": SOCKETCALL_FIRST, "X32_FIRST": X32_FIRST, "FD_ROOT": ROOT,
-    }  # fmt: skip
-    parts += [f"#define {name} {value}" for name, value in numbers.items()]
-    return "\n".join(parts) + "\n"

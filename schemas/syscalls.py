@@ -115,6 +115,10 @@ ROWS: Final = 2048
 socketcall(2), and x32. A behaviour's `syscall` is such a row, so that no number means two calls."""
 SOCKETCALL: Final = 102
 """Number of socketcall(2) on i386: its first argument says which call it is, its second where the arguments lie."""
+ENTRIES: Final = {
+    "ROWS": ROWS, "I386_FIRST": I386_FIRST, "SOCKETCALL": SOCKETCALL, "SOCKETCALL_FIRST": SOCKETCALL_FIRST, "X32_FIRST": X32_FIRST,
+}  # fmt: skip
+"""What the kernel programs must know of the rows, by its name there."""
 
 
 def _parse() -> dict[str, tuple[int | None, int | None, tuple[int, ...]]]:

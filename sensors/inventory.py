@@ -19,10 +19,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from bus.contract import Bus, Record
-from schemas.errors import HauberkError, Temporary
-from schemas.identity import Identity, Kind, encode
-from schemas.topics import INVENTORY
+from bus.contract import Bus
+from schemas.errors import HauberkError
+from schemas.identity import Identity, Kind
+from sensors.changes import Changes
 from sensors.containers import cgroups, machine
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import Found, Runtime
@@ -93,13 +93,12 @@ class Inventory:
         self._identities: dict[str, Identity] = {}
         self._uid_of: dict[int, str] = {}
         self._place_of: dict[str, Place] = {}
-        self._dirty: dict[str, Identity | None] = {}
+        self._changes = Changes(bus, self.node)
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._said = Said()
         self._users = Users()
         self._common: dict[str, Any] = {"node": self.node, "node_id": machine.node_id(self.node), "cluster": self._settings.cluster,
                                         "node_labels": self._settings.node_labels}  # fmt: skip
-        self._wake = asyncio.Event()
         self._inner = Inner(self._identities.get, self._put)
         self._links = Links(bus)
         self._looking = False
@@ -144,15 +143,15 @@ class Inventory:
         early, self._early = self._early or (), None
         for told in early:
             self.on_cgroup(*told)
-        tasks = [asyncio.create_task(self._publish_loop())]
+        tasks = [asyncio.create_task(self._changes.run())]
         try:
             for runtime in self._runtimes:
                 await self._listed(runtime)
             self._rescan()
             left = machine.left_over(before, self._identities)
             self._identities |= {uid: one for uid, one in left.items() if one}
-            self._dirty = left | self._dirty
-            await self._flush()
+            self._changes.put_first({uid: one for uid, one in left.items() if uid not in self._changes.waiting})
+            await self._changes.flush()
             self.ready.set()
             tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
             tasks.append(asyncio.create_task(self._links.follow(lambda: self.identities, self._put)))
@@ -177,15 +176,17 @@ class Inventory:
         if nested is None and (declared := self._declared.find(path)) is not None:
             self._workload(declared, id_, path)
         elif place is not None:
-            self._container(place, id_)
+            self._container(place, id_, path)
         elif self._settings.host_cgroups and path != "/" and not cgroups.is_parent(path):
-            uid = f"cgroup-{id_}"
-            sure = cgroups.is_host(path) or not self._runtimes
-            self._uid_of[id_] = uid
-            self._put(Identity(kind=Kind.HOST, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure, started=time.time(),
-                               links=self._links.host, **self._common))  # fmt: skip
-            if not sure:
-                self._ask(uid, Place("", path), HOST_ANSWER)
+            self._host(id_, path, sure=cgroups.is_host(path) or not self._runtimes)
+
+    def _host(self, id_: int, path: str, *, sure: bool) -> None:
+        uid = f"cgroup-{id_}"
+        self._uid_of[id_] = uid
+        self._put(Identity(kind=Kind.HOST, uid=uid, cgroups=(id_,), cgroup_path=path, complete=sure, started=time.time(),
+                           links=self._links.host, **self._common))  # fmt: skip
+        if not sure:
+            self._ask(uid, Place("", path), HOST_ANSWER)
 
     def _workload(self, declared: WorkloadSettings, id_: int, path: str) -> None:
         said = stands_for(declared, id_, path, self._node_identity())
@@ -204,8 +205,12 @@ class Inventory:
     def _nested_in(self, path: str) -> Place | None:
         return next((place for place in self._place_of.values() if path.startswith(f"{place.path}/")), None)
 
-    def _container(self, place: Place, id_: int) -> None:
+    def _container(self, place: Place, id_: int, cgroup_path: str) -> None:
         known = self._identities.get(place.id)
+        if known is not None and known.confirmed and not known.ended and place.path != known.cgroup_path:
+            # The id of a container that lives elsewhere: a name that anybody may give a cgroup of his own.
+            self._host(id_, cgroup_path, sure=True)
+            return
         own = cgroups.cgroup_id(self._mount, place.path) or id_
         self._place_of[place.id] = place
         self._uid_of |= {own: place.id, id_: place.id}
@@ -233,7 +238,9 @@ class Inventory:
             task.cancel()
         # What its runtime said of it before its first process ran is all there will be.
         complete = known.complete or said
-        self._put(msgspec.structs.replace(known, ended=time.time(), root_pid=0, complete=complete))
+        self._put(msgspec.structs.replace(
+            known, ended=time.time(), root_pid=0, complete=complete, confirmed=known.confirmed or said
+        ))  # fmt: skip
 
     # -- what the runtimes tell
 
@@ -290,14 +297,16 @@ class Inventory:
         known = self._identities.get(uid)
         if known is not None and not known.complete:
             # Nobody answers for it: what the cgroup path says is all there will be, and its events must not wait for more.
-            self._put(msgspec.structs.replace(known, complete=True))
+            # In doubt it is the host's, whose links then are its own.
+            links = known.links or (self._links.host if known.doubtful else {})
+            self._put(msgspec.structs.replace(known, complete=True, links=links))
 
     def _hear(self, found: Found) -> bool:
         self._said.hear(found)
         known = self._identities.get(found.id)
         if known is None or known.complete:
             return False
-        named = msgspec.structs.replace(self._said.of(known), complete=bool(known.ended))
+        named = msgspec.structs.replace(self._said.of(known), complete=bool(known.ended), confirmed=bool(known.ended))
         if named != known:
             self._put(named)
         if known.ended:
@@ -311,9 +320,8 @@ class Inventory:
             return
         if (task := self._asking.pop(provisional, None)) and task is not asyncio.current_task():
             task.cancel()
-        self._dirty.pop(provisional, None)  # put a moment ago and not told yet: its end must be what is told
-        self._dirty = {provisional: None, **self._dirty}
-        self._wake.set()
+        # It may have been put a moment ago and not be told yet: its end must be what is told.
+        self._changes.put_first({provisional: None})
 
     def _complete(self, found: Found, links: dict[str, str]) -> bool:
         """Take in an answer; False when its process is not in a cgroup of its own yet."""
@@ -326,6 +334,11 @@ class Inventory:
         before = self._identities.get(found.id)
         self._said.forget(found.id)
         self._place_of[found.id] = place or Place(found.id, own, found.runtime)
+        if before is not None and before.doubtful and before.cgroup_path not in ("", own):
+            # Who took this name before its owner did is somebody else; the next look at the tree says who.
+            for other in before.cgroups:
+                self._uid_of.pop(other, None)
+            before = None
         cgroup_ids = dict.fromkeys((id_, *(before.cgroups if before else ())))
         for seen in cgroup_ids:
             self._was_host(found.id, seen)
@@ -366,34 +379,8 @@ class Inventory:
         self._place_of.pop(identity.uid, None)
         for id_ in [id_ for id_ in identity.cgroups if self._uid_of.get(id_) == identity.uid]:
             del self._uid_of[id_]
-        self._dirty[identity.uid] = None
-        self._wake.set()
+        self._changes.put(identity.uid, None)
 
     def _put(self, identity: Identity) -> None:
         self._identities[identity.uid] = identity
-        self._dirty.pop(identity.uid, None)
-        self._dirty[identity.uid] = identity
-        self._wake.set()
-
-    async def _publish_loop(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._flush()
-            except Temporary as error:
-                await asyncio.sleep(error.retry_after or 0.5)
-                self._wake.set()
-
-    async def _flush(self) -> None:
-        changes, self._dirty = self._dirty, {}
-        if not changes:
-            return
-        records = [
-            Record(f"{self.node}/{uid}".encode(), None if one is None else encode(one)) for uid, one in changes.items()
-        ]
-        try:
-            await self._bus.publish(INVENTORY, records)
-        except BaseException:
-            self._dirty = {**changes, **self._dirty}
-            raise
+        self._changes.put(identity.uid, identity)

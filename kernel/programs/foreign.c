@@ -25,7 +25,7 @@ static __always_inline u32 socketcall(struct work *w)
 #pragma unroll
     for (int i = 0; i < 6; i++)
         w->args[i] = words[i];
-    return call < 32 ? SOCKETCALL_FIRST + call : CALL_ROWS;
+    return call < 32 ? SOCKETCALL_FIRST + call : ROWS;
 }
 
 int hop_foreign(struct bpf_raw_tracepoint_args *ctx)

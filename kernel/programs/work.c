@@ -160,7 +160,7 @@ BPF_TABLE("lru_hash", u64, struct budget, budgets, 8192);
 BPF_TABLE("percpu_array", u32, u64, sequences, 1);
 BPF_TABLE("percpu_array", u32, struct work, scratch, 1);
 BPF_TABLE("array", u32, u64, config, 16);
-BPF_TABLE("array", u32, struct call, calls, CALL_ROWS);
+BPF_TABLE("array", u32, struct call, calls, ROWS);
 BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
 BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
 BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);

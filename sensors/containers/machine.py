@@ -42,7 +42,7 @@ def identity(name: str, id_: str, mount: str, labels: dict[str, str], **more: An
 def newborn(place: Place, namespace: str, **more: Any) -> Identity:
     """A container of which only the cgroup's path is known. `more`: what all identities of the node have in common."""
     return Identity(
-        kind=Kind.CONTAINER, uid=place.id, complete=False, container_name=place.id[:12], namespace=namespace,
+        kind=Kind.CONTAINER, uid=place.id, complete=False, confirmed=False, container_name=place.id[:12], namespace=namespace,
         pod_uid=place.pod_uid, runtime=place.runtime, orchestrated=bool(place.pod_uid), started=time.time(), **more,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from enforcers.plan import Planner, PlanSettings
@@ -87,6 +88,20 @@ def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) ->
     plan = Planner(ruleset, PlanSettings(host_cgroups=("/user.slice/*", "/"))).plan("n1", identities, 1)
     assert [scope.cgroup_path for scope in plan.scopes] == ["/user.slice/a.scope"]
     assert plan.refused == ()  # held where it was asked for: nobody calls it refused
+
+
+def test_a_name_takes_no_chosen_cgroup_out_of_the_hosts_rules(policies: Any, host: Any) -> None:
+    ruleset = compile_ruleset(policies(HSP.format(spec=TCP)))
+    planner = Planner(ruleset, PlanSettings(host_cgroups=("/user.slice/*",)))
+    named = host("/user.slice/docker-x.scope", 1, Kind.CONTAINER)
+    confirmed = planner.plan("n1", [host("/", 0, Kind.NODE), named], 1)
+    assert not any(scope.network for scope in confirmed.scopes)
+    doubtful = msgspec.structs.replace(named, confirmed=False)
+    (scope,) = planner.plan("n1", [host("/", 0, Kind.NODE), doubtful], 1).scopes
+    assert scope.cgroup_path == "/user.slice/docker-x.scope"
+    assert {rule.ref.policy for rule in scope.network} >= {"host"}
+    waiting = msgspec.structs.replace(doubtful, complete=False)
+    assert not any(one.network for one in planner.plan("n1", [host("/", 0, Kind.NODE), waiting], 1).scopes)
 
 
 def test_protected_services_need_their_name_or_the_override() -> None:

@@ -32,7 +32,7 @@ TRUE = os.path.realpath(shutil.which("true") or "/bin/true")
 def entries(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> str:
     """The program of entries.c, where the kernel takes int 0x80."""
     out = tmp_path_factory.mktemp("entries") / "entries"
-    source = Path(__file__).with_name("entries.c")
+    source = Path(__file__).parents[1] / "attacks" / "entries.c"
     subprocess.run([compiler, "-O1", "-static", "-w", "-o", out, source], check=True)
     tried = subprocess.run([out, "open", "/dev/null"], capture_output=True, text=True, check=False)
     if tried.returncode or int(tried.stdout) < 0:

@@ -20,8 +20,9 @@ from kernel.headers import write_tree
 from kernel.members import offsets_by_headers, offsets_from
 from kernel.siphash import siphash13, string_id
 from kernel.syscalls import call_records
+from schemas.c_header import c_header
 from schemas.errors import DecodeError, Incompatible, MissingDependency
-from schemas.kernel import CALL, LAYOUTS, c_header
+from schemas.kernel import CALL, LAYOUTS
 from schemas.syscalls import I386_FIRST, ROWS, number
 from schemas.watched import CALLS
 

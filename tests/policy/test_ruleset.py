@@ -144,6 +144,24 @@ def test_host_and_container_policies_do_not_mix() -> None:
     assert ruleset.scope(container()).policies == ("KubeArmorPolicy/demo/p",)
 
 
+def test_host_policies_hold_for_a_container_that_nobody_confirms() -> None:
+    """Each is judged by itself: an Allow for containers never loosens what the host's policies say."""
+    secret = {"file": {"matchPaths": [{"path": "/secret"}]}, "action": "Block"}
+    free = {"file": {"matchPaths": [{"path": "/secret"}, {"path": "/other"}]}, "action": "Allow"}
+    host = document("h", {"nodeSelector": {"matchLabels": {}}} | secret, kind="KubeArmorHostPolicy")
+    ruleset = compile_ruleset([host, document("p", free)])
+    doubtful = ruleset.scope(container(confirmed=False))
+    assert ruleset.scope(container(confirmed=False)) is doubtful
+    assert set(doubtful.policies) == {"KubeArmorHostPolicy//h", "KubeArmorPolicy/demo/p"}
+    opened = Behaviour(operation=Operation.OPEN, resource="/secret", executable="/bin/cat")
+    assert ruleset.scope(container()).judge(opened).action is Action.ALLOW
+    verdict = doubtful.judge(opened)
+    assert (verdict.action, verdict.rule and verdict.rule.policy) == (Action.BLOCK, "h")
+    elsewhere = msgspec.structs.replace(opened, resource="/x")
+    assert doubtful.judge(elsewhere).policy == ruleset.scope(container()).judge(elsewhere).policy
+    assert doubtful.watched >= ruleset.scope(HOST).watched
+
+
 def test_audited_workloads_and_policies_say_so() -> None:
     ruleset = compile_ruleset([document("p", SHADOW_FILE)])
     audited = ruleset.scope(container(annotations={"kubearmor-policy": "audited"}))

@@ -14,6 +14,7 @@ from policy.events import parse_event
 from schemas import syscalls, wording
 from schemas.behaviour import Behaviour
 from schemas.errors import Incompatible
+from schemas.expand import NO_PROCESS
 from schemas.operations import Class, Operation, class_of
 from schemas.watched import CALLS, named, texts, words
 
@@ -101,7 +102,7 @@ def test_what_is_told_of_a_call_is_read_back(name: str) -> None:
     event = {
         "Operation": "Syscall",
         "Data": wording.data(behaviour),
-        "Resource": wording.resource(behaviour),
+        "Resource": wording.resource(behaviour, NO_PROCESS),
         "Result": "Passed",
     }
     read = parse_event(json.dumps(event).encode()).behaviour

@@ -286,7 +286,7 @@ async def test_a_container_told_late_takes_its_cgroup_from_the_host(oci: Any, wa
         # The kernel's word of its birth comes after the runtime's: nothing changes.
         inventory.on_cgroup(id_, path, False)
         assert inventory.find(id_).uid == name  # type: ignore[union-attr]
-        await wait_until(lambda: not inventory._dirty)
+        await wait_until(lambda: not inventory._changes.waiting)
         await withdrawn(bus, f"cgroup-{id_}")
 
 
@@ -325,9 +325,65 @@ async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_p
             cgroup = cgroups.cgroup_id(mount, f"/{hand}/{id_}")
             seen = await wait_until(lambda: (one := inventory.find(cgroup)) and one.complete and one)
             assert (seen.kind, seen.uid, seen.container_name) == (Kind.CONTAINER, id_, id_[:12])
+            assert (seen.confirmed, seen.doubtful) == (False, True)
     finally:
         os.rmdir(f"{top}/{id_}")
         os.rmdir(top)
+
+
+async def test_the_id_of_a_confirmed_container_is_no_identity_elsewhere(dockerd: Any, wait_until: Any) -> None:
+    bus, mount, taken = MemoryBus(), cgroups.mount_point(), f"/hauberk-taken-{os.getpid()}"
+    id_ = await asyncio.to_thread(dockerd.run, "owner")
+    named = f"{taken}/docker-{id_}.scope"
+    try:
+        async with running(bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)) as inventory:
+            real = inventory.find(_cgroup(id_))
+            assert real is not None
+            assert (real.complete, real.confirmed) == (True, True)
+            os.makedirs(mount + named)
+            cgroup = cgroups.cgroup_id(mount, named)
+            inventory.on_cgroup(cgroup, named, False)
+            seen = inventory.find(cgroup)
+            assert seen is not None
+            assert (seen.kind, seen.uid) == (Kind.HOST, f"cgroup-{cgroup}")
+            assert inventory.find(_cgroup(id_)) == real
+    finally:
+        for path in (mount + named, mount + taken):
+            if os.path.isdir(path):
+                os.rmdir(path)
+        await asyncio.to_thread(dockerd.remove, "owner")
+
+
+async def test_who_takes_a_name_before_its_owner_is_the_hosts(dockerd: Any, wait_until: Any) -> None:
+    """The cgroup of another with the id of a container is there first; the runtime says where the container really is."""
+    bus, mount, taken = MemoryBus(), cgroups.mount_point(), f"/hauberk-before-{os.getpid()}"
+    id_ = await asyncio.to_thread(dockerd.run, "late")
+    named = f"{taken}/docker-{id_}.scope"
+    try:
+        os.makedirs(mount + named)
+        cgroup = cgroups.cgroup_id(mount, named)
+        inventory = Inventory(bus, InventorySettings(node="n1", runtimes=()), ())
+        await inventory._links.load()
+        inventory._early = None
+        inventory.on_cgroup(cgroup, named, False)
+        found = await Docker(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)).list()
+        (mine,) = (one for one in found if one.id == id_)
+        assert inventory._complete(mine, {})
+        inventory.on_cgroup(cgroup, named, False)
+        seen, real = inventory.find(cgroup), inventory.find(_cgroup(id_))
+        assert seen is not None
+        assert real is not None
+        assert (seen.kind, real.kind, real.cgroups, real.confirmed) == (
+            Kind.HOST,
+            Kind.CONTAINER,
+            (_cgroup(id_),),
+            True,
+        )
+    finally:
+        for path in (mount + named, mount + taken):
+            if os.path.isdir(path):
+                os.rmdir(path)
+        await asyncio.to_thread(dockerd.remove, "late")
 
 
 async def test_a_bus_that_is_away_loses_no_change(host_cgroup: str, wait_until: Any) -> None:

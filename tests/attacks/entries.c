@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* System calls of a 64-bit program by the other entries: `entries i386 CALL...` by int 0x80, `entries x32 PATH`. */
+/* System calls of a 64-bit program by the other entries: `entries CALL ARGUMENT` by int 0x80, `entries x32 PATH`. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
