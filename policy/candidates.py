@@ -16,7 +16,7 @@ from policy.links import called_as
 from policy.specificity import Rank
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.operations import Access, Backend, Operation
-from schemas.rules import Rule
+from schemas.rules import Match, Rule
 from schemas.verdict import ALLOWED, DEFAULT_POSTURE, Action, Mode, Verdict
 
 _READS: Final = int(Access.READ | Access.EXEC | Access.DIRECTORY | Access.OWN)
@@ -73,6 +73,7 @@ def verdict_of(rule: Rule, action: Action, mode: Mode) -> Verdict:
         severity=rule.severity,
         tags=rule.tags,
         message=rule.message,
+        preset=rule.value if rule.match is Match.PRESET else "",
     )
 
 

@@ -2,8 +2,9 @@
 """Events as people have them -> what the judge asks about: one line of KubeArmor's log -> identity, behaviour, arguments.
 
 The language-independent contract of `hauberk policy test`. Takes the names of the gRPC feed and those of the
-agent's log file, logs and alerts, extra keys `OID` (owner of the file; missing means 0, as Go leaves out zeros), `Annotations`,
-`NamespaceAnnotations`, `NodeLabels`, `Links` (objects). Missing fields are tolerated, a line that is no event is reported with its number.
+agent's log file, logs and alerts, extra keys `OID` (owner of the file; missing means unknown), `Annotations`,
+`NamespaceAnnotations`, `NodeLabels`, `Links`, `Judged` (objects). Missing fields are tolerated, a line that is no event is reported with
+its number.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import msgspec
 
 from policy import event_words as word
 from policy.devices import pack
+from policy.retold import judged
 from policy.select import UNORCHESTRATED
 from policy.values import class_number
-from schemas.behaviour import Behaviour
+from schemas.alert import Alert, ExecEvent
+from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind, Owner
 from schemas.links import MULTI_CALL
@@ -30,6 +33,13 @@ from schemas.wording import CUT_MARK
 
 _HOST_TYPES: Final = frozenset({"HostLog", "MatchedHostPolicy", "MatchedNetworkPolicy"})
 _CONTAINER_KEYS: Final = ("ContainerName", "ContainerID", "PodName", "NamespaceName", "ContainerImage")
+
+
+_NAMES: Final[frozenset[str]] = frozenset(
+    {*Alert.__struct_fields__, "Annotations", "NamespaceAnnotations", "NodeLabels", *ExecEvent.__struct_fields__}
+)
+_KEYS: Final[dict[str, str]] = {name.lower(): name for name in _NAMES}
+"""The names of fields by their small letters."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +63,11 @@ class Notice(msgspec.Struct, frozen=True):
 
     line: int
     operation: str
+
+
+def reread(alert: Alert) -> Event:
+    """What the reader makes of an alert of ours."""
+    return _event(msgspec.to_builtins(alert))
 
 
 def read_events(lines: Iterable[str | bytes]) -> Iterator[Event | BadLine | Notice]:
@@ -84,8 +99,9 @@ def _fields(data: bytes) -> dict[str, Any]:
         raise DecodeError(f"expected one JSON object with KubeArmor's log fields, got {error}") from error
     if not isinstance(decoded, dict):
         raise DecodeError(f"expected one JSON object with KubeArmor's log fields, got {type(decoded).__name__}")
-    # The agent's own log file starts the same names with a small letter.
-    return {key[:1].upper() + key[1:]: value for key, value in decoded.items()}
+    # The agent's own log file has the same names in another case: `uid`, `hostPID`, `atags`.
+    found = {_KEYS.get(str(key).lower(), str(key)): value for key, value in decoded.items() if key not in _NAMES}
+    return found | {key: value for key, value in decoded.items() if key in _NAMES}
 
 
 def _notice(fields: dict[str, Any]) -> str:
@@ -95,7 +111,8 @@ def _notice(fields: dict[str, Any]) -> str:
 
 def _event(fields: dict[str, Any]) -> Event:
     behaviour, arguments = _behaviour(fields)
-    return Event(identity=_identity(fields), behaviour=behaviour, arguments=arguments)
+    event = Event(identity=_identity(fields), behaviour=behaviour, arguments=arguments)
+    return event if fields.get("Judged") is None else judged(event, fields["Judged"])
 
 
 def _text(fields: dict[str, Any], key: str) -> str:
@@ -114,6 +131,12 @@ def _number(fields: dict[str, Any], key: str, default: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise DecodeError(f"expected a number in `{key}`, got {type(value).__name__}")
     return value & 0xFFFFFFFF
+
+
+def _member(value: Any, key: str) -> str:
+    """A text inside of an object, whatever the case of its key."""
+    found = {name.lower(): text for name, text in value.items()} if isinstance(value, dict) else {}
+    return _text({key: found.get(key.lower())}, key)
 
 
 def _mapping(fields: dict[str, Any], key: str) -> dict[str, str]:
@@ -143,7 +166,10 @@ def _identity(fields: dict[str, Any]) -> Identity:
         )
     namespace = _text(fields, "NamespaceName") or UNORCHESTRATED
     owner = fields.get("Owner")
-    owner = owner if isinstance(owner, dict) else {}
+    orchestrated = namespace != UNORCHESTRATED
+    # Outside Kubernetes the container's name stands there as well.
+    pod = _text(fields, "PodName")
+    pod = "" if not orchestrated and pod == _text(fields, "ContainerName") else pod
     return Identity(
         kind=Kind.CONTAINER,
         node=node,
@@ -151,14 +177,14 @@ def _identity(fields: dict[str, Any]) -> Identity:
         container_name=_text(fields, "ContainerName"),
         image=_text(fields, "ContainerImage"),
         namespace=namespace,
-        pod=_text(fields, "PodName"),
-        owner=Owner(_text(owner, "Ref"), _text(owner, "Name"), _text(owner, "Namespace")),
+        pod=pod,
+        owner=Owner(_member(owner, "Ref"), _member(owner, "Name"), _member(owner, "Namespace")),
         labels=labels,
         annotations=annotations,
         namespace_annotations=_mapping(fields, "NamespaceAnnotations"),
         node_labels=_mapping(fields, "NodeLabels"),
         links=_mapping(fields, "Links"),
-        orchestrated=namespace != UNORCHESTRATED,
+        orchestrated=orchestrated,
         cluster=_text(fields, "ClusterName") or "default",
     )
 
@@ -174,7 +200,7 @@ def _behaviour(fields: dict[str, Any]) -> tuple[Behaviour, tuple[str, ...] | Non
         "result": result,
         "enforcer": _enforcer(fields, data, result),
         "uid": _number(fields, "UID"),
-        "owner": _number(fields, "OID"),
+        "owner": _number(fields, "OID", NO_OWNER),
         "tty": _text(fields, "TTY") not in ("", "?", "none"),
         "executable": _text(fields, "ProcessName") or source,
         "parent": _text(fields, "ParentProcessName"),
@@ -182,6 +208,9 @@ def _behaviour(fields: dict[str, Any]) -> tuple[Behaviour, tuple[str, ...] | Non
     }
     match class_:
         case "Process":
+            if word.CALLS.get(common["syscall_name"]) is Operation.PTRACE:
+                # The agent counts tracing among processes.
+                return _syscall(fields, data, common), None
             return _process(fields, data, common, source)
         case "File":
             return _file(fields, data, common), None
@@ -245,7 +274,7 @@ def _process(
         rest[-1] = CUT
     operation = _operation(data, Operation.EXEC)
     session = fields.get("ExecEvent")
-    from_outside = isinstance(session, dict) and _text(session, "ExecID") not in ("", "0")
+    from_outside = _member(session, "ExecID") not in ("", "0")
     common |= {"executable": source or common["parent"], "parent": common["parent"] or source}
     behaviour = Behaviour(
         operation=operation if operation is Operation.MMAP else Operation.EXEC,

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from bus.contract import Headers, Record
+from policy.events import reread
+from policy.retold import unsaid
 from processors import rows
 from processors.judge import Entry, Tally
 from processors.throttle import Bucket, Kind, Throttle
-from schemas.alert import NOTICE, Alert, encode_alert
+from schemas.alert import FIREWALL, NOTICE, Alert, encode_alert
+from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.identity import Kind as Stands
-from schemas.operations import Access, Backend, class_of
-from schemas.verdict import DEFAULT_POSTURE, Action, Verdict
-from schemas.wording import updated_time
+from schemas.operations import Access, Backend, Class, Operation, class_of
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
+from schemas.wording import event_data, firewall_data, updated_time
 
 ENFORCERS: Final = {
     Backend.OBSERVER: "eBPF Monitor", Backend.BPF_LSM: "BPFLSM", Backend.APPARMOR: "AppArmor",
@@ -112,6 +115,9 @@ class Alerts:
         policy = verdict.policy or ""
         named = bool(policy) and policy != DEFAULT_POSTURE
         rule = verdict.rule
+        fields = log_fields(entry.behaviour, context, aux, header.architecture)
+        if rule is not None:
+            fields |= _told_as(rule, entry.behaviour)
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
             UpdatedTime=updated_time(unix),
@@ -127,8 +133,12 @@ class Alerts:
             Tags=",".join(verdict.tags) if named else "",
             ATags=list(verdict.tags) if named and verdict.tags else None,
             Message=_message(entry, verdict) if named or not policy else "",
-            Enforcer=ENFORCERS[entry.behaviour.enforcer],
+            Enforcer=f"PRESET-{verdict.preset}" if verdict.preset else ENFORCERS[entry.behaviour.enforcer],
             Action=action,
+            ProcessHash="",
+            ParentHash="",
+            ResourceHash="",
+            HashAlgo="",
             Rule=rule.position if rule else "",
             Mode=mode,
             Suppressed=self._throttle.told(bucket),
@@ -136,8 +146,10 @@ class Alerts:
             UserName=entry.user,
             Links=_links(entry) or None,
             **identity_fields(identity),
-            **log_fields(entry.behaviour, context, aux, header.architecture),
+            **fields,
         )
+        exec_ = entry.raw.operation is Operation.EXEC
+        alert.Judged = unsaid(reread(alert), identity, entry.behaviour, context.judged if exec_ else None)
         self.told[action] = self.told.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 
@@ -268,7 +280,17 @@ def _links(entry: Entry) -> dict[str, str]:
     """The symlinks by which a rule can have met this behaviour: those that lead to one of its paths, or above it."""
     behaviour, links = entry.behaviour, entry.identity.links
     paths = (behaviour.resource, behaviour.resource2, behaviour.executable, behaviour.parent)
-    return {name: real for name, real in links.items() if any(path.startswith(real) for path in paths)} if links else {}
+    near = [f"{path}/" for path in paths if path]
+    return {name: real for name, real in links.items() if any(path.startswith(real) for path in near)} if links else {}
+
+
+def _told_as(rule: RuleRef, behaviour: Behaviour) -> dict[str, Any]:
+    """Fields that KubeArmor writes in another way for rules of some sections (kubearmor.md 2.10, 3.3)."""
+    if rule.kind == NETWORK_POLICY:
+        data = firewall_data(behaviour)
+        way = "INGRESS" if behaviour.operation is Operation.ACCEPT else "EGRESS"
+        return {"Operation": FIREWALL, "Resource": way, "Data": data, "EventData": event_data(data)}
+    return {"Operation": Class.SYSCALL.label} if rule.position.startswith("spec.syscalls.") else {}
 
 
 def _position(pair: tuple[int, Record]) -> int:

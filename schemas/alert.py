@@ -6,12 +6,12 @@ occurrences this one line stands for), `Suppressed` (how many were throttled bef
 matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`; and what a verdict hangs on, so that the
 event can be judged again: `OID` (owner of the file or image; absent: it has none), `Script` (the `#!` file that was executed;
 `ProcessName` is its interpreter), `Resource2` (the second path of rename, link, symlink and mount), `Cut` (`arguments`, `path`:
-what is not whole), `Links` (symlinks of the workload's root that lead to a path of the event).
+what is not whole), `Links` (symlinks of the workload's root that lead to a path of the event), `Judged` (the rest of it).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -21,10 +21,16 @@ from schemas.operations import Class
 
 ACTIONS: Final = ("Audit", "Block", "Allow", "Audit (Block)", "Audit (Allow)")
 """Every `Action` of an alert."""
-OPERATIONS: Final = tuple(member.label for member in Class)
+FIREWALL: Final = "NetworkFirewall"
+"""`Operation` of what a rule of a network policy decided."""
+OPERATIONS: Final = (*(member.label for member in Class), FIREWALL)
 """Every `Operation` of an alert about an event."""
 NOTICE: Final = "SystemEvent"
 """`Type` of a notice of the pipeline about itself (`EventsLost`, `AlertThreshold`): no event of a workload."""
+
+
+Signed = Annotated[int, msgspec.Meta(ge=-4095, le=0)]
+"""0 or -errno."""
 
 
 class OwnerRef(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
@@ -40,6 +46,41 @@ class ExecEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ExecID: str = ""
     ExecutableName: str = ""
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a verdict hung on and the words of its alert do not say, so that the event can be judged again as it was: fields of
+    `schemas.behaviour.Behaviour` and of `schemas.identity.Identity`, each only where the words leave it out or mean something
+    else. `arguments`: argv."""
+
+    operation: Number | None = None
+    access: Number | None = None
+    result: Signed | None = None
+    enforcer: Number | None = None
+    uid: Number | None = None
+    owner: Number | None = None
+    tty: bool | None = None
+    executable: str | None = None
+    parent: str | None = None
+    resource: str | None = None
+    resource2: str | None = None
+    syscall_name: str | None = None
+    flags: Number | None = None
+    args: tuple[Number, Number] | None = None
+    family: Number | None = None
+    socket_type: Number | None = None
+    protocol: Number | None = None
+    address: str | None = None
+    port: Number | None = None
+    detail: str | None = None
+    arguments: tuple[str, ...] | None = None
+    container_name: str | None = None
+    namespace: str | None = None
+    orchestrated: bool | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    namespace_annotations: dict[str, str] | None = None
+    node_labels: dict[str, str] | None = None
 
 
 class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -103,6 +144,12 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     Mode: str = ""
     Suppressed: Number = 0
     Links: dict[str, str] | None = None
+    ProcessHash: str | None = None
+    ParentHash: str | None = None
+    ResourceHash: str | None = None
+    HashAlgo: str | None = None
+    """Hashes of images: "" in alerts of events, since nothing is asked to compute them."""
+    Judged: Judged | None = None
 
 
 encode_alert = msgspec.json.Encoder().encode

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 from schemas import wording
-from schemas.alert import Log, OwnerRef, encode_log
+from schemas.alert import ExecEvent, Log, OwnerRef, encode_log
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.errno_text import result_text
 from schemas.frame import FOLDED
@@ -53,7 +54,8 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
         fields |= {
             "NamespaceName": identity.namespace,
             "Owner": OwnerRef(owner.ref, owner.name, owner.namespace) if owner.name else None,
-            "PodName": identity.pod,
+            # Outside Kubernetes KubeArmor gives the container's name as that of its pod.
+            "PodName": identity.pod if identity.orchestrated else identity.pod or identity.container_name,
             "Labels": wording.labels(identity.labels),
             "ContainerID": identity.uid,
             "ContainerName": identity.container_name,
@@ -95,6 +97,7 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "Result": result_text(behaviour.result),
         "Cwd": cwd if not cwd or cwd.endswith("/") else cwd + "/",
         "TTY": process.tty,
+        "ExecEvent": exec_event(name),
         "OID": behaviour.owner if behaviour.owner != NO_OWNER else None,
         "Script": script,
         "Resource2": second,
@@ -102,6 +105,12 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "RemoteAddress": behaviour.address if behaviour.operation in _PEERS else "",
         "RemotePort": behaviour.port if behaviour.operation in _PEERS and behaviour.operation is not _ACCEPT else 0,
     }
+
+
+@lru_cache(4096)
+def exec_event(executable: str) -> ExecEvent:
+    """Session 0, which is none (nothing here tells sessions of `kubectl exec` apart), and the kernel's short name of the image."""
+    return ExecEvent("0", executable.rpartition("/")[2].encode()[:15].decode("utf-8", "ignore"))
 
 
 def process_of(

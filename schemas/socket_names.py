@@ -21,7 +21,7 @@ TYPES: Final = {
     1: "SOCK_STREAM", 2: "SOCK_DGRAM", 3: "SOCK_RAW", 4: "SOCK_RDM", 5: "SOCK_SEQPACKET", 6: "SOCK_DCCP", 10: "SOCK_PACKET",
 }  # fmt: skip
 STREAM, DGRAM = 1, 2
-_SOCK_FLAGS: Final = ((0o2000000, "SOCK_CLOEXEC"), (0o4000, "SOCK_NONBLOCK"))
+_SOCK_FLAGS: Final = ((0o4000, "SOCK_NONBLOCK"), (0o2000000, "SOCK_CLOEXEC"))
 
 PROTOCOLS: Final = {
     0: "IP", 1: "ICMP", 2: "IGMP", 4: "IPIP", 6: "TCP", 8: "EGP", 12: "PUP", 17: "UDP", 22: "IDP", 29: "TP", 33: "DCCP",
@@ -76,13 +76,6 @@ _AT: Final = (
     (0x100, "AT_SYMLINK_NOFOLLOW"), (0x200, "AT_REMOVEDIR"), (0x400, "AT_SYMLINK_FOLLOW"), (0x800, "AT_NO_AUTOMOUNT"),
     (0x1000, "AT_EMPTY_PATH"),
 )  # fmt: skip
-_MOUNT: Final = (
-    (1, "MS_RDONLY"), (2, "MS_NOSUID"), (4, "MS_NODEV"), (8, "MS_NOEXEC"), (16, "MS_SYNCHRONOUS"), (32, "MS_REMOUNT"),
-    (64, "MS_MANDLOCK"), (128, "MS_DIRSYNC"), (1024, "MS_NOATIME"), (2048, "MS_NODIRATIME"), (4096, "MS_BIND"),
-    (8192, "MS_MOVE"), (16384, "MS_REC"), (32768, "MS_SILENT"), (1 << 17, "MS_UNBINDABLE"), (1 << 18, "MS_PRIVATE"),
-    (1 << 19, "MS_SLAVE"), (1 << 20, "MS_SHARED"), (1 << 21, "MS_RELATIME"), (1 << 24, "MS_STRICTATIME"),
-)  # fmt: skip
-_UMOUNT: Final = ((1, "MNT_FORCE"), (2, "MNT_DETACH"), (4, "MNT_EXPIRE"), (8, "UMOUNT_NOFOLLOW"))
 
 
 def _names(value: int, table: tuple[tuple[int, str], ...]) -> list[str]:
@@ -138,15 +131,5 @@ def capability(number: int) -> str:
 
 
 def at_flags(flags: int) -> str:
-    """`AT_REMOVEDIR`; `0` when none is set."""
-    return "|".join(_names(flags, _AT)) or "0"
-
-
-def mount_flags(flags: int) -> str:
-    """`MS_BIND|MS_REC`; `0` when none is set."""
-    return "|".join(_names(flags, _MOUNT)) or "0"
-
-
-def umount_flags(flags: int) -> str:
-    """`MNT_DETACH`; `0` when none is set."""
-    return "|".join(_names(flags, _UMOUNT)) or "0"
+    """`AT_REMOVEDIR`; "" when none is set."""
+    return "|".join(_names(flags, _AT))

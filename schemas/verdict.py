@@ -56,6 +56,8 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     message: str = ""
     needs_arguments: bool = False
     shadow: tuple[Verdict, ...] = ()
+    preset: str = ""
+    """The preset whose rule decided; it signs alerts as `PRESET-name`."""
 
 
 ALLOWED = Verdict()

@@ -107,7 +107,7 @@ def _call(b: Behaviour, fd: int, architecture: str) -> str:
     if call == "unlinkat":
         return f" flags={names.at_flags(b.flags)}"
     if op is Operation.CHOWN:
-        mode = f" mode={names.at_flags(b.flags)}" if call == "fchownat" else ""
+        mode = f" mode={b.flags}" if call == "fchownat" else ""
         return f" userid={b.args[0]} group={b.args[1]}{mode}"
     if op is Operation.CHMOD:
         return f" mode={b.args[0]:04o}"
@@ -126,10 +126,9 @@ def _call(b: Behaviour, fd: int, architecture: str) -> str:
     if call == "move_mount":
         return f" source={b.resource2} target={b.resource} flags={b.flags:#x}"
     if op is Operation.MOUNT:
-        flags = names.mount_flags(b.flags)
-        return f" source={b.resource2} target={b.resource} filesystem={b.detail} mountflag={flags} data="
+        return f" source={b.resource2} target={b.resource} filesystem={b.detail} mountflag={b.flags} data="
     if op is Operation.UMOUNT:
-        return f" target={b.resource} flag={names.umount_flags(b.flags)}"
+        return f" target={b.resource} flag={b.flags}"
     row = CALLS.get(call)
     if row is None or not row.words:
         return ""
@@ -183,6 +182,13 @@ def _protocol_and_type(b: Behaviour) -> str:
 
 def _tcp(b: Behaviour) -> bool:
     return b.family in (names.INET, names.INET6) and b.socket_type == names.STREAM and b.protocol in names.TCP_STREAMS
+
+
+def firewall_data(b: Behaviour) -> str:
+    """`DestinationIP=8.8.8.8 DestinationPort=53 Protocol=UDP`, or `SourceIP=` of who came: the side that a socket call knows."""
+    protocol = names.protocol(b.protocol, b.socket_type, b.family)
+    side = "SourceIP" if b.operation is Operation.ACCEPT else "DestinationIP"
+    return f"{side}={b.address} DestinationPort={b.port} Protocol={protocol}"
 
 
 def event_data(text: str, network: str = "") -> dict[str, str]:

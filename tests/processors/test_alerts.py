@@ -78,11 +78,11 @@ FORMS = [
     ("ptrace", Operation.PTRACE, "/usr/bin/x", {"syscall": 101, "args": (16, 123)}, 0,
      "syscall=SYS_PTRACE request=PTRACE_ATTACH pid=123 process=/usr/bin/x", "/usr/bin/x", "Syscall"),
     ("mount", Operation.MOUNT, "/mnt", {"syscall": 165, "resource2": "/dev/sda", "flags": 4096}, 0,
-     "syscall=SYS_MOUNT source=/dev/sda target=/mnt filesystem= mountflag=MS_BIND data=", "/mnt", "Syscall"),
+     "syscall=SYS_MOUNT source=/dev/sda target=/mnt filesystem= mountflag=4096 data=", "/mnt", "Syscall"),
     ("move_mount", Operation.MOUNT, "/mnt", {"syscall": 429, "resource2": "/srv", "flags": 4}, 0,
      "syscall=SYS_MOVE_MOUNT source=/srv target=/mnt flags=0x4", "/mnt", "Syscall"),
     ("umount", Operation.UMOUNT, "/mnt", {"syscall": 166, "flags": 2}, 0,
-     "syscall=SYS_UMOUNT2 target=/mnt flag=MNT_DETACH", "/mnt", "Syscall"),
+     "syscall=SYS_UMOUNT2 target=/mnt flag=2", "/mnt", "Syscall"),
 ]  # fmt: skip
 
 

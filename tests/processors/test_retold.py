@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Hauberk writes, it reads: an alert given back to the reader gets the verdict, the policy and the rule that it carries.
+
+Every operation, with generated behaviours, identities and policies; the other way would be a demonstration on examples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policy.cases import answer, judge_event
+from policy.documents import from_json
+from policy.events import parse_event
+from policy.explain import explain_event
+from policy.ruleset import Ruleset, compile_ruleset
+from processors.outcome import outcome
+from schemas.alert import Alert, encode_alert
+from schemas.identity import Identity
+from schemas.operations import Access, Backend, Operation
+from schemas.syscalls import number
+from schemas.watched import CALLS
+
+PATHS = [
+    "/etc/shadow",
+    "/etc/a b",
+    "/usr/bin/dash",
+    "/bin/busybox",
+    "/tmp/x",
+    "/proc/77/environ",
+    "/dev/shm/x",
+    "/srv/run.sh",
+]
+PROGRAMS = ["/usr/bin/dash", "/bin/busybox", "/usr/bin/curl", "/opt/a tool"]
+RULES: list[dict[str, Any]] = [
+    {"process": {"matchPaths": [{"path": "/usr/bin/dash", "allowedArgs": ["-l", "a b"]}, {"path": "/bin/cat"}, {"execname": "run.sh"}]}},
+    {"process": {"matchDirectories": [{"dir": "/", "recursive": True, "ownerOnly": True}]}},
+    {"process": {"matchDirectories": [{"dir": "/bin/", "fromSource": [{"path": "/opt/a tool"}]}], "matchPatterns": [{"pattern": "/usr/**"}]}},
+    {"file": {"matchPaths": [{"path": "/etc/shadow", "readOnly": True}, {"path": "/etc/a b"}, {"path": "/bin/sh", "pts": False}]}},
+    {"file": {"matchDirectories": [{"dir": "/etc/", "recursive": True, "ownerOnly": True, "fromSource": [{"path": "/bin/sh"}]}, {"dir": "/tmp/"}]}},
+    {"network": {"matchProtocols": [{"protocol": "tcp"}, {"protocol": "raw"}, {"protocol": "stream", "pts": False}]}},
+    {"network": {"matchProtocols": [{"protocol": "udp", "fromSource": [{"path": "/usr/bin/curl"}]}, {"protocol": "all"}]}},
+    {"network": {"matchDNSQueries": [{"domain": "example.com"}]}},
+    {"capabilities": {"matchCapabilities": [{"capability": "net_raw"}]}},
+    {"syscalls": {"matchSyscalls": [{"syscall": sorted(CALLS)}]}},
+    {"syscalls": {"matchPaths": [{"path": "/etc/", "recursive": True}, {"path": "/tmp/x", "syscall": ["unlink", "mount", "rename"]}]}},
+    {"presets": [{"name": name} for name in ("filelessExec", "protectEnv", "protectProc", "exec")]},
+]  # fmt: skip
+PEERS = {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": "53"}]}, {"to": [{"ipBlock": {"cidr": "fd00::/8"}}]}], "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}  # fmt: skip
+SOCKETS = [
+    (2, 1, 6),
+    (2, 1, 0),
+    (2, 2, 17),
+    (10, 1, 6),
+    (10, 2, 17),
+    (2, 3, 1),
+    (1, 1, 0),
+    (16, 3, 0),
+    (17, 3, 768),
+    (2, 1, 132),
+    (2, 1, 262),
+]
+FILES = [
+    one
+    for one in Operation
+    if Operation.OPEN <= one <= Operation.MKNOD and one not in (Operation.MOUNT, Operation.UMOUNT)
+]
+LINKS = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/", "/bin/cat": "/bin/busybox", "/tmp/": "/srv/"}
+
+paths, programs = st.sampled_from(PATHS), st.sampled_from(PROGRAMS)
+argv = st.lists(
+    st.sampled_from(["sh", "cat", "-l", "a b", "", "/etc/passwd", "[cut]", "busybox", "-", "é"]), min_size=1, max_size=5
+)
+common = st.fixed_dictionaries(
+    {
+        "executable": programs, "parent": programs, "uid": st.sampled_from([0, 1, 1000]), "tty": st.booleans(),
+        "owner": st.sampled_from([0, 1000, 0xFFFFFFFF]), "flags": st.integers(0, 2**22),
+        "result": st.sampled_from([0, 0, 0, -1, -13, -115]), "enforcer": st.sampled_from(list(Backend)),
+        "args": st.tuples(st.integers(0, 40), st.integers(0, 2**31)),
+    }
+)  # fmt: skip
+accesses = st.sets(st.sampled_from([Access.READ, Access.WRITE, Access.APPEND, Access.TRUNCATE, Access.OWN, Access.PARTIAL])).map(lambda some: sum(some))  # fmt: skip
+names = {operation: sorted(name for name, row in CALLS.items() if row.operation is operation and number(name, "x86_64") is not None) for operation in Operation}  # fmt: skip
+
+
+@st.composite
+def happenings(draw: st.DrawFn) -> tuple[Operation, str, dict[str, Any]]:
+    operation = draw(st.sampled_from([one for one in Operation if one not in (Operation.EXIT, Operation.DEVICE)]))
+    fields = draw(common) | {"access": Access(draw(accesses))}
+    if names[operation] and draw(st.integers(0, 5)):
+        fields["syscall"] = number(draw(st.sampled_from(names[operation])), "x86_64")
+    resource = draw(paths)
+    if operation in (Operation.RENAME, Operation.LINK, Operation.SYMLINK, Operation.MOUNT, Operation.EXEC):
+        fields["resource2"] = draw(st.sampled_from(["", *PATHS]))
+    if Operation.SOCKET <= operation <= Operation.DNS:
+        resource = ""
+        fields["family"], fields["socket_type"], fields["protocol"] = draw(st.sampled_from(SOCKETS))
+        if operation is Operation.DNS:
+            resource = draw(st.sampled_from(["example.com", "a.example.com", "EXAMPLE.com", "other.net", "a b"]))
+        elif operation is not Operation.SOCKET and fields["family"] in (2, 10):
+            fields["address"] = draw(st.sampled_from(["10.0.0.10", "9.9.9.9"] if fields["family"] == 2 else ["fd00::1", "::ffff:10.0.0.1", "::1"]))  # fmt: skip
+            fields["port"] = draw(st.sampled_from([0, 53, 443]))
+        elif fields["family"] == 1:
+            resource = draw(paths)
+    return operation, resource, fields
+
+
+@st.composite
+def policies(draw: st.DrawFn, make: Callable[..., dict[str, object]]) -> list[dict[str, object]]:
+    found = []
+    for at, spec in enumerate(draw(st.lists(st.sampled_from(RULES), min_size=1, max_size=4))):
+        kind = "KubeArmorHostPolicy" if "presets" not in spec and draw(st.booleans()) else "KubeArmorPolicy"
+        made = make(kind, f"p{at}", **spec, action=draw(st.sampled_from(["Allow", "Audit", "Block"])))
+        made["metadata"]["annotations"] = {"kubearmor-policy": draw(st.sampled_from(["enabled", "enabled", "audited"]))}  # type: ignore[index]
+        found.append(made)
+    if draw(st.booleans()):
+        found.append(
+            make("KubeArmorNetworkPolicy", "net", **PEERS, action=draw(st.sampled_from(["Audit", "Block", "Allow"])))
+        )
+    return found
+
+
+def given_back(alert: Alert, ruleset: Ruleset) -> None:
+    """Asserts that `alert` as JSON is judged as it was."""
+    event = parse_event(encode_alert(alert))
+    verdict = judge_event(ruleset, event)
+    told = answer(1, verdict)
+    assert outcome(event.behaviour, verdict).action == alert.Action
+    assert (told.policy or "", (told.rule or {}).get("position", "")) == (alert.PolicyName, alert.Rule)
+    explain_event(ruleset, event.identity, event.behaviour, event.arguments)
+
+
+@pytest.mark.parametrize("place", ["pod", "docker", "moved", "host"])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_an_alert_given_back_is_judged_as_it_was(place: str, data: st.DataObject, make_node: Any, make_stage: Any, make_policy: Any, web: Identity, host: Identity) -> None:  # fmt: skip
+    identity = {
+        "pod": msgspec.structs.replace(web, namespace_annotations={"kubearmor-file-posture": "block"}),
+        "docker": msgspec.structs.replace(web, orchestrated=False, namespace="container_namespace", pod="", labels={"app": "web", "x": "a,b=c"}),
+        "moved": msgspec.structs.replace(web, orchestrated=False, namespace="demo", pod="", annotations={"kubearmor-policy": "audited"}),
+        "host": msgspec.structs.replace(host, node_labels={"kubernetes.io/hostname": "node-1", "role": "edge"}),
+    }[place]  # fmt: skip
+    if data.draw(st.booleans()):
+        identity = msgspec.structs.replace(identity, links=LINKS)
+    stage, node = make_stage(), make_node()
+    stage.identity(host if place != "host" else identity)
+    stage.identity(web if place == "host" else identity)
+    documents = data.draw(policies(make_policy))
+    stage.policies(*documents)
+    ruleset = compile_ruleset(
+        [from_json(json.dumps(one).encode()) for one in documents], stage.processor.settings.postures
+    )
+    for operation, resource, fields in data.draw(st.lists(happenings(), min_size=1, max_size=6)):
+        if operation is Operation.EXEC:
+            image = fields["resource2"] or resource
+            sequence = node.sequence + 1
+            node.process(image, tuple(data.draw(argv)), process=sequence, cut=data.draw(st.booleans()), called=data.draw(st.sampled_from(["", "/bin/cat", resource])))  # fmt: skip
+        process = node.process(fields["executable"], ("x", "y z"))
+        where = {"cgroup": 1, "pid_ns": 1, "mnt_ns": 2} if place == "host" else {}
+        node.row(node.behaviour(operation, resource, **fields, **where), process=process)
+    asyncio.run(stage.take(node.record()))
+    for alert in stage.alerts:
+        if alert.Type != "SystemEvent":
+            given_back(alert, ruleset)
+
+
+def test_most_alerts_say_all_in_words(make_node: Any, make_stage: Any, make_policy: Any, web: Identity) -> None:
+    stage, node = make_stage(), make_node()
+    stage.identity(web)
+    stage.policies(make_policy(process={"matchDirectories": [{"dir": "/", "recursive": True}]}, file={"matchDirectories": [{"dir": "/", "recursive": True}]}, network={"matchProtocols": [{"protocol": "all"}]}, action="Audit"))  # fmt: skip
+    shell = node.process("/bin/sh", ("sh", "-c", "id"))
+    node.process("/usr/bin/curl", ("curl", "example.com"), process=1)
+    node.row(node.behaviour(Operation.EXEC, "/usr/bin/curl", syscall=59, executable="/bin/sh", parent="/bin/sh", access=Access.EXEC), process=shell)  # fmt: skip
+    node.row(
+        node.behaviour(Operation.OPEN, "/etc/hosts", syscall=257, access=Access.READ, owner=0, executable="/bin/sh"),
+        process=shell,
+    )
+    node.row(
+        node.behaviour(Operation.UNLINK, "/tmp/x", syscall=87, access=Access.DELETE, owner=0, executable="/bin/sh"),
+        process=shell,
+    )
+    asyncio.run(stage.take(node.record()))
+    assert len(stage.alerts) == 3
+    assert [msgspec.to_builtins(alert.Judged) for alert in stage.alerts] == [None, None, None]
