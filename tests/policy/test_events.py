@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policy.documents import from_json
 from policy.events import parse_event
 from policy.ruleset import compile_ruleset
+from schemas.behaviour import NO_OWNER
 from schemas.errors import DecodeError
-from schemas.identity import Kind
+from schemas.identity import Kind, Owner
 from schemas.operations import Access, Backend, Operation
 
 BLOCKED = {
@@ -62,6 +64,63 @@ def test_who_denied_in_an_alert_of_ours(name: str, result: str, backend: Backend
 def test_lower_camel_keys_of_the_log_file() -> None:
     lower = {key[:1].lower() + key[1:]: value for key, value in BLOCKED.items()}
     assert parse_event(json.dumps(lower).encode()) == read(**BLOCKED)
+
+
+AGENT = {
+    "timestamp": 1765863439, "updatedTime": "2025-12-16T05:37:19.127331Z", "clusterName": "default", "hostName": "node-1",
+    "namespaceName": "demo", "owner": {"ref": "Deployment", "name": "web", "namespace": "demo"}, "podName": "web-1",
+    "labels": "app=web", "containerID": "4771", "containerName": "web", "containerImage": "nginx", "hostPPID": 1, "hostPID": 2,
+    "ppid": 3, "pid": 77, "uid": 1000, "parentProcessName": "/bin/sh", "processName": "/bin/cat", "type": "ContainerLog",
+    "source": "/bin/cat /proc/77/environ", "operation": "File", "resource": "/proc/77/environ",
+    "data": "syscall=SYS_OPENAT fd=-100 flags=O_RDONLY", "result": "Passed", "cwd": "/", "tty": "pts0", "oid": 1000,
+    "execEvent": {"execID": "0", "executableName": "cat"},
+}  # fmt: skip
+
+
+def test_a_line_of_the_agents_own_log() -> None:
+    event = read(**AGENT)
+    behaviour = event.behaviour
+    assert (behaviour.uid, behaviour.owner, behaviour.tty) == (1000, 1000, True)
+    assert behaviour.access == Access.READ | Access.OWN
+    assert event.identity.owner == Owner("Deployment", "web", "demo")
+    assert read(**(AGENT | {"oid": 0})).behaviour.owner == 0
+    session = AGENT | {
+        "operation": "Process",
+        "resource": "/bin/cat",
+        "data": "",
+        "execEvent": {"execID": "9", "executableName": "x"},
+    }
+    assert read(**session).behaviour.detail == "setns"
+
+
+def test_an_owner_that_is_not_told_is_unknown() -> None:
+    for uid in (0, 1000):
+        behaviour = read(Operation="File", Resource="/a", UID=uid).behaviour
+        assert behaviour.owner == NO_OWNER
+    text = {"apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorHostPolicy", "metadata": {"name": "a"}, "spec": {"nodeSelector": {}, "file": {"matchPaths": [{"path": "/a", "ownerOnly": True}]}, "action": "Block"}}  # fmt: skip
+    ruleset = compile_ruleset([from_json(json.dumps(text).encode())])
+    for owner, action in (({}, "Block"), ({"OID": 0}, "Allow"), ({"oid": 0}, "Allow"), ({"OID": 5}, "Block")):
+        event = read(HostName="n", Operation="File", Resource="/a", UID=0, **owner)
+        assert ruleset.scope(event.identity).judge(event.behaviour).action == action
+
+
+@pytest.mark.parametrize("operation", ["Process", "Syscall"])
+def test_tracing_is_no_process_whatever_the_agent_calls_it(operation: str) -> None:
+    behaviour = read(Operation=operation, Resource="/bin/x", Data="syscall=SYS_PTRACE request=PTRACE_ATTACH pid=5 process=/bin/x").behaviour  # fmt: skip
+    assert (behaviour.operation, behaviour.syscall_name) == (Operation.PTRACE, "ptrace")
+
+
+def test_outside_of_kubernetes_the_pod_has_the_name_of_the_container() -> None:
+    identity = read(ContainerName="web", PodName="web", NamespaceName="container_namespace", Operation="File", Resource="/a").identity  # fmt: skip
+    assert (identity.pod, identity.container_name, identity.orchestrated) == ("", "web", False)
+
+
+@pytest.mark.parametrize(
+    "value", [3, [], {"access": "x"}, {"operation": 999}, {"enforcer": 77}, {"labels": {"a": 1}}, {"arguments": "x"}]
+)
+def test_what_is_no_judged_is_no_event(value: object) -> None:
+    with pytest.raises(DecodeError, match="Judged"):
+        read(Operation="File", Resource="/a", Judged=value)
 
 
 def test_a_host_event() -> None:
@@ -150,7 +209,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-names = st.sampled_from([*BLOCKED, "OID", "Annotations", "NamespaceAnnotations", "NodeLabels"])
+names = st.sampled_from([*BLOCKED, "OID", "Annotations", "NamespaceAnnotations", "NodeLabels", "Judged", "oid", "pid"])
 operations = st.sampled_from(
     ["Process", "File", "Network", "NetworkFirewall", "Capabilities", "Syscall", "Device", "x"]
 )

@@ -59,6 +59,7 @@ async def test_the_log_of_the_reference(node, stage):
         "Result": "Passed",
         "Cwd": "/",
         "TTY": "pts0",
+        "ExecEvent": {"ExecID": "0", "ExecutableName": "curl"},
         "EventID": "node-1:boot-a:1",
         "RemoteAddress": "93.184.216.34",
         "RemotePort": 80,

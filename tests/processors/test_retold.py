@@ -191,3 +191,62 @@ def test_most_alerts_say_all_in_words(make_node: Any, make_stage: Any, make_poli
     asyncio.run(stage.take(node.record()))
     assert len(stage.alerts) == 3
     assert [msgspec.to_builtins(alert.Judged) for alert in stage.alerts] == [None, None, None]
+
+
+VOCABULARY = [
+    ({"syscalls": {"matchSyscalls": [{"syscall": ["unlink"]}]}, "action": "Audit"}, Operation.UNLINK, "/tmp/x", {"syscall": 87},
+     {"Operation": "Syscall", "Resource": "/tmp/x", "Data": "syscall=SYS_UNLINK", "Enforcer": "eBPF Monitor"}),
+    ({"syscalls": {"matchPaths": [{"path": "/tmp/x"}]}}, Operation.OPEN, "/tmp/x", {"syscall": 2}, {"Operation": "Syscall", "Action": "Audit"}),
+    ({"presets": [{"name": "filelessExec"}]}, Operation.EXEC, "/dev/shm/x", {"syscall": 59},
+     {"Operation": "Process", "Enforcer": "PRESET-filelessExec", "Action": "Audit (Block)"}),
+    ({"file": {"matchPaths": [{"path": "/tmp/x"}]}}, Operation.UNLINK, "/tmp/x", {"syscall": 263},
+     {"Operation": "File", "Data": "syscall=SYS_UNLINKAT flags=", "EventData": {"Syscall": "SYS_UNLINKAT", "Flags": ""}}),
+    ({"network": {"matchProtocols": [{"protocol": "tcp"}]}}, Operation.SOCKET, "",
+     {"syscall": 41, "family": 2, "socket_type": 1, "protocol": 6, "flags": 0o2004001},
+     {"Resource": "domain=AF_INET type=SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC protocol=TCP"}),
+]  # fmt: skip
+HASHES = dict.fromkeys(("ProcessHash", "ParentHash", "ResourceHash", "HashAlgo"), "")
+
+
+@pytest.mark.parametrize("place", ["pod", "docker"])
+@pytest.mark.parametrize("row", VOCABULARY, ids=[f"{row[1].name}-{next(iter(row[0]))}" for row in VOCABULARY])
+async def test_words_that_consumers_filter_on(
+    row: Any, place: str, make_node: Any, make_stage: Any, make_policy: Any, web: Identity
+) -> None:
+    spec, operation, resource, fields, wanted = row
+    stage, node = make_stage(), make_node()
+    docker = msgspec.structs.replace(web, orchestrated=False, namespace="container_namespace", pod="")
+    stage.identity(web if place == "pod" else docker)
+    stage.policies(make_policy(**spec))
+    node.row(node.behaviour(operation, resource, executable="/usr/bin/a-program-of-a-long-name", **fields))
+    await stage.take(node.record())
+    (alert,) = (json.loads(encode_alert(one)) for one in stage.alerts)
+    assert {key: alert.get(key) for key in wanted} == wanted
+    assert {key: alert.get(key) for key in HASHES} == HASHES
+    assert alert["PodName"] == (web.pod if place == "pod" else "web")
+    short = "a-program-of-a-" if operation is not Operation.EXEC else "x"
+    assert alert["ExecEvent"] == {"ExecID": "0", "ExecutableName": short}
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields", "way", "words"),
+    [
+        (Operation.CONNECT, {"syscall": 42, "family": 2, "socket_type": 1, "protocol": 6, "address": "10.0.0.9", "port": 53}, "EGRESS", "DestinationIP=10.0.0.9 DestinationPort=53 Protocol=TCP"),
+        (Operation.SEND, {"syscall": 44, "family": 10, "socket_type": 2, "protocol": 17, "address": "fd00::9", "port": 7}, "EGRESS", "DestinationIP=fd00::9 DestinationPort=7 Protocol=UDP"),
+        (Operation.ACCEPT, {"syscall": 288, "family": 2, "socket_type": 1, "protocol": 6, "address": "10.0.0.9", "port": 22}, "INGRESS", "SourceIP=10.0.0.9 DestinationPort=22 Protocol=TCP"),
+    ],
+)  # fmt: skip
+async def test_what_a_network_policy_decides_is_told_as_a_firewall_does(operation: Operation, fields: Any, way: str, words: str, make_node: Any, make_stage: Any, make_policy: Any, host: Identity) -> None:  # fmt: skip
+    stage, node = make_stage(), make_node()
+    stage.identity(host)
+    stage.policies(make_policy("KubeArmorNetworkPolicy", **PEERS, action="Audit"))
+    node.row(node.behaviour(operation, "", cgroup=1, pid_ns=1, mnt_ns=2, **fields))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Type, alert.Operation, alert.Resource, alert.Data) == (
+        "MatchedNetworkPolicy",
+        "NetworkFirewall",
+        way,
+        words,
+    )
+    assert alert.EventData == dict(word.split("=") for word in words.split(" "))
