@@ -33,8 +33,6 @@ from schemas.kernel import ScopeFlag
 
 log = logging.getLogger(__name__)
 
-WALK_SHARE: Final = 50.0
-"""A tree below a container that took t seconds to look through is not looked through again for fifty times t."""
 GRACE: Final = 0.2
 """Seconds an old table outlives its switch: a program that read the scope before ends in microseconds; by feel, ample."""
 
@@ -71,7 +69,6 @@ class Applier:
         self._enforcers: list[Enforcer] = []
         self._tables: Tables | None = None
         self._encoded: dict[bytes, Encoded] = {}
-        self._walked: dict[int, float] = {}
         if loaded is None:
             self.problems: tuple[str, ...] = (
                 f"nothing is enforced: no programs are pinned under {pin_dir}; start the sensor first",
@@ -181,7 +178,6 @@ class Applier:
         after: dict[int, int] = {}
         held: dict[str, set[int]] = {one.map_name: set() for one in self._enforcers}
         enforced = rules = 0
-        mine = {scope.cgroups[0] for scope, _ in wanted if scope.cgroups}
         for scope, encoded in wanted:
             if not self._living(scope):
                 continue
@@ -201,7 +197,7 @@ class Applier:
                         if one.map_name in encoded.held:
                             one.hold(cgroup, scope.cgroup_path)
                             held[one.map_name].add(cgroup)
-                changed = tables.switch(cgroup, table, flags, scope.visibility)
+                tables.switch(cgroup, table, flags, scope.visibility)
             except Exception as error:  # noqa: BLE001
                 # What was in force before stays in force: an old table is better than none. Whatever the error is: it is this
                 # scope's, and no other's rules hang on it.
@@ -217,8 +213,6 @@ class Applier:
             if ruled and encoded is not None:
                 enforced += 1
                 rules += encoded.rules
-            self._adopt(scope, tables, mine, failed, changed=changed, ruled=ruled)
-        self._walked = {cgroup: due for cgroup, due in self._walked.items() if cgroup in after}
         for cgroup in (before.keys() | claimed) - after.keys():
             self._alone(partial(tables.release, cgroup), f"cgroup {cgroup}", failed)
         for one in self._enforcers:
@@ -226,24 +220,6 @@ class Applier:
                 self._alone(partial(one.release, cgroup), f"cgroup {cgroup}", failed)
         tables.retire(set(after.values()))
         return enforced, rules
-
-    def _adopt(
-        self, scope: ScopePlan, tables: Tables, mine: set[int], failed: list[str], *, changed: bool, ruled: bool
-    ) -> None:  # fmt: skip
-        """Later children are born under the scope; those that were there before are looked for once, and under rules now and
-        then: what the workload made of its tree must not hold up everybody's plans."""
-        cgroup = scope.cgroups[0]
-        due = self._walked.get(cgroup)
-        started = time.monotonic()
-        if not changed and due is not None and (not ruled or started < due):
-            return
-
-        def look() -> None:
-            tables.adopt_below(cgroup, self._mount + scope.cgroup_path, mine)
-
-        self._alone(look, f"{scope.workload or scope.cgroup_path}: cgroups below it", failed)
-        ended = time.monotonic()
-        self._walked[cgroup] = ended + WALK_SHARE * (ended - started)
 
     @staticmethod
     def _alone(work: Callable[[], None], who: str, failed: list[str]) -> None:

@@ -9,18 +9,23 @@ the old table; it must find it whole, hence the grace. It must never delete a ta
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import math
 import struct
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from enforcers.contract import Enforcer, Entries
-from kernel.cgroup_tree import walk
+from kernel.generation import renew
 from kernel.maps import Map
+from schemas.errors import KernelError
 from schemas.kernel import SCOPE, Config, ScopeFlag
+
+log = logging.getLogger(__name__)
 
 ENFORCEMENT: Final = (
     ScopeFlag.ENFORCE_SIGNAL | ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_PROCESS | ScopeFlag.WHITELIST_FILE
@@ -79,11 +84,10 @@ class Tables:
         return found
 
     def claimed(self) -> set[int]:
-        """cgroup ids whose scope a plan wrote: not one made by the kernel at birth, nor one that stands below another."""
+        """cgroup ids whose scope a plan wrote: not one made by the kernel at birth."""
         found = set()
         for key, value in self._scopes.items():
-            _, owner, flags, _ = SCOPE.struct.unpack(value)
-            if not owner and not flags & ScopeFlag.FRESH:
+            if not SCOPE.struct.unpack(value)[2] & ScopeFlag.FRESH:
                 found.add(int.from_bytes(key, "little"))
         return found
 
@@ -102,17 +106,14 @@ class Tables:
             return
         known = set(hosts)
         for key, value in self._scopes.items():
-            table, owner, flags, visible = SCOPE.struct.unpack(value)
-            if table or owner or flags & ENFORCEMENT or not flags & ScopeFlag.FRESH:
+            table, _, flags, visible = SCOPE.struct.unpack(value)
+            if table or flags & ENFORCEMENT or not flags & ScopeFlag.FRESH:
                 continue
             # Still unclaimed: it was born under an earlier plan's bits, or it is the host's.
             if not new or int.from_bytes(key, "little") in known:
-                self._scopes.delete(key)
+                self._write(key)
             elif visible != new:
-                self._scopes.put(key, SCOPE.struct.pack(0, 0, flags, new))
-            else:
-                continue
-            self.writes += 1
+                self._write(key, SCOPE.struct.pack(0, 0, flags, new))
 
     def _said(self, which: Config) -> int:
         return self._config.sum_u64(struct.pack("=I", which))
@@ -150,26 +151,43 @@ class Tables:
             before = (0, 0, 0, self._said(Config.NEW_VISIBILITY) or self._said(Config.HOST_VISIBILITY))
         else:
             before = SCOPE.struct.unpack(value)
-        # CONTAINER: what the workload makes below itself is born under the same scope, so nobody steps out of it.
+        # CONTAINER: what the workload makes below itself gets no scope of its own at birth, so nobody steps out of this one.
         kept = (ScopeFlag(before[2]) & ~ENFORCEMENT) | ScopeFlag.CONTAINER
         if visible >= 0:
             kept &= ~ScopeFlag.FRESH
         after = SCOPE.struct.pack(table, 0, kept | flags, before[3] if visible < 0 else visible)
         if after == value:
             return False
-        self._scopes.put(key, after)
-        self.writes += 1
+        self._write(key, after)
         return True
 
-    def adopt_below(self, cgroup: int, directory: str, others: Container[int] = ()) -> None:
-        """Put the cgroups that lie below `directory`, the one of `cgroup`, under its scope; not `others`, nor what is in them."""
-        for child, _ in walk(directory, lambda child: child != cgroup and child in others):
-            key = struct.pack("=Q", child)
-            value = self._scopes.get(key) if child != cgroup else None
-            if child == cgroup or (value is not None and SCOPE.struct.unpack(value)[1] == cgroup):
-                continue
-            self._scopes.put(key, SCOPE.struct.pack(0, cgroup, ScopeFlag.FRESH, 0))
-            self.writes += 1
+    def _write(self, key: bytes, value: bytes | None = None) -> None:
+        """One scope written (None: deleted), and the kernel told that what it remembers of ancestors may be old."""
+        if value is None:
+            self._scopes.delete(key)
+        else:
+            try:
+                self._scopes.put(key, value)
+            except KernelError as error:
+                if error.errno != errno.E2BIG or not self._make_room():
+                    raise
+                self._scopes.put(key, value)
+        self.writes += 1
+        renew(self._config)
+
+    def _make_room(self) -> int:
+        """Drop the scopes of newborns that nobody has claimed: they say what is watched, and a rule goes before that. How many."""
+        fresh = [
+            key for key, value in self._scopes.items()
+            if not SCOPE.struct.unpack(value)[0] and SCOPE.struct.unpack(value)[2] == ScopeFlag.FRESH
+        ]  # fmt: skip
+        self._scopes.delete_many(fresh)
+        if fresh:
+            log.warning(
+                "the kernel's scopes are full: %d new cgroups that no plan names are watched like the host now; raise `sensor.load.scopes`",
+                len(fresh),
+            )
+        return len(fresh)
 
     def in_force(self, cgroup: int) -> tuple[int, ScopeFlag] | None:
         """Table and enforcement flags of one cgroup as the kernel sees it now; None when it has no scope."""
@@ -180,17 +198,16 @@ class Tables:
         return table, ScopeFlag(flags) & ENFORCEMENT
 
     def release(self, cgroup: int) -> None:
-        """Take a cgroup from under enforcement and back to the host's visibility; a newborn's stays until it is claimed."""
+        """Take a cgroup, and what lies in it, from under enforcement and back to the host's visibility; a newborn's stays until it is claimed."""
         key = struct.pack("=Q", cgroup)
         value = self._scopes.get(key)
         if value is None:
             return
-        _, owner, flags, visible = SCOPE.struct.unpack(value)
+        _, _, flags, visible = SCOPE.struct.unpack(value)
         if flags & ScopeFlag.FRESH:
-            self._scopes.put(key, SCOPE.struct.pack(0, owner, ScopeFlag(flags) & ~ENFORCEMENT, visible))
+            self._write(key, SCOPE.struct.pack(0, 0, ScopeFlag(flags) & ~ENFORCEMENT, visible))
         else:
-            self._scopes.delete(key)  # those below it that refer to it have the host's visibility too then
-        self.writes += 1
+            self._write(key)
 
     def retire(self, used: set[int]) -> None:
         """Tables not in `used` are to go when their grace is over (`sweep`)."""

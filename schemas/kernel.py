@@ -235,11 +235,12 @@ class ScopeFlag(IntFlag):
 SCOPE: Final = Layout(
     "scope",
     Field("table", "u64", "id of the rule table in force; 0 if none"),
-    Field("owner", "u64", "cgroup id whose scope stands in for this one (a cgroup made inside a container); 0 if none"),
+    Field("reserved", "u64", "0"),
     Field("flags", "u32", "ScopeFlag; FRESH: made by the kernel when the cgroup was, nobody has claimed it yet"),
     Field("visibility", "u32", "bit 1 << Class for each class that is reported"),
 )
-"""Value of the `scopes` map, keyed by cgroup id (u64). A cgroup without an entry has `config[HOST_VISIBILITY]`."""
+"""Value of the `scopes` map, keyed by cgroup id (u64). A cgroup without an entry has that of its nearest
+ancestor with one; without any, `config[HOST_VISIBILITY]`. Whoever adds or deletes an entry calls `kernel.generation.renew` afterwards."""
 
 
 class RuleKind(IntEnum):

@@ -18,8 +18,8 @@ enum { TIER_FAILED, TIER_PASSED, TIER_DENIED, TIER_SHED };
 /* The container's own cgroup: what it makes inside does not multiply its share. */
 static __always_inline u64 payer(u64 cgroup)
 {
-    struct scope *scope = scopes.lookup(&cgroup);
-    return scope && scope->owner ? scope->owner : cgroup;
+    u64 owner = scopes.lookup(&cgroup) ? 0 : nearest_with_scope(cgroup);
+    return owner ? owner : cgroup;
 }
 
 static __always_inline struct budget *budget_of(u64 key)

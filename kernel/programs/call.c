@@ -110,12 +110,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->ret = ret;
     w->number = w->row = number;
     w->cgroup = cgroup;
-    if (!image) {
+    if (image)
+        begin(w, task, image);
+    if (!image || w->o.pid != tgid) { /* another process's: the map gave the entry away while it was read */
         w->steer.resume = HOP_CALL;
         go(ctx, w, HOP_ADOPT);
         return 0;
     }
-    begin(w, task, image);
     if (call->hop == HOP_OPEN)
         open_file(ctx, w, task); /* the call that is watched most takes no further step */
     else if (call->hop == HOP_PATHS)
@@ -138,9 +139,7 @@ int hop_call(struct bpf_raw_tracepoint_args *ctx)
     void *task = TASK();
     u32 tgid = tgid_of(task);
     struct image *image = processes.lookup(&tgid);
-    if (!image)
-        return 0;
-    begin(w, task, image);
+    begin(w, task, image ? image : &w->image);
     go(ctx, w, w->call.hop);
     return 0;
 }

@@ -70,12 +70,13 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     w->number = call->number;
     w->row = row;
     w->cgroup = cgroup;
-    if (!image) {
+    if (image)
+        begin(w, task, image);
+    if (!image || w->o.pid != tgid) { /* see on_sys_exit */
         w->steer.resume = HOP_CALL;
         go(ctx, w, HOP_ADOPT);
         return 0;
     }
-    begin(w, task, image);
     go(ctx, w, w->call.hop);
     return 0;
 }

@@ -146,6 +146,17 @@ static __always_inline void fill_process(struct work *w, void *task, struct imag
     terminal(p, task);
 }
 
+/* The parent task's image, where the map does not know it. */
+static __always_inline void parent_job(struct work *w, void *task)
+{
+    void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
+    void *mm = (void *)LOAD64(parent, K_task_struct__mm);
+    void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
+    u64 dentry = LOAD64(file, K_file__f_path__dentry);
+    if (dentry)
+        add_short_job(w, JOB_DENTRY, SID_PARENT, 0, dentry, LOAD64(file, K_file__f_path__mnt), 2);
+}
+
 /* First meeting with the current task. */
 int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -164,12 +175,7 @@ int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
         w->sids[SID_PARENT] = parent->executable;
         w->image.parent_process = parent->process;
     } else {
-        void *other = (void *)LOAD64(task, K_task_struct__real_parent);
-        void *mm = (void *)LOAD64(other, K_task_struct__mm);
-        void *file = (void *)LOAD64(mm, K_mm_struct__exe_file);
-        u64 dentry = LOAD64(file, K_file__f_path__dentry);
-        if (dentry)
-            add_job(w, JOB_DENTRY, SID_PARENT, 0, dentry, LOAD64(file, K_file__f_path__mnt));
+        parent_job(w, task);
     }
     w->steer.after = HOP_ADOPTED;
     next_job(ctx, w);
@@ -202,10 +208,8 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
     fill_process(w, task, image);
     w->process.parent = image->parent;
     announce_process(w);
-    if (processes.update(&tgid, image)) {
-        lose(LOSS_MAP_FULL);
-        return 0;
-    }
+    if (processes.update(&tgid, image))
+        lose(LOSS_MAP_FULL); /* what follows takes w->image */
     if (w->steer.resume == HOP_FORK)
         go(ctx, w, HOP_FORK);
     else
@@ -237,7 +241,10 @@ int hop_fork(struct bpf_raw_tracepoint_args *ctx)
 {
     void *child = (void *)ctx->args[1];
     u32 tgid = bpf_get_current_pid_tgid() >> 32, pid_ns = 0;
+    struct work *w = work();
     struct image *image = processes.lookup(&tgid);
+    if (!image && w && w->steer.resume == HOP_FORK)
+        image = &w->image;
     if (!image) {
         lose(LOSS_PROCESS_UNKNOWN);
         return 0;
@@ -309,7 +316,11 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
     if (!w)
         return 0;
     void *task = TASK();
+    u32 tgid = tgid_of(task), ppid = LOAD32((void *)LOAD64(task, K_task_struct__real_parent), K_task_struct__tgid);
     start_jobs(w, task);
+    w->sids[SID_PARENT] = 0;
+    if (!processes.lookup(&tgid) && !processes.lookup(&ppid))
+        parent_job(w, task); /* rules may ask who calls: of what is gone, its parent says most */
     w->bprm = ctx->args[2];
     image_jobs(w, task, is_script(w) ? 2 : 8);
     w->steer.after = HOP_EXEC;
@@ -339,10 +350,8 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
         image->pid_ns = pid_ns;
         u32 ppid = image->ppid;
         struct image *known = processes.lookup(&ppid);
-        if (known) {
-            image->executable = image->parent = known->executable;
-            image->parent_process = known->process;
-        }
+        image->executable = image->parent = known ? known->executable : w->sids[SID_PARENT];
+        image->parent_process = known ? known->process : 0;
     }
     u64 caller = image->executable;
     u64 cgroup = cgroup_of(task);

@@ -2,22 +2,55 @@
 /*
  * What is watched: visibility and enforcement per cgroup, and which processes are left alone.
  *
- *     cgroup id -> scopes -+-> owner set: the scope of the container this cgroup was made in
- *                          +-> absent: config[HOST_VISIBILITY], no enforcement
+ *     cgroup id -> scopes -> absent: the nearest ancestor that is in scopes -> absent: config[HOST_VISIBILITY], no enforcement
+ *
+ * So a cgroup inside a container needs no entry, and none is made for it: a container that makes thousands fills nothing.
  */
+#define LEVELS 32 /* of the hierarchy that are asked: what runs containers puts them within ten */
+
+static __always_inline u64 kin_check(u64 cgroup, u64 owner, u64 generation)
+{
+    return cgroup + owner * 0x9e3779b97f4a7c15ULL + generation * 0xc2b2ae3d27d4eb4fULL;
+}
+
+/* Of the current task's cgroup, which has no scope of its own. Level by level, and remembered until somebody writes scopes. */
+static __always_inline u64 nearest_with_scope(u64 cgroup)
+{
+    u64 generation = setting(CONFIG_GENERATION); /* strictly before the lookups: what is written meanwhile counts it up */
+    u32 slot = cgroup & (KIN - 1);
+    struct kin *kin = kinship.lookup(&slot);
+    if (!kin)
+        return 0;
+    u64 owner = kin->owner;
+    if (kin->check == kin_check(cgroup, owner, generation))
+        return owner;
+    owner = 0;
+    for (int level = 1; level < LEVELS; level++) {
+        u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
+        if (!ancestor || ancestor == cgroup)
+            break;
+        if (scopes.lookup(&ancestor))
+            owner = ancestor;
+    }
+    kin->owner = owner;
+    kin->check = kin_check(cgroup, owner, generation);
+    return owner;
+}
+
 static __always_inline void scope_of(u64 cgroup, struct scope *out)
 {
     struct scope *scope = scopes.lookup(&cgroup);
-    if (scope && scope->owner) {
-        u64 owner = scope->owner;
-        scope = scopes.lookup(&owner);
+    if (!scope) {
+        u64 owner = nearest_with_scope(cgroup);
+        if (owner)
+            scope = scopes.lookup(&owner);
     }
     if (scope) {
         *out = *scope;
         return;
     }
     out->table = 0;
-    out->owner = 0;
+    out->reserved = 0;
     out->flags = 0;
     out->visibility = setting(CONFIG_HOST_VISIBILITY);
 }
@@ -59,21 +92,22 @@ int on_cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
     struct work *w = work();
     if (!w || !in_default_hierarchy(cgroup))
         return 0;
-    u64 id = cgroup_id(cgroup), parent_id = 0;
-    void *parent_node = (void *)READ64(READ64(cgroup, K_cgroup__kn), K_kernfs_node__parent);
-    parent_id = READ64(parent_node, K_kernfs_node__id);
+    u64 id = cgroup_id(cgroup), node = READ64(cgroup, K_cgroup__kn);
     announce_cgroup(w, id, DEFINE_CGROUP, (const char *)ctx->args[1]);
-    struct scope fresh = {};
-    struct scope *parent = scopes.lookup(&parent_id);
-    if (parent && (parent->owner || parent->flags & SCOPE_CONTAINER)) {
-        fresh.owner = parent->owner ? parent->owner : parent_id;
-        fresh.flags = SCOPE_FRESH;
-    } else {
-        fresh.visibility = setting(CONFIG_NEW_VISIBILITY);
-        fresh.flags = SCOPE_FRESH;
-        if (!fresh.visibility)
-            return 0;
+    for (int level = 0; level < LEVELS; level++) {
+        node = READ64(node, K_kernfs_node__parent);
+        if (!node)
+            break;
+        u64 ancestor = READ64(node, K_kernfs_node__id);
+        struct scope *scope = scopes.lookup(&ancestor);
+        if (scope && scope->flags & SCOPE_CONTAINER)
+            return 0; /* that scope is this cgroup's too */
     }
+    struct scope fresh = {};
+    fresh.visibility = setting(CONFIG_NEW_VISIBILITY);
+    fresh.flags = SCOPE_FRESH;
+    if (!fresh.visibility)
+        return 0;
     if (scopes.insert(&id, &fresh))
         lose(LOSS_MAP_FULL);
     return 0;

@@ -19,6 +19,7 @@
 #define TEXT_MAX 4096 /* STRING_LIMIT as a power of two: offsets into text are masked with TEXT_MAX - 1 */
 #define CALLED_MAX 2048 /* of the path given to exec: longer ones leave no room for arguments and are not told */
 #define RECENT 4096
+#define KIN 1024
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
 #define STEPS 33 /* MAX_TAIL_CALL_CNT, include/linux/bpf.h */
@@ -144,6 +145,12 @@ struct work {
 
 _Static_assert(sizeof(struct work) <= 32 << 10, "PCPU_MIN_UNIT_SIZE: the kernel has no larger per-CPU element");
 
+/* The nearest ancestor of a cgroup that has a scope, 0: none. `check` is made of all three, so that no reader takes half of two. */
+struct kin {
+    u64 check;
+    u64 owner;
+};
+
 /* Strictly first and in this order: BCC counts its tables, and has no other name for one in a call that it does not rewrite. */
 BPF_RINGBUF_OUTPUT(occurrences, OCCURRENCE_PAGES);
 BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
@@ -154,7 +161,8 @@ BPF_RINGBUF_OUTPUT(definitions, DEFINITION_PAGES);
 BPF_TABLE("lru_hash", u64, u64, behaviours, BEHAVIOURS);
 BPF_TABLE("array", u32, u64, recent, RECENT);
 BPF_TABLE("lru_hash", u64, u64, strings, STRINGS);
-BPF_F_TABLE("hash", u32, struct image, processes, PROCESSES, 1 /* BPF_F_NO_PREALLOC */);
+/* Who fills it costs others a second look at their image, no rule and no event: what was dropped is met again (hop_adopt). */
+BPF_TABLE("lru_hash", u32, struct image, processes, PROCESSES);
 BPF_TABLE("percpu_array", u32, u64, losses, 16);
 BPF_TABLE("lru_hash", u64, struct budget, budgets, 8192);
 BPF_TABLE("percpu_array", u32, u64, sequences, 1);
@@ -162,7 +170,8 @@ BPF_TABLE("percpu_array", u32, struct work, scratch, 1);
 BPF_TABLE("array", u32, u64, config, 16);
 BPF_TABLE("array", u32, struct call, calls, ROWS);
 BPF_F_TABLE("hash", u32, u32, excluded, 1024, 1);
-BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1);
+BPF_F_TABLE("hash", u64, struct scope, scopes, SCOPES, 1 /* BPF_F_NO_PREALLOC */);
+BPF_TABLE("array", u32, struct kin, kinship, KIN);
 BPF_F_TABLE("hash", struct rule_key, struct rule, rules, RULES, 1);
 BPF_TABLE("lru_hash", u64, struct note, notes, 4096);
 BPF_TABLE("prog", u32, u32, hops, 64);

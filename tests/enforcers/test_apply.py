@@ -274,7 +274,7 @@ def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_al
     applier.apply(make_plan(identity(bad), identity(good)))
     assert (bad.connect(server), good.connect(server)) == ("EPERM", "EPERM")
     before = applier.enforced
-    fill, adopt = Tables.fill, Tables.adopt_below
+    fill, switch = Tables.fill, Tables.switch
     spoiled: list[str] = []
 
     def filling(tables: Tables, table: int, parts: Any) -> None:
@@ -282,13 +282,13 @@ def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_al
             raise OverflowError("int too large")
         fill(tables, table, parts)
 
-    def adopting(tables: Tables, cgroup: int, *given: Any) -> None:
-        if "adopt" in spoiled and cgroup == bad.id:
+    def switching(tables: Tables, cgroup: int, *given: Any) -> bool:
+        if "switch" in spoiled and cgroup == bad.id:
             raise RecursionError("too deep")
-        adopt(tables, cgroup, *given)
+        return switch(tables, cgroup, *given)
 
     monkeypatch.setattr(Tables, "fill", filling)
-    monkeypatch.setattr(Tables, "adopt_below", adopting)
+    monkeypatch.setattr(Tables, "switch", switching)
     more = make_plan(
         identity(bad),
         identity(good),
@@ -298,10 +298,11 @@ def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_al
     receipt = applier.apply(more)
     assert len([one for one in receipt.failed if "OverflowError: int too large" in one]) == 2
     assert applier.enforced == before
-    spoiled[:] = ["adopt"]
+    spoiled[:] = ["switch"]
     receipt = applier.apply(more)
-    assert [one for one in receipt.failed if "cgroups below it: RecursionError: too deep" in one]
+    assert [one for one in receipt.failed if "RecursionError: too deep" in one]
     applier.sweep()
     assert applier.enforced.keys() == before.keys()
-    assert applier.enforced != before
+    assert applier.enforced[bad.id] == before[bad.id]
+    assert applier.enforced[good.id] != before[good.id]
     assert (bad.connect(server), good.connect(server)) == ("EPERM", "EPERM")

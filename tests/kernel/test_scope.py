@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -14,7 +16,20 @@ import pytest
 
 from kernel.generation import renew
 from kernel.loading import LoadSettings, exclude, load, unload
-from schemas.kernel import BUDGET, SCOPE, Config, DefinitionKind, Loss, ScopeFlag
+from kernel.siphash import string_id
+from schemas.errors import KernelError
+from schemas.kernel import (
+    BUDGET,
+    RULE,
+    RULE_KEY,
+    SCOPE,
+    Config,
+    DefinitionKind,
+    Loss,
+    RuleAction,
+    RuleKind,
+    ScopeFlag,
+)  # fmt: skip
 from schemas.operations import Class, Operation
 
 pytestmark = pytest.mark.kernel
@@ -80,18 +95,112 @@ def test_a_new_cgroup_is_announced_and_forgotten(sensor: Any) -> None:
     assert told[1] == (DefinitionKind.CGROUP_GONE, "")
 
 
-def test_a_cgroup_made_inside_a_container_shares_its_scope(sensor: Any) -> None:
-    inner = sensor.cgroup / "inner"
-    inner.mkdir()
-    deeper = inner / "deeper"
-    deeper.mkdir()
+def inside(cgroup: Path, action: Callable[[], object]) -> Callable[[], object]:
+    """`action` after a move to `cgroup`."""
+
+    def run() -> None:
+        (cgroup / "cgroup.procs").write_text("0")
+        action()
+
+    return run
+
+
+def test_a_cgroup_made_inside_a_container_shares_its_scope(sensor: Any, rules: Any, tmp_path: Path) -> None:
+    """It has none of its own, so there is nothing that could be full or late; also when it was there before the scope."""
+    secret = tmp_path / "secret"
+    secret.write_text("x")
     with sensor.map("scopes") as scopes:
-        for path in (inner, deeper):
-            table, owner, flags, _ = SCOPE.struct.unpack(scopes.get(struct.pack("=Q", path.stat().st_ino)))
-            assert (table, owner, flags) == (0, sensor.cgroup_id, ScopeFlag.FRESH)
-        deeper.rmdir()
-        assert scopes.get(struct.pack("=Q", inner.stat().st_ino)) is not None
-    inner.rmdir()
+        scopes.delete(struct.pack("=Q", sensor.cgroup_id))
+    before = sensor.cgroup / "before"
+    before.mkdir()
+    # The kernel remembers that nobody above has a scope, until one is written.
+    sensor.run(inside(before, lambda: os.open(secret, os.O_RDONLY)))
+    rules((Class.FILE, RuleKind.EXACT, str(secret), RuleAction.BLOCK))
+    with sensor.map("config") as config:
+        renew(config)
+    inner = sensor.cgroup / "inner"
+    deeper = inner
+    for _ in range(3):
+        deeper = deeper / "deeper"
+    deeper.mkdir(parents=True)
+    for path in (before, inner, deeper):
+        with sensor.map("scopes") as scopes:
+            assert scopes.get(struct.pack("=Q", path.stat().st_ino)) is None
+        for _ in range(2):  # asked, remembered
+            sensor.run(inside(path, lambda: os.open(secret, os.O_RDONLY)), status=9)
+
+
+def test_the_nearest_scope_counts(sensor: Any, rules: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    rules((Class.FILE, RuleKind.EXACT, str(secret), RuleAction.BLOCK))
+    inner = sensor.cgroup / "inner"
+    (inner / "deeper").mkdir(parents=True)
+    with sensor.map("scopes") as scopes, sensor.map("config") as config:
+        scopes.put(struct.pack("=Q", inner.stat().st_ino), SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, 0))
+        renew(config)
+    sensor.run(inside(inner / "deeper", lambda: os.open(secret, os.O_RDONLY)))
+    sensor.run(inside(sensor.cgroup, lambda: os.open(secret, os.O_RDONLY)), status=9)
+
+
+def test_full_maps_lift_no_rule(bpffs: str, cgroup: Path, sensor: Any, rules: Any, tmp_path: Path) -> None:
+    """A container that makes many cgroups and processes: the rules hold in all of them, and for everybody else."""
+    pins = f"{bpffs}/full"
+    small = load(LoadSettings(new_visibility=0, scopes=4, processes=16, timeout=100.0), pins)
+    try:
+        tight = type(sensor)(small, cgroup)
+        secret, table = tmp_path / "secret", 77
+        secret.write_text("x")
+        python = os.path.realpath("/proc/self/exe")
+        true = os.path.realpath(shutil.which("true") or "/bin/true")
+        with small.map("rules") as rules_map:
+            for class_, path, source in (
+                (Class.FILE, str(secret), python), (Class.PROCESS, true, python), (Class.PROCESS, true, ""),
+            ):  # fmt: skip
+                ids = [string_id(small.key, text) if text else 0 for text in (path, source)]
+                rules_map.put(
+                    RULE_KEY.struct.pack(table, *ids, class_, RuleKind.EXACT),
+                    RULE.struct.pack(RuleAction.BLOCK, 0, 7, 0),
+                )
+        tight.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL, table=table)
+        with small.map("scopes") as scopes, small.map("config") as config:
+            with contextlib.suppress(KernelError):
+                for number in range(1, 99):
+                    scopes.put(struct.pack("=Q", 1 << 40 | number), SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, 0))
+            assert number < 98, "the map is not full"
+            renew(config)
+        children = [cgroup / f"child-{number}" for number in range(20)]
+        for child in children:
+            child.mkdir()
+
+        def crowd() -> None:
+            # More processes than the map holds, each of them at work: whoever acts next is not in it.
+            pids = []
+            for _ in range(64):
+                pids.append(os.fork())
+                if not pids[-1]:
+                    os.close(os.open("/etc/hosts", os.O_RDONLY))
+                    os._exit(0)
+            for pid in pids:
+                os.waitpid(pid, 0)
+
+        def attempt(child: Path, act: Callable[[], object]) -> None:
+            pid = os.fork()
+            if not pid:
+                (child / "cgroup.procs").write_text("0")
+                crowd()
+                with small.map("processes") as processes:
+                    processes.delete(struct.pack("=I", os.getpid()))
+                act()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 9, child
+
+        for child in (cgroup, *children):
+            attempt(child, lambda: os.open(secret, os.O_RDONLY))
+            attempt(child, lambda: os.execv(true, [true]))
+        tight.close()
+    finally:
+        unload(pins)
 
 
 def test_a_new_cgroup_is_watched_before_anybody_claims_it(sensor: Any, cgroup: Path) -> None:
