@@ -240,7 +240,12 @@ def holding(given: argparse.Namespace) -> Holding:
 
     named = at("enforcement", "backends")
     backends = tuple(one for one in HERE if NAMES[one] in named) if isinstance(named, list | tuple) else HERE
-    return Holding(backends=backends, signal=kills(given), hosts=bool(at("enforcer", "plan", "host_cgroups")))
+    return Holding(
+        backends=backends,
+        signal=kills(given),
+        hosts=bool(at("enforcer", "plan", "host_cgroups")),
+        rings_stopped=at("enforcement", "io_uring") == "stop",
+    )
 
 
 def lint(given: argparse.Namespace) -> int:

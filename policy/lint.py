@@ -13,7 +13,7 @@ from typing import Final
 
 from policy import lint_checks as checks
 from policy.lint_findings import EVERYTHING, Finding, Holding, Together
-from policy.lint_unheld import invisible, unenforceable
+from policy.lint_unheld import invisible, ringed, unenforceable
 from policy.ruleset import Ruleset
 from schemas.rules import Policy, Selection
 
@@ -60,5 +60,6 @@ CHECKS: Final[dict[str, Check]] = {
     "L111": checks.toothless,
     "L112": checks.presets_allow,
     "L113": invisible,
+    "L114": ringed,
 }
 """Every check by its code; L100 (`broken`) asks the ruleset itself."""

@@ -29,11 +29,12 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
     """With what Block rules are held, as the settings say. `signal`: kills for every policy; `hosts`: there are cgroups in which
-    host policies are held."""
+    host policies are held; `rings_stopped`: io_uring is not to be used where `signal` holds rules."""
 
     backends: tuple[Backend, ...] = HERE
     signal: bool = False
     hosts: bool = False
+    rings_stopped: bool = False
 
 
 EVERYTHING: Final = Holding()

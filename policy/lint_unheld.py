@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L110 and L113 of `policy/lint.py`: a Block rule that looks like one and is only told, and a rule that nothing can see.
+"""L110, L113, L114 of `policy/lint.py`: a Block rule that is only told, a rule that nothing can see, one that io_uring goes around.
 
 Three causes, and whoever wrote the policy must not take one for another: nothing will ever hold the rule (the policy is wrong: a
 warning), this version has no backend that could, or the policy or the settings leave out the one that could (notes). Says
@@ -14,7 +14,7 @@ from typing import Literal
 from policy.backends import ALL, HERE, NAMES, reason
 from policy.lint_findings import Finding, Together
 from policy.sight import CANNOT, WATCHED, listed, missing, unseen
-from schemas.operations import Backend
+from schemas.operations import Backend, Class
 from schemas.rules import Rule
 from schemas.verdict import Action
 
@@ -50,6 +50,23 @@ def invisible(together: Together) -> Iterator[Finding]:
             else "remove it, or do not count on it"
         )
         yield _finding(rule, why, advice, "warning", f"{CANNOT}: {{}}; the rule {effect}")
+
+
+def ringed(together: Together) -> Iterator[Finding]:
+    """L114: a file rule that `signal` holds, and that io_uring goes around."""
+    holding = together.holding
+    if Backend.SIGNAL not in holding.backends or holding.rings_stopped or (together.host and not holding.hosts):
+        return
+    told: set[object] = set()
+    for rule in together.rules:
+        held = (holding.signal or together.signal[rule.key]) and reason(rule, Backend.SIGNAL, signal=True) is None
+        if rule.class_ is Class.FILE and rule.action is Action.BLOCK and held and rule.key not in told:
+            told.add(rule.key)
+            yield Finding(
+                code="L114", rule=rule.ref, level="note",
+                message="is not held for what a process does through io_uring, which is no system call; so are the other file rules of the policy",
+                recommendation="set `enforcement.io_uring` to `stop`, or name `io_uring_setup` in a system call rule to be told of its use",
+            )  # fmt: skip
 
 
 def _unheld(rule: Rule, together: Together) -> Finding | None:

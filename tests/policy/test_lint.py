@@ -128,6 +128,23 @@ def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
     assert "hauberk.io/signal" not in pattern.recommendation
 
 
+def test_rings_go_around_a_file_rule_that_a_kill_holds() -> None:
+    spec = files({"path": "/srv/a"}, {"path": "/srv/b"})
+    (found,) = findings(spec, annotations=SIGNAL)
+    assert (found.code, found.level) == ("L114", "note")
+    assert "enforcement.io_uring" in found.recommendation
+    assert findings(spec, annotations=SIGNAL, holding=Holding(rings_stopped=True)) == ()
+    assert "L114" not in {one.code for one in findings(spec)}
+
+
+def test_nothing_is_told_of_a_rule_that_nothing_sees() -> None:
+    """For a Block neither: there is no `is only told ... use Audit` where Audit tells nothing."""
+    for action in ("Audit", "Block"):
+        (found,) = findings({"capabilities": {"matchCapabilities": [{"capability": "net_raw"}]}, "action": action})
+        assert (found.code, found.level) == ("L113", "warning")
+        assert "neither tells nor holds" in found.message
+
+
 def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
     spec = files({"path": "/srv/a"})
     found = unheld(spec)
@@ -186,7 +203,7 @@ def test_notes_are_for_blocks_alone(kind: str, annotations: dict[str, str]) -> N
 
 
 def test_every_check_is_tested_and_described() -> None:
-    assert set(CHECKS) == {code for code, *_ in FOUND} | {"L106"}
+    assert set(CHECKS) == {code for code, *_ in FOUND} | {"L106", "L114"}
     for code, check in CHECKS.items():
         assert (check.__doc__ or "").startswith(f"{code}: ")
         assert f"| {code} | " in PAGE
