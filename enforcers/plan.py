@@ -135,10 +135,11 @@ class Planner:
                     refused[msgspec.structs.replace(refusal, uid=identity.uid)] = None
         made = tuple(scopes)
         said = (watch.host, watch.new, watch.host_cgroups) if watch.known else (-1, -1, ())
+        linked = max((one.linked_ns for one in living if one.kind is Kind.NODE), default=0)
         return Plan(
             node=node, generation=generation, digest=digest(made, *said), scopes=made, policies=tuple(sorted(policies)),
             created_ns=created_ns, refused=tuple(refused), host_visibility=said[0], new_visibility=said[1],
-            host_cgroups=said[2],
+            host_cgroups=said[2], linked_ns=linked,
         )  # fmt: skip
 
     def _watch(self, living: list[Identity]) -> Watch:

@@ -259,7 +259,7 @@ class PlannerEngine:
             same = old and (old.digest, old.refused, old.policies, old.held) == (
                 plan.digest, plan.refused, plan.policies, "",
             )  # fmt: skip
-            if old and same and not answer and old.created_ns >= self._newest_ns:
+            if old and same and not answer and old.created_ns >= self._newest_ns and old.linked_ns >= plan.linked_ns:
                 self.stats.unchanged += 1
                 continue
             changed[node] = plan

@@ -79,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Cgroups of the host that a newborn's bits would widen: known now, they are to have the host's."""
     held: str = ""
     """Why this plan stays although the policies on the bus say something else: they are damaged or not whole. "" otherwise."""
+    linked_ns: Nanoseconds = 0
+    """The bus's time of the newest policy whose paths were looked up on the node before this plan was made, Unix ns."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -8,7 +8,7 @@ from math import isfinite
 
 import msgspec
 
-from schemas.decoding import Count, Name, decoder
+from schemas.decoding import Count, Name, Nanoseconds, decoder
 from schemas.errors import DecodeError
 
 
@@ -71,6 +71,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     confirmed: bool = True
     """CONTAINER only. False: its cgroup is named like a container's and no runtime and no setting says that it is one. Anybody who
     may make cgroups can name one so: host policies hold for it too."""
+    linked_ns: Nanoseconds = 0
+    """NODE only: the bus's time of the newest policy whose paths were looked up in every root of the node, Unix ns."""
 
     @property
     def key(self) -> bytes:

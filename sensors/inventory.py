@@ -352,7 +352,7 @@ class Inventory:
     def _node_identity(self) -> Identity:
         settings, users, links = self._settings, self._users.names, self._links.host
         made = machine.identity(self.node, self._common["node_id"], self._mount, settings.node_labels, users=users, links=links,
-                                cluster=settings.cluster)  # fmt: skip
+                                cluster=settings.cluster, linked_ns=self._links.linked_ns)  # fmt: skip
         self._uid_of[made.cgroups[0]] = made.uid
         return made
 

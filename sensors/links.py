@@ -71,7 +71,8 @@ def _texts(value: Any, deep: int) -> Iterator[str]:
 class Links:
     """`of` for a container that was just described, `follow` for everybody when policies change. `host`: links of the host's root.
 
-    `late`: roots that did not answer in time, since start. Everything but the lookups belongs to the event loop.
+    `late`: roots that did not answer in time, since start. `linked_ns`: the bus's time of the newest policy whose paths were looked up
+    everywhere; `hauberk apply --wait` waits for it. Everything but the lookups belongs to the event loop.
     """
 
     def __init__(self, bus: Bus) -> None:
@@ -83,8 +84,10 @@ class Links:
         self._wake = asyncio.Event()
         self._host_at = self._due = 0.0
         self._missed = math.inf
+        self._newest_ns = 0
         self.host: dict[str, str] = {}
         self.late = 0
+        self.linked_ns = 0
 
     async def load(self) -> None:
         """Read the policies there are. Before the first identity is published, so that it is whole."""
@@ -93,6 +96,7 @@ class Links:
         except Temporary:
             return  # `follow` reads them again
         self._named = {key: named(record.value or b"") for key, record in newest.items()}
+        self._date(newest.values())
         self._count()
 
     def ask(self) -> None:
@@ -141,6 +145,8 @@ class Links:
                         moved = self._take([delivery.record for delivery in batch])
                         if moved or self._wake.is_set() or time.monotonic() > min(self._due, self._missed):
                             await self._all(identities, put)
+                        elif batch:
+                            self._linked(self._newest_ns, identities, put)
             except Temporary as error:
                 await asyncio.sleep(error.retry_after or 1.0)
 
@@ -151,7 +157,20 @@ class Links:
                 self._named.pop(record.key, None)
             else:
                 self._named[record.key] = named(record.value)
+        self._date(records)
         return bool(records) and self._count()
+
+    def _date(self, records: Iterable[Record]) -> None:
+        self._newest_ns = max(self._newest_ns, *(record.timestamp_ms * 1_000_000 for record in records), 0)
+
+    def _linked(
+        self, newest: int, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]
+    ) -> None:
+        """Say, after everything else, that the paths of policies up to `newest` were looked up."""
+        self.linked_ns = max(self.linked_ns, newest)
+        for one in list(identities()):
+            if one.kind is Kind.NODE and one.linked_ns != self.linked_ns:
+                put(msgspec.structs.replace(one, linked_ns=self.linked_ns))
 
     def _count(self) -> bool:
         keys = sorted(frozenset().union(*self._named.values()))
@@ -163,6 +182,7 @@ class Links:
 
     async def _all(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         self._wake.clear()
+        newest = self._newest_ns
         self._missed = math.inf
         now = time.monotonic()
         if now >= self._host_at + HOST_AGAIN or not self._host_at:
@@ -184,6 +204,7 @@ class Links:
             # As it is by now: it may have ended or been described anew while its root was looked at.
             if not one.ended and one.links != (links := found.get(one.uid, one.links)):
                 put(msgspec.structs.replace(one, links=links))
+        self._linked(newest, identities, put)
 
     async def _look(self, pid: int, keys: list[str]) -> tuple[dict[str, str], bool]:
         before = self._stuck.get(pid)

@@ -164,7 +164,8 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
 
 
 async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
-    """Wait until each node's plan knows of the policies `names` and its receipt is of that plan; 0 when all are, 1 when not.
+    """Wait until each node's plan knows of the policies `names` and of the symlinks on their paths, and its receipt is of that plan;
+    0 when all are, 1 when not.
 
     Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for. Of plans no clock is compared: `created_ns` is the
     bus's own time of the newest policy in it."""
@@ -178,13 +179,16 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     from schemas.enforcement import decode_plan, decode_receipt
     from schemas.errors import DecodeError
     from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES
+    from sensors.links import named
 
     clock = asyncio.get_running_loop().time
     started = clock()
     wanted = set(names)
     keys = {name.encode() for name in names}
-    stamps = [record.timestamp_ms for key, record in (await bus.latest(POLICIES)).items() if key in keys]
-    since = max(stamps, default=0) * 1_000_000
+    mine = [record for key, record in (await bus.latest(POLICIES)).items() if key in keys]
+    since = max((record.timestamp_ms for record in mine), default=0) * 1_000_000
+    # What a path is in each root is looked up once the node has read the policy; the first plan may be without.
+    linked = since if any(named(record.value or b"") for record in mine) else 0
     told = ""
     heard: dict[str, float] = {}
     looked = -math.inf
@@ -197,7 +201,11 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
             with contextlib.suppress(DecodeError):
                 said.append(decode_receipt(one.value or b""))
         receipts = {receipt.node: receipt for receipt in said}
-        done = [plan for plan in plans if plan.created_ns >= since and _answers(receipts.get(plan.node), plan)]
+        done = [
+            plan
+            for plan in plans
+            if plan.created_ns >= since and plan.linked_ns >= linked and _answers(receipts.get(plan.node), plan)
+        ]
         if len(done) < len(plans) and clock() > looked + 1.0:
             heard, looked = await last_heard(bus), clock()
         open_ = {plan.node for plan in plans} - {plan.node for plan in done}

@@ -17,8 +17,11 @@ from enforcers.agent import Enforcement
 from enforcers.planner import PlannerEngine
 from hauberk.verbs.apply import in_force, publish
 from policy.parse import parse
+from schemas.enforcement import Plan, Receipt, digest
+from schemas.enforcement import encode as encode_enforcement
 from schemas.identity import Identity, Kind, encode
-from schemas.topics import INVENTORY
+from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
+from sensors.links import Links
 
 POLICY = """\
 apiVersion: security.kubearmor.com/v1
@@ -39,14 +42,30 @@ async def bus(tmp_path: Path) -> AsyncIterator[MemoryBus]:
     bus = MemoryBus()
     web = Identity(kind=Kind.CONTAINER, node="n1", uid="u", cgroups=(7,), cgroup_path="/none", container_name="web",
                    namespace="shop", labels={"app": "web"})  # fmt: skip
-    await bus.publish(INVENTORY, [Record(web.key, encode(web))])
-    planner, agent = PlannerEngine(bus), Enforcement(bus, str(tmp_path / "no-pins"), "n1")
+    held = {one.uid: one for one in (web, Identity(kind=Kind.NODE, node="n1", uid="node"))}
+    await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in held.values()])
+    planner, agent, links = PlannerEngine(bus), Enforcement(bus, str(tmp_path / "no-pins"), "n1"), Links(bus)
+    waiting: asyncio.Queue[Identity] = asyncio.Queue()
+
+    def put(identity: Identity) -> None:
+        held[identity.uid] = identity
+        waiting.put_nowait(identity)
+
+    async def tell() -> None:
+        while True:
+            one = await waiting.get()
+            await bus.publish(INVENTORY, [Record(one.key, encode(one))])
+
     tasks = [asyncio.create_task(planner.run()), asyncio.create_task(agent.run())]
+    node = [asyncio.create_task(links.follow(held.values, put)), asyncio.create_task(tell())]
     await asyncio.wait_for(asyncio.gather(planner.ready.wait(), agent.ready.wait()), 60)
     yield bus
     planner.stop()
     agent.stop()
     await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    for task in node:
+        task.cancel()
+    await asyncio.gather(*node, return_exceptions=True)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +83,27 @@ async def test_the_wait_ends_soon_whatever_the_policy_changes(
         said = capsys.readouterr().out
         assert "n1: generation" in said
         assert ("in force; nothing to enforce on any node for this policy now" in said) is nothing
+
+
+@pytest.mark.parametrize(
+    ("path", "ends"),
+    [("  process: {matchPaths: [{path: /bin/sh}]}", 1), ("  network: {matchProtocols: [{protocol: tcp}]}", 0)],
+)
+async def test_the_wait_ends_when_the_links_of_its_paths_are_in_the_plan(path: str, ends: int) -> None:
+    bus, name = MemoryBus(), "KubeArmorPolicy/shop/one"
+    text = f"apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\nmetadata: {{name: one, namespace: shop}}\nspec:\n{path}\n"
+    await publish(bus, list(parse(text, "t").policies))
+    since = next(iter((await bus.latest(POLICIES)).values())).timestamp_ms * 1_000_000
+
+    async def answered(generation: int, linked: int) -> int:
+        plan = Plan(node="n1", generation=generation, digest=digest(()), scopes=(), created_ns=since, linked_ns=linked)
+        receipt = Receipt(node="n1", generation=generation, digest=plan.digest, applied_ns=0, took_ms=0.0, backends=(), scopes=0, rules=0)  # fmt: skip
+        await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode_enforcement(plan))])
+        await bus.publish(ENFORCEMENT_STATUS, [Record(b"n1", encode_enforcement(receipt))])
+        return await in_force(bus, [name], 0.05)
+
+    assert await answered(1, 0) == ends
+    assert await answered(2, since) == 0
 
 
 async def test_the_wait_names_the_node_that_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def test_delete_node(command: Any) -> None:
 
 
 def answer(node: str, since: int, generation: int = 1) -> tuple[Record, Record]:
-    plan = Plan(node=node, generation=generation, digest=digest(()), scopes=(), created_ns=since)
+    plan = Plan(node=node, generation=generation, digest=digest(()), scopes=(), created_ns=since, linked_ns=since)
     return Record(node.encode(), encode_enforcement(plan)), records(node, generation=generation)[ENFORCEMENT_STATUS]
 
 
