@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-dev run test lint format bench docs lock clean
+.PHONY: help setup setup-dev run test lint format fuzz bench docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ lint: setup-dev ## ruff, mypy, import contracts
 format: setup-dev ## ruff's formatter and safe fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+fuzz: setup-dev ## mutated inputs through every door; FUZZ="--minutes 60 --seed 2"
+	@$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 bench: setup-dev ## measure; a table, and build/bench.json
 	@$(BIN)/python benchmarks/run.py $(BENCH)

@@ -178,10 +178,12 @@ class CompactedLog:
             raise translate(error, self._path) from error
         return int(lost), max(0, before - self.size())
 
-    def checkpoint(self, wal_bytes: int) -> None:
+    def checkpoint(self, wal_bytes: int, *, shorten: bool = False) -> None:
+        """Move a WAL over `wal_bytes` into the file; `shorten`: and give its room back, if nobody reads."""
+        mode = "TRUNCATE" if shorten else "PASSIVE"
         try:
             if os.stat(f"{self._path}-wal").st_size > wal_bytes:
-                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._open().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except (FileNotFoundError, Corrupt):
             return
         except sqlite3.Error as error:

@@ -20,6 +20,7 @@ from typing import TypeVar
 from bus.compacted import CompactedLog
 from bus.contract import Record, Start, Subscription
 from bus.database import Corrupt
+from bus.disk import capped, segment
 from bus.embedded_settings import EmbeddedSettings as EmbeddedSettings
 from bus.embedded_settings import EmbeddedStats as EmbeddedStats
 from bus.layout import Layout, Log
@@ -28,6 +29,7 @@ from bus.permissions import private_directory
 from bus.reader import Channel, EmbeddedSubscription
 from bus.room import check_cap
 from bus.rows import measure
+from bus.segments import SegmentedLog
 from bus.wake import Wake
 from bus.writer import Append, Commit, Done, Forget, Stop, Writer
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
@@ -46,17 +48,22 @@ class EmbeddedBus:
         self._settings = settings
         root = Path(settings.directory)
         _check_names(settings)
+        cap = capped(settings.total_bytes, root, 2)
+        segment_bytes = segment(
+            settings.segment_bytes, cap if cap < settings.total_bytes or not settings.total_bytes else 0
+        )
         self._layout = Layout(
             root=root,
             durable_topics=frozenset(settings.durable_topics),
-            segment_bytes=settings.segment_bytes,
+            segment_bytes=segment_bytes,
             segment_age=settings.segment_age,
             bytes_kept=settings.retention_bytes,
             hours=settings.retention_hours_of,
             bytes_by_topic=settings.retention_bytes_of,
             tombstone_age=settings.tombstone_age,
             keep_read=frozenset(settings.keep_read),
-            total_bytes=settings.total_bytes,
+            total_bytes=cap,
+            wal_bytes=min(_WAL_BYTES, segment_bytes),
         )
         self._loop = asyncio.get_running_loop()
         self._channels: dict[str, Channel] = {}
@@ -88,6 +95,9 @@ class EmbeddedBus:
         self._stats.dropped = self._writer.dropped
         self._stats.capped_bytes = self._writer.capped_bytes
         self._stats.disk_bytes = self._writer.disk_bytes
+        self._stats.disk_free = self._writer.disk_free
+        self._stats.full = self._writer.full
+        self._stats.shed = dict(self._writer.shed)
         self._stats.quarantined = (
             self._writer.quarantined + self._offsets.quarantined + sum(log.quarantined for log in self._logs.values())
         )
@@ -263,11 +273,14 @@ class EmbeddedBus:
             await self._loop.run_in_executor(self._pool, self._look_at, watched)
 
     def _look_at(self, channels: list[Channel]) -> None:
+        for log in self._logs.values():
+            if isinstance(log, SegmentedLog):
+                log.forget_dropped()
         for channel in channels:
             try:
                 log = self._log(channel.topic)
                 end = log.span()[1]
-                log.checkpoint(_WAL_BYTES)
+                log.checkpoint(self._layout.wal_bytes)
             except Exception:  # noqa: BLE001 - only a look: whoever reads or writes this log meets the error and tells it.
                 continue
             if end > channel.end:

@@ -33,7 +33,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             ge=0,
             le=1 << 50,
             description="Bytes of all topics together; over it the oldest goes, alerts and dead letters last, read or not. "
-            "0 for no cap.",
+            "Never more than half of the disk, which is also what 0 means.",
             examples=[4294967296],
         ),
     ] = 1 << 30
@@ -85,9 +85,10 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 class EmbeddedStats(msgspec.Struct):
     """Plain counts since open. `dropped`: records retention took before a group read them. `quarantined`: files.
-    `capped_bytes`: dropped because of `total_bytes`; `disk_bytes`: of all topics, at the last look."""
+    `capped_bytes`: dropped because of `total_bytes` or of a full disk; `shed`: those of a full disk, by topic; `full`: writes that
+    met one; `disk_free`: bytes of the file system; `disk_bytes`: of all topics, at the last look."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"queue_bytes", "disk_bytes"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"queue_bytes", "disk_bytes", "disk_free"})
 
     records: int = 0
     bytes: int = 0
@@ -98,3 +99,6 @@ class EmbeddedStats(msgspec.Struct):
     quarantined: int = 0
     capped_bytes: int = 0
     disk_bytes: int = 0
+    disk_free: int = 0
+    full: int = 0
+    shed: dict[str, int] = {}

@@ -43,6 +43,7 @@ class Layout(msgspec.Struct, frozen=True):
     tombstone_age: float
     keep_read: frozenset[str]
     total_bytes: int
+    wal_bytes: int = 16 << 20
     seen: list[Topic] = msgspec.field(default_factory=list)
 
     def directory(self, topic: Topic) -> Path:

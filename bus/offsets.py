@@ -90,10 +90,12 @@ class Offsets:
             self._rollback(connection)
             raise self._raised(error) from error
 
-    def checkpoint(self, wal_bytes: int) -> None:
+    def checkpoint(self, wal_bytes: int, *, shorten: bool = False) -> None:
+        """Move a WAL over `wal_bytes` into the file; `shorten`: and give its room back, if nobody reads."""
+        mode = "TRUNCATE" if shorten else "PASSIVE"
         try:
             if os.stat(f"{self._path}-wal").st_size > wal_bytes:
-                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._open().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except FileNotFoundError:
             return
         except sqlite3.Error as error:

@@ -34,6 +34,9 @@ class Room(msgspec.Struct, kw_only=True):
     dropped: list[Dropped]
 
 
+_SHED: Final = {"events.raw": 0, "telemetry": 1, "summaries": 2, "alerts": 4}
+"""What goes first on a full disk: what a node tells again, what only shows, what is counted; alerts last."""
+
 _SEGMENTED: Final = sum(not topic.compacted for topic in TOPICS)
 
 
@@ -47,30 +50,34 @@ def check_cap(total_bytes: int, segment_bytes: int) -> None:
         )
 
 
-def make_room(layout: Layout, logs: Mapping[Topic, Log], lowest: Mapping[Topic, int | None], most: int) -> Room:
-    """Drop until all of `logs` take at most `most` bytes (0: no cap). `lowest`: committed offsets, None without a group."""
+def make_room(
+    layout: Layout, logs: Mapping[Topic, Log], lowest: Mapping[Topic, int | None], most: int, short: int = 0
+) -> Room:
+    """Drop until all of `logs` take at most `most` bytes (0: no cap) and `short` bytes are free that were not. `lowest`:
+    committed offsets, None without a group. Over the cap the oldest goes; for a full disk it goes by what it is (`_SHED`)."""
     used = sum(log.size() for log in logs.values())
     taken: dict[str, Dropped] = {}
     rows = ROWS_AT_ONCE
     exhausted: set[Topic] = set()
-    while most and used > most:
+    while (over := most and used > most) or short > 0:
         found = [
-            (layout.durable(topic), at, topic.name, topic)
+            (layout.durable(topic), 0 if over else _SHED.get(topic.name, 0), at, topic.name, topic)
             for topic, log in logs.items()
             if topic not in exhausted and topic.cleanup is not Cleanup.COMPACT and (at := log.oldest_ms()) is not None
         ]
         if not found:
             break
-        topic = min(found)[3]
+        topic = min(found)[4]
         log, passed = logs[topic], lowest[topic]
         if isinstance(log, CompactedLog):
-            lost, freed = log.drop_oldest(min(used - most, rows), passed or 0)
+            lost, freed = log.drop_oldest(min(max(used - most if over else 0, short), rows), passed or 0)
             rows -= freed
         else:
             lost, freed = log.drop_oldest(passed or 0)
         if not freed or rows <= 0:
             exhausted.add(topic)
         used -= freed
+        short -= freed
         one = taken.setdefault(topic.name, Dropped(topic=topic.name))
         one.bytes += freed
         one.unread += 0 if passed is None else lost

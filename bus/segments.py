@@ -27,7 +27,7 @@ from bus.contract import Record
 from bus.database import PAGE_BYTES, Corrupt, connect, file_bytes, translate, unlink
 from bus.permissions import private_directory
 from bus.rows import INSERT, SELECT, Rows, drain, to_row
-from schemas.errors import Unavailable
+from schemas.errors import HauberkError, Unavailable
 
 LAYOUT = 1
 
@@ -179,6 +179,12 @@ class SegmentedLog:
             # The successor now and not with the next record: only a segment that has one can be dropped.
             self._open_live()
         return True
+
+    def forget_dropped(self) -> None:
+        """Close what another object dropped: its bytes are not free before."""
+        for path in list(self._open):
+            if not path.exists():
+                self._open.pop(path).close()
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -339,7 +345,8 @@ class SegmentedLog:
     def _newest_ms(self, path: Path) -> int:
         try:
             row = self._reader(path).execute("SELECT at FROM record ORDER BY offset DESC LIMIT 1").fetchone()
-        except (sqlite3.Error, Corrupt):
+        except (sqlite3.Error, Corrupt, HauberkError):
+            # A full disk has no room even for the shared memory of a reader: such a segment counts as old.
             return 0
         return 0 if row is None else int(row[0])
 

@@ -18,15 +18,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
+from bus.compacted import CompactedLog
 from bus.contract import Record
 from bus.database import Corrupt
+from bus.disk import Reserve, look
 from bus.layout import Layout, Log
 from bus.room import make_room
 from bus.segments import SegmentedLog
-from schemas.errors import HauberkError, Refused, Unavailable
+from schemas.errors import DiskFull, HauberkError, Refused, Unavailable
 from schemas.topics import TOPICS, Topic
 
 
@@ -61,6 +64,7 @@ Job = Append | Commit | Forget | Stop
 Done = tuple[Job, int | BaseException | None]
 
 HOUSEKEEPING_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
 
 _log = logging.getLogger("hauberk.bus")
 
@@ -83,6 +87,12 @@ class Writer:
         self.dropped = 0
         self.capped_bytes = 0
         self.disk_bytes = 0
+        self.disk_free = 0
+        self.full = 0
+        self._looked = 0.0
+        self.shed: dict[str, int] = {}
+        self._reserve = Reserve(layout.root)
+        self._try(lambda: self._reserve.take(look(layout.root)))
         self._said: dict[str, str] = {}
         self.commits = 0
         self._thread.start()
@@ -147,7 +157,8 @@ class Writer:
             chosen = [job for job in commits if job.register is register]
             if chosen:
                 positions = [(group, topic.name, at) for job in chosen for group, topic, at in job.positions]
-                problem = self._try(lambda: self._offsets.commit(positions, durable=durable, register=register))  # noqa: B023
+                commit = partial(self._offsets.commit, positions, durable=durable, register=register)
+                problem = self._with_room(commit, True)
                 finished += [(job, problem) for job in chosen]
         for job in jobs:
             if isinstance(job, Forget):
@@ -167,10 +178,13 @@ class Writer:
             if grown * 8 >= self._layout.segment_bytes:
                 if isinstance(log, SegmentedLog):
                     log.rotate(time.time())
+                else:
+                    # Whoever reads it does so in the background; nobody may.
+                    log.checkpoint(self._layout.wal_bytes)
                 grown = 0
             self._since_look[topic.name] = grown
 
-        problem = self._try(write)
+        problem = self._with_room(write, self._layout.durable(topic))
         self.commits += 1
         finished: list[Done] = []
         for job in jobs:
@@ -190,7 +204,7 @@ class Writer:
         return log
 
     def _keep_house(self) -> None:
-        failed = {}
+        failed = {"groups.db": self._try(lambda: self._offsets.checkpoint(self._layout.wal_bytes // 16))}
         for topic in self._topics():
             failed[topic.name] = self._try(lambda: self._tidy(topic))  # noqa: B023
         failed["the whole bus"] = self._try(self._make_room)
@@ -209,15 +223,50 @@ class Writer:
         logs = {topic: self._log(topic) for topic in self._topics()}
         bounds = {topic: self._offsets.bounds(topic.name) for topic in logs}
         lowest = {topic: None if found is None else found[0] for topic, found in bounds.items()}
-        room = make_room(self._layout, logs, lowest, self._layout.total_bytes)
+        disk = look(self._layout.root)
+        room = make_room(self._layout, logs, lowest, self._layout.total_bytes, disk.short)
         self.disk_bytes = room.used
+        why = "the disk is full" if disk.short else f"over `bus.total_bytes` ({self._layout.total_bytes >> 20} MiB)"
         for one in room.dropped:
             self.dropped += one.unread
             self.capped_bytes += one.bytes
+            if disk.short:
+                self.shed[one.topic] = self.shed.get(one.topic, 0) + one.bytes
             _log.warning(
-                "over `bus.total_bytes` (%d MiB): the oldest %.1f MiB of %s dropped, %d records of it not read by every group",
-                self._layout.total_bytes >> 20, one.bytes / (1 << 20), one.topic, one.unread,
+                "%s: the oldest %.1f MiB of %s dropped, %d records of it not read by every group",
+                why, one.bytes / (1 << 20), one.topic, one.unread,
             )  # fmt: skip
+        disk = look(self._layout.root)
+        self.disk_free = disk.free
+        self._reserve.take(disk)
+
+    def _shorten(self) -> None:
+        self._offsets.checkpoint(0, shorten=True)
+        for log in self._logs.values():
+            if isinstance(log, CompactedLog):
+                log.checkpoint(0, shorten=True)
+
+    def _with_room(self, action: Callable[[], None], keeps: bool) -> BaseException | None:
+        """`action`, and once more after making room when the disk is full. `keeps`: what is written must not be lost, so
+        that it may take the reserve."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS:
+            # A flood fills a small disk between two looks of the house.
+            self._looked = now
+            disk = look(self._layout.root)
+            if disk.free < disk.spare // 2:
+                self._try(self._make_room)
+        problem = self._try(action)
+        if isinstance(problem, DiskFull):
+            self.full += 1
+            if keeps:
+                self._reserve.give_up()
+            self._try(self._shorten)
+            if isinstance(self._try(self._make_room), DiskFull) and self._reserve.give_up():
+                # Looking at what there is takes some room of its own.
+                self._try(self._make_room)
+            problem = self._try(action)
+        return problem
 
     def _tidy(self, topic: Topic) -> None:
         log = self._log(topic)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
-from hauberk import service, stages, supervision
+from hauberk import disk, service, stages, supervision
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration, node_configuration
 from hauberk.page import listening, open_page
@@ -43,6 +43,7 @@ async def _part(
     with service.listening(stop) as hurry:
         bus = await open_bus(settings.bus)
         kept = supervision.Supervision(supervision.teller(bus, node_name(settings.sensor)))
+        telling = asyncio.create_task(disk.tell(bus))
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
@@ -55,6 +56,7 @@ async def _part(
                 service.notify("READY=1")
                 await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
         finally:
+            telling.cancel()
             await bus.close()
             if damaged(bus):
                 service.say(told_damage(bus))

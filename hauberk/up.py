@@ -20,7 +20,7 @@ import msgspec
 from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
-from hauberk import service, stages, supervision
+from hauberk import disk, service, stages, supervision
 from hauberk.client import damaged, told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
@@ -121,10 +121,12 @@ async def run_up(given: argparse.Namespace) -> int:
         )
         bus = await open_bus(settings.bus)
         watch = asyncio.create_task(_watch(bus))
+        telling = asyncio.create_task(disk.tell(bus))
         try:
             return await _run(bus, settings, state, given, documents, over, hurry)
         finally:
             watch.cancel()
+            telling.cancel()
             await bus.close()
             if damaged(bus):
                 service.say(told_damage(bus))

@@ -78,7 +78,11 @@ class Replay:
         self._next: Entry | None = None
         self._start = self._first_ns = self._shift = 0.0
         self.finished = False
-        self._advance()
+        try:
+            self._advance()
+        except BaseException:
+            self._reader.close()
+            raise
         self._begin()
 
     def drain(self) -> Batch:

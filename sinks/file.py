@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from bus.disk import capped
 from schemas.topics import Topic
 from sinks.line_file import LineFile
 from sinks.settings import Common, Content, topics_of
@@ -62,9 +63,11 @@ class FileSink:
     def __init__(self, settings: FileSettings) -> None:
         self.name = settings.name or "file"
         self.topics: tuple[Topic, ...] = topics_of(settings.content)
+        path = os.path.abspath(settings.path)
+        # With its old ones a quarter of the disk at most.
         self.lines = LineFile(
-            os.path.abspath(settings.path),
-            rotate_bytes=settings.rotate_bytes,
+            path,
+            rotate_bytes=max(4096, capped(settings.rotate_bytes, os.path.dirname(path), 4 * (settings.keep + 1))),
             rotate_seconds=settings.rotate_seconds,
             keep=settings.keep,
             sync_each=settings.fsync == "batch" or (settings.fsync == "auto" and settings.content == "alerts"),

@@ -23,6 +23,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from bus.disk import capped
 from schemas.errors import (
     DecodeError,
     DiskFull,
@@ -86,7 +87,10 @@ def open_writer(path: str) -> sqlite3.Connection:
         check_version(db, path)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA journal_size_limit=67108864")
+        # Its log, too, has a share of the disk only; SQLite's own 1000 pages are 4 MiB.
+        log_bytes = capped(64 << 20, directory, 16)
+        db.execute(f"PRAGMA journal_size_limit={log_bytes}")
+        db.execute(f"PRAGMA wal_autocheckpoint={max(16, min(1000, log_bytes // 4096))}")
         db.execute("PRAGMA cache_size=-8192")
         db.execute("PRAGMA temp_store=MEMORY")
     except sqlite3.Error as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from bus.disk import capped
 from schemas.alert import Alert
 from schemas.errors import HauberkError
 from schemas.summary import Summary
@@ -72,6 +74,7 @@ class StoreSink:
         self.name = settings.name or "store"
         self.stats = StoreStats(sink=self.name)
         self._settings = settings
+        self._most = capped(settings.max_bytes, os.path.dirname(os.path.abspath(settings.path)), 4)
         self._store: SqliteStore | None = None
         self._tidied = 0.0
         self._sized = 0.0
@@ -107,9 +110,7 @@ class StoreSink:
 
     def _make(self) -> SqliteStore:
         settings = self._settings
-        return SqliteStore(
-            settings.path, max_alerts=settings.max_alerts, keep=settings.keep, max_bytes=settings.max_bytes
-        )
+        return SqliteStore(settings.path, max_alerts=settings.max_alerts, keep=settings.keep, max_bytes=self._most)
 
     def _apply(self, items: Sequence[Item]) -> None:
         assert self._store is not None, "open() comes before send()"
@@ -132,7 +133,7 @@ class StoreSink:
         if now - self._sized >= self.size_check_seconds and not self.shrinking:
             self._sized = now
             self.stats.file_bytes = await self._in_thread(self._store.file_bytes)
-            if 0 < self._settings.max_bytes < self.stats.file_bytes:
+            if 0 < self._most < self.stats.file_bytes:
                 # Beside what is sent, step by step: a send must not wait for the whole of it.
                 self._shrinking = asyncio.create_task(self._shrink(self._store), name="store-shrink")
 
@@ -144,7 +145,7 @@ class StoreSink:
     async def _shrink(self, store: SqliteStore) -> None:
         _log.warning(
             "store `%s` is over `max_bytes` (%.1f of %.1f MiB): the oldest go", self._settings.path,
-            self.stats.file_bytes / _MIB, self._settings.max_bytes / _MIB,
+            self.stats.file_bytes / _MIB, self._most / _MIB,
         )  # fmt: skip
         steps = store.shrink()
         step: Step | None = None
@@ -165,7 +166,7 @@ class StoreSink:
                 self._settings.path, step.rows, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(step.before)),
                 step.size / _MIB,
             )  # fmt: skip
-        elif self.stats.file_bytes > self._settings.max_bytes:
+        elif self.stats.file_bytes > self._most:
             _log.warning(
                 "store `%s`: its newest bucket alone takes %.1f MiB; raise `max_bytes`", self._settings.path,
                 self.stats.file_bytes / _MIB,

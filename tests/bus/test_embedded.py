@@ -373,20 +373,35 @@ async def main():
     with open(f"{place}/ballast", "wb") as ballast:
         ballast.write(b"x" * (3 << 20))
     written = 0
-    try:
-        while True:
-            await bus.publish(TELEMETRY, [Record(b"k", b"%d " % written + b"x" * 100_000)])
-            written += 1
-    except DiskFull as error:
-        print("full after", written, error)
-        assert "free some" in str(error) and error.retry_after
-    assert written > 10
+    for _ in range(200):
+        # Three times what there is: the oldest goes, so that this goes on.
+        await bus.publish(TELEMETRY, [Record(b"k", b"%d " % written + b"x" * 100_000)])
+        written += 1
     async with bus.subscribe([TELEMETRY], None, "earliest") as subscription:
-        found = 0
-        while found < written:
+        at = subscription.position["telemetry", 0]
+        assert 100 < at < written
+        found = []
+        while len(found) < written - at:
             batch = await subscription.take(10, 60)
             assert batch
-            found += len(batch)
+            found += batch
+    assert found[-1].record.value.startswith(b"%d " % (written - 1))
+    more = os.open(f"{place}/more", os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(more, b"x" * 4096):
+            pass
+    except OSError:
+        os.close(more)
+    refused = 0
+    for _ in range(5):
+        try:
+            await bus.publish(TELEMETRY, [Record(b"k", b"%d " % written + b"x" * 5_000_000)])
+            written += 1
+        except DiskFull as error:
+            refused += 1
+            assert "free some" in str(error) and error.retry_after
+    assert refused == 5, "somebody else took the rest and there is no room for a record this large"
+    os.unlink(f"{place}/more")
     os.unlink(f"{place}/ballast")
     for index in range(5):
         await bus.publish(TELEMETRY, [Record(b"k", b"%d " % written)])
