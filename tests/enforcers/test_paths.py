@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from enforcers.paths import encode
-from schemas.enforcement import PathRule
-from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind
+from enforcers.signal import SignalEnforcer
+from schemas.enforcement import PathRule, ScopePlan
+from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind, ScopeFlag
 from schemas.operations import Backend, Class
 from schemas.verdict import Action, RuleRef
 
@@ -62,3 +65,27 @@ def test_a_block_behind_a_pattern_that_allows_is_refused_with_it() -> None:
 def test_a_pattern_that_blocks_takes_nothing_with_it() -> None:
     entries, refused, holes = encode((rule("pattern", "/*"), rule("path", "/a")), ident, Backend.SIGNAL, "u")
     assert (len(entries), len(refused), holes) == (1, 1, set())
+
+
+def test_a_rule_is_no_longer_than_what_is_kept_of_a_long_path() -> None:
+    rules = [rule("directory_recursive", "/" + "d" * (length - 2) + "/") for length in (4091, 4092)]
+    entries, refused, _ = encode(rules, ident, Backend.SIGNAL, "u")
+    assert (len(entries), [one.reason for one in refused]) == (1, ["its path is longer than 4091 bytes"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "posture", "closed", "expected"),
+    [
+        ([rule("path", "/a")], (), True, ScopeFlag.CLOSED),
+        ([rule("path", "/a")], (), False, ScopeFlag(0)),
+        ([rule("path", "/a", Action.ALLOW)], (), True, ScopeFlag(0)),
+        ([rule("path", "/a", Action.ALLOW, read_only=True)], (), True, ScopeFlag.CLOSED),
+        ([rule("path", "/a", Action.ALLOW)], ((Class.FILE, Action.BLOCK),), True, ScopeFlag.CLOSED),
+        ([], (), True, ScopeFlag(0)),
+    ],
+)
+def test_what_cannot_be_resolved_is_stopped_where_something_is(
+    rules: list[PathRule], posture: Any, closed: bool, expected: ScopeFlag
+) -> None:
+    scope = ScopePlan(uid="u", cgroups=(7,), paths=tuple(rules), posture=posture, signal=True)
+    assert SignalEnforcer("", closed=closed).encode(scope, ident).flags & ScopeFlag.CLOSED == expected
