@@ -16,6 +16,7 @@ from policy.backends import ALL, HERE, NAMES, denies, held, late, reason, remain
 from policy.candidates import Candidate, Unmatched, decide, outcome
 from policy.compile import judged, problem, table_of
 from policy.judge import Judge, considered
+from policy.links import called_as
 from policy.overlap import covers_path
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.sight import CANNOT, missing, unseen
@@ -286,6 +287,9 @@ def _why(
 
 
 def _aside(candidate: Candidate, arguments: tuple[str, ...] | None) -> str:
+    if candidate.called and (arguments is None or not called_as(candidate.called, arguments)):
+        name = f"as `{arguments[0].rpartition('/')[2]}`" if arguments else "by a name that is not known"
+        return f"`{candidate.rule.value}` is many programs, and it was called {name}, not as `{candidate.called}`"
     if candidate.arguments is not None:
         if candidate.permits:
             return "the arguments are not known" if arguments is None else "an argument is not in allowedArgs"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from policy.documents import from_json
 from policy.events import parse_event
+from policy.explain import explain_event
 from policy.ruleset import compile_ruleset
 from schemas.behaviour import NO_OWNER
 from schemas.errors import DecodeError
@@ -223,3 +224,16 @@ def test_any_object_is_an_event_or_a_decode_error(fields: dict[str, Any], operat
     except DecodeError:
         return
     compile_ruleset([]).scope(event.identity).judge(event.behaviour, event.arguments)
+
+
+def test_a_name_of_a_multi_call_program_is_read_from_the_alert_and_explained() -> None:
+    text = {"apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": "a"}, "spec": {"selector": {}, "process": {"matchPaths": [{"path": "/bin/cat", "action": "Audit"}, {"path": "/bin/wget"}]}, "action": "Block"}}  # fmt: skip
+    ruleset = compile_ruleset([from_json(json.dumps(text).encode())])
+    alert = {"ContainerName": "rc", "Operation": "Process", "ProcessName": "/bin/busybox", "Source": "/bin/sh", "Links": {"/bin/cat": "/bin/busybox", "/bin/wget": "/bin/busybox"}}  # fmt: skip
+    for resource, action in (("/bin/cat /etc/passwd", "Audit"), ("/bin/wget x", "Block"), ("/bin/ls", "Allow"), ("/bin/busybox /etc/passwd", "Allow")):  # fmt: skip
+        event = read(**alert, Resource=resource)
+        said = explain_event(ruleset, event.identity, event.behaviour, event.arguments)
+        assert said.verdict.action == action
+        name = resource.split()[0].rpartition("/")[2]
+        for one in said.weighed:
+            assert one.decides or f"it was called as `{name}`, not as" in one.why
