@@ -37,6 +37,8 @@ _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _MAPPED_NETWORK: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 _NO_OPINION: Final = RULE.struct.pack(0, 0, 0, 0)
 """Hides a wider network behind a narrower one that decides nothing."""
+ENTRIES: Final = 65536
+"""Most entries of one workload: what the kernel's table has by default for all."""
 PORTS: Final = 1024
 """Widest range of ports that is written out port by port; the kernel's key holds one."""
 _LAST_PORT: Final = 65535
@@ -58,7 +60,7 @@ def encode(
     anywhere: dict[bytes, bytes] = {}
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
-        why = _problem(rule)
+        why = _problem(rule) or _too_many(rule, len(entries))
         if not why and rule.action is Action.BLOCK and holes & questions:
             why = "an exception before it cannot be carried out, and without it too much would be denied"
         if why:
@@ -97,6 +99,14 @@ def _problem(rule: NetworkRule) -> str:
     if rule.end_port - rule.port >= PORTS and (rule.port > 1 or rule.end_port < _LAST_PORT):
         return f"a range of {rule.end_port - rule.port + 1} ports; at most {PORTS} are written out"
     return ""
+
+
+def _too_many(rule: NetworkRule, before: int) -> str:
+    # Counted before anything is written out.
+    ports = 1 if rule.port <= 1 and rule.end_port >= _LAST_PORT else max(1, rule.end_port - rule.port + 1)
+    if before + 2 * ports <= ENTRIES:
+        return ""
+    return f"{before} entries of this workload are in the table already, at most {ENTRIES} are written out"
 
 
 def _keys(rule: NetworkRule, question: Direction, source: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -20,6 +20,9 @@ from schemas.errors import DecodeError, PolicyError, SettingsError
 if TYPE_CHECKING:
     from policy.lint_findings import Holding
     from policy.ruleset import PostureSettings, Ruleset
+
+SHOWN: Final = 500
+"""Findings printed as text: nobody reads more, and 30,000 policies may have one each."""
 
 
 def postures(given: argparse.Namespace) -> PostureSettings:
@@ -67,14 +70,15 @@ def check(given: argparse.Namespace) -> int:
 
     levels: dict[str, int] = {}
     found: list[Any] = []
-    policies = 0
+    policies = shown = 0
     for origin, data in files(given.filename, given.recursive):
         parsed = parse(data, origin, strict=given.strict)
         policies += len(parsed.policies)
         found += parsed.diagnostics
         for diagnostic in parsed.diagnostics:
             levels[diagnostic.level] = levels.get(diagnostic.level, 0) + 1
-            if given.output == "text":
+            shown += 1
+            if given.output == "text" and shown <= SHOWN:
                 print(render(diagnostic, parsed.text))
     if given.output == "json":
         print(as_json({"policies": policies, "diagnostics": found}))
@@ -83,6 +87,8 @@ def check(given: argparse.Namespace) -> int:
             ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in sorted(levels.items()))
             or "nothing to say"
         )
+        if shown > SHOWN:
+            print(f"{shown - SHOWN} more findings are not shown; `-o json` lists them")
         print(f"{policies} polic{'y' if policies == 1 else 'ies'}: {counts}")
     return 2 if levels.get("error") else 1 if levels.get("warning") else 0
 
@@ -271,8 +277,10 @@ def lint(given: argparse.Namespace) -> int:
                 one.recommendation,
             )
             alike.setdefault(key, []).append(one.rule.position)
-        for (level, code, _, _, policy, message, recommendation), places in alike.items():
+        for (level, code, _, _, policy, message, recommendation), places in list(alike.items())[:SHOWN]:
             print(f"{level}[{code}] {policy} {_together(places)}: {message}\n     {recommendation}")
+        if len(alike) > SHOWN:
+            print(f"{len(alike) - SHOWN} more are not shown; `-o json` lists them")
         by_level = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())
         total = len(ruleset.policies)
         print(

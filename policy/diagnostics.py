@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
@@ -116,9 +117,15 @@ def _width(text: str) -> int:
     return sum(2 if "\u1100" <= char <= "\uffdc" else 1 for char in text)
 
 
+@lru_cache(maxsize=2)
+def _lines(text: str) -> list[str]:
+    # A file of 4 MiB with five hundred findings is split once.
+    return LINE_BREAK.split(text)
+
+
 def render(diagnostic: Diagnostic, text: str) -> str:
     """The finding with its line of `text` and carets under what it is about; several lines, no colour."""
-    lines = LINE_BREAK.split(text)
+    lines = _lines(text)
     head = f"{diagnostic.level}[{diagnostic.code}]: {diagnostic.message}"
     margin = " " * len(str(diagnostic.line))
     out = [head, f"{margin}--> {diagnostic.file}:{diagnostic.line}:{diagnostic.column}"]

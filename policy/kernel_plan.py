@@ -111,7 +111,28 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     return [rule for rule in carried if id(rule) not in widened], left
 
 
+ENTRIES: Final = 32768
+"""Most entries of the kernel's network table that one rule is written out to: half of what it has by default."""
+
+
+def entries(rule: Rule) -> int:
+    """How many entries a network rule takes, counted and not written: each network with each port, for two families."""
+    peer = rule.peer
+    if peer is None:
+        return 0
+    ports = sum(
+        1 if one.first <= 1 and one.last >= 65535 else max(1, one.last - one.first + 1)
+        for one in peer.ports or (Ports(),)
+    )
+    return 2 * len(peer.networks or ("",)) * ports
+
+
 def _wordless(rule: Rule) -> str | None:
+    if (count := entries(rule)) > ENTRIES:
+        return (
+            f"it would take {count} entries of the kernel's table (each network with each port), at most {ENTRIES} of one rule "
+            "are written out; name fewer networks or narrower ranges of ports"
+        )
     # What `PathRule` and `NetworkRule` have no field for, whatever the backend could do.
     if rule.pts is False or rule.has_args:
         return "a plan has no words for `pts` and `allowedArgs` yet"

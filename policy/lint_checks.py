@@ -7,7 +7,7 @@ A check yields findings and never raises; what it recommends must be valid. To a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from policy import glob
@@ -42,20 +42,26 @@ LINKED: Final = frozenset(
     }
 )  # fmt: skip
 """Commands that are symlinks on today's distributions (Debian, Fedora): the kernel reports what they point to."""
+_SHOWN: Final = 10
+"""Patterns named for one directory that they cover."""
 SHARED_SYSTEM: Final = frozenset({"/", "/usr/", "/etc/", "/lib/", "/usr/lib/", "/bin/", "/usr/bin/", "/dev/", "/proc/"})
 
 
-def _twins(together: Together) -> Iterator[tuple[Rule, Rule]]:
-    for rules in together.tables.values():
-        yield from _same(rules)
+def _place(rule: Rule) -> tuple[object, ...]:
+    # Not the rule itself: severity, tags and message make no difference to what matches.
+    return (
+        rule.match, rule.value, rule.recursive, rule.class_, rule.peer, rule.device, frozenset(rule.sources), rule.syscalls,
+    )  # fmt: skip
 
 
-def _same(rules: list[Rule]) -> Iterator[tuple[Rule, Rule]]:
-    found: dict[tuple[Match, str], list[Rule]] = {}
+def _firsts(rules: Iterable[Rule], by: Callable[[Rule], object]) -> dict[object, Rule]:
+    """Of rules that are alike the first one: pairs of a hundred thousand would be ten thousand million."""
+    firsts: dict[object, Rule] = {}
     for rule in rules:
-        found.setdefault((rule.match, rule.value), []).append(rule)
-    for some in found.values():
-        yield from ((rule, other) for rule in some for other in some if rule is not other)
+        found = firsts.setdefault(by(rule), rule)
+        if _first(rule, found):
+            firsts[by(rule)] = rule
+    return firsts
 
 
 def _limited(rule: Rule) -> bool:
@@ -80,24 +86,29 @@ def shadowed(together: Together) -> Iterator[Finding]:
         rules = together.tables.get(table, [])
         deciding = [rule for rule in rules if rule.action is not Action.AUDIT]
         directories = [rule for rule in deciding if rule.match is Match.DIRECTORY]
+        covering: dict[str, list[tuple[Rule, bool]]] = {}
         for other in deciding:
             if other.match is not Match.PATTERN or _limited(other):
                 continue
             *beginning, last = glob.parse(other.value)
             prefix = glob.plain(tuple(beginning))
-            if prefix is None or last not in (glob.STAR, glob.DOUBLE_STAR):
-                continue
-            for rule in directories:
-                if last == glob.STAR and (rule.value != prefix or rule.recursive):
-                    continue
-                if rule.value.startswith(prefix) and _by(other, rule):
-                    yield Finding(
-                        code="L101",
-                        rule=rule.ref,
-                        other=other.ref,
-                        message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers it and goes first",
-                        recommendation="remove it, or write the exception as a path or a longer pattern",
-                    )
+            if prefix is not None and last in (glob.STAR, glob.DOUBLE_STAR):
+                covering.setdefault(prefix, []).append((other, last == glob.STAR))
+        for rule in directories:
+            beginnings = (rule.value[:end] for end in range(len(rule.value) + 1))
+            candidates = (pair for beginning in beginnings for pair in covering.get(beginning, ()))
+            found = [
+                other for other, one_level in candidates
+                if _by(other, rule) and not (one_level and (rule.recursive or not other.value.startswith(rule.value)))
+            ][:_SHOWN]  # fmt: skip
+            for other in found:
+                yield Finding(
+                    code="L101",
+                    rule=rule.ref,
+                    other=other.ref,
+                    message=f"never decides: {_where(other)} ({other.action.value} `{other.value}`) covers it and goes first",
+                    recommendation="remove it, or write the exception as a path or a longer pattern",
+                )
 
 
 def _by(other: Rule, rule: Rule) -> bool:
@@ -107,38 +118,38 @@ def _by(other: Rule, rule: Rule) -> bool:
 
 def contradictory(together: Together) -> Iterator[Finding]:
     """L102: Allow and Block of the same thing; Block wins."""
-    for rule, other in _twins(together):
-        if rule.action is Action.ALLOW and other.action is Action.BLOCK and _same_place(rule, other):
-            yield Finding(
-                code="L102",
-                rule=rule.ref,
-                other=other.ref,
-                message=f"allows what {_where(other)} blocks (`{rule.value}`, same sources): the Block wins",
-                recommendation="keep one of the two",
-            )
+    for rules in together.tables.values():
+        blocking = _firsts((rule for rule in rules if rule.action is Action.BLOCK), _place)
+        for rule in rules:
+            other = blocking.get(_place(rule)) if rule.action is Action.ALLOW else None
+            if other is not None:
+                yield Finding(
+                    code="L102",
+                    rule=rule.ref,
+                    other=other.ref,
+                    message=f"allows what {_where(other)} blocks (`{rule.value}`, same sources): the Block wins",
+                    recommendation="keep one of the two",
+                )
 
 
 def repeated(together: Together) -> Iterator[Finding]:
     """L103: the same rule twice."""
-    for rule, other in _twins(together):
-        same = rule.action is other.action and _same_place(rule, other) and _limits(rule) == _limits(other)
-        if same and _first(other, rule):
-            yield Finding(
-                code="L103",
-                rule=rule.ref,
-                other=other.ref,
-                message=f"says the same as {_where(other)}",
-                recommendation="remove one; alerts name the first",
-            )
+    for rules in together.tables.values():
+        firsts = _firsts(rules, _said)
+        for rule in rules:
+            other = firsts[_said(rule)]
+            if other is not rule:
+                yield Finding(
+                    code="L103",
+                    rule=rule.ref,
+                    other=other.ref,
+                    message=f"says the same as {_where(other)}",
+                    recommendation="remove one; alerts name the first",
+                )
 
 
-def _same_place(rule: Rule, other: Rule) -> bool:
-    # Not `rule == other`: severity, tags and message make no difference to what matches.
-    if rule.match is not other.match or rule.value != other.value or rule.recursive != other.recursive:
-        return False
-    if rule.class_ is not other.class_ or rule.peer != other.peer or rule.device != other.device:
-        return False
-    return set(rule.sources) == set(other.sources) and rule.syscalls == other.syscalls
+def _said(rule: Rule) -> object:
+    return (rule.action, _place(rule), _limits(rule))
 
 
 def _limits(rule: Rule) -> tuple[object, ...]:
