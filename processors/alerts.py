@@ -18,13 +18,14 @@ from policy.retold import unsaid
 from processors import rows
 from processors.judge import Entry, Tally
 from processors.throttle import Bucket, Kind, Throttle
-from schemas.alert import FIREWALL, NOTICE, Alert, encode_alert
+from schemas.alert import FIREWALL, NOTICE, Alert, Judged, encode_alert
 from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.identity import Kind as Stands
 from schemas.operations import Access, Backend, Class, Operation, class_of
+from schemas.telemetry import ProcessContext
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
 from schemas.wording import event_data, firewall_data, updated_time
 
@@ -38,6 +39,9 @@ FEW: Final = 64
 _LISTED: Final = 32
 """Rules that a closing notice lists one by one, the busiest first; by feel."""
 
+_KEPT: Final = 1024
+"""Answers of `_unsaid` kept; then all are forgotten."""
+
 VERSION: Final = f"hauberk-{version('hauberk')}"
 """In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
 
@@ -50,6 +54,7 @@ class Alerts:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
+        self._kept: dict[tuple[int, int, int, str, str], tuple[Entry, Identity, Judged | None]] = {}
         self.told: dict[str, int] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
@@ -148,10 +153,23 @@ class Alerts:
             **identity_fields(identity),
             **fields,
         )
-        exec_ = entry.raw.operation is Operation.EXEC
-        alert.Judged = unsaid(reread(alert), identity, entry.behaviour, context.judged if exec_ else None)
+        alert.Judged = self._unsaid(alert, entry, context)
         self.told[action] = self.told.get(action, 0) + 1
         yield record_of(alert, identity.workload)
+
+    def _unsaid(self, alert: Alert, entry: Entry, context: ProcessContext) -> Judged | None:
+        """What the words of `alert` leave out. Reading it back takes longer than writing it, and equal events come in rows."""
+        own = alert.PID if entry.behaviour.resource.startswith("/proc/") else 0
+        key = (id(entry), context.process, own, alert.Operation, alert.Enforcer)
+        known = self._kept.get(key)
+        if known is not None and known[0] is entry and known[1] is entry.identity:
+            return known[2]
+        arguments = context.judged if entry.raw.operation is Operation.EXEC else None
+        found = unsaid(reread(alert), entry.identity, entry.behaviour, arguments)
+        if len(self._kept) >= _KEPT:
+            self._kept.clear()
+        self._kept[key] = (entry, entry.identity, found)
+        return found
 
     def _bucket(self, header: FrameHeader, entry: Entry, verdict: Verdict, action: str) -> Bucket:
         rule = verdict.rule.position if verdict.rule is not None else ""
