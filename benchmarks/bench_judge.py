@@ -71,7 +71,7 @@ def _frame(number: int, rows: int, behaviours: int, first: int = 0) -> Frame:
         strings[path] = f"/srv/app/{index % 97}/static/{index}.css".encode()
         body = BEHAVIOUR.struct.pack(
             10 + index % 8, 1, 2, path, 0, 11, 12, Operation.OPEN, 257, Access.READ, 0, 0, 0o2000000, 0, 33, 33, 0, 0,
-            0, 0, 0, 0, b"",
+            0, 0, 0, 0, b"", 0,
         )  # fmt: skip
         tables.append(definition(DefinitionKind.BEHAVIOUR, _ident(index), body))
     tables += [definition(DefinitionKind.STRING, key, text) for key, text in strings.items()]

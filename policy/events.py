@@ -204,6 +204,7 @@ def _behaviour(fields: dict[str, Any]) -> tuple[Behaviour, tuple[str, ...] | Non
         "tty": _text(fields, "TTY") not in ("", "?", "none"),
         "executable": _text(fields, "ProcessName") or source,
         "parent": _text(fields, "ParentProcessName"),
+        "script": _text(fields, "SourceScript"),
         "syscall_name": data.get("syscall", "").lower().removeprefix("sys_"),
     }
     match class_:

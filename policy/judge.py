@@ -156,8 +156,8 @@ class Judge:
     def _nothing(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
         return ALLOWED
 
-    def _found(self, groups: list[Group], actor: str) -> list[Candidate]:
-        return gather(groups, actor, self._actors)
+    def _found(self, groups: list[Group], actor: str, script: str) -> list[Candidate]:
+        return gather(groups, actor, self._actors, script)
 
     def _process(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
         if behaviour.resource2:  # a script and its interpreter: both are executed
@@ -172,7 +172,7 @@ class Judge:
         groups = self._lookup_process(behaviour.resource)
         if not groups:
             return self._unmatched_process.verdict(behaviour)
-        found = gather(groups, behaviour.parent or behaviour.executable, self._actors)
+        found = gather(groups, behaviour.parent or behaviour.executable, self._actors, behaviour.script)
         return decide(found, behaviour, arguments, self._unmatched_process)
 
     def _file(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
@@ -180,7 +180,7 @@ class Judge:
         if not groups:
             return self._unmatched_file.verdict(behaviour)
         return decide(
-            gather(groups, behaviour.executable, self._actors), behaviour, arguments, self._unmatched_file
+            gather(groups, behaviour.executable, self._actors, behaviour.script), behaviour, arguments, self._unmatched_file
         )  # fmt: skip
 
     def _two_files(self, behaviour: Behaviour, arguments: tuple[str, ...] | None) -> Verdict:
@@ -217,21 +217,23 @@ class Judge:
         return decide(found, behaviour, arguments, NOTHING) if found else ALLOWED
 
     def _find_process(self, behaviour: Behaviour, path: str) -> list[Candidate]:
-        return self._found(self._lookup_process(path), behaviour.parent or behaviour.executable)
+        return self._found(self._lookup_process(path), behaviour.parent or behaviour.executable, behaviour.script)
 
     def _find_file(self, behaviour: Behaviour, path: str) -> list[Candidate]:
-        return self._found(self._lookup_file(path), behaviour.executable)
+        return self._found(self._lookup_file(path), behaviour.executable, behaviour.script)
 
     def _find_network(self, behaviour: Behaviour) -> list[Candidate]:
         asked = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
-        return self._found(self.tables.protocols.lookup(asked), behaviour.executable)
+        return self._found(self.tables.protocols.lookup(asked), behaviour.executable, behaviour.script)
 
     def _find_dns(self, behaviour: Behaviour) -> list[Candidate]:
-        return self._found(self.tables.names.lookup(behaviour.detail or behaviour.resource), behaviour.executable)
+        return self._found(
+            self.tables.names.lookup(behaviour.detail or behaviour.resource), behaviour.executable, behaviour.script
+        )
 
     def _find_capability(self, behaviour: Behaviour) -> list[Candidate]:
         name = (behaviour.detail or behaviour.resource).lower().removeprefix("cap_")
-        return self._found(self.tables.capabilities.lookup((name,)), behaviour.executable)
+        return self._found(self.tables.capabilities.lookup((name,)), behaviour.executable, behaviour.script)
 
     def _find_device(self, behaviour: Behaviour) -> list[Candidate]:
         return [candidate for candidate in self.tables.devices if device_matches(candidate.rule.device, behaviour)]
@@ -263,12 +265,12 @@ class Judge:
         names = (ALIASES.get(name, name),) if name else named(behaviour.operation)
         found: list[Candidate] = []
         if self.tables.syscalls is not None:
-            found += self._found(self.tables.syscalls.lookup(names), behaviour.executable)
+            found += self._found(self.tables.syscalls.lookup(names), behaviour.executable, behaviour.script)
         if self.tables.syscall_paths is not None:
             for path in (behaviour.resource, behaviour.resource2):
                 if path.startswith("/"):
                     groups = self.tables.syscall_paths.lookup(path)
-                    for candidate in self._found(groups, behaviour.executable):
+                    for candidate in self._found(groups, behaviour.executable, behaviour.script):
                         wanted = candidate.rule.syscalls
                         if not wanted or any(name in wanted for name in names):
                             found.append(candidate)

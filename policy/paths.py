@@ -39,14 +39,16 @@ class Group:
                 self.sourced.setdefault(actors.numbers[source], []).append(candidate)
 
 
-def gather(groups: Iterable[Group], actor: str, actors: Actors) -> list[Candidate]:
-    """The rules of `groups` that hold for what `actor` does."""
+def gather(groups: Iterable[Group], actor: str, actors: Actors, script: str = "") -> list[Candidate]:
+    """The rules of `groups` that hold for what `actor` does; `script`: the `#!` file that it runs."""
     found: list[Candidate] = []
     classified: tuple[int, ...] | None = None
     for group in groups:
         if group.sourced:
             if classified is None:
                 classified = actors.classify(actor)
+                if script:
+                    classified = tuple(dict.fromkeys((*classified, *actors.classify(script))))
             for number in classified:
                 found += group.sourced.get(number, ())
         found += group.anybody

@@ -33,7 +33,8 @@ _CAPABLE: Final = Operation.CAPABLE
 _DNS: Final = Operation.DNS
 _TEXTUAL: Final = {call for call, row in CALLS.items() if texts(row)}
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-_TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail")
+_TEXTS: Final = ("executable", "parent", "resource", "resource2", "detail", "script")
+_SCRIPT: Final = BEHAVIOUR.offsets["script"]
 
 
 _ACCESS: Final[dict[int, Access]] = {}
@@ -136,10 +137,12 @@ class Definitions:
         if body is None:
             return None
         if len(body) < BEHAVIOUR.size:
-            raise DecodeError(f"expected a behaviour of {BEHAVIOUR.size} bytes or more, got {len(body)}, id {ident}")
+            if len(body) < _SCRIPT:
+                raise DecodeError(f"expected a behaviour of {_SCRIPT} bytes or more, got {len(body)}, id {ident}")
+            body = body.ljust(BEHAVIOUR.size, b"\0")  # written before behaviours had a script
         (
             cgroup, executable, parent, resource, resource2, pid_ns, mnt_ns, operation, syscall, access, enforcer, tty,
-            flags, result, uid, owner, arg0, arg1, family, port, socket_type, protocol, address, *_,
+            flags, result, uid, owner, arg0, arg1, family, port, socket_type, protocol, address, script, *_,
         ) = _BEHAVIOUR(body)  # fmt: skip
         op = _OPERATIONS.get(operation)
         if op is None:
@@ -184,8 +187,9 @@ class Definitions:
             address=address_text(family, address) if family else "",
             port=port,
             detail=detail,
+            script=string(script) if script else "",
         )
-        if self._surrogates and not self._surrogates.isdisjoint((executable, parent, resource, resource2)):
+        if self._surrogates and not self._surrogates.isdisjoint((executable, parent, resource, resource2, script)):
             self.odd.add(ident)
         return behaviour
 

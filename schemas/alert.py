@@ -5,8 +5,9 @@ Ours in addition: `EventID` (node:boot:sequence, the same on every replay, so re
 occurrences this one line stands for), `Suppressed` (how many were throttled before it), `Rule` (position of the rule that
 matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`; and what a verdict hangs on, so that the
 event can be judged again: `OID` (owner of the file or image; absent: it has none), `Script` (the `#!` file that was executed;
-`ProcessName` is its interpreter), `Resource2` (the second path of rename, link, symlink and mount), `Cut` (`arguments`, `path`:
-what is not whole), `Links` (symlinks of the workload's root that lead to a path of the event), `Judged` (the rest of it).
+`ProcessName` is its interpreter), `SourceScript` (the `#!` file whose interpreter acted), `Resource2` (the second path of rename,
+link, symlink and mount), `Cut` (`arguments`, `path`: what is not whole), `Links` (symlinks of the workload's root that lead to a path
+of the event), `Judged` (the rest of it).
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     RemotePort: int = 0
     OID: Number | None = None
     Script: str = ""
+    SourceScript: str = ""
     Resource2: str = ""
     Cut: str = ""
 

@@ -17,6 +17,7 @@ class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=F
     `resource` is), `executable` the image that called exec, `parent` the image that forked the task.
     connect/send: `address`/`port` are remote; bind/listen: local; accept: remote address, local port.
     `result`: 0 or -errno. `syscall`: number on the node's architecture, `syscall_name` its name without `sys_`.
+    `script`: the `#!` file that the acting `executable` runs (exec: that the caller ran); a source of it is a source of what it does.
     `detail`: what has no field of its own, as text (capability name, DNS name, filesystem type).
     """
 
@@ -45,6 +46,7 @@ class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=F
     address: str = ""
     port: int = 0
     detail: str = ""
+    script: str = ""
 
     @property
     def cls(self) -> Class:

@@ -100,6 +100,7 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "ExecEvent": exec_event(name),
         "OID": behaviour.owner if behaviour.owner != NO_OWNER else None,
         "Script": script,
+        "SourceScript": behaviour.script,
         "Resource2": second,
         "Cut": cut,
         "RemoteAddress": behaviour.address if behaviour.operation in _PEERS else "",

@@ -117,6 +117,11 @@ BEHAVIOUR: Final = Layout(
     Field("socket_type", "u16", "SOCK_* without flags"),
     Field("protocol", "u16", "IPPROTO_*"),
     Field("address", "u8", "remote address (bind/listen: local); IPv4 in the first four bytes", 16),
+    Field(
+        "script",
+        "u64",
+        "string id of the `#!` file that the acting executable runs; exec: that the caller ran; 0 if none",
+    ),
 )
 
 PROCESS: Final = Layout(
@@ -212,6 +217,7 @@ IMAGE: Final = Layout(
         "u64",
         "of that exec: kernel address of the task's work as it began; 1: it may run before the exec ends; 0 if unknown",
     ),
+    Field("script", "u64", "string id of the `#!` file that the image runs; 0 if it runs none"),
 )
 """Value of the `processes` map, keyed by host tgid (u32). Written by the kernel; an entry deleted by userspace is adopted
 again, with its definitions, at the task's next watched call."""

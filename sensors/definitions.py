@@ -27,6 +27,7 @@ _STRING, _BEHAVIOUR, _PROCESS = DefinitionKind.STRING, DefinitionKind.BEHAVIOUR,
 # Both bodies keep the ids of their strings in four u64 in a row; this fails at import when a layout changes that.
 _REFERENCES: Final = struct.Struct("=4Q")
 _AT: Final = DEFINITION.size + BEHAVIOUR.offsets["executable"]
+_SCRIPT: Final = DEFINITION.size + BEHAVIOUR.offsets["script"]
 if (
     [BEHAVIOUR.offsets[name] for name in ("executable", "parent", "resource", "resource2")] != [8, 16, 24, 32]
     or [PROCESS.offsets[name] for name in ("executable", "parent", "arguments", "cwd")] != [8, 16, 24, 32]
@@ -62,7 +63,7 @@ class Closure(NamedTuple):
 class Definitions:
     """`limit_bytes`: memory to hold, `OVERHEAD` included. `forget(kind, ids)` is called when STRING or BEHAVIOUR ids are
     about to go. In the order of the records, `seen(cgroup)` is called with the cgroup of each behaviour learned and
-    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record. `living()` gives (process, executable, parent) of every
+    `cgroup(kind, id, path)` for each CGROUP and CGROUP_GONE record. `living()` gives (process, executable, parent, script) of every
     image that still runs: they are announced once, and needed at their exit however long they were silent in between."""
 
     def __init__(
@@ -71,7 +72,7 @@ class Definitions:
         forget: Callable[[DefinitionKind, list[int]], None] | None = None,
         seen: Callable[[int], None] | None = None,
         cgroup: Callable[[DefinitionKind, int, bytes], None] | None = None,
-        living: Callable[[], Iterable[tuple[int, int, int]]] | None = None,
+        living: Callable[[], Iterable[tuple[int, ...]]] | None = None,
     ) -> None:
         self._limit = limit_bytes // 3
         self._living = living
@@ -111,7 +112,7 @@ class Definitions:
             padded = end + (-size % 8)
             # The ring may carry more than the record (a fixed reservation); keep what the frame format allows.
             table[ident] = record if len(record) == padded else record[:end] + bytes(padded - end)
-            if kind == _BEHAVIOUR and seen is not None and size >= BEHAVIOUR.size:
+            if kind == _BEHAVIOUR and seen is not None and size >= BEHAVIOUR.offsets["script"]:
                 seen(int.from_bytes(record[head : head + 8], _ORDER))
 
     def settle(self, *, behind: bool = False) -> None:
@@ -141,7 +142,7 @@ class Definitions:
         acted, no_behaviours = self._fetch(_BEHAVIOUR, behaviours)
         ran, no_processes = self._fetch(_PROCESS, processes)
         acted_run, ran_run = b"".join(acted), b"".join(ran)
-        _refer(strings, acted, acted_run, DEFINITION.size + BEHAVIOUR.size)
+        _refer(strings, acted, acted_run, DEFINITION.size + BEHAVIOUR.size, _SCRIPT)
         _refer(strings, ran, ran_run, DEFINITION.size + PROCESS.size)
         # Most behaviours have fewer than four strings: 0 would send every closure down the slow path.
         strings.discard(0)
@@ -165,13 +166,12 @@ class Definitions:
                 absent.append(ident)
         return records, absent
 
-    def references(self, behaviour: int) -> tuple[int, int, int, int]:
-        """String ids of a known behaviour: executable, parent, resource, resource2; zeros when it is not known."""
+    def references(self, behaviour: int) -> tuple[int, ...]:
+        """String ids of a known behaviour: executable, parent, resource, resource2, script; zeros when it is not known."""
         record = self._young[_BEHAVIOUR].get(behaviour) or self._revive(_BEHAVIOUR, behaviour)
         if not record:
             return 0, 0, 0, 0
-        executable, parent, resource, resource2 = _REFERENCES.unpack_from(record, _AT)
-        return executable, parent, resource, resource2
+        return *_REFERENCES.unpack_from(record, _AT), _script(record)
 
     def records(self) -> Iterable[bytes]:
         """Everything held, oldest generation first."""
@@ -220,15 +220,22 @@ def _generation() -> _Generation:
     return {_STRING: {}, _BEHAVIOUR: {}, _PROCESS: {}}
 
 
-def _refer(strings: set[int], records: list[bytes], run: bytes, size: int) -> None:
+def _script(record: bytes) -> int:
+    """The script of a behaviour; 0 too for one that was recorded before behaviours had one."""
+    return int.from_bytes(record[_SCRIPT : _SCRIPT + 8], _ORDER)
+
+
+def _refer(strings: set[int], records: list[bytes], run: bytes, size: int, script: int = 0) -> None:
     # Add the string ids of `records`, whose bytes in a row are `run`: by column when all have the size of this build.
     if len(run) == size * len(records):
         words, stride = memoryview(run).cast("Q"), size // 8
-        for column in range(_AT // 8, _AT // 8 + 4):
+        for column in (*range(_AT // 8, _AT // 8 + 4), *([script // 8] if script else ())):
             strings.update(words[column::stride].tolist())
     else:
         for record in records:
             strings.update(_REFERENCES.unpack_from(record, _AT))
+            if script:
+                strings.add(_script(record))
 
 
 _ORDER: Final = "little" if struct.pack("=H", 1)[0] else "big"

@@ -25,7 +25,7 @@ TOLD: Final = struct.Struct("=16Q")
 _ARRAY: Final = 2
 _U64: Final = struct.Struct("=Q").pack
 _U32: Final = struct.Struct("=I").pack
-_RUNS: Final = struct.Struct("=3Q").unpack_from
+_RUNS: Final = struct.Struct(f"=3Q{IMAGE.offsets['script'] - 24}xQ").unpack_from
 if [IMAGE.offsets[name] for name in ("process", "executable", "parent")] != [0, 8, 16]:
     raise ImportError("schemas.kernel moved the first members of IMAGE; sensors.pins must follow")
 OBSERVED_SECONDS: Final = 60
@@ -73,8 +73,8 @@ class Pins:
         until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + OBSERVED_SECONDS * 1_000_000_000
         self._config.put(_U32(Config.OBSERVED_UNTIL), _U64(until))
 
-    def living(self) -> set[tuple[int, int, int]]:
-        """(process, executable, parent) of every image that runs, as the kernel's map says.
+    def living(self) -> set[tuple[int, ...]]:
+        """(process, executable, parent, script) of every image that runs, as the kernel's map says.
 
         The whole map, not a look under each id's tgid: a fork has the id of the image it runs, whose first process may be gone.
         """

@@ -97,7 +97,7 @@ static __always_inline u64 shed(struct behaviour *b)
     if (charge(payer(b->cgroup), bpf_ktime_get_boot_ns() >> WINDOW_SHIFT, TIER_SHED) < NEW_PER_SECOND / 64)
         return id;
     /* Even of these it makes too many: users, namespaces and executables without end. */
-    b->executable = b->parent = 0;
+    b->executable = b->parent = b->script = 0;
     b->pid_ns = b->mnt_ns = 0;
     b->uid = 0xffffffff;
     b->tty = 0;

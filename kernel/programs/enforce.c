@@ -74,6 +74,9 @@ static __always_inline void start_scan(struct work *w)
     scan->source = w->b.executable;
     if (w->b.operation == OP_EXEC && w->b.parent)
         scan->source = w->b.parent;
+    if (w->b.script && !w->steer.plain)
+        scan->source = w->b.script;
+    scan->start = w->at;
     sip_start(&scan->sip);
 }
 
@@ -229,6 +232,13 @@ int hop_decide(struct bpf_raw_tracepoint_args *ctx)
             rule = find_rule(w, name, source, RULE_EXECNAME);
         if (!rule && scan->deep[i].action)
             rule = &scan->deep[i];
+        if (!rule && !i && w->b.script && !w->steer.plain) { /* once more, for the interpreter and for anybody */
+            w->steer.plain = 1;
+            w->steer.scanning = w->steer.ascending = 0;
+            w->at = scan->start;
+            go(ctx, w, HOP_ENFORCE);
+            return 0;
+        }
         if (rule) {
             found = 1;
             stop = forbids(w, rule);
@@ -244,7 +254,7 @@ verdict:
         }
     }
     if (w->steer.stage) { /* another path of the same event */
-        w->steer.scanning = w->steer.ascending = 0;
+        w->steer.scanning = w->steer.ascending = w->steer.plain = 0;
         if (w->steer.stage == STAGE_SECOND)
             go(ctx, w, HOP_PATHS);
         else

@@ -16,6 +16,7 @@
 #define AFTER_ENFORCE (SCAN_PROGRAMS + 2)
 #define AFTER_ADOPTED 21 /* the adopted task's own event: its last text has nine of them for itself when it is to be judged */
 #define AFTER_SENT 4
+#define SCAN_AGAIN 8 /* rules limited to a script are asked in a scan of their own: enough for a path of some length */
 #define OTHER_PATH 7 /* a rename or link has one more path to be judged: enough for one of some length */
 #define LEAST 2 /* for a text that is still to come */
 #define ANY 255
@@ -54,6 +55,8 @@ static __always_inline u32 limit_of(struct work *w, struct job *job)
         kept = AFTER_SENT;
     if (w->steer.stage == STAGE_SECOND)
         kept += OTHER_PATH;
+    if (w->b.script && kept == AFTER_ENFORCE)
+        kept += SCAN_AGAIN;
     kept += LEAST * (w->steer.count - w->steer.job - 1);
     return limit < STEPS - kept ? limit : STEPS - kept;
 }

@@ -67,6 +67,7 @@ static __always_inline void actor(struct work *w, void *task, struct image *imag
     __builtin_memset(&w->b, 0, sizeof(w->b));
     w->b.cgroup = cgroup;
     w->b.executable = image->executable;
+    w->b.script = image->script;
     w->b.parent = image->parent;
     w->b.pid_ns = image->pid_ns;
     w->b.mnt_ns = mnt_ns(task);
@@ -205,6 +206,7 @@ int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
     image->call = 0;
     image->reserved = 0;
     image->works = 0;
+    image->script = 0;
     fill_process(w, task, image);
     w->process.parent = image->parent;
     announce_process(w);
@@ -361,6 +363,7 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     w->b.syscall = exec_call(w->bprm, image);
     u64 works = image->works;
     image->works = 0;
+    image->script = 0; /* that was the caller's; hop_script knows the new image's */
     image->process = image_id(now, tgid);
     image->executable = executable;
     image->start = now;
@@ -391,7 +394,7 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     }
     if (scope.flags & SCOPE_ENFORCE_SIGNAL)
         go(ctx, w, HOP_ENFORCE);
-    else if (w->steer.visible && w->steer.stage)
+    else if (w->steer.stage) /* told or not: what it does later is what the script does */
         go(ctx, w, HOP_SCRIPT);
     else if (w->steer.visible)
         go(ctx, w, HOP_FINISH);
@@ -419,6 +422,10 @@ int hop_script(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 file = 0;
     if (w->steer.stage == STAGE_NAME) {
+        u32 tgid = bpf_get_current_pid_tgid() >> 32;
+        struct image *image = processes.lookup(&tgid);
+        if (image && !image->script) /* the first is what exec was given */
+            image->script = w->sids[SID_RESOURCE];
         if (w->steer.visible)
             finish(w, 0);
         if (!w->names)

@@ -61,6 +61,7 @@ struct steer {
     u32 message;  /* sendmmsg: which of its messages this is */
     u32 scanning; /* 1 when the scan of the path has begun */
     u32 ascending; /* 1 when the lookup of its directories has */
+    u32 plain;    /* 1 when no rule is limited to the script that acts, and those of its interpreter are asked */
     u32 stage;    /* what is left to be judged or told of an event with several paths */
     u32 afford;   /* AFFORD_* */
     u32 flaw;     /* of the text that is being made */
@@ -123,6 +124,8 @@ struct work {
         struct sip sip;
         u64 seen;    /* marks of the slashes of the word under the cursor that were looked at */
         u64 source;  /* whose rules are looked at first */
+        u32 start;   /* first byte of the text */
+        u32 hole2;
         u32 at;      /* first byte of the word under the cursor */
         u32 slash;   /* length of the path up to and with its last slash */
         u32 class_;
@@ -323,10 +326,15 @@ static __always_inline u64 hash_behaviour(struct behaviour *b)
         sip_word(&s, words[12]);
         present |= 4;
     }
+    if (words[13]) { /* script */
+        sip_word(&s, words[13]);
+        present |= 8;
+    }
     return sip_end(&s, present, sizeof(*b));
 }
-_Static_assert(sizeof(struct behaviour) == 13 * 8 && __builtin_offsetof(struct behaviour, resource2) == 4 * 8 &&
-               __builtin_offsetof(struct behaviour, args) == 9 * 8 && __builtin_offsetof(struct behaviour, family) == 10 * 8,
+_Static_assert(sizeof(struct behaviour) == 14 * 8 && __builtin_offsetof(struct behaviour, resource2) == 4 * 8 &&
+               __builtin_offsetof(struct behaviour, args) == 9 * 8 && __builtin_offsetof(struct behaviour, family) == 10 * 8 &&
+               __builtin_offsetof(struct behaviour, script) == 13 * 8,
                "hash_behaviour knows which words are often empty");
 
 /* The text of the scratch, from `at` to TEXT_MAX. */

@@ -335,3 +335,46 @@ def test_long_names_do_not_hide_the_short_one(sensor: Any, rules: Rules, tmp_pat
     sensor.run(lambda: os.link(f"{deep}x", f"{deep}y"))
     sensor.run(lambda: os.rename(f"{deep}x", tmp_path / "secret"), status=KILLED)
     subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_a_rule_for_what_a_script_does_holds_for_it_alone(
+    sensor: Any, rules: Rules, pick: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The source of a rule may be a `#!` file: what its interpreter does then, opens and execs, is what it does."""
+    (tmp_path / "file").write_text("x")
+    mine, other = tmp_path / "mine.sh", tmp_path / "other.sh"
+    for path in (mine, other):
+        script(path, text=f"read x < {tmp_path}/file; exit 0")
+    rules((Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", BLOCK, str(mine)))
+    assert (
+        pick(sensor.run([str(mine)], status=KILLED), Operation.OPEN, enforcer=Backend.SIGNAL).resource
+        == f"{tmp_path}/file"
+    )
+    sensor.run([str(other)])
+    # Rules for its interpreter, and for anybody, hold for it too.
+    rules((Class.FILE, RuleKind.RECURSIVE, f"{tmp_path}/", BLOCK, SHELL))
+    script(tmp_path.parent / "outside.sh", text=f"read x < {tmp_path}/file; exit 0")
+    sensor.run([str(tmp_path.parent / "outside.sh")], status=KILLED)
+    rules((Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", BLOCK))
+    sensor.run([str(mine)], status=KILLED)
+
+
+def test_a_rule_for_a_script_goes_before_one_for_its_interpreter(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    mine, other = (
+        script(tmp_path / name, text=f"read x < {tmp_path}/file; exit 0") for name in ("mine.sh", "other.sh")
+    )
+    rules(
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", ALLOW, str(mine)),
+        (Class.FILE, RuleKind.EXACT, f"{tmp_path}/file", BLOCK, SHELL),
+    )
+    sensor.run([str(mine)])
+    sensor.run([str(other)], status=KILLED)
+
+
+def test_a_rule_for_what_a_script_starts_holds(sensor: Any, rules: Rules, tmp_path: Path) -> None:
+    mine = script(tmp_path / "mine.sh", text=f"{TRUE}; exit $?")
+    rules((Class.PROCESS, RuleKind.EXACT, TRUE, BLOCK, str(mine)))
+    sensor.run([str(mine)], status=(128 + KILLED) << 8)
+    sensor.run([str(script(tmp_path / "other.sh", text=f"{TRUE}; exit $?"))])
+    sensor.run([TRUE])

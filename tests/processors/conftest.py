@@ -73,6 +73,7 @@ class Node:
         executable: str = "/bin/cat",
         parent: str = "/bin/bash",
         resource2: str = "",
+        script: str = "",
         syscall: int = 0,
         access: Access = NO_ACCESS,
         enforcer: Backend = Backend.OBSERVER,
@@ -93,10 +94,10 @@ class Node:
         raw = b""
         if address:
             raw = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-        used = [self.string(text) for text in (executable, parent, resource, resource2)]
+        used = [self.string(text) for text in (executable, parent, resource, resource2, script)]
         body = BEHAVIOUR.struct.pack(
-            cgroup, *used, pid_ns, mnt_ns, operation, syscall, access, enforcer, tty, flags, result, uid, owner, *args,
-            family, port, socket_type, protocol, raw.ljust(16, b"\0"),
+            cgroup, *used[:4], pid_ns, mnt_ns, operation, syscall, access, enforcer, tty, flags, result, uid, owner, *args,
+            family, port, socket_type, protocol, raw.ljust(16, b"\0"), used[4],
         )  # fmt: skip
         key = ident(self.salt + b"behaviour" + body)
         self.behaviours[key] = (body, set(used))

@@ -354,3 +354,21 @@ async def test_only_a_peer_is_remote(node, stage, make_policy):
         node.row(node.behaviour(operation, "", syscall=call, **of))
     await stage.take(node.record())
     assert [(alert.RemoteAddress, alert.RemotePort) for alert in stage.alerts] == [("", 0), ("", 0), ("10.0.0.9", 443)]
+
+
+async def test_a_rule_for_a_script_holds_for_what_its_interpreter_does(node, stage, make_policy):
+    stage.policies(
+        make_policy(
+            file={"matchPaths": [{"path": "/etc/a", "fromSource": [{"path": "/srv/run.sh"}]}]},
+            process={"matchPaths": [{"path": "/bin/x", "fromSource": [{"path": "/srv/run.sh"}]}]},
+            action="Audit",
+        )
+    )
+    shell = {"executable": "/usr/bin/dash", "parent": "/usr/bin/dash"}
+    for script in ("/srv/run.sh", ""):
+        node.row(node.behaviour(Operation.OPEN, "/etc/a", syscall=257, script=script, **shell))
+        node.row(node.behaviour(Operation.EXEC, "/bin/x", syscall=59, script=script, **shell))
+    await stage.take(node.record())
+    assert [(alert.Resource, alert.SourceScript) for alert in stage.alerts] == [
+        ("/etc/a", "/srv/run.sh"), ("/bin/x", "/srv/run.sh"),
+    ]  # fmt: skip

@@ -85,7 +85,7 @@ async def test_visibility_decides_what_is_logged_and_audit_rules_do_not_need_it(
     [
         (definition(DefinitionKind.BEHAVIOUR, 5, b"short"), DecodeError),
         (
-            definition(DefinitionKind.BEHAVIOUR, 5, BEHAVIOUR.struct.pack(77, *[0] * 6, 60000, *[0] * 14, b"")),
+            definition(DefinitionKind.BEHAVIOUR, 5, BEHAVIOUR.struct.pack(77, *[0] * 6, 60000, *[0] * 14, b"", 0)),
             Incompatible,
         ),
         (b"\x01" * 9, DecodeError),

@@ -130,7 +130,7 @@ class StandIn:
 
     def image(self, pid: int, process: int, executable: int) -> None:
         """An entry of the process map."""
-        self.images.put(struct.pack("=I", pid), IMAGE.struct.pack(process, executable, 0, 0, 5, pid, 1, pid, 0, 0, 0))
+        self.images.put(struct.pack("=I", pid), IMAGE.struct.pack(process, executable, 0, 0, 5, pid, 1, pid, *[0] * 7))
 
     def announced(self, ident: int) -> bool:
         """Whether the kernel thinks the behaviour is known."""

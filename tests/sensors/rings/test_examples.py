@@ -54,7 +54,7 @@ async def test_the_host_recording_holds_what_its_script_does() -> None:
             if kind != DefinitionKind.BEHAVIOUR:
                 continue
             at = BEHAVIOUR.offsets
-            cgroup, executable, _, resource, *_ = BEHAVIOUR.struct.unpack(body)
+            cgroup, executable, _, resource, *_ = BEHAVIOUR.struct.unpack(body.ljust(BEHAVIOUR.size, b"\0"))
             operation = int.from_bytes(body[at["operation"] : at["operation"] + 2], "little")
             text = [found.get((1, ident), b"").decode() for ident in (executable, resource)]
             seen.add((cgroups[cgroup].kind.value, Operation(operation), *text))

@@ -249,7 +249,7 @@ def test_a_fork_runs_the_image_of_a_process_that_is_gone(stand_in: Any) -> None:
     daemon = (77 << 22) | 4001
     source = open_source(stand_in)
     stand_in.image(4002, daemon, 5)  # 4001 called exec, forked and ended, as daemons do
-    assert source._pins.living() == {(daemon, 5, 0)}
+    assert source._pins.living() == {(daemon, 5, 0, 0)}
     source.close()
 
 
