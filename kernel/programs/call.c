@@ -50,7 +50,7 @@ static __always_inline int comes_again(struct call *call, s64 ret)
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-    /* No helper for the calls nobody watches: this is what every call of the machine pays. */
+    /* What every call of the machine pays: no helper, but for those whose number is a watched call of another entry. */
     void *regs = CAST(ctx->args[0], pt_regs);
     u32 number = GET32(regs, K_REG_NUMBER);
     if (number >= I386_FIRST) {
