@@ -379,7 +379,8 @@ class Config(IntEnum):
     """Counts up when `behaviours` lost an id or `excluded` got a process: what the programs remember is valid for one value."""
     OBSERVED_UNTIL = 6
     """Boot time ns until which events are reported. The reader moves it on while it drains, so that nothing fills the rings
-    before there is a reader (0), and the machine stops paying for one that is gone. Enforcement does not ask."""
+    before there is a reader (0), and the machine stops paying for one that is gone (1, put there by the first event that comes
+    too late: from then on a call costs a look at this word). Enforcement does not ask."""
     REGISTERS = 7
     """Distance from a task's stack to the registers of its system call; 0 until the programs have seen one."""
 

@@ -68,10 +68,13 @@ class Pins:
         renew(self._config)
         self._pids.append(pid)
 
-    def observe(self) -> None:
-        """Have events reported for the next OBSERVED_SECONDS. Whoever drains calls it again before they are over."""
+    def observe(self) -> bool:
+        """Have events reported for the next OBSERVED_SECONDS. Whoever drains calls it again before they are over; whether
+        somebody did not, and the programs stopped."""
+        stopped = self._config.sum_u64(_U32(Config.OBSERVED_UNTIL)) == 1
         until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + OBSERVED_SECONDS * 1_000_000_000
         self._config.put(_U32(Config.OBSERVED_UNTIL), _U64(until))
+        return stopped
 
     def living(self) -> set[tuple[int, ...]]:
         """(process, executable, parent, script) of every image that runs, as the kernel's map says.

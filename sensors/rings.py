@@ -8,6 +8,7 @@ Neighbours: `pins` (what is open), `definitions`, `frames`, `parking`, `losses`,
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -26,6 +27,8 @@ from sensors.losses import Losses
 from sensors.parking import Parking
 from sensors.pins import Pins
 from sensors.source import Batch
+
+log = logging.getLogger(__name__)
 
 _FRAMES_FOLDED: Final = 4
 """Frames of one drain when folding does not help (every behaviour new): what memory pays."""
@@ -127,7 +130,13 @@ class RingSource:
     def observe(self) -> None:
         """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
         self._observed_at = time.monotonic()
-        self._pins.observe()
+        if self._pins.observe():
+            # What began meanwhile was not announced, and would be met as known.
+            self._pins.forget_all()
+            log.warning(
+                "nobody had drained these rings for a minute, so nothing was observed until now; what was enforced was enforced "
+                "all the same, and the calls that nobody looked at are told as lost (`unread`)"
+            )
 
     def drain(self) -> Batch:
         """Frames of what lies in the ring, at most `drain_bytes` of rows (all of it when folding)."""

@@ -105,11 +105,25 @@ static __always_inline u64 shed(struct behaviour *b)
     return hash_behaviour(b);
 }
 
-/* A loss of this event, for the node and for its container. */
-static __always_inline void lose_of(struct work *w, u32 what)
+/* A loss of an event in this cgroup, for the node and for its container. */
+static __always_inline void lose_of(u64 cgroup, u32 what)
 {
     lose(what);
-    struct budget *budget = budget_of(payer(w->b.cgroup));
+    struct budget *budget = budget_of(payer(cgroup));
     if (budget)
         __sync_fetch_and_add(&budget->lost[what == LOSS_UNREAD], 1); /* OWN_LOSSES */
+}
+
+/* Whether an event that is to be reported has a reader, as far as is known without asking for the time: `reported` asks, and
+ * notes that the time is over. Nothing is read of a call that nobody will hear of; it is counted. */
+static __always_inline u32 attended(u32 visible, u64 cgroup)
+{
+    if (!visible)
+        return 0;
+    u64 until = setting(CONFIG_OBSERVED_UNTIL);
+    if (until > 1)
+        return 1;
+    if (until)
+        lose_of(cgroup, LOSS_UNREAD);
+    return 0;
 }

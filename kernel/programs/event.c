@@ -99,8 +99,12 @@ static __always_inline int reported(struct work *w)
     w->o.time = bpf_ktime_get_boot_ns();
     if (observed(w->o.time))
         return 1;
-    if (setting(CONFIG_OBSERVED_UNTIL)) /* else nobody has asked for events yet */
-        lose_of(w, LOSS_UNREAD);
+    u32 index = CONFIG_OBSERVED_UNTIL;
+    u64 *until = config.lookup(&index);
+    if (until && *until) { /* else nobody has asked for events yet */
+        *until = 1;
+        lose_of(w->b.cgroup, LOSS_UNREAD);
+    }
     return 0;
 }
 
@@ -116,7 +120,7 @@ static __always_inline void occur(struct work *w, u64 id)
     if (!(number & 1023))
         flags = wakeup(OCCURRENCES_FILLED(), OCCURRENCE_BYTES);
     if (occurrences.ringbuf_output(&w->o, sizeof(w->o), flags))
-        lose_of(w, LOSS_OCCURRENCES_FULL);
+        lose_of(w->b.cgroup, LOSS_OCCURRENCES_FULL);
 }
 
 /* `text`: id of the text that lies in the scratch from `text_at` on and was not announced yet; 0 when there is none. */

@@ -54,11 +54,11 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     u64 cgroup = cgroup_of(task);
     struct scope scope;
     scope_of(cgroup, &scope);
-    u32 visible = scope.visibility >> (call->class_ & 31) & 1;
-    if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
-        return 0;
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
+    u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, cgroup);
+    if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
+        return 0;
     u32 tgid = tgid_of(task);
     if (is_excluded(tgid))
         return 0;

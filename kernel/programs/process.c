@@ -379,7 +379,7 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     struct scope scope;
     scope_of(cgroup, &scope);
     w->scope = scope;
-    w->steer.visible = scope.visibility >> CLASS_PROCESS & 1;
+    w->steer.visible = attended(scope.visibility >> CLASS_PROCESS & 1, cgroup);
     if (w->steer.visible && is_excluded(tgid))
         w->steer.visible = 0;
     void *mm = (void *)LOAD64(task, K_task_struct__mm);
@@ -514,7 +514,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
     u64 cgroup = cgroup_of(task);
     struct scope scope;
     scope_of(cgroup, &scope);
-    if (scope.visibility >> CLASS_PROCESS & 1) {
+    if (attended(scope.visibility >> CLASS_PROCESS & 1, cgroup)) {
         actor(w, task, image, cgroup);
         u32 code = LOAD32(task, K_task_struct__exit_code);
         w->b.operation = OP_EXIT;

@@ -198,3 +198,31 @@ def test_nothing_is_reported_before_there_is_a_reader_nor_long_after(flooder: An
         images.clear()  # what was executed meanwhile is not known by name
     observed(time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60_000_000_000)
     assert str(path) in {event.resource for event in of(flooder.run(act), flooder.cgroup_id)}
+
+
+def test_once_the_time_is_over_a_call_is_not_even_read_and_what_is_enforced_is(flooder: Any, tmp_path: Path) -> None:
+    path = Path(os.path.realpath(tmp_path)) / "blocked"
+    path.touch()
+    late = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 1
+
+    def until() -> int:
+        with flooder.map("config") as config:
+            return int(config.sum_u64(struct.pack("=I", Config.OBSERVED_UNTIL)))
+
+    with flooder.map("config") as config:
+        config.put(struct.pack("=I", Config.OBSERVED_UNTIL), struct.pack("=Q", late))
+    assert flooder.run(missing(1)) == []
+    assert until() == 1, "the first event that comes too late says so to the others"
+    before = flooder.lost(Loss.UNREAD)
+    assert flooder.run(missing(100)) == []
+    assert 100 <= flooder.lost(Loss.UNREAD) - before <= 150
+    rule = RULE_KEY.struct.pack(TABLE, string_id(flooder.key, str(path)), 0, Class.FILE, RuleKind.EXACT)
+    with flooder.map("rules") as rules:
+        rules.put(rule, RULE.struct.pack(RuleAction.BLOCK, 0, 1, 0))
+        try:
+            flooder.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL, table=TABLE)
+            for _ in range(3):
+                flooder.run(lambda: os.open(path, os.O_RDONLY), status=9)
+        finally:
+            rules.delete(rule)
+    assert until() == 1
