@@ -37,6 +37,8 @@ from schemas.operations import Class
 from schemas.records import c_header
 
 _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
+_ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
+"""What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
 _MAGIC_BPFFS: Final = 0xCAFE4A11
 _KINDS: Final = {kind.__name__: kind for kind in (Incompatible, KernelError, MissingDependency, PermissionMissing)}
 _KEPT_LINES: Final = 12
@@ -256,7 +258,7 @@ def unmount(where: str) -> None:
     """Undo `mount_bpffs` when it returned True. Not while anybody has pins there: without their mount they would go, and what
     they enforce with them."""
     with contextlib.suppress(OSError):
-        if os.listdir(where):
+        if set(os.listdir(where)) - _ITERATORS:
             return
     subprocess.run(["umount", "-l", where], capture_output=True, check=False)
 
