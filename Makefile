@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-dev run test lint format fuzz bench docs lock clean
+.PHONY: help setup setup-dev run test lint format fuzz bench soak docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ fuzz: setup-dev ## mutated inputs through every door; FUZZ="--minutes 60 --seed 
 
 bench: setup-dev ## measure; a table, and build/bench.json
 	@$(BIN)/python benchmarks/run.py $(BENCH)
+
+soak: setup-dev ## `up` under floods for MINUTES (20), its rules probed each 10 ms
+	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),20)
 
 docs: setup-dev ## write the generated pages again
 	@$(BIN)/python docs/generate.py
