@@ -34,7 +34,6 @@ from schemas.c_header import c_header
 from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
 from schemas.kernel import Config
 from schemas.operations import Class
-from schemas.records import c_header
 
 _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
