@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS: Final = 64
 """Connections of one port at a time: a dozen scrapers or browsers with six each."""
+BACKLOG: Final = 16
+"""Connections that asyncio accepts at once, before any is counted: each costs a descriptor until it is."""
 HEADER_SECONDS: Final = 10.0
 """From the connection, or from the first thing after a request, to a whole request."""
 IDLE_SECONDS: Final = 60.0
@@ -80,7 +82,7 @@ class Listener:
         assert serving is not None
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=128
+                lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG
             )
         except OSError:
             await runner.cleanup()
