@@ -66,11 +66,17 @@ class Reader:
     def _blank(self, alert: Alert) -> bool:
         assert self._redact is not None
         source = self._redact(alert.Source)
-        # Only a process has an argument list in `Resource`; a path is told as it is.
-        resource = self._redact(alert.Resource) if alert.Operation == "Process" else alert.Resource
-        if source is alert.Source and resource is alert.Resource:
+        # Only an exec has an argument list in `Resource`, whatever rule it met; a path is told as it is.
+        executed = alert.Operation == "Process" or alert.Data.startswith("syscall=SYS_EXECVE")
+        resource = self._redact(alert.Resource) if executed else alert.Resource
+        judged = alert.Judged
+        if judged is not None and judged.arguments is not None:
+            text = " ".join(judged.arguments)
+            if (blanked := self._redact(text)) is not text:
+                judged = msgspec.structs.replace(judged, arguments=tuple(blanked.split(" ")))
+        if source is alert.Source and resource is alert.Resource and judged is alert.Judged:
             return False
-        alert.Source, alert.Resource = source, resource
+        alert.Source, alert.Resource, alert.Judged = source, resource, judged
         return True
 
     def _logs(self, value: bytes) -> Sequence[Item]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bus.contract import Delivery, Record
 from schemas import telemetry
-from schemas.alert import decode_alert, encode_alert
+from schemas.alert import Judged, decode_alert, encode_alert
 from schemas.errors import SettingsError
 from schemas.topics import ALERTS, TELEMETRY
 from sinks.filters import Filter, _name_test
@@ -148,3 +148,17 @@ def test_telemetry_is_blanked_and_narrowed_before_it_is_expanded(make, as_json):
     assert narrow.filtered == 3
     other = Reader(Filter(operations=("Process",)), as_json=as_json)
     assert list(other.read(delivery(TELEMETRY, value))) == []
+
+
+@pytest.mark.parametrize("operation", ["Process", "Syscall"])
+def test_arguments_are_blanked_wherever_an_alert_has_them(make, operation):
+    alert = make.alert(1)
+    alert.Operation, alert.Data = operation, "syscall=SYS_EXECVE"
+    alert.Resource = "/bin/mysql --password=hunter2 -e x"
+    alert.Judged = Judged(arguments=("mysql", "--password=hunter2", "-e x"), uid=3)
+    for as_json in (False, True):
+        (read,) = Reader(Filter(), as_json=as_json).read(Delivery(ALERTS, 0, 0, Record(b"k", encode_alert(alert))))
+        told = decode_alert(read) if as_json else read
+        assert "hunter2" not in encode_alert(told).decode()
+        assert told.Resource == "/bin/mysql --password=*** -e x"
+        assert told.Judged.uid == 3
