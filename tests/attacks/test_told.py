@@ -140,16 +140,15 @@ def test_arguments_behind_those_that_are_kept(attacked: Any, eventually: Callabl
     assert attacked.containers["glass"].run(sys.executable, "-c", allowed).returncode == 0
     attacked.containers["glass"].run(tool, "last")
     attacked.alert(f"{tool} last")
-    try:
-        eventually(lambda: len(attacked.alerts("[cut]", ProcessName=tool)) == 12, 30)
-    except AssertionError:
-        told = [(one["Resource"][-40:], one["Data"], one["HostPID"]) for one in attacked.alerts(ProcessName=tool)]
-        raise AssertionError(f"{told} {attacked.alerts(Operation='EventsLost')}") from None
-    told = attacked.alerts("[cut]", ProcessName=tool)
-    assert {(one["Data"], one["Cut"], one["Action"]) for one in told} == {
-        ("syscall=SYS_EXECVE arguments=cut", "arguments", "Audit (Block)")
+    # A busy machine may shed the texts of some: then their arguments are unknown, which is not allowed either.
+    eventually(lambda: len(attacked.alerts(ProcessName=tool)) >= 13)
+    told = attacked.alerts(ProcessName=tool)
+    assert {one["Action"] for one in told} == {"Audit (Block)"}
+    long = [one for one in told if len(one["Resource"]) > 2000]
+    assert long
+    assert {(one["Resource"][-5:], one["Data"], one["Cut"]) for one in long} == {
+        ("[cut]", "syscall=SYS_EXECVE arguments=cut", "arguments")
     }
-    assert len(attacked.alerts(ProcessName=tool)) == 13
 
 
 def test_a_hard_link_is_told_with_both_names(attacked: Any) -> None:
