@@ -57,13 +57,14 @@ class _Stop(Exception):
 class _Open:
     """A list or mapping whose end was not seen yet."""
 
-    __slots__ = ("anchor", "key", "node", "weight")
+    __slots__ = ("anchor", "height", "key", "node", "weight")
 
     def __init__(self, node: Sequence | Mapping, anchor: str | None) -> None:
         self.node = node
         self.anchor = anchor
         self.key: Node | None = None
         self.weight = 16
+        self.height = 1
 
 
 def read(text: str, report: Report) -> list[Node]:
@@ -138,7 +139,7 @@ class _Reader:
         )
 
     def document(self, parser: Any) -> Node:
-        anchors: dict[str, tuple[Node, int]] = {}
+        anchors: dict[str, tuple[Node, int, int]] = {}
         open_anchors: set[str] = set()
         stack: list[_Open] = []
         root: Node | None = None
@@ -161,12 +162,16 @@ class _Reader:
             line, column, width = self.place(event)
             node: Node
             if isinstance(event, yaml.ScalarEvent):
-                node, weight = self.scalar(event, line, column, width), len(event.value) + 16
+                node, weight, height = self.scalar(event, line, column, width), len(event.value) + 16, 0
                 if event.anchor:
-                    anchors[event.anchor] = (node, weight)
+                    anchors[event.anchor] = (node, weight, 0)
             elif isinstance(event, yaml.AliasEvent):
                 self.aliased = True
-                node, weight = self.alias(event.anchor or "", anchors, open_anchors, line, column, width)
+                node, weight, height = self.alias(event.anchor or "", anchors, open_anchors, line, column, width)
+                if len(stack) + height > DEPTH:
+                    # Aliases of aliases would be as deep as they are many.
+                    self.say(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column, width)
+                    node, weight, height = Scalar("", "lost", line, column, width), 16, 0
             elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 if len(stack) >= DEPTH:
                     self.say(codes.TOO_DEEP, f"more than {DEPTH} levels of lists and mappings", line, column)
@@ -183,17 +188,18 @@ class _Reader:
                 continue
             else:
                 closed = stack.pop()
-                node, weight = closed.node, closed.weight
+                node, weight, height = closed.node, closed.weight, closed.height
                 if isinstance(node, Mapping):
                     self.merge(node)
                     if node.pairs:
                         node.width = node.pairs[0][0].width
                 if closed.anchor:
-                    anchors[closed.anchor] = (node, weight)
+                    anchors[closed.anchor] = (node, weight, height)
                     open_anchors.discard(closed.anchor)
             if not stack:
                 root = node
                 continue
+            stack[-1].height = max(stack[-1].height, height + 1)
             self.put(stack[-1], node, weight, line, column)
 
     def put(self, top: _Open, node: Node, weight: int, line: int, column: int) -> None:
@@ -225,19 +231,19 @@ class _Reader:
     def alias(
         self,
         name: str,
-        anchors: dict[str, tuple[Node, int]],
+        anchors: dict[str, tuple[Node, int, int]],
         open_anchors: set[str],
         line: int,
         column: int,
         width: int,
-    ) -> tuple[Node, int]:
+    ) -> tuple[Node, int, int]:
         if name in open_anchors:
             self.say(codes.ALIAS, f"`*{name}` stands inside of what it stands for", line, column, width)
         elif name not in anchors:
             self.say(codes.ALIAS, f"`*{name}` has no anchor `&{name}` before it", line, column, width)
         else:
             return anchors[name]
-        return Scalar("", "lost", line, column, width), 16
+        return Scalar("", "lost", line, column, width), 16, 0
 
     def tag(self, tag: str | None, line: int, column: int) -> None:
         if tag not in _STRUCTURE:

@@ -412,6 +412,16 @@ def test_nested_aliases_that_would_expand_to_billions() -> None:
     assert {found.code for found in within(5, "\n".join(lines)).diagnostics} == {"P105"}
 
 
+def test_aliases_of_aliases_are_no_deeper_than_anything_else() -> None:
+    lines = ["b0: &b0 " + "[" * 20 + "]" * 20]
+    lines += [f"b{n}: &b{n} " + "[" * 20 + f"*b{n - 1}" + "]" * 20 for n in range(1, 80)]
+    inner = "".join(f"    {line}\n" for line in lines)
+    head = "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\nmetadata:\n  name: a\n  managedFields:\n"
+    parsed = within(5, f"{head}{inner}spec: {{process: {{matchPaths: [{{path: /a}}]}}}}\n")
+    assert {found.code for found in parsed.diagnostics} == {"P104"}
+    assert within(5, "\n".join(lines)).ok
+
+
 def test_a_large_scalar_many_times() -> None:
     text = f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 10_000)}]\n"
     assert {found.code for found in within(5, text).diagnostics} == {"P105"}
