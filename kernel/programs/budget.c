@@ -81,8 +81,8 @@ static __always_inline int afford(struct work *w)
     return w->steer.afford == AFFORD_YES;
 }
 
-/* Makes the behaviour the one that stands for all its container cannot afford to name, and says its id. */
-static __always_inline u64 shed(struct behaviour *b)
+/* Leaves of a behaviour what its container, executable and operation are. */
+static __always_inline void strip(struct behaviour *b)
 {
     b->resource = b->resource2 = 0;
     b->flags = 0;
@@ -91,6 +91,12 @@ static __always_inline u64 shed(struct behaviour *b)
     b->port = 0;
     __builtin_memset(b->address, 0, sizeof(b->address));
     b->access |= ACCESS_UNTOLD;
+}
+
+/* Makes the behaviour the one that stands for all its container cannot afford to name, and says its id. */
+static __always_inline u64 shed(struct behaviour *b)
+{
+    strip(b);
     u64 id = hash_behaviour(b);
     if (behaviours.lookup(&id))
         return id;

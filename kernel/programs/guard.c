@@ -36,7 +36,7 @@ static __always_inline u32 ask(struct question *q, u32 direction, u64 source, u8
     q->key.direction = direction;
     q->rank = 0;
     q->action = NO_OPINION;
-#pragma unroll
+#pragma clang loop unroll(disable) /* in each of eight programs, twice */
     for (int i = 0; i < 12; i++) {
         if ((i & 1 && !source) || (i >= 6 && !port))
             continue;
@@ -167,12 +167,13 @@ static __always_inline void tell_denial(struct question *q, struct denial *d, st
             lose(LOSS_UNREAD);
         return;
     }
-    u32 known;
-    o.id = id_of(b, &known);
-    if (!known && (!affordable(b, 0) || announce_behaviour(&told.head, o.id))) {
-        o.id = shed(b);
-        if (!behaviours.lookup(&o.id))
-            announce_behaviour(&told.head, o.id);
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < 2; i++) {
+        u32 known;
+        o.id = id_of(b, &known);
+        if (known || ((i || affordable(b, 0)) && !announce_behaviour(&told.head, o.id)))
+            break;
+        strip(b);
     }
     /* Who may be preempted cannot count: the time is as good, and a bit of its own keeps it apart from what the tracepoints count. */
     o.sequence = (0x4000ULL | bpf_get_smp_processor_id()) << 48 | (o.time & 0xffffffffffffULL);

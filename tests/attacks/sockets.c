@@ -198,7 +198,7 @@ int main(int count, char **words)
         getsockname(s, (void *)&own, &length);
         printf("port: %d\n", ntohs(own.sin_port));
         fflush(stdout);
-        usleep(other * 1000);
+        accept(s, 0, 0);
     } else if (IS("uring")) {
         ring(ip, port);
     } else if (IS("inherited")) { // a socket that was connected before, on descriptor 0

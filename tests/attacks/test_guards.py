@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-TAKEN = 29456
-"""A port that may not be taken."""
+TAKEN = 45678
+"""A port that may not be taken, of the ephemeral range."""
 POLICY = """
 apiVersion: security.kubearmor.com/v1
 kind: KubeArmorNetworkPolicy
@@ -43,6 +44,15 @@ spec:
   selector: {{matchLabels: {{app: tcp}}}}
   network: {{matchProtocols: [{{protocol: tcp}}]}}
   action: Allow
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {{name: no-sockets}}
+spec:
+  selector: {{matchLabels: {{app: alone}}}}
+  severity: 6
+  network: {{matchProtocols: [{{protocol: all}}]}}
+  action: Block
 """
 
 
@@ -52,7 +62,7 @@ def attacked(
 ) -> Any:
     wall = make_container("wall")
     node = make_node(
-        POLICY.format(taken=TAKEN), make_container("mute"), make_container("tcp"),
+        POLICY.format(taken=TAKEN), make_container("mute"), make_container("tcp"), make_container("alone"),
         enforcer={"plan": {"host_cgroups": [wall.cgroup]}}, processor={"throttle": {"max_alerts_per_second": 0}},
         postures={"host_visibility": ["none"], "network": "block"},
     )  # fmt: skip
@@ -197,3 +207,43 @@ def test_raw_packets(attacked: Any, attack: Any) -> None:
     assert len(rows) == before + 2
     is_named(rows[-1], "wall", "8")
     assert attack("raw", "127.0.0.5")["raw-send"] == "ok"
+
+
+@pytest.mark.parametrize(("family", "kind"), [(17, 3), (17, 2), (40, 1), (44, 3), (16, 3), (1, 1)])
+@pytest.mark.attack(
+    "Socket of AF_PACKET, AF_VSOCK, AF_XDP, AF_NETLINK or AF_UNIX under a Block rule on `all`",
+    "told",
+    by="cgroup",
+    lsm=True,
+)
+def test_other_families(attacked: Any, attack: Any, family: int, kind: int) -> None:
+    words = {17: "AF_PACKET", 40: "AF_VSOCK", 44: "AF_XDP", 16: "AF_NETLINK", 1: "AF_UNIX"}[family]
+    assert attack("create", 2, 1, 0, inside="alone") == {"create": "EPERM"}
+    assert attack("create", family, kind, 768 if family == 17 else 0, inside="alone") == {"create": "ok"}
+    row = attacked.alert(f"domain={words}", PolicyName="no-sockets")
+    assert (row["Action"], row["Severity"]) == ("Audit (Block)", "6")
+    said = attacked.hauberk("describe", "node", "attacked").stdout
+    assert "no-sockets" in said
+    assert "in part: internet sockets are denied" in said
+
+
+@pytest.mark.attack("Listen without bind, on a port that an ingress rule blocks", "told", by="sensor", lsm=True)
+def test_listen_without_bind(attacked: Any) -> None:
+    process = attacked.containers["wall"].start(attacked.program, "autobind", "-", str(TAKEN), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "autobind: ok\n"
+    port = int(process.stdout.readline().split()[1])
+    socket.create_connection(("127.0.0.1", port)).close()
+    process.communicate(timeout=60)
+    said = attacked.hauberk("describe", "node", "attacked").stdout
+    assert "listen without bind gets a port of the ephemeral range" in said
+    if port != TAKEN:
+        pytest.skip("this kernel lets nobody choose the range (IP_LOCAL_PORT_RANGE, Linux 6.3)")
+    attacked.alert(f"port={TAKEN} ", Action="Audit (Block)", PolicyName="wall", Rule="spec.ingress[0]")
+
+
+def test_what_chosen_host_cgroups_hold_is_not_said_to_be_refused(attacked: Any) -> None:
+    (policy,) = json.loads(attacked.hauberk("get", "nsp", "wall", "-o", "json").stdout)
+    reasons = {one["rule"]: one["reason"] for one in policy["status"]["notEnforced"]}
+    assert list(reasons) == ["spec.ingress[0]"]
+    assert reasons["spec.ingress[0]"].startswith("in part: ")
