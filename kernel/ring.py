@@ -90,6 +90,11 @@ class Ring:
             raise bpf.refused("mmap", target, error.errno or 0) from error
 
     @property
+    def fd(self) -> int:
+        """Readable for epoll when a producer calls its reader; -1 for a ring that no kernel feeds."""
+        return -1 if self._fd is None else self._fd
+
+    @property
     def waiting(self) -> int:
         """Bytes the producers have filled and this reader has not taken, busy records included."""
         return self._producer[0] - self._cursor

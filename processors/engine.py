@@ -168,6 +168,8 @@ class Processor:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
         await self.facts.ready.wait()
         for delivery in deliveries:
+            # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
+            await asyncio.sleep(0)
             if not self.ledger.knows(delivery):
                 try:
                     self.teller.read(delivery)

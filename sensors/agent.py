@@ -68,7 +68,8 @@ class Stats(msgspec.Struct):
 
     `published` frames and their `bytes`; `lost`: told in published frames, by
     `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
-    `lag`: seconds the loop woke up late; `publish_seconds`: the latest publish.
+    `calls`: times the kernel called because a ring was half full; `lag`: seconds the loop woke up late; `publish_seconds`:
+    the latest publish.
     """
 
     drains: int = 0
@@ -80,6 +81,7 @@ class Stats(msgspec.Struct):
     inventory: int = 0
     retries: int = 0
     refused: int = 0
+    calls: int = 0
     fill: float = 0.0
     lag: float = 0.0
     publish_seconds: float = 0.0
@@ -106,6 +108,7 @@ class Agent:
         self._published = published
         self._stopping = False
         self._waiter: asyncio.Future[None] | None = None
+        self._backing_off = False
         self._stopped_at = 0.0
 
     def stop(self) -> None:
@@ -117,6 +120,26 @@ class Agent:
 
     async def run(self) -> None:
         """Drain and publish. Cancelling returns at once; what was not acknowledged stays in the source."""
+        calls = getattr(self.source, "calls", -1)
+        loop = asyncio.get_running_loop()
+        if calls >= 0:
+            loop.add_reader(calls, self._called)
+        try:
+            await self._drain_until_stopped()
+        finally:
+            if calls >= 0:
+                loop.remove_reader(calls)
+        await self._finish()
+
+    def _called(self) -> None:
+        # A ring is half full: whatever the timer says.
+        self.source.heard()  # type: ignore[attr-defined]
+        self.stats.calls += 1
+        # A bus that is away is not asked more often for it.
+        if self._waiter is not None and not self._backing_off:
+            _wake(self._waiter)
+
+    async def _drain_until_stopped(self) -> None:
         loop = asyncio.get_running_loop()
         source, stats = self.source, self.stats
         while not self._stopping and not source.finished:
@@ -137,7 +160,6 @@ class Agent:
                 await self._wait(delay)
             if not self._stopping:
                 stats.lag = max(0.0, loop.time() - due)
-        await self._finish()
 
     def _delay(self, batch: Batch, drained: bool, spent: float, busy: float) -> float:
         settings = self._settings
@@ -210,7 +232,9 @@ class Agent:
                 self.stats.retries += 1
                 if self.stats.retries == 1:
                     log.warning("frames wait in the ring: %s", error)
+                self._backing_off = True
                 await self._wait(error.retry_after or delay)
+                self._backing_off = False
                 if self._stopping:
                     await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import struct
 import time
 from contextlib import ExitStack
@@ -54,6 +55,11 @@ class Pins:
             self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
             self.told = stack.enter_context(_open_told(f"{maps}/told"))
             self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
+            # Edge-triggered: a ring counts as readable as long as anything lies in it, and only a call is of interest.
+            self.calls = select.epoll()
+            stack.callback(self.calls.close)
+            for ring in (self.occurrences, self.definitions):
+                self.calls.register(ring.fd, select.EPOLLIN | select.EPOLLET)
             self._config = stack.enter_context(Map.open(f"{maps}/config"))
             self.key = (self._config.sum_u64(_U32(Config.HASH_K0)), self._config.sum_u64(_U32(Config.HASH_K1)))
             # Of an agent that was killed: another process may have its pid by now, and must not go unseen.

@@ -127,6 +127,15 @@ class RingSource:
         """Have the kernel ignore what process `pid` (host tgid) does, until `close`."""
         self._pins.exclude(pid)
 
+    @property
+    def calls(self) -> int:
+        """A descriptor that is readable when the kernel calls: a ring is half full. `heard` makes it quiet again."""
+        return self._pins.calls.fileno()
+
+    def heard(self) -> None:
+        """The call was heard."""
+        self._pins.calls.poll(0)
+
     def observe(self) -> None:
         """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
         self._observed_at = time.monotonic()

@@ -60,7 +60,7 @@ static __always_inline int affordable(struct behaviour *b, int verdict)
         share = NEW_PER_SECOND / 4;
     } else if (b->result < 0 && b->result != -1 && b->result != -13) { /* but EPERM, EACCES */
         tier = TIER_FAILED;
-        most = NEW_PER_SECOND / 4;
+        most = NEW_PER_SECOND / 16;
         share = NEW_PER_SECOND / 64;
     }
     u32 node = charge(NODE_BUDGET, window, tier), own = charge(payer(b->cgroup), window, tier);

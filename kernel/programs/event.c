@@ -136,6 +136,11 @@ static __always_inline void finish(struct work *w, u64 text)
             id = shed(&w->b);
             if (!behaviours.lookup(&id))
                 announce_behaviour(&w->behaviour_head, id);
+            if (OCCURRENCES_FILLED() > OCCURRENCE_BYTES / 2) { /* the other half is for what has a name */
+                w->steer.afford = AFFORD_UNASKED;
+                lose_of(w, LOSS_OCCURRENCES_FULL);
+                return;
+            }
         }
     }
     w->steer.afford = AFFORD_UNASKED;

@@ -42,8 +42,9 @@ def bpffs(bpffs_home: Callable[[str], str]) -> Iterator[Path]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
-def emitter(ring: int, source: int) -> int:
-    """A program that writes what lies in the array `source` (u64 size, bytes) into `ring`, without waking anybody."""
+def emitter(ring: int, source: int, flags: int = 1) -> int:
+    """A program that writes what lies in the array `source` (u64 size, bytes) into `ring`, without waking anybody unless
+    `flags` is BPF_RB_FORCE_WAKEUP."""
 
     def ins(code: int, regs: int = 0, off: int = 0, imm: int = 0) -> bytes:
         return struct.pack("=BBhi", code, regs, off, imm)
@@ -56,7 +57,7 @@ def emitter(ring: int, source: int) -> int:
             ins(0x18, 0x11, 0, ring), ins(0x00),  # r1 = map
             ins(0xBF, 0x62),  # r2 = r6
             ins(0x07, 0x02, 0, 8),  # r2 += 8
-            ins(0xB7, 0x04, 0, 1),  # r4 = BPF_RB_NO_WAKEUP
+            ins(0xB7, 0x04, 0, flags),  # r4: 1 BPF_RB_NO_WAKEUP, 2 BPF_RB_FORCE_WAKEUP
             ins(0x85, 0, 0, 130),  # call bpf_ringbuf_output
             ins(0x95),  # exit, r0 = the helper's answer
         ]
@@ -127,6 +128,16 @@ class StandIn:
             return True
         self.lose(0)
         return False
+
+    def call(self, ident: int) -> None:
+        """One occurrence that calls the reader, as the programs do when a ring is half full."""
+        row = occurrence(ident, next(self._sequence), 0, 1)
+        self._source.put(bytes(4), struct.pack("=Q", len(row)) + row.ljust(8192, b"\0"))
+        program = emitter(self.fds["occurrences"], self._source.fd, 2)
+        try:
+            assert bpf.program_run(program) == 0
+        finally:
+            os.close(program)
 
     def image(self, pid: int, process: int, executable: int) -> None:
         """An entry of the process map."""

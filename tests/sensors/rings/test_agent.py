@@ -154,6 +154,31 @@ async def test_stop_drains_what_there_is(stand_in: Any) -> None:
 
 
 @pytest.mark.kernel
+async def test_a_call_of_the_kernel_ends_the_wait(stand_in: Any) -> None:
+    bus = MemoryBus()
+    source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
+    agent = Agent(source, bus, AgentSettings(tick=600, idle=600, coalesce=600))
+    task = asyncio.create_task(agent.run())
+    await until(lambda: agent.stats.drains == 1)
+    stand_in.behaviour(5)
+    for _ in range(20):
+        stand_in.happen(5)
+    await asyncio.sleep(0)
+    assert (agent.stats.calls, agent.stats.drains) == (0, 1)
+    stand_in.call(5)
+    await until(lambda: agent.stats.events == 21)
+    assert agent.stats.calls == 1
+    # What lies in a ring that was drained is no call.
+    stand_in.happen(5)
+    await asyncio.sleep(0.05)
+    assert (agent.stats.calls, agent.stats.drains) == (1, 2)
+    agent.stop()
+    await asyncio.wait_for(task, 60)
+    source.close()
+    await bus.close()
+
+
+@pytest.mark.kernel
 async def test_cancelled_in_the_middle_nothing_is_lost(stand_in: Any, tmp_path: Path) -> None:
     bus = Full()
     bus.busy = 10**9

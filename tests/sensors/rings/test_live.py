@@ -7,6 +7,7 @@ does not count.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.memory import MemoryBus
 from kernel import bpf
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from schemas import frame as words
@@ -28,6 +30,8 @@ from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
 from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss
 from schemas.operations import Class, Operation
+from schemas.topics import EVENTS_RAW
+from sensors.agent import Agent, AgentSettings
 from sensors.recording import Kind, Reader
 from sensors.rings import RingSettings, RingSource
 
@@ -80,7 +84,7 @@ def mount(bpffs_home: Callable[[str], str]) -> Iterator[str]:
 def loaded(mount: str) -> Iterator[Loaded]:
     """Real programs with the usual rings, watching nothing by themselves."""
     try:
-        yield load(LoadSettings(host_visibility=0, new_visibility=0, timeout=100.0), f"{mount}/usual")
+        yield load(LoadSettings(host_visibility=0, new_visibility=0, timeout=300.0), f"{mount}/usual")
     finally:
         unload(f"{mount}/usual")
 
@@ -192,6 +196,28 @@ def test_a_flood_is_counted_exactly_by_rows_and_folds(loaded: Loaded, storm: str
     assert opens(frames, ident) == {"/etc/hostname": made}
     assert any(frame.folded for frame in frames)
     assert not any(frame.header.lost and frame.header.lost[Loss.OCCURRENCES_FULL] for frame in frames)
+
+
+async def test_a_ring_that_is_half_full_calls_a_reader_that_sleeps(loaded: Loaded, storm: str, cgroup: Path) -> None:
+    ident = watch(loaded, cgroup)
+    bus = MemoryBus()
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings())
+    agent = Agent(source, bus, AgentSettings(tick=3600, idle=3600, coalesce=3600))
+    running = asyncio.create_task(agent.run())
+    try:
+        while not agent.stats.drains:  # noqa: ASYNC110 - a count, which has no event
+            await asyncio.sleep(0.01)
+        made = await asyncio.to_thread(run_storm, storm, cgroup, 200_000, "/etc/hostname")
+        async with asyncio.timeout(60):
+            while agent.stats.events < 100_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert agent.stats.calls > 0
+    finally:
+        agent.stop()
+        await running
+        source.close()
+    frames = [words.decode(record.value or b"") for record in bus.records(EVENTS_RAW)]
+    assert opens(frames, ident) == {"/etc/hostname": made}
 
 
 def test_what_does_not_fit_is_reported_exactly(small: Loaded, storm: str, cgroup: Path) -> None:
