@@ -15,7 +15,7 @@ from typing import Final
 
 from kernel.maps import Map
 from kernel.siphash import siphash13
-from schemas.kernel import IMAGE, PROCESS, STRING_LIMIT, DefinitionKind
+from schemas.kernel import IMAGE, PROCESS, STRING_LIMIT, DefinitionKind, ProcessFlag
 from sensors.pins import TGID
 
 Found = tuple[DefinitionKind, int, bytes]
@@ -57,9 +57,10 @@ class Elsewhere:
             if ident:
                 found.append((DefinitionKind.STRING, ident, arguments))
             unknown = 0xFFFFFFFF
+            flags = ProcessFlag.CUT if len(arguments) >= STRING_LIMIT - 1 else 0
             body = PROCESS.struct.pack(
                 process, image["executable"], 0, ident, 0, image["parent_process"], image["start"],
-                image["pid"], image["ppid"], image["ns_pid"], unknown, unknown, 0, b"",
+                image["pid"], image["ppid"], image["ns_pid"], unknown, unknown, flags, b"",
             )  # fmt: skip
             found.append((DefinitionKind.PROCESS, process, body))
         return found
