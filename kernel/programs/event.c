@@ -138,7 +138,7 @@ static __always_inline void finish(struct work *w, u64 text)
                 announce_behaviour(&w->behaviour_head, id);
             if (OCCURRENCES_FILLED() > OCCURRENCE_BYTES / 2) { /* the other half is for what has a name */
                 w->steer.afford = AFFORD_UNASKED;
-                lose_of(w, LOSS_OCCURRENCES_FULL);
+                lose_of(w->b.cgroup, LOSS_OCCURRENCES_FULL);
                 return;
             }
         }
