@@ -148,7 +148,7 @@ def definitions(request: dict[str, Any], key: tuple[int, int]) -> list[str]:
 
 
 def install(module: Any, request: dict[str, Any], key: tuple[int, int], btf: Btf | None) -> dict[str, Any]:
-    """Load every program, fill the tables that do not change, attach, pin. Pins are made in a sibling directory first."""
+    """Load every program, fill the tables that do not change, attach, pin."""
     pin_dir = Path(request["pin_dir"])
     for room in ("maps", "programs", "links"):
         (pin_dir / room).mkdir(parents=True, exist_ok=True)

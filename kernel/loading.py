@@ -163,7 +163,8 @@ def load(
 ) -> Loaded:
     """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
 
-    Reuses fitting pins unless `fresh`. `progress(step, seconds)` is called as each step ends: headers, import, compile,
+    Reuses fitting pins unless `fresh`. Others go only when the new programs are attached: a load that fails changes nothing,
+    and what was enforced is enforced until then. `progress(step, seconds)` is called as each step ends: headers, import, compile,
     attach. Blocks for some seconds when compiling. Raises PermissionMissing, MissingDependency, KernelError (with the
     verifier's last lines), Unavailable (timeout).
     """
@@ -173,13 +174,17 @@ def load(
     if not fresh and (found := existing(pin_dir, expected)) is not None:
         _set_visibility(found, settings)
         return found
-    unload(pin_dir)
+    # A bpffs takes no name with a dot (bpf_lookup, kernel/bpf/inode.c).
+    beside = f"{pin_dir.rstrip('/')}-new"
+    unload(beside)
     request = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    request |= {"pin_dir": pin_dir, "layout": expected}
+    request |= {"pin_dir": beside, "layout": expected}
     try:
         done = _run_child(request, settings.timeout, progress)
-    except Exception:
         unload(pin_dir)
+        os.rename(beside, pin_dir)
+    except BaseException:
+        unload(beside)
         raise
     found = existing(pin_dir, expected)
     if found is None:

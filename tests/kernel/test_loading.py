@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kernel import bpf, loading
@@ -22,7 +23,7 @@ from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
 SMALL = LoadSettings(
-    new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=100.0
+    new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=180.0
 )  # fmt: skip
 
 
@@ -72,6 +73,26 @@ def test_pins_of_another_layout_are_replaced(bpffs: str) -> None:
         assert second.key != first.key
         with second.map("rules") as rules:
             assert rules.info.max_entries == 128
+    finally:
+        unload(pins)
+
+
+def test_a_load_that_fails_leaves_what_is_in_force(bpffs: str) -> None:
+    pins = f"{bpffs}/kept"
+    other = msgspec.structs.replace(SMALL, rules=128)
+    seen: list[list[str]] = []
+    first = load(SMALL, pins)
+    try:
+        with pytest.raises(Unavailable):
+            load(msgspec.structs.replace(other, timeout=0.2), pins)
+        assert existing(pins, layout_hash(SMALL)) is not None
+        assert links_alive(pins) == [probe.name for probe in PROBES]
+        assert not os.path.exists(f"{pins}-new")
+        second = load(other, pins, progress=lambda step, _: seen.append(links_alive(pins)))
+        assert len(seen) == 4, "the old ones until the new ones are attached"
+        assert second.key != first.key
+        assert existing(pins, layout_hash(other)) is not None
+        assert not os.path.exists(f"{pins}-new")
     finally:
         unload(pins)
 
