@@ -4,12 +4,8 @@
  *
  *     fork: child gets its parent's entry     exec: entry replaced, PROCESS announced     last exit: entry removed
  *
- * A task older than the programs has no entry; its first event is put aside (w->steer.resume) while `hop_adopt` reads the image
- * from mm->exe_file, and goes on afterwards.
+ * adopt.c has the tasks that have no entry yet, script.c the scripts that an exec ran.
  */
-#define FMODE_EXEC_ 0x20 /* in f_flags of what exec opened; open(2) does not let a caller set it */
-#define SCRIPT_STEPS 128
-
 static __always_inline u64 image_id(u64 boot_ns, u32 tgid)
 {
     return boot_ns >> 10 << 22 | (tgid & 0x3fffff);
@@ -156,67 +152,6 @@ static __always_inline void parent_job(struct work *w, void *task)
     u64 dentry = LOAD64(file, K_file__f_path__dentry);
     if (dentry)
         add_short_job(w, JOB_DENTRY, SID_PARENT, 0, dentry, LOAD64(file, K_file__f_path__mnt), 2);
-}
-
-/* First meeting with the current task. */
-int hop_adopt(struct bpf_raw_tracepoint_args *ctx)
-{
-    struct work *w = work();
-    if (!w)
-        return 0;
-    void *task = TASK();
-    u32 ppid = LOAD32((void *)LOAD64(task, K_task_struct__real_parent), K_task_struct__tgid);
-    struct image *parent = processes.lookup(&ppid);
-    start_jobs(w, task);
-    w->bprm = 0;
-    image_jobs(w, task, 2);
-    w->sids[SID_PARENT] = 0;
-    w->image.parent_process = 0;
-    if (parent) {
-        w->sids[SID_PARENT] = parent->executable;
-        w->image.parent_process = parent->process;
-    } else {
-        parent_job(w, task);
-    }
-    w->steer.after = HOP_ADOPTED;
-    next_job(ctx, w);
-    return 0;
-}
-
-int hop_adopted(struct bpf_raw_tracepoint_args *ctx)
-{
-    struct work *w = work();
-    if (!w)
-        return 0;
-    void *task = TASK();
-    void *leader = (void *)LOAD64(task, K_task_struct__group_leader);
-    void *parent = (void *)LOAD64(task, K_task_struct__real_parent);
-    struct image *image = &w->image;
-    u32 tgid = tgid_of(task), pid_ns = 0;
-    image->start = LOAD64(leader, K_task_struct__start_boottime);
-    image->process = image_id(image->start, tgid);
-    image->executable = w->sids[SID_EXECUTABLE];
-    image->parent = w->sids[SID_PARENT];
-    image->pid = tgid;
-    image->ppid = LOAD32(parent, K_task_struct__tgid);
-    image->ns_pid = inner_pid(task, &pid_ns);
-    image->pid_ns = pid_ns;
-    image->ns_ppid = inner_ppid(task, parent);
-    image->flags = 0;
-    image->call = 0;
-    image->reserved = 0;
-    image->works = 0;
-    image->script = 0;
-    fill_process(w, task, image);
-    w->process.parent = image->parent;
-    announce_process(w);
-    if (processes.update(&tgid, image))
-        lose(LOSS_MAP_FULL); /* what follows takes w->image */
-    if (w->steer.resume == HOP_FORK)
-        go(ctx, w, HOP_FORK);
-    else
-        go(ctx, w, HOP_CALL);
-    return 0;
 }
 
 /* sched_process_fork(parent, child), in the parent's context. */
@@ -398,99 +333,6 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
         go(ctx, w, HOP_SCRIPT);
     else if (w->steer.visible)
         go(ctx, w, HOP_FINISH);
-    return 0;
-}
-
-/* A file that this exec opened to run it and let go for its interpreter: fput() leaves it to the work that the task does on its way
- * to user mode. 0 for any other work. */
-static __always_inline u64 script_of(u64 work_item)
-{
-    u64 file = work_item - K_file__task_work, inode = READ64(file, K_file__f_inode);
-    if (!(READ32(file, K_file__f_flags) & FMODE_EXEC_) || !inode)
-        return 0;
-    return READ64(READ64(file, K_file__f_path__dentry), K_dentry__d_inode) == inode ? file : 0;
-}
-
-/*
- * The exec of a script, or of a file that binfmt_misc gives to an interpreter: each file on the way to the interpreter is judged
- * and told as executed, the one that exec was given first. They are named by their dentries, as everything that was opened.
- */
-int hop_script(struct bpf_raw_tracepoint_args *ctx)
-{
-    struct work *w = work();
-    if (!w)
-        return 0;
-    u64 file = 0;
-    if (w->steer.stage == STAGE_NAME) {
-        u32 tgid = bpf_get_current_pid_tgid() >> 32;
-        struct image *image = processes.lookup(&tgid);
-        if (image && !image->script) /* the first is what exec was given */
-            image->script = w->sids[SID_RESOURCE];
-        if (w->steer.visible)
-            finish(w, 0);
-        if (!w->names)
-            return 0;
-    } else {
-        u64 at = w->works;
-        for (int i = 0; i < SCRIPT_STEPS; i++) {
-            if (at < 2)
-                break;
-            u64 found = script_of(at);
-            if (found) {
-                u32 index = w->steer.stage == STAGE_FIND ? w->names : 0;
-                w->files[index & (FILES - 1)] = found;
-                w->names = index + 1;
-            }
-            at = READ64(at, 0);
-        }
-        w->works = at;
-        if (at > 1 && w->steer.steps < STEPS - (AFTER_ENFORCE + 4)) {
-            go(ctx, w, HOP_SCRIPT);
-            return 0;
-        }
-        if (at > 1) /* more work than can be looked through, and the script's file is the last of it */
-            w->names = 0;
-#ifdef K_linux_binprm__executable
-        file = READ64(w->bprm, K_linux_binprm__executable); /* kept open for the interpreter */
-        if (file && w->names < FILES) {
-            w->files[w->names & (FILES - 1)] = file;
-            w->names++;
-        }
-#endif
-        w->steer.stage = STAGE_NAME;
-    }
-    u32 enforced = w->scope.flags & SCOPE_ENFORCE_SIGNAL;
-    w->steer.job = w->steer.count = 0;
-    if (w->sids[SID_RESOURCE2] != w->image.executable) {
-        w->sids[SID_RESOURCE2] = w->image.executable;
-        w->steer.flaws = FLAWS(SID_RESOURCE2, w->steer.flaws & 3);
-    }
-    if (w->steer.steps + (enforced ? AFTER_ENFORCE + 1 : AFTER_FINISH) >= STEPS) { /* too many long names before this one */
-        w->names = 0;
-        w->sids[SID_RESOURCE] = 0;
-        w->steer.flaws |= FLAWS(SID_RESOURCE, FLAW_UNKNOWN);
-        w->at = TEXT_MAX;
-        lose(LOSS_PATH_UNRESOLVED);
-        if (enforced)
-            go(ctx, w, HOP_DECIDE);
-        else
-            finish(w, 0);
-        return 0;
-    }
-    if (w->names) {
-        w->names--;
-        file = w->files[w->names & (FILES - 1)];
-        w->b.owner = READ32(READ64(file, K_file__f_inode), K_inode__i_uid);
-        add_job(w, JOB_DENTRY, SID_RESOURCE, 0, READ64(file, K_file__f_path__dentry), READ64(file, K_file__f_path__mnt));
-    } else { /* its file is gone: the caller's own text, in which symbolic links may stand */
-        long size = bpf_probe_read_kernel_str(w->raw, TEXT_MAX, (void *)READ64(w->bprm, K_linux_binprm__filename));
-        w->cursor = w->end = size > 0 ? size - 1 : 0;
-        w->b.owner = 0xffffffff;
-        unresolved(w, LOSS_PATH_UNRESOLVED);
-        add_job(w, JOB_RAW, SID_RESOURCE, AT_FDCWD_, 0, 0);
-    }
-    w->steer.after = enforced ? HOP_ENFORCE : HOP_SCRIPT;
-    next_job(ctx, w);
     return 0;
 }
 

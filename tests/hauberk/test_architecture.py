@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from kernel import catalogue
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PROGRAMS = sorted((ROOT / "kernel" / "programs").glob("*.c"))
 CEILING = 400
 BANNED = {"utils", "helpers", "common", "manager", "base", "util", "misc"}
 
@@ -33,6 +36,14 @@ def test_file_is_one_idea(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text)), "a module says why it exists"
     assert len(text.splitlines()) <= CEILING, f"over {CEILING} lines: two ideas in one file"
     assert path.stem not in BANNED
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=names(PROGRAMS))
+def test_kernel_program_is_one_idea(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("/* SPDX-License-Identifier: Apache-2.0 */\n/*"), "a file says why it exists"
+    assert len(text.splitlines()) <= CEILING, f"over {CEILING} lines: two ideas in one file"
+    assert path.stem in catalogue.SOURCES, "not compiled: name it in kernel/catalogue.py"
 
 
 def test_bcc_is_imported_in_the_kernel_room_only() -> None:
