@@ -2,8 +2,8 @@
 """Writes docs/reference from the objects themselves; `--check` compares instead and fails when a page is stale.
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), topics.md (the topic table and the msgpack layouts), one JSON Schema
-per value type, and asyncapi.json (3.0) for consumers of the topics. `policy.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from
-the markers in tests/attacks.
+per value type, and asyncapi.json (3.0) for consumers of the topics. `policy.reference` does the same for docs/policies.md;
+SECURITY.md gets its table of attacks from the markers in tests/attacks.
 """
 
 from __future__ import annotations
@@ -207,10 +207,20 @@ def asyncapi() -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
+ATTACKS = (
+    "names", "told", "shared_descriptors", "deep", "entries", "guards", "sockets", "identity", "birth", "capacity", "floods",
+    "descriptors", "the_end_of_enforcement",
+)  # fmt: skip
+"""Files of tests/attacks as SECURITY.md has them: files and programs, other ways into the kernel, sockets, containers, the agent."""
+
+
 def attacks(directory: Path) -> str:
     """The table of SECURITY.md: one row per test marked `attack`, grouped by file. The markers are read, nothing is run."""
     lines = []
-    for path in sorted(directory.glob("test_*.py")):
+    found = {path.stem.removeprefix("test_") for path in directory.glob("test_*.py")}
+    if found != set(ATTACKS):
+        raise SystemExit(f"expected the files of {directory} in `ATTACKS`, got {sorted(found ^ set(ATTACKS))} in one of them only")
+    for path in (directory / f"test_{name}.py" for name in ATTACKS):
         tree = ast.parse(path.read_text())
         rows = [
             row

@@ -239,7 +239,7 @@ class Applier:
 def _why(error: Exception) -> str:
     if isinstance(error, HauberkError | OSError):
         return str(error)
-    log.error("a mistake of Hauberk in one scope", exc_info=error)
+    log.error("a bug in Hauberk in one scope", exc_info=error)
     return f"{type(error).__name__}: {error}"
 
 

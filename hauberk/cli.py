@@ -107,7 +107,7 @@ def _run(words: list[str]) -> int:
         if os.environ.get("HAUBERK_LOG", "").upper() == "DEBUG":
             raise
         print(
-            f"hauberk {verb}: expected no such error, got {type(error).__name__}: {_line(error)}; this is a mistake of Hauberk, "
+            f"hauberk {verb}: expected no such error, got {type(error).__name__}: {_line(error)}; this is a bug in Hauberk, "
             "report it with what HAUBERK_LOG=DEBUG prints",
             file=sys.stderr,
         )

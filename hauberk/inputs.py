@@ -79,7 +79,7 @@ def _piped(descriptor: int, name: str, what: str, most: int, *, forever: bool = 
     while True:
         ready, _, _ = select.select([descriptor], [], [], None if forever else max(0.0, deadline - time.monotonic()))
         if not ready and time.monotonic() >= deadline:
-            raise SettingsError(f"expected {what} in {name}, got a pipe whose writer says nothing; give it a file")
+            raise SettingsError(f"expected {what} in {name}, got a pipe with no data from its writer; give it a file")
         try:
             part = os.read(descriptor, min(1 << 20, most + 1 - size))
         except BlockingIOError:
@@ -90,7 +90,7 @@ def _piped(descriptor: int, name: str, what: str, most: int, *, forever: bool = 
             if parts or forever:
                 return b"".join(parts)
             if time.monotonic() >= deadline:
-                raise SettingsError(f"expected {what} in {name}, got a pipe that nobody writes; give it a file")
+                raise SettingsError(f"expected {what} in {name}, got a pipe without a writer; give it a file")
             # Nobody writes yet.
             time.sleep(0.01)
             continue

@@ -58,10 +58,10 @@ def listening(stop: asyncio.Event) -> Iterator[asyncio.Event]:
         nonlocal told_before
         if told_before:
             if not hurry.is_set():
-                say("told again to stop: what is in hand is left, the rest of the end is not")
+                say("second signal: unfinished work is left undone, the rest of the shutdown is not skipped")
             hurry.set()
         elif not stop.is_set():
-            say("stopping: what is in hand is finished first; once more hurries it")
+            say("stopping: work in progress is finished first; a second signal skips that")
         told_before = True
         stop.set()
 
@@ -144,8 +144,8 @@ async def _drain(
             if not task.done() and hurry.is_set():
                 await asyncio.wait({task}, timeout=HURRIED_SECONDS)
             if not task.done():
-                within = "once hurried" if hurry.is_set() else f"within {DRAIN_SECONDS:g} s"
-                say(f"`{name}` did not finish {within} and is cut off")
+                within = "after the second signal" if hurry.is_set() else f"within {DRAIN_SECONDS:g} s"
+                say(f"`{name}` did not finish {within} and is cancelled")
                 task.cancel()
                 await asyncio.wait({task}, timeout=2)
     finally:

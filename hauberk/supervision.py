@@ -134,11 +134,11 @@ class Supervision:
 def _why(ended: asyncio.Task[None]) -> str:
     error = None if ended.cancelled() else ended.exception()
     if error is None:
-        return "it was cancelled by itself; this is a mistake of Hauberk"
+        return "it was cancelled by itself; this is a bug in Hauberk"
     if isinstance(error, HauberkError):
         return str(error)
-    log.error("a mistake of Hauberk in a stage", exc_info=error)
-    return f"{type(error).__name__}: {error}; this is a mistake of Hauberk, please report it with the lines above"
+    log.error("a bug in Hauberk in a stage", exc_info=error)
+    return f"{type(error).__name__}: {error}; this is a bug in Hauberk, please report it with the lines above"
 
 
 def teller(bus: Bus, node: str) -> Callable[[Failure], Awaitable[None]]:

@@ -82,7 +82,7 @@ PATTERN = Code("P417", _W, "a pattern that cannot be compiled", "See the dialect
 PRESET = Code("P418", _W, "a preset that does not exist", "Use one of the five; this one never matches.")
 NAMES_NOTHING = Code("P419", _W, "an entry that names nothing", "Name something or remove the entry; it never matches.")
 DURATION = Code("P420", _W, "not a duration", "`10s`, `30m`, `2h`.")
-LOOSE_NAME = Code("P421", _W, "a name that Kubernetes lets pass and nobody knows", "Write one of the names; this one never matches.")
+LOOSE_NAME = Code("P421", _W, "a name that Kubernetes accepts and that means nothing", "Write one of the names; this one never matches.")
 NULL = Code("P422", _W, "an empty value, which is left out as the API server leaves it out", "Write a value or remove the key.")
 
 EXPRESSION = Code("P501", _W, "a label expression that is not `key=value`", "Write `app=web` in `values`.")

@@ -112,7 +112,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
     if path.rpartition(".")[2] == name:
         return Finding(
             codes.MISPLACED,
-            f"`{name}` stands inside of itself",
+            f"`{name}` is nested in itself",
             expected,
             f"move what it holds up to `{path}`",
             place=path,

@@ -235,7 +235,7 @@ class Alerts:
         whose, ident = "the node lost or could not read part of its events", ""
         if identity.kind is not Stands.NODE:
             name = identity.container_name or identity.cgroup_path or identity.uid
-            whose, ident = f"part of the events of `{name}` was lost or is not told by name", f":{identity.uid}"
+            whose, ident = f"events of `{name}` were lost or are told without names", f":{identity.uid}"
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
             UpdatedTime=updated_time(unix),

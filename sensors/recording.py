@@ -219,7 +219,7 @@ class Reader:
             )
             raise DecodeError(
                 f"expected a recording (`{MAGIC[:-1].decode()}` at offset 0), got {found} in `{self.path}`; "
-                "name a recording, or to make one a file that is not there yet"
+                "name a recording; to make one, name a file that does not exist yet"
             )
         _, version, _, length, crc = _START.unpack(start)
         if version > VERSION:

@@ -120,6 +120,7 @@ async def _follow(bus: Bus, given: argparse.Namespace, passes: Callable[[Log], b
     topics = {"policy": [ALERTS], "system": [TELEMETRY], "all": [ALERTS, TELEMETRY]}[given.log_filter]
     write = printer(given.output)
     left = given.limit
+    read = written = 0
     ends = dict(
         zip((topic.name for topic in topics), await asyncio.gather(*(bus.end(topic) for topic in topics)), strict=True)
     )
@@ -132,13 +133,17 @@ async def _follow(bus: Bus, given: argparse.Namespace, passes: Callable[[Log], b
                 for name, parts in ends.items()
                 for part, end in parts.items()
             ):
+                if read and not written:
+                    print(f"hauberk logs: none of {read:,} records match the filters", file=sys.stderr)
                 return 0
             for delivery in await subscription.take(500, 0.5):
+                read += 1
                 try:
                     items = [item for item in _items(delivery) if passes(item)]
                 except DecodeError as error:
                     print(f"hauberk logs: {delivery.topic.name} offset {delivery.offset}: {error}", file=sys.stderr)
                     continue
+                written += len(items)
                 for item in items:
                     sys.stdout.write(write(item))
                     if left is not None and (left := left - 1) <= 0:

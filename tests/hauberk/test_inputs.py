@@ -36,7 +36,7 @@ def test_a_writer_that_says_nothing_more(fifo: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(inputs, "PATIENCE", 0.2)
     keeping = os.open(fifo, os.O_RDWR)
     os.write(keeping, b"half")
-    with pytest.raises(SettingsError, match="says nothing"):
+    with pytest.raises(SettingsError, match="no data from its writer"):
         inputs.read(str(fifo), "a policy file", 1 << 20)
     os.close(keeping)
 

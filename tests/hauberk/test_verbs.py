@@ -209,6 +209,14 @@ def test_forms_of_logs(hauberk: Any) -> None:
     assert out(hauberk, "logs --no-follow") == "", "from latest there is nothing"
 
 
+def test_filters_that_match_nothing_are_told(hauberk: Any) -> None:
+    done = hauberk("logs", "--from", "earliest", "--no-follow", "--operation", "no such operation")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "hauberk logs: none of 5 records match the filters\n"
+    assert hauberk("logs", "--from", "earliest", "--no-follow", "--operation", "file").stderr == ""
+    assert hauberk("logs", "--no-follow").stderr == "", "no records, no filter to blame"
+
+
 def test_telemetry_in_logs(hauberk: Any) -> None:
     system = out(hauberk, "logs --log-filter system --from earliest --no-follow -o json").splitlines()
     kinds = {json.loads(line)["Type"] for line in system}
