@@ -69,7 +69,7 @@ def attacked(
     node.program = build("sockets")
     node.containers["wall"] = wall
     eventually(lambda: wall.run(node.program, "connect", "127.0.0.1", "1").stdout == "connect: EPERM\n")
-    node.alert("port=1 ")
+    node.alert("DestinationPort=1 ")
     return node
 
 
@@ -100,8 +100,8 @@ def blocks(attacked: Any, attack: Any, port: int) -> list[dict[str, Any]]:
     """Denials that name the port, once a later one is told: nothing comes after it."""
     _LAST[0] += 1
     assert attack("connect", "127.0.0.1", _LAST[0]) == {"connect": "EPERM"}
-    attacked.alert(f"port={_LAST[0]} ", Action="Block")
-    return [row for row in attacked.alerts(f"port={port} ") if row["Action"] == "Block"]
+    attacked.alert(f"DestinationPort={_LAST[0]} ", Action="Block")
+    return [row for row in attacked.alerts(f"DestinationPort={port} ") if row["Action"] == "Block"]
 
 
 def is_named(row: dict[str, Any], policy: str, severity: str) -> None:
@@ -125,8 +125,8 @@ def test_every_way_to_a_peer(attacked: Any, attack: Any, word: str, call: str) -
     assert attack(word, "127.0.0.1", port) == {word: "EPERM"}
     (row,) = blocks(attacked, attack, port)
     is_named(row, "wall", "8")
-    assert row["Data"].startswith(f"syscall=SYS_{call}")
-    assert "127.0.0.1" in row["Resource"]
+    assert row["Judged"]["syscall_name"] == call.lower()
+    assert "DestinationIP=127.0.0.1 " in row["Data"]
 
 
 @pytest.mark.parametrize("protocol", [6, 17])
@@ -138,14 +138,14 @@ def test_aliases_of_the_loopback(attacked: Any, attack: Any, alias: str, protoco
     assert attack("alias", alias, port, protocol) == {"alias": "EPERM"}
     (row,) = blocks(attacked, attack, port)
     is_named(row, "wall", "8")
-    assert ("::1" if alias in ("::", "::1") else "127.0.0.1") in row["Resource"]
+    assert ("::1" if alias in ("::", "::1") else "127.0.0.1") in row["Data"]
 
 
 @pytest.mark.attack("Peer of a Block rule by `any` of a socket bound to its address", "held", by="cgroup")
 def test_any_is_the_address_bound_to(attacked: Any, attack: Any) -> None:
     assert attack("bound-alias", "127.0.0.77", 41999) == {"bound-alias": "EPERM"}
     (row,) = blocks(attacked, attack, 41999)
-    assert "127.0.0.77" in row["Resource"]
+    assert "127.0.0.77" in row["Data"]
     assert attack("bound-alias", "127.0.0.78", 41998) == {"bound-alias": "ECONNREFUSED"}
 
 
@@ -154,7 +154,7 @@ def test_a_later_message(attacked: Any, attack: Any) -> None:
     assert attack("second-message", "127.0.0.1", 41997, 41996) == {"sent": "1", "next": "ok"}
     (row,) = blocks(attacked, attack, 41997)
     is_named(row, "wall", "8")
-    assert [one for one in attacked.alerts("port=41996 ") if one["Action"] == "Block"] == []
+    assert [one for one in attacked.alerts("DestinationPort=41996 ") if one["Action"] == "Block"] == []
 
 
 @pytest.mark.attack("Bind of a port that an ingress rule blocks", "held", by="cgroup")
@@ -199,11 +199,11 @@ def test_a_socket_from_outside(attacked: Any, server: int) -> None:
 
 @pytest.mark.attack("Packet to a peer of a Block rule from a raw socket", "held", by="cgroup")
 def test_raw_packets(attacked: Any, attack: Any) -> None:
-    before = len([row for row in attacked.alerts("remoteip=127.0.0.1 port=0") if row["Action"] == "Block"])
+    before = len([row for row in attacked.alerts("DestinationIP=127.0.0.1 DestinationPort=0") if row["Action"] == "Block"])
     answers = attack("raw", "127.0.0.1")
     assert (answers["raw-send"], answers["raw-sent-connected"]) == ("EPERM", "EPERM")
     blocks(attacked, attack, 1)
-    rows = [row for row in attacked.alerts("remoteip=127.0.0.1 port=0") if row["Action"] == "Block"]
+    rows = [row for row in attacked.alerts("DestinationIP=127.0.0.1 DestinationPort=0") if row["Action"] == "Block"]
     assert len(rows) == before + 2
     is_named(rows[-1], "wall", "8")
     assert attack("raw", "127.0.0.5")["raw-send"] == "ok"
@@ -239,7 +239,7 @@ def test_listen_without_bind(attacked: Any) -> None:
     assert "listen without bind gets a port of the ephemeral range" in said
     if port != TAKEN:
         pytest.skip("this kernel lets nobody choose the range (IP_LOCAL_PORT_RANGE, Linux 6.3)")
-    attacked.alert(f"port={TAKEN} ", Action="Audit (Block)", PolicyName="wall", Rule="spec.ingress[0]")
+    attacked.alert(f"DestinationPort={TAKEN} ", Action="Audit (Block)", PolicyName="wall", Rule="spec.ingress[0]")
 
 
 def test_what_chosen_host_cgroups_hold_is_not_said_to_be_refused(attacked: Any) -> None:
