@@ -219,7 +219,9 @@ def attacks(directory: Path) -> str:
     lines = []
     found = {path.stem.removeprefix("test_") for path in directory.glob("test_*.py")}
     if found != set(ATTACKS):
-        raise SystemExit(f"expected the files of {directory} in `ATTACKS`, got {sorted(found ^ set(ATTACKS))} in one of them only")
+        raise SystemExit(
+            f"expected the files of {directory} in `ATTACKS`, got {sorted(found ^ set(ATTACKS))} in one of them only"
+        )
     for path in (directory / f"test_{name}.py" for name in ATTACKS):
         tree = ast.parse(path.read_text())
         rows = [

@@ -174,7 +174,9 @@ async def _run(
                 async with asyncio.timeout(supervision.TELLING):
                     await bus.publish(ENFORCEMENT_STATUS, [Record(_node(settings).encode(), None)])
             except (HauberkError, TimeoutError) as error:
-                service.say(f"the last receipt could not be withdrawn and claims rules that are no longer enforced: {error}")
+                service.say(
+                    f"the last receipt could not be withdrawn and claims rules that are no longer enforced: {error}"
+                )
     if kept is None:
         service.say("ended")
     if buried := processor.engine.pump.stats.dead:

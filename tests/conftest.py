@@ -9,6 +9,7 @@ pinned in it would slow every call of the machine.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,11 @@ from hypothesis import HealthCheck, settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers `flaky.py`. By its path: `tests/` is no package, and on sys.path its directories would stand for ours."""
+    """Programs that tests start take signals as from a terminal, also when this run is under nohup(1) or in a background job.
+    Registers `flaky.py`. By its path: `tests/` is no package, and on sys.path its directories would stand for ours."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     spec = spec_from_file_location("flaky", Path(__file__).with_name("flaky.py"))
     assert spec is not None
     assert spec.loader is not None

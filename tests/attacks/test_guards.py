@@ -199,7 +199,9 @@ def test_a_socket_from_outside(attacked: Any, server: int) -> None:
 
 @pytest.mark.attack("Packet to a peer of a Block rule from a raw socket", "held", by="cgroup")
 def test_raw_packets(attacked: Any, attack: Any) -> None:
-    before = len([row for row in attacked.alerts("DestinationIP=127.0.0.1 DestinationPort=0") if row["Action"] == "Block"])
+    before = len(
+        [row for row in attacked.alerts("DestinationIP=127.0.0.1 DestinationPort=0") if row["Action"] == "Block"]
+    )
     answers = attack("raw", "127.0.0.1")
     assert (answers["raw-send"], answers["raw-sent-connected"]) == ("EPERM", "EPERM")
     blocks(attacked, attack, 1)

@@ -142,7 +142,9 @@ def test_what_the_reader_types_works(show: Show, line: str) -> None:
         eventually(lambda: (done := show.run(line)).returncode == 0 and done.stdout)
     done = show.run(line)
     # 1 is an answer too: what a node cannot see, lint findings, nothing to tell.
-    assert done.returncode in ((0, 1) if words[:2] in (["policy", "check"], ["policy", "lint"], ["policy", "diff"]) else (0,)), done.stderr
+    assert done.returncode in (
+        (0, 1) if words[:2] in (["policy", "check"], ["policy", "lint"], ["policy", "diff"]) else (0,)
+    ), done.stderr
     assert done.stdout or done.stderr
 
 
