@@ -78,6 +78,9 @@ def listening(stop: asyncio.Event) -> Iterator[asyncio.Event]:
         for number in numbers:
             with contextlib.suppress(NotImplementedError, ValueError):
                 loop.remove_signal_handler(number)
+                if told_before:
+                    # The process is about to end by itself; one signal more must not make that look like a failure.
+                    signal.signal(number, signal.SIG_IGN)
 
 
 async def run(

@@ -162,3 +162,15 @@ def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name[1:])
         service.notify("READY=1")
         assert channel.recv(100) == b"READY=1"
+
+
+def test_a_signal_after_the_clean_end_does_not_end_the_process() -> None:
+    program = PROGRAM + "import time\nprint('ended', flush=True)\ntime.sleep(0.2)\n"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        os.kill(child.pid, signal.SIGTERM)
+        assert [child.stdout.readline(), child.stdout.readline()] == ["down\n", "ended\n"]
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(child.pid, number)
+        assert child.wait(60) == 0
