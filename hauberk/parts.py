@@ -64,13 +64,17 @@ async def _part(
     return supervision.exit_code(kept)
 
 
-async def run_node(given: argparse.Namespace) -> int:
-    """Sensor, inventory and enforcement. Pins stay when it ends, so that rules hold while it restarts."""
+async def run_node(given: argparse.Namespace, usual: int) -> int:
+    """Sensor, inventory and enforcement. Pins stay when it ends, so that rules hold while it restarts. `usual`: the CPU priority
+    of this process where `sensor.nice` leaves it alone."""
+    from sensors.priority import prefer
+
     given.set = ["sensor.keep=true", *given.set]
 
     async def build(
         bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
+        prefer(settings.sensor.nice or usual)
         inventory = stages.Inventories(bus, settings)
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
         opened.callback(node.close, take_down=False)

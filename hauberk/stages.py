@@ -190,8 +190,8 @@ def collect(sinks: SinkEngine, parts: Callable[[], Iterable[tuple[str, msgspec.S
     sinks.collect(lambda: [Stats(part=part, values=stats) for part, stats in parts()])
 
 
-def sensor(bus: Bus, node: Node) -> Part[Agent]:
-    """This kernel's rings to frames."""
+def sensor(bus: Bus, node: Node, judging: Part[Processor] | None = None) -> Part[Agent]:
+    """This kernel's rings to frames. `judging`: who reads them, when that is in this process: while it is behind, less is named."""
 
     async def run(engine: Agent, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.stop)
@@ -203,7 +203,8 @@ def sensor(bus: Bus, node: Node) -> Part[Agent]:
         if not first:
             node.reopen()
         first.clear()
-        return node.agent(bus)
+        read = None if judging is None else (lambda header: judging.engine.teller.reached(header))
+        return node.agent(bus, read=read)
 
     return Part(make, run)
 

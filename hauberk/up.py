@@ -95,11 +95,15 @@ def open_sensor(settings: Configuration | NodeConfiguration, on_cgroup: Any) -> 
         raise type(error)(f"{error}; {'; '.join([*lacks, hint])}") from error
 
 
-async def run_up(given: argparse.Namespace) -> int:
-    """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began."""
+async def run_up(given: argparse.Namespace, usual: int) -> int:
+    """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began.
+    `usual`: the CPU priority of this process where `sensor.nice` leaves it alone."""
     from hauberk.verbs.apply import read
+    from sensors.priority import prefer
 
     settings, loaded, state = configuration(given)
+    if not given.replay:
+        prefer(settings.sensor.nice or usual)
     if given.replay and "sinks" not in loaded.origins:
         # A recording is looked at beside a running `up` as often as not: the port is the other's.
         settings = msgspec.structs.replace(
@@ -218,15 +222,16 @@ async def _live(
     opened.callback(take_down, node, over)
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
-    sensing = stages.sensor(bus, node)
     judging = stages.processor(bus, settings, last=True)
+    sensing = stages.sensor(bus, node, judging)
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
     stages.collect(sinks, lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "bus": getattr(bus, "stats", msgspec.Struct()),
     }.items())  # fmt: skip
-    await _say_enforcing(settings)
+    # Not waited for: what is to be in force must not wait for the survey, which takes seconds on a busy machine.
+    opened.callback(asyncio.create_task(_say_enforcing(settings)).cancel)
     opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
     return [
         ("sensor", sensing.stage), ("inventory", inventory.part.stage), ("planner", planning.stage),

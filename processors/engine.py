@@ -38,6 +38,8 @@ _CHUNK = 500
 """Records per publish."""
 _TICK = 0.2
 """Seconds between looks at what has waited long enough; a fact that arrives wakes it at once."""
+_ALERTS = 0.1
+"""Seconds that an alert waits at most for the rest of a batch of frames."""
 _SHOWN = 65536
 """Bytes of a record that the bus refused which are kept in its dead letter: it may have been refused for its size."""
 
@@ -167,9 +169,15 @@ class Processor:
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
         await self.facts.ready.wait()
+        told = time.monotonic()
         for delivery in deliveries:
             # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
             await asyncio.sleep(0)
+            if self.teller.outbox.alerts and time.monotonic() - told >= _ALERTS:
+                # And neither must alerts.
+                async with self._sending:
+                    await self._publish(ALERTS, self.teller.outbox.alerts)
+                told = time.monotonic()
             if not self.ledger.knows(delivery):
                 try:
                     self.teller.read(delivery)

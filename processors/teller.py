@@ -121,6 +121,10 @@ class Teller:
         if waits:
             self._parking.add(tally, page, self._clock())
 
+    def reached(self, header: FrameHeader) -> int:
+        """Number of the newest frame of this header's run that was read; -1: none."""
+        return self._numbers.get((header.node, header.boot, header.run), -1)
+
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
         for part in self._parking.ready(self._inventory, self._judge):

@@ -383,6 +383,8 @@ class Config(IntEnum):
     too late: from then on a call costs a look at this word). Enforcement does not ask."""
     REGISTERS = 7
     """Distance from a task's stack to the registers of its system call; 0 until the programs have seen one."""
+    SPARED = 8
+    """How many times the budget of new names is halved, because those who judge them are behind."""
 
 
 LAYOUTS: Final = (

@@ -23,6 +23,7 @@ from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
 from schemas.kernel import Loss
 from schemas.topics import EVENTS_RAW, INVENTORY, Topic
+from sensors.backlog import Backlog
 from sensors.source import Batch, Source
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,13 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Stats(msgspec.Struct):
-    """Plain counters of one agent, only ever added to (`fill`, `lag` and `waiting` are the latest values).
+    """Plain counters of one agent, only ever added to (`fill`, `lag`, `behind` and `spared` are the latest values).
 
     `published` frames and their `bytes`; `lost`: told in published frames, by
     `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
     `calls`: times the kernel called because a ring was half full; `lag`: seconds the loop woke up late; `publish_seconds`:
-    the latest publish.
+    the latest publish; `behind`: age in seconds of the oldest frame that the processor of this process has not read; `spared`:
+    how many times the budget of new names is halved for it.
     """
 
     drains: int = 0
@@ -85,6 +87,8 @@ class Stats(msgspec.Struct):
     fill: float = 0.0
     lag: float = 0.0
     publish_seconds: float = 0.0
+    behind: float = 0.0
+    spared: int = 0
 
 
 class Agent:
@@ -100,12 +104,14 @@ class Agent:
         bus: Bus,
         settings: AgentSettings | None = None,
         published: Callable[[Batch], None] | None = None,
+        backlog: Backlog | None = None,
     ) -> None:
         self.source = source
         self.stats = Stats()
         self._bus = bus
         self._settings = settings or AgentSettings()
         self._published = published
+        self._backlog = backlog
         self._stopping = False
         self._waiter: asyncio.Future[None] | None = None
         self._backing_off = False
@@ -151,6 +157,9 @@ class Agent:
             # Also after an empty drain: discarded rows and parked ones leave space to give back.
             source.release()
             stats.drains += 1
+            if self._backlog is not None:
+                self._backlog.look()
+                stats.behind, stats.spared = self._backlog.seconds, self._backlog.step
             stats.fill = batch.fill
             delay = self._delay(batch, drained, loop.time() - started, time.thread_time() - busy)
             due = loop.time() + delay
@@ -217,6 +226,8 @@ class Agent:
                 stats.undefined += frame.header.undefined
                 for loss, count in zip(Loss, frame.header.lost, strict=False):
                     stats.lost[loss.name.lower()] += count
+            if self._backlog is not None:
+                self._backlog.published(batch.frames)
         if self._published is not None:
             self._published(batch)
 

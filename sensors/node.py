@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -18,7 +17,9 @@ import msgspec
 from bus.contract import Bus
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from sensors.agent import Agent, AgentSettings
+from sensors.backlog import Backlog, Read
 from sensors.pins import require_free
+from sensors.priority import NICE, current, prefer
 from sensors.rings import OnCgroup, RingSettings, RingSource
 from sensors.source import Batch
 
@@ -46,7 +47,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=-20, le=19, description="CPU priority of this process; 0 leaves it alone. Below 0 needs CAP_SYS_NICE.", examples=[-10]
         ),
-    ] = -10  # fmt: skip
+    ] = NICE  # fmt: skip
 
 
 def node_name(settings: NodeSettings) -> str:
@@ -63,13 +64,14 @@ class Node:
         self.source = opening()
         self._opening = opening
         self._mounted = mounted
-        self._nice = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        self._nice = current()
         if settings.nice:
             prefer(settings.nice)
 
-    def agent(self, bus: Bus, published: Callable[[Batch], None] | None = None) -> Agent:
-        """The engine over this node's rings."""
-        return Agent(self.source, bus, self.settings.agent, published)
+    def agent(self, bus: Bus, published: Callable[[Batch], None] | None = None, read: Read | None = None) -> Agent:
+        """The engine over this node's rings. `read`: how far those who judge its frames are, where that is known here."""
+        backlog = Backlog(read, self.source.spare) if read is not None else None
+        return Agent(self.source, bus, self.settings.agent, published, backlog)
 
     def reopen(self) -> None:
         """Open the rings anew, with nothing left of what was known of them. Raises what `RingSource` raises."""
@@ -86,18 +88,6 @@ class Node:
             unload(self.settings.pin_dir)
             if self._mounted:
                 unmount(self._mounted)
-
-
-def prefer(nice: int) -> None:
-    """Give every thread of this process priority `nice`; where that is not permitted nothing changes.
-
-    A flood that keeps every core busy else leaves the reader an equal share of them, and the ring fills while it waits:
-    measured on two cores with two writers and a load of 4, 11 % were lost at 0 and none at -10. Threads made later inherit it.
-    """
-    for thread in os.listdir("/proc/self/task"):
-        # EPERM, EACCES: not permitted here. ESRCH: it has just ended.
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
 
 def open_node(

@@ -82,6 +82,10 @@ class Pins:
         self._config.put(_U32(Config.OBSERVED_UNTIL), _U64(until))
         return stopped
 
+    def spare(self, step: int) -> None:
+        """Have the budget of new names halved `step` times."""
+        self._config.put(_U32(Config.SPARED), _U64(step))
+
     def living(self) -> set[tuple[int, ...]]:
         """(process, executable, parent, script) of every image that runs, as the kernel's map says.
 

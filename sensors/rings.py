@@ -147,6 +147,10 @@ class RingSource:
                 "all the same, and the calls that nobody looked at are told as lost (`unread`)"
             )
 
+    def spare(self, step: int) -> None:
+        """Have the kernel announce fewer new names: the budget halved `step` times."""
+        self._pins.spare(step)
+
     def drain(self) -> Batch:
         """Frames of what lies in the ring, at most `drain_bytes` of rows (all of it when folding)."""
         settings = self.settings

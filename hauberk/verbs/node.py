@@ -16,8 +16,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run until told to stop."""
-    import asyncio
+    from sensors.priority import NICE, current, prefer
 
-    from hauberk.parts import run_node
+    given = parser().parse_args(argv)
+    usual = current()
+    # Before the imports, as `up` does.
+    prefer(NICE)
+    try:
+        import asyncio
 
-    return asyncio.run(run_node(parser().parse_args(argv)))
+        from hauberk.parts import run_node
+
+        return asyncio.run(run_node(given, usual))
+    finally:
+        prefer(usual)

@@ -48,9 +48,18 @@ def speed(text: str) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Run until told to stop; a replay ends by itself."""
-    import asyncio
-
-    from hauberk.up import run_up
+    from sensors.priority import NICE, current, prefer
 
     given = parser().parse_args(argv)
-    return asyncio.run(run_up(given))
+    usual = current()
+    if not given.replay:
+        # Before the imports: started while floods keep every core busy they alone took 10 s.
+        prefer(NICE)
+    try:
+        import asyncio
+
+        from hauberk.up import run_up
+
+        return asyncio.run(run_up(given, usual))
+    finally:
+        prefer(usual)

@@ -7,6 +7,8 @@
  *     calm     ring below half, node below its free part   everybody announces
  *     pressed  otherwise                                   a container announces its share; less as the ring fills
  *
+ * While those who judge what is told are behind, their reader halves the budget (`config[SPARED]`).
+ *
  * The tiers do not take from each other: calls that failed are shed first, what was denied and what is executed last. What is
  * shed stays an event of its container, executable and operation, with exact counts; only paths, addresses and arguments go.
  */
@@ -52,16 +54,19 @@ static __always_inline u32 charge(u64 key, u64 window, u32 tier)
 static __always_inline int affordable(struct behaviour *b, int verdict)
 {
     u64 filled = DEFINITIONS_FILLED(), window = bpf_ktime_get_boot_ns() >> WINDOW_SHIFT;
-    u32 tier = TIER_PASSED, most = NEW_PER_SECOND / 2, share = NEW_PER_SECOND / 16;
+    u32 spared = setting(CONFIG_SPARED) & 7;
+    /* First of what anybody may take, so that who makes few names notices nothing. */
+    u32 names = NEW_PER_SECOND >> spared, shared = NEW_PER_SECOND >> (spared > 3 ? spared - 3 : 0);
+    u32 tier = TIER_PASSED, most = names / 2, share = shared / 16;
     /* Of several texts of a call that may be denied the first cannot wait for the verdict. */
     if (b->enforcer || b->operation == OP_EXEC || verdict) {
         tier = TIER_DENIED;
-        most = NEW_PER_SECOND;
-        share = NEW_PER_SECOND / 4;
+        most = names;
+        share = shared / 4;
     } else if (b->result < 0 && b->result != -1 && b->result != -13) { /* but EPERM, EACCES */
         tier = TIER_FAILED;
-        most = NEW_PER_SECOND / 16;
-        share = NEW_PER_SECOND / 64;
+        most = names / 16;
+        share = shared / 64;
     }
     u32 node = charge(NODE_BUDGET, window, tier), own = charge(payer(b->cgroup), window, tier);
     if (filled < DEFINITION_BYTES / 2 && node < most)

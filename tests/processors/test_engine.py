@@ -184,3 +184,23 @@ async def test_a_closed_bus_ends_the_stage_with_its_error(running):
     await bus.close()
     with pytest.raises(Refused):
         await task
+
+
+async def test_an_alert_does_not_wait_for_the_rest_of_its_batch(node, running, make_policy, monkeypatch):
+    bus, start = running
+    document = make_policy(file={"matchPaths": [{"path": "/etc/shadow", "action": "Audit"}]}, action="Audit")
+    await bus.publish(POLICIES, [Record(b"p", json.dumps(document).encode())])
+    node.row(node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257))
+    records = [node.record()]
+    for number in range(5):
+        node.row(node.behaviour(Operation.OPEN, f"/new/{number}", syscall=257))
+        records.append(node.record())
+    await bus.publish(EVENTS_RAW, records)
+    # However fast the machine is: the time to send has come with each frame.
+    monkeypatch.setattr("processors.engine._ALERTS", 0.0)
+    processor, _ = start()
+    told_after = []
+    read = processor.teller.read
+    processor.teller.read = lambda delivery: (told_after.append(len(bus.records(ALERTS))), read(delivery))[1]
+    await until(lambda: processor.stats().frames == 6)
+    assert told_after == [0, 1, 1, 1, 1, 1]

@@ -85,7 +85,7 @@ def test_the_name_is_the_hosts_when_none_is_given() -> None:
 def test_priority_is_for_every_thread_and_given_back() -> None:
     code = (
         "import os, threading\n"
-        "from sensors.node import prefer\n"
+        "from sensors.priority import prefer\n"
         "stop = threading.Event(); thread = threading.Thread(target=stop.wait); thread.start()\n"
         "each = lambda: {os.getpriority(os.PRIO_PROCESS, int(one)) for one in os.listdir('/proc/self/task')}\n"
         "before = each(); prefer(5); during = each(); prefer(0); after = each(); stop.set(); thread.join()\n"
