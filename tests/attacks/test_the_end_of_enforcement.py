@@ -226,3 +226,31 @@ def test_timeout_ends_it_clean(node: Any) -> None:
     assert done.returncode == 124, done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(node.pins).exists()
+
+
+@pytest.mark.attack("SIGKILL of the agent: a machine whose calls nobody reads any more", "held", by="hauberk up")
+def test_what_nobody_drains_stops_by_itself_and_is_told_when_somebody_does(
+    up: Any, eventually: Callable[..., Any]
+) -> None:
+    from kernel.maps import Map
+    from schemas.kernel import Config, Loss
+
+    key = Config.OBSERVED_UNTIL.to_bytes(4, sys.byteorder)
+    up.process.kill()
+    up.process.wait(60)
+    with Map.open(f"{up.pins}/maps/config") as config, Map.open(f"{up.pins}/maps/losses") as losses:
+        soon = config.sum_u64(key) - 60_000_000_000 + 1
+        assert soon > 1, "the agent had said that it drains, and until when"
+        # The minute is over: as if it had passed.
+        config.put(key, soon.to_bytes(8, sys.byteorder))
+        assert holds(up)
+        assert config.sum_u64(key) == 1, "the first event that came too late says so to all others"
+        before = losses.sum_u64(Loss.UNREAD.to_bytes(4, sys.byteorder))
+        assert holds(up)
+        assert losses.sum_u64(Loss.UNREAD.to_bytes(4, sys.byteorder)) > before
+        start(up)
+        eventually(lambda: config.sum_u64(key) > 1)
+    assert "nothing was observed until now" in up.said().rpartition("hauberk 0.")[2]
+    lost = up.alert("unread=", Operation="EventsLost")
+    assert int(lost["EventData"]["unread"]) > 0
+    assert holds(up)
