@@ -106,7 +106,7 @@ async def remove(group: Path) -> None:
 async def record(path: Path) -> None:
     """One recording at `path`."""
     demo = Path("/tmp/demo")
-    (demo / "site").mkdir(parents=True)
+    (demo / "site").mkdir(parents=True, exist_ok=True)
     (demo / "notes.txt").write_text("notes\n")
     (demo / "site" / "index.html").write_text("<p>hello\n")
     groups = {name: cgroup_root() / f"hauberk-demo-{name}" for name in ("shell", "web")}
