@@ -24,7 +24,7 @@ spec:
   network: {{matchProtocols: [{{protocol: {protocol}}}]}}
   action: Block
 """
-LIMIT = 256
+LIMIT = 512
 IDLE = """
 import os, resource, socket, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
