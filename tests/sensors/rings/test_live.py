@@ -288,7 +288,8 @@ def test_a_child_is_seen_with_its_arguments(loaded: Loaded, cgroup: Path, tmp_pa
         if kind == DefinitionKind.PROCESS:
             values = dict(zip(PROCESS.offsets, PROCESS.struct.unpack(body), strict=True))
             said.add((known[1, values["executable"]], known.get((1, values["arguments"]))))
-    assert (os.fsencode(os.path.realpath("/bin/ls")), b"/bin/ls\0-d\0a b\0/etc/hostname") in said
+    # The path it was called by, then its arguments.
+    assert (os.fsencode(os.path.realpath("/bin/ls")), b"/bin/ls\0/bin/ls\0-d\0a b\0/etc/hostname") in said
     operations = Counter(
         int.from_bytes(body[BEHAVIOUR.offsets["operation"] :][:2], "little")
         for (kind, _), body in known.items()
