@@ -34,9 +34,10 @@ def test_nothing_escapes_the_error_tree(doors: dict[str, Any], name: str) -> Non
     assert refused > 0, "mutations are felt"
 
 
-@pytest.mark.parametrize("path", sorted(CASES.glob("*.bin")), ids=lambda path: path.name)
-def test_what_crashed_once(doors: dict[str, Any], path: Path) -> None:
-    doors[path.name.split("-")[0]].try_one(path.read_bytes())
+def test_what_crashed_once(doors: dict[str, Any]) -> None:
+    """Every case that `make fuzz` kept; none is kept while nothing has crashed."""
+    for path in sorted(CASES.glob("*.bin")):
+        doors[path.name.split("-")[0]].try_one(path.read_bytes())
 
 
 def test_a_case_is_found_again_and_cut_down(doors: dict[str, Any]) -> None:
