@@ -4,7 +4,8 @@
 What it does: serves an aiohttp application; at most `most` connections at a time, and a time limit for each that asks
 nothing. When the port is full the connection that has asked nothing for longest makes room, so that whoever holds idle ones
 keeps nobody out. What it never does: end the process or wait for a client. A port in use is a settings error when it is
-opened. Neighbours: `prometheus` and `web.page` (whose applications it serves).
+opened; a port that is lost while it is served (somebody destroyed the socket, `ss -K`) is logged, counted and opened again.
+Neighbours: `prometheus` and `web.page` (whose applications it serves).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
+import socket
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -28,13 +31,19 @@ HEADER_SECONDS: Final = 10.0
 """From the connection, or from the first thing after a request, to a whole request."""
 IDLE_SECONDS: Final = 60.0
 """A connection is kept so long after its last request: scrapers come again within a minute as a rule."""
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at whether the socket still listens. asyncio logs an error at each turn of the loop until then."""
+LONGEST_PAUSE: Final = 30.0
+"""Seconds between two attempts to open a lost port again, doubled from LOOK_SECONDS."""
+
+log = logging.getLogger("hauberk.sinks")
 
 
 class ListenerStats(msgspec.Struct, kw_only=True):
     """One listening port. `connections` now; `evicted`: asked nothing when room was needed; `late`: asked nothing in time;
-    `refused`: came when all others were being answered."""
+    `refused`: came when all others were being answered; `up`: 0 while the port is lost; `reopened`: times it was opened again."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections", "up"})
     LABELS: ClassVar[tuple[str, ...]] = ("listener",)
 
     listener: str
@@ -42,6 +51,8 @@ class ListenerStats(msgspec.Struct, kw_only=True):
     evicted: int = 0
     late: int = 0
     refused: int = 0
+    up: int = 0
+    reopened: int = 0
 
 
 class Listener:
@@ -55,6 +66,7 @@ class Listener:
         self._visitors: dict[asyncio.BaseTransport, _Visitor] = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def open(self, application: web.Application, **options: Any) -> None:
         """Listen, and answer with `application`. OSError when the port cannot be had; `why` says it in words."""
@@ -78,23 +90,22 @@ class Listener:
             application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_SECONDS, **options
         )
         await runner.setup()
-        serving = runner.server
-        assert serving is not None
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG
-            )
+            await self._listen(runner)
         except OSError:
             await runner.cleanup()
             raise
         self._runner = runner
-        # A free port that was found once is the one that is said, so it is taken again.
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._watching = asyncio.create_task(self._watch(runner), name=f"listener-{self.stats.listener}")
         shown = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"http://{shown}:{self.port}"
 
     async def close(self) -> None:
         """Let go of the port and of everybody. Twice is once."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait({watching})
         server, self._server = self._server, None
         runner, self._runner = self._runner, None
         if server is not None:
@@ -103,6 +114,37 @@ class Listener:
             await runner.cleanup()
         for visitor in list(self._visitors.values()):
             visitor.leave()
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        serving = runner.server
+        assert serving is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG
+        )
+        # A free port that was found once is the one that is said, so it is taken again.
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.stats.up = 1
+
+    async def _watch(self, runner: web.AppRunner) -> None:
+        """Open the port again when it is lost, until cancelled. Those who are connected stay."""
+        pause = LOOK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            if self._server is not None:
+                if all(_listens(one) for one in self._server.sockets):
+                    continue
+                log.error("port %d of `%s` was lost and is opened again", self.port, self.stats.listener)
+                self.stats.up = 0
+                self._server.close()
+                self._server = None
+            try:
+                await self._listen(runner)
+            except OSError as error:
+                pause = min(pause * 2, LONGEST_PAUSE)
+                log.warning("port %d of `%s` cannot be opened: %s", self.port, self.stats.listener, why(error))
+                continue
+            pause = LOOK_SECONDS
+            self.stats.reopened += 1
 
     def admit(self, visitor: _Visitor, transport: asyncio.BaseTransport) -> bool:
         """Whether there is room, or somebody who asks nothing makes it."""
@@ -142,6 +184,14 @@ def names_us(request: web.Request, names: Collection[str]) -> bool:
         return True
     own = request.transport.get_extra_info("sockname") if request.transport is not None else None
     return own is not None and name == own[0]
+
+
+def _listens(one: socket.socket | asyncio.trsock.TransportSocket) -> bool:
+    """Whether the kernel still takes connections on this socket."""
+    try:
+        return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
 
 
 def why(error: OSError) -> str:

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 
@@ -26,13 +27,19 @@ from sinks.store.layout import open_writer, told
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Applied
 
-_KNOWN_MOST = 200_000
-"""Behaviour keys remembered as present, 63-bit integers: about 12 MB at most."""
+_KNOWN_MOST = 1 << 14
+"""Behaviour keys remembered as present, 63-bit integers: 1 MB, as many as the judge keeps. A key that is not remembered costs one
+INSERT that does nothing. 200,000 grew through the first 20 minutes of floods, each key pinning pages among what came and went."""
+_NAMES_MOST = 4096
+"""Identities, runs and verdicts remembered, of each; more of them come and go with the containers and policies of a node."""
 
 _UPSERT = (
     "INSERT INTO minute VALUES(?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET count = count + excluded.count, "
     "first = min(first, excluded.first), last = max(last, excluded.last)"
 )
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_ranges = msgspec.msgpack.Decoder(list[int]).decode
@@ -215,7 +222,7 @@ class SqliteStore(SqliteReader):
             ident = row[0]
             if body != row[1] and identity.complete:
                 self._db.execute("UPDATE identity SET body = ? WHERE id = ?", (body, ident))
-        self._identities[name] = (ident, identity)
+        _remember(self._identities, name, (ident, identity))
         return ident
 
     def _run(self, node: str, run: str) -> int:
@@ -223,7 +230,7 @@ class SqliteStore(SqliteReader):
         if ident is None:
             self._db.execute("INSERT OR IGNORE INTO run(node, run) VALUES(?,?)", (node, run))
             (ident,) = self._db.execute("SELECT id FROM run WHERE node = ? AND run = ?", (node, run)).fetchone()
-            self._runs[node, run] = ident
+            _remember(self._runs, (node, run), int(ident))
         return int(ident)
 
     def _ranges(self, place: tuple[int, int, int]) -> list[int]:
@@ -240,7 +247,7 @@ class SqliteStore(SqliteReader):
             (ident,) = self._db.execute(
                 "SELECT id FROM verdict WHERE status = ? AND policy = ? AND rule = ?", name
             ).fetchone()
-            self._verdicts[name] = ident
+            _remember(self._verdicts, name, int(ident))
         return int(ident)
 
     def _behaviour(self, behaviour: Behaviour) -> int:
@@ -283,3 +290,11 @@ class SqliteStore(SqliteReader):
 
     def _hash(self, data: bytes) -> int:
         return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "little") >> 1
+
+
+def _remember(table: dict[_K, _V], key: _K, value: _V) -> None:
+    """`table[key] = value`, within `_NAMES_MOST`: what was remembered first goes, and is looked up again when it comes."""
+    table.pop(key, None)
+    while len(table) >= _NAMES_MOST:
+        del table[next(iter(table))]
+    table[key] = value

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -150,4 +151,38 @@ async def test_it_lets_go_of_the_port_and_can_be_opened_again_there(served: Serv
     await served.listener.close()
     await served.open()
     assert served.listener.port == port
+    assert await served.ask() == "ok"
+
+
+async def lose(served: Served) -> None:
+    """As `ss -K` of the listening socket does: the kernel takes nobody on it any more."""
+    server = served.listener._server
+    assert server is not None
+    server.sockets[0].shutdown(socket.SHUT_RDWR)
+
+
+async def test_a_port_that_is_lost_while_it_is_served_is_opened_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "LOOK_SECONDS", 0.01)
+    waiting = asyncio.create_task(served.ask("/wait"))
+    await until(lambda: served.waiting == 1)
+    port = served.listener.port
+    await lose(served)
+    await until(lambda: served.listener.stats.reopened == 1)
+    assert (served.listener.port, served.listener.stats.up) == (port, 1)
+    assert await served.ask() == "ok"
+    served.go.set()
+    assert await waiting == "waited", "who was connected stays connected"
+
+
+async def test_a_lost_port_that_somebody_took_is_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(listeners, "LONGEST_PAUSE", 0.02)
+    port = served.listener.port
+    await lose(served)
+    with socket.create_server(("127.0.0.1", port)):
+        await until(lambda: served.listener.stats.up == 0)
+        await asyncio.sleep(0)
+    await until(lambda: served.listener.stats.up == 1)
     assert await served.ask() == "ok"

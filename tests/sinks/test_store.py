@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import DecodeError, DiskFull, Incompatible, PermissionMissing, SettingsError, Unavailable
 from schemas.operations import Class, Operation
-from sinks.store import layout, ranges, rollup
+from sinks.store import layout, ranges, rollup, sqlite
 from sinks.store.queries import SqliteReader
 from sinks.store.sqlite import SqliteStore
 from sinks.store.store import Query
@@ -88,6 +88,20 @@ def test_repeats_in_any_order_give_equal_counts(tmp_path_factory, make, records,
         assert got == expected
     finally:
         store.close()
+
+
+def test_what_is_remembered_is_bounded_and_counts_stay_exact(path, make, monkeypatch):
+    monkeypatch.setattr(sqlite, "_NAMES_MOST", 4)
+    monkeypatch.setattr(sqlite, "_KNOWN_MOST", 4)
+    store = SqliteStore(path)
+    for frame in range(40):
+        who = make.identity(f"uid{frame % 10}")
+        entry = make.entry(1, f"status {frame % 10}", resource=f"/{frame % 20}")
+        store.apply([make.summary(frame, None, entry, identity=who, run=f"run-{frame % 10}")], [])
+    tables = (store._identities, store._runs, store._verdicts, store._behaviours)
+    assert [len(one) <= 4 for one in tables] == [True] * 4
+    assert sorted(count for count, _, _ in counts(store).values()) == [2] * 20
+    store.close()
 
 
 def test_a_repeat_after_reopening_is_still_a_repeat(path, make):
