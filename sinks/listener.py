@@ -186,7 +186,7 @@ def names_us(request: web.Request, names: Collection[str]) -> bool:
     return own is not None and name == own[0]
 
 
-def _listens(one: socket.socket | asyncio.trsock.TransportSocket) -> bool:
+def _listens(one: socket.socket) -> bool:
     """Whether the kernel still takes connections on this socket."""
     try:
         return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
