@@ -38,7 +38,7 @@ Meta = msgspec.Meta
 SHED_ORDER = (
     ("events.raw", "telemetry"),
     ("summaries",),
-    ("inventory", "policies", "enforcement.desired", "enforcement.status", "dead"),
+    ("inventory", "policies", "enforcement.desired", "enforcement.status", "progress", "dead"),
     ("alerts",),
 )
 _GROUP = "spool"

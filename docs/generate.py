@@ -30,12 +30,13 @@ def value_types() -> dict[str, type]:
     from schemas.enforcement import Plan, Receipt
     from schemas.frame import Frame
     from schemas.identity import Identity
+    from schemas.progress import Progress
     from schemas.summary import Summary
     from schemas.telemetry import TelemetryFrame
 
     return {
         "events.raw": Frame, "inventory": Identity, "telemetry": TelemetryFrame, "alerts": Alert, "summaries": Summary,
-        "enforcement.desired": Plan, "enforcement.status": Receipt,
+        "enforcement.desired": Plan, "enforcement.status": Receipt, "progress": Progress,
     }  # fmt: skip
 
 

@@ -79,9 +79,13 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
         opened.callback(node.close, take_down=False)
         opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
-        sensing = stages.sensor(bus, node)
+        following = stages.following(bus, node_name(settings.sensor))
+        sensing = stages.sensor(bus, node, lambda header: following.engine.read(header))
         enforcing = stages.enforcement(bus, settings, inventory.engine.node)
-        return [("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage)]
+        return [
+            ("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage),
+            ("progress", following.stage),
+        ]  # fmt: skip
 
     return await _part(given, "node", build, node_configuration)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hauberk.supervision import Supervision
     from processors.engine import Processor
     from sensors.agent import Agent
+    from sensors.backlog import Read
+    from sensors.following import Following
     from sensors.inventory import Inventory
     from sensors.node import Node
     from sensors.replay import ReplaySettings
@@ -142,8 +144,8 @@ def reader(
 
 
 def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> Part[Processor]:
-    """Frames in; alerts, telemetry, summaries out. `last`: when this is told to stop, nobody is left who could say whose rows
-    are whose."""
+    """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is; when this
+    is told to stop, nobody is left who could say whose rows are whose."""
     from processors.engine import Processor
 
     async def run(engine: Processor, stop: asyncio.Event) -> None:
@@ -162,7 +164,7 @@ def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> 
 
         await reader(bus, lambda: (configuration.processor.group,), engine.run, engine.stop, whole)(stop)
 
-    return Part(lambda: Processor(bus, configuration.processor), run)
+    return Part(lambda: Processor(bus, configuration.processor, reports=not last), run)
 
 
 def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> Part[SinkEngine]:
@@ -190,8 +192,18 @@ def collect(sinks: SinkEngine, parts: Callable[[], Iterable[tuple[str, msgspec.S
     sinks.collect(lambda: [Stats(part=part, values=stats) for part, stats in parts()])
 
 
-def sensor(bus: Bus, node: Node, judging: Part[Processor] | None = None) -> Part[Agent]:
-    """This kernel's rings to frames. `judging`: who reads them, when that is in this process: while it is behind, less is named."""
+def following(bus: Bus, node: str) -> Part[Following]:
+    """How far the processors of other processes have read this node's frames."""
+    from sensors.following import Following
+
+    async def run(engine: Following, stop: asyncio.Event) -> None:
+        await until(stop, engine.run(), engine.stop)
+
+    return Part(lambda: Following(bus, node), run)
+
+
+def sensor(bus: Bus, node: Node, read: Read | None = None) -> Part[Agent]:
+    """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named."""
 
     async def run(engine: Agent, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.stop)
@@ -203,7 +215,6 @@ def sensor(bus: Bus, node: Node, judging: Part[Processor] | None = None) -> Part
         if not first:
             node.reopen()
         first.clear()
-        read = None if judging is None else (lambda header: judging.engine.teller.reached(header))
         return node.agent(bus, read=read)
 
     return Part(make, run)

@@ -223,7 +223,7 @@ async def _live(
     how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
     say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
     judging = stages.processor(bus, settings, last=True)
-    sensing = stages.sensor(bus, node, judging)
+    sensing = stages.sensor(bus, node, lambda header: judging.engine.teller.reached(header))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
     stages.collect(sinks, lambda: {

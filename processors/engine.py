@@ -28,6 +28,7 @@ from processors.judge import Judge, JudgeSettings
 from processors.ledger import Ledger
 from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
+from processors.progress import Reporting
 from processors.stats import ProcessorStats
 from processors.teller import Teller
 from processors.throttle import Throttle, ThrottleSettings
@@ -75,7 +76,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Processor:
-    """`await run()` until `stop()`. `stats()` any time."""
+    """`await run()` until `stop()`. `stats()` any time. `reports`: publish how far frames are read, for nodes elsewhere."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Processor:
         *,
         compile_documents: Compile | None = None,
         clock: Callable[[], float] = time.monotonic,
+        reports: bool = True,
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
@@ -107,6 +109,7 @@ class Processor:
         self.teller = Teller(
             self.inventory, self.judge, self.parking, self.alerts, self.ledger, clock, self.settings.telemetry
         )
+        self._reporting = Reporting(bus, self.settings.group, lambda: self.teller.numbers) if reports else None
         self._sending = asyncio.Lock()
         self._moved = asyncio.Event()
         self._bad_frames = 0
@@ -143,7 +146,9 @@ class Processor:
         """Until `stop`. The latest policies and identities are in force before the first frame is read."""
         # The pump subscribes at once, so that the group is known to whoever asks what it has not read yet.
         pump = asyncio.create_task(self.pump.run())
-        tasks = (pump, asyncio.create_task(self.facts.run()), asyncio.create_task(self._tick_forever()))
+        tasks = [pump, asyncio.create_task(self.facts.run()), asyncio.create_task(self._tick_forever())]
+        if self._reporting is not None:
+            tasks.append(asyncio.create_task(self._reporting.run()))
         try:
             # The pump ends on `stop`, the others only by an error, which must not pass unseen.
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

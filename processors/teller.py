@@ -9,7 +9,7 @@ it (or already out of it) speak of. Must never touch the bus. Neighbours: `proce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -120,6 +120,11 @@ class Teller:
         self._ledger.open(delivery, page)
         if waits:
             self._parking.add(tally, page, self._clock())
+
+    @property
+    def numbers(self) -> Mapping[tuple[str, str, str], int]:
+        """(node, boot, run) -> number of the newest frame read, the run heard of last at the end."""
+        return self._numbers
 
     def reached(self, header: FrameHeader) -> int:
         """Number of the newest frame of this header's run that was read; -1: none."""

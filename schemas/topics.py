@@ -88,6 +88,11 @@ ENFORCEMENT_STATUS = Topic(
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
     writer="enforcers", readers=("hauberk", "sinks"),
 )  # fmt: skip
+PROGRESS = Topic(
+    name="progress", key="node/group", value="how far a processor group has read the node's frames",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
+    writer="processors", readers=("sensors",),
+)  # fmt: skip
 DEAD = Topic(
     name="dead", key="original key", value="original bytes; headers say topic, group, stage, reason, error",
     content_type=OCTETS, cleanup=Cleanup.DELETE, retention_hours=336, partitions=1,
@@ -95,7 +100,8 @@ DEAD = Topic(
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
-    EVENTS_RAW, INVENTORY, POLICIES, TELEMETRY, ALERTS, SUMMARIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, DEAD,
+    EVENTS_RAW, INVENTORY, POLICIES, TELEMETRY, ALERTS, SUMMARIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS,
+    PROGRESS, DEAD,
 )  # fmt: skip
 
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in TOPICS}

@@ -4,7 +4,8 @@
 A new name costs the judge some 50 us and a known one nothing, so what makes a backlog is new names. While the oldest frame that
 was not read yet is older than LATE and grows older, the kernel's budget of them (`sensor.load.new_per_second`) is halved step by step; what is
 over it is counted exactly and told as `unnamed` of its container. What comes later is then told in time, and the backlog is
-bounded. Must never wait. Neighbours: `agent` (who calls), `pins` (who writes the step), `kernel/programs/budget.c` (who obeys).
+bounded. Must never wait. Neighbours: `agent` (who calls), `following` (how far processors of
+other processes are), `pins` (who writes the step), `kernel/programs/budget.c` (who obeys).
 """
 
 from __future__ import annotations

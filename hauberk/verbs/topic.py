@@ -37,7 +37,7 @@ def decoded(delivery: Delivery) -> Any:
     """A record's value in words: JSON as it is, msgpack through its struct, anything else as text."""
     import msgspec
 
-    from schemas import enforcement, frame, identity, summary, telemetry
+    from schemas import enforcement, frame, identity, progress, summary, telemetry
 
     value = delivery.record.value
     name = delivery.topic.name
@@ -64,6 +64,8 @@ def decoded(delivery: Delivery) -> Any:
             return plain(enforcement.decode_plan(value))
         case "enforcement.status":
             return plain(enforcement.decode_receipt(value))
+        case "progress":
+            return plain(progress.decode(value))
     return value.decode("utf-8", "backslashreplace")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
+from schemas import progress
 from schemas.errors import HauberkError
 
 ROOT: Final = Path(__file__).parents[2]
@@ -200,6 +201,7 @@ class Words:
         teller.settle(closing=True)
         box = teller.outbox
         self.samples = [value for _, value in identities]
+        self.samples.append(progress.encode(progress.Progress(node="n", group="g", boot="b", run="r", number=7)))
         for records in (box.alerts, box.telemetry, box.summaries):
             self.samples += [record.value for record in records[:20] if record.value and len(record.value) < 20_000]
 
@@ -214,11 +216,12 @@ class Words:
         from schemas.topics import ALERTS, SUMMARIES, TELEMETRY
 
         taken = False
-        try:
-            self._inventory.apply(b"k", data)
-            taken = True
-        except HauberkError:
-            pass
+        for door in (lambda: self._inventory.apply(b"k", data), lambda: progress.decode(data)):
+            try:
+                door()
+                taken = True
+            except HauberkError:
+                continue
         for topic in (ALERTS, TELEMETRY, SUMMARIES):
             try:
                 items = self._reader.read(Delivery(topic, 0, 0, Record(b"k", data)))
