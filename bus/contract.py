@@ -3,8 +3,9 @@
 
 Bytes travel; their codecs live in `schemas`. Topics come from `schemas.topics` and nowhere else. Delivery is at least
 once and in order per key: a record is handed out again until its group has committed past it, so every reader must
-bear repeats (event ids are deterministic for that reason). Neighbours: `memory`, `embedded` (and Kafka) keep the
-promise, `pump` drives a stage with it, `spool` keeps it while the far side is away. The same test suite runs on all.
+bear repeats (event ids are deterministic for that reason). A call that waits for a far side ends within the bus's own
+deadline, with an answer or with `Unavailable`. Neighbours: `memory`, `embedded` (and Kafka) keep the promise, `pump` drives a stage with it, `spool`
+keeps it while the far side is away. The same test suite runs on all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import msgspec
 from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
+Partition = tuple[str, int]
+"""(topic name, number of the partition)."""
 Start = Literal["earliest", "latest", "committed"]
 
 
@@ -68,11 +71,42 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscription(Protocol):
-    """One reader's place in some topics. For one task at a time; leave the `async with` to give the place back."""
+    """One reader's place in some topics. For one task at a time; leave the `async with` to give the place back.
+
+    Partitions are given to a member of a group and may be taken away again. Nothing is called back: a reader looks at
+    `revoking` and `owned` after each `take`, in its own task, so that neither can change while it handles a batch::
+
+        batch = await subscription.take(500, 1.0)
+        handle(batch)
+        if subscription.revoking:               # another member is to have these
+            flush(); await subscription.commit(done)
+            await subscription.release()
+        forget what belongs to partitions that are not in `owned` any more, or have another number there
+    """
 
     @property
-    def position(self) -> Mapping[tuple[str, int], int]:
-        """(topic name, partition) -> offset of the next record `take` will hand out."""
+    def position(self) -> Mapping[Partition, int]:
+        """Offset of the next record that `take` will hand out, of each partition in `owned`."""
+        ...
+
+    @property
+    def owned(self) -> Mapping[Partition, int]:
+        """The partitions that this reader has now, each with the number of the grant: another number means that it was lost
+        and given anew, and that its records come again from the committed offset. Empty for a member that stands by; a
+        broadcast reader has all partitions for good. A partition that vanished was released or lost: the reader ran
+        past `revoking`'s time, did not call `take` for longer than the bus allows, or the far side gave up on it."""
+        ...
+
+    @property
+    def revoking(self) -> frozenset[Partition]:
+        """Partitions of `owned` that another member waits for. `take` hands out nothing more of them and returns early once
+        when one is added. The reader finishes what it has of them, commits and calls `release`, within a time that is
+        the bus's setting (`revoke_seconds`); after that they are lost."""
+        ...
+
+    @property
+    def disowned(self) -> int:
+        """Deliveries whose commit was dropped because their partition was lost: another member handles them again."""
         ...
 
     @property
@@ -89,9 +123,14 @@ class Subscription(Protocol):
         """The next records, at least one unless `max_wait` seconds passed without any: then an empty list.
 
         Waits without blocking the loop. Returns as soon as there is something; it does not wait to fill the list, and
-        it stops early at the bus's byte cap. In order within a partition; no order between topics. Cancelling is
+        it stops early at the bus's byte cap. In order within a partition; no order between partitions. Cancelling is
         safe: what was not returned is handed out by the next call. Silence means nothing arrived, or another member
-        of the group holds these partitions. Raises `Unavailable` when the far side is away; call again later.
+        of the group holds these partitions. Raises `Unavailable` when the far side is away, within the bus's deadline;
+        call again later.
+
+        `max_records` 0 hands out nothing and keeps the place: how a reader pauses that has as much in hand as it may
+        A reader that neither takes nor pauses loses its
+        partitions after the bus's own time.
         """
         ...
 
@@ -99,9 +138,15 @@ class Subscription(Protocol):
         """Everything up to and including `deliveries` is done (None: everything taken so far), per partition.
 
         Returns when the group will not see them again after a crash of this process. An older offset than the
-        committed one changes nothing. A broadcast reader (group None) keeps no offsets: this does nothing. Not
-        retried here. Raises `Temporary`; the records are then handed out again after the next start.
+        committed one changes nothing, and an offset never moves backwards. What belongs to a partition that this
+        reader does not own is dropped and counted in `disowned`; the rest is committed. A broadcast reader (group
+        None) keeps no offsets: this does nothing. Not retried here. Raises `Temporary`, within the bus's deadline; the
+        records are then handed out again after the next start.
         """
+        ...
+
+    async def release(self) -> None:
+        """Let go of `revoking`: the next member begins at the committed offset. Nothing to let go of is no error."""
         ...
 
 
@@ -109,7 +154,7 @@ class Bus(Protocol):
     """A set of topics. Every method may be called in parallel; all belong to the event loop the bus was opened on."""
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
-        """Append `records` in order, all or none, and return when they are as durable as the topic asks.
+        """Append `records` in order, all or none per partition, and return when they are as durable as the topic asks.
 
         Waits without blocking the loop. Two calls in parallel may land in either order; one after the other keeps
         its order per key. Nothing is retried here: the caller decides (the pump does, for stages). After an error
@@ -129,15 +174,22 @@ class Bus(Protocol):
         """Read `topics`, sharing offsets under the name `group`; groups never see or slow each other.
 
         A group's committed offset always wins. `start` says where a group without one begins: "latest" at the end
-        as of now, "earliest" and "committed" at the oldest record kept. `group` None is a broadcast reader: it sees
-        every record from `start` on, keeps no offsets and holds nothing back from being forgotten. Within a group
-        each partition goes to one member; others stand by and take over when it leaves or dies.
+        as of now, "earliest" and "committed" at the oldest record kept; that place is committed before the first
+        record is handed out. `group` None is a broadcast reader: it sees every record from `start` on, keeps no
+        offsets and holds nothing back from being forgotten. Within a group each partition goes to one member at a
+        time. Whether a new member gets its share at once (memory, Kafka) or stands by until one leaves or dies
+        (embedded) is the bus's choice; in either case every partition has an owner soon after.
         Who closes: the caller, by leaving the `async with`; uncommitted records go to the next member.
         """
         ...
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
         """The newest value of each key of a compacted topic, tombstoned keys left out. `Refused` for other topics."""
+        ...
+
+    def damaged(self) -> int:
+        """Files or records that this bus found damaged and put aside since it was opened: what it hands out may be less
+        than what was published. 0 where the far side sees to that."""
         ...
 
     async def end(self, topic: Topic) -> dict[int, int]:

@@ -195,6 +195,9 @@ class EmbeddedBus:
         self._writer.submit(Forget(group, future))
         await future
 
+    def damaged(self) -> int:
+        return self.stats.quarantined
+
     async def close(self) -> None:
         if self._closed:
             return

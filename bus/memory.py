@@ -2,8 +2,9 @@
 """A bus in a dict: small, honest, for the unit tests of other rooms and for `memory` in settings.
 
 It keeps every promise of the contract except surviving the process. It must never be kinder than the real ones:
-values are bytes, order is per key, groups are independent, repeats happen after a missing commit, a full bus refuses.
-Failures are put in by hand: `bus.fail(error)` makes the next calls raise it. Neighbours: `contract`, `embedded`.
+values are bytes, order is per key, groups are independent, repeats happen after a missing commit, a full bus refuses, and
+with several `partitions` a new member takes its share from the others. Failures are put in by hand: `bus.fail(error)`
+makes the next calls raise it. Neighbours: `contract`, `membership` (who reads what), `embedded`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
+from zlib import crc32
 
 import msgspec
 
-from bus.contract import Delivery, Gap, Record, Start, Subscription
+from bus.contract import Delivery, Gap, Partition, Record, Start, Subscription
+from bus.membership import Member, Membership
 from bus.rows import measure
 from schemas.errors import Backpressure, HauberkError, Refused
 from schemas.topics import Topic
@@ -33,10 +36,34 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ge=1, le=1 << 50, description="Bytes kept over all topics; publishing past it is refused.", examples=[1]
         ),
     ] = 64 << 20
+    partitions: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1, le=1024, description="Partitions per topic, no more than the topic table has.", examples=[3]
+        ),
+    ] = 1
+    revoke_seconds: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0,
+            le=315_360_000,
+            description="Seconds in which a member releases what another one is to have.",
+            examples=[5.0],
+        ),
+    ] = 30.0
+    member_seconds: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0,
+            le=315_360_000,
+            description="Seconds without asking for records after which a member is out.",
+            examples=[60.0],
+        ),
+    ] = 300.0
 
 
 class _Log:
-    """One topic: deliveries in order of offset; everything under `base` was dropped, `end` comes next."""
+    """One partition: deliveries in order of offset; everything under `base` was dropped, `end` comes next."""
 
     def __init__(self) -> None:
         self.rows: list[Delivery] = []
@@ -48,13 +75,14 @@ class _Log:
 
 
 class MemoryBus:
-    """See `contract.Bus`. One partition per topic. `published` counts records per topic name, for tests."""
+    """See `contract.Bus`. `published` counts records per topic name, for tests."""
 
-    def __init__(self, settings: MemorySettings | None = None) -> None:
+    def __init__(self, settings: MemorySettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or MemorySettings()
-        self._logs: dict[str, _Log] = {}
-        self._offsets: dict[str, dict[str, int]] = {}
-        self._members: dict[tuple[str, str], deque[object]] = {}
+        self._clock = clock
+        self._logs: dict[str, list[_Log]] = {}
+        self._offsets: dict[str, dict[Partition, int]] = {}
+        self._groups: dict[str, Membership] = {}
         self._failures: deque[tuple[HauberkError, str]] = deque()
         self._wake = asyncio.Event()
         self._bytes = 0
@@ -62,20 +90,20 @@ class MemoryBus:
         self.published: dict[str, int] = {}
 
     def fail(self, error: HauberkError, *, call: str = "publish", times: int = 1) -> None:
-        """The next `times` calls of `call` ("publish", "take", "commit") raise `error` and do nothing."""
+        """The next `times` calls of `call` ("publish", "subscribe", "take", "commit", "end") raise `error` and do nothing."""
         self._failures.extend([(error, call)] * times)
 
     def drop(self, topic: Topic, before: int) -> None:
         """Forget records of `topic` with an offset under `before`, as retention would; lagging readers see a gap."""
-        log = self._log(topic)
-        count = log.index(before)
-        self._bytes -= sum(row.record.size for row in log.rows[:count])
-        del log.rows[:count]
-        log.base = max(log.base, min(before, log.end))
+        for log in self._of(topic):
+            count = log.index(before)
+            self._bytes -= sum(row.record.size for row in log.rows[:count])
+            del log.rows[:count]
+            log.base = max(log.base, min(before, log.end))
 
     def records(self, topic: Topic) -> list[Record]:
-        """Everything kept on `topic`, in order: what a test looks at."""
-        return [row.record for row in self._log(topic).rows]
+        """Everything kept on `topic`, in order per partition: what a test looks at."""
+        return [row.record for log in self._of(topic) for row in log.rows]
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         self._check("publish")
@@ -88,12 +116,14 @@ class MemoryBus:
                 f"{self._settings.max_bytes}; read and drop first",
                 retry_after=0.05,
             )
-        log = self._log(topic)
+        logs = self._of(topic)
         now = time.time_ns() // 1_000_000
         for record in records:
             if not record.timestamp_ms:
                 record = msgspec.structs.replace(record, timestamp_ms=now)
-            log.rows.append(Delivery(topic, 0, log.end, record))
+            number = crc32(record.key) % len(logs)
+            log = logs[number]
+            log.rows.append(Delivery(topic, number, log.end, record))
             log.end += 1
         self._bytes += size
         self.published[topic.name] = self.published.get(topic.name, 0) + len(records)
@@ -105,61 +135,78 @@ class MemoryBus:
         self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
     ) -> AsyncIterator[Subscription]:
         self._check("subscribe")
-        member = object()
-        if group is not None:
+        subscription = _MemorySubscription(self, topics, group)
+        begin = {
+            (topic.name, number): log.end if start == "latest" else log.base
+            for topic in topics
+            for number, log in enumerate(self._of(topic))
+        }
+        if group is None:
+            subscription.begin(begin)
+        else:
             offsets = self._offsets.setdefault(group, {})
-            for topic in topics:
-                log = self._log(topic)
-                offsets.setdefault(topic.name, log.end if start == "latest" else log.base)
-                self._members.setdefault((group, topic.name), deque()).append(member)
-        subscription = _MemorySubscription(self, topics, group, start, member)
+            for partition, offset in begin.items():
+                offsets.setdefault(partition, offset)
+            settings = self._settings
+            self._groups.setdefault(group, Membership(settings.revoke_seconds, settings.member_seconds))
+            subscription.join()
         try:
             yield subscription
         finally:
-            if group is not None:
-                for topic in topics:
-                    self._members[group, topic.name].remove(member)
-                self._notify()
+            subscription.leave()
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
         if not topic.compacted:
             raise Refused(f"expected a compacted topic, got `{topic.name}`; read it with a subscription")
-        newest = {row.record.key: row.record for row in self._log(topic).rows}
+        newest = {row.record.key: row.record for log in self._of(topic) for row in log.rows}
         return {key: record for key, record in newest.items() if record.value is not None}
 
     async def end(self, topic: Topic) -> dict[int, int]:
-        return {0: self._log(topic).end}
+        self._check("end")
+        return {number: log.end for number, log in enumerate(self._of(topic))}
 
     async def lag(self, group: str) -> dict[str, int]:
-        lags = {}
-        for name, offset in self._offsets.get(group, {}).items():
-            log = self._logs.get(name)
-            lags[name] = 0 if log is None else len(log.rows) - log.index(offset)
+        lags: dict[str, int] = {}
+        for (name, number), offset in self._offsets.get(group, {}).items():
+            log = self._logs[name][number]
+            lags[name] = lags.get(name, 0) + len(log.rows) - log.index(offset)
         return lags
 
     async def groups(self) -> dict[str, dict[str, int]]:
-        return {group: dict(offsets) for group, offsets in self._offsets.items()}
+        found: dict[str, dict[str, int]] = {}
+        for group, offsets in self._offsets.items():
+            sums = found.setdefault(group, {})
+            for (name, _), offset in offsets.items():
+                sums[name] = sums.get(name, 0) + offset
+        return found
 
     async def forget(self, group: str) -> None:
         self._offsets.pop(group, None)
+
+    def damaged(self) -> int:
+        return 0
 
     async def close(self) -> None:
         self._closed = True
         self._notify()
 
-    def _log(self, topic: Topic) -> _Log:
-        return self._logs.setdefault(topic.name, _Log())
+    def _of(self, topic: Topic) -> list[_Log]:
+        if topic.name not in self._logs:
+            self._logs[topic.name] = [_Log() for _ in range(min(topic.partitions, self._settings.partitions))]
+        return self._logs[topic.name]
 
     def _forget_read(self) -> None:
-        for name, log in self._logs.items():
-            low = min((offsets[name] for offsets in self._offsets.values() if name in offsets), default=log.end)
-            if log.rows and log.rows[0].topic.compacted:
-                newest = {row.record.key: row.offset for row in log.rows}
-                log.rows = [row for row in log.rows if newest[row.record.key] == row.offset or row.offset >= low]
-            else:
-                del log.rows[: log.index(low)]
-                log.base = max(log.base, low)
-        self._bytes = sum(row.record.size for log in self._logs.values() for row in log.rows)
+        for name, logs in self._logs.items():
+            for number, log in enumerate(logs):
+                read = [offsets[name, number] for offsets in self._offsets.values() if (name, number) in offsets]
+                low = min(read, default=log.end)
+                if log.rows and log.rows[0].topic.compacted:
+                    newest = {row.record.key: row.offset for row in log.rows}
+                    log.rows = [row for row in log.rows if newest[row.record.key] == row.offset or row.offset >= low]
+                else:
+                    del log.rows[: log.index(low)]
+                    log.base = max(log.base, low)
+        self._bytes = sum(row.record.size for logs in self._logs.values() for log in logs for row in log.rows)
 
     def _check(self, call: str) -> None:
         if self._closed:
@@ -172,61 +219,111 @@ class MemoryBus:
         wake, self._wake = self._wake, asyncio.Event()
         wake.set()
 
-    def _holds(self, group: str | None, topic: str, member: object) -> bool:
-        return group is None or self._members[group, topic][0] is member
-
 
 class _MemorySubscription:
-    def __init__(self, bus: MemoryBus, topics: Sequence[Topic], group: str | None, start: Start, member: object):
+    def __init__(self, bus: MemoryBus, topics: Sequence[Topic], group: str | None) -> None:
         self._bus = bus
-        self._topics = list(topics)
         self._group = group
-        self._member = member
-        self._position: dict[tuple[str, int], int] = {}
+        self._member = Member({topic.name: len(bus._of(topic)) for topic in topics}, bus._clock())
+        self._turns: deque[Partition] = deque()
+        self._position: dict[Partition, int] = {}
+        self._grants: dict[Partition, int] = {}
+        self._announced: set[Partition] = set()
         self._gaps: deque[Gap] = deque(maxlen=100)
         self.skipped = 0
-        if group is None:
-            for topic in topics:
-                log = bus._log(topic)
-                self._position[topic.name, 0] = log.end if start == "latest" else log.base
+        self.disowned = 0
 
     @property
-    def position(self) -> dict[tuple[str, int], int]:
+    def position(self) -> dict[Partition, int]:
         return dict(self._position)
+
+    @property
+    def owned(self) -> dict[Partition, int]:
+        return dict(self._grants)
+
+    @property
+    def revoking(self) -> frozenset[Partition]:
+        return frozenset(self._member.revoking)
 
     @property
     def gaps(self) -> Sequence[Gap]:
         return tuple(self._gaps)
 
+    @property
+    def _membership(self) -> Membership:
+        assert self._group is not None
+        return self._bus._groups[self._group]
+
+    def begin(self, position: dict[Partition, int]) -> None:
+        self._position = position
+        self._grants = dict.fromkeys(position, 1)
+        self._turns.extend(position)
+
+    def join(self) -> None:
+        self._changed(self._membership.join(self._member, self._bus._clock()))
+
+    def leave(self) -> None:
+        if self._group is not None:
+            self._changed(self._membership.leave(self._member, self._bus._clock()))
+
     async def take(self, max_records: int, max_wait: float) -> list[Delivery]:
-        await asyncio.sleep(0)
-        deadline = time.monotonic() + max_wait
+        self._member.idle_since = None
+        try:
+            await asyncio.sleep(0)
+            return await self._take(max_records, time.monotonic() + max_wait)
+        finally:
+            self._member.idle_since = self._bus._clock()
+
+    async def _take(self, max_records: int, deadline: float) -> list[Delivery]:
         while True:
             self._bus._check("take")
             wake = self._bus._wake
-            batch = self._take(max_records)
+            if self._group is not None:
+                self.join()  # It was expelled if it had not asked for long.
+                self._settle()
+            batch = self._look(max_records) if max_records else []
+            news = not self.revoking <= self._announced
+            self._announced = set(self.revoking)
             left = deadline - time.monotonic()
-            if batch or left <= 0:
+            if batch or news or left <= 0:
                 return batch
+            due = None if self._group is None else self._membership.due()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(left if due is None else min(left, max(0.001, due - self._bus._clock()))):
                     await wake.wait()
             except TimeoutError:
-                return []
-
-    def _take(self, max_records: int) -> list[Delivery]:
-        batch: list[Delivery] = []
-        # The topic that was first goes last: a busy topic must not starve its neighbours.
-        self._topics.append(self._topics.pop(0))
-        for topic in self._topics:
-            place = (topic.name, 0)
-            if not self._bus._holds(self._group, topic.name, self._member):
                 continue
-            if place not in self._position and self._group is not None:
-                self._position[place] = self._bus._offsets[self._group][topic.name]
-            log = self._bus._log(topic)
+
+    def _settle(self) -> None:
+        """Know what this member has by now."""
+        self._changed(self._membership.settle(self._bus._clock()))
+        owned = self._member.owned
+        if self._grants == owned:
+            return
+        assert self._group is not None
+        for partition in [one for one, grant in self._grants.items() if owned.get(one) != grant]:
+            del self._grants[partition], self._position[partition]
+            self._turns.remove(partition)
+        offsets = self._bus._offsets.get(self._group, {})
+        for partition in owned.keys() - self._grants.keys():
+            self._grants[partition] = owned[partition]
+            self._position[partition] = offsets.get(partition, 0)
+            self._turns.append(partition)
+
+    def _changed(self, changed: bool) -> None:
+        if changed:
+            self._bus._notify()
+
+    def _look(self, max_records: int) -> list[Delivery]:
+        batch: list[Delivery] = []
+        # The partition that was first goes last: a busy one must not starve its neighbours.
+        self._turns.rotate(-1)
+        for place in self._turns:
+            if place in self._member.revoking:
+                continue
+            log = self._bus._logs[place[0]][place[1]]
             if self._position[place] < log.base:
-                gap = Gap(topic.name, 0, self._position[place], log.base - 1, "retention")
+                gap = Gap(*place, self._position[place], log.base - 1, "retention")
                 self._gaps.append(gap)
                 self.skipped += gap.records
                 self._position[place] = log.base
@@ -241,13 +338,21 @@ class _MemorySubscription:
         self._bus._check("commit")
         if self._group is None:
             return
-        if deliveries is None:
-            done = {name: offset for (name, _), offset in self._position.items()}
-        else:
-            done = {}
-            for delivery in deliveries:
-                done[delivery.topic.name] = max(done.get(delivery.topic.name, 0), delivery.offset + 1)
+        self._settle()
+        done: dict[Partition, int] = {}
+        for delivery in deliveries or ():
+            place = (delivery.topic.name, delivery.partition)
+            if place in self._position:
+                done[place] = max(done.get(place, 0), delivery.offset + 1)
+            else:
+                self.disowned += 1
         offsets = self._bus._offsets.setdefault(self._group, {})
-        for name, offset in done.items():
-            offsets[name] = max(offsets.get(name, 0), offset)
+        for place, offset in (self._position if deliveries is None else done).items():
+            offsets[place] = max(offsets.get(place, 0), offset)
+        await asyncio.sleep(0)
+
+    async def release(self) -> None:
+        if self._group is not None:
+            self._changed(self._membership.release(self._member, self._bus._clock()))
+            self._settle()
         await asyncio.sleep(0)

@@ -164,6 +164,11 @@ class Lease:
     def held(self) -> bool:
         return self._descriptor >= 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether the file that this holds is no longer the one at its path, so that another member may hold that one."""
+        return self.held and inode(self._path) != os.fstat(self._descriptor).st_ino
+
     def take(self) -> bool:
         """Whether the lease is held now."""
         if self.held:

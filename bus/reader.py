@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from bus.contract import Delivery, Gap, Record
+from bus.contract import Delivery, Gap, Partition, Record
 from bus.offsets import Lease
 from schemas.errors import Refused
 from schemas.topics import Topic
@@ -89,7 +89,10 @@ class Source(Protocol):
 
 
 class EmbeddedSubscription:
-    """See `contract.Subscription`."""
+    """See `contract.Subscription`. A topic that a live member has is never asked back: with one partition per topic, moving it
+    would only cost. It is lost when the file of its lease is gone, which a cleaned directory does."""
+
+    revoking: frozenset[Partition] = frozenset()
 
     def __init__(
         self,
@@ -106,15 +109,22 @@ class EmbeddedSubscription:
         self._leases = leases
         self._take_bytes = take_bytes
         self._clock = clock
-        self._position: dict[tuple[str, int], int] = {}
+        self._position: dict[Partition, int] = {}
+        self._owned: dict[Partition, int] = {}
+        self._grants = 0
         self._gaps: deque[Gap] = deque(maxlen=100)
         self._wake = asyncio.Event()
         self._closed = False
         self.skipped = 0
+        self.disowned = 0
 
     @property
-    def position(self) -> dict[tuple[str, int], int]:
+    def position(self) -> dict[Partition, int]:
         return dict(self._position)
+
+    @property
+    def owned(self) -> dict[Partition, int]:
+        return dict(self._owned)
 
     @property
     def gaps(self) -> Sequence[Gap]:
@@ -125,6 +135,8 @@ class EmbeddedSubscription:
         return self._position.get((topic.name, 0), 1 << 62)
 
     def begin(self, topic: Topic, offset: int) -> None:
+        self._grants += 1
+        self._owned[topic.name, 0] = self._grants
         self._position[topic.name, 0] = offset
 
     def wake(self) -> None:
@@ -145,7 +157,7 @@ class EmbeddedSubscription:
             # Cleared strictly before looking: what arrives after the look sets it again.
             self._wake.clear()
             standby = await self._claim()
-            batch = await self._look(max_records)
+            batch = await self._look(max_records) if max_records else []
             if batch:
                 return batch
             left = deadline - self._clock()
@@ -161,6 +173,7 @@ class EmbeddedSubscription:
         self._source.check_open("commit")
         if self._group is None:
             return
+        self._drop_lost()
         done: dict[str, tuple[Topic, int]] = {}
         if deliveries is None:
             for channel in self._channels:
@@ -171,15 +184,29 @@ class EmbeddedSubscription:
             for delivery in deliveries:
                 topic = delivery.topic
                 offset = delivery.offset + 1
+                if (topic.name, 0) not in self._owned:
+                    self.disowned += 1
+                    continue
                 if topic.name not in done or done[topic.name][1] < offset:
                     done[topic.name] = (topic, offset)
         if done:
             await self._source.commit(self._group, done)
 
+    async def release(self) -> None:
+        self._source.check_open("release")
+
+    def _drop_lost(self) -> None:
+        for name, lease in self._leases.items():
+            if lease.lost:
+                lease.release()
+                self._owned.pop((name, 0), None)
+                self._position.pop((name, 0), None)
+
     async def _claim(self) -> bool:
         """Whether some topic is still read by another member of the group."""
         if self._group is None:
             return False
+        self._drop_lost()
         standby = False
         for channel in self._channels:
             topic = channel.topic

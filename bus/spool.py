@@ -192,6 +192,9 @@ class SpooledBus:
     async def forget(self, group: str) -> None:
         await self._inner.forget(group)
 
+    def damaged(self) -> int:
+        return self._inner.damaged() + sum(line.log.quarantined for line in self._lines.values())
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -94,7 +94,7 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
             answer = await work(bus)
         finally:
             await bus.close()
-        if damaged(bus):
+        if bus.damaged():
             raise DecodeError(told_damage(bus))
         return answer
 
@@ -115,14 +115,9 @@ def readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T
     return found
 
 
-def damaged(bus: Bus) -> int:
-    """Files that this bus found damaged and put aside since it was opened."""
-    return int(getattr(getattr(bus, "stats", None), "quarantined", 0))
-
-
 def told_damage(bus: Bus) -> str:
     """One sentence about them."""
-    count = damaged(bus)
+    count = bus.damaged()
     return (
         f"expected readable files on the bus, got {count} that {'is' if count == 1 else 'are'} damaged and now put aside as "
         "`*.corrupt`; what they held is not shown, `hauberk doctor` lists them"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
 from hauberk import disk, service, stages, supervision
-from hauberk.client import damaged, told_damage
+from hauberk.client import told_damage
 from hauberk.configuration import configuration, node_configuration
 from hauberk.page import listening, open_page
 from hauberk.up import open_sensor, prepare, say, tell_runtimes
@@ -58,7 +58,7 @@ async def _part(
         finally:
             telling.cancel()
             await bus.close()
-            if damaged(bus):
+            if bus.damaged():
                 service.say(told_damage(bus))
     service.say("ended", name)
     return supervision.exit_code(kept)

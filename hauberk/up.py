@@ -21,7 +21,7 @@ from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
 from hauberk import disk, service, stages, supervision
-from hauberk.client import damaged, told_damage
+from hauberk.client import told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.output import colourful, paint
@@ -132,7 +132,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
             watch.cancel()
             telling.cancel()
             await bus.close()
-            if damaged(bus):
+            if bus.damaged():
                 service.say(told_damage(bus))
 
 
@@ -209,7 +209,7 @@ def take_down(node: Node, over: asyncio.Event) -> None:
 
 async def _watch(bus: Bus) -> None:
     """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
-    while not damaged(bus):  # noqa: ASYNC110 - counted in another thread
+    while not bus.damaged():  # noqa: ASYNC110 - counted in another thread
         await asyncio.sleep(1.0)
     service.say(told_damage(bus))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from bus.contract import Bus, Delivery, Gap, Record, Start, Subscription
+from bus.contract import Bus, Delivery, Gap, Partition, Record, Start, Subscription
 from processors.ledger import Ledger
 from schemas.topics import Topic
 
@@ -27,6 +27,18 @@ class HoldingSubscription:
     @property
     def position(self) -> Mapping[tuple[str, int], int]:
         return self._inner.position
+
+    @property
+    def owned(self) -> Mapping[Partition, int]:
+        return self._inner.owned
+
+    @property
+    def revoking(self) -> frozenset[Partition]:
+        return self._inner.revoking
+
+    @property
+    def disowned(self) -> int:
+        return self._inner.disowned
 
     @property
     def skipped(self) -> int:
@@ -49,6 +61,9 @@ class HoldingSubscription:
             # Kept until the commit succeeds: a failed one is repeated by the next call.
             await self._inner.commit(self._untold)
             self._untold = []
+
+    async def release(self) -> None:
+        await self._inner.release()
 
 
 class HoldingBus:
@@ -79,6 +94,9 @@ class HoldingBus:
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
         return await self._inner.latest(topic)
+
+    def damaged(self) -> int:
+        return self._inner.damaged()
 
     async def end(self, topic: Topic) -> dict[int, int]:
         return await self._inner.end(topic)

@@ -25,12 +25,18 @@ class World:
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
         self.directory = directory
+        self.later = 0.0
+        """Seconds that the memory bus's clock is ahead."""
         self._open: list[Bus] = []
 
     async def open(self, **settings: object) -> Bus:
         bus: Bus
         if self.kind == "memory":
-            bus = MemoryBus(MemorySettings())
+            bus = MemoryBus(MemorySettings(revoke_seconds=60.0))
+        elif self.kind == "partitioned":
+            bus = MemoryBus(
+                MemorySettings(partitions=3, revoke_seconds=60.0), clock=lambda: time.monotonic() + self.later
+            )
         else:
             bus = await EmbeddedBus.open(self.settings(**settings))
         self._open.append(bus)
@@ -64,7 +70,7 @@ class Children:
             process.wait(30)
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "partitioned", "embedded"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     world = World(request.param, tmp_path / "bus")
     yield world
@@ -75,6 +81,14 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def log(tmp_path: Path) -> AsyncIterator[World]:
     """The embedded bus alone: what only a bus with a disk can promise."""
     world = World("embedded", tmp_path / "bus")
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[World]:
+    """The memory bus with several partitions alone: what only a bus that takes partitions away can promise."""
+    world = World("partitioned", tmp_path / "bus")
     yield world
     await world.close()
 
