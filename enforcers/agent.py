@@ -19,8 +19,8 @@ import msgspec
 from bus.contract import Bus, Record
 from bus.taking import take_or
 from enforcers.apply import Applier
-from enforcers.registry import DEFAULTS, Name
 from kernel.descriptors import Reserve
+from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
@@ -35,7 +35,7 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Enforcement on this node."""
 
     backends: Annotated[
-        tuple[Name, ...],
+        tuple[Implemented, ...],
         msgspec.Meta(description="Backends to use, as far as this kernel offers them; none: only tell.", examples=[[]]),
     ] = DEFAULTS
     state_dir: Annotated[

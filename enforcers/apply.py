@@ -11,25 +11,26 @@ the root cgroup or in its own. Neighbours: `tables`, `registry`, `planner` (who 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
 
+from enforcers import profiles
 from enforcers.cgroup import ROOT_CGROUP, cgroup2_mount
-from enforcers.contract import Enforcer, Entries
-from enforcers.registry import DEFAULTS, Name, usable
-from enforcers.tables import Tables, scope_exists, table_id
+from enforcers.encoding import Encoded, Encoder
+from enforcers.registry import Usable, usable
+from enforcers.tables import Tables, scope_exists
 from kernel.loading import existing
-from kernel.siphash import string_id
-from schemas.enforcement import Plan, Receipt, Refusal, ScopePlan, encode
+from schemas.backends import DEFAULTS, Implemented, backend_name
+from schemas.enforcement import InForce, Plan, Receipt, Refusal, ScopePlan
 from schemas.errors import HauberkError, KernelError
 from schemas.kernel import ScopeFlag
+from schemas.operations import Backend
 
 log = logging.getLogger(__name__)
 
@@ -37,50 +38,56 @@ GRACE: Final = 0.2
 """Seconds an old table outlives its switch: a program that read the scope before ends in microseconds; by feel, ample."""
 
 
-class Encoded(msgspec.Struct, frozen=True):
-    """A scope's rules for all backends. `parts`: map name -> entries; `flags`: per map, so that each can be held alone."""
+class Outcome(msgspec.Struct):
+    """What came of a plan. `scopes`: cgroups under enforcement; `by_backend`: scopes and rules of each."""
 
-    table: int
-    parts: dict[str, Entries]
-    flags: ScopeFlag
-    held: tuple[str, ...]
-    rules: int
-    refused: tuple[Refusal, ...]
-    late: tuple[Refusal, ...]
+    failed: list[str]
+    refused: dict[Refusal, None]
+    by_backend: dict[Backend, tuple[int, int]]
+    scopes: set[int] = msgspec.field(default_factory=set)
+
+    def add(self, backend: Backend, scopes: int, rules: int) -> None:
+        """Count what `backend` enforces more."""
+        before = self.by_backend.get(backend, (0, 0))
+        self.by_backend[backend] = (before[0] + scopes, before[1] + rules)
 
 
 class Applier:
-    """Carries plans out on the pins under `pin_dir`. Not for two threads at once. `writes`: kernel map writes so far."""
+    """Carries plans out on the pins under `pin_dir`. Not for two threads at once. `writes`: kernel map writes so far. `chosen`:
+    backends made elsewhere, in the place of those that `backends` names."""
 
     def __init__(
         self,
         pin_dir: str,
         node: str,
-        backends: Sequence[Name] = DEFAULTS,
+        backends: Sequence[Implemented] = DEFAULTS,
         grace: float = GRACE,
         *,
         closed: bool = True,
         rings: bool = True,
+        chosen: Usable | None = None,
     ) -> None:
         self.node = node
         self._mount = cgroup2_mount()
         self._own = _own_cgroup(self._mount)
         loaded = existing(pin_dir)
-        self._enforcers: list[Enforcer] = []
         self._tables: Tables | None = None
-        self._encoded: dict[bytes, Encoded] = {}
+        if chosen is None:
+            chosen = usable(backends, pin_dir, closed=closed, rings=rings)
+        problems = [f"{backend_name(backend)}: {why}" for backend, why in chosen.problems]
         if loaded is None:
-            self.problems: tuple[str, ...] = (
-                f"nothing is enforced: no programs are pinned under {pin_dir}; start the sensor first",
-            )
-            return
-        self._key = loaded.key
-        self._enforcers, problems = usable(backends, pin_dir, closed=closed, rings=rings)
+            why = f"no programs are pinned under {pin_dir}; start the sensor first"
+            unpinned = tuple((one.backend, why) for one in chosen.tables)
+            chosen = Usable((), chosen.profiles, (*chosen.problems, *unpinned))
+            problems = [why]
+        else:
+            self._encoder = Encoder(chosen.tables, loaded.key)
+            # Visibility needs no backend.
+            self._tables = Tables(pin_dir, chosen.tables, grace)
+        self._backends = chosen
+        if not self._backends.tables and not self._backends.profiles:
+            problems[:1] = [f"nothing is enforced: {'; '.join(problems[:1]) or 'the settings name no backend'}"]
         self.problems = tuple(problems)
-        # Visibility needs no backend.
-        self._tables = Tables(pin_dir, self._enforcers, grace)
-        if not self._enforcers:
-            self.problems = ("nothing is enforced: no backend works here", *self.problems)
 
     @property
     def writes(self) -> int:
@@ -95,22 +102,25 @@ class Applier:
     def apply(self, plan: Plan) -> Receipt:
         """Make `plan` what is in force. Errors of single scopes are in the receipt; the rest goes on."""
         started = time.monotonic()
-        failed: list[str] = [*self.problems, *([plan.held] if plan.held else [])]
-        refused = dict.fromkeys(plan.refused)
-        late: dict[Refusal, None] = {}
-        rules = scopes = 0
+        done = Outcome(
+            failed=[*self.problems, *([plan.held] if plan.held else [])],
+            refused=dict.fromkeys((*plan.refused, *plan.partial)),
+            by_backend=dict.fromkeys(self._used(), (0, 0)),
+        )
         if self._tables is not None:
-            wanted, encoded = self._wanted(plan, failed)
-            for one in encoded:
-                refused.update(dict.fromkeys(one.refused))
-                late.update(dict.fromkeys(one.late))
+            wanted = self._encode(plan, done)
             self._tables.widen(plan.host_visibility, plan.new_visibility)
-            scopes, rules = self._carry_out(wanted, self._tables, failed)
+            self._carry_out(wanted, self._tables, done)
             self._tables.narrow(plan.host_visibility, plan.new_visibility, plan.host_cgroups)
+        for backend in self._backends.profiles:
+            living = [scope for scope in plan.scopes if self._living(scope) and scope.cgroups[0] != self._own]
+            self._by_profiles(partial(profiles.carry_out, backend, living, _why), backend.backend, done)
+        refused, in_part = _once(done.refused)
         return Receipt(
             node=self.node, generation=plan.generation, digest=plan.digest, applied_ns=time.time_ns(),
-            took_ms=(time.monotonic() - started) * 1000, backends=tuple(one.backend for one in self._enforcers),
-            scopes=scopes, rules=rules, refused=_once(refused), failed=tuple(failed), late=_once(late),
+            took_ms=(time.monotonic() - started) * 1000, backends=tuple(done.by_backend), scopes=len(done.scopes),
+            rules=sum(rules for _, rules in done.by_backend.values()), refused=refused, failed=tuple(done.failed),
+            partial=in_part, in_force=self._in_force(done),
         )  # fmt: skip
 
     def sweep(self) -> float | None:
@@ -119,10 +129,9 @@ class Applier:
 
     def clear(self) -> None:
         """Take every cgroup from under enforcement and empty the tables, at once."""
-        if self._tables is None:
-            return
         self.apply(Plan(node=self.node, generation=0, digest="", scopes=()))
-        self._tables.sweep(everything=True)
+        if self._tables is not None:
+            self._tables.sweep(everything=True)
 
     def close(self) -> None:
         """Let go of the maps. What is in force stays in force."""
@@ -130,54 +139,32 @@ class Applier:
             self._tables.close()
             self._tables = None
 
-    def _wanted(
-        self, plan: Plan, failed: list[str]
-    ) -> tuple[list[tuple[ScopePlan, Encoded | None]], list[Encoded]]:  # fmt: skip
-        # Equal rules are encoded once, and what no plan asks for any more is forgotten. None: they could not be.
-        kept: dict[bytes, Encoded] = {}
+    def _used(self) -> list[Backend]:
+        return [one.backend for one in self._backends.tables] + [one.backend for one in self._backends.profiles]
+
+    def _in_force(self, done: Outcome) -> tuple[InForce, ...]:
+        used = [InForce(backend=one, scopes=scopes, rules=rules) for one, (scopes, rules) in done.by_backend.items()]
+        return (*used, *(InForce(backend=one, problem=why) for one, why in self._backends.problems))
+
+    def _encode(self, plan: Plan, done: Outcome) -> list[tuple[ScopePlan, Encoded | None]]:
+        # None: its rules could not be encoded.
+        self._encoder.begin()
         wanted: list[tuple[ScopePlan, Encoded | None]] = []
         for scope in plan.scopes:
-            bare = msgspec.structs.replace(scope, uid="", cgroups=(), cgroup_path="", workload="", visibility=-1)
-            key = hashlib.blake2b(encode(bare), digest_size=16).digest()
-            if key not in kept:
-                try:
-                    kept[key] = self._encoded.get(key) or self._encode(scope)
-                except Exception as error:  # noqa: BLE001 - it is this scope's, whatever it is
-                    failed.append(f"{scope.workload or scope.cgroup_path}: {_why(error)}")
-            wanted.append((scope, kept.get(key)))
-        self._encoded = kept
-        return wanted, list(kept.values())
+            encoded = None
+            try:
+                encoded = self._encoder.encode(scope)
+            except Exception as error:  # noqa: BLE001 - it is this scope's, whatever it is
+                done.failed.append(f"{scope.workload or scope.cgroup_path}: {_why(error)}")
+            wanted.append((scope, encoded))
+        for one in self._encoder.made:
+            done.refused.update(dict.fromkeys(one.refused))
+        return wanted
 
-    def _encode(self, scope: ScopePlan) -> Encoded:
-        ids: dict[str, int] = {}
-
-        def ident(text: str) -> int:
-            if text not in ids:
-                ids[text] = string_id(self._key, text)
-            return ids[text]
-
-        parts = {one.map_name: one.encode(scope, ident) for one in self._enforcers}
-        entries = {name: part.entries for name, part in parts.items()}
-        flags = ScopeFlag(0)
-        for part in parts.values():
-            flags |= part.flags
-        return Encoded(
-            table=table_id(entries),
-            parts=entries,
-            flags=flags,
-            held=tuple(name for name, part in parts.items() if part.flags),
-            rules=sum(part.rules for part in parts.values()),
-            refused=tuple(refusal for part in parts.values() for refusal in part.refused),
-            late=tuple(one for part in parts.values() for one in part.late),
-        )
-
-    def _carry_out(
-        self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: Tables, failed: list[str]
-    ) -> tuple[int, int]:  # fmt: skip
+    def _carry_out(self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: Tables, done: Outcome) -> None:
         before, claimed = tables.enforced(), tables.claimed()
         after: dict[int, int] = {}
-        held: dict[str, set[int]] = {one.map_name: set() for one in self._enforcers}
-        enforced = rules = 0
+        held: dict[Backend, set[int]] = {one.backend: set() for one in self._backends.tables}
         for scope, encoded in wanted:
             if not self._living(scope):
                 continue
@@ -192,34 +179,49 @@ class Applier:
                     raise KernelError("its rules could not be encoded; what was in force stays", operation="encode")
                 table, flags = (encoded.table, encoded.flags) if ruled else (0, ScopeFlag(0))
                 if ruled:
-                    tables.fill(table, encoded.parts)
-                    for one in self._enforcers:
-                        if one.map_name in encoded.held:
+                    tables.fill(table, encoded.entries)
+                    for one in self._backends.tables:
+                        if encoded.holds(one.backend):
                             one.hold(cgroup, scope.cgroup_path)
-                            held[one.map_name].add(cgroup)
+                            held[one.backend].add(cgroup)
                 tables.switch(cgroup, table, flags, scope.visibility)
             except Exception as error:  # noqa: BLE001
                 # What was in force before stays in force: an old table is better than none. Whatever the error is: it is this
                 # scope's, and no other's rules hang on it.
-                failed.append(f"{who}: {_why(error)}")
+                done.failed.append(f"{who}: {_why(error)}")
                 if cgroup in before or cgroup in claimed:
                     after[cgroup] = (tables.in_force(cgroup) or (0,))[0]
                 if cgroup in before:
-                    enforced += 1
-                    for one in self._enforcers:
-                        held[one.map_name].add(cgroup)
+                    done.scopes.add(cgroup)
+                    for one in self._backends.tables:
+                        held[one.backend].add(cgroup)
+                        # How many of its old rules those are is not known any more.
+                        done.add(one.backend, int(bool(before[cgroup][1] & one.enforces)), 0)
                 continue
             after[cgroup] = table
             if ruled and encoded is not None:
-                enforced += 1
-                rules += encoded.rules
+                done.scopes.add(cgroup)
+                for one in self._backends.tables:
+                    if encoded.holds(one.backend):
+                        done.add(one.backend, 1, encoded.parts[one.backend].rules)
         for cgroup in (before.keys() | claimed) - after.keys():
-            self._alone(partial(tables.release, cgroup), f"cgroup {cgroup}", failed)
-        for one in self._enforcers:
-            for cgroup in one.held() - held[one.map_name]:
-                self._alone(partial(one.release, cgroup), f"cgroup {cgroup}", failed)
+            self._alone(partial(tables.release, cgroup), f"cgroup {cgroup}", done.failed)
+        for one in self._backends.tables:
+            for cgroup in one.held() - held[one.backend]:
+                self._alone(partial(one.release, cgroup), f"cgroup {cgroup}", done.failed)
         tables.retire(set(after.values()))
-        return enforced, rules
+
+    @staticmethod
+    def _by_profiles(work: Callable[[], profiles.Carried], backend: Backend, done: Outcome) -> None:
+        try:
+            carried = work()
+        except Exception as error:  # noqa: BLE001 - other backends have carried the plan out
+            done.failed.append(f"{backend_name(backend)}: {_why(error)}; what it had in force stays")
+            return
+        done.scopes |= carried.scopes
+        done.refused.update(dict.fromkeys(carried.refused))
+        done.failed += carried.failed
+        done.add(backend, len(carried.scopes), carried.rules)
 
     @staticmethod
     def _alone(work: Callable[[], None], who: str, failed: list[str]) -> None:
@@ -252,8 +254,11 @@ def _own_cgroup(mount: str) -> int:
         return 0
 
 
-def _once(refused: dict[Refusal, None]) -> tuple[Refusal, ...]:
+def _once(refusals: Iterable[Refusal]) -> tuple[tuple[Refusal, ...], tuple[Refusal, ...]]:
+    """Each rule and reason once: what is not enforced, and what is enforced in part."""
     told: dict[tuple[object, ...], Refusal] = {}
-    for one in refused:
+    for one in refusals:
         told.setdefault((one.ref, one.reason), one)
-    return tuple(told.values())
+    return tuple(one for one in told.values() if not one.code.partial), tuple(
+        one for one in told.values() if one.code.partial
+    )

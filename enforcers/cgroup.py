@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from enforcers import networks
-from enforcers.contract import Ident, Part
+from enforcers.contract import Ident, TablePart
 from kernel import attach
 from kernel.catalogue import GUARDS
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.errors import KernelError
 from schemas.kernel import NET_KEY, Direction, ScopeFlag
 from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 ROOT_CGROUP: Final = 1
@@ -31,11 +32,12 @@ def cgroup2_mount() -> str:
 
 
 class CgroupEnforcer:
-    """See `contract.Enforcer`. `pin_dir`: where the sensor's programs are pinned."""
+    """See `contract.TableBackend`. `pin_dir`: where the sensor's programs are pinned."""
 
     backend = Backend.CGROUP
     map_name = "net_rules"
     table_offset = NET_KEY.offsets["table"]
+    enforces = ScopeFlag.ENFORCE_CGROUP
 
     def __init__(self, pin_dir: str) -> None:
         self._pin_dir = pin_dir
@@ -52,18 +54,21 @@ class CgroupEnforcer:
             else ""
         )
 
-    def encode(self, scope: ScopePlan, ident: Ident) -> Part:
+    def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         entries, refused, holes = networks.encode(scope.network, ident, self.backend, scope.uid)
         flags = ScopeFlag.ENFORCE_CGROUP if entries else ScopeFlag(0)
         if (Class.NETWORK, Action.BLOCK) in scope.posture:
             if Direction.CREATE in holes:
                 why = "an Allow rule cannot be carried out, and without it the posture would deny too much"
                 ref = RuleRef(DEFAULT_POSTURE)
-                refused = (*refused, Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why))
+                refused = (
+                    *refused,
+                    Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why, code=RefusalCode.POSTURE),
+                )
             else:
                 flags |= ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_NETWORK
         carried = {rule.ref for rule in scope.network} - {one.ref for one in refused}
-        return Part(entries=entries, flags=flags, rules=len(carried), refused=refused)
+        return TablePart(entries=entries, flags=flags, rules=len(carried), refused=refused)
 
     def hold(self, cgroup: int, path: str) -> None:
         if cgroup == ROOT_CGROUP or path in ("", "/"):

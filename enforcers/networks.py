@@ -22,6 +22,7 @@ from enforcers.paths import ACTIONS
 from schemas.enforcement import NetworkRule, Refusal
 from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, SOCKET_TYPE, Direction
 from schemas.operations import Backend
+from schemas.refusals import Cause, RefusalCode
 from schemas.verdict import DEFAULT_POSTURE, Action
 
 _INET: Final = int(socket.AF_INET)
@@ -61,10 +62,13 @@ def encode(
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
         why = _problem(rule) or _too_many(rule, len(entries))
-        if not why and rule.action is Action.BLOCK and holes & questions:
-            why = "an exception before it cannot be carried out, and without it too much would be denied"
-        if why:
-            refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why))
+        if why is None and rule.action is Action.BLOCK and holes & questions:
+            why = Cause(
+                RefusalCode.EXCEPTION,
+                "an exception before it cannot be carried out, and without it too much would be denied",
+            )
+        if why is not None:
+            refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why.text, code=why.code))
             if rule.action is Action.ALLOW:
                 holes |= questions
             continue
@@ -91,22 +95,31 @@ def _questions(rule: NetworkRule) -> set[Direction]:
     return {address} if rule.ref.kind in _PEERS or rule.ref.policy == DEFAULT_POSTURE else {Direction.CREATE}
 
 
-def _problem(rule: NetworkRule) -> str:
+def _problem(rule: NetworkRule) -> Cause | None:
     if rule.protocol not in _PROTOCOLS:
-        return f"cgroup programs see internet sockets only, not `{rule.protocol}`"
+        return Cause(RefusalCode.SOCKET_FAMILY, f"cgroup programs see internet sockets only, not `{rule.protocol}`")
     if rule.direction == "ingress" and rule.cidr:
-        return "who connects is not known when a socket is bound; only the port of an ingress rule can be held"
+        return Cause(
+            RefusalCode.INGRESS_NETWORK,
+            "who connects is not known when a socket is bound; only the port of an ingress rule can be held",
+        )
     if rule.end_port - rule.port >= PORTS and (rule.port > 1 or rule.end_port < _LAST_PORT):
-        return f"a range of {rule.end_port - rule.port + 1} ports; at most {PORTS} are written out"
-    return ""
+        return Cause(
+            RefusalCode.TOO_MANY_ENTRIES,
+            f"a range of {rule.end_port - rule.port + 1} ports; at most {PORTS} are written out",
+        )
+    return None
 
 
-def _too_many(rule: NetworkRule, before: int) -> str:
+def _too_many(rule: NetworkRule, before: int) -> Cause | None:
     # Counted before anything is written out.
     ports = 1 if rule.port <= 1 and rule.end_port >= _LAST_PORT else max(1, rule.end_port - rule.port + 1)
     if before + 2 * ports <= ENTRIES:
-        return ""
-    return f"{before} entries of this workload are in the table already, at most {ENTRIES} are written out"
+        return None
+    return Cause(
+        RefusalCode.TOO_MANY_ENTRIES,
+        f"{before} entries of this workload are in the table already, at most {ENTRIES} are written out",
+    )
 
 
 def _keys(rule: NetworkRule, question: Direction, source: int) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from enforcers.contract import Entries, Ident
 from schemas.enforcement import PathRule, Refusal
 from schemas.kernel import RULE, RULE_KEY, STRING_LIMIT, RuleAction, RuleFlag, RuleKind
 from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import Action
 
 _KINDS: Final = {
@@ -38,10 +39,14 @@ def encode(
     holes: set[Class] = set()
     for index, rule in enumerate(rules):
         if rule.match not in _KINDS:
-            why = f"the program that kills looks up whole paths, names and directories, not a `{rule.match}`"
+            code, why = (
+                RefusalCode.PATTERN,
+                f"the program that kills looks up whole paths and names, not a `{rule.match}`",
+            )
         elif len(rule.value.encode()) > _LONGEST:
-            why = f"its path is longer than {_LONGEST} bytes"
+            code, why = RefusalCode.PATH_TOO_LONG, f"its path is longer than {_LONGEST} bytes"
         elif rule.action is Action.BLOCK and rule.cls in holes:
+            code = RefusalCode.EXCEPTION
             why = "an exception before it cannot be carried out, and without it too much would be stopped"
         else:
             source = ident(rule.source) if rule.source else 0
@@ -51,5 +56,5 @@ def encode(
             continue
         if rule.action is Action.ALLOW:
             holes.add(rule.cls)
-        refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why))
+        refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why, code=code))
     return tuple(entries.items()), tuple(refused), holes

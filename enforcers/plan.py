@@ -17,12 +17,12 @@ import msgspec
 from enforcers import protected
 from policy.kernel_plan import plan_scope
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
-from policy.sight import CANNOT, unseen
+from policy.sight import unseen
 from policy.visibility import bits, visibility
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
-from schemas.operations import Backend
-from schemas.verdict import Action, RuleRef
+from schemas.refusals import RefusalCode
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 
 class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +80,8 @@ class Planner:
         self._settings = settings or PlanSettings()
         self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
         self._left_out = tuple(
-            Refusal(ref=ref, reason=f"left out of the ruleset: {why}") for ref, why in self.ruleset.problems
+            Refusal(ref=ref, reason=f"left out of the ruleset: {why}", code=RefusalCode.LEFT_OUT)
+            for ref, why in self.ruleset.problems
         )
 
     def plan(self, node: str, identities: Iterable[Identity], generation: int, created_ns: int = 0) -> Plan:
@@ -105,9 +106,9 @@ class Planner:
             if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
                     blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
-                    blind = [one for one in refusals if one.reason.startswith(CANNOT)]
+                    blind = [one for one in refusals if one.code is RefusalCode.UNSEEN]
                     unheld = [
-                        Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN)
+                        Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN, code=RefusalCode.NOT_CHOSEN)
                         for rule in blocked
                         if rule.ref not in held
                     ]
@@ -138,7 +139,8 @@ class Planner:
         linked = max((one.linked_ns for one in living if one.kind is Kind.NODE), default=0)
         return Plan(
             node=node, generation=generation, digest=digest(made, *said), scopes=made, policies=tuple(sorted(policies)),
-            created_ns=created_ns, refused=tuple(refused), host_visibility=said[0], new_visibility=said[1],
+            created_ns=created_ns, refused=tuple(one for one in refused if not one.code.partial),
+            partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
             host_cgroups=said[2], linked_ns=linked,
         )  # fmt: skip
 
@@ -171,21 +173,20 @@ class Planner:
         key = (id(scope), host)
         kept = self._parts.get(key)
         if kept is None or kept[0] is not scope:
-            backends = (Backend.CGROUP, Backend.SIGNAL)
-            made, refused = plan_scope(scope, identity, backends=backends, signal=self._settings.signal)
+            made, refused = plan_scope(scope, identity, signal=self._settings.signal)
             if host and not self._settings.override_protected:
                 made = protected.fenced(made, self._settings.protected)
             kept = self._parts[key] = (scope, made, _told_once(refused))
         return kept[1], kept[2]
 
 
-_GENERIC: Final = frozenset({"cgroup programs see sockets only", "kills only at exec or open"})
-
-
 def _told_once(refused: tuple[Refusal, ...]) -> tuple[Refusal, ...]:
-    """Of a rule that several backends refuse, one line: the reason of a backend that is for rules of its class at all."""
-    told: dict[RuleRef, Refusal] = {}
+    """Of a rule that several backends refuse, one line: the reason of a backend that is for rules of its class at all. What is
+    enforced in part, and postures, which have one `ref` for all classes, keep a line for each reason."""
+    told: dict[tuple[object, ...], Refusal] = {}
     for one in refused:
-        if one.ref not in told or told[one.ref].reason in _GENERIC:
-            told[one.ref] = one
+        each = one.code.partial or one.ref.policy == DEFAULT_POSTURE
+        key = (one.ref, one.reason) if each else (one.ref,)
+        if key not in told or told[key].code is RefusalCode.WRONG_CLASS:
+            told[key] = one
     return tuple(told.values())

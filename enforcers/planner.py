@@ -256,8 +256,8 @@ class PlannerEngine:
                 continue
             # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
             # by the record's time also while this was down; whoever applied them waits for a receipt.
-            same = old and (old.digest, old.refused, old.policies, old.held) == (
-                plan.digest, plan.refused, plan.policies, "",
+            same = old and (old.digest, old.refused, old.partial, old.policies, old.held) == (
+                plan.digest, plan.refused, plan.partial, plan.policies, "",
             )  # fmt: skip
             if old and same and not answer and old.created_ns >= self._newest_ns and old.linked_ns >= plan.linked_ns:
                 self.stats.unchanged += 1

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every enforcement backend there is, on one screen. To add one: a file, a name and a line here."""
+"""Makes the enforcement backends of `schemas.backends`. To add one: a row there, a file here and a case in `make`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, assert_never
+from typing import NamedTuple, assert_never, cast
 
 from enforcers.cgroup import CgroupEnforcer
-from enforcers.contract import Enforcer
+from enforcers.contract import ProfileBackend, TableBackend
 from enforcers.signal import SignalEnforcer
+from schemas.backends import BACKENDS, BY_NAME, Implemented
+from schemas.operations import Backend
 
-Name = Literal["cgroup", "signal"]
-DEFAULTS: tuple[Name, ...] = ("cgroup", "signal")
+
+class Usable(NamedTuple):
+    """The backends that this node can use, by contract, and for each other that was asked for the reason."""
+
+    tables: tuple[TableBackend, ...] = ()
+    profiles: tuple[ProfileBackend, ...] = ()
+    problems: tuple[tuple[Backend, str], ...] = ()
 
 
-def make(name: Name, pin_dir: str, *, closed: bool = True, rings: bool = True) -> Enforcer:
+def make(name: Implemented, pin_dir: str, *, closed: bool = True, rings: bool = True) -> TableBackend | ProfileBackend:
     """The backend called `name`, over the pins in `pin_dir`. `closed`: what cannot be judged is stopped;
     `rings`: io_uring may be used."""
     match name:
@@ -26,10 +33,17 @@ def make(name: Name, pin_dir: str, *, closed: bool = True, rings: bool = True) -
             assert_never(name)
 
 
-def usable(
-    names: Iterable[Name], pin_dir: str, *, closed: bool = True, rings: bool = True
-) -> tuple[list[Enforcer], list[str]]:
-    """Backends that this node can carry, and a sentence for each that it cannot."""
-    made = [(name, make(name, pin_dir, closed=closed, rings=rings)) for name in names]
-    said = [(name, enforcer, enforcer.unusable()) for name, enforcer in made]
-    return [enforcer for _, enforcer, why in said if not why], [f"{name}: {why}" for name, _, why in said if why]
+def usable(names: Iterable[Implemented], pin_dir: str, *, closed: bool = True, rings: bool = True) -> Usable:
+    """Makes each of `names` and asks it whether this node can use it."""
+    tables: list[TableBackend] = []
+    profiles: list[ProfileBackend] = []
+    problems: list[tuple[Backend, str]] = []
+    for name in dict.fromkeys(names):
+        made = make(name, pin_dir, closed=closed, rings=rings)
+        if why := made.unusable():
+            problems.append((BY_NAME[name], why))
+        elif BACKENDS[BY_NAME[name]].mechanism == "tables":
+            tables.append(cast(TableBackend, made))
+        else:
+            profiles.append(cast(ProfileBackend, made))
+    return Usable(tuple(tables), tuple(profiles), tuple(problems))

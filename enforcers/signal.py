@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 
 from enforcers import paths
-from enforcers.contract import Ident, Part
+from enforcers.contract import Ident, TablePart
 from policy.backends import LATE
 from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
 from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 _WHITELIST = {Class.PROCESS: ScopeFlag.WHITELIST_PROCESS, Class.FILE: ScopeFlag.WHITELIST_FILE}
@@ -26,11 +27,12 @@ def _stops(rule: PathRule) -> bool:
 
 
 class SignalEnforcer:
-    """See `contract.Enforcer`."""
+    """See `contract.TableBackend`."""
 
     backend = Backend.SIGNAL
     map_name = "rules"
     table_offset = RULE_KEY.offsets["table"]
+    enforces = ScopeFlag.ENFORCE_SIGNAL
 
     def __init__(self, pin_dir: str, *, closed: bool = True, rings: bool = True) -> None:
         self._closed = closed
@@ -42,14 +44,15 @@ class SignalEnforcer:
             return f"expected `on_exec` at {self._program}, it is not pinned; load the sensor first"
         return ""
 
-    def encode(self, scope: ScopePlan, ident: Ident) -> Part:
+    def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         if not scope.signal:
             why = "neither its policies nor the node opt in to kills (annotation `hauberk.io/signal: enabled`)"
             asked = [rule for rule in scope.paths if rule.action is Action.BLOCK]
             refused = tuple(
-                Refusal(ref=rule.ref, uid=scope.uid, backend=self.backend, reason=why) for rule in asked
-            )  # fmt: skip
-            return Part(refused=refused)
+                Refusal(ref=rule.ref, uid=scope.uid, backend=self.backend, reason=why, code=RefusalCode.NO_OPT_IN)
+                for rule in asked
+            )
+            return TablePart(refused=refused)
         entries, refused, holes = paths.encode(scope.paths, ident, self.backend, scope.uid)
         flags = ScopeFlag.ENFORCE_SIGNAL if entries else ScopeFlag(0)
         for class_, flag in _WHITELIST.items():
@@ -58,7 +61,10 @@ class SignalEnforcer:
             if class_ in holes:
                 why = "an Allow rule cannot be carried out, and without it the posture would kill too much"
                 ref = RuleRef(DEFAULT_POSTURE)
-                refused = (*refused, Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why))
+                refused = (
+                    *refused,
+                    Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why, code=RefusalCode.POSTURE),
+                )
             else:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
         if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(_stops, scope.paths))):
@@ -68,10 +74,10 @@ class SignalEnforcer:
         held = {rule.ref for rule in scope.paths} - {one.ref for one in refused}
         files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and _stops(rule)} & held
         late = tuple(
-            Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=LATE)
+            Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=LATE.text, code=LATE.code)
             for ref in sorted(files, key=lambda ref: (ref.policy, ref.index))
         )
-        return Part(entries=entries, flags=flags, rules=len(held), refused=refused, late=late)
+        return TablePart(entries=entries, flags=flags, rules=len(held), refused=refused, partial=late)
 
     def hold(self, cgroup: int, path: str) -> None:
         return

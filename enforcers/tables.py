@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from enforcers.contract import Enforcer, Entries
+from enforcers.contract import Entries, TableBackend
 from kernel.generation import renew
 from kernel.maps import Map
 from schemas.errors import KernelError
@@ -27,11 +27,9 @@ from schemas.kernel import SCOPE, Config, ScopeFlag
 
 log = logging.getLogger(__name__)
 
-ENFORCEMENT: Final = (
-    ScopeFlag.ENFORCE_SIGNAL | ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_PROCESS | ScopeFlag.WHITELIST_FILE
-    | ScopeFlag.WHITELIST_NETWORK | ScopeFlag.CLOSED
-)  # fmt: skip
-"""The flags that enforce. A scope without them and without a table only says what is reported."""
+ENFORCEMENT: Final = ScopeFlag(sum(set(ScopeFlag) - {ScopeFlag.CONTAINER, ScopeFlag.FRESH}))
+"""The flags that enforce: all but those that say what a scope is. A scope without them and without a table only says what is
+reported."""
 
 
 def table_id(parts: Mapping[str, Entries]) -> int:
@@ -49,8 +47,8 @@ def table_id(parts: Mapping[str, Entries]) -> int:
 class Tables:
     """The maps under `pin_dir`, opened. `writes`: entries and scopes written or deleted since start."""
 
-    def __init__(self, pin_dir: str, enforcers: Iterable[Enforcer], grace: float) -> None:
-        self._offsets = {one.map_name: one.table_offset for one in enforcers}
+    def __init__(self, pin_dir: str, backends: Iterable[TableBackend], grace: float) -> None:
+        self._offsets = {one.map_name: one.table_offset for one in backends}
         self._maps = {name: Map.open(f"{pin_dir}/maps/{name}") for name in self._offsets}
         self._scopes = Map.open(f"{pin_dir}/maps/scopes")
         self._config = Map.open(f"{pin_dir}/maps/config")

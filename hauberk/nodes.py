@@ -18,11 +18,12 @@ STALE_SECONDS: Final = 120.0
 
 
 class Unheld(NamedTuple):
-    """A rule that a node does not enforce, by its receipt. `backend`: as `get nodes` names it."""
+    """A rule that a node does not enforce, by its receipt. `backend`: as `get nodes` names it; `code`: one of `schemas.refusals`."""
 
     node: str
     ref: RuleRef
     backend: str
+    code: str
     reason: str
 
     @property
@@ -48,9 +49,10 @@ async def last_heard(bus: Bus) -> dict[str, float]:
     return found
 
 
-async def unheld(bus: Bus, *, late: bool = False) -> list[Unheld]:
-    """Every rule that some node's receipt refuses, by node; with `late` those held of which a part is answered too late."""
+async def unheld(bus: Bus, *, partial: bool = False) -> list[Unheld]:
+    """Every rule that some node's receipt refuses, by node; with `partial` those enforced of which a part is not."""
     from hauberk.client import readable
+    from schemas.backends import backend_name
     from schemas.enforcement import decode_receipt
     from schemas.topics import ENFORCEMENT_STATUS
 
@@ -58,14 +60,10 @@ async def unheld(bus: Bus, *, late: bool = False) -> list[Unheld]:
     receipts = [record.value for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()) if record.value]
     for receipt in readable(receipts, decode_receipt, "receipts"):
         found += [
-            Unheld(receipt.node, one.ref, backend_name(one.backend), one.reason) for one in (receipt.late if late else receipt.refused)
+            Unheld(receipt.node, one.ref, backend_name(one.backend), one.code.value, one.reason)
+            for one in (receipt.partial if partial else receipt.refused)
         ]  # fmt: skip
     return found
-
-
-def backend_name(backend: object) -> str:
-    """`cgroup`, `signal`, ... as a person reads it."""
-    return str(getattr(backend, "name", backend)).lower().replace("_", "-")
 
 
 async def forget(bus: Bus, node: str) -> int:

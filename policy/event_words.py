@@ -11,6 +11,7 @@ import os
 import re
 from typing import Final
 
+from schemas.backends import BACKENDS
 from schemas.operations import Access, Backend, Operation
 from schemas.watched import CALLS as CALL_ROWS
 
@@ -59,16 +60,8 @@ PROTOCOLS: Final = {
     "SMC": 256, "MPTCP": 262,
 }  # fmt: skip
 ENFORCERS: Final = {
-    "bpflsm": Backend.BPF_LSM,
-    "bpf-lsm": Backend.BPF_LSM,
-    "apparmor": Backend.APPARMOR,
-    "selinux": Backend.APPARMOR,
-    "cgroup": Backend.CGROUP,
-    "networkpolicyenforcer": Backend.CGROUP,
-    "signal": Backend.SIGNAL,
-    "hauberk cgroup": Backend.CGROUP,
-    "hauberk signal": Backend.SIGNAL,
-}
+    word.lower(): backend for backend, about in BACKENDS.items() for word in (about.name, about.alert)
+} | {"selinux": Backend.APPARMOR, "networkpolicyenforcer": Backend.CGROUP}
 """Names of enforcers, lower case. `eBPF Monitor` and everything else only watched."""
 _RESULTS: Final = {os.strerror(number).lower(): -number for number in errno.errorcode} | {"passed": 0, "": 0}
 _OPEN_FLAGS: Final = {

@@ -147,14 +147,17 @@ def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
         return f"it can never match: {nothing}"
     # What nothing sees is not "told by the judge" either; a backend that this version does not have might see it by itself.
     why = unseen(rule) if backend in HERE or rule.action is Action.AUDIT else None
-    return f"{CANNOT}: {why}" if why is not None else reason(rule, backend, signal=signal)
+    if why is not None:
+        return f"{CANNOT}: {why}"
+    refused = reason(rule, backend, signal=signal)
+    return None if refused is None else refused.text
 
 
 def _note(policy: Policy, rule: Rule, signal: bool) -> str:
     if not denies(rule) or unseen(rule) is not None:
         return ""
     rests = [
-        f"{NAMES[backend]} {rest}"
+        f"{NAMES[backend]} in part: {rest.text}"
         for backend in HERE
         if reason(rule, backend) is None and (rest := remainder(rule, backend)) is not None
     ]

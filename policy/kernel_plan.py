@@ -19,22 +19,22 @@ from policy.overlap import may_overlap
 from policy.ruleset import Scope
 from policy.sight import CANNOT, missing, unseen
 from policy.specificity import Rank, rank
+from schemas.backends import IMPLEMENTED
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.identity import Identity
 from schemas.operations import Backend, Class
+from schemas.refusals import Cause, RefusalCode
 from schemas.rules import Match, Ports, Rule
 from schemas.verdict import DEFAULT_POSTURE, Action, Mode, RuleRef
 
-BACKENDS: Final = (Backend.CGROUP, Backend.SIGNAL)
-"""Backends a plan is made for unless told otherwise: those that work without an LSM."""
-_LSM: Final = frozenset({Backend.BPF_LSM, Backend.APPARMOR})
 _DIRECTIONS: Final = ("egress", "ingress")
 
 
 def plan_scope(
-    scope: Scope, identity: Identity, *, backends: Iterable[Backend] = BACKENDS, signal: bool = False
+    scope: Scope, identity: Identity, *, backends: Iterable[Backend] = IMPLEMENTED, signal: bool = False
 ) -> tuple[ScopePlan, tuple[Refusal, ...]]:
-    """What `identity` shall be held to by `backends`. `signal`: the node opts in to kills for every policy."""
+    """What `identity` shall be held to by `backends`, and what is not carried out or only in part (`code.partial`). `signal`: the
+    node opts in to kills for every policy."""
     asked = tuple(backends)
     carried, left = _split(scope, asked, signal)
     paths: list[_Placed[PathRule]] = []
@@ -46,12 +46,14 @@ def plan_scope(
         else:
             paths += [(ranked, where, made) for ranked, made in _paths(rule)]
     postures, fallbacks, unheld = _postures(scope, carried)
-    refused = [Refusal(ref=rule.ref, uid=identity.uid, backend=who, reason=why) for rule, who, why in left]
+    refused = [
+        Refusal(ref=rule.ref, uid=identity.uid, backend=who, reason=why.text, code=why.code) for rule, who, why in left
+    ]
     refused += [
-        Refusal(ref=RuleRef(DEFAULT_POSTURE), uid=identity.uid, backend=backend, reason=why)
+        Refusal(ref=RuleRef(DEFAULT_POSTURE), uid=identity.uid, backend=backend, reason=why.text, code=why.code)
         for why in unheld
         for backend in asked
-        if backend is Backend.CGROUP or why not in (AUTOBIND, OTHER_FAMILIES)
+        if backend is Backend.CGROUP or not why.code.partial
     ]
     plan = ScopePlan(
         uid=identity.uid,
@@ -67,7 +69,7 @@ def plan_scope(
     return plan, tuple(refused)
 
 
-_Left = tuple[Rule, Backend, str]
+_Left = tuple[Rule, Backend, Cause]
 
 
 def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[list[Rule], list[_Left]]:
@@ -80,19 +82,24 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
             nothing = problem(rule)
             if nothing is None and (why := missing(rule)) is not None:
                 # Told for every action and mode: a rule that nothing sees is never one of those in force.
-                left.append((rule, Backend.OBSERVER, f"{CANNOT}: {why}; neither told nor held"))
+                left.append(
+                    (rule, Backend.OBSERVER, Cause(RefusalCode.UNSEEN, f"{CANNOT}: {why}; neither told nor held"))
+                )
                 if unseen(rule) is not None:
                     continue
             if nothing is not None:
                 # Told for every action: the author has written something that has no effect.
-                left.append((rule, Backend.OBSERVER, f"it can never match: {nothing}"))
+                left.append(
+                    (rule, Backend.OBSERVER, Cause(RefusalCode.NEVER_MATCHES, f"it can never match: {nothing}"))
+                )
                 continue
             if mode is not Mode.ENFORCE or rule.action is Action.AUDIT:
                 continue
             reasons = [
-                (rule, backend, why)
+                (rule, backend, left_out)
                 for backend in backends
-                if (why := reason(rule, backend, signal=signal or policy.signal) or _wordless(rule)) is not None
+                if (left_out := reason(rule, backend, signal=signal or policy.signal) or _inexpressible(rule))
+                is not None
             ]
             if len(reasons) < len(backends):
                 carried.append(rule)
@@ -105,9 +112,9 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     for rule in carried:
         if id(rule) in widened:
             text = f"its exception {_name(widened[id(rule)])} cannot be carried out, and without it too much would be denied"
-            left += [(rule, backend, text) for backend in backends]
+            left += [(rule, backend, Cause(RefusalCode.EXCEPTION, text)) for backend in backends]
         else:
-            left += [(rule, backend, why) for backend in backends if (why := remainder(rule, backend)) is not None]
+            left += [(rule, backend, rest) for backend in backends if (rest := remainder(rule, backend)) is not None]
     return [rule for rule in carried if id(rule) not in widened], left
 
 
@@ -127,20 +134,24 @@ def entries(rule: Rule) -> int:
     return 2 * len(peer.networks or ("",)) * ports
 
 
-def _wordless(rule: Rule) -> str | None:
+def _inexpressible(rule: Rule) -> Cause | None:
     if (count := entries(rule)) > ENTRIES:
-        return (
+        return Cause(
+            RefusalCode.TOO_MANY_ENTRIES,
             f"it would take {count} entries of the kernel's table (each network with each port), at most {ENTRIES} of one rule "
-            "are written out; name fewer networks or narrower ranges of ports"
+            "are written out; name fewer networks or narrower ranges of ports",
         )
     # What `PathRule` and `NetworkRule` have no field for, whatever the backend could do.
     if rule.pts is False or rule.has_args:
-        return "a plan has no words for `pts` and `allowedArgs` yet"
+        return Cause(RefusalCode.NOT_IN_PLAN, "no backend of a plan supports `pts` and `allowedArgs` yet")
     if rule.called:
-        return f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot tell them apart"
+        return Cause(
+            RefusalCode.CALLED_NAME,
+            f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot tell them apart",
+        )
     if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
         return None
-    return "a plan has no words for such a rule yet"
+    return Cause(RefusalCode.NOT_IN_PLAN, "no backend of a plan supports such a rule yet")
 
 
 def _exception(rule: Rule, exceptions: list[Rule]) -> Rule | None:
@@ -242,12 +253,12 @@ def _network(rule: Rule) -> Iterable[tuple[Rank, NetworkRule]]:
 
 def _postures(
     scope: Scope, carried: list[Rule]
-) -> tuple[tuple[tuple[Class, Action], ...], list[NetworkRule], list[str]]:
+) -> tuple[tuple[tuple[Class, Action], ...], list[NetworkRule], list[Cause]]:
     """Postures of whitelisted classes, catch-all rules of whitelisted directions, and why a posture is left out."""
     known = {id(rule) for rule in carried}
     postures: list[tuple[Class, Action]] = []
     fallbacks: list[NetworkRule] = []
-    unheld: list[str] = []
+    unheld: list[Cause] = []
     for table in sorted(scope.whitelist):
         posture = scope.posture(table)
         if posture == "allow":
@@ -256,9 +267,8 @@ def _postures(
         missing = next((rule for rule in freeing if id(rule) not in known), None)
         blocks = posture == "block"
         if blocks and missing is not None:
-            unheld.append(
-                f"posture block of {table} is only told: {_name(missing)} allows something no backend can express"
-            )
+            text = f"posture block of {table} is only told: {_name(missing)} allows something no backend can express"
+            unheld.append(Cause(RefusalCode.POSTURE, text))
         elif table in _CLASSES:
             if blocks and table == "network":
                 unheld.append(OTHER_FAMILIES)
@@ -269,7 +279,8 @@ def _postures(
                 unheld.append(AUTOBIND)
             fallbacks.append(NetworkRule(protocol="all", direction=table, action=Action.BLOCK, ref=ref))
         elif blocks:
-            unheld.append(f"posture block of {table} is only told: no backend of the plan decides it")
+            text = f"posture block of {table} is only told: no backend of the plan decides it"
+            unheld.append(Cause(RefusalCode.WRONG_CLASS, text))
     return tuple(postures), fallbacks, unheld
 
 

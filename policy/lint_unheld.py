@@ -15,6 +15,7 @@ from policy.backends import ALL, HERE, NAMES, reason
 from policy.lint_findings import Finding, Together
 from policy.sight import CANNOT, WATCHED, listed, missing, unseen
 from schemas.operations import Backend, Class
+from schemas.refusals import Cause
 from schemas.rules import Rule
 from schemas.verdict import Action
 
@@ -115,12 +116,12 @@ def _missing(backends: Sequence[Backend]) -> str:
     return f"{_names(backends, 'or')} could hold it, and this version has {none}; "
 
 
-def _reasons(why: Mapping[Backend, str | None]) -> str:
+def _reasons(why: Mapping[Backend, Cause | None]) -> str:
     """Each reason once, with the backends whose it is; without them when it is everybody's."""
     said: dict[str, list[Backend]] = {}
-    for backend, text in why.items():
-        if text is not None:
-            said.setdefault(text, []).append(backend)
+    for backend, refused in why.items():
+        if refused is not None:
+            said.setdefault(refused.text, []).append(backend)
     if len(said) == 1:
         return next(iter(said))
     return "; ".join(f"{text} ({_names(backends, 'and')})" for text, backends in said.items())

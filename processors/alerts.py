@@ -19,6 +19,7 @@ from processors import rows
 from processors.judge import Entry, Tally
 from processors.throttle import Bucket, Kind, Throttle
 from schemas.alert import FIREWALL, NOTICE, Alert, Judged, encode_alert
+from schemas.backends import BACKENDS
 from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
 from schemas.frame import FrameHeader
@@ -29,10 +30,7 @@ from schemas.telemetry import ProcessContext
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
 from schemas.wording import event_data, firewall_data, updated_time
 
-ENFORCERS: Final = {
-    Backend.OBSERVER: "eBPF Monitor", Backend.BPF_LSM: "BPFLSM", Backend.APPARMOR: "AppArmor",
-    Backend.CGROUP: "Hauberk cgroup", Backend.SIGNAL: "Hauberk signal",
-}  # fmt: skip
+ENFORCERS: Final = {Backend.OBSERVER: "eBPF Monitor"} | {backend: about.alert for backend, about in BACKENDS.items()}
 FEW: Final = 64
 """An id with more rows than this is searched for one by one, since the throttle will cut it; by feel."""
 

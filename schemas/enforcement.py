@@ -2,7 +2,9 @@
 """Plans and receipts: what a node shall enforce, and what it does.
 
 A plan is whole (not a difference), content-hashed and has a generation; the node computes the difference against what is in
-its maps. A rule that no backend of the node can express is refused with a reason in the receipt, never dropped in silence.
+its maps. A rule that no backend of the node can express is refused with a reason in the receipt, never dropped in silence; so
+is the part of a rule that its backend leaves out. Structs are arrays that grow at the end: a plan that an older version saved
+on a node is read by this one, and what it lacks has the default.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import msgspec
 
 from schemas.decoding import Bits, Count, Name, Nanoseconds, Port, decoder
 from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import Action, RuleRef
 
 
@@ -62,7 +65,8 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published.
-    `refused`: rules that no backend can carry, found while planning; the node repeats them in its receipt."""
+    `refused`: rules that no backend can carry, `partial`: rules of which a part is not carried, both found while planning; the
+    node repeats them in its receipt."""
 
     node: Name
     generation: Count
@@ -81,15 +85,27 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Why this plan stays although the policies on the bus say something else: they are damaged or not whole. "" otherwise."""
     linked_ns: Nanoseconds = 0
     """The bus's time of the newest policy whose paths were looked up on the node before this plan was made, Unix ns."""
+    partial: tuple[Refusal, ...] = ()
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """A rule that is not enforced, and why."""
+    """A rule that is not enforced, or not all of it (`code.partial`), and why: `code` for programs, `reason` for people."""
 
     ref: RuleRef
     uid: str = ""
     backend: Backend = Backend.OBSERVER
     reason: str
+    code: RefusalCode = RefusalCode.UNSPECIFIED
+
+
+class InForce(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What one backend of a node enforces. `scopes`: containers and cgroups under it; `rules`: of their plans, counted in each
+    scope; `problem`: why the node cannot use the backend, "" when it can."""
+
+    backend: Backend
+    scopes: Count = 0
+    rules: Count = 0
+    problem: str = ""
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -105,8 +121,10 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     rules: Count
     refused: tuple[Refusal, ...] = ()
     failed: tuple[str, ...] = ()
-    late: tuple[Refusal, ...] = ()
-    """Rules that are held, and what of them is answered only after it has happened."""
+    partial: tuple[Refusal, ...] = ()
+    """Rules that are enforced, and what of them is not."""
+    in_force: tuple[InForce, ...] = ()
+    """One for each backend that the settings name; none from a version before it."""
 
 
 def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:

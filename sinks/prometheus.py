@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from schemas.alert import Alert
+from schemas.backends import backend_name
 from schemas.enforcement import Receipt
 from schemas.errors import SettingsError
-from schemas.operations import Backend
 from schemas.summary import Summary
 from schemas.topics import ALERTS, ENFORCEMENT_STATUS, SUMMARIES
 from sinks.exposition import OPENMETRICS, TEXT, Capped, Family, Sample, Stats, from_stats, render, wants_openmetrics
@@ -184,7 +184,7 @@ class PrometheusSink:
             return Family(name=f"hauberk_enforcement_{name}", kind="gauge", help=about, samples=samples)
 
         backends: list[Sample] = [
-            ((("node", receipt.node), ("backend", Backend(backend).name.lower())), 1.0)
+            ((("node", receipt.node), ("backend", backend_name(backend))), 1.0)
             for receipt in receipts
             for backend in receipt.backends
         ]

@@ -245,7 +245,7 @@ def _enforces(plan: Plan, wanted: set[str]) -> bool:
     """Whether something of `wanted` is carried out by the plan, or is refused in it (which is told by itself)."""
     refs = [rule.ref for scope in plan.scopes for rule in scope.paths]
     refs += [rule.ref for scope in plan.scopes for rule in scope.network]
-    refs += [refusal.ref for refusal in plan.refused]
+    refs += [refusal.ref for refusal in (*plan.refused, *plan.partial)]
     if any(f"{ref.kind}/{ref.namespace}/{ref.policy}" in wanted for ref in refs):
         return True
     # A posture has no rule of its own: where there is one, the policy may be why.
@@ -256,14 +256,13 @@ def _tell(receipt: Receipt) -> None:
     node = receipt.node
     print(f"{node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes")
     for refusal in receipt.refused:
-        word = "enforced" if refusal.reason.startswith("in part: ") else "not enforced"
-        print(f"{node}: {word}: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason}")
+        print(f"{node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason} [{refusal.code}]")
     # One sentence for all rules that it is true of: a policy of many would say it as many times.
-    late: dict[str, list[str]] = {}
-    for one in receipt.late:
-        late.setdefault(one.reason, []).append(f"{one.ref.policy} {one.ref.position}")
-    for reason, rules in late.items():
+    partial: dict[tuple[str, str], list[str]] = {}
+    for one in receipt.partial:
+        partial.setdefault((one.reason, one.code), []).append(f"{one.ref.policy} {one.ref.position}".rstrip())
+    for (reason, code), rules in partial.items():
         more = f" and {len(rules) - 8} more" if len(rules) > 8 else ""
-        print(f"{node}: held late: {', '.join(rules[:8])}{more}: {reason}")
+        print(f"{node}: enforced in part: {', '.join(rules[:8])}{more}: {reason} [{code}]")
     for sentence in receipt.failed:
         print(f"{node}: {sentence}", file=sys.stderr)

@@ -19,6 +19,7 @@ SHORT = ("ksp", "hsp", "csp", "nsp")
 WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"} | {
     kind: kind for kind in SHORT
 }
+_COLUMNS = ("NODE", "POLICY", "RULE", "BACKEND", "CODE", "REASON")
 SINGULAR = {plural: singular for singular, plural in WHAT.items()}
 
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             return 1
         hits = [value.get("status", {}).pop("rules", []) if isinstance(value, dict) else [] for value in values]
         refused = await _refused(bus, given.what, values)
-        late = await _late(bus, given.what, given.name)
+        partial = await _partial(bus, given.what, given.name)
         print("\n---\n".join(as_yaml(value) for value in values))
         for rules in hits:
             if rules:
@@ -66,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
                 ]
                 print("\nRules:\n" + table(("RULE", "MATCH", "ACTION", "HITS", "SHADOW HITS", "LAST"), rows))
         if refused:
-            print("\nNot enforced:\n" + table(("NODE", "POLICY", "RULE", "BACKEND", "REASON"), refused))
-        if late:
-            print("\nHeld, but in part too late:\n" + table(("NODE", "POLICY", "RULE", "BACKEND", "WHAT"), late))
+            print("\nNot enforced:\n" + table(_COLUMNS, refused))
+        if partial:
+            print("\nEnforced in part:\n" + table(_COLUMNS, partial))
         of_policy = given.what in ("policy", *SHORT)
         if of_policy or given.what == "workload":
             asked = argparse.Namespace(
@@ -86,18 +87,18 @@ def main(argv: Sequence[str]) -> int:
     return with_bus(given, work)
 
 
-async def _late(bus: Bus, what: str, name: str) -> list[tuple[str, ...]]:
-    """A row for each rule of this node or policy that is held and of which a part is answered only after it has happened."""
+async def _partial(bus: Bus, what: str, name: str) -> list[tuple[str, ...]]:
+    """A row for each rule of this node or policy that is enforced and of which a part is not."""
     from hauberk.nodes import unheld
 
-    found = await unheld(bus, late=True)
+    found = await unheld(bus, partial=True)
     if what == "node":
         found = [one for one in found if one.node == name]
     elif what in ("policy", *SHORT):
         found = [one for one in found if one.ref.policy == name]
     else:
         return []
-    return [(one.node, one.ref.policy, one.rule, one.backend, one.reason) for one in found]
+    return [(one.node, one.ref.policy, one.rule, one.backend, one.code, one.reason) for one in found]
 
 
 async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ...]]:
@@ -105,8 +106,10 @@ async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ..
     from hauberk.nodes import unheld
 
     if what in ("policy", *SHORT):
+        for value in values:
+            del value["status"]["enforcedInPart"]
         return [
-            (one["node"], value["metadata"]["name"], one["rule"], one["backend"], one["reason"])
+            (one["node"], value["metadata"]["name"], one["rule"], one["backend"], one["code"], one["reason"])
             for value in values
             for one in value["status"].pop("notEnforced")
         ]
@@ -116,7 +119,9 @@ async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ..
     for value in values:
         if value["receipt"]:
             value["receipt"]["refused"] = len(value["receipt"]["refused"])
-            value["receipt"]["late"] = len(value["receipt"]["late"])
+            value["receipt"]["partial"] = len(value["receipt"]["partial"])
     return [
-        (one.node, one.ref.policy, one.rule, one.backend, one.reason) for one in await unheld(bus) if one.node in names
+        (one.node, one.ref.policy, one.rule, one.backend, one.code, one.reason)
+        for one in await unheld(bus)
+        if one.node in names
     ]

@@ -16,6 +16,7 @@ from hauberk.output import age, plain, show
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
     from hauberk.hits import PolicyHits
+    from hauberk.nodes import Unheld
 
 KINDS = {
     "KubeArmorPolicy": "ksp",
@@ -61,12 +62,14 @@ def parser() -> argparse.ArgumentParser:
 async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
     from hauberk.hits import PolicyHits
-    from hauberk.nodes import Unheld, unheld
+    from hauberk.nodes import unheld
     from schemas.topics import POLICIES
 
     refused: dict[str, list[Unheld]] = {}
-    for one in await unheld(bus):
-        refused.setdefault(one.policy, []).append(one)
+    partial: dict[str, list[Unheld]] = {}
+    for known, found in ((refused, await unheld(bus)), (partial, await unheld(bus, partial=True))):
+        for one in found:
+            known.setdefault(one.policy, []).append(one)
     hits = await _hits(bus)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
@@ -87,8 +90,12 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"
         told = hits.get(key) or PolicyHits(rules=[])
         mine = refused.get(key, [])
-        why = [{"node": one.node, "rule": one.rule, "backend": one.backend, "reason": one.reason} for one in mine]
-        values.append(document | {"status": plain(told) | {"rulesNotEnforced": len(mine), "notEnforced": why}})
+        status = {
+            "rulesNotEnforced": len(mine),
+            "notEnforced": list(map(_why, mine)),
+            "enforcedInPart": list(map(_why, partial.get(key, []))),
+        }
+        values.append(document | {"status": plain(told) | status})
         each = " ".join(
             f"{row.rule.removeprefix('spec.')}={row.hits or row.shadow}" for row in told.rules if row.hits or row.shadow
         )
@@ -212,7 +219,8 @@ async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
 
 async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
     """Nodes by their receipts: what they enforce and with what, and when each was last heard of."""
-    from hauberk.nodes import backend_name, last_heard
+    from hauberk.nodes import last_heard
+    from schemas.backends import backend_name
     from schemas.enforcement import decode_receipt
     from schemas.identity import Kind, decode
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
@@ -240,6 +248,10 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
                          "; ".join(receipt.failed) or "-", first))  # fmt: skip
     return Listing(("NODE", "GENERATION", "BACKENDS", "SCOPES", "RULES", "REFUSED", "SINCE", "HEARD"),
                    ("TOOK", "FAILED", "FIRST REFUSED"), values, rows, [f"node/{row[0]}" for row in rows])  # fmt: skip
+
+
+def _why(one: Unheld) -> dict[str, str]:
+    return {"node": one.node, "rule": one.rule, "backend": one.backend, "code": one.code, "reason": one.reason}
 
 
 def _moment(seconds: float) -> str:

@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bus.contract import Record
@@ -15,9 +16,10 @@ from enforcers.agent import Enforcement, EnforceSettings
 from enforcers.apply import Applier
 from enforcers.plan import Planner
 from policy.ruleset import compile_ruleset
-from schemas.enforcement import decode_receipt, encode
+from schemas.enforcement import Plan, decode_receipt, encode
 from schemas.errors import Unavailable
 from schemas.operations import Backend
+from schemas.refusals import RefusalCode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 pytestmark = pytest.mark.kernel
@@ -58,6 +60,52 @@ async def test_the_saved_plan_is_carried_out_without_the_bus(
     assert await asyncio.to_thread(box.connect, server) == "EPERM"
     await ended(agent, task)
     assert await asyncio.to_thread(box.connect, server) == "EPERM"
+
+
+def older(data: bytes) -> bytes:
+    """A plan as the version before codes and `partial` wrote it."""
+    plan = msgspec.msgpack.decode(data)
+    del plan[[field.name for field in msgspec.structs.fields(Plan)].index("partial") :]
+    plan[6] = [[["p", "KubeArmorPolicy", "shop", "spec.network", 4, 0], "u", 3, "in part: internet sockets are denied"]]
+    return msgspec.msgpack.encode(plan)
+
+
+async def test_a_plan_saved_by_the_version_before_is_carried_out(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path
+) -> None:
+    box, bus = new_cgroup(), MemoryBus()
+    (tmp_path / "plan.msgpack").write_bytes(older(encode(plan_for(identity(box)))))
+    agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
+    task = asyncio.create_task(agent.run())
+    await asyncio.wait_for(agent.ready.wait(), 60)
+    assert set(agent.applier.enforced) == {box.id}
+    assert agent.receipt is not None
+    assert [one.code for one in agent.receipt.refused] == [RefusalCode.UNSPECIFIED]
+    assert [(one.backend, one.scopes, one.rules) for one in agent.receipt.in_force] == [
+        (Backend.CGROUP, 1, 1),
+        (Backend.SIGNAL, 0, 0),
+    ]
+    await ended(agent, task)
+
+
+async def test_a_saved_plan_that_this_version_cannot_read_lifts_nothing(
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path, server: int
+) -> None:
+    box, bus = new_cgroup(), MemoryBus()
+    before = Applier(pin_dir, NODE)
+    before.apply(plan_for(identity(box)))
+    enforced = before.enforced
+    before.close()
+    plan = msgspec.msgpack.decode(encode(plan_for(identity(box))))
+    plan[3] = {"scopes": "of another layout"}
+    (tmp_path / "plan.msgpack").write_bytes(msgspec.msgpack.encode(plan))
+    agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir=str(tmp_path)))
+    task = asyncio.create_task(agent.run())
+    await asyncio.wait_for(agent.ready.wait(), 60)
+    assert "expected an enforcement plan as msgpack" in agent.problem
+    assert agent.applier.enforced == enforced != {}
+    assert await asyncio.to_thread(box.connect, server) == "EPERM"
+    await ended(agent, task)
 
 
 async def test_every_plan_is_answered_by_a_receipt(

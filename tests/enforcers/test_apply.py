@@ -18,6 +18,7 @@ from enforcers.plan import Planner, PlanSettings
 from enforcers.tables import Tables
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, encode
+from schemas.kernel import ScopeFlag
 
 pytestmark = pytest.mark.kernel
 
@@ -250,6 +251,25 @@ def test_a_signal_only_node_denies_no_socket(
     finally:
         one.clear()
         one.close()
+
+
+def test_a_flag_that_the_settings_no_longer_ask_for_goes(
+    applier: Applier, pin_dir: str, new_cgroup: Any, identity: Any, make_plan: Any
+) -> None:
+    """Of each flag there is: with `io_uring = "stop"` every process that made a ring went on being killed after it was `pass` again."""
+    box = new_cgroup()
+    plan = make_plan(identity(box), spec="process: {matchPaths: [{path: /bin/nothing}]}, action: Block")
+    strict = Applier(pin_dir, NODE, grace=0.0, rings=False)
+    strict.apply(plan)
+    asked = applier.enforced[box.id][1]
+    assert ScopeFlag.STOP_IO_URING in asked
+    strict.close()
+    applier.apply(plan)
+    assert applier.enforced[box.id][1] == asked & ~ScopeFlag.STOP_IO_URING
+    assert (
+        applier.apply(make_plan(identity(box), spec="process: {matchPaths: [{path: /x}]}, action: Audit")).scopes == 0
+    )
+    assert applier.enforced == {}
 
 
 def test_a_cgroup_that_went_first_leaves_no_pins(

@@ -39,7 +39,7 @@ async def test_a_blocked_exec_is_killed_inside_only(
         assert subprocess.run([str(tool)], check=False).returncode == 0
         receipt = here.agent.receipt
         assert receipt.rules == 1
-        assert receipt.refused == receipt.late == ()
+        assert receipt.refused == receipt.partial == ()
 
 
 async def test_what_of_a_rule_on_files_comes_too_late_is_in_the_receipt(
@@ -53,7 +53,7 @@ async def test_what_of_a_rule_on_files_comes_too_late_is_in_the_receipt(
         rules = f"file: {{matchPaths: [{{path: {tmp_path}/file}}, {{path: {tmp_path}/free, action: Allow}}]}}, action: Block"
         await here.apply(ksp("no-file", rules, OPT_IN))
         await here.enforced(box)
-        assert [(one.ref.position, "unlink" in one.reason) for one in here.agent.receipt.late] == [
+        assert [(one.ref.position, "unlink" in one.reason) for one in here.agent.receipt.partial] == [
             ("spec.file.matchPaths[0]", True)
         ]
         assert box.run("rm", str(tmp_path / "file")) == -9

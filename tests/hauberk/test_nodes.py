@@ -22,6 +22,7 @@ from schemas.enforcement import Plan, Receipt, Refusal, digest
 from schemas.enforcement import encode as encode_enforcement
 from schemas.identity import Identity, Kind, encode
 from schemas.operations import Backend
+from schemas.refusals import RefusalCode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from schemas.verdict import RuleRef
 
@@ -42,7 +43,7 @@ def records(node: str, ago: float = 0.0, generation: int = 1) -> dict[Any, Recor
     who = Identity(kind=Kind.NODE, node=node, uid=f"node-{node}")
     receipt = Receipt(
         node=node, generation=generation, digest=digest(()), applied_ns=then * 1_000_000, took_ms=1.0,
-        backends=(Backend.CGROUP,), scopes=0, rules=0, refused=(Refusal(ref=ref, backend=Backend.SIGNAL, reason=WHY),),
+        backends=(Backend.CGROUP,), scopes=0, rules=0, refused=(Refusal(ref=ref, backend=Backend.SIGNAL, reason=WHY, code=RefusalCode.PATTERN),),
     )  # fmt: skip
     return {
         INVENTORY: Record(who.key, encode(who), timestamp_ms=then),
@@ -76,17 +77,26 @@ def test_tables_say_why_rules_are_not_enforced(command: Any) -> None:
     said = command("describe", "node", "here").stdout
     assert "refused: 1" in said
     (row,) = [line.split("   ") for line in said.split("Not enforced:\n")[1].splitlines()[1:]]
-    assert [cell.strip() for cell in row] == ["here", "web-rules", "spec.process.matchPatterns[0]", "signal", WHY]
+    assert [cell.strip() for cell in row] == [
+        "here",
+        "web-rules",
+        "spec.process.matchPatterns[0]",
+        "signal",
+        "pattern",
+        WHY,
+    ]
     said = command("describe", "policy", "web-rules").stdout
     assert said.count(WHY) == 2, said
     assert "notEnforced" not in said
+    assert "enforcedInPart" not in said
     for what in ("nodes", "policies"):
         assert WHY in command("get", what, "-o", "wide").stdout
         assert WHY not in command("get", what).stdout
     (value,) = json.loads(command("get", "policies", "-o", "json").stdout)
     assert value["status"]["rulesNotEnforced"] == 2
     assert value["status"]["notEnforced"][0] == {
-        "node": "here", "rule": "spec.process.matchPatterns[0]", "backend": "signal", "reason": WHY,
+        "node": "here", "rule": "spec.process.matchPatterns[0]", "backend": "signal", "code": "pattern",
+        "reason": WHY,
     }  # fmt: skip
 
 

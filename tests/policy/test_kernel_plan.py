@@ -139,7 +139,7 @@ def test_posture_block_is_left_to_the_judge_when_the_list_is_not_complete() -> N
     plan, refused = planned(spec, network="block")
     assert plan.posture == ((Class.NETWORK, Action.BLOCK),)
     assert plan.whitelist == (Class.NETWORK,)
-    assert [one.reason for one in refused] == [OTHER_FAMILIES]
+    assert [(one.code, one.reason) for one in refused] == [OTHER_FAMILIES]
     spec["network"]["matchProtocols"].append({"protocol": "udp", "fromSource": [{"dir": "/usr/"}]})
     plan, refused = planned(spec, network="block")
     assert plan.posture == ()
@@ -152,16 +152,18 @@ def test_what_a_guard_holds_in_part_is_said_rule_by_rule(word: str) -> None:
     plan, refused = planned(spec)
     assert {rule.protocol for rule in plan.network} == {word}
     whole = word in ("tcp", "udp", "icmp")
-    assert [(one.backend, one.reason) for one in refused] == ([] if whole else [(Backend.CGROUP, OTHER_FAMILIES)])
+    assert [(one.backend, (one.code, one.reason)) for one in refused] == (
+        [] if whole else [(Backend.CGROUP, OTHER_FAMILIES)]
+    )
     first, second = explain_policy(ruleset(("KubeArmorPolicy", spec, {})).policies[0])
-    assert (first.note, second.note) == ("" if whole else f"cgroup {OTHER_FAMILIES}", "")
+    assert (first.note, second.note) == ("" if whole else f"cgroup in part: {OTHER_FAMILIES.text}", "")
 
 
 def test_a_port_of_ingress_is_held_at_bind_alone() -> None:
     spec = {"ingress": [{"ports": [{"port": 22, "protocol": "TCP"}]}], "egress": [{"ports": [{"port": 22}]}]}
     plan, refused = plan_scope(ruleset(("KubeArmorNetworkPolicy", spec, {})).scope(HOST), HOST)
     assert {rule.direction for rule in plan.network} == {"ingress", "egress"}
-    assert [(one.ref.position, one.reason) for one in refused] == [("spec.ingress[0]", AUTOBIND)]
+    assert [(one.ref.position, (one.code, one.reason)) for one in refused] == [("spec.ingress[0]", AUTOBIND)]
 
 
 def test_host_firewall_rules_with_a_catch_all_for_the_posture() -> None:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of a scope as entries of kernel maps, by all table backends of the node; equal rules are encoded once.
+
+What each backend made is kept by backend, so that each is held and reported by itself; entries are joined by map, because
+backends may share one. Neighbours: `contract` (who encodes), `tables` (who writes), `apply` (who asks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from enforcers.contract import Entries, TableBackend, TablePart
+from enforcers.tables import table_id
+from kernel.siphash import string_id
+from schemas.backends import backend_name
+from schemas.enforcement import Refusal, ScopePlan, encode
+from schemas.errors import KernelError
+from schemas.kernel import ScopeFlag
+from schemas.operations import Backend
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """A scope's rules. `table`: its name in the kernel; `entries`: map name -> entries; `parts`: what each backend made."""
+
+    table: int
+    entries: dict[str, Entries]
+    parts: dict[Backend, TablePart]
+
+    @property
+    def flags(self) -> ScopeFlag:
+        """What the scope must have for the entries to act; 0 when there is nothing to enforce."""
+        flags = ScopeFlag(0)
+        for part in self.parts.values():
+            flags |= part.flags
+        return flags
+
+    def holds(self, backend: Backend) -> bool:
+        """Whether `backend` has anything to enforce."""
+        return bool(self.parts[backend].flags)
+
+    @property
+    def refused(self) -> Iterable[Refusal]:
+        """Of all backends: what is not enforced, and what only in part."""
+        return (one for part in self.parts.values() for one in (*part.refused, *part.partial))
+
+
+class Encoder:
+    """`key`: of the string ids of this load. Not for two threads at once."""
+
+    def __init__(self, backends: Sequence[TableBackend], key: tuple[int, int]) -> None:
+        self._backends = tuple(backends)
+        self._key = key
+        self._before: dict[bytes, Encoded] = {}
+        self._now: dict[bytes, Encoded] = {}
+
+    def begin(self) -> None:
+        """A new plan: what the one before last asked for, and the last no longer did, is forgotten."""
+        self._before, self._now = self._now, {}
+
+    @property
+    def made(self) -> Iterable[Encoded]:
+        """What the plan in hand made, each once."""
+        return self._now.values()
+
+    def encode(self, scope: ScopePlan) -> Encoded:
+        """Raises KernelError when backends disagree, and whatever a backend raises."""
+        bare = msgspec.structs.replace(scope, uid="", cgroups=(), cgroup_path="", workload="", visibility=-1)
+        same = hashlib.blake2b(encode(bare), digest_size=16).digest()
+        found = self._now.get(same) or self._before.get(same) or self._encode(scope)
+        self._now[same] = found
+        return found
+
+    def _encode(self, scope: ScopePlan) -> Encoded:
+        ids: dict[str, int] = {}
+
+        def ident(text: str) -> int:
+            if text not in ids:
+                ids[text] = string_id(self._key, text)
+            return ids[text]
+
+        parts = {one.backend: one.encode(scope, ident) for one in self._backends}
+        entries = joined(self._backends, parts)
+        # Named by what the kernel will have, whichever backends it is for.
+        return Encoded(table=table_id(entries), entries=entries, parts=parts)
+
+
+def joined(backends: Iterable[TableBackend], parts: Mapping[Backend, TablePart]) -> dict[str, Entries]:
+    """Map name -> the entries of all backends that use it. Raises KernelError when two give one key different values: which
+    of them would be enforced must not depend on an order."""
+    maps: dict[str, dict[bytes, bytes]] = {}
+    owners: dict[tuple[str, bytes], Backend] = {}
+    for one in backends:
+        entries = maps.setdefault(one.map_name, {})
+        for key, value in parts[one.backend].entries:
+            if entries.setdefault(key, value) != value:
+                names = f"`{backend_name(owners[one.map_name, key])}` and `{backend_name(one.backend)}`"
+                raise KernelError(
+                    f"expected {names} to agree on what they write to map `{one.map_name}`, got two values for one key; leave "
+                    "one of them out of `enforcement.backends`",
+                    operation="encode",
+                )
+            owners.setdefault((one.map_name, key), one.backend)
+    return {name: tuple(entries.items()) for name, entries in maps.items()}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every enforcement backend, as one table: its name, its contract, what alerts call it, and whether this version has it.
+
+Planner, node, lint, settings, metrics and alerts read this table; nothing else lists backends. To add one: a row here, a file
+in `enforcers/` and a line in `enforcers/registry.py`. Neighbours: `operations.Backend` (the numbers that records carry).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple, get_args
+
+from schemas.operations import Backend
+
+Mechanism = Literal["tables", "profiles"]
+"""`tables`: writes rules to BPF maps. `profiles`: writes profiles for a security module. See `enforcers.contract`."""
+Implemented = Literal["cgroup", "signal"]
+"""Names of the backends that this version has; the type of `enforcement.backends`."""
+
+
+class About(NamedTuple):
+    """`name`: in settings, tables and metrics. `alert`: the `Enforcer` field of an alert of what it stopped."""
+
+    name: str
+    mechanism: Mechanism
+    alert: str
+
+
+BACKENDS: Final = {
+    Backend.BPF_LSM: About("bpf-lsm", "tables", "BPFLSM"),
+    Backend.APPARMOR: About("apparmor", "profiles", "AppArmor"),
+    Backend.CGROUP: About("cgroup", "tables", "Hauberk cgroup"),
+    Backend.SIGNAL: About("signal", "tables", "Hauberk signal"),
+}
+BY_NAME: Final = {about.name: backend for backend, about in BACKENDS.items()}
+IMPLEMENTED: Final = tuple(BY_NAME[name] for name in get_args(Implemented))
+DEFAULTS: Final[tuple[Implemented, ...]] = get_args(Implemented)
+
+
+def backend_name(backend: Backend) -> str:
+    """`cgroup`, `signal`, ...; `observer` for nobody."""
+    return BACKENDS[backend].name if backend in BACKENDS else "observer"

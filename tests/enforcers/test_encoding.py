@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two backends on one map: both write to it, equal entries are one, and a contradiction is an error and not an overwrite."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from enforcers.contract import Entries, Ident, TablePart
+from enforcers.encoding import Encoder, joined
+from enforcers.registry import make
+from schemas.backends import BACKENDS, BY_NAME, Implemented
+from schemas.enforcement import ScopePlan
+from schemas.errors import KernelError
+from schemas.kernel import ScopeFlag
+from schemas.operations import Backend
+
+SCOPE = ScopePlan(uid="u", cgroups=(7,))
+
+
+class Fixed:
+    """A table backend that always writes the same."""
+
+    table_offset = 0
+
+    def __init__(self, backend: Backend, map_name: str, entries: Entries, flag: ScopeFlag) -> None:
+        self.backend, self.map_name, self.enforces = backend, map_name, flag
+        self._entries = entries
+        self.calls = 0
+
+    def unusable(self) -> str:
+        return ""
+
+    def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
+        self.calls += 1
+        return TablePart(entries=self._entries, flags=self.enforces, rules=len(self._entries))
+
+    def hold(self, cgroup: int, path: str) -> None:
+        return
+
+    def release(self, cgroup: int) -> None:
+        return
+
+    def held(self) -> set[int]:
+        return set()
+
+
+def test_backends_on_one_map_are_both_in_the_table() -> None:
+    first = Fixed(Backend.BPF_LSM, "rules", ((b"a", b"1"), (b"b", b"2")), ScopeFlag.CLOSED)
+    second = Fixed(Backend.SIGNAL, "rules", ((b"b", b"2"), (b"c", b"3")), ScopeFlag.ENFORCE_SIGNAL)
+    encoded = Encoder((first, second), (1, 2)).encode(SCOPE)
+    assert encoded.entries == {"rules": ((b"a", b"1"), (b"b", b"2"), (b"c", b"3"))}
+    assert {backend: part.rules for backend, part in encoded.parts.items()} == {Backend.BPF_LSM: 2, Backend.SIGNAL: 2}
+    assert encoded.flags == ScopeFlag.CLOSED | ScopeFlag.ENFORCE_SIGNAL
+    assert encoded.holds(Backend.BPF_LSM)
+
+
+def test_two_values_for_one_key_are_refused() -> None:
+    first = Fixed(Backend.BPF_LSM, "rules", ((b"a", b"1"),), ScopeFlag(0))
+    second = Fixed(Backend.SIGNAL, "rules", ((b"a", b"2"),), ScopeFlag(0))
+    with pytest.raises(KernelError, match="expected `bpf-lsm` and `signal` to agree on what they write to map `rules`"):
+        Encoder((first, second), (1, 2)).encode(SCOPE)
+    apart = Fixed(Backend.SIGNAL, "others", ((b"a", b"2"),), ScopeFlag(0))
+    parts = {one.backend: one.encode(SCOPE, len) for one in (first, apart)}
+    assert joined((first, apart), parts) == {"rules": ((b"a", b"1"),), "others": ((b"a", b"2"),)}
+
+
+def test_equal_rules_are_encoded_once_and_forgotten_after_two_plans() -> None:
+    one = Fixed(Backend.SIGNAL, "rules", (), ScopeFlag(0))
+    encoder = Encoder((one,), (1, 2))
+    for _ in range(2):
+        encoder.begin()
+        encoder.encode(SCOPE)
+        encoder.encode(ScopePlan(uid="v", cgroups=(8,), workload="other"))
+    assert one.calls == 1
+    for _ in range(2):
+        encoder.begin()
+    encoder.encode(SCOPE)
+    assert one.calls == 2
+
+
+def test_each_name_makes_its_backend_and_those_on_one_map_agree_on_its_layout() -> None:
+    made = [make(name, "/nowhere") for name in get_args(Implemented)]
+    assert [one.backend for one in made] == [BY_NAME[name] for name in get_args(Implemented)]
+    tables = [one for one in made if BACKENDS[one.backend].mechanism == "tables"]
+    offsets = {(one.map_name, one.table_offset) for one in tables}
+    assert len(offsets) == len({name for name, _ in offsets})
+    assert len({one.enforces for one in tables}) == len(tables)
