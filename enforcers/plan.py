@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from enforcers import protected
+from enforcers import pods, protected
 from policy.kernel_plan import plan_scope
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.sight import unseen
@@ -41,6 +41,14 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = protected.EXECUTABLES
     override_protected: Annotated[
         bool, msgspec.Meta(description="Let broad host rules reach protected processes too.", examples=[False])
+    ] = False
+    pods: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Hold a pod's next containers to its Block rules on paths from their birth. The runtime's own setup runs under "
+            "them too: a rule on a file that it opens keeps the container from starting.",
+            examples=[True],
+        ),
     ] = False
     signal: Annotated[
         bool, msgspec.Meta(description="Kill for Block rules of every policy where nothing can deny.", examples=[False])
@@ -134,7 +142,7 @@ class Planner:
                 if same not in seen:
                     seen.add(same)
                     refused[msgspec.structs.replace(refusal, uid=identity.uid)] = None
-        made = tuple(scopes)
+        made = (*scopes, *(self._of_pods(living, watch) if self._settings.pods else ()))
         said = (watch.host, watch.new, watch.host_cgroups) if watch.known else (-1, -1, ())
         linked = max((one.linked_ns for one in living if one.kind is Kind.NODE), default=0)
         return Plan(
@@ -143,6 +151,16 @@ class Planner:
             partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
             host_cgroups=said[2], linked_ns=linked,
         )  # fmt: skip
+
+    def _of_pods(self, living: list[Identity], watch: Watch) -> Iterable[ScopePlan]:
+        for identity in pods.next_containers(living):
+            scope = self.ruleset.scope(identity)
+            template = pods.from_birth(self._part(scope, identity)[0]) if scope.members else _NOTHING
+            if template.paths:
+                yield msgspec.structs.replace(
+                    template, uid=identity.uid, cgroups=identity.cgroups, cgroup_path=identity.cgroup_path,
+                    workload=identity.workload, visibility=watch.of(scope, identity),
+                )  # fmt: skip
 
     def _watch(self, living: list[Identity]) -> Watch:
         node = next((one for one in living if one.kind is Kind.NODE), None)

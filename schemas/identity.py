@@ -73,6 +73,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     may make cgroups can name one so: host policies hold for it too."""
     linked_ns: Nanoseconds = 0
     """NODE only: the bus's time of the newest policy whose paths were looked up in every root of the node, Unix ns."""
+    pod_cgroup: Count = 0
+    """CONTAINER only: id of its pod's cgroup, the parent of `cgroup_path`; 0 where there is none."""
 
     @property
     def key(self) -> bytes:

@@ -344,7 +344,8 @@ class Inventory:
             self._was_host(found.id, seen)
             self._uid_of[seen] = found.id
         namespace = self._settings.container_namespace
-        identity = machine.described(found, tuple(cgroup_ids), own, namespace, links=links, **self._common)
+        identity = machine.described(found, tuple(cgroup_ids), own, namespace, links=links,
+                                     pod_cgroup=cgroups.pod_cgroup(self._mount, own), **self._common)  # fmt: skip
         if identity != before:
             self._put(identity)
         return True

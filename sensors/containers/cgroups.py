@@ -94,6 +94,12 @@ def cgroup_id(mount: str, path: str) -> int:
         return 0
 
 
+def pod_cgroup(mount: str, path: str) -> int:
+    """Id of the pod's cgroup that the container at `path` lies in; 0 when its parent is no pod's."""
+    parent = path.rpartition("/")[0]
+    return cgroup_id(mount, parent) if _POD.fullmatch(parent.rpartition("/")[2]) else 0
+
+
 def of_pid(pid: int) -> str:
     """cgroup2 path of a process, "" when it is gone or has left the hierarchy."""
     try:

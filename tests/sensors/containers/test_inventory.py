@@ -229,6 +229,7 @@ async def test_a_pod_is_whole(containerd: Any, wait_until: Any) -> None:
         assert seen.orchestrated
         assert seen.labels == {"app": "db"}
         assert seen.cgroup_path == f"/kubepods/burstable/pod{uid}/{id_}"
+        assert seen.pod_cgroup == cgroups.cgroup_id(cgroups.mount_point(), f"/kubepods/burstable/pod{uid}") != 0
         await asyncio.to_thread(containerd.remove, sandbox)
 
 
