@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
+    from kernel.loading import Loaded
     from processors.engine import Processor
     from sensors.node import Node
     from sinks.engine import SinkEngine
@@ -214,14 +215,22 @@ async def _watch(bus: Bus) -> None:
     service.say(told_damage(bus))
 
 
+def how(loaded: Loaded, took: float) -> str:
+    """Where the programs of `loaded` come from, after `took` seconds."""
+    if loaded.reused:
+        return "reused from the last run"
+    made = "compiled, loaded and attached" if loaded.compiled else "found compiled, loaded and attached"
+    kept = f" (they are not kept for the next start: {loaded.not_kept})" if loaded.not_kept else ""
+    return f"{made} in {took:.1f} s{kept}"
+
+
 async def _live(
     bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack, over: asyncio.Event
 ) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
     inventory = stages.Inventories(bus, settings)
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
     opened.callback(take_down, node, over)
-    how = "reused from the last run" if node.loaded.reused else f"compiled, loaded and attached in {took:.1f} s"
-    say("kernel", f"Linux {os.uname().release}, programs {how}; pins in {settings.sensor.pin_dir}")
+    say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
     judging = stages.processor(bus, settings, last=True)
     sensing = stages.sensor(bus, node, lambda header: judging.engine.teller.reached(header))
     planning = stages.planner(bus, settings)

@@ -113,6 +113,9 @@ TABLES: Final = (
     Table("hops", "program array", "u32", "program", "loader", "steps of an event"),
 )  # fmt: skip
 
+UNPINNED: Final = ("scratch",)
+"""Maps that only the programs use: nobody opens them, so they have no pin."""
+
 
 def source() -> str:
     """The C text handed to BCC, whole. BCC rewrites map accesses in its main file only, so the files are joined, not

@@ -27,6 +27,7 @@ import msgspec
 
 from kernel import attach, bpf
 from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
+from kernel.compiled import DIRECTORY
 from kernel.generation import renew
 from kernel.maps import Map
 from kernel.syscalls import call_records
@@ -136,6 +137,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     peak_kb: int = 0
     refused: dict[str, str] = {}
     """Enforcing programs this kernel refused, with its reason; observation goes on without them. Empty when reused."""
+    compiled: bool = False
+    """Whether BCC compiled them now; else they were kept from an earlier load, or are reused."""
+    not_kept: str = ""
+    """Why what was compiled now is not kept for the next load; empty when it is, or nobody asked."""
 
     def map(self, name: str) -> Map:
         """The map pinned as `name`; the caller closes it."""
@@ -159,13 +164,19 @@ def layout_hash(settings: LoadSettings) -> int:
 
 
 def load(
-    settings: LoadSettings, pin_dir: str, *, progress: Callable[[str, float], None] | None = None, fresh: bool = False
+    settings: LoadSettings,
+    pin_dir: str,
+    *,
+    progress: Callable[[str, float], None] | None = None,
+    fresh: bool = False,
+    cache: str = DIRECTORY,
 ) -> Loaded:
     """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
 
     Reuses fitting pins unless `fresh`. Others go only when the new programs are attached: a load that fails changes nothing,
-    and what was enforced is enforced until then. `progress(step, seconds)` is called as each step ends: headers, import, compile,
-    attach. Blocks for some seconds when compiling. Raises PermissionMissing, MissingDependency, KernelError (with the
+    and what was enforced is enforced until then. `cache`: directory of compiled programs, found there or kept there; empty: compile
+    each time. `progress(step, seconds)` is called as each step ends: headers, import, compile (or read), verify, attach. Blocks for
+    some seconds. Raises PermissionMissing, MissingDependency, KernelError (with the
     verifier's last lines), Unavailable (timeout).
     """
     directory = Path(pin_dir)
@@ -178,7 +189,7 @@ def load(
     beside = f"{pin_dir.rstrip('/')}-new"
     unload(beside)
     request = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    request |= {"pin_dir": beside, "layout": expected}
+    request |= {"pin_dir": beside, "layout": expected, "cache": cache}
     try:
         done = _run_child(request, settings.timeout, progress)
         unload(pin_dir)
@@ -192,8 +203,9 @@ def load(
             f"the loader ended well but left no usable pins under `{pin_dir}`", operation="load", target=pin_dir
         )
     return msgspec.structs.replace(
-        found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"]
-    )
+        found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"],
+        compiled="compile" in done["seconds"], not_kept=done["not_kept"],
+    )  # fmt: skip
 
 
 def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:

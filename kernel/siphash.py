@@ -13,11 +13,15 @@ from typing import Final
 _MASK: Final = (1 << 64) - 1
 
 
+def start(key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The four u64 of the state before the first word."""
+    k0, k1 = key
+    return k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D, k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
+
+
 def siphash13(key: tuple[int, int], data: bytes) -> int:
     """64-bit SipHash with one round per word and three at the end. `key`: two u64, `Loaded.key`. About 2 us per 8 bytes."""
-    k0, k1 = key
-    a, b = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
-    c, d = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
+    a, b, c, d = start(key)
     length = len(data)
     whole = length // 8
     words = list(struct.unpack_from(f"<{whole}Q", data))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's sensor, put together: programs loaded or found, rings opened, the agent built. What `hauberk node` and `up` start.
 
-`open_node` blocks for about two seconds when the programs must be compiled, so it is called before the loop is busy or in
+`open_node` blocks for some seconds when the programs must be compiled, so it is called before the loop is busy or in
 a thread. Must never import BCC. Neighbours: `kernel.loading`, `rings`, `agent`.
 """
 
@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 
 from bus.contract import Bus
+from kernel.compiled import DIRECTORY
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from sensors.agent import Agent, AgentSettings
 from sensors.backlog import Backlog, Read
@@ -37,6 +38,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool,
         msgspec.Meta(description="Leave programs and pins in place at the end, so that the next start is instant."),
     ] = False
+    program_cache: Annotated[
+        str,
+        msgspec.Meta(
+            description="Directory of compiled programs, writable by the sensor's user alone: what is found there is not compiled again. Empty: compile at each start.",
+            examples=["/var/cache/hauberk/programs", ""],
+        ),
+    ] = DIRECTORY
     load: Annotated[LoadSettings, msgspec.Meta(description="Sizes and visibility.", examples=[{}])] = LoadSettings()
     rings: Annotated[RingSettings, msgspec.Meta(description="How the rings are drained.", examples=[{}])] = (
         RingSettings()
@@ -106,7 +114,7 @@ def open_node(
     mounted = parent if mount_bpffs(parent) else ""
     loaded: Loaded | None = None
     try:
-        loaded = load(settings.load, settings.pin_dir, progress=progress)
+        loaded = load(settings.load, settings.pin_dir, progress=progress, cache=settings.program_cache)
 
         def opening() -> RingSource:
             run = secrets.token_hex(8)

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SipHash-1-3 with this load's key (HASH_K0, HASH_K1): ids must hold against a workload that chooses its own strings.
+ * SipHash-1-3 with this load's key: ids must hold against a workload that chooses its own strings.
  * The twin is kernel/siphash.py; a test compares both.
+ * HASH_START_A to _D stand for the key in the four words of the first state; the loader writes the real ones into the
+ * instructions (kernel/compiled.py). In assembly, or the compiler would fold what is computed from them.
  */
 #include "records.h"
 #include "offsets.h"
@@ -22,10 +24,10 @@ static __always_inline void sip_round(struct sip *s)
 
 static __always_inline void sip_start(struct sip *s)
 {
-    s->a = HASH_K0 ^ 0x736f6d6570736575ULL;
-    s->b = HASH_K1 ^ 0x646f72616e646f6dULL;
-    s->c = HASH_K0 ^ 0x6c7967656e657261ULL;
-    s->d = HASH_K1 ^ 0x7465646279746573ULL;
+    asm volatile("%0 = " HASH_START_A " ll" : "=r"(s->a));
+    asm volatile("%0 = " HASH_START_B " ll" : "=r"(s->b));
+    asm volatile("%0 = " HASH_START_C " ll" : "=r"(s->c));
+    asm volatile("%0 = " HASH_START_D " ll" : "=r"(s->d));
 }
 
 static __always_inline void sip_word(struct sip *s, u64 word)

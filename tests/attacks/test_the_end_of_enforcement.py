@@ -144,8 +144,15 @@ def test_a_stage_that_fails_takes_no_rule_along_and_comes_back(
     before = node.said().count(f"stage `{stage}` failed")
     put = fault(stage)
     program = trigger(node, len(list(node.place.glob("program-*"))))
-    # Twice: what is started again fails again, and that changes nothing.
-    eventually(lambda: node.said().count(f"stage `{stage}` failed") >= before + 2)
+    below = node.containers["box"].path / f"below-{stage}"
+
+    def failed_twice() -> bool:
+        # What is started again must meet its fault again: a cgroup that came and went is not seen a second time.
+        below.mkdir()
+        below.rmdir()
+        return bool(node.said().count(f"stage `{stage}` failed") >= before + 2)
+
+    eventually(failed_twice)
     assert holds(node)
     assert node.process.poll() is None
     put.unlink()
@@ -202,11 +209,12 @@ def test_the_agent_killed_leaves_rules_in_force(up: Any) -> None:
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM]])  # fmt: skip
 def test_told_more_than_once_to_stop_it_still_takes_its_programs_down(up: Any, numbers: list[int]) -> None:
     node = up
+    before = len(node.said())
     for number in numbers:
         node.process.send_signal(number)
         time.sleep(0.05)  # apart, as `timeout`, make and a shell's own Ctrl-C send them
     assert node.process.wait(60) == 0
-    said = node.said().rpartition("hauberk 0.")[2]
+    said = node.said()[before:]
     assert "its programs are removed: nothing is enforced now" in said
     assert not Path(node.pins).exists()
     assert not holds(node)

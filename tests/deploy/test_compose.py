@@ -71,10 +71,10 @@ def test_the_page_says_what_each_is_for() -> None:
         assert f"`{name}`" in page
 
 
-def test_the_node_writes_to_bpffs_alone() -> None:
+def test_the_node_writes_to_bpffs_and_its_own_volumes_alone() -> None:
     mounts = [resolved(one) for one in SERVICES["node"]["volumes"]]
     writable = {one for one in mounts if not one.endswith(":ro")}
-    assert writable == {"state:/var/lib/hauberk", "/sys/fs/bpf:/sys/fs/bpf"}
+    assert writable == {"state:/var/lib/hauberk", "programs:/var/cache/hauberk", "/sys/fs/bpf:/sys/fs/bpf"}
 
 
 def test_only_loopback_is_published() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from kernel import bpf, loading
 from kernel.catalogue import GUARDS, PROBES, TABLES
+from kernel.compiled import store, stored
 from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
 from schemas.errors import KernelError, MissingDependency, PermissionMissing, Unavailable
 from schemas.kernel import Config
@@ -42,7 +43,10 @@ def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
     steps: list[tuple[str, bool]] = []
     first = load(SMALL, pins, progress=lambda step, _: steps.append((step, os.path.exists(f"{pins}/maps"))))
     try:
-        assert [step for step, _ in steps] == ["headers", "import", "compile", "attach"]
+        assert [step for step, _ in steps] in (
+            ["headers", "import", "compile", "verify", "attach"],
+            ["read", "verify", "attach"],
+        )
         assert not steps[0][1], "told while it happens: nothing is installed before anything is compiled"
         assert not first.reused
         assert sorted(os.listdir(f"{pins}/maps")) == sorted(table.name for table in TABLES)
@@ -88,8 +92,8 @@ def test_a_load_that_fails_leaves_what_is_in_force(bpffs: str) -> None:
         assert existing(pins, layout_hash(SMALL)) is not None
         assert links_alive(pins) == [probe.name for probe in PROBES]
         assert not os.path.exists(f"{pins}-new")
-        second = load(other, pins, progress=lambda step, _: seen.append(links_alive(pins)))
-        assert len(seen) == 4, "the old ones until the new ones are attached"
+        second = load(other, pins, progress=lambda step, _: seen.append(links_alive(pins)), cache="")
+        assert len(seen) == 5, "the old ones until the new ones are attached"
         assert second.key != first.key
         assert existing(pins, layout_hash(other)) is not None
         assert not os.path.exists(f"{pins}-new")
@@ -127,7 +131,7 @@ def test_who_cannot_bear_the_news_leaves_no_loader_and_no_pins(bpffs: str) -> No
         raise RuntimeError(step)
 
     with pytest.raises(RuntimeError, match="headers"):
-        load(SMALL, f"{bpffs}/tired", progress=tired)
+        load(SMALL, f"{bpffs}/tired", progress=tired, cache="")
     assert not os.path.exists(f"{bpffs}/tired")
 
 
@@ -160,7 +164,7 @@ def test_a_loader_that_is_ended_leaves_no_headers(bpffs: str, tmp_path: Path, mo
     steps: list[str] = []
     settings = LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"timeout": 1.0})
     with pytest.raises(Unavailable, match="did not finish"):
-        load(settings, f"{bpffs}/ended", progress=lambda step, seconds: steps.append(step))
+        load(settings, f"{bpffs}/ended", progress=lambda step, seconds: steps.append(step), cache="")
     assert os.listdir(tmp_path) == []
     assert not os.path.exists(f"{bpffs}/ended")
 
@@ -218,3 +222,37 @@ def test_kernels_that_read_otherwise_see_the_same(
         plain.close()
     finally:
         unload(pins)
+
+
+def test_the_second_load_compiles_nothing_and_has_a_key_of_its_own(bpffs: str, tmp_path: Path) -> None:
+    cache = str(tmp_path / "programs")
+    keys = []
+    for compiled in (True, False):
+        done = load(SMALL, f"{bpffs}/twice", cache=cache)
+        try:
+            assert (done.compiled, done.not_kept, done.refused) == (compiled, "", {})
+            assert links_alive(done.pin_dir) == [probe.name for probe in PROBES]
+            keys.append(done.key)
+        finally:
+            unload(done.pin_dir)
+    assert keys[0] != keys[1]
+    # What the kernel no longer takes is compiled again, and kept.
+    name = next(Path(cache).iterdir()).name
+    made = stored(cache, name)
+    assert made is not None
+    nothing = dict.fromkeys(made.programs, struct.pack("=BBhi", 0x95, 0, 0, 0))
+    store(cache, name, msgspec.structs.replace(made, programs=nothing))
+    try:
+        assert load(SMALL, f"{bpffs}/twice", cache=cache).compiled
+        assert stored(cache, name) == made
+    finally:
+        unload(f"{bpffs}/twice")
+
+
+def test_a_load_goes_on_where_nothing_can_be_kept(bpffs: str) -> None:
+    try:
+        done = load(SMALL, f"{bpffs}/unkept", cache="/proc/nothing/programs")
+        assert done.compiled
+        assert "/proc/nothing/programs` cannot be written" in done.not_kept
+    finally:
+        unload(f"{bpffs}/unkept")
