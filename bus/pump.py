@@ -1,37 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a stage from the bus: take, handle, flush, commit; at least once.
+"""Drives a stage from the bus: take, handle, commit what is done; at least once.
 
 ::
 
-    take ─► handle ─► (flush) ─► commit
-              │ Temporary: the same batch again, after a back-off with full jitter
-              │ Permanent: halves, until only the bad record is left; that one goes to `dead`, the rest is handled
-              └ anything else: as Temporary a few times, then as Permanent (a bug in one record must not stop a node)
+    take ─► handle (tried, split, given up: see `attempts`) ─► committable ─► commit
+      └ nothing came: handle([]), the time to look at what waits
 
-A handler never sleeps, retries or counts: that is done here, once. An offset is committed only after its record was
-handled or lies in `dead`. Neighbours: `contract`; every stage has one pump per group.
+A handler may keep what it was given: an offset is committed only once its handler says that everything up to it is done, or
+it lies on `dead`. A handler never sleeps, retries or counts tries: that is done here, once. The end is one idea: read to a
+mark, settle, stop. Neighbours: `contract`; `attempts`; `dead_letters`; every stage and every sink has one pump per group.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Protocol
 
 import msgspec
 
-from bus.contract import Bus, Delivery, Headers, Record, Start, Subscription
+from bus.attempts import Attempts, AttemptStats, Stopped
+from bus.backoff import Backoff
+from bus.contract import Bus, Delivery, Start, Subscription
+from bus.dead_letters import DeadLetters, letter
 from bus.taking import take_or
-from schemas.errors import HauberkError, Permanent, Reason, Temporary
-from schemas.topics import DEAD, Topic
+from schemas.errors import HauberkError, Temporary
+from schemas.topics import Topic
 
 # Each look is a round trip to the log's reading thread or to the broker.
-LAG_SECONDS = 5.0
+LAG_SECONDS = 2.0
+DRAIN_WAIT = 0.25
+"""Seconds that a stop waits for records at a time: longer than the log or a broker takes to hand out what it has."""
 
-Handle = Callable[[list[Delivery]], Awaitable[None]]
-Flush = Callable[[], Awaitable[None]]
+Place = tuple[str, int]
+"""(topic name, partition)."""
 
 
 class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,13 +60,18 @@ class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[0.1],
         ),
     ] = 0.1
-    retry_first: Annotated[
+    retry: Annotated[Backoff, msgspec.Meta(description="Back-off when the far side is away.", examples=[{}])] = (
+        Backoff()
+    )
+    drain_seconds: Annotated[
         float,
-        msgspec.Meta(gt=0, le=315_360_000, description="Seconds, upper end of the first back-off.", examples=[0.5]),
-    ] = 0.5
-    retry_most: Annotated[
-        float, msgspec.Meta(gt=0, le=315_360_000, description="Seconds, upper end of any back-off.", examples=[60.0])
-    ] = 60.0
+        msgspec.Meta(
+            ge=0,
+            le=315_360_000,
+            description="Once stopped: seconds without progress after which what is in hand is left for the next start.",
+            examples=[5.0],
+        ),
+    ] = 5.0
     unknown_attempts: Annotated[
         int,
         msgspec.Meta(
@@ -70,28 +80,57 @@ class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 3
 
 
-class PumpStats(msgspec.Struct):
-    """Plain counts since start, for whoever renders metrics. `lag`: records not committed, as of the last look."""
+class PumpStats(AttemptStats):
+    """Plain counts since start, for whoever renders metrics. `committed`: deliveries that their handler was done with and
+    whose offset is committed; `dead_lost`: given up and refused by `dead` too; `lag`: records not committed, as of the
+    last look."""
 
     batches: int = 0
     records: int = 0
     bytes: int = 0
-    retries: int = 0
     dead: int = 0
+    dead_lost: int = 0
     skipped: int = 0
     commits: int = 0
+    committed: int = 0
     lag: int = 0
-    last_error: str = ""
-    last_error_reason: str = ""
-    backing_off: bool = False
+
+
+class Handler(Protocol):
+    """What a stage does with what its pump takes. All methods are called from one task, never in parallel."""
+
+    async def handle(self, batch: list[Delivery]) -> None:
+        """Take in `batch`, in order; it may be kept until it is `committable`. [] after `wait` seconds without a record, or
+        after `Pump.wake`: the time to look at what waits.
+
+        `Temporary`: the same batch again, later; `Permanent`: halves of it, until the bad record is alone and buried. So
+        what of a batch was taken in before the error comes again; cancelling leaves it uncommitted.
+        """
+        ...
+
+    def wait(self) -> float:
+        """Seconds until `handle([])` is due."""
+        ...
+
+    def committable(self) -> Sequence[Delivery]:
+        """Deliveries that are done since the last call: everything up to and including them, per partition. Forgotten here;
+        the pump remembers them until they are committed."""
+        ...
+
+    async def settle(self) -> None:
+        """Nothing more comes: finish what is in hand, as far as it can be. What is not committable then comes again."""
+        ...
+
+    def released(self, partitions: Collection[Place]) -> None:
+        """Other members have `partitions` now: forget what is in hand of them. Never raises."""
+        ...
 
 
 class Pump:
-    """`await run()` until `stop()`; or use `task = create_task(pump.run())`.
+    """`await run()` until `stop()` or `finish()`; or use `task = create_task(pump.run())`.
 
-    `handle` gets deliveries in order and returns when they are done. With `flush`, being done is deferred: `handle` may
-    keep what it was given, and only after `flush` (each `flush_seconds`, and at the end) is the offset committed.
-    `group` None reads as a broadcast reader: same care, no offsets.
+    `group` None reads as a broadcast reader: same care, no offsets. `who`: for log lines. `position`: (topic name,
+    partition) -> offset after the newest record that was handled.
     """
 
     def __init__(
@@ -99,172 +138,164 @@ class Pump:
         bus: Bus,
         topics: Sequence[Topic],
         group: str | None,
-        handle: Handle,
+        handler: Handler,
         *,
         stage: str,
         start: Start = "committed",
-        flush: Flush | None = None,
-        flush_seconds: float = 1.0,
         settings: PumpSettings | None = None,
+        who: str = "",
         random_part: Callable[[], float] = random.random,
     ) -> None:
         self._bus = bus
         self._topics = tuple(topics)
         self._group = group
-        self._handle = handle
-        self._stage = stage
+        self._handler = handler
         self._start: Start = start
-        self._flush = flush
-        self._settings = settings or PumpSettings()
-        # Without a flush only the commit is deferred: it must not stand between a record and the next.
-        self._flush_seconds = self._settings.commit_seconds if flush is None else flush_seconds
-        self._random_part = random_part
-        self._stopping = asyncio.Event()
-        self._pending = False
+        self._settings = used = settings or PumpSettings()
         self.stats = PumpStats()
-        self.position: dict[tuple[str, int], int] = {}
-        """(topic name, partition) -> offset after the newest record that was handled."""
+        self.attempts = Attempts(
+            who or f"stage `{stage}`", used.retry, used.drain_seconds, used.unknown_attempts, self.stats, random_part
+        )
+        self.dead = DeadLetters(bus, stage, group, self.attempts)
+        self.position: dict[Place, int] = {}
+        self.running = False
+        self._mark: Mapping[Place, int] | None = None
+        self._wake = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._done: dict[Place, Delivery] = {}
+        self._done_count = 0
+        self._next_commit = 0.0
 
-    def stop(self) -> None:
-        """Ask `run` to finish: the batch in hand is handled, flushed and committed. Returns at once."""
-        self._stopping.set()
+    @property
+    def halted(self) -> bool:
+        """Whether `stop` was called without a mark: nothing more of the batch in hand need be begun."""
+        return self.attempts.stopping.is_set() and self._mark is None
+
+    def stop(self, mark: Mapping[Place, int] | None = None) -> None:
+        """Ask `run` to read to `mark` (None: no further), settle, commit and end. Returns at once; the last call counts."""
+        self._mark = mark
+        self.attempts.stop()
+
+    async def finish(self) -> None:
+        """Ask `run` to end once everything is read that is on the topics now. Returns at once, as `stop` does."""
+        mark: dict[Place, int] = {}
+        try:
+            async with asyncio.timeout(self._settings.drain_seconds):
+                for topic in self._topics:
+                    ends = await self._bus.end(topic)
+                    mark |= {(topic.name, partition): end for partition, end in ends.items()}
+        except (HauberkError, TimeoutError) as error:
+            self.attempts.note(error)
+            self.stop()
+        else:
+            self.stop(mark)
+
+    def wake(self) -> None:
+        """Have `handle([])` called soon: something that the handler waits for has happened."""
+        self._wake.set()
+
+    async def woken(self, seconds: float) -> None:
+        """For a handler that cannot go on: wait for `wake`, `seconds` at most. Raises `Stopped` when a stop leaves no time."""
+        if self.attempts.left <= 0:
+            raise Stopped
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._wake.clear()
 
     async def run(self) -> None:
-        """Pump until `stop`. Cancelling it stops in the middle: what was not committed comes again after the start."""
-        async with self._bus.subscribe(self._topics, self._group, self._start) as subscription:
+        """Pump until the end that was asked for. Cancelling it stops in the middle: what was not committed comes again after
+        the next start."""
+        self._done, self._done_count = {}, 0
+        async with self._bus.subscribe(self._topics, self._group, self._start) as self._subscription:
+            self.running = True
             try:
-                await self._pump(subscription)
-            except _Stopped:
-                # The far side failed until the end: what is in hand stays uncommitted and comes again.
-                self._pending = False
+                await self._pump(self._subscription)
+                await self._handler.settle()
+            except Stopped:
+                # What is in hand stays uncommitted and comes again; what is done is committed all the same.
+                pass
+            finally:
+                self.running = False
+            with contextlib.suppress(Stopped):
+                await self.commit(now=True)
             await self._look_at_lag()
 
     async def _pump(self, subscription: Subscription) -> None:
-        next_flush = time.monotonic() + self._flush_seconds
         next_lag = 0.0
-        while not self._stopping.is_set():
-            batch = await self._take(subscription, next_flush)
+        dry = failures = 0
+        while not self._at_the_end(subscription, dry > 0):
+            try:
+                batch = await self._take(subscription)
+                failures = 0
+            except Temporary as error:
+                await self.attempts.pause(failures, error)
+                failures += 1
+                continue
+            dry = 0 if batch else dry + 1
             self.stats.skipped = subscription.skipped
+            if batch or not self.halted:
+                await self.attempts.work(batch, self._handle, self._bury)
             if batch:
-                await self._deliver(batch)
                 self.stats.batches += 1
                 self.stats.records += len(batch)
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
-                self._pending = True
             self.position = dict(subscription.position)
-            now = time.monotonic()
-            if self._pending and now >= next_flush:
-                await self._finish(subscription)
-                next_flush = time.monotonic() + self._flush_seconds
-            if now >= next_lag:
+            await self.commit()
+            if (now := time.monotonic()) >= next_lag:
                 await self._look_at_lag()
                 next_lag = now + LAG_SECONDS
-        if self._pending:
-            await self._finish(subscription)
 
-    async def _take(self, subscription: Subscription, next_flush: float) -> list[Delivery]:
-        wait = self._settings.max_wait
-        if self._pending:
-            wait = max(0.0, min(wait, next_flush - time.monotonic()))
-        try:
-            return await take_or(subscription, self._settings.max_records, wait, self._stopping)
-        except Temporary as error:
-            self._note(error)
-            await self._pause(0, error.retry_after)
-            return []
+    def _at_the_end(self, subscription: Subscription, dry: bool) -> bool:
+        if not self.attempts.stopping.is_set() or self._mark is None:
+            return self.attempts.stopping.is_set()
+        position = subscription.position
+        behind = [place for place, end in self._mark.items() if position.get(place, 0) < end]
+        # After a take, a partition without a position is another member's.
+        return not behind or (dry and (self.attempts.left <= 0 or not any(place in position for place in behind)))
 
-    async def _deliver(self, batch: list[Delivery]) -> None:
-        """Handle `batch` to the end: done, or dead. `_Stopped` when `stop` came between two tries."""
-        # A stack of parts instead of recursion: halves of halves, in order.
-        parts = [batch]
-        while parts:
-            part = parts.pop()
-            problem, attempts = await self._attempt(part)
-            if problem is None:
-                continue
-            if len(part) > 1:
-                half = len(part) // 2
-                parts += [part[half:], part[:half]]
-            else:
-                await self._bury(part[0], problem, attempts)
+    async def _take(self, subscription: Subscription) -> list[Delivery]:
+        most, wait = self._settings.max_records, self._settings.max_wait
+        if self.attempts.stopping.is_set():
+            return await subscription.take(most, min(wait, DRAIN_WAIT))
+        wait = min(wait, self._handler.wait())
+        if self._done:
+            wait = min(wait, self._next_commit - time.monotonic())
+        batch = await take_or(subscription, most, max(0.0, wait), self.attempts.stopping, self._wake)
+        self._wake.clear()
+        return batch
 
-    async def _attempt(self, part: list[Delivery]) -> tuple[Exception | None, int]:
-        """Try until it works or cannot: (None, tries) or (the permanent error, tries)."""
-        attempts = 0
-        while True:
-            attempts += 1
-            retry_after: float | None = None
-            try:
-                await self._handle(part)
-            except Permanent as error:
-                self._note(error)
-                return error, attempts
-            except Temporary as error:
-                self._note(error)
-                retry_after = error.retry_after
-            except Exception as error:  # noqa: BLE001 - the pump is one of three places where everything is caught.
-                self._note(error)
-                if attempts >= self._settings.unknown_attempts:
-                    return error, attempts
-            else:
-                return None, attempts
-            self.stats.retries += 1
-            await self._pause(attempts - 1, retry_after)
-            if self._stopping.is_set():
-                raise _Stopped
+    async def _handle(self, part: list[Delivery]) -> None:
+        await self._handler.handle(part)
 
-    async def _bury(self, delivery: Delivery, error: Exception, attempts: int) -> None:
-        headers: Headers = (
-            *delivery.record.headers,
-            ("dead.topic", delivery.topic.name.encode()),
-            ("dead.partition", str(delivery.partition).encode()),
-            ("dead.offset", str(delivery.offset).encode()),
-            ("dead.group", (self._group or "").encode()),
-            ("dead.stage", self._stage.encode()),
-            ("dead.reason", reason_of(error).value.encode()),
-            ("dead.error", f"{type(error).__name__}: {error}"[:1024].encode("utf-8", "replace")),
-            ("dead.attempts", str(attempts).encode()),
-            ("dead.time", str(time.time_ns() // 1_000_000).encode()),
-        )
-        # A dead tombstone would delete nothing on `dead`, and None is no value there.
-        record = Record(delivery.record.key, delivery.record.value or b"", headers)
-        await self._insist(lambda: self._bus.publish(DEAD, [record]))
-        self.stats.dead += 1
+    async def _bury(self, given_up: list[tuple[Delivery, Exception, int]]) -> None:
+        await self.dead.write([letter(*one) for one in given_up])
 
-    async def _finish(self, subscription: Subscription) -> None:
-        if self._flush is not None:
-            await self._insist(self._flush)
-        await self._insist(lambda: subscription.commit(None))
-        self._pending = False
+    async def commit(self, *, now: bool = False) -> None:
+        """Commit what is done, at most each `commit_seconds` unless `now`. A handler that works on one batch for long calls
+        it itself. Raises `Stopped`."""
+        for delivery in self._handler.committable():
+            self._done_count += 1
+            place = (delivery.topic.name, delivery.partition)
+            known = self._done.get(place)
+            if known is None or known.offset < delivery.offset:
+                self._done[place] = delivery
+        self.stats.dead, self.stats.dead_lost = self.dead.written, self.dead.lost
+        if self._subscription is None or not self._done or (not now and time.monotonic() < self._next_commit):
+            return
+        subscription, done = self._subscription, list(self._done.values())
+        await self.attempts.insist(lambda: subscription.commit(done))
         self.stats.commits += 1
+        self.stats.committed += self._done_count
+        self._done, self._done_count = {}, 0
+        self._next_commit = time.monotonic() + self._settings.commit_seconds
 
-    async def _insist(self, action: Callable[[], Awaitable[None]]) -> None:
-        attempts = 0
-        while True:
-            try:
-                await action()
-            except Temporary as error:
-                self._note(error)
-                self.stats.retries += 1
-                await self._pause(attempts, error.retry_after)
-                attempts += 1
-                if self._stopping.is_set():
-                    raise _Stopped from error
-            else:
-                return
-
-    async def _pause(self, attempt: int, retry_after: float | None) -> None:
-        """Full jitter: anywhere between nothing and a bound that doubles; never sooner than the far side asked."""
-        bound = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(attempt, 30))
-        seconds = max(bound * self._random_part(), retry_after or 0.0)
-        self.stats.backing_off = True
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self.stats.backing_off = False
+    async def release(self, partitions: Collection[Place]) -> None:
+        """Another member is to have `partitions`: finish and commit what is in hand, then forget what is theirs. For the task of
+        `run`, between two batches."""
+        await self._handler.settle()
+        await self.commit(now=True)
+        self._handler.released(partitions)
 
     async def _look_at_lag(self) -> None:
         if self._group is None:
@@ -272,19 +303,6 @@ class Pump:
         try:
             lags = await self._bus.lag(self._group)
         except HauberkError as error:
-            self._note(error)
+            self.attempts.note(error)
             return
         self.stats.lag = sum(lags.get(topic.name, 0) for topic in self._topics)
-
-    def _note(self, error: Exception) -> None:
-        self.stats.last_error = f"{type(error).__name__}: {error}"
-        self.stats.last_error_reason = reason_of(error).value
-
-
-class _Stopped(Exception):
-    """`stop` came while a batch was failing: leave it uncommitted, it comes again after the next start."""
-
-
-def reason_of(error: Exception) -> Reason:
-    """The closed word for `error`."""
-    return error.reason if isinstance(error, HauberkError) else Reason.INTERNAL

@@ -23,6 +23,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from bus.backoff import Backoff
 from bus.contract import Bus, Record, Start, Subscription
 from bus.database import Corrupt
 from bus.offsets import Offsets
@@ -66,15 +67,9 @@ class SpoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             examples=[10.0],
         ),
     ] = 10.0
-    retry_first: Annotated[
-        float,
-        Meta(
-            gt=0, le=315_360_000, description="Seconds before the first look whether the bus is back.", examples=[0.5]
-        ),
-    ] = 0.5
-    retry_most: Annotated[
-        float, Meta(gt=0, le=315_360_000, description="Seconds between looks at most.", examples=[15.0])
-    ] = 15.0
+    retry: Annotated[Backoff, Meta(description="Between looks whether the bus is back.", examples=[{}])] = Backoff(
+        first_seconds=0.5, max_seconds=15.0
+    )
     drain_bytes: Annotated[int, Meta(ge=1, le=1 << 50, description="Bytes per drained batch.", examples=[1048576])] = (
         1 << 20
     )
@@ -220,10 +215,9 @@ class SpooledBus:
             except HauberkError as error:
                 self._went_away(error)
                 # No jitter: a node has one spool, and nodes lose the broker at different batches.
-                pause = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(attempt, 20))
+                asked = error.retry_after if isinstance(error, Temporary) else None
+                await asyncio.sleep(self._settings.retry.delay(attempt, asked=asked))
                 attempt += 1
-                wanted = error.retry_after if isinstance(error, Temporary) else None
-                await asyncio.sleep(max(pause, wanted or 0.0))
 
     async def _drain_batch(self) -> None:
         """Publish the oldest batch there is and remember that it went."""

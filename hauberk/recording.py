@@ -110,7 +110,7 @@ async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, serv
     code = 0
 
     async def writing(stop: asyncio.Event) -> None:
-        await stages.until(stop, recorder.run(), recorder.stop)
+        await stages.run(recorder, stop)
         over.set()
 
     async def driving(stop: asyncio.Event) -> None:

@@ -151,7 +151,7 @@ async def _run(
     async with contextlib.AsyncExitStack() as opened:
         page = await open_page(settings, opened)
         if kept is None:
-            wanted, processor = _replay(bus, settings, sinks, given, over)
+            wanted, processor = _replay(bus, settings, telling, given, over)
         else:
             try:
                 wanted, processor = await _live(bus, settings, sinks, opened, over)
@@ -287,15 +287,15 @@ async def _say_enforcing(settings: Configuration) -> None:
 
 
 def _replay(
-    bus: Bus, settings: Configuration, sinks: SinkEngine, given: argparse.Namespace, over: asyncio.Event
+    bus: Bus, settings: Configuration, sending: stages.Part[SinkEngine], given: argparse.Namespace, over: asyncio.Event
 ) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
     judging = stages.processor(bus, settings, last=True)
     processor = judging.engine
-    _, playing = stages.replay(bus, wanted, over, stages.told(bus, processor, sinks))
-    stages.collect(sinks, lambda: (("processor", processor.stats()), ("pump", processor.pump.stats)))
+    _, playing = stages.replay(bus, wanted, over, judging.finish, sending.finish)
+    stages.collect(sending.engine, lambda: (("processor", processor.stats()), ("pump", processor.pump.stats)))
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
     return [("replay", playing), ("processor", judging.stage)], judging
 

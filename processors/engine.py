@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage: raw frames in; alerts, telemetry and summaries out, then the offsets.
 
-The work is done by `processors.teller`; here a pump hands it frames and a clock tells it to look at what has waited. A frame that was read is never read twice by this process, whatever the pump repeats; what could not be
-published is kept and sent first. Neighbours: `bus.pump`, `processors.facts`, `processors.ledger`, `processors.parking`.
+The work is done by `processors.teller`; here a pump hands it frames, and time to look at what has waited. A frame that was
+read is never read twice by this process, whatever the pump repeats; what could not be published is kept and sent first.
+Neighbours: `bus.pump`, `processors.facts`, `processors.ledger`, `processors.parking`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 
-from bus.contract import Bus, Delivery, Headers, Record
-from bus.pump import Pump, PumpSettings
+from bus.contract import Bus, Delivery, Record
+from bus.dead_letters import Letter
+from bus.pump import Place, Pump, PumpSettings
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
 from processors.facts import Compile, Facts
-from processors.holding import HoldingBus
 from processors.identify import Inventory, InventorySettings
 from processors.judge import Judge, JudgeSettings
 from processors.ledger import Ledger
@@ -32,17 +33,15 @@ from processors.progress import Reporting
 from processors.stats import ProcessorStats
 from processors.teller import Teller
 from processors.throttle import Throttle, ThrottleSettings
-from schemas.errors import DecodeError, HauberkError, Permanent, Temporary
-from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
+from schemas.errors import DecodeError, HauberkError
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
 
 _CHUNK = 500
 """Records per publish."""
 _TICK = 0.2
-"""Seconds between looks at what has waited long enough; a fact that arrives wakes it at once."""
+"""Seconds between looks at what has waited long enough; a policy or identity that arrives wakes the pump at once."""
 _ALERTS = 0.1
 """Seconds that an alert waits at most for the rest of a batch of frames."""
-_SHOWN = 65536
-"""Bytes of a record that the bus refused which are kept in its dead letter: it may have been refused for its size."""
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,8 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Processor:
-    """`await run()` until `stop()`. `stats()` any time. `reports`: publish how far frames are read, for nodes elsewhere."""
+    """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
+    elsewhere. The handler of its pump: see `bus.pump.Handler`."""
 
     def __init__(
         self,
@@ -98,20 +98,13 @@ class Processor:
         self.facts = Facts(
             bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged
         )
-        self.pump = Pump(
-            HoldingBus(bus, self.ledger, self._finish),
-            (EVENTS_RAW,),
-            self.settings.group,
-            self.handle,
-            stage="processors",
-            settings=self.settings.pump,
-        )
+        self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
         self.teller = Teller(
             self.inventory, self.judge, self.parking, self.alerts, self.ledger, clock, self.settings.telemetry
         )
         self._reporting = Reporting(bus, self.settings.group, lambda: self.teller.numbers) if reports else None
-        self._sending = asyncio.Lock()
-        self._moved = asyncio.Event()
+        self._owners: Mapping[Place, int] | None = None
+        self._waits_for_owners = False
         self._bad_frames = 0
         self._refused_records = 0
         self._problem = ""
@@ -135,22 +128,36 @@ class Processor:
             facts_refused=self.facts.refused,
             policy_changes=self.facts.recompiled,
             identities=len(self.inventory),
-            problem=self.facts.problem or self._problem,
+            problem=self.facts.problem or self.pump.stats.failure or self._problem,
         )
 
     def stop(self) -> None:
         """Finish what is in hand, publish and commit it; frames with rows still parked are read again at the next start."""
+        self._waits_for_owners = False
         self.pump.stop()
 
+    async def finish(self, *, last: bool = False) -> None:
+        """Ask `run` to end once every frame that is there now is read and told. Rows whose owner is not known are waited for;
+        with `last` nobody is left who could say more than the bus says now, and they are told with that."""
+        self._owners = None
+        if last:
+            self._owners = {}
+            # A bus that does not say what it has will not say who they are either.
+            with contextlib.suppress(HauberkError):
+                ends = await self._bus.end(INVENTORY)
+                self._owners = {(INVENTORY.name, partition): end for partition, end in ends.items()}
+        self._waits_for_owners = True
+        await self.pump.finish()
+
     async def run(self) -> None:
-        """Until `stop`. The latest policies and identities are in force before the first frame is read."""
+        """Until `stop` or `finish`. The latest policies and identities are in force before the first frame is read."""
         # The pump subscribes at once, so that the group is known to whoever asks what it has not read yet.
         pump = asyncio.create_task(self.pump.run())
-        tasks = [pump, asyncio.create_task(self.facts.run()), asyncio.create_task(self._tick_forever())]
+        tasks = [pump, asyncio.create_task(self.facts.run())]
         if self._reporting is not None:
             tasks.append(asyncio.create_task(self._reporting.run()))
         try:
-            # The pump ends on `stop`, the others only by an error, which must not pass unseen.
+            # The pump ends when it is asked to, the other only by an error, which must not pass unseen.
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
@@ -160,28 +167,19 @@ class Processor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def give_up(self) -> None:
-        """Once what the bus says of identities is known here, tell parked rows with what is known. For when those who could
-        say more have ended: nothing is gained by waiting for them."""
-        ends = await self._bus.end(INVENTORY)
-        while any(  # noqa: ASYNC110 - polls offsets, which have no event
-            self.facts.position.get((INVENTORY.name, partition), -1) < end for partition, end in ends.items()
-        ):
-            await asyncio.sleep(0.01)
-        self.parking.give_up()
-        self._wake()
-
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
-        await self.facts.ready.wait()
+        self.ledger.taken(deliveries)
+        while deliveries and not self.facts.ready.is_set():
+            await self.send()
+            await self.pump.woken(_TICK)
         told = time.monotonic()
         for delivery in deliveries:
             # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
             await asyncio.sleep(0)
             if self.teller.outbox.alerts and time.monotonic() - told >= _ALERTS:
                 # And neither must alerts.
-                async with self._sending:
-                    await self._publish(ALERTS, self.teller.outbox.alerts)
+                await self._publish(ALERTS, self.teller.outbox.alerts)
                 told = time.monotonic()
             if not self.ledger.knows(delivery):
                 try:
@@ -199,65 +197,55 @@ class Processor:
         self.teller.settle()
         await self.send()
 
-    async def send(self) -> None:
-        """Publish the outbox, alerts first. Raises Temporary; what was not published is kept."""
-        async with self._sending:
-            # Taken before publishing: only what these groups said is certain to be out when the outbox is empty.
-            groups = list(self.teller.groups)
-            box = self.teller.outbox
-            for topic, records in ((ALERTS, box.alerts), (TELEMETRY, box.telemetry), (SUMMARIES, box.summaries)):
-                await self._publish(topic, records)
-            for group in groups:
-                self.ledger.told(group)
-            del self.teller.groups[: len(groups)]
+    def wait(self) -> float:
+        return _TICK
 
-    async def _publish(self, topic: Topic, records: list[Record]) -> None:
-        most = _CHUNK
-        while records:
-            chunk = records[:most]
-            try:
-                await self._bus.publish(topic, chunk)
-            except Permanent as error:
-                if len(chunk) > 1:
-                    # One that the bus will never take must not hold back the others.
-                    most = len(chunk) // 2
-                    continue
-                await self._refused(topic, chunk[0], error)
-            del records[: len(chunk)]
-            most = _CHUNK
+    def committable(self) -> Sequence[Delivery]:
+        return self.ledger.done()
 
-    async def _refused(self, topic: Topic, record: Record, error: Permanent) -> None:
-        self._problem = f"a record of `{topic.name}` was refused and is lost: {error}"
-        self._refused_records += 1
-        log.error("%s", self._problem)
-        headers: Headers = (
-            ("dead.topic", topic.name.encode()),
-            ("dead.stage", b"processors"),
-            ("dead.reason", error.reason.value.encode()),
-            ("dead.error", str(error)[:1024].encode("utf-8", "replace")),
-        )
-        with contextlib.suppress(Permanent):
-            await self._bus.publish(DEAD, [Record(record.key[:_SHOWN], (record.value or b"")[:_SHOWN], headers)])
-
-    async def _finish(self) -> None:
-        """The pump stops. Parked rows stay uncommitted: the next start reads them again, perhaps knowing whose they are."""
+    async def settle(self) -> None:
+        """No further frame comes. Rows still parked stay uncommitted: the next start reads them again, perhaps knowing whose
+        they are."""
+        while self._waits_for_owners and self.parking.waiting and self.pump.attempts.left > 0:
+            owners, known = self._owners, self.facts.position
+            if owners is not None and all(known.get(place, -1) >= end for place, end in owners.items()):
+                self.parking.give_up()
+            else:
+                await self.pump.woken(_TICK)
+            self.teller.settle()
+            await self.send()
         self.teller.settle(closing=True)
         await self.send()
 
-    async def _tick_forever(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(_TICK):
-                    await self._moved.wait()
-            except TimeoutError:
-                pass
-            self._moved.clear()
-            self.teller.settle()
-            try:
-                await self.send()
-            except Temporary as error:
-                self._problem = str(error)
-                await asyncio.sleep(error.retry_after or 1.0)
+    def released(self, partitions: Collection[Place]) -> None:
+        self.teller.released(partitions)
+
+    async def send(self) -> None:
+        """Publish the outbox, alerts first, for as long as it takes. Raises `Stopped`; what was not published is kept."""
+        # Taken before publishing: only what these groups said is certain to be out when the outbox is empty.
+        groups = list(self.teller.groups)
+        box = self.teller.outbox
+        for topic, records in ((ALERTS, box.alerts), (TELEMETRY, box.telemetry), (SUMMARIES, box.summaries)):
+            await self._publish(topic, records)
+        for group in groups:
+            self.ledger.told(group)
+        del self.teller.groups[: len(groups)]
+
+    async def _publish(self, topic: Topic, records: list[Record]) -> None:
+        async def publish(chunk: list[Record]) -> None:
+            await self._bus.publish(topic, chunk)
+
+        async def refused(given_up: list[tuple[Record, Exception, int]]) -> None:
+            for _, error, _ in given_up:
+                self._problem = f"a record of `{topic.name}` was refused and is lost: {error}"
+                self._refused_records += 1
+            await self.pump.dead.write([Letter(topic, *one) for one in given_up])
+
+        while records:
+            chunk = records[:_CHUNK]
+            # One that the bus will never take must not hold back the others.
+            await self.pump.attempts.work(chunk, publish, refused)
+            del records[: len(chunk)]
 
     def _damaged(self, why: str) -> None:
         node = os.uname().nodename
@@ -265,4 +253,4 @@ class Processor:
         self._wake()
 
     def _wake(self) -> None:
-        self._moved.set()
+        self.pump.wake()

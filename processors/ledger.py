@@ -6,12 +6,13 @@
     taken ─► page (open while parts are parked) ─► whole ─► group of one data second, in order per run ─► told ─► commit
 
 A group is the unit of a summary record. Offsets are committed only up to a place where no group is cut in two, so a replay
-makes the same groups again. Neighbours: `processors.summaries`, `processors.holding` (asks `done` when committing).
+makes the same groups again. Neighbours: `processors.summaries`, `processors.engine` (its `committable` is `done`).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 from bus.contract import Delivery
@@ -112,9 +113,27 @@ class Ledger:
         """The counts of `group` are published."""
         self._group += 1
         for page in group:
-            place = self._places.pop(page)
-            del self._pages[place]
-            self._taken[place].group = self._group
+            # A page of a partition that another member has now is not known here any more.
+            place = self._places.pop(page, None)
+            if place is not None:
+                del self._pages[place]
+                self._taken[place].group = self._group
+
+    def released(self, partitions: Collection[tuple[str, int]]) -> set[Page]:
+        """Other members have `partitions` (topic name, number) now: forget their frames. Their pages that were not told."""
+        for partition in partitions:
+            for item in self._queues.pop(partition, ()):
+                del self._taken[place_of(item.delivery)]
+        gone = {page for page, place in self._places.items() if place[:2] in partitions}
+        for page in gone:
+            del self._pages[self._places.pop(page)]
+        for run, queue in list(self._runs.items()):
+            kept = deque(page for page in queue if page not in gone)
+            if kept:
+                self._runs[run] = kept
+            else:
+                del self._runs[run]
+        return gone
 
     def done(self) -> list[Delivery]:
         """The last delivery per partition up to which everything is told and no group is cut; forgotten here."""

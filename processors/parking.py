@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -101,6 +102,10 @@ class Parking:
         """Nobody will say any more who they are: `over` gives all that is held now."""
         for part in self._held:
             part.deadline = -math.inf
+
+    def discard(self, pages: Collection[Page]) -> None:
+        """Rows of frames that another member reads now: it tells them."""
+        self._take([part for part in self._held if part.page in pages])
 
     def over(self, now: float) -> list[Parked]:
         """What has waited long enough, or must go because the room is full (oldest first), taken out."""

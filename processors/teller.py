@@ -9,7 +9,7 @@ it (or already out of it) speak of. Must never touch the bus. Neighbours: `proce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -88,6 +88,7 @@ class Teller:
         self._log = log
         self._clocks = Clocks(clock)
         self._numbers: dict[tuple[str, str, str], int] = {}
+        self._read_from: dict[tuple[str, str, str], tuple[str, int]] = {}
         self._lost = Losses()
         self.outbox = Outbox()
         self.groups: list[list[Page]] = []
@@ -115,6 +116,9 @@ class Teller:
         self._tell(tally, page)
         # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
         self._losses(header, unix if times or tally.folded else 0)
+        run = (header.node, header.boot, header.run)
+        if run in self._numbers:
+            self._read_from[run] = (delivery.topic.name, delivery.partition)
         self.counts.frames += 1
         self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
         self._ledger.open(delivery, page)
@@ -129,6 +133,13 @@ class Teller:
     def reached(self, header: FrameHeader) -> int:
         """Number of the newest frame of this header's run that was read; -1: none."""
         return self._numbers.get((header.node, header.boot, header.run), -1)
+
+    def released(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Other members read `partitions` (topic name, number) now. What they read in between is no hole if one comes back."""
+        self._parking.discard(self._ledger.released(partitions))
+        for run in [run for run, place in self._read_from.items() if place in partitions]:
+            del self._read_from[run]
+            self._numbers.pop(run, None)
 
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
@@ -249,7 +260,9 @@ class Teller:
             return
         self._numbers[run] = header.number
         if len(self._numbers) > _RUNS:
-            del self._numbers[next(iter(self._numbers))]
+            oldest = next(iter(self._numbers))
+            del self._numbers[oldest]
+            self._read_from.pop(oldest, None)
         counts = [
             (Loss(index).name.lower(), many) for index, many in enumerate(header.lost) if many and index < len(Loss)
         ]

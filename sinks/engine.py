@@ -54,7 +54,7 @@ class SinkEngine:
                 )
         self._settings = list(settings)
         self._deliveries = [
-            SinkDelivery(bus, sink, wanted=one.filter, retry=one.retry)
+            SinkDelivery(bus, sink, wanted=one.filter, retry=one.retry, drain_seconds=one.drain_seconds)
             for sink, one in zip(self.sinks, settings, strict=True)
         ]
         self._ended: dict[str, str] = {}
@@ -98,10 +98,11 @@ class SinkEngine:
         if failures and len(failures) == len(results):
             raise failures[-1]
 
-    def hurry(self) -> None:
-        """Send at once what comes: the end is near, and no batch is filled any more."""
-        for delivery in self._deliveries:
-            delivery.hurry()
+    async def finish(self) -> None:
+        """Ask `run` to end once everything is out that is on the topics now. A far side that takes nothing is not waited for
+        longer than `drain_seconds`."""
+        self._stopping.set()
+        await asyncio.gather(*(delivery.finish() for delivery in self._deliveries))
 
     def stop(self) -> None:
         """Finish the batches in hand, commit, close."""

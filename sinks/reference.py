@@ -10,8 +10,8 @@ import typing
 
 import msgspec
 
+from bus.backoff import Backoff
 from sinks import registry
-from sinks.delivery import Retry
 from sinks.filters import Filter
 from sinks.secret import Secret
 from sinks.settings import Common
@@ -19,7 +19,7 @@ from sinks.store.rollup import Keep
 from sinks.syslog_wire import Tls
 from sinks.web.page import PageSettings
 
-_SHARED = (("Every sink", Common), ("`filter`", Filter), ("`retry`", Retry))
+_SHARED = (("Every sink", Common), ("`filter`", Filter), ("`retry`", Backoff))
 _PARTS = (
     ("`tls` of `syslog`", Tls),
     ("`keep` of `store`", Keep),

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from bus.backoff import Backoff
 from schemas.topics import ALERTS, TELEMETRY, Topic
-from sinks.delivery import Retry
 from sinks.filters import Filter
 
 
@@ -24,7 +24,18 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = ""
     filter: Annotated[Filter, msgspec.Meta(description="What passes and what is blanked.", examples=[{}])] = Filter()
-    retry: Annotated[Retry, msgspec.Meta(description="Back-off when the far side is away.", examples=[{}])] = Retry()
+    retry: Annotated[Backoff, msgspec.Meta(description="Back-off when the far side is away.", examples=[{}])] = (
+        Backoff()
+    )
+    drain_seconds: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=315_360_000,
+            description="Once stopped: seconds without progress after which what is in hand is left for the next start.",
+            examples=[5.0],
+        ),
+    ] = 5.0
 
 
 Content: TypeAlias = Literal["alerts", "logs", "both"]

@@ -10,13 +10,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
 from bus.pump import Pump, PumpSettings
 from schemas.errors import DecodeError, Refused, Temporary, Unavailable
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW
 
-QUICK = PumpSettings(max_wait=0.05, retry_first=0.01, retry_most=0.02)
+RETRY = Backoff(first_seconds=0.01, max_seconds=0.02)
+QUICK = PumpSettings(max_wait=0.05, retry=RETRY, drain_seconds=0.5)
+
+
+class Doing:
+    """A handler that does `work` with each batch and is done with it at once. `settled`, `released`: what it was asked."""
+
+    def __init__(self, work) -> None:
+        self.work = work
+        self.done = []
+        self.settled = 0
+        self.released_partitions = []
+
+    async def handle(self, batch):
+        if batch:
+            await self.work(batch)
+        self.done += batch
+
+    def wait(self):
+        return 60.0
+
+    def committable(self):
+        done, self.done = self.done, []
+        return done
+
+    async def settle(self):
+        self.settled += 1
+
+    def released(self, partitions):
+        self.released_partitions += partitions
 
 
 @contextlib.asynccontextmanager
@@ -37,7 +67,7 @@ async def test_it_hands_over_everything_in_order_and_commits(world, records, unt
     async def handle(batch):
         seen.extend(int(delivery.record.value) for delivery in batch)
 
-    pump = Pump(bus, [EVENTS_RAW], "g", handle, stage="test", settings=QUICK)
+    pump = Pump(bus, [EVENTS_RAW], "g", Doing(handle), stage="test", settings=QUICK)
     async with running(pump):
         await until(lambda: len(seen) == 1000)
     assert seen == list(range(1000))
@@ -56,7 +86,7 @@ async def test_temporary_means_the_same_batch_again(world, records, until):
         if len(tries) < 4:
             raise Unavailable("not now")
 
-    pump = Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)
     async with running(pump):
         await until(lambda: pump.stats.records == 5)
     assert tries == [tries[0]] * 4
@@ -73,7 +103,7 @@ async def test_retry_after_is_honoured(records, until):
         if len(times) == 1:
             raise Temporary("busy", retry_after=0.15)
 
-    async with running(Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK, random_part=lambda: 0.0)):
+    async with running(Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK, random_part=lambda: 0.0)):
         await until(lambda: len(times) == 2)
     assert times[1] - times[0] >= 0.14
 
@@ -88,7 +118,7 @@ async def test_only_the_bad_record_dies(world, records, until):
             raise DecodeError("expected JSON, got 7")
         seen.extend(int(delivery.record.value) for delivery in batch)
 
-    pump = Pump(bus, [ALERTS], "g", handle, stage="sinks", settings=QUICK)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="sinks", settings=QUICK)
     async with running(pump):
         await until(lambda: pump.stats.records == 16)
     assert seen == [index for index in range(16) if index != 7]
@@ -127,8 +157,8 @@ def test_whatever_is_bad_the_rest_is_handled_in_order_and_the_bad_are_dead(bad, 
                 raise KeyError("a bug")
             seen.extend(numbers)
 
-        quick = PumpSettings(max_wait=0.01, retry_first=0.0001, retry_most=0.0001, unknown_attempts=2)
-        pump = Pump(bus, [ALERTS], "g", handle, stage="test", settings=quick)
+        quick = PumpSettings(max_wait=0.01, retry=Backoff(first_seconds=0.0001, max_seconds=0.0001), unknown_attempts=2)
+        pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=quick)
         async with running(pump):
             while pump.stats.records < 30:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -148,7 +178,7 @@ async def test_stop_finishes_the_batch_in_hand(world, records, until):
         entered.set()
         await leave.wait()
 
-    pump = Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)
     task = asyncio.create_task(pump.run())
     await entered.wait()
     pump.stop()
@@ -164,33 +194,10 @@ async def test_stop_during_back_off_leaves_the_batch_uncommitted(records, until)
     async def handle(batch):
         raise Unavailable("away", retry_after=600)
 
-    pump = Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)
     async with running(pump):
         await until(lambda: pump.stats.backing_off)
     assert await bus.lag("g") == {"alerts": 3}
-
-
-async def test_with_flush_the_commit_waits_for_it(world, records, until):
-    bus = await world.open()
-    await bus.publish(ALERTS, records(3))
-    flushed = asyncio.Event()
-    may = asyncio.Event()
-
-    async def handle(batch):
-        return None
-
-    async def flush():
-        flushed.set()
-        if not may.is_set():
-            raise Unavailable("disk is slow")
-
-    pump = Pump(bus, [ALERTS], "g", handle, stage="test", flush=flush, flush_seconds=0.05, settings=QUICK)
-    async with running(pump):
-        await asyncio.wait_for(flushed.wait(), 60)
-        assert (await bus.lag("g"))["alerts"] == 3
-        may.set()
-        await until(lambda: pump.stats.commits > 0)
-    assert await bus.lag("g") == {"alerts": 0}
 
 
 async def test_a_commit_that_fails_for_now_is_tried_again(records, until):
@@ -200,7 +207,7 @@ async def test_a_commit_that_fails_for_now_is_tried_again(records, until):
     async def handle(batch):
         bus.fail(Unavailable("no broker"), call="commit", times=2)
 
-    pump = Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)
     async with running(pump):
         await until(lambda: pump.stats.commits == 1)
     assert await bus.lag("g") == {"alerts": 0}
@@ -216,7 +223,7 @@ async def test_a_take_that_fails_for_now_is_tried_again(records, until):
     async def handle(batch):
         seen.extend(batch)
 
-    async with running(Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)):
+    async with running(Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)):
         await until(lambda: len(seen) == 3)
 
 
@@ -229,7 +236,7 @@ async def test_cancelling_the_pump_repeats_after_the_next_start(world, records, 
         entered.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(Pump(bus, [ALERTS], "g", hang, stage="test", settings=QUICK).run())
+    task = asyncio.create_task(Pump(bus, [ALERTS], "g", Doing(hang), stage="test", settings=QUICK).run())
     await asyncio.wait_for(entered.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -239,5 +246,136 @@ async def test_cancelling_the_pump_repeats_after_the_next_start(world, records, 
     async def handle(batch):
         seen.extend(batch)
 
-    async with running(Pump(bus, [ALERTS], "g", handle, stage="test", settings=QUICK)):
+    async with running(Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)):
         await until(lambda: len(seen) == 3)
+
+
+class Keeping(Doing):
+    """Keeps what it was given until it is asked to settle."""
+
+    def __init__(self, work) -> None:
+        super().__init__(work)
+        self.kept = []
+
+    async def handle(self, batch):
+        if batch:
+            await self.work(batch)
+        self.kept += batch
+
+    async def settle(self):
+        await super().settle()
+        self.done, self.kept = self.kept, []
+
+
+async def test_what_a_handler_keeps_is_not_committed_before_it_is_done(world, records, until):
+    bus = await world.open()
+    await bus.publish(ALERTS, records(5))
+    seen = []
+
+    async def handle(batch):
+        seen.extend(batch)
+
+    handler = Keeping(handle)
+    pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK)
+    async with running(pump):
+        await until(lambda: len(seen) == 5)
+        handler.done, handler.kept = handler.kept[:2], handler.kept[2:]
+        await until(lambda: pump.stats.commits == 1)
+        assert await bus.lag("g") == {"alerts": 3}
+    assert handler.settled == 1
+    assert await bus.lag("g") == {"alerts": 0}
+    assert pump.stats.committed == 5
+
+
+async def test_finish_reads_to_the_mark_and_no_further(world, records, until):
+    bus = await world.open()
+    await bus.publish(ALERTS, records(50))
+    seen = []
+
+    async def handle(batch):
+        seen.extend(batch)
+        # A publisher that never ends must not keep it from ending.
+        await bus.publish(ALERTS, records(len(batch)))
+
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK)
+    await pump.finish()
+    await asyncio.wait_for(pump.run(), 60)
+    assert 50 <= len(seen) < 550
+    assert [delivery.offset for delivery in seen] == list(range(len(seen)))
+    assert (await bus.lag("g"))["alerts"] == len(seen)
+
+
+async def test_finish_does_not_wait_for_what_another_member_reads(world, records, until):
+    bus = await world.open()
+    entered = asyncio.Event()
+
+    async def slow(batch):
+        entered.set()
+
+    first, second = (Pump(bus, [ALERTS], "g", Keeping(slow), stage="test", settings=QUICK) for _ in range(2))
+    async with running(first):
+        await bus.publish(ALERTS, records(3))
+        await asyncio.wait_for(entered.wait(), 60)
+        await second.finish()
+        await asyncio.wait_for(second.run(), 60)
+        assert second.stats.records == 0
+
+
+async def test_a_finish_waits_for_who_gets_on_and_leaves_who_is_stuck(records):
+    bus = MemoryBus()
+    await bus.publish(ALERTS, records(12))
+    calls = 0
+
+    async def flaky(batch):
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise Unavailable("busy", retry_after=0.2)
+
+    settings = PumpSettings(max_records=1, max_wait=0.05, retry=RETRY, drain_seconds=0.5)
+    pump = Pump(bus, [ALERTS], "g", Doing(flaky), stage="test", settings=settings)
+    await pump.finish()
+    # 12 times 0.2 s: several times longer in all than a stop waits without progress.
+    await asyncio.wait_for(pump.run(), 60)
+    assert await bus.lag("g") == {"alerts": 0}
+
+    async def never(batch):
+        raise Unavailable("away")
+
+    await bus.publish(ALERTS, records(1))
+    stuck = Pump(bus, [ALERTS], "g", Doing(never), stage="test", settings=settings)
+    await stuck.finish()
+    await asyncio.wait_for(stuck.run(), 60)
+    assert stuck.stats.retries > 1
+    assert await bus.lag("g") == {"alerts": 1}
+
+
+async def test_what_was_done_before_the_far_side_failed_is_committed_at_the_end(records, until):
+    bus = MemoryBus()
+    await bus.publish(ALERTS, records(3))
+
+    async def handle(batch):
+        if batch[0].offset == 2:
+            raise Unavailable("away", retry_after=600)
+
+    settings = PumpSettings(max_records=1, max_wait=0.05, commit_seconds=3600, drain_seconds=0.1)
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=settings)
+    async with running(pump):
+        await until(lambda: pump.stats.backing_off)
+    assert await bus.lag("g") == {"alerts": 1}
+
+
+async def test_nothing_came_is_time_to_look_and_so_is_a_wake(records, until):
+    bus = MemoryBus()
+    looks = []
+
+    class Looking(Doing):
+        async def handle(self, batch):
+            looks.append(batch)
+
+    pump = Pump(bus, [ALERTS], "g", Looking(None), stage="test", settings=PumpSettings(max_wait=3600))
+    async with running(pump):
+        await until(lambda: pump.running)
+        pump.wake()
+        await until(lambda: looks)
+    assert looks[0] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
 from bus.spool import SpooledBus, SpoolSettings
@@ -25,7 +26,10 @@ async def spool(tmp_path):
     opened: list[SpooledBus] = []
 
     async def open_spool(inner: MemoryBus, **changes: object) -> SpooledBus:
-        settings = {"directory": str(tmp_path / "spool"), "retry_first": 0.01, "retry_most": 0.02} | changes
+        settings = {
+            "directory": str(tmp_path / "spool"),
+            "retry": Backoff(first_seconds=0.01, max_seconds=0.02),
+        } | changes
         bus = await SpooledBus.open(inner, SpoolSettings(**settings))
         opened.append(bus)
         return bus

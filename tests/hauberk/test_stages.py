@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,7 @@ async def played() -> MemoryBus:
     return bus
 
 
-async def test_the_processor_does_not_wait_for_frames_that_cannot_come(
-    played: MemoryBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nothing but the knowledge that all is read may end it: neither a commit of what lingers nor the drain's deadline.
-    monkeypatch.setattr(stages, "caught_up", lambda *_: asyncio.Event().wait())
+async def test_the_processor_does_not_wait_for_frames_that_cannot_come(played: MemoryBus) -> None:
     part = stages.processor(played, Configuration())
     engine, stage = part.engine, part.stage
     stop = asyncio.Event()
@@ -57,10 +52,7 @@ async def test_the_processor_does_not_wait_for_frames_that_cannot_come(
     assert played.records(SUMMARIES)
 
 
-async def test_rows_that_nobody_can_name_any_more_are_told_as_they_are(
-    played: MemoryBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stages, "caught_up", lambda *_: asyncio.Event().wait())
+async def test_rows_that_nobody_can_name_any_more_are_told_as_they_are(played: MemoryBus) -> None:
     bus = MemoryBus()
     await bus.publish(EVENTS_RAW, played.records(EVENTS_RAW))
     patient = ProcessorSettings(parking=ParkingSettings(max_seconds=3600.0))
@@ -80,9 +72,8 @@ async def test_rows_that_nobody_can_name_any_more_are_told_as_they_are(
 
 
 async def test_sinks_send_at_once_when_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A batch that would be filled for an hour, and a drain that would wait for it.
+    # A batch that would be filled for an hour.
     monkeypatch.setattr(StoreSink, "limits", StoreSink.limits.__class__(items=5000, age_seconds=3600.0))
-    monkeypatch.setattr(stages, "caught_up", functools.partial(stages.caught_up, within=3600.0))
     bus = MemoryBus()
     settings = Configuration(sinks=[StoreSettings(name="summary", path=str(tmp_path / "summary.db"))])
     sending = stages.sinks(bus, settings)
@@ -105,9 +96,9 @@ async def test_a_replay_is_over_when_all_of_it_is_judged_and_sent_however_long_t
     part = stages.processor(bus, settings)
     engine, judging = part.engine, part.stage
     sending = stages.sinks(bus, settings)
-    sinks, telling = sending.engine, sending.stage
+    telling = sending.stage
     wanted = ReplaySettings(path=RECORDING, speed=0)
-    agent, playing = stages.replay(bus, wanted, over, stages.told(bus, engine, sinks))
+    agent, playing = stages.replay(bus, wanted, over, part.finish, sending.finish)
     tasks = [asyncio.create_task(playing(asyncio.Event()))]
     async with asyncio.timeout(60):
         while not agent.source.finished:  # noqa: ASYNC110 - a flag
@@ -132,23 +123,3 @@ async def test_a_replay_that_is_told_to_stop_waits_for_nobody() -> None:
         stop.set()
         await task
     assert over.is_set()
-
-
-async def test_who_gets_on_is_waited_for_and_who_is_stuck_is_not() -> None:
-    clock = asyncio.get_running_loop().time
-    started, stuck, steps = clock(), 0.4, 8
-    seen = []
-
-    async def slowly() -> int:
-        # Four times longer in all than nothing may move.
-        seen.append(max(0, steps - int((clock() - started) / (stuck / 2))))
-        return seen[-1]
-
-    await stages.settled(slowly, stuck)
-    assert seen[-1] == 0
-
-    async def never() -> int:
-        return 7
-
-    async with asyncio.timeout(60):
-        await stages.settled(never, 0.05)

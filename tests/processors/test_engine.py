@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
 from bus.pump import PumpSettings
@@ -117,7 +118,7 @@ async def test_publishing_that_fails_is_repeated_without_counting_twice(node, ru
     node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
     await bus.publish(EVENTS_RAW, [node.record()])
     bus.fail(Unavailable("away"), times=4)
-    processor, task = start(pump=PumpSettings(retry_first=0.01))
+    processor, task = start(pump=PumpSettings(retry=Backoff(first_seconds=0.01)))
     await until(lambda: bus.published.get("summaries"))
     assert processor.stats().events == 1
     assert [decode_telemetry(record.value).header.events for record in bus.records(TELEMETRY)] == [1]
@@ -167,7 +168,7 @@ async def test_a_bug_in_one_frame_does_not_stop_a_node(node, host, web):
     for path in ("/a", "/bug", "/b"):
         node.row(node.behaviour(Operation.OPEN, path, syscall=257))
         await bus.publish(EVENTS_RAW, [node.record()])
-    settings = ProcessorSettings(pump=PumpSettings(retry_first=0.01, max_wait=0.1))
+    settings = ProcessorSettings(pump=PumpSettings(retry=Backoff(first_seconds=0.01), max_wait=0.1))
     processor = Processor(bus, settings, compile_documents=lambda documents: Faulty())
     task = asyncio.create_task(processor.run())
     await until(lambda: bus.published.get("dead") and processor.stats().counted_events == 2)

@@ -154,3 +154,34 @@ def test_a_commit_never_cuts_a_group(groups, order, upto):
         assert group in told or not any(inside)
     if set(told) == set(pages):
         assert cut == len(groups)
+
+
+async def test_what_another_member_reads_is_forgotten_and_told_by_nobody_twice(stage, node, make_node):
+    """A partition is taken away with a frame untold and a frame parked; it comes back with frames in between read elsewhere."""
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    node.row(node.behaviour(Operation.OPEN, "/late", syscall=257, cgroup=500))
+    await stage.take(node.record())
+    processor = stage.processor
+    assert processor.parking.waiting == 1
+    processor.released([("events.raw", 0)])
+    assert (processor.parking.waiting, processor.ledger.open_frames, processor.ledger.done()) == (0, 0, [])
+    await stage.finish()
+    assert not stage.summaries
+    for _ in range(20):
+        node.row(node.behaviour(Operation.OPEN, "/b", syscall=257))
+        node.record()
+    node.row(node.behaviour(Operation.OPEN, "/c", syscall=257))
+    (delivery,) = await stage.take(node.record())
+    await stage.finish()
+    assert processor.stats().holes == 0, "frames that another member read are not lost"
+    assert not [alert for alert in stage.alerts if alert.Operation == "EventsLost"]
+    assert processor.ledger.done() == [delivery]
+
+
+async def test_other_partitions_keep_what_they_have(stage, node):
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    (delivery,) = await stage.take(node.record())
+    stage.processor.released([("events.raw", 1)])
+    await stage.finish()
+    assert stage.processor.ledger.done() == [delivery]
+    assert stage.counted() == 1

@@ -9,7 +9,9 @@ import random
 import msgspec
 import pytest
 
+from bus.backoff import Backoff
 from bus.contract import Record
+from bus.dead_letters import HEADERS
 from bus.memory import MemoryBus
 from bus.pump import PumpSettings
 from processors.engine import Processor, ProcessorSettings
@@ -58,7 +60,7 @@ async def test_bad_frames_are_dead_letters_and_the_other_node_is_told(node, make
     await bus.publish(
         INVENTORY, [Record(b"\xff\xff/x", b"\x91" * 100_000), Record(b"node-1/bad", b"\xff"), Record(b"", b"\x90")]
     )
-    processor = Processor(bus, ProcessorSettings(pump=PumpSettings(retry_first=0.01)))
+    processor = Processor(bus, ProcessorSettings(pump=PumpSettings(retry=Backoff(first_seconds=0.01))))
     running = asyncio.create_task(processor.run())
     second = make_node("node-2")
     node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
@@ -74,6 +76,7 @@ async def test_bad_frames_are_dead_letters_and_the_other_node_is_told(node, make
     assert len(letters) == len(bad), "each once"
     for letter in letters:
         reasons = dict(letter.headers)
+        assert tuple(reasons) == HEADERS
         assert reasons["dead.reason"] == b"decode", reasons
         assert reasons["dead.attempts"] == b"1", "it is not tried again: its bytes do not change"
     assert processor.stats().bad_frames == len(bad)
@@ -130,7 +133,9 @@ async def test_what_the_bus_will_not_take_holds_nothing_back(node, stage, monkey
     values = [record.value for record in stage.bus.records(SUMMARIES)]
     assert values == [b"/a0", b"/a2"]
     (letter,) = stage.bus.records(DEAD)
-    assert dict(letter.headers)["dead.topic"] == b"summaries"
+    headers = dict(letter.headers)
+    assert tuple(headers) == HEADERS
+    assert (headers["dead.topic"], headers["dead.offset"], headers["dead.attempts"]) == (b"summaries", b"", b"1")
     assert stage.processor.stats().refused_records == 1
     assert not stage.processor.teller.outbox.summaries
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 import pytest
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from schemas.alert import encode_alert
 from schemas.errors import HauberkError, Temporary
@@ -21,7 +22,7 @@ from schemas.topics import ALERTS, DEAD
 from sinks import registry
 from sinks.blackhole import BlackholeSettings
 from sinks.console import ConsoleSettings, ConsoleSink
-from sinks.delivery import Retry, SinkDelivery
+from sinks.delivery import SinkDelivery
 from sinks.file import FileSettings
 from sinks.prometheus import PrometheusSettings
 from sinks.registry import build
@@ -170,7 +171,7 @@ async def test_a_repeat_is_no_error(far, make):
 
 async def test_through_delivery_everything_is_told_and_committed(far, bus, make, publish, until, caplog):
     caplog.set_level(logging.DEBUG)
-    delivery = SinkDelivery(bus, far.sink, retry=Retry(base_seconds=0.01))
+    delivery = SinkDelivery(bus, far.sink, retry=Backoff(first_seconds=0.01))
     task = asyncio.create_task(delivery.run())
     await until(lambda: delivery.stats.up)
     await asyncio.sleep(0)

@@ -12,16 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bus.backoff import Backoff
 from bus.contract import Record
+from bus.dead_letters import HEADERS
 from bus.memory import MemoryBus
 from schemas.alert import encode_alert
 from schemas.errors import DiskFull, Permanent, SettingsError, Unavailable
 from schemas.topics import ALERTS, DEAD, TELEMETRY
-from sinks.delivery import Retry, SinkDelivery
+from sinks.delivery import SinkDelivery
 from sinks.filters import Filter
 from sinks.sink import ACCEPTED, BatchLimits, Item, RefusedItem, SendResult
 
-QUICK = Retry(base_seconds=0.001, cap_seconds=0.005, drain_seconds=0.05)
+QUICK = Backoff(first_seconds=0.001, max_seconds=0.005)
+DRAIN = 0.05
 
 
 class Scripted:
@@ -82,7 +85,7 @@ async def run(bus, sink):
     running = []
 
     def start(**options) -> SinkDelivery:
-        delivery = SinkDelivery(bus, sink, retry=QUICK, **options)
+        delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN, **options)
         running.append((delivery, asyncio.create_task(delivery.run())))
         return delivery
 
@@ -125,7 +128,7 @@ def test_whatever_the_far_side_answers_each_item_ends_in_one_place(make, count, 
         bus = MemoryBus()
         await bus.publish(ALERTS, [Record(b"k", encode_alert(make.alert(n))) for n in range(count)])
         sink = Moody(random.Random(seed))
-        quick = Retry(base_seconds=1e-6, cap_seconds=1e-5)
+        quick = Backoff(first_seconds=1e-6, max_seconds=1e-5)
         delivery = SinkDelivery(bus, sink, retry=quick)
         task = asyncio.create_task(delivery.run())
         async with asyncio.timeout(60):
@@ -167,9 +170,11 @@ async def test_what_is_refused_is_dead_lettered_with_its_bytes_and_reason(bus, s
     await until(lambda: delivery.stats.committed == 3)
     ((record, headers),) = dead(bus)
     assert record.value == bus.records(ALERTS)[1].value
-    assert headers["dead.error"] == b"mapping says no"
+    assert headers["dead.error"] == b"Refused: mapping says no"
     assert (headers["dead.topic"], headers["dead.offset"], headers["dead.group"]) == (b"alerts", b"1", b"sink.scripted")
     assert headers["dead.reason"] == b"refused"
+    assert tuple(headers) == HEADERS
+    assert (headers["dead.stage"], headers["dead.attempts"]) == (b"sinks", b"1")
     assert (delivery.stats.accepted, delivery.stats.refused, delivery.stats.dead) == (2, 1, 1)
 
 
@@ -180,6 +185,17 @@ async def test_a_permanent_error_is_halved_down_to_the_culprit(bus, sink, make, 
     await until(lambda: delivery.stats.committed == 9)
     assert sink.got == [0, 1, 2, 4, 5, 7, 8]
     assert [headers["dead.offset"] for _, headers in dead(bus)] == [b"3", b"6"]
+    assert [headers["dead.attempts"] for _, headers in dead(bus)] == [b"1", b"1"]
+
+
+async def test_a_dead_letter_says_how_often_its_item_was_tried(bus, sink, make, publish, run, until):
+    put_off = SendResult(retry=(0, 1), retry_after=0.001)
+    sink.script = [put_off, put_off, SendResult(refused=(RefusedItem(1, "no"),))]
+    await publish(make.alert(1), make.alert(2))
+    delivery = run()
+    await until(lambda: delivery.stats.committed == 2)
+    ((_, headers),) = dead(bus)
+    assert (headers["dead.offset"], headers["dead.attempts"]) == (b"1", b"3")
 
 
 async def test_a_bug_in_a_sink_is_treated_as_a_refusal(bus, sink, make, publish, run, until, caplog):
@@ -188,7 +204,7 @@ async def test_a_bug_in_a_sink_is_treated_as_a_refusal(bus, sink, make, publish,
     delivery = run()
     await until(lambda: delivery.stats.committed == 2)
     assert sink.got == [1]
-    assert dead(bus)[0][1]["dead.error"] == b"sink `scripted`: ValueError: oops"
+    assert dead(bus)[0][1]["dead.error"] == b"ValueError: oops"
     assert "failed in a way it should not" in caplog.text
 
 
@@ -205,7 +221,7 @@ async def test_of_a_frame_only_the_refused_line_is_dead_lettered(bus, sink, make
 
 
 async def test_temporary_errors_wait_and_repeat_the_same_batch(sink, make, publish, run, until, caplog):
-    caplog.set_level(logging.INFO, "hauberk.sinks")
+    caplog.set_level(logging.INFO, "bus.attempts")
     sink.script = [Unavailable("server away"), DiskFull("disk full"), Unavailable("server away")]
     await publish(*[make.alert(n) for n in range(4)])
     delivery = run()
@@ -232,7 +248,7 @@ async def test_a_hung_send_is_unavailable(sink, make, publish, run, until):
 async def test_cancelled_in_the_middle_the_batch_stays_uncommitted(bus, sink, make, publish, until):
     sink.hold = asyncio.Event()
     await publish(make.alert(1))
-    task = asyncio.create_task(SinkDelivery(bus, sink, retry=QUICK).run())
+    task = asyncio.create_task(SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN).run())
     await until(lambda: sink.calls)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -244,7 +260,7 @@ async def test_cancelled_in_the_middle_the_batch_stays_uncommitted(bus, sink, ma
 async def test_stop_while_the_far_side_hangs_ends_in_time_and_leaves_the_batch(bus, sink, make, publish, until):
     sink.hold = asyncio.Event()
     await publish(make.alert(1))
-    delivery = SinkDelivery(bus, sink, retry=QUICK)
+    delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
     task = asyncio.create_task(delivery.run())
     await until(lambda: sink.calls)
     delivery.stop()
@@ -252,7 +268,7 @@ async def test_stop_while_the_far_side_hangs_ends_in_time_and_leaves_the_batch(b
     await asyncio.wait_for(task, sink.limits.send_seconds / 2)
     assert (await bus.lag("sink.scripted"))["alerts"] == 1
     again = Scripted()
-    second = SinkDelivery(bus, again, retry=QUICK)
+    second = SinkDelivery(bus, again, retry=QUICK, drain_seconds=DRAIN)
     task = asyncio.create_task(second.run())
     await until(lambda: again.got == [1])
     second.stop()
@@ -262,7 +278,7 @@ async def test_stop_while_the_far_side_hangs_ends_in_time_and_leaves_the_batch(b
 async def test_stop_sends_what_is_in_hand(bus, sink, make, publish, until):
     sink.limits = BatchLimits(items=100, age_seconds=3600)
     await publish(make.alert(1))
-    delivery = SinkDelivery(bus, sink, retry=QUICK)
+    delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
     task = asyncio.create_task(delivery.run())
     await until(lambda: delivery.stats.taken == 1)
     delivery.stop()
@@ -279,6 +295,8 @@ async def test_records_that_cannot_be_read_are_dead_lettered_and_the_rest_goes(b
     assert sink.got == [1]
     assert sorted(record.value for record, _ in dead(bus)) == [b"\x00\x01", b'{"Timestamp": "x"}', b"{broken"]
     assert {headers["dead.reason"] for _, headers in dead(bus)} == {b"decode"}
+    assert {tuple(headers) for _, headers in dead(bus)} == {HEADERS}
+    assert {headers["dead.attempts"] for _, headers in dead(bus)} == {b"1"}
     assert delivery.stats.undecodable == 3
 
 
@@ -337,3 +355,25 @@ async def test_a_live_sink_sees_only_the_present_and_keeps_no_offsets(bus, sink,
     await until(lambda: sink.got)
     assert sink.got == [2]
     assert await bus.groups() == {}
+
+
+async def test_finish_sends_everything_there_is_and_then_ends(bus, sink, make, publish):
+    # A batch that would wait for an hour to be filled.
+    sink.limits = BatchLimits(items=100, age_seconds=3600)
+    await publish(*[make.alert(n) for n in range(250)])
+    delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
+    await delivery.finish()
+    await asyncio.wait_for(delivery.run(), 60)
+    assert sink.got == list(range(250))
+    assert await bus.lag("sink.scripted") == {"alerts": 0, "telemetry": 0}
+    assert sink.closed == 1
+
+
+async def test_finish_leaves_a_far_side_that_is_away(bus, sink, make, publish):
+    sink.script = [Unavailable("away")] * 10_000
+    await publish(make.alert(1))
+    delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
+    await delivery.finish()
+    await asyncio.wait_for(delivery.run(), 60)
+    assert (await bus.lag("sink.scripted"))["alerts"] == 1
+    assert (sink.got, sink.closed, delivery.failure) == ([], 1, "away")

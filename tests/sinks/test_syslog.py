@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from bus.backoff import Backoff
 from schemas.errors import SettingsError, Unavailable
-from sinks.delivery import Retry, SinkDelivery
+from sinks.delivery import SinkDelivery
 from sinks.secret import Secret
 from sinks.syslog import SyslogSettings, SyslogSink
 from sinks.syslog_wire import Tls, host_and_port
@@ -211,7 +212,7 @@ async def test_killed_in_the_middle_nothing_is_lost(bus, server, make, publish, 
     server.start()
     # Room for all of it: how far behind a server is when it dies is up to the machine, megabytes where it gets no turn.
     sink = SyslogSink(settings(server, resend_bytes=16 << 20))
-    delivery = SinkDelivery(bus, sink, retry=Retry(base_seconds=0.01, cap_seconds=0.05))
+    delivery = SinkDelivery(bus, sink, retry=Backoff(first_seconds=0.01, max_seconds=0.05))
     task = asyncio.create_task(delivery.run())
     total = 3000
 
@@ -240,7 +241,7 @@ async def test_the_last_message_is_not_left_in_a_dead_servers_socket(bus, server
     """Accepted by the kernel, never read by the server: comes again without waiting for another alert."""
     server.start()
     sink = SyslogSink(settings(server))
-    delivery = SinkDelivery(bus, sink, retry=Retry(base_seconds=0.01, cap_seconds=0.05))
+    delivery = SinkDelivery(bus, sink, retry=Backoff(first_seconds=0.01, max_seconds=0.05))
     task = asyncio.create_task(delivery.run())
     await publish(make.alert(1))
     await until(lambda: server.ids() == [1])
