@@ -64,7 +64,8 @@ Bury = Callable[[list[tuple[T, Exception, int]]], Awaitable[None]]
 
 class Attempts:
     """Of one stage or sink, `who` in log lines. After `stop`, failures are retried only while the last success (or the stop)
-    is less than `drain_seconds` ago; then `Stopped` is raised. `bugs`: tries before an unforeseen error counts as permanent."""
+    is less than `drain_seconds` ago; then `Stopped` is raised. `bugs`: tries before an unforeseen error counts as permanent;
+    `on_pause`: awaited before each wait."""
 
     def __init__(
         self,
@@ -74,7 +75,9 @@ class Attempts:
         bugs: int = 3,
         stats: AttemptStats | None = None,
         random_part: Callable[[], float] = random.random,
+        on_pause: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._on_pause = on_pause
         self.stats = stats or AttemptStats()
         self.stopping = asyncio.Event()
         self._who = who
@@ -201,6 +204,8 @@ class Attempts:
         delay = self._backoff.delay(attempt, self._random_part(), asked)
         self.stats.backing_off = True
         try:
+            if self._on_pause is not None:
+                await self._on_pause()
             if not self.stopping.is_set():
                 began = time.monotonic()
                 try:

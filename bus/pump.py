@@ -24,7 +24,7 @@ import msgspec
 
 from bus.attempts import Attempts, AttemptStats, Stopped
 from bus.backoff import Backoff
-from bus.contract import Bus, Delivery, Start, Subscription
+from bus.contract import Bus, Delivery, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
 from bus.taking import take_or
 from schemas.errors import HauberkError, Temporary
@@ -34,9 +34,6 @@ from schemas.topics import Topic
 LAG_SECONDS = 2.0
 DRAIN_WAIT = 0.25
 """Seconds that a stop waits for records at a time: longer than the log or a broker takes to hand out what it has."""
-
-Place = tuple[str, int]
-"""(topic name, partition)."""
 
 
 class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +78,8 @@ class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PumpStats(AttemptStats):
-    """Plain counts since start, for whoever renders metrics. `committed`: deliveries that their handler was done with and
+    """Plain counts since start, for whoever renders metrics. `disowned`: commits that came too late, another member handles the
+    records again; `committed`: deliveries that their handler was done with and
     whose offset is committed; `dead_lost`: given up and refused by `dead` too; `lag`: records not committed, as of the
     last look."""
 
@@ -91,6 +89,7 @@ class PumpStats(AttemptStats):
     dead: int = 0
     dead_lost: int = 0
     skipped: int = 0
+    disowned: int = 0
     commits: int = 0
     committed: int = 0
     lag: int = 0
@@ -121,7 +120,7 @@ class Handler(Protocol):
         """Nothing more comes: finish what is in hand, as far as it can be. What is not committable then comes again."""
         ...
 
-    def released(self, partitions: Collection[Place]) -> None:
+    def released(self, partitions: Collection[Partition]) -> None:
         """Other members have `partitions` now: forget what is in hand of them. Never raises."""
         ...
 
@@ -154,15 +153,22 @@ class Pump:
         self._settings = used = settings or PumpSettings()
         self.stats = PumpStats()
         self.attempts = Attempts(
-            who or f"stage `{stage}`", used.retry, used.drain_seconds, used.unknown_attempts, self.stats, random_part
+            who or f"stage `{stage}`",
+            used.retry,
+            used.drain_seconds,
+            used.unknown_attempts,
+            self.stats,
+            random_part,
+            self._keep_place,
         )
         self.dead = DeadLetters(bus, stage, group, self.attempts)
-        self.position: dict[Place, int] = {}
+        self.position: dict[Partition, int] = {}
         self.running = False
-        self._mark: Mapping[Place, int] | None = None
+        self._mark: Mapping[Partition, int] | None = None
         self._wake = asyncio.Event()
         self._subscription: Subscription | None = None
-        self._done: dict[Place, Delivery] = {}
+        self._grants: dict[Partition, int] = {}
+        self._done: dict[Partition, Delivery] = {}
         self._done_count = 0
         self._next_commit = 0.0
 
@@ -171,14 +177,14 @@ class Pump:
         """Whether `stop` was called without a mark: nothing more of the batch in hand need be begun."""
         return self.attempts.stopping.is_set() and self._mark is None
 
-    def stop(self, mark: Mapping[Place, int] | None = None) -> None:
+    def stop(self, mark: Mapping[Partition, int] | None = None) -> None:
         """Ask `run` to read to `mark` (None: no further), settle, commit and end. Returns at once; the last call counts."""
         self._mark = mark
         self.attempts.stop()
 
     async def finish(self) -> None:
         """Ask `run` to end once everything is read that is on the topics now. Returns at once, as `stop` does."""
-        mark: dict[Place, int] = {}
+        mark: dict[Partition, int] = {}
         try:
             async with asyncio.timeout(self._settings.drain_seconds):
                 for topic in self._topics:
@@ -198,6 +204,7 @@ class Pump:
         """For a handler that cannot go on: wait for `wake`, `seconds` at most. Raises `Stopped` when a stop leaves no time."""
         if self.attempts.left <= 0:
             raise Stopped
+        await self._keep_place()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -206,7 +213,7 @@ class Pump:
     async def run(self) -> None:
         """Pump until the end that was asked for. Cancelling it stops in the middle: what was not committed comes again after
         the next start."""
-        self._done, self._done_count = {}, 0
+        self._done, self._done_count, self._grants = {}, 0, {}
         async with self._bus.subscribe(self._topics, self._group, self._start) as self._subscription:
             self.running = True
             try:
@@ -232,8 +239,10 @@ class Pump:
                 await self.attempts.pause(failures, error)
                 failures += 1
                 continue
+            # Before the batch: a partition that was lost and given anew begins again at its committed offset.
+            self._forget_lost(subscription)
             dry = 0 if batch else dry + 1
-            self.stats.skipped = subscription.skipped
+            self.stats.skipped, self.stats.disowned = subscription.skipped, subscription.disowned
             if batch or not self.halted:
                 await self.attempts.work(batch, self._handle, self._bury)
             if batch:
@@ -242,6 +251,8 @@ class Pump:
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
             self.position = dict(subscription.position)
             await self.commit()
+            if subscription.revoking:
+                await self._release(subscription)
             if (now := time.monotonic()) >= next_lag:
                 await self._look_at_lag()
                 next_lag = now + LAG_SECONDS
@@ -290,12 +301,28 @@ class Pump:
         self._done, self._done_count = {}, 0
         self._next_commit = time.monotonic() + self._settings.commit_seconds
 
-    async def release(self, partitions: Collection[Place]) -> None:
-        """Another member is to have `partitions`: finish and commit what is in hand, then forget what is theirs. For the task of
-        `run`, between two batches."""
+    async def _release(self, subscription: Subscription) -> None:
+        """Another member is to have partitions: finish and commit what is in hand, then let go of them."""
         await self._handler.settle()
         await self.commit(now=True)
-        self._handler.released(partitions)
+        await self.attempts.insist(subscription.release)
+        self._forget_lost(subscription)
+
+    def _forget_lost(self, subscription: Subscription) -> None:
+        owned = dict(subscription.owned)
+        lost = {partition for partition, grant in self._grants.items() if owned.get(partition) != grant}
+        self._grants = owned
+        if lost:
+            self._done = {partition: one for partition, one in self._done.items() if partition not in lost}
+            self._handler.released(lost)
+
+    async def _keep_place(self) -> None:
+        """A bus takes the partitions of a member that does not ask for records for long: ask, and take none."""
+        if self._subscription is not None:
+            try:
+                await self._subscription.take(0, 0.0)
+            except HauberkError as error:
+                self.attempts.note(error)
 
     async def _look_at_lag(self) -> None:
         if self._group is None:

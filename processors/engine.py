@@ -18,9 +18,9 @@ from typing import Annotated
 
 import msgspec
 
-from bus.contract import Bus, Delivery, Record
+from bus.contract import Bus, Delivery, Partition, Record
 from bus.dead_letters import Letter
-from bus.pump import Place, Pump, PumpSettings
+from bus.pump import Pump, PumpSettings
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
 from processors.facts import Compile, Facts
@@ -103,7 +103,7 @@ class Processor:
             self.inventory, self.judge, self.parking, self.alerts, self.ledger, clock, self.settings.telemetry
         )
         self._reporting = Reporting(bus, self.settings.group, lambda: self.teller.numbers) if reports else None
-        self._owners: Mapping[Place, int] | None = None
+        self._owners: Mapping[Partition, int] | None = None
         self._waits_for_owners = False
         self._bad_frames = 0
         self._refused_records = 0
@@ -217,7 +217,7 @@ class Processor:
         self.teller.settle(closing=True)
         await self.send()
 
-    def released(self, partitions: Collection[Place]) -> None:
+    def released(self, partitions: Collection[Partition]) -> None:
         self.teller.released(partitions)
 
     async def send(self) -> None:

@@ -20,9 +20,9 @@ import msgspec
 
 from bus.attempts import Remainder, Stopped
 from bus.backoff import Backoff
-from bus.contract import Bus, Delivery, Start
+from bus.contract import Bus, Delivery, Partition, Start
 from bus.dead_letters import letter
-from bus.pump import Place, Pump, PumpSettings
+from bus.pump import Pump, PumpSettings
 from schemas.errors import DecodeError, Permanent, Refused, Unavailable
 from sinks.batcher import Batcher, Parcel
 from sinks.filters import Filter
@@ -146,7 +146,7 @@ class SinkDelivery:
         while len(self._batcher):
             await self._send()
 
-    def released(self, partitions: Collection[Place]) -> None:
+    def released(self, partitions: Collection[Partition]) -> None:
         self._done = [one for one in self._done if (one.topic.name, one.partition) not in partitions]
 
     async def _read(self, delivery: Delivery) -> None:

@@ -110,11 +110,11 @@ async def test_retry_after_is_honoured(records, until):
 
 async def test_only_the_bad_record_dies(world, records, until):
     bus = await world.open()
-    await bus.publish(ALERTS, [*records(7), Record(b"bad", b"7", (("h", b"1"),)), *records(8, first=8)])
+    await bus.publish(ALERTS, [*records(7), Record(b"k", b"7", (("h", b"1"),)), *records(8, first=8)])
     seen = []
 
     async def handle(batch):
-        if any(delivery.record.key == b"bad" for delivery in batch):
+        if any(delivery.record.headers for delivery in batch):
             raise DecodeError("expected JSON, got 7")
         seen.extend(int(delivery.record.value) for delivery in batch)
 
@@ -126,11 +126,11 @@ async def test_only_the_bad_record_dies(world, records, until):
     async with bus.subscribe([DEAD], None, "earliest") as subscription:
         (dead,) = await subscription.take(10, 60)
     headers = dict(dead.record.headers)
-    assert (dead.record.key, dead.record.value, headers.pop("h")) == (b"bad", b"7", b"1")
+    assert (dead.record.key, dead.record.value, headers.pop("h")) == (b"k", b"7", b"1")
     assert int(headers.pop("dead.time")) > 0
+    assert int(headers.pop("dead.partition")) >= 0
     assert headers == {
         "dead.topic": b"alerts",
-        "dead.partition": b"0",
         "dead.offset": b"7",
         "dead.group": b"g",
         "dead.stage": b"sinks",
@@ -379,3 +379,66 @@ async def test_nothing_came_is_time_to_look_and_so_is_a_wake(records, until):
         pump.wake()
         await until(lambda: looks)
     assert looks[0] == []
+
+
+async def test_what_another_member_is_to_have_is_settled_committed_and_released(shared, until):
+    bus = await shared.open()
+    first, second = Keeping(_nothing), Keeping(_nothing)
+    records = [Record(b"k%d" % number, b"") for number in range(30)]
+    pumps = [Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK) for handler in (first, second)]
+    async with running(pumps[0]):
+        await bus.publish(ALERTS, records)
+        await until(lambda: len(first.kept) == 30)
+        async with running(pumps[1]):
+            await until(lambda: first.released_partitions)
+            assert (first.settled, sum((await bus.lag("g")).values())) == (1, 0)
+            await bus.publish(ALERTS, records)
+            await until(lambda: len(first.kept) + len(second.kept) == 30)
+            assert second.kept
+            theirs = {(one.topic.name, one.partition) for one in second.kept}
+            assert theirs <= set(first.released_partitions)
+            assert not theirs & {(one.topic.name, one.partition) for one in first.kept}
+    assert (await bus.lag("g")) == {"alerts": 0}
+
+
+async def test_what_was_lost_without_notice_is_forgotten_before_it_comes_again(shared, until):
+    bus = await shared.open()
+    seen = []
+
+    async def handle(batch):
+        seen.extend(batch)
+
+    handler = Keeping(handle)
+    pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK)
+    await bus.publish(ALERTS, [Record(b"k", b"")])
+    async with running(pump):
+        await until(lambda: len(seen) == 1)
+        assert not handler.released_partitions
+        # A member that hung: the bus gave its partitions away, and gives them anew when it asks again.
+        subscription = pump._subscription
+        subscription._membership.leave(subscription._member, 0.0)
+        await until(lambda: len(seen) == 2)
+        assert handler.released_partitions
+    assert pump.stats.disowned == 0
+
+
+async def test_a_stage_in_back_off_keeps_its_place(shared, until):
+    bus = await shared.open()
+    asked = []
+
+    async def away(batch):
+        subscription = pump._subscription
+        if not asked:
+            take = subscription.take
+            subscription.take = lambda most, wait: (asked.append(most), take(most, wait))[1]
+        raise Unavailable("away")
+
+    pump = Pump(bus, [ALERTS], "g", Doing(away), stage="test", settings=QUICK)
+    await bus.publish(ALERTS, [Record(b"k", b"")])
+    async with running(pump):
+        await until(lambda: len(asked) > 1)
+    assert set(asked) == {0}
+
+
+async def _nothing(batch):
+    return None
