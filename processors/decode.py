@@ -17,6 +17,7 @@ import msgspec
 from schemas import frame as frames
 from schemas import socket_names
 from schemas.behaviour import Behaviour
+from schemas.decoding import LARGEST
 from schemas.errors import DecodeError, Incompatible
 from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind, ProcessFlag
 from schemas.operations import Access, Backend, Operation
@@ -144,6 +145,9 @@ class Definitions:
             cgroup, executable, parent, resource, resource2, pid_ns, mnt_ns, operation, syscall, access, enforcer, tty,
             flags, result, uid, owner, arg0, arg1, family, port, socket_type, protocol, address, script, *_,
         ) = _BEHAVIOUR(body)  # fmt: skip
+        if cgroup > LARGEST:
+            # Its identity would be published and read by nobody.
+            raise DecodeError(f"expected a cgroup id of at most {LARGEST}, got {cgroup}, id {ident}")
         op = _OPERATIONS.get(operation)
         if op is None:
             raise Incompatible(

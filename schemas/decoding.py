@@ -23,7 +23,9 @@ LATEST_NS: Final = 1 << 62
 
 Nanoseconds = Annotated[int, Meta(ge=0, le=LATEST_NS)]
 Seconds = Annotated[int, Meta(ge=0, le=LATEST_NS // 1_000_000_000)]
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+LARGEST: Final = (1 << 63) - 1
+"""What a `Count` may be: a column of SQLite and a signed 64-bit number of other languages hold it."""
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 Name = Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[^/\x00-\x1f\x7f]+$(?!\n)")]
 """A node: it is the first part of keys, and a line of text."""
 Bits = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]

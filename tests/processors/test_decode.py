@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from processors.decode import Definitions, address_text, tellable, text
 from schemas import socket_names, syscalls
+from schemas.errors import DecodeError
 from schemas.operations import Access, Operation
 
 
@@ -37,6 +38,14 @@ def test_every_field_arrives(node):
     assert (found.syscall_name, found.uid, found.owner, found.tty, found.result) == ("rename", 7, 8, True, -13)
     assert (found.access, found.flags, found.args) == (Access.WRITE | Access.METADATA, 3, (1, 2))
     assert (found.cgroup, found.pid_ns, found.mnt_ns, found.id) == (9, 10, 11, ident)
+
+
+def test_a_cgroup_id_that_no_identity_can_carry_is_damage(node):
+    for cgroup in (1 << 63, (1 << 64) - 1):
+        ident = node.behaviour(Operation.OPEN, "/a", cgroup=cgroup)
+        node.row(ident)
+        with pytest.raises(DecodeError, match="expected a cgroup id of at most 9223372036854775807"):
+            Definitions(node.frame().definitions, "x86_64").behaviour(ident)
 
 
 def test_calls_are_named_for_the_nodes_architecture(node):
