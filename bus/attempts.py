@@ -135,14 +135,15 @@ class Attempts:
                 await self.pause(attempt, error)
                 attempt += 1
             else:
-                self.progress()
+                # What works at once is no progress: a look that finds nothing must not keep a stop waiting.
+                if attempt:
+                    self.progress()
                 return result
 
     async def work(self, items: Sequence[T], action: Action[T], bury: Bury[T]) -> None:
-        """Have `action` do all `items`, in order: each is done or buried. Raises `Stopped`, and what it cannot put down to an
-        item (there is none)."""
+        """Have `action` do all `items`, in order: each is done or buried. Raises `Stopped`."""
         # A stack of parts instead of recursion: halves of halves, in order.
-        parts = [list(items)]
+        parts = [list(items)] if items else []
         while parts:
             given_up = await self._try(parts.pop(), action, bury)
             if given_up is None:
@@ -151,10 +152,8 @@ class Attempts:
             if len(part) > 1:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
-            elif part:
-                await bury([(part[0], error, attempts)])
             else:
-                raise error
+                await bury([(part[0], error, attempts)])
 
     async def _try(self, part: list[T], action: Action[T], bury: Bury[T]) -> tuple[list[T], Exception, int] | None:
         """Try until it works (None) or cannot: what is left, the permanent error, tries."""

@@ -3,8 +3,8 @@
 
 ::
 
-    take ─► handle (tried, split, given up: see `attempts`) ─► committable ─► commit
-      └ nothing came: handle([]), the time to look at what waits
+    take ─► handle (tried, split, given up: see `attempts`) ─► tick ─► committable ─► commit
+      └ nothing came ──────────────────────────────────────────┘
 
 A handler may keep what it was given: an offset is committed only once its handler says that everything up to it is done, or
 it lies on `dead`. A handler never sleeps, retries or counts tries: that is done here, once. The end is one idea: read to a
@@ -99,16 +99,20 @@ class Handler(Protocol):
     """What a stage does with what its pump takes. All methods are called from one task, never in parallel."""
 
     async def handle(self, batch: list[Delivery]) -> None:
-        """Take in `batch`, in order; it may be kept until it is `committable`. [] after `wait` seconds without a record, or
-        after `Pump.wake`: the time to look at what waits.
+        """Take in `batch`, in order; it may be kept until it is `committable`.
 
         `Temporary`: the same batch again, later; `Permanent`: halves of it, until the bad record is alone and buried. So
         what of a batch was taken in before the error comes again; cancelling leaves it uncommitted.
         """
         ...
 
+    async def tick(self, idle: bool) -> None:
+        """Look at what waits: after each batch, after `wait` seconds without a record (`idle`), after `Pump.wake`. `Temporary`:
+        again, later. No record is to blame for anything else: the stage fails by it."""
+        ...
+
     def wait(self) -> float:
-        """Seconds until `handle([])` is due."""
+        """Seconds until `tick` is due."""
         ...
 
     def committable(self) -> Sequence[Delivery]:
@@ -197,7 +201,7 @@ class Pump:
             self.stop(mark)
 
     def wake(self) -> None:
-        """Have `handle([])` called soon: something that the handler waits for has happened."""
+        """Have `tick` called soon: something that the handler waits for has happened."""
         self._wake.set()
 
     async def woken(self, seconds: float) -> None:
@@ -234,21 +238,24 @@ class Pump:
         while not self._at_the_end(subscription, dry > 0):
             try:
                 batch = await self._take(subscription)
-                failures = 0
             except Temporary as error:
                 await self.attempts.pause(failures, error)
                 failures += 1
                 continue
+            if failures:
+                self.attempts.progress()
+                failures = 0
             # Before the batch: a partition that was lost and given anew begins again at its committed offset.
             self._forget_lost(subscription)
             dry = 0 if batch else dry + 1
             self.stats.skipped, self.stats.disowned = subscription.skipped, subscription.disowned
-            if batch or not self.halted:
-                await self.attempts.work(batch, self._handle, self._bury)
             if batch:
+                await self.attempts.work(batch, self._handle, self._bury)
                 self.stats.batches += 1
                 self.stats.records += len(batch)
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
+            if not self.halted:
+                await self.attempts.insist(lambda: self._handler.tick(not batch))  # noqa: B023
             self.position = dict(subscription.position)
             await self.commit()
             if subscription.revoking:

@@ -168,9 +168,9 @@ class Processor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def handle(self, deliveries: list[Delivery]) -> None:
-        """Read frames and publish what they say. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
+        """Read frames. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
         self.ledger.taken(deliveries)
-        while deliveries and not self.facts.ready.is_set():
+        while not self.facts.ready.is_set():
             await self.send()
             await self.pump.woken(_TICK)
         told = time.monotonic()
@@ -194,6 +194,9 @@ class Processor:
                     raise DecodeError(
                         f"expected a frame that can be judged, got {type(error).__name__}: {error}; report it with the dead letter"
                     ) from error
+
+    async def tick(self, idle: bool) -> None:
+        """Publish what is known by now."""
         self.teller.settle()
         await self.send()
 

@@ -121,17 +121,20 @@ class SinkDelivery:
             await self.sink.close()
 
     async def handle(self, deliveries: list[Delivery]) -> None:
-        """Read, and send what is due. A frame grows thirtyfold when it is expanded, so no more than a batch is read ahead."""
+        """Read, and send full batches. A frame grows thirtyfold when it is expanded, so no more than a batch is read ahead."""
         for delivery in deliveries:
             if self._pump.halted:
                 return
             await self._read(delivery)
             while self._batcher.full:
                 await self._send()
+
+    async def tick(self, idle: bool) -> None:
+        """Send what is due."""
         # Once the end is asked for, nobody upstream fills a batch any more.
         while self._batcher.ready(time.monotonic()) or (len(self._batcher) and self._pump.attempts.stopping.is_set()):
             await self._send()
-        if not deliveries and not len(self._batcher):
+        if idle and not len(self._batcher):
             await self.sink.idle()
 
     def wait(self) -> float:

@@ -48,17 +48,6 @@ async def test_each_item_ends_done_or_buried_with_its_tries() -> None:
     assert (attempts.stats.failure, attempts.stats.retries) == ("", 3)
 
 
-async def test_without_items_there_is_nobody_to_put_a_refusal_down_to() -> None:
-    async def action(part: list[int]) -> None:
-        raise Permanent("never")
-
-    async def bury(given_up: list[tuple[int, Exception, int]]) -> None:
-        raise AssertionError(given_up)
-
-    with pytest.raises(Permanent, match="never"):
-        await Attempts("test", QUICK, 1.0).work([], action, bury)
-
-
 @pytest.mark.parametrize("asked", [None, 600.0])
 async def test_a_stop_leaves_a_far_side_that_stays_away(asked: float | None) -> None:
     attempts = Attempts("test", QUICK, 0.2)

@@ -27,13 +27,16 @@ class Doing:
     def __init__(self, work) -> None:
         self.work = work
         self.done = []
+        self.ticks = []
         self.settled = 0
         self.released_partitions = []
 
     async def handle(self, batch):
-        if batch:
-            await self.work(batch)
+        await self.work(batch)
         self.done += batch
+
+    async def tick(self, idle):
+        self.ticks.append(idle)
 
     def wait(self):
         return 60.0
@@ -258,8 +261,7 @@ class Keeping(Doing):
         self.kept = []
 
     async def handle(self, batch):
-        if batch:
-            await self.work(batch)
+        await self.work(batch)
         self.kept += batch
 
     async def settle(self):
@@ -365,20 +367,31 @@ async def test_what_was_done_before_the_far_side_failed_is_committed_at_the_end(
     assert await bus.lag("g") == {"alerts": 1}
 
 
-async def test_nothing_came_is_time_to_look_and_so_is_a_wake(records, until):
+async def test_a_handler_looks_at_what_waits_after_a_batch_when_nothing_comes_and_when_woken(records, until):
     bus = MemoryBus()
-    looks = []
-
-    class Looking(Doing):
-        async def handle(self, batch):
-            looks.append(batch)
-
-    pump = Pump(bus, [ALERTS], "g", Looking(None), stage="test", settings=PumpSettings(max_wait=3600))
+    handler = Doing(_nothing)
+    pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=PumpSettings(max_wait=3600))
     async with running(pump):
         await until(lambda: pump.running)
         pump.wake()
-        await until(lambda: looks)
-    assert looks[0] == []
+        await until(lambda: handler.ticks == [True])
+        await bus.publish(ALERTS, records(1))
+        await until(lambda: False in handler.ticks)
+
+
+async def test_a_bug_that_no_record_is_to_blame_for_ends_the_stage_and_buries_nothing(records):
+    bus = MemoryBus()
+    await bus.publish(ALERTS, records(5))
+
+    class Broken(Doing):
+        async def tick(self, idle):
+            raise ZeroDivisionError("a bug")
+
+    pump = Pump(bus, [ALERTS], "g", Broken(_nothing), stage="test", settings=QUICK)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(pump.run(), 60)
+    assert await bus.lag("g") == {"alerts": 5}
+    assert not bus.records(DEAD)
 
 
 async def test_what_another_member_is_to_have_is_settled_committed_and_released(shared, until):

@@ -215,6 +215,7 @@ class Stage:
         deliveries = [self.delivery(record) for record in records]
         self.processor.ledger.taken(deliveries)
         await self.processor.handle(deliveries)
+        await self.processor.tick(idle=False)
         return deliveries
 
     async def pass_time(self, seconds: float) -> None:

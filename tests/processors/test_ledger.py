@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.contract import Delivery, Record
+from bus.memory import MemoryBus, MemorySettings
+from processors.engine import Processor
 from processors.ledger import Ledger
 from processors.summaries import Page
+from schemas import identity as identities
 from schemas.frame import FrameHeader
 from schemas.identity import Identity, Kind
 from schemas.operations import Operation
-from schemas.topics import EVENTS_RAW
+from schemas.summary import decode as decode_summary
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES
 
 
 class Store:
@@ -88,6 +92,7 @@ def test_counts_are_exact_whenever_the_processor_dies(steps, make_node, make_sta
         async def feed(stage, batch):
             stage.processor.ledger.taken(batch)
             await stage.processor.handle(batch)
+            await stage.processor.tick(idle=False)
 
         def publish(stage, seen):
             for summary in stage.summaries[seen[0] :]:
@@ -185,3 +190,46 @@ async def test_other_partitions_keep_what_they_have(stage, node):
     await stage.finish()
     assert stage.processor.ledger.done() == [delivery]
     assert stage.counted() == 1
+
+
+async def test_processors_that_share_frames_count_each_once_and_take_none_for_lost(make_node, host, web, replace):
+    """A second processor joins and leaves while frames come: partitions are settled, committed, given and taken back."""
+    bus = MemoryBus(MemorySettings(partitions=3))
+    nodes = [make_node(f"node-{number}") for number in range(8)]
+    for node in nodes:
+        one = replace(host, node=node.name, uid=node.name)
+        await bus.publish(INVENTORY, [Record(one.key, identities.encode(one))])
+    sent = 0
+
+    async def publish():
+        nonlocal sent
+        for node in nodes:
+            node.row(node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=1))
+            await bus.publish(EVENTS_RAW, [node.record()])
+            sent += 1
+
+    async def until(condition):
+        async with asyncio.timeout(60):
+            while not condition():
+                await publish()
+                await asyncio.sleep(0.02)
+
+    first, second = Processor(bus), Processor(bus)
+    tasks = [asyncio.create_task(first.run())]
+    await until(lambda: first.stats().frames > 20)
+    tasks.append(asyncio.create_task(second.run()))
+    await until(lambda: second.stats().frames > 20)
+    second.stop()
+    await tasks.pop()
+    before = first.stats().frames
+    await until(lambda: first.stats().frames > before + 20)
+    await first.finish()
+    await tasks.pop()
+    assert (first.stats().holes, second.stats().holes) == (0, 0)
+    assert not bus.records(ALERTS)
+    assert await bus.lag("processors") == {"events.raw": 0}
+    store = Store()
+    counted = [decode_summary(record.value) for record in bus.records(SUMMARIES)]
+    for summary in sorted(counted, key=lambda one: (one.run, one.identity.uid, one.bucket, one.first_frame)):
+        store.take(summary)
+    assert store.counts == {"/a": sent}
