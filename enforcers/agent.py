@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from bus.contract import Bus, Record
-from bus.taking import take_or
+from bus.follow import Changes, Follower
 from enforcers.apply import Applier
 from kernel.descriptors import Reserve
 from schemas.backends import DEFAULTS, Implemented
@@ -77,6 +77,7 @@ class Enforcement:
         self._reserve: Reserve | None = None
         self._unsaid: Receipt | None = None
         self._said = 0.0
+        self._next = 0.2
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
@@ -112,28 +113,30 @@ class Enforcement:
             saved = self._load()
             if saved is not None:
                 await self._apply(saved, save=False)
-            while not self._stopping.is_set():
-                try:
-                    await self._follow()
-                except Temporary as error:
-                    self.problem = str(error)
-                    self.ready.set()  # the bus is away; the saved plan is in force
-                    await self._wait(error.retry_after or 1.0)
+            mine = self._node.encode()
+            follower = Follower(
+                self._bus,
+                (ENFORCEMENT_DESIRED,),
+                stopping=self._stopping,
+                wanted=lambda key: key == mine,
+                failed=self._away,
+                retry_permanent=False,
+            )
+            await follower.run(self._changed, wait=lambda: self._next)
         finally:
             self._reserve.close()
             self._applier.close()
 
-    async def _follow(self) -> None:
-        async with self._bus.subscribe((ENFORCEMENT_DESIRED,), None, "latest") as subscription:
-            newest = (await self._bus.latest(ENFORCEMENT_DESIRED)).get(self._node.encode())
-            await self._desired([newest] if newest else [])
-            self.ready.set()
-            while not self._stopping.is_set():
-                await self._tell()
-                wait = self.applier.sweep()
-                longest = 0.2 if wait is None else max(0.001, min(wait, 0.2))
-                batch = await take_or(subscription, 100, longest, self._stopping)
-                await self._desired([one.record for one in batch if one.record.key == self._node.encode()])
+    async def _changed(self, changes: Changes) -> None:
+        await self._desired([record for _, record in changes.records])
+        self.ready.set()
+        await self._tell()
+        wait = self.applier.sweep()
+        self._next = 0.2 if wait is None else max(0.001, min(wait, 0.2))
+
+    def _away(self, error: HauberkError) -> None:
+        self.problem = str(error)
+        self.ready.set()  # the bus is away; the saved plan is in force
 
     async def _desired(self, records: list[Record]) -> None:
         if not records or records[-1].value is None:
@@ -205,13 +208,6 @@ class Enforcement:
         self._said = asyncio.get_running_loop().time()
         if self._unsaid is receipt:
             self._unsaid = None
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
 
     def _load(self) -> Plan | None:
         if self._file is None:

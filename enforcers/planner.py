@@ -12,28 +12,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar
 
 import msgspec
 
-from bus.contract import Bus, Delivery, Record, Subscription
-from bus.present import present
-from bus.taking import take_or
+from bus.contract import Bus, Record
+from bus.follow import Changes, Follower
 from enforcers.plan import Planner, PlanSettings
-from policy.documents import from_json
-from policy.ruleset import PostureSettings, compile_ruleset
-from policy.unread import PolicySet, lost
+from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from policy.unread import PolicySet
 from schemas.enforcement import Plan, decode_plan, encode
-from schemas.errors import DecodeError, Permanent, PolicyError, Refused, Temporary
+from schemas.errors import DecodeError, HauberkError, Permanent, Refused, Temporary
 from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
-from schemas.policy import PolicyDocument
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
-
-_UNREADABLE: Final = 5.0
-"""Seconds between looks at a bus that cannot be read."""
 
 
 class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,17 +77,21 @@ class PlannerEngine:
     def __init__(self, bus: Bus, settings: PlannerSettings | None = None) -> None:
         self._bus = bus
         self._settings = settings or PlannerSettings()
-        self._documents: dict[bytes, PolicyDocument] = {}
-        self._deleted: set[bytes] = set()
-        self._unread: set[bytes] = set()
+        postures = self._settings.postures
+        self._policies: PolicySet[Ruleset] = PolicySet(
+            lambda documents: compile_ruleset(documents, postures), self._refuse
+        )
         self._identities: dict[str, dict[bytes, Identity]] = {}
+        self._desired: set[str] = set()
         self._published: dict[str, Plan] = {}
         self._gone: set[str] = set()
         self._planner: Planner | None = None
         self._stale = True
-        self._newest_ns = 0
         self._stopping = asyncio.Event()
-        self.ready = asyncio.Event()
+        self._follower = Follower(
+            bus, (INVENTORY, POLICIES), stopping=self._stopping, prepare=self._read_plans, failed=self._failed
+        )
+        self.ready = self._follower.ready
         self.stats = PlannerStats()
 
     def stop(self) -> None:
@@ -101,44 +99,15 @@ class PlannerEngine:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Follow, plan, publish. Cancelling is safe at any point: the bus holds everything."""
-        while not self._stopping.is_set():
-            try:
-                async with self._bus.subscribe((INVENTORY, POLICIES), None, "latest") as subscription:
-                    # Strictly after subscribing: what is published in between is then seen twice, never missed.
-                    await self._catch_up()
-                    await self._plan_all(set(self._identities) | set(self._published))
-                    self.ready.set()
-                    await self._follow(subscription)
-            except Temporary as error:
-                self.stats.problem = str(error)
-                await self._pause(error.retry_after or 1.0)
-            except Permanent as error:
-                # What cannot be read makes no plan: those in force stay, and somebody may mend it meanwhile.
-                self._refuse(error)
-                await self._pause(_UNREADABLE)
+        """Follow, plan, publish. Cancelling is safe at any point: the bus holds everything. What cannot be read makes no plan:
+        those in force stay."""
+        settings = self._settings
+        await self._follower.run(self._apply, together=(settings.debounce_seconds, settings.longest_wait_seconds))
 
-    async def _follow(self, subscription: Subscription) -> None:
-        while not self._stopping.is_set():
-            batch = await take_or(subscription, 1000, 1.0, self._stopping)
-            deadline = time.monotonic() + self._settings.longest_wait_seconds
-            more = batch
-            while more and time.monotonic() < deadline:
-                more = await subscription.take(1000, self._settings.debounce_seconds)
-                batch += more
-            nodes = self._take_in(batch)
-            if nodes or self._stale:
-                await self._plan_all(set(self._identities) | set(self._published) if self._stale else nodes)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
-
-    async def _catch_up(self) -> None:
+    async def _read_plans(self) -> None:
+        # Strictly before policies are read, which then are never older in a whole set.
         desired = await self._bus.latest(ENFORCEMENT_DESIRED)
+        self._desired = {key.decode("utf-8", "replace") for key in desired}
         for record in desired.values():
             try:
                 plan = decode_plan(record.value or b"")
@@ -146,32 +115,37 @@ class PlannerEngine:
                 self._refuse(error)
                 continue
             self._published.setdefault(plan.node, plan)
-        identities = await self._bus.latest(INVENTORY)
-        self._identities = {}
-        for record in identities.values():
-            self._identity(record)
-        for node in (
-            self._published.keys() - self._identities.keys() - {key.decode("utf-8", "replace") for key in desired}
-        ):
-            del self._published[node]  # dropped while the bus was away
-        newest = await present(self._bus, POLICIES)
-        at = max((record.timestamp_ms for record in newest.values()), default=0) * 1_000_000
-        if at >= self._newest_ns:
-            for key in self._documents.keys() - newest.keys():
-                # Deleted while the bus was away, and the tombstone is gone as well.
-                del self._documents[key]
-                self._stale = True
-        for record in newest.values():
-            self._policy(record)
 
-    def _take_in(self, batch: list[Delivery]) -> set[str]:
+    async def _apply(self, changes: Changes) -> None:
+        nodes = self._take_in(changes)
+        if changes.whole:
+            for node in self._published.keys() - self._identities.keys() - self._desired:
+                del self._published[node]  # dropped while the bus was away
+        if changes.whole or self._stale:
+            nodes = set(self._identities) | set(self._published)
+        if nodes or changes.whole or self._stale:
+            await self._plan_all(nodes)
+
+    def _take_in(self, changes: Changes) -> set[str]:
         """Nodes whose identities changed; policies mark everything stale."""
         nodes: set[str] = set()
-        for delivery in batch:
-            if delivery.topic.name == POLICIES.name:
-                self._policy(delivery.record)
-            elif node := self._identity(delivery.record):
+        policies: list[Record] = []
+        if changes.whole:
+            self._identities = {}
+        for topic, record in changes.records:
+            if topic.name == POLICIES.name:
+                policies.append(record)
+            elif node := self._identity(record):
                 nodes.add(node)
+        rows = [(record.key, record.value, record.timestamp_ms) for record in policies]
+        if changes.whole:
+            self._stale |= self._policies.whole(rows, changes.vanished[POLICIES.name])
+            if not self._policies.went_back:
+                self._stale |= self._policies.drop_absent()
+        else:
+            self._stale |= self._policies.take(rows)
+        # While plans are held, saying that a policy is gone may be all they wait for.
+        self._stale |= self.stats.held > 0 and any(record.value is None for record in policies)
         return nodes
 
     def _identity(self, record: Record) -> str:
@@ -202,32 +176,14 @@ class PlannerEngine:
             self._gone.discard(node)
         return node
 
-    def _policy(self, record: Record) -> None:
-        known = self._documents.get(record.key)
-        if record.value is None:
-            self._deleted.add(record.key)
-            # While plans are held, saying that a policy is gone may be all they wait for.
-            self._stale |= self._documents.pop(record.key, None) is not None or self.stats.held > 0
-            self._unread.discard(record.key)
-        elif known is None or known.raw != record.value:
-            try:
-                self._documents[record.key] = from_json(record.value)
-            except PolicyError as error:
-                # The one before it stays in force: no policy is worse than an old one.
-                self._unread.add(record.key)
-                self._refuse(error)
-                return
-            self._unread.discard(record.key)
-            self._deleted.discard(record.key)
-            self._stale = True
-        else:
-            return
-        self._newest_ns = max(self._newest_ns, record.timestamp_ms * 1_000_000)
-
     def _refuse(self, error: Exception) -> None:
         self.stats.refused_records += 1
         self.stats.problem = str(error)
         log.warning("a record was left out of the plans: %s", error)
+
+    def _failed(self, error: HauberkError) -> None:
+        self.stats.problem = str(error)
+        self.stats.refused_records += isinstance(error, Permanent)
 
     async def _plan_all(self, nodes: set[str]) -> None:
         started = time.monotonic()
@@ -238,12 +194,11 @@ class PlannerEngine:
         gone = {node for node in self._gone if node in self._published or node in nodes}
         records = [Record(node.encode(), None) for node in sorted(gone)]
         changed: dict[str, Plan] = {}
-        known = PolicySet(self._documents.keys(), self._deleted, self._unread, self._newest_ns)
         held = 0
         for node in sorted(nodes - gone):
             identities = list(self._identities.get(node, {}).values())
             old = self._published.get(node)
-            if old is not None and (why := lost(old, known)):
+            if old is not None and (why := self._policies.lost(old)):
                 held += 1
                 if old.held != why:
                     log.error("node `%s`: %s", node, why)
@@ -259,7 +214,13 @@ class PlannerEngine:
             same = old and (old.digest, old.refused, old.partial, old.policies, old.held) == (
                 plan.digest, plan.refused, plan.partial, plan.policies, "",
             )  # fmt: skip
-            if old and same and not answer and old.created_ns >= self._newest_ns and old.linked_ns >= plan.linked_ns:
+            if (
+                old
+                and same
+                and not answer
+                and old.created_ns >= self._policies.newest_ns
+                and old.linked_ns >= plan.linked_ns
+            ):
                 self.stats.unchanged += 1
                 continue
             changed[node] = plan
@@ -284,7 +245,7 @@ class PlannerEngine:
         """The plan of one node; None when it cannot be made, which is told: other nodes have theirs all the same."""
         assert self._planner is not None
         # Never before the plan it replaces, whatever the clocks say: an older one is not carried out.
-        created = max(self._newest_ns, old.created_ns if old else 0)
+        created = max(self._policies.newest_ns, old.created_ns if old else 0)
         try:
             return await asyncio.to_thread(
                 self._planner.plan, node, identities, old.generation + 1 if old else 1, created
@@ -297,15 +258,14 @@ class PlannerEngine:
 
     async def _compile(self) -> None:
         """A planner of the present policies. When they cannot be compiled the one before stays, and that is told."""
-        documents = list(self._documents.values())
         try:
-            ruleset = await asyncio.to_thread(compile_ruleset, documents, self._settings.postures)
-        except Exception as error:
+            ruleset = await asyncio.to_thread(self._policies.compile)
+        except Refused as error:
             log.exception("the policies could not be compiled; plans are made of the ones before")
             self.stats.failed += 1
-            self.stats.problem = f"policies: {type(error).__name__}: {error}"
+            self.stats.problem = str(error)
             if self._planner is None:
-                raise Refused(f"expected policies that can be compiled, got {type(error).__name__}: {error}") from error
+                raise
             return
         self._planner = Planner(ruleset, self._settings.plan)
         self.stats.compiled += 1

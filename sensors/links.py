@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from bus.contract import Bus, Record
+from bus.follow import Changes, Follower
 from schemas.decoding import decoder
 from schemas.errors import DecodeError, Temporary
 from schemas.identity import Identity, Kind
@@ -134,21 +135,19 @@ class Links:
         self._known.pop(uid, None)
 
     async def follow(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
-        """Keep the links of all `identities` as the policies need them; `put` those that changed. Ends by cancelling only."""
-        while True:
-            try:
-                async with self._bus.subscribe((POLICIES,), None, "latest") as subscription:
-                    await self.load()
-                    await self._all(identities, put)
-                    while True:
-                        batch = await subscription.take(1000, 0.2)
-                        moved = self._take([delivery.record for delivery in batch])
-                        if moved or self._wake.is_set() or time.monotonic() > min(self._due, self._missed):
-                            await self._all(identities, put)
-                        elif batch:
-                            self._linked(self._newest_ns, identities, put)
-            except Temporary as error:
-                await asyncio.sleep(error.retry_after or 1.0)
+        """Keep the links of all `identities` as the policies need them; `put` those that changed. Ends by cancelling only.
+
+        Names of a policy that vanished without a deletion are looked up on: plans made of it stay in force too."""
+
+        async def apply(changes: Changes) -> None:
+            moved = self._take([record for _, record in changes.records])
+            due = time.monotonic() > min(self._due, self._missed)
+            if moved or due or changes.whole or self._wake.is_set():
+                await self._all(identities, put)
+            elif changes.records:
+                self._linked(self._newest_ns, identities, put)
+
+        await Follower(self._bus, (POLICIES,), retry_permanent=False).run(apply, wait=lambda: 0.2)
 
     def _take(self, records: list[Record]) -> bool:
         """Whether other paths are named now."""

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from bus.contract import Bus
+from bus.follow import whole
 from schemas.topics import EVENTS_RAW, INVENTORY
 from sensors.recording import Kind, Writer
 
@@ -48,9 +49,10 @@ class Recorder:
         """Record until `stop`, or until the file's entries reach `limit_bytes` before compression (0: no limit)."""
         async with self._bus.subscribe([INVENTORY, EVENTS_RAW], None, "latest") as reader:
             with Writer(self._path, self._header) as writer:
-                for key, record in (await self._bus.latest(INVENTORY)).items():
-                    writer.add(Kind.INVENTORY, time.time_ns(), key, record.value)
-                    self.identities += 1
+                for key, record in (await whole(self._bus, INVENTORY)).items():
+                    if record.value is not None:
+                        writer.add(Kind.INVENTORY, time.time_ns(), key, record.value)
+                        self.identities += 1
                 self.started.set()
                 while not self._full():
                     stopping = self._stop.is_set()

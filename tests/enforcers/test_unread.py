@@ -13,7 +13,7 @@ import pytest
 
 from bus.contract import Record
 from bus.embedded import EmbeddedBus, EmbeddedSettings
-from bus.present import present
+from bus.follow import whole
 from enforcers.agent import Enforcement, EnforceSettings
 from enforcers.apply import Applier
 from enforcers.planner import PlannerEngine
@@ -221,7 +221,7 @@ async def test_one_policy_that_cannot_be_read_holds_what_was_made_of_it(world: W
 async def test_tombstones_are_among_what_is_present(world: World, policies: Any, ksp: Any) -> None:
     (gone,) = policies(ksp("a", TCP))
     await world.bus.publish(POLICIES, [Record(key(gone), None)])
-    found = await present(world.bus, POLICIES)
+    found = await whole(world.bus, POLICIES)
     assert found[key(gone)].value is None
     assert sum(record.value is not None for record in found.values()) == 2
 
