@@ -126,6 +126,7 @@ class Soak:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
         self.environment = plain | {"HAUBERK_STATE": f"{home}/state", "HAUBERK_CONFIG": f"{home}/settings.json"}
         self.up: subprocess.Popen[bytes] | None = None
+        self.prober: subprocess.Popen[str] | None = None
 
     def said(self) -> str:
         """Standard error of `up` so far."""
@@ -169,7 +170,8 @@ class Soak:
     def probe(self) -> subprocess.Popen[str]:
         """The prober, in the held container until SIGTERM; what it says is on its standard output."""
         words = [f"{self.home}/prober", f"{self.home}/blocked", f"{self.home}/secret", str(PERIOD_MS)]
-        return self.inside("held", ENTERED, str(NICE), *words, stdout=subprocess.PIPE)
+        self.prober = self.inside("held", ENTERED, str(NICE), *words, stdout=subprocess.PIPE)
+        return self.prober
 
     def flood(self, seconds: float) -> None:
         """One after the other, until the time is over."""
@@ -242,6 +244,9 @@ class Soak:
 
     def close(self) -> None:
         """Take down what is left, however the run ended."""
+        if self.prober is not None and self.prober.poll() is None:
+            self.prober.kill()
+            self.prober.wait()
         if self.up is not None and self.up.poll() is None:
             self.up.send_signal(signal.SIGINT)
             try:

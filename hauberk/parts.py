@@ -75,6 +75,11 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
     ) -> list[tuple[str, service.Stage]]:
         prefer(settings.sensor.nice or usual)
+        if settings.sensor.hashes.enabled:
+            service.say(
+                "`sensor.hashes.enabled` does nothing here: alerts are made by processors that cannot read this node's files",
+                "node",
+            )
         inventory = stages.Inventories(bus, settings)
         node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
         opened.callback(node.close, take_down=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from hauberk.supervision import Supervision
-    from processors.engine import Processor
+    from processors.engine import Complete, Processor
     from sensors.agent import Agent
     from sensors.backlog import Read
     from sensors.following import Following
@@ -122,15 +122,17 @@ async def unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
             way.cancel()
 
 
-def processor(bus: Bus, configuration: Configuration, *, last: bool = False) -> Part[Processor]:
+def processor(
+    bus: Bus, configuration: Configuration, *, last: bool = False, complete: Complete | None = None
+) -> Part[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is, and no
-    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for."""
+    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`: see `Processor`."""
     from processors.engine import Processor
 
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
-    return Part(lambda: Processor(bus, configuration.processor, reports=not last), work)
+    return Part(lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work)
 
 
 def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> Part[SinkEngine]:

@@ -231,7 +231,16 @@ async def _live(
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
     opened.callback(take_down, node, over)
     say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
-    judging = stages.processor(bus, settings, last=True)
+    hashes = None
+    if settings.sensor.hashes.enabled:
+        from sensors.hashes import Hashes
+
+        def root_of(container: str) -> int:
+            return next((one.root_pid for one in inventory.engine.identities if one.uid == container), 0)
+
+        hashes = Hashes(settings.sensor.hashes, root_of)
+        opened.callback(hashes.close)
+    judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill)
     sensing = stages.sensor(bus, node, lambda header: judging.engine.teller.reached(header))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
@@ -239,6 +248,8 @@ async def _live(
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "bus": getattr(bus, "stats", msgspec.Struct()),
     }.items())  # fmt: skip
+    if hashes is not None:
+        stages.collect(sinks, lambda: [("hashes", hashes.stats)])
     # Not waited for: what is to be in force must not wait for the survey, which takes seconds on a busy machine.
     opened.callback(asyncio.create_task(_say_enforcing(settings)).cancel)
     opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)

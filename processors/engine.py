@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -46,6 +46,10 @@ _ALERTS = 0.1
 log = logging.getLogger(__name__)
 
 
+Complete = Callable[[list[Record]], Awaitable[list[Record]]]
+"""The same alerts in the same order, completed. Bounded in time."""
+
+
 class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The processor stage."""
 
@@ -76,7 +80,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 class Processor:
     """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
-    elsewhere. The handler of its pump: see `bus.pump.Handler`."""
+    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. The handler of its pump: see `bus.pump.Handler`."""
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Processor:
         compile_documents: Compile | None = None,
         clock: Callable[[], float] = time.monotonic,
         reports: bool = True,
+        complete: Complete | None = None,
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
@@ -103,6 +108,7 @@ class Processor:
             self.inventory, self.judge, self.parking, self.alerts, self.ledger, clock, self.settings.telemetry
         )
         self._reporting = Reporting(bus, self.settings.group, lambda: self.teller.numbers) if reports else None
+        self._complete = complete
         self._owners: Mapping[Partition, int] | None = None
         self._waits_for_owners = False
         self._bad_frames = 0
@@ -244,6 +250,13 @@ class Processor:
                 self._refused_records += 1
             await self.pump.dead.write([Letter(topic, *one) for one in given_up])
 
+        if topic is ALERTS and records and self._complete is not None:
+            many = len(records)
+            try:
+                # What comes while this waits is behind the slice.
+                records[:many] = await self._complete(records[:many])
+            except Exception:
+                log.exception("alerts are published as they are: they could not be completed")
         while records:
             chunk = records[:_CHUNK]
             # One that the bus will never take must not hold back the others.

@@ -150,7 +150,7 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     ParentHash: str | None = None
     ResourceHash: str | None = None
     HashAlgo: str | None = None
-    """Hashes of images: "" in alerts of events, since nothing is asked to compute them."""
+    """Hashes of executables: "" in alerts of events where nobody asked for them (`sensor.hashes`) or they could not be had."""
     Judged: Judged | None = None
 
 

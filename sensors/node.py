@@ -19,6 +19,7 @@ from kernel.compiled import DIRECTORY
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from sensors.agent import Agent, AgentSettings
 from sensors.backlog import Backlog, Read
+from sensors.hashes import HashSettings
 from sensors.pins import require_free
 from sensors.priority import NICE, current, prefer
 from sensors.rings import OnCgroup, RingSettings, RingSource
@@ -50,6 +51,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         RingSettings()
     )
     agent: Annotated[AgentSettings, msgspec.Meta(description="The drain timer.", examples=[{}])] = AgentSettings()
+    hashes: Annotated[
+        HashSettings, msgspec.Meta(description="Hashes of executables in alerts.", examples=[{"enabled": True}])
+    ] = HashSettings()
     nice: Annotated[
         int,
         msgspec.Meta(

@@ -4,8 +4,9 @@
 That root is where the paths that the kernel tells end (`kernel/programs/path.c`); one that a process set with chroot(2) lies
 below it.
 
-`openat2` with RESOLVE_IN_ROOT where the kernel has it (5.6), a walk by components elsewhere. Only O_PATH descriptors: nothing
-is opened for reading, so devices and FIFOs do nothing. Must never follow a magic link of /proc. Neighbour: `links`.
+`openat2` with RESOLVE_IN_ROOT where the kernel has it (5.6), a walk by components elsewhere. O_PATH descriptors, so devices and
+FIFOs do nothing; only `open` reads, and only regular files. Must never follow a magic link of /proc. Neighbours: `links`,
+`hashes`.
 """
 
 from __future__ import annotations
@@ -114,6 +115,19 @@ class Root:
         except UnicodeEncodeError:
             return None
         return found
+
+    def open(self, path: str) -> int | None:
+        """A regular file of this root, for reading; the caller closes it. None for anything else, and on kernels before 5.6."""
+        how = _How(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGIC)
+        fd = _libc.syscall(_OPENAT2, self._fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd < 0:
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        finally:
+            os.close(fd)
 
     def _by_kernel(self, path: str, directory: bool) -> str | None:
         flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if directory else 0)

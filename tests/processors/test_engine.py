@@ -7,6 +7,7 @@ import asyncio
 import json
 
 import pytest
+from msgspec.structs import replace as replaced
 
 from bus.backoff import Backoff
 from bus.contract import Record
@@ -205,3 +206,28 @@ async def test_an_alert_does_not_wait_for_the_rest_of_its_batch(node, running, m
     processor.teller.read = lambda delivery: (told_after.append(len(bus.records(ALERTS))), read(delivery))[1]
     await until(lambda: processor.stats().frames == 6)
     assert told_after == [0, 1, 1, 1, 1, 1]
+
+
+async def test_alerts_are_completed_before_they_go_and_go_all_the_same_when_that_fails(running, node, make_policy):
+    bus, _ = running
+    document = make_policy(file={"matchPaths": [{"path": "/etc/shadow"}]}, action="Audit")
+    await bus.publish(POLICIES, [Record(b"a", json.dumps(document).encode())])
+    asked = []
+
+    async def complete(records):
+        asked.append(len(records))
+        if len(asked) == 1:
+            raise RuntimeError("a file system of another kind")
+        return [
+            replaced(record, value=record.value.replace(b'"HashAlgo":""', b'"HashAlgo":"sha256"')) for record in records
+        ]
+
+    processor = Processor(bus, complete=complete)
+    task = asyncio.create_task(processor.run())
+    for many in (1, 2):
+        node.row(node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257))
+        await bus.publish(EVENTS_RAW, [node.record()])
+        await until(lambda many=many: len(bus.records(ALERTS)) >= many)
+    assert [decode_alert(record.value).HashAlgo for record in bus.records(ALERTS)[:2]] == ["", "sha256"]
+    processor.stop()
+    await task
