@@ -95,7 +95,7 @@ class EmbeddedBus:
         self._stats.dropped = self._writer.dropped
         self._stats.capped_bytes = self._writer.capped_bytes
         self._stats.disk_bytes = self._writer.disk_bytes
-        self._stats.disk_free = self._writer.disk_free
+        self._stats.disk_free_bytes = self._writer.disk_free
         self._stats.full = self._writer.full
         self._stats.shed = dict(self._writer.shed)
         self._stats.quarantined = (

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import msgspec
 
 from bus.writer import HOUSEKEEPING_SECONDS
+from schemas.stats import Gauge
 
 Meta = msgspec.Meta
 
@@ -86,19 +87,17 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class EmbeddedStats(msgspec.Struct):
     """Plain counts since open. `dropped`: records retention took before a group read them. `quarantined`: files.
     `capped_bytes`: dropped because of `total_bytes` or of a full disk; `shed`: those of a full disk, by topic; `full`: writes that
-    met one; `disk_free`: bytes of the file system; `disk_bytes`: of all topics, at the last look."""
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"queue_bytes", "disk_bytes", "disk_free"})
+    met one; `disk_free_bytes`: of the file system; `disk_bytes`: of all topics, at the last look."""
 
     records: int = 0
     bytes: int = 0
     refused: int = 0
-    queue_bytes: int = 0
+    queue_bytes: Gauge = 0
     commits: int = 0
     dropped: int = 0
     quarantined: int = 0
     capped_bytes: int = 0
-    disk_bytes: int = 0
-    disk_free: int = 0
+    disk_bytes: Gauge = 0
+    disk_free_bytes: Gauge = 0
     full: int = 0
     shed: dict[str, int] = {}

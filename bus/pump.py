@@ -28,6 +28,7 @@ from bus.contract import Bus, Delivery, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
 from bus.taking import take_or
 from schemas.errors import HauberkError, Temporary
+from schemas.stats import Gauge
 from schemas.topics import Topic
 
 # Each look is a round trip to the log's reading thread or to the broker.
@@ -92,7 +93,7 @@ class PumpStats(AttemptStats):
     disowned: int = 0
     commits: int = 0
     committed: int = 0
-    lag: int = 0
+    lag: Gauge = 0
 
 
 class Handler(Protocol):

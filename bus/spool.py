@@ -30,6 +30,7 @@ from bus.offsets import Offsets
 from bus.permissions import private_directory
 from bus.segments import SegmentedLog
 from schemas.errors import Backpressure, DiskFull, HauberkError, Permanent, Temporary, Unavailable
+from schemas.stats import Gauge
 from schemas.topics import BY_NAME, Topic
 
 T = TypeVar("T")
@@ -84,8 +85,8 @@ class SpoolStats(msgspec.Struct):
     spooled: int = 0
     drained: int = 0
     shed: dict[str, int] = {}
-    waiting: int = 0
-    bytes: int = 0
+    waiting: Gauge = 0
+    bytes: Gauge = 0
     refused: int = 0
     away: bool = False
     last_error: str = ""

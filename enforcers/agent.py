@@ -63,6 +63,17 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ] = "pass"
 
 
+class EnforcementStats(msgspec.Struct):
+    """Plans on this node since start. `plans`: carried out; `failed`: not, by an error of this program; `unreadable`: records that
+    are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published."""
+
+    plans: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    kept: int = 0
+    receipts: int = 0
+
+
 class Enforcement:
     """`run` until `stop`. `receipt`: the latest; `said(receipt)` is called after each plan."""
 
@@ -81,6 +92,7 @@ class Enforcement:
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
+        self.stats = EnforcementStats()
         self.ready = asyncio.Event()
         """Set when the first plan, saved or desired, is in force, or there is none."""
 
@@ -144,11 +156,13 @@ class Enforcement:
         try:
             plan = decode_plan(records[-1].value)
         except DecodeError as error:
+            self.stats.unreadable += 1
             await self._keep(f"the plan on the bus cannot be read: {error}; what is in force stays")
             return
         if self.plan is not None and (plan.digest, plan.generation) == (self.plan.digest, self.plan.generation):
             return
         if self.plan is not None and plan.created_ns < self.plan.created_ns and plan.digest != self.plan.digest:
+            self.stats.kept += 1
             await self._keep(
                 "the plan on the bus is of older policies than the one in force, so records of them are lost; what is in "
                 "force stays. Apply all policies again"
@@ -179,6 +193,7 @@ class Enforcement:
             raise
         except Exception as error:
             # One plan with a value that nobody thought of must not end enforcement, nor be tried for ever.
+            self.stats.failed += 1
             log.exception("a plan could not be carried out")
             await self._keep(
                 f"plan {plan.generation} could not be carried out: {type(error).__name__}: {error}; what is in force stays"
@@ -188,6 +203,7 @@ class Enforcement:
             self.ready.set()
             return
         self.plan = plan
+        self.stats.plans += 1
         for sentence in self.receipt.failed:
             log.warning("enforcement: %s", sentence)
         self._unsaid = self.receipt
@@ -205,6 +221,7 @@ class Enforcement:
         except Temporary as error:
             self.problem = str(error)
             return
+        self.stats.receipts += 1
         self._said = asyncio.get_running_loop().time()
         if self._unsaid is receipt:
             self._unsaid = None
@@ -218,6 +235,7 @@ class Enforcement:
             return None
         except (DecodeError, OSError) as error:
             self.problem = f"{self._file}: {error}; waiting for the bus"
+            self.stats.unreadable += 1
             log.error("%s", self.problem)
             return None
 

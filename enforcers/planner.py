@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import msgspec
 
@@ -25,6 +25,7 @@ from schemas.enforcement import Plan, decode_plan, encode
 from schemas.errors import DecodeError, HauberkError, Permanent, Refused, Temporary
 from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
+from schemas.stats import Gauge, Level
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
@@ -55,15 +56,13 @@ class PlannerStats(msgspec.Struct):
     """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays
     because policies of it are lost; `failed`: plans and compilations that ended with an error."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"held"})
-
     plans: int = 0
     unchanged: int = 0
     refused_records: int = 0
-    held: int = 0
+    held: Gauge = 0
     failed: int = 0
     compiled: int = 0
-    plan_ms: float = 0.0
+    plan_ms: Level = 0.0
     problem: str = ""
 
 

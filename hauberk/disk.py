@@ -37,7 +37,7 @@ async def tell(bus: Bus, look: float = _LOOK, quiet: float = _QUIET) -> None:
         }
         words = ", ".join(f"{many / (1 << 20):.1f} MiB of {topic}" for topic, many in shed.items()) or "nothing yet"
         message = (
-            f"the disk of the bus is full or nearly so ({getattr(stats, 'disk_free', 0) / (1 << 20):.1f} MiB free): the oldest records were "
+            f"the disk of the bus is full or nearly so ({getattr(stats, 'disk_free_bytes', 0) / (1 << 20):.1f} MiB free): the oldest records were "
             f"dropped to go on ({words}); free some space, or give `state` a larger disk"
         )
         data = {"full": str(now[0] - before[0])} | {f"shed.{topic}": str(many) for topic, many in shed.items()}

@@ -13,12 +13,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from hauberk.service import Stage, notify, say
 from schemas.errors import HauberkError
+from schemas.stats import Gauge, Label
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
@@ -37,11 +38,8 @@ TELLING: Final = 5.0
 class StageStats(msgspec.Struct, kw_only=True):
     """One stage under supervision. `up`: 1 while it runs; `failures` since start; `last`: why it failed last."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"up"})
-    LABELS: ClassVar[tuple[str, ...]] = ("stage",)
-
-    stage: str
-    up: int = 0
+    stage: Label
+    up: Gauge = 0
     failures: int = 0
     last: str = ""
 

@@ -24,6 +24,7 @@ from hauberk import disk, service, stages, supervision
 from hauberk.client import told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
+from hauberk.metrics import of_bus
 from hauberk.output import colourful, paint
 from hauberk.page import beside_another, listening, open_page
 from kernel.descriptors import raise_limit
@@ -246,10 +247,11 @@ async def _live(
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
     stages.collect(sinks, lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
-        "planner": planning.engine.stats, "bus": getattr(bus, "stats", msgspec.Struct()),
+        "planner": planning.engine.stats, "rings": node.source.stats, "applier": enforcing.engine.stats,
     }.items())  # fmt: skip
     if hashes is not None:
         stages.collect(sinks, lambda: [("hashes", hashes.stats)])
+    stages.collect(sinks, lambda: of_bus(bus))
     # Not waited for: what is to be in force must not wait for the survey, which takes seconds on a busy machine.
     opened.callback(asyncio.create_task(_say_enforcing(settings)).cancel)
     opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)

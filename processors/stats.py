@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from schemas.stats import Gauge
+
 
 class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
@@ -24,7 +26,7 @@ class ProcessorStats(msgspec.Struct):
     telemetry_events: int = 0
     counted_events: int = 0
     parked_events: int = 0
-    waiting: int = 0
+    waiting: Gauge = 0
     told_unknown: int = 0
     unnamed: int = 0
     undefined: int = 0
@@ -35,10 +37,10 @@ class ProcessorStats(msgspec.Struct):
     bad_frames: int = 0
     refused_records: int = 0
     unjudged: int = 0
-    open_frames: int = 0
-    policies: int = 0
+    open_frames: Gauge = 0
+    policies: Gauge = 0
     policies_damaged: bool = False
     facts_refused: int = 0
     policy_changes: int = 0
-    identities: int = 0
+    identities: Gauge = 0
     problem: str = ""

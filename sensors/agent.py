@@ -22,6 +22,7 @@ from bus.contract import Bus, Record
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
 from schemas.kernel import Loss
+from schemas.stats import Gauge, Level
 from schemas.topics import EVENTS_RAW, INVENTORY, Topic
 from sensors.backlog import Backlog
 from sensors.source import Batch, Source
@@ -65,12 +66,12 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Stats(msgspec.Struct):
-    """Plain counters of one agent, only ever added to (`fill`, `lag`, `behind` and `spared` are the latest values).
+    """Plain counters of one agent, only ever added to (`Gauge` and `Level` are the latest values).
 
     `published` frames and their `bytes`; `lost`: told in published frames, by
     `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
-    `calls`: times the kernel called because a ring was half full; `lag`: seconds the loop woke up late; `publish_seconds`:
-    the latest publish; `behind`: age in seconds of the oldest frame that the processor of this process has not read; `spared`:
+    `calls`: times the kernel called because a ring was half full; `lag_seconds`: how late the loop woke up; `publish_seconds`:
+    the latest publish; `behind_seconds`: age of the oldest frame that the processor of this process has not read; `spared`:
     how many times the budget of new names is halved for it.
     """
 
@@ -84,11 +85,11 @@ class Stats(msgspec.Struct):
     retries: int = 0
     refused: int = 0
     calls: int = 0
-    fill: float = 0.0
-    lag: float = 0.0
-    publish_seconds: float = 0.0
-    behind: float = 0.0
-    spared: int = 0
+    fill_ratio: Level = 0.0
+    lag_seconds: Level = 0.0
+    publish_seconds: Level = 0.0
+    behind_seconds: Level = 0.0
+    spared: Gauge = 0
 
 
 class Agent:
@@ -159,8 +160,8 @@ class Agent:
             stats.drains += 1
             if self._backlog is not None:
                 self._backlog.look()
-                stats.behind, stats.spared = self._backlog.seconds, self._backlog.step
-            stats.fill = batch.fill
+                stats.behind_seconds, stats.spared = self._backlog.seconds, self._backlog.step
+            stats.fill_ratio = batch.fill
             delay = self._delay(batch, drained, loop.time() - started, time.thread_time() - busy)
             due = loop.time() + delay
             if delay == 0:
@@ -168,7 +169,7 @@ class Agent:
             else:
                 await self._wait(delay)
             if not self._stopping:
-                stats.lag = max(0.0, loop.time() - due)
+                stats.lag_seconds = max(0.0, loop.time() - due)
 
     def _delay(self, batch: Batch, drained: bool, spent: float, busy: float) -> float:
         settings = self._settings

@@ -76,10 +76,23 @@ class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = ""
 
 
+class RingStats(msgspec.Struct, kw_only=True):
+    """Rows read from the kernel's rings since this source was opened. `folded`: events counted in the row of another;
+    `undefined`: events whose definition never came; `unlogged`: definitions that could not be kept on disk, so that a kill of the
+    agent has them announced again; `discarded`: rows that their kernel program took back."""
+
+    rows: int = 0
+    folded: int = 0
+    undefined: int = 0
+    unlogged: int = 0
+    discarded: int = 0
+
+
 class RingSource:
     """A `Source` over pins. KernelError when a pin is missing or of another build; SettingsError for `state_dir`.
 
-    Plain counters, read by the agent's stats: `events rows folded undefined lost parked`. `run` names this agent's run.
+    Plain counters, read by the agent: `events rows folded undefined lost parked`; `stats` has them for metrics. `run` names
+    this agent's run.
     """
 
     finished = False
@@ -117,6 +130,17 @@ class RingSource:
     def lost(self) -> list[int]:
         """Losses this agent has read, indexed by `Loss`."""
         return self._losses.total
+
+    @property
+    def stats(self) -> RingStats:
+        """The counts as of now."""
+        return RingStats(
+            rows=self.rows,
+            folded=self.folded,
+            undefined=self.undefined,
+            unlogged=self.unlogged,
+            discarded=self._occurrences.discarded + self._ring.discarded,
+        )
 
     @property
     def fill(self) -> float:

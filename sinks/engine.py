@@ -23,6 +23,7 @@ from sinks.registry import SinkSettings, build
 from sinks.sink import Sink
 from sinks.stats import DeliveryStats
 from sinks.store.sink import StoreSink
+from sinks.syslog import SyslogSink
 
 Keep = Callable[[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]], asyncio.Event], Awaitable[None]]
 """Runs a sink under a name until it returns or the event is set, and starts it again when it fails."""
@@ -126,8 +127,11 @@ class SinkEngine:
     def _stats(self) -> Iterator[Stats]:
         for delivery in self._deliveries:
             yield Stats(part="sink", values=delivery.stats)
-            if isinstance(delivery.sink, StoreSink):
-                yield Stats(part="store", values=delivery.sink.stats)
+            match delivery.sink:
+                case StoreSink():
+                    yield Stats(part="store", values=delivery.sink.stats)
+                case SyslogSink():
+                    yield Stats(part="syslog", values=delivery.sink.stats)
 
     def _not_ready(self) -> str:
         return "; ".join(f"sink `{state.name}`: {state.failure}" for state in self.states() if state.failure)

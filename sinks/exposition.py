@@ -14,16 +14,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from schemas.stats import declared
+
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 OTHER: Final = "other"
 
-_ALWAYS_GAUGES: Final = frozenset(
-    {"lag", "up", "failing", "waiting", "fill", "publish_seconds", "queue_bytes", "open_frames", "policies", "policies_refused",
-     "identities", "parked", "backlog", "depth"}
-)  # fmt: skip
-"""Fields that other stages' stats use for what may also fall."""
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _HELP_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\n": "\\n"})
 _SCALED: Final = (("_ns", 1e-9), ("_us", 1e-6), ("_ms", 1e-3))
@@ -43,9 +40,8 @@ class Family(msgspec.Struct, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage's counts: `hauberk_<part>_<field>`. Fields named in the struct's `GAUGES` (and booleans) are gauges, all other
-    numbers counters; text fields named in its `LABELS` become labels, other text is left out; a mapping of numbers gives a
-    label `kind`, a sequence of numbers a label `index`. `_ns`, `_us`, `_ms` become `_seconds`."""
+    """A stage's counts, to be shown as `hauberk_<part>_<field>`; `schemas.stats` says what each field is. A mapping of numbers
+    gives a label `kind`, a sequence of numbers a label `index`."""
 
     part: str
     values: msgspec.Struct
@@ -71,23 +67,27 @@ class Capped:
         return [(tuple(zip(self._names, values, strict=True)), count) for values, count in self._counts.items()]
 
 
+def metric_name(part: str, field: str, kind: str) -> str:
+    """The name a scrape shows: a counter ends in `_total`, times are in seconds."""
+    return f"hauberk_{part}_{_named(field)[0]}" + ("_total" if kind == "counter" else "")
+
+
 def from_stats(every: Iterable[Stats]) -> list[Family]:
     """Families of all stats, those of one name joined."""
     families: dict[str, Family] = {}
     for stats in every:
         struct = type(stats.values)
-        gauges = _ALWAYS_GAUGES | getattr(struct, "GAUGES", frozenset())
-        names = getattr(struct, "LABELS", ())
-        labels = stats.labels + tuple((name, str(getattr(stats.values, name))) for name in names)
+        fields = declared(struct)
+        labels = stats.labels + tuple(
+            (field, str(getattr(stats.values, field))) for field, kind in fields.items() if kind == "label"
+        )
         about = (struct.__doc__ or struct.__name__).split("\n", 1)[0].strip()
-        for field in struct.__struct_fields__:
-            value = getattr(stats.values, field)
-            name, scale = _named(field)
-            samples = _samples(value, labels, scale)
-            if samples is None:
+        for field, kind in fields.items():
+            if kind not in ("counter", "gauge"):
                 continue
-            kind: Kind = "gauge" if field in gauges or isinstance(value, bool) else "counter"
+            name, scale = _named(field)
             full = f"hauberk_{stats.part}_{name}"
+            samples = _samples(getattr(stats.values, field), labels, scale)
             family = families.get(full)
             if family is None:
                 families[full] = Family(name=full, kind=kind, help=f"{field}: {about}", samples=samples)
@@ -138,14 +138,14 @@ def _named(field: str) -> tuple[str, float]:
     return field.removesuffix("_total"), 1.0
 
 
-def _samples(value: object, labels: Labels, scale: float) -> list[Sample] | None:
+def _samples(value: object, labels: Labels, scale: float) -> list[Sample]:
     if isinstance(value, int | float):
         return [(labels, value * scale if scale != 1.0 else value)]
-    if isinstance(value, Mapping) and all(isinstance(each, int | float) for each in value.values()):
+    if isinstance(value, Mapping):
         return [((*labels, ("kind", str(key))), each * scale) for key, each in value.items()]
-    if isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
+    if isinstance(value, list | tuple):
         return [((*labels, ("index", str(at))), each * scale) for at, each in enumerate(value)]
-    return None
+    raise TypeError(f"expected a number, a mapping or a sequence of numbers as a metric, got {type(value).__name__}")
 
 
 def _number(value: float) -> str:

@@ -16,9 +16,11 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from schemas.stats import Gauge, Label
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -43,15 +45,12 @@ class ListenerStats(msgspec.Struct, kw_only=True):
     """One listening port. `connections` now; `evicted`: asked nothing when room was needed; `late`: asked nothing in time;
     `refused`: came when all others were being answered; `up`: 0 while the port is lost; `reopened`: times it was opened again."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections", "up"})
-    LABELS: ClassVar[tuple[str, ...]] = ("listener",)
-
-    listener: str
-    connections: int = 0
+    listener: Label
+    connections: Gauge = 0
     evicted: int = 0
     late: int = 0
     refused: int = 0
-    up: int = 0
+    up: Gauge = 0
     reopened: int = 0
 
 

@@ -195,6 +195,7 @@ class PrometheusSink:
             gauge("scopes", "Containers and cgroups under a plan.", lambda receipt: receipt.scopes),
             gauge("rules", "Rules in force.", lambda receipt: receipt.rules),
             gauge("refused_rules", "Rules no backend of the node can enforce.", lambda each: len(each.refused)),
+            gauge("partial_rules", "Rules enforced in part.", lambda each: len(each.partial)),
             gauge("failed_updates", "Updates the kernel refused.", lambda receipt: len(receipt.failed)),
             Family(name="hauberk_enforcement_backend", kind="gauge", help="Backends in use.", samples=backends),
         ]

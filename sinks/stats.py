@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
+
+from schemas.stats import Gauge, Label
+
+
+class SyslogStats(msgspec.Struct, kw_only=True):
+    """Connections of one syslog sink since it was made. `reconnects`: connections after the first; `resent`: messages sent
+    again on one, because the receiver may have died before it read them."""
+
+    sink: Label
+    reconnects: int = 0
+    resent: int = 0
 
 
 class DeliveryStats(msgspec.Struct, kw_only=True):
     """Counters of one sink's delivery since it started.
 
-    `skipped`: records lost to it because retention ran past it. `lag`: records not committed, as of the last look. Names in
-    `GAUGES` may also fall; those in `LABELS` become metric labels."""
+    `skipped`: records lost to it because retention ran past it. `lag`: records not committed, as of the last look."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"up", "failing", "waiting_items", "lag"})
-    LABELS: ClassVar[tuple[str, ...]] = ("sink",)
-
-    sink: str
+    sink: Label
     taken: int = 0
     accepted: int = 0
     filtered: int = 0
@@ -29,7 +34,7 @@ class DeliveryStats(msgspec.Struct, kw_only=True):
     size_bytes: int = 0
     committed: int = 0
     skipped: int = 0
-    lag: int = 0
-    waiting_items: int = 0
-    failing: int = 0
-    up: int = 0
+    lag: Gauge = 0
+    waiting_items: Gauge = 0
+    failing: Gauge = 0
+    up: Gauge = 0

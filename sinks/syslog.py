@@ -22,6 +22,7 @@ from schemas.topics import Topic
 from sinks import syslog_message
 from sinks.settings import Common, Content, topics_of
 from sinks.sink import BatchLimits, Item, RefusedItem, SendResult
+from sinks.stats import SyslogStats
 from sinks.syslog_wire import Tls, Transport, Wire, connect, host_and_port
 
 
@@ -75,7 +76,7 @@ class SyslogSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SyslogSink:
-    """See `sink.Sink`. `reconnects` and `resent` (messages) count since construction."""
+    """See `sink.Sink`."""
 
     live = False
     takes_json = False
@@ -84,8 +85,7 @@ class SyslogSink:
     def __init__(self, settings: SyslogSettings) -> None:
         self.name = settings.name or "syslog"
         self.topics: tuple[Topic, ...] = topics_of(settings.content)
-        self.reconnects = 0
-        self.resent = 0
+        self.stats = SyslogStats(sink=self.name)
         self._settings = settings
         self._limit = settings.max_bytes or (2048 if settings.transport == "udp" else 8192)
         self._facility = syslog_message.FACILITIES[settings.facility]
@@ -152,11 +152,11 @@ class SyslogSink:
             # It worked at the check, so this may pass (a certificate being renewed): wait, do not give up.
             raise Unavailable(str(error)) from error
         if self._connected_before:
-            self.reconnects += 1
+            self.stats.reconnects += 1
             oldest = time.monotonic() - self._settings.resend_seconds
             again = [data for data, sent in self._window if sent >= oldest]
             await self._write(wire, again)
-            self.resent += len(again)
+            self.stats.resent += len(again)
         self._connected_before = True
         self._wire = wire
         return wire

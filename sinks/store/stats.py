@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
+
+from schemas.stats import Gauge, Label
 
 
 class StoreStats(msgspec.Struct, kw_only=True):
@@ -14,10 +14,7 @@ class StoreStats(msgspec.Struct, kw_only=True):
     See `store.Applied`; `tidied`: rows rolled up or forgotten for their age; `cut_rows`: counts and alerts forgotten because the
     file was over `max_bytes`; `file_bytes`: its size at the last look."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"file_bytes"})
-    LABELS: ClassVar[tuple[str, ...]] = ("sink",)
-
-    sink: str
+    sink: Label
     summaries: int = 0
     repeated: int = 0
     overlapping: int = 0
@@ -25,4 +22,4 @@ class StoreStats(msgspec.Struct, kw_only=True):
     alerts: int = 0
     tidied: int = 0
     cut_rows: int = 0
-    file_bytes: int = 0
+    file_bytes: Gauge = 0

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
-from typing import ClassVar
 
 import aiohttp
 import msgspec
@@ -18,6 +17,7 @@ import pytest
 from schemas.enforcement import Receipt, Refusal
 from schemas.errors import SettingsError
 from schemas.operations import Backend, Operation
+from schemas.stats import Gauge, Label
 from schemas.verdict import RuleRef
 from sinks import exposition
 from sinks.engine import SinkEngine
@@ -34,12 +34,9 @@ RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 class Counts(msgspec.Struct):
     """What a stage counts. More text."""
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"size"})
-    LABELS: ClassVar[tuple[str, ...]] = ("node",)
-
-    node: str = "n1"
+    node: Label = "n1"
     frames: int = 5
-    size: int = 3
+    size: Gauge = 3
     took_ms: float = 250.0
     lost: dict[str, int] = msgspec.field(default_factory=lambda: {"ring": 2, "path": 0})
     spread: tuple[int, ...] = (1, 2)
