@@ -26,13 +26,14 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from hauberk.supervision import StageStats
     from processors.stats import ProcessorStats
     from sensors.agent import Stats as SensorStats
+    from sensors.hashes import HashStats
     from sensors.rings import RingStats
     from sinks.listener import ListenerStats
     from sinks.stats import DeliveryStats, SyslogStats
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "hashes": HashStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip
