@@ -35,8 +35,12 @@ _log = logging.getLogger("hauberk.sinks")
 _IDLE_SECONDS = 0.25
 """Longest wait for records: how late an `idle` may come."""
 
-Line = tuple[Item, Parcel]
-"""An item and what it came in."""
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """An item and what it came in. Not a tuple: the garbage collector would walk thousands of them per batch."""
+
+    item: Item
+    parcel: Parcel
 
 
 class SinkDelivery:
@@ -172,7 +176,7 @@ class SinkDelivery:
 
     async def _send(self) -> None:
         parcels = self._batcher.take()
-        lines = [(item, parcel) for parcel in parcels for item in parcel.items]
+        lines = [Line(item, parcel) for parcel in parcels for item in parcel.items]
         if lines:
             self._counts.batches += 1
             self._counts.size_bytes += sum(parcel.size for parcel in parcels)
@@ -184,7 +188,7 @@ class SinkDelivery:
         seconds = self.sink.limits.send_seconds
         try:
             async with self._pump.attempts.limit(seconds):
-                result = await self.sink.send([item for item, _ in lines])
+                result = await self.sink.send([line.item for line in lines])
         except TimeoutError:
             raise Unavailable(f"sink `{self.sink.name}`: expected an answer within {seconds:g} s, got none") from None
         self._counts.accepted += len(lines) - len(result.refused) - len(result.retry)
@@ -196,7 +200,8 @@ class SinkDelivery:
     async def _bury(self, given_up: list[tuple[Line, Exception, int]]) -> None:
         self._counts.refused += len(given_up)
         letters = []
-        for (item, parcel), error, attempts in given_up:
+        for line, error, attempts in given_up:
+            item, parcel = line.item, line.parcel
             # The original bytes when the record is this one item; of a frame of thousands, only the item itself.
             whole = len(parcel.items) == 1 and parcel.last
             letters.append(letter(parcel.delivery, error, attempts, None if whole else _as_bytes(item)))
