@@ -16,13 +16,10 @@ from schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
-    from schemas.enforcement import Plan, Receipt
 
 
 _SHOWN: Final = 4
 """Rules that nothing sees which a warning lists; `policy check` lists all."""
-_PATIENCE: Final = 1.0
-"""Seconds of `--wait` after which the nodes that are waited for are named."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,6 +117,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name.lower()} {what}{' (dry run)' if given.dry_run else ''}")
         _warn(given, documents)
         if given.wait is not None and not given.dry_run:
+            from hauberk.rollout import in_force
+
             return await in_force(bus, [name for name, _ in told], given.wait)
         return 0
 
@@ -161,108 +160,3 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
         if said:
             said.append("`hauberk policy explain -f FILE` says which")
             print(f"warning: {policy.key.name}: {'; '.join(said)}", file=sys.stderr)
-
-
-async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
-    """Wait until each node's plan knows of the policies `names` and of the symlinks on their paths, and its receipt is of that plan;
-    0 when all are, 1 when not.
-
-    Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for. Of plans no clock is compared: `created_ns` is the
-    bus's own time of the newest policy in it."""
-    import asyncio
-    import contextlib
-    import math
-    import time
-
-    from hauberk.nodes import STALE_SECONDS, last_heard
-    from hauberk.output import age
-    from schemas.enforcement import decode_plan, decode_receipt
-    from schemas.errors import DecodeError
-    from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES
-    from sensors.links import named
-
-    clock = asyncio.get_running_loop().time
-    started = clock()
-    wanted = set(names)
-    keys = {name.encode() for name in names}
-    mine = [record for key, record in (await bus.latest(POLICIES)).items() if key in keys]
-    since = max((record.timestamp_ms for record in mine), default=0) * 1_000_000
-    # What a path is in each root is looked up once the node has read the policy; the first plan may be without.
-    linked = since if any(named(record.value or b"") for record in mine) else 0
-    told = ""
-    heard: dict[str, float] = {}
-    looked = -math.inf
-    while True:
-        plans, said = [], []
-        for one in (await bus.latest(ENFORCEMENT_DESIRED)).values():
-            with contextlib.suppress(DecodeError):  # its writer makes it again; `get nodes` says which are not read
-                plans.append(decode_plan(one.value or b""))
-        for one in (await bus.latest(ENFORCEMENT_STATUS)).values():
-            with contextlib.suppress(DecodeError):
-                said.append(decode_receipt(one.value or b""))
-        receipts = {receipt.node: receipt for receipt in said}
-        done = [
-            plan
-            for plan in plans
-            if plan.created_ns >= since and plan.linked_ns >= linked and _answers(receipts.get(plan.node), plan)
-        ]
-        if len(done) < len(plans) and clock() > looked + 1.0:
-            heard, looked = await last_heard(bus), clock()
-        open_ = {plan.node for plan in plans} - {plan.node for plan in done}
-        silent = {node: time.time() - heard.get(node, 0.0) for node in open_}
-        away = {node: seconds for node, seconds in silent.items() if seconds > STALE_SECONDS}
-        waited = ", ".join(node for node in sorted(silent) if node not in away)
-        if done and not waited:
-            for plan in done:
-                _tell(receipts[plan.node])
-            if not any(_enforces(plan, wanted) for plan in done):
-                print("in force; nothing to enforce on any node for this policy now (audit, or no workload matches)")
-        if (done and not waited) or clock() > started + deadline:
-            for node, seconds in sorted(away.items()):
-                when = f"last heard of {age(seconds)} ago" if node in heard else "never heard of"
-                print(f"{node}: not waited for, {when}; `hauberk delete node {node}` drops it", file=sys.stderr)
-        if done and not waited:
-            return 0
-        if clock() > started + deadline:
-            of = f" of {waited}" if waited else ""
-            print(
-                f"hauberk apply: expected a receipt{of} within {deadline:g} s, got none; is `hauberk up` or `hauberk node` "
-                "running, with enforcement on?",
-                file=sys.stderr,
-            )
-            return 1
-        if waited != told and clock() > started + _PATIENCE:
-            print(f"waiting for {waited}", file=sys.stderr, flush=True)
-            told = waited
-        await asyncio.sleep(0.02)
-
-
-def _answers(receipt: Receipt | None, plan: Plan) -> bool:
-    return receipt is not None and (receipt.generation, receipt.digest) == (plan.generation, plan.digest)
-
-
-def _enforces(plan: Plan, wanted: set[str]) -> bool:
-    """Whether something of `wanted` is carried out by the plan, or is refused in it (which is told by itself)."""
-    refs = [rule.ref for scope in plan.scopes for rule in scope.paths]
-    refs += [rule.ref for scope in plan.scopes for rule in scope.network]
-    refs += [refusal.ref for refusal in (*plan.refused, *plan.partial)]
-    if any(f"{ref.kind}/{ref.namespace}/{ref.policy}" in wanted for ref in refs):
-        return True
-    # A posture has no rule of its own: where there is one, the policy may be why.
-    return bool(wanted & set(plan.policies)) and any(scope.posture for scope in plan.scopes)
-
-
-def _tell(receipt: Receipt) -> None:
-    node = receipt.node
-    print(f"{node}: generation {receipt.generation} in force, {receipt.rules} rules in {receipt.scopes} scopes")
-    for refusal in receipt.refused:
-        print(f"{node}: not enforced: {refusal.ref.policy} {refusal.ref.position}: {refusal.reason} [{refusal.code}]")
-    # One sentence for all rules that it is true of: a policy of many would say it as many times.
-    partial: dict[tuple[str, str], list[str]] = {}
-    for one in receipt.partial:
-        partial.setdefault((one.reason, one.code), []).append(f"{one.ref.policy} {one.ref.position}".rstrip())
-    for (reason, code), rules in partial.items():
-        more = f" and {len(rules) - 8} more" if len(rules) > 8 else ""
-        print(f"{node}: enforced in part: {', '.join(rules[:8])}{more}: {reason} [{code}]")
-    for sentence in receipt.failed:
-        print(f"{node}: {sentence}", file=sys.stderr)

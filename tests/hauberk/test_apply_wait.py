@@ -15,10 +15,12 @@ from bus.contract import Record
 from bus.memory import MemoryBus
 from enforcers.agent import Enforcement
 from enforcers.planner import PlannerEngine
-from hauberk.verbs.apply import in_force, publish
+from hauberk.rollout import in_force
+from hauberk.verbs.apply import publish
 from policy.parse import parse
 from schemas.enforcement import Plan, Receipt, digest
 from schemas.enforcement import encode as encode_enforcement
+from schemas.errors import Unavailable
 from schemas.identity import Identity, Kind, encode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from sensors.links import Links
@@ -120,3 +122,13 @@ async def test_the_wait_names_the_node_that_is_silent(capsys: pytest.CaptureFixt
     assert "expected a receipt of n1 within" in capsys.readouterr().err
     planner.stop()
     await asyncio.wait_for(task, 60)
+
+
+async def test_a_bus_that_is_away_for_a_while_delays_the_wait_and_is_named_when_it_stays_away(bus: MemoryBus) -> None:
+    told = await publish(bus, documents("one", "web", "Audit"))
+    bus.fail(Unavailable("the bus is away"), call="subscribe")
+    assert await in_force(bus, [told[0][0]], 90) == 0
+    alone = MemoryBus()
+    alone.fail(Unavailable("the bus is away"), call="subscribe", times=1000)
+    with pytest.raises(Unavailable, match="is away"):
+        await in_force(alone, [told[0][0]], 0.05)

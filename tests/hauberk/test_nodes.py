@@ -15,7 +15,8 @@ from bus.embedded import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from enforcers.planner import PlannerEngine
 from hauberk.nodes import STALE_SECONDS, forget, last_heard
-from hauberk.verbs.apply import in_force, publish
+from hauberk.rollout import in_force
+from hauberk.verbs.apply import publish
 from policy.documents import key, to_json
 from policy.parse import parse
 from schemas.enforcement import Plan, Receipt, Refusal, digest
@@ -129,7 +130,7 @@ def answer(node: str, since: int, generation: int = 1) -> tuple[Record, Record]:
 async def test_the_wait_skips_who_is_away_and_names_whom_it_waits_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hauberk.verbs.apply._PATIENCE", 0.0)
+    monkeypatch.setattr("hauberk.rollout._PATIENCE", 0.0)
     bus = MemoryBus()
     await publish(bus, parse(POLICY.encode(), "t").policies)
     since = next(iter((await bus.latest(POLICIES)).values())).timestamp_ms * 1_000_000
