@@ -102,6 +102,13 @@ class Enforcement:
         assert self._applier is not None, "`run` opens the applier"
         return self._applier
 
+    @property
+    def idle(self) -> str:
+        """Why nothing is enforced although backends are asked for; "" when something can be."""
+        if not self._settings.backends or self._applier is None or self._applier.usable:
+            return ""
+        return "; ".join(self._applier.problems)
+
     def stop(self) -> None:
         """Ask `run` to return. What is in force stays in force."""
         self._stopping.set()

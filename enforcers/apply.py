@@ -85,9 +85,14 @@ class Applier:
             # Visibility needs no backend.
             self._tables = Tables(pin_dir, chosen.tables, grace)
         self._backends = chosen
-        if not self._backends.tables and not self._backends.profiles:
+        if not self.usable:
             problems[:1] = [f"nothing is enforced: {'; '.join(problems[:1]) or 'the settings name no backend'}"]
         self.problems = tuple(problems)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this node can use any backend."""
+        return bool(self._backends.tables or self._backends.profiles)
 
     @property
     def writes(self) -> int:

@@ -39,6 +39,7 @@ SECTIONS: Final = (
     "enforcement",
     "postures",
     "sinks",
+    "metrics",
     "page",
 )
 """The top of `sections.Configuration`, here so that a verb that reads the bus refuses a wrong one without importing them all."""

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which counts are shown as metrics, by part: `hauberk_<part>_<field>`. docs/reference/metrics.md is generated from this.
+"""Which counts are shown as metrics, by part: `hauberk_<part>_<field>`, and where a role shows them.
 
-A stats struct that is not in `parts` is shown nowhere, and a test fails. Neighbours: `sinks.exposition` (how they are rendered),
-`stages` (what each role shows).
+docs/reference/metrics.md is generated from `parts`. A stats struct that is not in it is shown nowhere, and a test fails.
+Neighbours: `sinks.endpoint` (serves them), `health` (what is not ready), `up` and `parts` (what each role shows).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from hauberk import service
 
 if TYPE_CHECKING:
     import msgspec
 
     from bus.contract import Bus
+    from hauberk.health import Checks
+    from schemas.enforcement import Receipt
+    from sinks.endpoint import Endpoint, MetricsSettings
+    from sinks.engine import SinkEngine
 
 
 def parts() -> dict[str, type[msgspec.Struct]]:
@@ -46,3 +53,53 @@ def of_bus(bus: Bus) -> Iterator[tuple[str, msgspec.Struct]]:
     stats = getattr(bus, "stats", None)
     if stats is not None:
         yield ("spool" if isinstance(bus, SpooledBus) else "bus"), stats
+
+
+class Exposure:
+    """Where a role shows its metrics and its health: at the endpoint of the section `metrics`, and at those of its `prometheus`
+    sinks; perhaps nowhere."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._endpoints = tuple(endpoints)
+
+    def collect(self, counts: Callable[[], Iterable[tuple[str, msgspec.Struct]]]) -> None:
+        """Show the counts of now. `counts`: (part, struct), parts as in `parts`."""
+        if not self._endpoints:
+            return
+        from sinks.exposition import Stats
+
+        for endpoint in self._endpoints:
+            endpoint.collect(lambda: [Stats(part=part, values=stats) for part, stats in counts()])
+
+    def ready_when(self, checks: Checks) -> None:
+        """What is not ready of a stage; see `health`."""
+        for endpoint in self._endpoints:
+            endpoint.ready_when(checks)
+
+    def enforcement(self, receipt: Callable[[], Receipt | None]) -> None:
+        """Show what this node enforces."""
+        if not self._endpoints:
+            return
+        from sinks.receipt_metrics import enforcement
+
+        for endpoint in self._endpoints:
+            endpoint.show(lambda: enforcement([one] if (one := receipt()) is not None else []))
+
+
+async def expose(
+    settings: MetricsSettings, opened: contextlib.AsyncExitStack, sinks: SinkEngine | None = None
+) -> Exposure:
+    """Serve the section `metrics` until `opened` is closed, when it is enabled. `sinks`: of this process. SettingsError when the
+    port cannot be had."""
+    found = [] if sinks is None else sinks.endpoints
+    if settings.enabled:
+        from sinks.endpoint import Endpoint
+
+        endpoint = Endpoint("metrics", settings)
+        if sinks is not None:
+            sinks.serve(endpoint)
+        await endpoint.open()
+        opened.push_async_callback(endpoint.close)
+        service.say(f"metrics and health: {endpoint.url}/metrics, /healthz, /readyz")
+        found = [endpoint, *found]
+    return Exposure(found)

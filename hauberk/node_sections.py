@@ -15,6 +15,7 @@ from bus.registry import BusSettings
 from enforcers.agent import EnforceSettings
 from sensors.inventory import InventorySettings
 from sensors.node import NodeSettings
+from sinks.endpoint import MetricsSettings
 
 
 class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,4 +30,5 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     enforcement: EnforceSettings = EnforceSettings()
     postures: Any = None
     sinks: Any = None
+    metrics: MetricsSettings = MetricsSettings()
     page: Any = None

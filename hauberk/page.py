@@ -40,5 +40,5 @@ async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) 
 
 
 def listening(page: Page) -> Callable[[], Iterable[tuple[str, msgspec.Struct]]]:
-    """For `stages.collect`: who is connected to it."""
+    """For `Exposure.collect`: who is connected to it."""
     return lambda: [("listener", page.stats)] if page.stats is not None else []

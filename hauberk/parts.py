@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
-from hauberk import disk, service, stages, supervision
+from hauberk import disk, health, service, stages, supervision
 from hauberk.client import told_damage
 from hauberk.configuration import configuration, node_configuration
+from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.page import listening, open_page
 from hauberk.up import open_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
@@ -33,7 +34,8 @@ async def _part(
     given: argparse.Namespace,
     name: str,
     build: Callable[
-        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision], Awaitable[list[tuple[str, service.Stage]]]
+        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision],
+        Awaitable[tuple[list[tuple[str, service.Stage]], Exposure]],
     ],
     read: Callable[[argparse.Namespace], tuple[S, Loaded, Path]],
 ) -> int:
@@ -47,11 +49,14 @@ async def _part(
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
-                    wanted = await build(bus, settings, opened, kept)
+                    wanted, exposure = await build(bus, settings, opened, kept)
                 except HauberkError:
                     if stop.is_set():
                         return 130
                     raise
+                exposure.collect(lambda: of_bus(bus))
+                exposure.collect(supervision.shown(kept))
+                exposure.ready_when(health.of_stages(kept))
                 print(f"hauberk {name}: running", file=sys.stderr, flush=True)
                 service.notify("READY=1")
                 await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
@@ -73,7 +78,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
 
     async def build(
         bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
-    ) -> list[tuple[str, service.Stage]]:
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         prefer(settings.sensor.nice or usual)
         if settings.sensor.hashes.enabled:
             service.say(
@@ -87,10 +92,19 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         following = stages.following(bus, node_name(settings.sensor))
         sensing = stages.sensor(bus, node, lambda header: following.engine.read(header))
         enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [
+            ("sensor", sensing.engine.stats), ("rings", node.source.stats), ("applier", enforcing.engine.stats),
+        ])  # fmt: skip
+        exposure.enforcement(lambda: enforcing.engine.receipt)
+        for checks in (
+            health.of_sensor(sensing), health.of_inventory(lambda: inventory.engine), health.of_enforcement(enforcing)
+        ):  # fmt: skip
+            exposure.ready_when(checks)
         return [
             ("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage),
             ("progress", following.stage),
-        ]  # fmt: skip
+        ], exposure  # fmt: skip
 
     return await _part(given, "node", build, node_configuration)
 
@@ -100,8 +114,12 @@ async def run_processor(given: argparse.Namespace) -> int:
 
     async def build(
         bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
-    ) -> list[tuple[str, service.Stage]]:
-        return [("processor", stages.processor(bus, settings).stage)]
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        judging = stages.processor(bus, settings)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [("processor", judging.engine.stats()), ("pump", judging.engine.pump.stats)])
+        exposure.ready_when(health.of_processor(judging))
+        return [("processor", judging.stage)], exposure
 
     return await _part(given, "processor", build, configuration)
 
@@ -111,14 +129,14 @@ async def run_sink(given: argparse.Namespace) -> int:
 
     async def build(
         bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
-    ) -> list[tuple[str, service.Stage]]:
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         part = stages.sinks(bus, settings, kept)
         await part.engine.check()
-        stages.collect(part.engine, supervision.shown(kept))
+        exposure = await expose(settings.metrics, opened, part.engine)
         if page := await open_page(settings, opened):
             say("page", page.url)
-            stages.collect(part.engine, listening(page))
-        return [("sinks", part.stage)]
+            exposure.collect(listening(page))
+        return [("sinks", part.stage)], exposure
 
     return await _part(given, "sink", build, configuration)
 
@@ -128,7 +146,11 @@ async def run_enforcer(given: argparse.Namespace) -> int:
 
     async def build(
         bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
-    ) -> list[tuple[str, service.Stage]]:
-        return [("planner", stages.planner(bus, settings).stage)]
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        planning = stages.planner(bus, settings)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [("planner", planning.engine.stats)])
+        exposure.ready_when(health.of_planner(planning))
+        return [("planner", planning.stage)], exposure
 
     return await _part(given, "enforcer", build, configuration)

@@ -16,6 +16,7 @@ from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
 from sensors.inventory import InventorySettings
 from sensors.node import NodeSettings
+from sinks.endpoint import MetricsSettings
 from sinks.registry import SinkSettings
 from sinks.web.page import PageSettings
 
@@ -43,6 +44,10 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="Default postures and visibility, for processors and planner.", examples=[{}]),
     ] = None
     sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []
+    metrics: Annotated[
+        MetricsSettings,
+        Meta(description="Metrics and health of this process over HTTP, for every role.", examples=[{}]),
+    ] = MetricsSettings()
     page: Annotated[PageSettings, Meta(description="The web page, over the first `store` sink.", examples=[{}])] = (
         PageSettings()
     )

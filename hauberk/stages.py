@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from schemas.errors import DecodeError, SettingsError
 
 if TYPE_CHECKING:
-    import msgspec
-
     from bus.contract import Bus
     from enforcers.agent import Enforcement
     from enforcers.planner import PlannerEngine
@@ -146,13 +144,6 @@ def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | Non
         await until(stop, engine.run(), engine.finish)
 
     return Part(lambda: only, work)
-
-
-def collect(sinks: SinkEngine, parts: Callable[[], Iterable[tuple[str, msgspec.Struct]]]) -> None:
-    """Show the stages' own counts at every Prometheus endpoint, beside the sinks'. `parts`: (metric prefix, stats) of now."""
-    from sinks.exposition import Stats
-
-    sinks.collect(lambda: [Stats(part=part, values=stats) for part, stats in parts()])
 
 
 def following(bus: Bus, node: str) -> Part[Following]:

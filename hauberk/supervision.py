@@ -178,7 +178,7 @@ def alert_of(failure: Failure, node: str) -> Record:
 
 
 def shown(supervision: Supervision) -> Callable[[], Iterable[tuple[str, msgspec.Struct]]]:
-    """For `stages.collect`: one struct per stage."""
+    """For `Exposure.collect`: one struct per stage."""
     return lambda: [("stage", one) for one in supervision.stats.values()]
 
 

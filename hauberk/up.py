@@ -20,11 +20,11 @@ import msgspec
 from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
-from hauberk import disk, service, stages, supervision
+from hauberk import disk, health, service, stages, supervision
 from hauberk.client import told_damage
 from hauberk.configuration import configuration
 from hauberk.lock import sole
-from hauberk.metrics import of_bus
+from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
 from hauberk.page import beside_another, listening, open_page
 from kernel.descriptors import raise_limit
@@ -150,12 +150,14 @@ async def _run(
     sinks = telling.engine
     await sinks.check()
     async with contextlib.AsyncExitStack() as opened:
+        exposure = await expose(settings.metrics, opened, sinks)
+        exposure.collect(lambda: of_bus(bus))
         page = await open_page(settings, opened)
         if kept is None:
-            wanted, processor = _replay(bus, settings, telling, given, over)
+            wanted, processor = _replay(bus, settings, telling, given, over, exposure)
         else:
             try:
-                wanted, processor = await _live(bus, settings, sinks, opened, over)
+                wanted, processor = await _live(bus, settings, exposure, opened, over)
             except HauberkError:
                 # Ctrl-C reaches the loader too; what it then says is no news.
                 if over.is_set():
@@ -163,14 +165,15 @@ async def _run(
                 raise
             if over.is_set():
                 return 130
-            stages.collect(sinks, supervision.shown(kept))
+            exposure.collect(supervision.shown(kept))
+            exposure.ready_when(health.of_stages(kept))
         told = await publish(bus, documents)
         known = len(await bus.latest(POLICIES))
         applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
         say("policies", f"{applied}{known} known; `hauberk apply -f FILE` adds more")
         if page:
             say("page", page.url)
-            stages.collect(sinks, listening(page))
+            exposure.collect(listening(page))
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling.stage)], over, signals=False, hurry=hurry, supervision=kept)
@@ -226,7 +229,7 @@ def how(loaded: Loaded, took: float) -> str:
 
 
 async def _live(
-    bus: Bus, settings: Configuration, sinks: SinkEngine, opened: contextlib.AsyncExitStack, over: asyncio.Event
+    bus: Bus, settings: Configuration, exposure: Exposure, opened: contextlib.AsyncExitStack, over: asyncio.Event
 ) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
     inventory = stages.Inventories(bus, settings)
     node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
@@ -245,13 +248,17 @@ async def _live(
     sensing = stages.sensor(bus, node, lambda header: judging.engine.teller.reached(header))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
-    stages.collect(sinks, lambda: {
+    exposure.collect(lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "rings": node.source.stats, "applier": enforcing.engine.stats,
     }.items())  # fmt: skip
     if hashes is not None:
-        stages.collect(sinks, lambda: [("hashes", hashes.stats)])
-    stages.collect(sinks, lambda: of_bus(bus))
+        exposure.collect(lambda: [("hashes", hashes.stats)])
+    for checks in (
+        health.of_sensor(sensing), health.of_inventory(lambda: inventory.engine), health.of_planner(planning),
+        health.of_enforcement(enforcing), health.of_processor(judging),
+    ):  # fmt: skip
+        exposure.ready_when(checks)
     # Not waited for: what is to be in force must not wait for the survey, which takes seconds on a busy machine.
     opened.callback(asyncio.create_task(_say_enforcing(settings)).cancel)
     opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
@@ -300,15 +307,17 @@ async def _say_enforcing(settings: Configuration) -> None:
 
 
 def _replay(
-    bus: Bus, settings: Configuration, sending: stages.Part[SinkEngine], given: argparse.Namespace, over: asyncio.Event
-) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
+    bus: Bus, settings: Configuration, sending: stages.Part[SinkEngine], given: argparse.Namespace, over: asyncio.Event,
+    exposure: Exposure,
+) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:  # fmt: skip
     from sensors.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
     judging = stages.processor(bus, settings, last=True)
     processor = judging.engine
     _, playing = stages.replay(bus, wanted, over, judging.finish, sending.finish)
-    stages.collect(sending.engine, lambda: (("processor", processor.stats()), ("pump", processor.pump.stats)))
+    exposure.collect(lambda: (("processor", processor.stats()), ("pump", processor.pump.stats)))
+    exposure.ready_when(health.of_processor(judging))
     say("replay", f"{given.replay}, {'at once' if not given.speed else f'{given.speed:g} times as fast as recorded'}")
     return [("replay", playing), ("processor", judging.stage)], judging
 

@@ -39,6 +39,7 @@ from schemas.operations import Class
 _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 """What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
+_MAGIC_BPFFS: Final = 0xCAFE4A11
 _KINDS: Final = {kind.__name__: kind for kind in (Incompatible, KernelError, MissingDependency, PermissionMissing)}
 _KEPT_LINES: Final = 12
 """Lines of the child's stderr that go into an error: clang's or the verifier's last words fit."""

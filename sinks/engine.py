@@ -17,8 +17,9 @@ import msgspec
 from bus.contract import Bus
 from schemas.errors import HauberkError, Permanent, SettingsError, Temporary
 from sinks.delivery import SinkDelivery
+from sinks.endpoint import Endpoint
 from sinks.exposition import Stats
-from sinks.prometheus import Collector, PrometheusSink
+from sinks.prometheus import PrometheusSink
 from sinks.registry import SinkSettings, build
 from sinks.sink import Sink
 from sinks.stats import DeliveryStats
@@ -61,16 +62,21 @@ class SinkEngine:
         self._ended: dict[str, str] = {}
         self._keep = keep
         self._stopping = asyncio.Event()
-        self.collect(self._stats)
-        for sink in self.sinks:
-            if isinstance(sink, PrometheusSink):
-                sink.ready_when(self._not_ready)
+        for endpoint in self.endpoints:
+            self.serve(endpoint)
 
-    def collect(self, collector: Collector) -> None:
-        """Show another stage's stats in every `prometheus` sink."""
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Those of the `prometheus` sinks."""
+        return [sink.endpoint for sink in self.sinks if isinstance(sink, PrometheusSink)]
+
+    def serve(self, endpoint: Endpoint) -> None:
+        """Show the sinks' stats there, and what keeps each from working."""
+        endpoint.collect(self._stats)
+        endpoint.ready_when(self.not_ready)
         for sink in self.sinks:
-            if isinstance(sink, PrometheusSink):
-                sink.collect(collector)
+            if isinstance(sink, PrometheusSink) and sink.endpoint is not endpoint:
+                endpoint.show(sink.families)
 
     async def check(self) -> None:
         """Ask every sink whether it can work. SettingsError lists all that cannot; far sides that are merely away are
@@ -133,8 +139,9 @@ class SinkEngine:
                 case SyslogSink():
                     yield Stats(part="syslog", values=delivery.sink.stats)
 
-    def _not_ready(self) -> str:
-        return "; ".join(f"sink `{state.name}`: {state.failure}" for state in self.states() if state.failure)
+    def not_ready(self) -> dict[str, str]:
+        """Sinks whose far side does not take what they send, or that have ended, and why."""
+        return {f"sink.{state.name}": state.failure for state in self.states() if state.failure}
 
     async def _run(self, delivery: SinkDelivery) -> Permanent | None:
         name = delivery.sink.name

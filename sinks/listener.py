@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A listening HTTP port that anybody on the machine may reach, and that cannot take the agent's descriptors away.
 
-What it does: serves an aiohttp application; at most `most` connections at a time, and a time limit for each that asks
+What it does: serves an aiohttp application, or protocols of our own; at most `most` connections at a time, and a time limit for each that asks
 nothing. When the port is full the connection that has asked nothing for longest makes room, so that whoever holds idle ones
 keeps nobody out. What it never does: end the process or wait for a client. A port in use is a settings error when it is
 opened; a port that is lost while it is served (somebody destroyed the socket, `ss -K`) is logged, counted and opened again.
-Neighbours: `prometheus` and `web.page` (whose applications it serves).
+Neighbours: `endpoint` and `web.page` (which answer on it).
 """
 
 from __future__ import annotations
@@ -89,13 +89,18 @@ class Listener:
             application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_SECONDS, **options
         )
         await runner.setup()
+        assert runner.server is not None
         try:
-            await self._listen(runner)
+            await self.open_protocol(runner.server)
         except OSError:
             await runner.cleanup()
             raise
         self._runner = runner
-        self._watching = asyncio.create_task(self._watch(runner), name=f"listener-{self.stats.listener}")
+
+    async def open_protocol(self, serving: Callable[[], Any]) -> None:
+        """Listen, and answer with the protocols that `serving` makes; they call `answered`. OSError as for `open`."""
+        await self._listen(serving)
+        self._watching = asyncio.create_task(self._watch(serving), name=f"listener-{self.stats.listener}")
         shown = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"http://{shown}:{self.port}"
 
@@ -114,9 +119,13 @@ class Listener:
         for visitor in list(self._visitors.values()):
             visitor.leave()
 
-    async def _listen(self, runner: web.AppRunner) -> None:
-        serving = runner.server
-        assert serving is not None
+    def answered(self, transport: asyncio.BaseTransport) -> None:
+        """A protocol has answered a request of this connection."""
+        visitor = self._visitors.get(transport)
+        if visitor is not None:
+            visitor.ends()
+
+    async def _listen(self, serving: Callable[[], Any]) -> None:
         self._server = await asyncio.get_running_loop().create_server(
             lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG
         )
@@ -124,7 +133,7 @@ class Listener:
         self.port = self._server.sockets[0].getsockname()[1]
         self.stats.up = 1
 
-    async def _watch(self, runner: web.AppRunner) -> None:
+    async def _watch(self, serving: Callable[[], Any]) -> None:
         """Open the port again when it is lost, until cancelled. Those who are connected stay."""
         pause = LOOK_SECONDS
         while True:
@@ -137,7 +146,7 @@ class Listener:
                 self._server.close()
                 self._server = None
             try:
-                await self._listen(runner)
+                await self._listen(serving)
             except OSError as error:
                 pause = min(pause * 2, LONGEST_PAUSE)
                 log.warning("port %d of `%s` cannot be opened: %s", self.port, self.stats.listener, why(error))
@@ -174,15 +183,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def names_us(request: web.Request, names: Collection[str]) -> bool:
-    """Whether the Host header is an address of ours or one of `names` (lower case). A site that made its own name resolve to
-    127.0.0.1 (DNS rebinding) has that name there."""
-    host = request.headers.get("Host", "").lower()
+def names_us(host: str, names: Collection[str], transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the Host header `host` is an address of ours or one of `names` (lower case). A site that made its own name resolve
+    to 127.0.0.1 (DNS rebinding) has that name there. `transport`: the connection it came by."""
+    host = host.lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name in names or is_loopback(name):
         return True
-    own = request.transport.get_extra_info("sockname") if request.transport is not None else None
-    return own is not None and name == own[0]
+    own = transport.get_extra_info("sockname") if transport is not None else None
+    return isinstance(own, tuple) and name == own[0]
 
 
 def _listens(one: socket.socket) -> bool:

@@ -151,7 +151,7 @@ class Page:
             return web.Response(
                 status=405, text="expected GET or HEAD: nothing is written here\n", headers={"Allow": "GET, HEAD"}
             )
-        if not names_us(request, self._names):
+        if not names_us(request.headers.get("Host", ""), self._names, request.transport):
             return web.Response(
                 status=421,
                 text="expected to be asked by an address of this page; add the name to `page.names` if it is one\n",

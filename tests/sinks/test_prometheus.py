@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import socket
@@ -67,7 +68,9 @@ def receipt(generation: int, at: int, **fields: object) -> Receipt:
 
 
 async def fill(sink: PrometheusSink, make) -> None:
-    sink.collect(lambda: [Stats(part="test", values=Counts()), Stats(part="test", values=Counts(node='n"2\n\\'))])
+    sink.endpoint.collect(
+        lambda: [Stats(part="test", values=Counts()), Stats(part="test", values=Counts(node='n"2\n\\'))]
+    )
     alerts = [make.alert(1), make.alert(2, Suppressed=4), make.alert(3, PolicyName='bad"name\n')]
     summary = make.summary(0, None, make.entry(7), make.entry(2, "Deny", operation=Operation.CONNECT))
     await sink.send([*alerts, summary, receipt(3, 10**18), receipt(2, 10**17)])
@@ -99,7 +102,7 @@ async def test_promtool_finds_nothing_to_say(sink, make):
     assert 'hauberk_test_away{node="n\\"2\\n\\\\"} 1' in text
     assert "last_error" not in text
     assert text.count("# TYPE hauberk_test_frames_total ") == 1
-    sink.collect(lambda: [Stats(part="test", values=Counts(frames=6))])
+    sink.endpoint.collect(lambda: [Stats(part="test", values=Counts(frames=6))])
     _, _, text = await get(f"{sink.url}/metrics")
     assert re.findall(r'hauberk_test_frames_total\{node="n1"\} (\d+)', text) == ["6"]
 
@@ -154,12 +157,13 @@ def test_capped_and_odd_numbers():
 
 
 async def test_health_and_readiness(sink):
-    why = [""]
-    sink.ready_when(lambda: why[0])
-    assert (await get(f"{sink.url}/healthz"))[::2] == (200, "ok\n")
-    assert (await get(f"{sink.url}/readyz"))[::2] == (200, "ok\n")
-    why[0] = "sink `siem`: away"
-    assert (await get(f"{sink.url}/readyz"))[::2] == (503, "sink `siem`: away\n")
+    why: dict[str, str] = {}
+    sink.endpoint.ready_when(lambda: why)
+    assert await get(f"{sink.url}/healthz") == (200, "application/json", '{"live":true}\n')
+    assert await get(f"{sink.url}/readyz") == (200, "application/json", '{"ready":true,"not_ready":{}}\n')
+    why["sink.siem"] = "away"
+    status, _, text = await get(f"{sink.url}/readyz")
+    assert (status, json.loads(text)) == (503, {"ready": False, "not_ready": {"sink.siem": "away"}})
     assert (await get(f"{sink.url}/other"))[0] == 404
 
 
@@ -181,7 +185,7 @@ async def test_the_engine_shows_every_sinks_delivery(bus, make, publish, until, 
     engine = SinkEngine(bus, [PrometheusSettings(port=0), FileSettings(path=str(tmp_path / "a.jsonl"))])
     prometheus = engine.sinks[0]
     assert isinstance(prometheus, PrometheusSink)
-    engine.collect(lambda: [Stats(part="bus", values=Counts())])
+    prometheus.endpoint.collect(lambda: [Stats(part="bus", values=Counts())])
     await engine.check()
     await publish(make.alert(1))
     task = asyncio.create_task(engine.run())

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the stages of this process do their work: what `/readyz` asks. Each check names what is not ready, and why.
+
+Ready is: what a stage subscribes to is read to its end, programs are attached and drained, some backend enforces where one is
+asked for, the far sides of sinks accept. One container whose rules failed is in the receipt and the metrics, not here.
+Neighbours: `metrics.Exposure` (shows it), `supervision` (starts what failed again).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from enforcers.agent import Enforcement
+    from enforcers.planner import PlannerEngine
+    from hauberk.stages import Part
+    from hauberk.supervision import Supervision
+    from processors.engine import Processor
+    from sensors.agent import Agent
+    from sensors.inventory import Inventory
+
+Checks = Callable[[], Mapping[str, str]]
+"""What is not ready -> why; empty when all is."""
+
+STILL: Final = 30.0
+"""Seconds without progress after which something that always moves, or has work, is stuck."""
+
+
+class Progress:
+    """`stuck(count)`: whether `count` was the same, and there was work, at every look of the last `STILL` seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count = -1
+        self._since = clock()
+
+    def stuck(self, count: int, work: bool = True) -> bool:
+        """Look now."""
+        if count != self._count or not work:
+            self._count, self._since = count, self._clock()
+        return self._clock() - self._since >= STILL
+
+
+def of_stages(supervision: Supervision) -> Checks:
+    """Stages that failed and do not run again yet."""
+    return lambda: {f"stage.{name}": supervision.stats[name].last for name in supervision.down}
+
+
+def of_processor(part: Part[Processor]) -> Checks:
+    """Policies and identities are read to their end, and frames are taken and committed."""
+    progress = Progress()
+
+    def checks() -> dict[str, str]:
+        engine, found = part.engine, {}
+        pump = engine.pump.stats
+        if not engine.facts.ready.is_set():
+            found["policies"] = engine.facts.problem or "policies and identities are not read to their end yet"
+        if pump.failure:
+            found["frames"] = pump.failure
+        elif progress.stuck(pump.records + pump.commits, pump.lag > 0):
+            found["frames"] = f"{pump.lag} frames wait and none was taken or committed for {STILL:g} s"
+        return found
+
+    return checks
+
+
+def of_planner(part: Part[PlannerEngine]) -> Checks:
+    """Plans for everything on the bus are published."""
+
+    def checks() -> dict[str, str]:
+        engine = part.engine
+        if engine.ready.is_set():
+            return {}
+        return {"planner": engine.stats.problem or "policies and inventory are not read to their end yet"}
+
+    return checks
+
+
+def of_sensor(part: Part[Agent]) -> Checks:
+    """Somebody drains the kernel's rings."""
+    progress = Progress()
+
+    def checks() -> dict[str, str]:
+        drains = part.engine.stats.drains
+        if not drains:
+            return {"sensor": "the kernel's rings have not been drained yet"}
+        return {"sensor": f"the kernel's rings were not drained for {STILL:g} s"} if progress.stuck(drains) else {}
+
+    return checks
+
+
+def of_inventory(engine: Callable[[], Inventory]) -> Checks:
+    """What ran at start is published."""
+    return lambda: {} if engine().ready.is_set() else {"inventory": "what runs on this node is not published yet"}
+
+
+def of_enforcement(part: Part[Enforcement]) -> Checks:
+    """A plan, saved or desired, was carried out or there is none, and backends that are asked for can be used."""
+
+    def checks() -> dict[str, str]:
+        engine = part.engine
+        if not engine.ready.is_set():
+            return {"enforcement": engine.problem or "no plan was carried out yet"}
+        return {"enforcement": engine.idle} if engine.idle else {}
+
+    return checks
