@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk topic list` and `hauberk topic tail NAME`: the bus as a consumer of Kafka topics would see it."""
+"""`hauberk topic list|tail|groups`: the bus as a consumer of Kafka topics would see it; `schema`: what its values look like."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from hauberk.client import add_output, sub_parser, with_bus
 from hauberk.client import parser as verb_parser
-from hauberk.output import plain, show
+from hauberk.output import as_json, plain, show
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Delivery
 
 
 def parser() -> argparse.ArgumentParser:
-    """Two sub-verbs."""
+    """Four sub-verbs."""
     from schemas.topics import BY_NAME
 
     made = verb_parser("topic", "List the topics of the bus, or print their records as they come.")
-    below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups")
+    below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups|schema")
     add_output(sub_parser(below, "list", "the topic table, with how many records each has"))
     add_output(sub_parser(below, "groups", "consumer groups, their offsets and their lag"))
     tail = sub_parser(below, "tail", "print records, one JSON object a line")
@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     tail.add_argument("--from", dest="start", choices=("latest", "earliest"), default="latest", help="where to begin")
     tail.add_argument("--limit", type=int, metavar="N", help="end after N records")
     tail.add_argument("--until-quiet", type=float, metavar="SECONDS", help="end when nothing came for so long")
+    schema = sub_parser(below, "schema", "print the JSON Schema of a topic's values, or AsyncAPI of the topics")
+    schema.add_argument(
+        "topic", nargs="?", choices=sorted(BY_NAME), help="name without prefix and version; default all"
+    )
+    schema.add_argument(
+        "-f", "--format", choices=("json", "asyncapi"), default="json", help="JSON Schema or AsyncAPI 3.0"
+    )
     return made
 
 
@@ -138,9 +145,29 @@ async def _groups(bus: Bus, given: argparse.Namespace) -> str:
                 headings=not given.no_headers)  # fmt: skip
 
 
+def _schema(name: str | None, form: str) -> Any:
+    """One schema, or of all topics an object of name to schema; an AsyncAPI document."""
+    from hauberk.topic_schemas import VALUES, asyncapi, json_schema
+    from schemas.errors import SettingsError
+    from schemas.topics import BY_NAME, TOPICS
+
+    if form == "asyncapi":
+        return asyncapi(TOPICS if name is None else (BY_NAME[name],))
+    if name is None:
+        return {one: json_schema(one) for one in VALUES}
+    if name not in VALUES:
+        raise SettingsError(
+            f"expected a topic whose values have a schema ({', '.join(VALUES)}), got `{name}`: {BY_NAME[name].value}"
+        )
+    return json_schema(name)
+
+
 def main(argv: Sequence[str]) -> int:
-    """List or tail."""
+    """Run the sub-verb; `schema` opens no bus."""
     given = parser().parse_args(argv)
+    if given.what == "schema":
+        print(as_json(_schema(given.topic, given.format)))
+        return 0
     if given.what == "tail":
         return with_bus(given, lambda bus: _tail(bus, given))
     print(with_bus(given, lambda bus: _list(bus, given) if given.what == "list" else _groups(bus, given)))

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from schemas.topics import BY_NAME, TOPICS
+
 ROOT = Path(__file__).parents[2]
 RECORDING = str(ROOT / "examples/recordings/host.hbrk")
 HOST_POLICY = str(ROOT / "examples/policies/host-audit-shadow.yaml")
@@ -282,6 +284,32 @@ def test_topic(hauberk: Any) -> None:
     named = out(hauberk, "topic tail inventory --from earliest --until-quiet 0.5").splitlines()
     assert {json.loads(line)["value"]["kind"] for line in named} >= {"container", "node"}
     assert "invalid choice: 'alarms'" in hauberk("topic", "tail", "alarms").stderr
+
+
+def test_topic_schema(hauberk: Any, tmp_path: Path) -> None:
+    """No bus is opened for it: the state directory may be missing."""
+    away = f"--state {tmp_path}/none"
+    one = json.loads(out(hauberk, f"topic schema alerts {away}"))
+    assert (one["title"], one["$ref"]) == ("hauberk.alerts.v1", "#/$defs/Alert")
+    assert "Resource" in one["$defs"]["Alert"]["properties"]
+    every = json.loads(out(hauberk, f"topic schema {away}"))
+    assert every["alerts"] == one
+    assert set(every) == set(BY_NAME) - {"policies", "dead"}
+    assert "values have a schema" in hauberk("topic", "schema", "policies").stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["", "alerts"])
+def test_asyncapi_refers_to_nothing_outside_of_itself(hauberk: Any, name: str) -> None:
+    text = out(hauberk, f"topic schema {name} -f asyncapi")
+    document = json.loads(text)
+    assert {one["address"] for one in document["channels"].values()} == {
+        topic.channel for topic in TOPICS if name in ("", topic.name)
+    }
+    for path in set(re.findall(r'"\$ref": "([^"]*)"', text)):
+        found = document
+        for step in path.removeprefix("#/").split("/"):
+            found = found[step]
 
 
 # the machine
