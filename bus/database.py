@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from bus.permissions import private_file
@@ -46,7 +47,7 @@ def connect(path: Path, *, create: bool = False, vacuum: bool = False, cache_kb:
             if vacuum:
                 # Before anything else is written: later it would take a VACUUM.
                 connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(connection)
         connection.execute(f"PRAGMA cache_size=-{cache_kb}")
         # Checkpoints happen behind the writer's back, on the reader's thread: inside a commit they would cost it two
         # fsyncs and up to a segment of writes.
@@ -58,6 +59,21 @@ def connect(path: Path, *, create: bool = False, vacuum: bool = False, cache_kb:
             raise FileNotFoundError(str(path)) from error
         raise translate(error, path) from error
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite does not wait for another connection that switches the same new file: it refuses at once."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def translate(error: sqlite3.Error, path: Path) -> HauberkError | Corrupt:

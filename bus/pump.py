@@ -219,10 +219,14 @@ class Pump:
         """Pump until the end that was asked for. Cancelling it stops in the middle: what was not committed comes again after
         the next start."""
         self._done, self._done_count, self._grants = {}, 0, {}
-        async with self._bus.subscribe(self._topics, self._group, self._start) as self._subscription:
-            self.running = True
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._left)
             try:
-                await self._pump(self._subscription)
+                self._subscription = subscription = await self.attempts.insist(
+                    lambda: stack.enter_async_context(self._bus.subscribe(self._topics, self._group, self._start))
+                )
+                self.running = True
+                await self._pump(subscription)
                 await self._handler.settle()
             except Stopped:
                 # What is in hand stays uncommitted and comes again; what is done is committed all the same.
@@ -232,6 +236,9 @@ class Pump:
             with contextlib.suppress(Stopped):
                 await self.commit(now=True)
             await self._look_at_lag()
+
+    def _left(self) -> None:
+        self._subscription = None
 
     async def _pump(self, subscription: Subscription) -> None:
         next_lag = 0.0

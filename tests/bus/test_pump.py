@@ -455,3 +455,17 @@ async def test_a_stage_in_back_off_keeps_its_place(shared, until):
 
 async def _nothing(batch):
     return None
+
+
+async def test_a_bus_that_is_away_at_the_start_is_waited_for_and_a_stop_ends_that(records, until):
+    bus = MemoryBus()
+    await bus.publish(ALERTS, records(3))
+    bus.fail(Unavailable("no broker"), call="subscribe", times=3)
+    handler = Doing(_nothing)
+    pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK)
+    async with running(pump):
+        await until(lambda: pump.stats.committed == 3)
+    bus.fail(Unavailable("no broker", 600), call="subscribe")
+    pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK)
+    async with running(pump):
+        await until(lambda: pump.stats.backing_off)
