@@ -169,6 +169,38 @@ async def test_it_stays_so_across_a_restart_until_every_policy_is_back(
     assert planner.stats.held == 0
 
 
+async def test_damage_while_everything_runs_is_noticed_and_what_is_remembered_is_planned_with(
+    world: World, policies: Any, ksp: Any, identity: Any
+) -> None:
+    ((planner, _),) = world.tasks
+    processor = await world.start(Processor(world.bus))
+    before = await world.plan()
+    assert before is not None
+    # As any read or write does that finds the file damaged.
+    await world.bus._read_thread(world.bus._log(POLICIES).quarantine)
+    (alert,) = await until(world.alerts)
+    assert alert.Operation == "PoliciesDamaged"
+    assert processor.stats().policies == 3, "it judges with what it knows"
+    more = identity(SimpleNamespace(id=200, path="/docker/y"), uid="another")
+    await world.bus.publish(INVENTORY, [Record(more.key, encode(more))])
+
+    async def planned() -> bool:
+        now = await world.plan()
+        return now is not None and {id_ for scope in now.scopes for id_ in scope.cgroups} == {100, 200}
+
+    await until(planned)
+    now = await world.plan()
+    assert now is not None
+    assert now.policies == before.policies
+    assert planner.stats.held == 0
+    await world.apply(policies(ksp("a", TCP) + ksp("b", UDP) + ksp("c", AUDIT)))
+
+    async def mended() -> bool:
+        return not processor.stats().policies_damaged
+
+    await until(mended)
+
+
 async def test_what_was_lost_can_be_deleted(world: World, policies: Any, ksp: Any) -> None:
     await world.damage(overwritten)
     await world.start(PlannerEngine(world.bus))
