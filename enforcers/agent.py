@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from enforcers.apply import Applier
+from enforcers.swap import opened, saved_file, saved_plan
 from kernel.descriptors import Reserve
 from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
@@ -82,7 +82,7 @@ class Enforcement:
         self._settings = settings or EnforceSettings()
         self._pin_dir = pin_dir
         self._node = node
-        self._file = Path(self._settings.state_dir, "plan.msgpack") if self._settings.state_dir else None
+        self._file = saved_file(self._settings)
         self._stopping = asyncio.Event()
         self._applier: Applier | None = None
         self._reserve: Reserve | None = None
@@ -115,16 +115,7 @@ class Enforcement:
 
     async def run(self) -> None:
         """Carry out the saved plan, then what is desired. Raises KernelError when pins cannot be opened."""
-        settings = self._settings
-        self._applier = await asyncio.to_thread(
-            Applier,
-            self._pin_dir,
-            self._node,
-            settings.backends,
-            settings.grace_seconds,
-            closed=settings.unresolved == "stop",
-            rings=settings.io_uring == "pass",
-        )
+        self._applier = await asyncio.to_thread(opened, self._pin_dir, self._node, self._settings)
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)
         self._reserve = Reserve()
@@ -234,12 +225,8 @@ class Enforcement:
             self._unsaid = None
 
     def _load(self) -> Plan | None:
-        if self._file is None:
-            return None
         try:
-            return decode_plan(self._file.read_bytes())
-        except FileNotFoundError:
-            return None
+            return saved_plan(self._settings)
         except (DecodeError, OSError) as error:
             self.problem = f"{self._file}: {error}; waiting for the bus"
             self.stats.unreadable += 1

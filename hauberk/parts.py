@@ -17,7 +17,7 @@ from hauberk.client import told_damage
 from hauberk.configuration import configuration, node_configuration
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.page import listening, open_page
-from hauberk.up import open_sensor, prepare, say, tell_runtimes
+from hauberk.up import load_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
 from sensors.node import node_name
 
@@ -34,7 +34,7 @@ async def _part(
     given: argparse.Namespace,
     name: str,
     build: Callable[
-        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision],
+        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision, asyncio.Event],
         Awaitable[tuple[list[tuple[str, service.Stage]], Exposure]],
     ],
     read: Callable[[argparse.Namespace], tuple[S, Loaded, Path]],
@@ -49,7 +49,7 @@ async def _part(
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
-                    wanted, exposure = await build(bus, settings, opened, kept)
+                    wanted, exposure = await build(bus, settings, opened, kept, stop)
                 except HauberkError:
                     if stop.is_set():
                         return 130
@@ -77,7 +77,11 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
     given.set = ["sensor.keep=true", *given.set]
 
     async def build(
-        bus: Bus, settings: NodeConfiguration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
+        bus: Bus,
+        settings: NodeConfiguration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
     ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         prefer(settings.sensor.nice or usual)
         if settings.sensor.hashes.enabled:
@@ -86,7 +90,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
                 "node",
             )
         inventory = stages.Inventories(bus, settings)
-        node, _ = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
+        node, _ = await load_sensor(settings, inventory, stop)
         opened.callback(node.close, take_down=False)
         opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
         following = stages.following(bus, node_name(settings.sensor))
@@ -113,7 +117,11 @@ async def run_processor(given: argparse.Namespace) -> int:
     """Frames in; alerts, telemetry, summaries out."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
     ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         judging = stages.processor(bus, settings)
         exposure = await expose(settings.metrics, opened)
@@ -128,7 +136,11 @@ async def run_sink(given: argparse.Namespace) -> int:
     """Every configured sink."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
     ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         part = stages.sinks(bus, settings, kept)
         await part.engine.check()
@@ -145,7 +157,11 @@ async def run_enforcer(given: argparse.Namespace) -> int:
     """Policies and inventory in; plans out."""
 
     async def build(
-        bus: Bus, settings: Configuration, opened: contextlib.AsyncExitStack, kept: supervision.Supervision
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
     ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
         planning = stages.planner(bus, settings)
         exposure = await expose(settings.metrics, opened)

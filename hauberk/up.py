@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
+    from kernel.loader import Halt
     from kernel.loading import Loaded
     from processors.engine import Processor
     from sensors.node import Node
@@ -80,7 +81,31 @@ def progress(step: str, seconds: float) -> None:
         print(f"\r  {'loading':<10} {step} ({seconds:.1f} s)\x1b[K", end="\r", file=sys.stderr, flush=True)
 
 
-def open_sensor(settings: Configuration | NodeConfiguration, on_cgroup: Any) -> tuple[Node, float]:
+async def load_sensor(
+    settings: Configuration | NodeConfiguration, inventory: stages.Inventories, stop: asyncio.Event
+) -> tuple[Node, float]:
+    """`open_sensor` in a thread. A stop ends the load at once: Unavailable then, and nothing is left behind."""
+    from enforcers.swap import carry_over
+    from kernel.loader import Halt
+
+    halt, node = Halt(), inventory.engine.node
+    loading = asyncio.create_task(asyncio.to_thread(
+        open_sensor, settings, inventory.on_cgroup, halt, lambda pins: carry_over(pins, node, settings.enforcement)
+    ))  # fmt: skip
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            halt.now()
+        return await loading
+    finally:
+        stopping.cancel()
+
+
+def open_sensor(
+    settings: Configuration | NodeConfiguration, on_cgroup: Any, halt: Halt | None = None,
+    prepare: Callable[[str], None] | None = None,
+) -> tuple[Node, float]:  # fmt: skip
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
     from schemas.errors import KernelError, MissingDependency
@@ -88,7 +113,7 @@ def open_sensor(settings: Configuration | NodeConfiguration, on_cgroup: Any) -> 
 
     started = time.monotonic()
     try:
-        return open_node(settings.sensor, on_cgroup, progress), time.monotonic() - started
+        return open_node(settings.sensor, on_cgroup, progress, halt=halt, prepare=prepare), time.monotonic() - started
     except (KernelError, MissingDependency) as error:
         if error.__class__ is KernelError and "the only agent" in str(error):
             raise
@@ -232,7 +257,7 @@ async def _live(
     bus: Bus, settings: Configuration, exposure: Exposure, opened: contextlib.AsyncExitStack, over: asyncio.Event
 ) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
     inventory = stages.Inventories(bus, settings)
-    node, took = await asyncio.to_thread(open_sensor, settings, inventory.on_cgroup)
+    node, took = await load_sensor(settings, inventory, over)
     opened.callback(take_down, node, over)
     say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
     hashes = None

@@ -3,8 +3,8 @@
 
 Pins outlive the agent: enforcement, ids and the process map go on while it restarts. Pins are reused when the layout hash
 in their `config` map equals ours (it covers the C text, the record layouts, the tables and the settings that size maps), and
-replaced otherwise. Must never import BCC and never touch a directory it did not make. Neighbours: `loader_child` (the
-work), `catalogue` (what is pinned), `bpf`, `maps`.
+replaced otherwise. Must never import BCC and never touch a directory it did not make. Neighbours: `loader` (runs the
+child), `catalogue` (what is pinned), `bpf`, `maps`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -29,10 +26,11 @@ from kernel import attach, bpf
 from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
 from kernel.compiled import DIRECTORY
 from kernel.generation import renew
+from kernel.loader import Halt, run_child
 from kernel.maps import Map
 from kernel.syscalls import call_records
 from schemas.c_header import c_header
-from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
+from schemas.errors import KernelError, PermissionMissing
 from schemas.kernel import Config
 from schemas.operations import Class
 
@@ -40,9 +38,6 @@ _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NE
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 """What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
 _MAGIC_BPFFS: Final = 0xCAFE4A11
-_KINDS: Final = {kind.__name__: kind for kind in (Incompatible, KernelError, MissingDependency, PermissionMissing)}
-_KEPT_LINES: Final = 12
-"""Lines of the child's stderr that go into an error: clang's or the verifier's last words fit."""
 
 
 class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,14 +165,17 @@ def load(
     progress: Callable[[str, float], None] | None = None,
     fresh: bool = False,
     cache: str = DIRECTORY,
+    halt: Halt | None = None,
+    prepare: Callable[[str], None] | None = None,
 ) -> Loaded:
     """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
 
     Reuses fitting pins unless `fresh`. Others go only when the new programs are attached: a load that fails changes nothing,
     and what was enforced is enforced until then. `cache`: directory of compiled programs, found there or kept there; empty: compile
     each time. `progress(step, seconds)` is called as each step ends: headers, import, compile (or read), verify, attach. Blocks for
-    some seconds. Raises PermissionMissing, MissingDependency, KernelError (with the
-    verifier's last lines), Unavailable (timeout).
+    some seconds. `prepare(directory)` is called with the pins of the new programs once they are attached, before they take the
+    place of others: what it puts in their maps holds through the swap. Raises PermissionMissing, MissingDependency, KernelError
+    (with the verifier's last lines), Unavailable (timeout, or `halt`).
     """
     directory = Path(pin_dir)
     _require_bpffs(directory)
@@ -191,7 +189,9 @@ def load(
     request = {name: getattr(settings, name) for name in settings.__struct_fields__}
     request |= {"pin_dir": beside, "layout": expected, "cache": cache}
     try:
-        done = _run_child(request, settings.timeout, progress)
+        done = run_child(request, settings.timeout, progress, halt)
+        if prepare is not None:
+            prepare(beside)
         unload(pin_dir)
         os.rename(beside, pin_dir)
     except BaseException:
@@ -306,78 +306,3 @@ def _set_visibility(loaded: Loaded, settings: LoadSettings) -> None:
     with loaded.map("config") as config:
         config.put(struct.pack("=I", Config.HOST_VISIBILITY), struct.pack("=Q", settings.host_visibility))
         config.put(struct.pack("=I", Config.NEW_VISIBILITY), struct.pack("=Q", settings.new_visibility))
-
-
-def _run_child(
-    request: dict[str, Any], timeout: float, progress: Callable[[str, float], None] | None
-) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "kernel.loader_child"]
-    last: dict[str, Any] = {}
-    # stderr into a file: clang can say more than a pipe holds while nobody but stdout is read.
-    # The headers' directory is ours, not the child's, which may be ended before it could remove it.
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as errors,
-        tempfile.TemporaryDirectory(prefix="hauberk-headers-") as directory,
-    ):
-        request = {**request, "directory": directory}
-        try:
-            # In `/`: the compiler looks for headers where it runs first, and that directory may be anybody's.
-            child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/"
-            )
-        except OSError as error:
-            raise PermissionMissing(
-                f"expected to run `{sys.executable}` for the loader, got: {error.strerror}; run as root, or make it readable",
-                operation="exec",
-                target=sys.executable,
-                errno=error.errno or 0,
-            ) from error
-        assert child.stdin is not None
-        assert child.stdout is not None
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(timeout, give_up)
-        timer.start()
-        try:
-            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                pipe.write(json.dumps(request))
-            for line in child.stdout:
-                message = _message(line)
-                if "step" in message and progress is not None:
-                    progress(message["step"], message["seconds"])
-                last = message
-            child.wait()
-        finally:
-            timer.cancel()
-            child.kill()
-            child.wait()
-            child.stdout.close()
-        errors.seek(0)
-        err = errors.read()
-    if late.is_set() and "done" not in last:
-        raise Unavailable(
-            f"the loader did not finish in {timeout} s; raise `timeout`, or see whether the machine is out of memory or processors"
-        )
-    if "done" in last:
-        done: dict[str, Any] = last["done"]
-        return done
-    said = " / ".join(err.strip().splitlines()[-_KEPT_LINES:])
-    if "error" in last:
-        kind = _KINDS.get(last["kind"], KernelError)
-        raise kind(last["error"] + (f"; it said: {said}" if said else ""))
-    raise KernelError(
-        f"the loader ended with {child.returncode} and no answer; it said: {said or 'nothing'}", operation="load"
-    )
-
-
-def _message(line: str) -> dict[str, Any]:
-    # The last line of a child that was ended may be half a line.
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}

@@ -16,6 +16,7 @@ import msgspec
 
 from bus.contract import Bus
 from kernel.compiled import DIRECTORY
+from kernel.loader import Halt
 from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
 from sensors.agent import Agent, AgentSettings
 from sensors.backlog import Backlog, Read
@@ -108,8 +109,11 @@ def open_node(
     progress: Callable[[str, float], None] | None = None,
     *,
     exclude: tuple[int, ...] = (),
+    halt: Halt | None = None,
+    prepare: Callable[[str], None] | None = None,
 ) -> Node:
-    """Load (or reuse) the programs and open their rings. `exclude`: more host tgids never to be reported.
+    """Load (or reuse) the programs and open their rings. `exclude`: more host tgids never to be reported. `halt`, `prepare`: see
+    `kernel.loading.load`.
 
     Raises what `kernel.loading.load` and `RingSource` raise; nothing is left behind then that was not there before.
     """
@@ -118,7 +122,9 @@ def open_node(
     mounted = parent if mount_bpffs(parent) else ""
     loaded: Loaded | None = None
     try:
-        loaded = load(settings.load, settings.pin_dir, progress=progress, cache=settings.program_cache)
+        loaded = load(
+            settings.load, settings.pin_dir, progress=progress, cache=settings.program_cache, halt=halt, prepare=prepare
+        )
 
         def opening() -> RingSource:
             run = secrets.token_hex(8)

@@ -17,6 +17,7 @@ import pytest
 from kernel import bpf, loading
 from kernel.catalogue import GUARDS, PROBES, TABLES
 from kernel.compiled import store, stored
+from kernel.loader import Halt
 from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
 from schemas.errors import KernelError, MissingDependency, PermissionMissing, Unavailable
 from schemas.kernel import Config
@@ -124,6 +125,22 @@ def test_a_loader_that_takes_too_long_is_ended(bpffs: str) -> None:
     with pytest.raises(Unavailable, match=r"did not finish in 0\.05 s"):
         load(settings, f"{bpffs}/late")
     assert not os.path.exists(f"{bpffs}/late")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_stop_ends_a_load_at_once_and_leaves_nothing(bpffs: str, when: str) -> None:
+    halt, steps = Halt(), []
+
+    def stop(step: str, _: float) -> None:
+        steps.append(step)
+        halt.now()
+
+    if when == "before":
+        halt.now()
+    with pytest.raises(Unavailable, match="a stop was asked for"):
+        load(SMALL, f"{bpffs}/halted", progress=stop, cache="", halt=halt)
+    assert "compile" not in steps
+    assert [name for name in os.listdir(bpffs) if name.startswith("halted")] == []
 
 
 def test_who_cannot_bear_the_news_leaves_no_loader_and_no_pins(bpffs: str) -> None:
