@@ -93,6 +93,16 @@ class PlannerEngine:
         self.ready = self._follower.ready
         self.stats = PlannerStats()
 
+    @property
+    def failure(self) -> str:
+        """Why it cannot follow the bus now; "" when it does."""
+        return self._follower.problem
+
+    @property
+    def unplanned(self) -> list[str]:
+        """Nodes that something is known of and that have no plan."""
+        return sorted(self._identities.keys() - self._published.keys())
+
     def stop(self) -> None:
         """Ask `run` to finish the round in hand and return."""
         self._stopping.set()

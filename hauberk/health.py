@@ -56,7 +56,9 @@ def of_processor(part: Part[Processor]) -> Checks:
         engine, found = part.engine, {}
         pump = engine.pump.stats
         if not engine.facts.ready.is_set():
-            found["policies"] = engine.facts.problem or "policies and identities are not read to their end yet"
+            found["policies"] = engine.facts.failure or "policies and identities are not read to their end yet"
+        elif engine.facts.failure:
+            found["policies"] = engine.facts.failure
         if pump.failure:
             found["frames"] = pump.failure
         elif progress.stuck(pump.records + pump.commits, pump.lag > 0):
@@ -71,9 +73,11 @@ def of_planner(part: Part[PlannerEngine]) -> Checks:
 
     def checks() -> dict[str, str]:
         engine = part.engine
-        if engine.ready.is_set():
-            return {}
-        return {"planner": engine.stats.problem or "policies and inventory are not read to their end yet"}
+        if engine.failure or not engine.ready.is_set():
+            return {"planner": engine.failure or "policies and inventory are not read to their end yet"}
+        if engine.unplanned:
+            return {"planner": f"no plan for {', '.join(engine.unplanned)}: {engine.stats.problem or 'not made yet'}"}
+        return {}
 
     return checks
 

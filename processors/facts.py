@@ -66,6 +66,11 @@ class Facts:
         """Offset after the newest record that is in force here."""
         return self._follower.position
 
+    @property
+    def failure(self) -> str:
+        """Why it cannot follow the bus now; "" when it does."""
+        return self._follower.problem
+
     async def run(self) -> None:
         """Follow both topics. Ends only by cancelling. What is in force is judged with while they cannot be read; before the
         first time nothing is judged at all."""

@@ -91,6 +91,8 @@ def test_the_environment_is_settings_that_exist(stage: str) -> None:
     assert environment["HAUBERK_STATE"] == "/var/lib/hauberk"
     assert "HAUBERK_STATE=/var/lib/hauberk" in dockerfile
     configuration = check(merge(environment=environment), Configuration)
+    assert configuration.metrics.enabled, "the health check asks there"
+    assert (configuration.metrics.host, configuration.metrics.port) == ("127.0.0.1", 9644)
     if stage == "sink":
         assert [sink.__struct_config__.tag for sink in configuration.sinks] == ["file", "store", "prometheus"]
         ports = {resolved(port).split(":", 2)[2] for port in SERVICES[stage]["ports"]}

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The health checks, each against the thing it looks at."""
+"""The health check against an endpoint of a stage, as it is served."""
 
-import fcntl
-import http.server
+import asyncio
 import importlib.util
-import os
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from bus.contract import Record
-from bus.embedded import EmbeddedSettings
-from bus.registry import open_bus
-from schemas.topics import EVENTS_RAW
+from sinks.endpoint import PORT, Endpoint, MetricsSettings
 
 SOURCE = Path(__file__).parents[2] / "deploy/docker/health.py"
 
@@ -31,92 +25,42 @@ def health() -> ModuleType:
     return module
 
 
-async def test_node_is_well_while_somebody_holds_the_lock(
-    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HAUBERK__SENSOR__PIN_DIR", str(tmp_path / "pins"))
-    assert "expected the programs pinned" in await health.node()
-    (tmp_path / "pins").mkdir()
-    assert "nobody does" in await health.node()
-    descriptor = os.open(tmp_path / "pins", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert await health.node() == ""
-    finally:
-        os.close(descriptor)
-
-
-async def test_processor_has_to_get_on(health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAUBERK_STATE", str(tmp_path))
-    monkeypatch.setattr(health, "LOOK_AGAIN", 0.01)
-    bus = await open_bus(EmbeddedSettings(directory=str(tmp_path / "bus")))
-    try:
-        await bus.publish(EVENTS_RAW, [Record(key=b"n", value=b"a"), Record(key=b"n", value=b"b")])
-        assert "nothing has been read yet" in await health.processor()
-        async with bus.subscribe([EVENTS_RAW], "processors", "earliest") as subscription:
-            first = await subscription.take(1, 60.0)
-            await subscription.commit(first)
-            assert "stands 1 records behind" in await health.processor()
-            second = await subscription.take(1, 60.0)
-            await subscription.commit(second)
-            assert await health.processor() == ""
-    finally:
-        await bus.close()
-
-
-async def test_enforcer_without_nodes_has_nothing_to_do(
-    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HAUBERK_STATE", str(tmp_path))
-    bus = await open_bus(EmbeddedSettings(directory=str(tmp_path / "bus")))
-    try:
-        assert await health.enforcer() == ""
-    finally:
-        await bus.close()
-
-
 @pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[int]]]:
-    """An HTTP server on loopback that answers with the status in the list."""
-    status = [200]
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status[0])
-            self.end_headers()
-            self.wfile.write(b"file: the disk is full")
-
-        def log_message(self, format: str, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/readyz", status
-    server.shutdown()
-    thread.join()
-    server.server_close()
+async def endpoint() -> AsyncIterator[Endpoint]:
+    made = Endpoint("metrics", MetricsSettings(enabled=True, port=0))
+    await made.open()
+    yield made
+    await made.close()
 
 
-async def test_sink_says_what_its_endpoint_says(
-    health: ModuleType, endpoint: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
+async def test_it_names_what_the_stage_says_is_not_ready(
+    health: ModuleType, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url, status = endpoint
-    monkeypatch.setenv("HAUBERK_HEALTH_URL", url)
-    assert await health.sink() == ""
-    status[0] = 503
-    assert await health.sink() == "file: the disk is full"
+    monkeypatch.setenv("HAUBERK__METRICS__PORT", endpoint.url.rpartition(":")[2])
+    assert await asyncio.to_thread(health.main, ["processor"]) == 0
+    assert capsys.readouterr().out == "processor: well\n"
+    endpoint.ready_when(lambda: {"policies": "not read to their end yet", "frames": "the broker is away"})
+    assert await asyncio.to_thread(health.main, ["processor"]) == 1
+    assert capsys.readouterr().out == "processor: policies: not read to their end yet; frames: the broker is away\n"
+
+
+async def test_nobody_there_is_not_well(health: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     # Held and not listened on: nobody answers there.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HAUBERK_HEALTH_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/readyz")
-        assert "expected an answer" in await health.sink()
+        monkeypatch.setenv("HAUBERK__METRICS__PORT", str(taken.getsockname()[1]))
+        assert "expected an answer at http://127.0.0.1:" in health.problem(health.url())
 
 
-def test_one_line_and_a_code(
-    health: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+async def test_an_answer_of_another_kind_is_shown_as_it_is(
+    health: ModuleType, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HAUBERK_STATE", str(tmp_path / "none"))
-    assert health.main(["enforcer"]) == 1
-    assert capsys.readouterr().out.startswith("enforcer: SettingsError: expected a bus in")
-    assert health.main(["other"]) == 2
+    monkeypatch.setenv("HAUBERK_HEALTH_URL", f"{endpoint.url}/elsewhere")
+    assert await asyncio.to_thread(health.problem, health.url()) == "expected /metrics, /healthz or /readyz"
+
+
+def test_one_stage_is_asked_where_the_settings_put_it(health: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HAUBERK__METRICS__PORT", raising=False)
+    monkeypatch.delenv("HAUBERK_HEALTH_URL", raising=False)
+    assert health.url() == f"http://127.0.0.1:{PORT}/readyz"
+    assert health.main(["other"]) == health.main([]) == 2
