@@ -86,14 +86,17 @@ class Attempts:
         self._bugs = bugs
         self._random_part = random_part
         self._since = 0.0
+        self._cut = False
         self._limit: asyncio.Timeout | None = None
 
-    def stop(self) -> None:
-        """From now on `left` runs. What is limited ends within `drain_seconds`. Returns at once."""
+    def stop(self, *, cut: bool = True) -> None:
+        """From now on `left` runs. `cut`: what is limited ends within `drain_seconds`; otherwise it has its own time, because
+        a far side that is slow is not told from one that hangs. Returns at once."""
         if not self.stopping.is_set():
             self._since = time.monotonic()
             self.stopping.set()
-        if self._limit is not None:
+        self._cut = cut
+        if cut and self._limit is not None:
             latest = asyncio.get_running_loop().time() + self._drain_seconds
             self._limit.reschedule(min(self._limit.when() or latest, latest))
 
@@ -116,8 +119,8 @@ class Attempts:
 
     @asynccontextmanager
     async def limit(self, seconds: float) -> AsyncIterator[None]:
-        """`asyncio.timeout(seconds)`, cut to `drain_seconds` from a stop on."""
-        if self.stopping.is_set():
+        """`asyncio.timeout(seconds)`, cut to `drain_seconds` from a `stop` with `cut` on."""
+        if self._cut:
             seconds = min(seconds, self._drain_seconds)
         try:
             async with asyncio.timeout(seconds) as self._limit:

@@ -185,7 +185,7 @@ class Pump:
     def stop(self, mark: Mapping[Partition, int] | None = None) -> None:
         """Ask `run` to read to `mark` (None: no further), settle, commit and end. Returns at once; the last call counts."""
         self._mark = mark
-        self.attempts.stop()
+        self.attempts.stop(cut=mark is None)
 
     async def finish(self) -> None:
         """Ask `run` to end once everything is read that is on the topics now. Returns at once, as `stop` does."""

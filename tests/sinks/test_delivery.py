@@ -377,3 +377,18 @@ async def test_finish_leaves_a_far_side_that_is_away(bus, sink, make, publish):
     await asyncio.wait_for(delivery.run(), 60)
     assert (await bus.lag("sink.scripted"))["alerts"] == 1
     assert (sink.got, sink.closed, delivery.failure) == ([], 1, "away")
+
+
+async def test_finish_gives_a_slow_far_side_its_time(bus, sink, make, publish, until):
+    sink.hold = asyncio.Event()
+    await publish(make.alert(1))
+    delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
+    task = asyncio.create_task(delivery.run())
+    await until(lambda: sink.calls)
+    await delivery.finish()
+    await asyncio.sleep(4 * DRAIN)
+    assert not task.done()
+    sink.hold.set()
+    await asyncio.wait_for(task, 60)
+    assert (sink.got, len(sink.calls)) == ([1], 1)
+    assert (await bus.lag("sink.scripted"))["alerts"] == 0
