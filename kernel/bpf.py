@@ -33,16 +33,13 @@ OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
 PROG_ATTACH: Final = 8
 PROG_DETACH: Final = 9
-PROG_TEST_RUN: Final = 10
 MAP_GET_FD_BY_ID: Final = 14
 OBJ_GET_INFO: Final = 15
 RAW_TRACEPOINT_OPEN: Final = 17
 MAP_LOOKUP_BATCH: Final = 24
-MAP_LOOKUP_AND_DELETE_BATCH: Final = 25
 MAP_UPDATE_BATCH: Final = 26
 MAP_DELETE_BATCH: Final = 27
 LINK_CREATE: Final = 28
-LINK_UPDATE: Final = 29
 ENABLE_STATS: Final = 32
 LINK_DETACH: Final = 34
 
@@ -78,14 +75,6 @@ class MapInfo(NamedTuple):
     value_size: int
     max_entries: int
     flags: int
-    name: str
-
-
-class ProgramInfo(NamedTuple):
-    """`struct bpf_prog_info`: type, id and name. Run counts need kernel.bpf_stats_enabled."""
-
-    type: int
-    id: int
     name: str
 
 
@@ -159,14 +148,6 @@ def map_info(fd: int, target: str = "map") -> MapInfo:
     data = _info(fd, 80, target)
     kind, ident, key_size, value_size, max_entries, flags, name = struct.unpack_from("=IIIIII16s", data)
     return MapInfo(kind, ident, key_size, value_size, max_entries, flags, name.split(b"\0")[0].decode())
-
-
-def program_info(fd: int, target: str = "program") -> ProgramInfo:
-    """What the kernel says about the program behind `fd`."""
-    # type, id, tag[8], jited len, xlated len, two pointers, load_time, created_by_uid, nr_map_ids, map_ids, name[16]
-    data = _info(fd, 80, target)
-    kind, ident = struct.unpack_from("=II", data)
-    return ProgramInfo(kind, ident, data[64:80].split(b"\0")[0].decode())
 
 
 def enable_stats() -> int:
@@ -244,19 +225,3 @@ def program_load(kind: int, instructions: bytes, *, name: str = "", attach_type:
     error = refused("PROG_LOAD", name or f"program type {kind}", -result)
     last = log.value.decode(errors="replace").strip().splitlines()[-2:]
     raise type(error)(f"{error}; verifier: {' / '.join(last)}", operation="PROG_LOAD", target=name, errno=-result)
-
-
-def program_run(program: int, context: bytes = b"", target: str = "program") -> int:
-    """Run `program` once (BPF_PROG_TEST_RUN) and return its 32-bit result."""
-    data = ctypes.create_string_buffer(context, max(len(context), 1))
-    size = 80
-    attributes = bytearray(size)
-    struct.pack_into("=II", attributes, 0, program, 0)
-    if context:
-        struct.pack_into("=II", attributes, 40, len(context), 0)
-        struct.pack_into("=Q", attributes, 48, ctypes.addressof(data))
-    buffer = (ctypes.c_char * size).from_buffer(attributes)
-    result = call(PROG_TEST_RUN, buffer)
-    if result < 0:
-        raise refused("PROG_TEST_RUN", target, -result)
-    return int(struct.unpack_from("=I", attributes, 4)[0])

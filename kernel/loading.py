@@ -37,7 +37,6 @@ from schemas.operations import Class
 _ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 """What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
-_MAGIC_BPFFS: Final = 0xCAFE4A11
 
 
 class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -104,11 +104,10 @@ class Map:
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Every key and value."""
-        return self._read_all(bpf.MAP_LOOKUP_BATCH)
-
-    def take_all(self) -> list[tuple[bytes, bytes]]:
-        """Every key and value, removed as they are read: nothing counted in between is lost when the kernel has batches."""
-        return self._read_all(bpf.MAP_LOOKUP_AND_DELETE_BATCH)
+        found = self._read_batches() if self._batches else None
+        if found is not None:
+            return found
+        return [(key, value) for key in list(self.keys()) if (value := self.get(key)) is not None]
 
     def put_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> int:
         """Set every pair; how many. KernelError names the first that failed; the ones before it are set."""
@@ -179,19 +178,7 @@ class Map:
             return False
         raise bpf.refused(bpf.COMMANDS[command], self.target, -result)
 
-    def _read_all(self, command: int) -> list[tuple[bytes, bytes]]:
-        found = self._read_batches(command) if self._batches else None
-        if found is not None:
-            return found
-        found = []
-        for key in list(self.keys()):
-            value = self.get(key)
-            if value is None or (command == bpf.MAP_LOOKUP_AND_DELETE_BATCH and not self.delete(key)):
-                continue
-            found.append((key, value))
-        return found
-
-    def _read_batches(self, command: int) -> list[tuple[bytes, bytes]] | None:
+    def _read_batches(self) -> list[tuple[bytes, bytes]] | None:
         key_size, value_size = self.info.key_size, self.value_bytes
         count = BATCH
         # The cursor is the map's own: a u32 bucket for hashes, a key for others; 8 bytes hold either.
@@ -206,7 +193,7 @@ class Map:
                     started, ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values), count, self.fd, 0, 0
                 )
             )  # fmt: skip
-            result = bpf.call(command, (ctypes.c_char * _BATCH.size).from_buffer(attributes))
+            result = bpf.call(bpf.MAP_LOOKUP_BATCH, (ctypes.c_char * _BATCH.size).from_buffer(attributes))
             if result == -errno.ENOSPC:
                 # One bucket held more than the batch: the cursor has not moved, so ask again for more.
                 count *= 2
@@ -215,7 +202,7 @@ class Map:
                 self._batches = False
                 return None
             if result < 0 and result != -errno.ENOENT:
-                self._check(command, result)
+                self._check(bpf.MAP_LOOKUP_BATCH, result)
             got = int(struct.unpack_from("=I", attributes, 32)[0])
             raw_keys, raw_values = keys.raw, values.raw
             found += [

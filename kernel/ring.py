@@ -175,10 +175,6 @@ class Ring:
             self._order()
             self._consumer[0] = target
 
-    def rewind(self) -> None:
-        """Stand again where the last `release` was: what was taken since is handed out once more."""
-        self._cursor = self._consumer[0]
-
     def close(self) -> None:
         """Unmap; the ring and what lies in it stay while it is pinned."""
         self._consumer.release()

@@ -151,11 +151,6 @@ def render(diagnostic: Diagnostic, text: str) -> str:
     return "\n".join(out)
 
 
-def render_all(diagnostics: Iterable[Diagnostic], text: str) -> str:
-    """All findings, a blank line between."""
-    return "\n\n".join(render(diagnostic, text) for diagnostic in diagnostics)
-
-
 def to_json(diagnostics: Iterable[Diagnostic]) -> bytes:
     """A JSON array of objects with the field names of `Diagnostic`; fields that are empty are left out."""
     return msgspec.json.encode(list(diagnostics))

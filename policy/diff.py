@@ -14,7 +14,6 @@ import msgspec
 from policy.ruleset import Ruleset
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity
-from schemas.summary import Summary
 from schemas.verdict import Action, Verdict
 
 
@@ -35,19 +34,6 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     observed: Observed
     before: Verdict
     after: Verdict
-
-
-def observations(summaries: Iterable[Summary]) -> Iterator[Observed]:
-    """The behaviours of summary records, as they come: the same behaviour once per record."""
-    for summary in summaries:
-        for entry in summary.entries:
-            yield Observed(
-                identity=summary.identity,
-                behaviour=entry.behaviour,
-                count=entry.count,
-                first=entry.first,
-                last=entry.last,
-            )
 
 
 def diff(before: Ruleset, after: Ruleset, observed: Iterable[Observed]) -> Iterator[Change]:

@@ -44,15 +44,6 @@ def predicate(selection: Selection, untracked: frozenset[str] = UNTRACKED) -> Pr
     return selects
 
 
-def applies(policy: Policy, identity: Identity, untracked: frozenset[str] = UNTRACKED) -> bool:
-    """Whether a policy is judged for a workload. For one question; compile with `predicate` for many."""
-    return (
-        policy.enabled
-        and effective_mode(policy, identity) is not None
-        and predicate(policy.selection, untracked)(identity)
-    )
-
-
 def status_of(identity: Identity) -> str:
     """`enabled`, `audited` or `disabled`: what the workload itself says, else its namespace."""
     return identity.annotations.get(STATUS) or identity.namespace_annotations.get(STATUS) or "enabled"

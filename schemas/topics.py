@@ -45,7 +45,6 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
 
 MSGPACK = "application/vnd.hauberk+msgpack"
 JSON = "application/json"
-CLOUDEVENT = "application/cloudevents+json"
 OCTETS = "application/octet-stream"
 
 EVENTS_RAW = Topic(

@@ -18,7 +18,6 @@ from sensors.containers.unix_http import connect
 
 UNIMPLEMENTED = 12
 NOT_FOUND = 5
-PERMISSION_DENIED = 7
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9

@@ -163,16 +163,6 @@ def told(error: sqlite3.Error, path: str) -> HauberkError:
     return Unavailable(f"store: `{path}`: {error}; tried again later")
 
 
-def move_aside(path: str, suffix: str) -> list[str]:
-    """Rename the store and its WAL files to `path.<suffix>`; gives the new names. Only ever called on request."""
-    moved = []
-    for tail in ("", "-wal", "-shm"):
-        if os.path.exists(path + tail):
-            os.rename(path + tail, f"{path}.{suffix}{tail}")
-            moved.append(f"{path}.{suffix}{tail}")
-    return moved
-
-
 def _regular(path: str) -> None:
     try:
         info = os.stat(path)

@@ -46,7 +46,7 @@ _decode_ranges = msgspec.msgpack.Decoder(list[int]).decode
 
 
 class SqliteStore(SqliteReader):
-    """See `store.Store`. Reads see what was applied. `max_alerts`: older ones are forgotten; `keep`: see `rollup.Keep`;
+    """The one writer of a store. Reads see what was applied. `max_alerts`: older ones are forgotten; `keep`: see `rollup.Keep`;
     `max_bytes`: what `shrink` brings the file under, 0 for no cap."""
 
     def __init__(
@@ -74,6 +74,8 @@ class SqliteStore(SqliteReader):
             ) from error
 
     def apply(self, summaries: Sequence[Summary], alerts: Sequence[Alert]) -> Applied:
+        """Add a batch, all of it or nothing, and return when it is durable. A summary already added changes nothing, in
+        whatever order and however often they come. Raises `DiskFull`, `Temporary`, `DecodeError`."""
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -89,6 +91,7 @@ class SqliteStore(SqliteReader):
         return done
 
     def tidy(self, now: int) -> int:
+        """Roll minutes up to hours and days, remove what is past its retention (`now`: Unix seconds); gives rows removed."""
         with self._lock:
             try:
                 removed = rollup.tidy(self._db, now, self._keep)

@@ -8,7 +8,7 @@ CLI does not care. Neighbours: `sqlite` keeps the promise, `sink` fills it, `sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
@@ -17,7 +17,6 @@ from schemas.alert import Alert
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity
 from schemas.operations import Class, Operation
-from schemas.summary import Summary
 from schemas.verdict import RuleRef
 
 
@@ -115,17 +114,4 @@ class Reading(Protocol):
 
     def close(self) -> None:
         """Let go. Twice is once."""
-        ...
-
-
-class Store(Reading, Protocol):
-    """The one writer."""
-
-    def apply(self, summaries: Sequence[Summary], alerts: Sequence[Alert]) -> Applied:
-        """Add a batch, all of it or nothing, and return when it is durable. A summary already added changes nothing, in
-        whatever order and however often they come. Raises `DiskFull`, `Temporary`, `DecodeError`."""
-        ...
-
-    def tidy(self, now: int) -> int:
-        """Roll minutes up to hours and days, forget what is past its time (`now`: Unix seconds); gives rows removed."""
         ...

@@ -54,8 +54,6 @@ def test_a_hash_keeps_what_it_is_given(table: Map, count: int) -> None:
     assert sorted(table.keys()) == sorted(pairs)
     table.delete_many([key(n) for n in range(0, count + 10, 2)])
     assert dict(table.items()) == {k: v for k, v in pairs.items() if k[0] % 2}
-    assert dict(table.take_all()) == {k: v for k, v in pairs.items() if k[0] % 2}
-    assert table.items() == []
 
 
 def test_clear_and_single_calls(table: Map) -> None:
@@ -138,7 +136,6 @@ def test_a_program_loads_runs_and_attaches_to_a_cgroup(cgroup: Path) -> None:
     program = bpf.program_load(18, RETURN_1, name="allow", attach_type=10)  # cgroup/connect4
     directory = os.open(cgroup, os.O_RDONLY)
     try:
-        assert bpf.program_info(program).name == "allow"
         link = bpf.cgroup_attach(program, directory, 10, str(cgroup))
         assert link >= 0
         bpf.link_detach(link)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring reader against a model of the kernel's producer: wrap-around, busy and discarded records, release and rewind."""
+"""The ring reader against a model of the kernel's producer: wrap-around, busy and discarded records, release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kernel.ring import PAGE, Ring, anonymous
 from schemas.errors import KernelError
@@ -59,7 +59,7 @@ class Producer:
 
 
 class RingModel(RuleBasedStateMachine):
-    """Any order of reserve, commit, discard, take, release and rewind hands out each committed record once, in order."""
+    """Any order of reserve, commit, discard, take and release hands out each committed record once, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,13 +119,6 @@ class RingModel(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         self.ring.release()
-        self.unreleased.clear()
-
-    @precondition(lambda self: self.unreleased)
-    @rule()
-    def rewind(self) -> None:
-        self.ring.rewind()
-        self.line.extendleft(reversed(self.unreleased))
         self.unreleased.clear()
 
     @invariant()

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from policy import codes
-from policy.diagnostics import LIMIT, Diagnostic, Report, render, render_all, to_json
+from policy.diagnostics import LIMIT, Diagnostic, Report, render, to_json
 from policy.parse import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def header(rendering: str) -> bytes:
 
 def rendering(name: str, data: bytes) -> str:
     parsed = parse(data, name)
-    return render_all(parsed.diagnostics, parsed.text)
+    return "\n\n".join(render(one, parsed.text) for one in parsed.diagnostics)
 
 
 def settle(name: str, body: bytes) -> bytes:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import yaml
 
 from policy.backtest import BacktestSettings, Progress, Report, backtest
-from policy.diff import Observed, change_kind, diff, observations
+from policy.diff import Observed, change_kind, diff
 from policy.parse import parse
 from policy.ruleset import Ruleset, compile_ruleset
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
-from schemas.summary import Summary, SummaryEntry
 from schemas.verdict import Action, Mode, Verdict
 
 WEB = Identity(kind=Kind.CONTAINER, node="n1", uid="u1", namespace="demo", container_name="web", labels={"app": "web"}, orchestrated=True)  # fmt: skip
@@ -96,10 +95,3 @@ def test_backtest_rows_are_bounded_and_the_rest_is_counted() -> None:
     *_, report = backtest(rules("Block", "enforce", "/a", "/b"), [seen("/a"), seen("/b", 4)], BacktestSettings(rows=1))
     assert isinstance(report, Report)
     assert (len(report.rows), report.beyond) == (1, 4)
-
-
-def test_observations_come_from_summaries() -> None:
-    entry = SummaryEntry(behaviour=seen("/a").behaviour, status="Allow", count=9, first=1, last=2)
-    summary = Summary(node="n1", run="r", first_frame=0, last_frame=1, bucket=60, identity=WEB, entries=(entry,))
-    (found,) = observations([summary])
-    assert (found.identity, found.count, found.first, found.last) == (WEB, 9, 1, 2)

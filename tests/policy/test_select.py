@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from policy.normalise import normalise
 from policy.parse import parse
 from policy.regexes import BadExpression, Expression, glob
-from policy.select import UNTRACKED, applies, container_names, effective_mode, predicate
+from policy.select import UNTRACKED, container_names, effective_mode, predicate
 from schemas.identity import Identity, Kind
 from schemas.rules import Expression as Condition
 from schemas.rules import Operator as Op
@@ -162,8 +162,8 @@ def test_nodes(labels: str, identity: Identity, selected: bool) -> None:
 
 def test_untracked_namespaces_can_be_chosen() -> None:
     made = policy("selector: {}\n", namespace="kube-system")
-    assert not applies(made, pod(namespace="kube-system"))
-    assert applies(made, pod(namespace="kube-system"), frozenset())
+    assert not predicate(made.selection)(pod(namespace="kube-system"))
+    assert predicate(made.selection, frozenset())(pod(namespace="kube-system"))
     assert "kubearmor" in UNTRACKED
 
 
@@ -185,7 +185,6 @@ def test_modes_of_policy_and_workload_together(on_policy: str, on_workload: str,
     annotations = {"kubearmor-policy": on_workload} if on_workload else {}
     made, identity = policy("selector: {}\n", annotations=on_policy), pod(annotations=annotations)
     assert effective_mode(made, identity) is mode
-    assert applies(made, identity) is (mode is not None)
 
 
 @given(st.lists(st.sampled_from(["app=a", "app=b", "tier=x", "tier=y"]), unique=True), st.permutations([Condition(True, Op.IN, ("app=a", "app=b")), Condition(True, Op.NOT_IN, ("tier=x",)), Condition(False, Op.NOT_IN, ("bank",))]))  # fmt: skip
