@@ -63,6 +63,7 @@ class EmbeddedBus:
             tombstone_age=settings.tombstone_age,
             keep_read=frozenset(settings.keep_read),
             total_bytes=cap,
+            member_seconds=settings.member_seconds,
             wal_bytes=min(_WAL_BYTES, segment_bytes),
         )
         self._loop = asyncio.get_running_loop()
@@ -137,7 +138,10 @@ class EmbeddedBus:
             # Registered before the first take: from here on nothing the group has not read is dropped as read.
             await self._commit(begin, register=True)
             leases = {topic.name: self._layout.lease(group, topic) for topic in topics}
-        subscription = EmbeddedSubscription(self, channels, group, leases, self._settings.take_bytes)
+        settings = self._settings
+        subscription = EmbeddedSubscription(
+            self, channels, group, leases, settings.take_bytes, settings.member_seconds / 10
+        )
         if group is None:
             for topic in topics:
                 subscription.begin(topic, spans[topic.name][start == "latest"])

@@ -79,6 +79,15 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     take_bytes: Annotated[
         int, Meta(ge=1, le=1 << 50, description="Bytes after which one take ends early.", examples=[4194304])
     ] = 1 << 20
+    member_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=315_360_000,
+            description="Seconds without asking for records after which a member of a group is taken for hung and another one that waits gets its topics.",
+            examples=[60.0],
+        ),
+    ] = 300.0
     housekeeping: Annotated[
         float, Meta(gt=0, le=315_360_000, description="Seconds between looks at what to seal and drop.", examples=[2.0])
     ] = HOUSEKEEPING_SECONDS

@@ -43,6 +43,7 @@ class Layout(msgspec.Struct, frozen=True):
     tombstone_age: float
     keep_read: frozenset[str]
     total_bytes: int
+    member_seconds: float
     wal_bytes: int = 16 << 20
     seen: list[Topic] = msgspec.field(default_factory=list)
 
@@ -68,7 +69,7 @@ class Layout(msgspec.Struct, frozen=True):
         return Offsets(self.root)
 
     def lease(self, group: str, topic: Topic) -> Lease:
-        return Lease(self.root / "leases", group, topic.name)
+        return Lease(self.root / "leases", group, topic.name, self.member_seconds)
 
     def tidy(self, topic: Topic, log: Log, lowest: int | None) -> int:
         """Seal, drop and sweep `log`; `lowest`: the lowest committed offset, None without groups.

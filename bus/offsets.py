@@ -7,11 +7,12 @@ a file: the kernel gives it back when the holder dies, however it dies. Neighbou
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -153,11 +154,26 @@ class Offsets:
 
 
 class Lease:
-    """The right of one member of `group` to read `topic`. `take` never waits; `release` twice is once."""
+    """The right of one member of `group` to read `topic`. `take` never waits; `release` twice is once.
 
-    def __init__(self, directory: Path, group: str, topic: str) -> None:
+    The holder shows that it works by `beat`; one that did not for `member_seconds` hangs, and whoever asks next gets a new file
+    in place of its: `lost` tells it so when it wakes up.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        group: str,
+        topic: str,
+        member_seconds: float = 300.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         private_directory(directory)
+        self._directory = directory
         self._path = directory / f"{quote(group, safe='')}@{topic}"
+        self._member_seconds = member_seconds
+        self._clock = clock
+        self._beaten = 0.0
         self._descriptor = -1
 
     @property
@@ -171,18 +187,53 @@ class Lease:
 
     def take(self) -> bool:
         """Whether the lease is held now."""
-        if self.held:
-            return True
+        return self.held or self._lock() or (self._hangs() and self._renew() and self._lock())
+
+    def beat(self) -> None:
+        """Show that the holder works, ten times in `member_seconds` at most."""
+        now = self._clock()
+        if self.held and abs(now - self._beaten) >= self._member_seconds / 10:
+            with contextlib.suppress(OSError):
+                os.utime(self._descriptor, (now, now))
+            self._beaten = now
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _lock(self) -> bool:
         descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
             return False
-        self._descriptor = descriptor
+        self._descriptor, self._beaten = descriptor, 0.0
+        if self.lost:
+            # Taken from a member that hung while this one opened it.
+            self.release()
+            return False
+        self.beat()
         return True
 
-    def release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+    def _hangs(self) -> bool:
+        try:
+            return self._clock() - os.stat(self._path).st_mtime > self._member_seconds
+        except FileNotFoundError:
+            return False
+
+    def _renew(self) -> bool:
+        """Take the file of a holder that hangs away from its path."""
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # One at a time, and looked at again: the file may be another member's new one by now.
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._hangs():
+                return False
+            self._path.unlink(missing_ok=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(directory)

@@ -89,8 +89,8 @@ class Source(Protocol):
 
 
 class EmbeddedSubscription:
-    """See `contract.Subscription`. A topic that a live member has is never asked back: with one partition per topic, moving it
-    would only cost. It is lost when the file of its lease is gone, which a cleaned directory does."""
+    """See `contract.Subscription`. A topic that a working member has is never asked back: with one partition per topic, moving
+    it would only cost. It is lost when this reader hung and another one waited, or the directory was cleaned."""
 
     revoking: frozenset[Partition] = frozenset()
 
@@ -101,6 +101,7 @@ class EmbeddedSubscription:
         group: str | None,
         leases: dict[str, Lease],
         take_bytes: int,
+        beat_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
@@ -108,6 +109,7 @@ class EmbeddedSubscription:
         self._group = group
         self._leases = leases
         self._take_bytes = take_bytes
+        self._beat_seconds = beat_seconds
         self._clock = clock
         self._position: dict[Partition, int] = {}
         self._owned: dict[Partition, int] = {}
@@ -164,7 +166,7 @@ class EmbeddedSubscription:
             if left <= 0:
                 return []
             try:
-                async with asyncio.timeout(min(left, STANDBY_SECONDS) if standby else left):
+                async with asyncio.timeout(min(left, STANDBY_SECONDS if standby else self._beat_seconds)):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -173,7 +175,7 @@ class EmbeddedSubscription:
         self._source.check_open("commit")
         if self._group is None:
             return
-        self._drop_lost()
+        self._keep_leases()
         done: dict[str, tuple[Topic, int]] = {}
         if deliveries is None:
             for channel in self._channels:
@@ -195,18 +197,20 @@ class EmbeddedSubscription:
     async def release(self) -> None:
         self._source.check_open("release")
 
-    def _drop_lost(self) -> None:
+    def _keep_leases(self) -> None:
         for name, lease in self._leases.items():
             if lease.lost:
                 lease.release()
                 self._owned.pop((name, 0), None)
                 self._position.pop((name, 0), None)
+            else:
+                lease.beat()
 
     async def _claim(self) -> bool:
         """Whether some topic is still read by another member of the group."""
         if self._group is None:
             return False
-        self._drop_lost()
+        self._keep_leases()
         standby = False
         for channel in self._channels:
             topic = channel.topic

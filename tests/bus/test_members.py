@@ -130,23 +130,23 @@ async def test_a_member_that_dies_leaves_only_what_it_had_not_committed(world, u
     check(handled, 90, twice)
 
 
-async def test_a_slow_member_loses_its_partitions_and_its_commits_move_nothing(shared, until):
-    bus = await shared.open()
+async def test_a_slow_member_loses_its_partitions_and_its_commits_move_nothing(world, until):
+    bus = await world.open()
     handled: list[Delivery] = []
     await publish(bus, 0, 60)
     one = Reader(bus, handled, every=1 << 30)
     await until(lambda: len(one.open) >= 6)
     one.hanging.set()
     await until(lambda: one.hung)
-    two = Reader(bus, handled)
-    shared.later += 1000.0
-    await until(lambda: len(two.owned) == 3)
+    two, partitions = Reader(bus, handled), await bus.end(EVENTS_RAW)
+    world.hung()
+    await until(lambda: len(two.owned) == len(partitions))
     twice = set(values(one.open))
     await asyncio.wait_for(committed(bus), 60)
     before = await bus.groups()
     one.hanging.clear()
     one.resume.set()
-    await until(lambda: bool(one.owned) and not one.owned.keys() & two.owned.keys())
+    await until(lambda: not one.owned.keys() & two.owned.keys())
     await publish(bus, 60, 30)
     await one.leave()
     assert one.disowned >= 6

@@ -49,3 +49,35 @@ def test_a_lease_has_one_holder_and_odd_names_are_files(tmp_path):
     assert two.held
     two.release()
     other.release()
+
+
+def test_a_holder_that_hangs_loses_its_lease_to_whoever_asks_and_knows_it(tmp_path):
+    now = 1000.0
+    one, two, three = (Lease(tmp_path / "leases", "g", "alerts", 60.0, lambda: now) for _ in range(3))
+    assert one.take()
+    now += 59.0
+    one.beat()
+    now += 59.0
+    assert (two.take(), one.lost) == (False, False)
+    now += 2.0
+    assert (two.take(), three.take()) == (True, False)
+    assert (one.lost, two.lost) == (True, False)
+    one.release()
+    assert not one.take()
+    two.release()
+    assert one.take(), "a lease that was given back is free at once"
+    one.release()
+
+
+def test_only_one_of_those_who_wait_gets_the_lease_of_one_that_hangs(tmp_path):
+    now = 1000.0
+    one, two = (Lease(tmp_path / "leases", "g", "alerts", 60.0, lambda: now) for _ in range(2))
+    assert one.take()
+    now += 61.0
+    assert two._hangs()
+    third = Lease(tmp_path / "leases", "g", "alerts", 60.0, lambda: now)
+    assert third.take()
+    assert not two._renew(), "it is looked at again under the lock: the file is the third one's by now"
+    assert not third.lost
+    one.release()
+    third.release()
