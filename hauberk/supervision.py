@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from bus.backoff import Backoff
 from hauberk.service import Stage, notify, say
 from schemas.errors import HauberkError
 from schemas.stats import Gauge, Label
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 30.0
-"""Seconds before a failed stage is started again, doubled with each failure in a row."""
+RESTART: Final = Backoff(first_seconds=0.5, max_seconds=30.0)
+"""Before a failed stage is started again; without jitter, because stages of one process fail one by one."""
 STEADY: Final = 60.0
 """A stage that ran for so many seconds has recovered: the next failure is a first one again."""
 TELLING: Final = 5.0
@@ -77,7 +77,7 @@ class Supervision:
         """Run `stage` until it returns or `end` is set; start it again when it fails. Never raises but when cancelled."""
         loop = asyncio.get_running_loop()
         stats = self.stats.setdefault(name, StageStats(stage=name))
-        pause = FIRST_PAUSE
+        in_a_row = 0
         while True:
             started = loop.time()
             stats.up = 1
@@ -94,17 +94,17 @@ class Supervision:
                 return
             self._down.add(name)
             if loop.time() - started >= STEADY:
-                pause = FIRST_PAUSE
+                in_a_row = 0
             stats.failures += 1
             stats.last = _why(running)
-            again = None if end.is_set() else pause
+            again = None if end.is_set() else RESTART.delay(in_a_row)
             self._told(Failure(stage=name, why=stats.last, number=stats.failures, pause=again, unix_ns=time.time_ns()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(again or 0):
                     await end.wait()
             if end.is_set():
                 return
-            pause = min(pause * 2, LONGEST_PAUSE)
+            in_a_row += 1
 
     def _told(self, failure: Failure) -> None:
         again = "" if failure.pause is None else f"; it is started again in {failure.pause:g} s, the others go on"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
 from hauberk import service, supervision
@@ -19,8 +20,7 @@ from schemas.topics import ALERTS
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(supervision, "RESTART", Backoff(first_seconds=0.01, max_seconds=0.04))
 
 
 def failing(times: int, error: BaseException, then: asyncio.Event | None = None) -> tuple[service.Stage, list[float]]:
@@ -94,7 +94,7 @@ async def test_it_backs_off_and_never_longer_than_the_longest() -> None:
 async def test_a_stage_that_is_down_at_the_end_is_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(supervision, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(supervision, "RESTART", Backoff(first_seconds=3600.0, max_seconds=3600.0))
     stop = asyncio.Event()
     stage, _ = failing(1, Unavailable("gone"))
     kept = Supervision()
