@@ -144,18 +144,21 @@ class Node:
         self.before: Sequence[str] = ()
         """Words in front of the command, as `prlimit --nofile=256`."""
 
-    def start(self, *words: str) -> None:
-        """Starts `up` and waits until the node's receipt says that its policies are in force."""
+    def start(self, *words: str, policies: bool = True) -> None:
+        """Starts `up` and waits until the node's receipt says that its policies are in force. `policies`: else none are applied, and
+        it is waited only until `up` runs."""
+        given = ["-f", str(self.home / "policies.yaml")] if policies else []
         before = len(self.said()) if (self.home / "up.err").exists() else 0
         with (self.home / "up.err").open("a") as err, (self.home / "up.out").open("a") as out:
             self.process = subprocess.Popen(
-                [*self.before, PROGRAM, "up", "-q", "-f", str(self.home / "policies.yaml"), *words], cwd=self.home,
+                [*self.before, PROGRAM, "up", "-q", *given, *words], cwd=self.home,
                 env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, text=True,
             )  # fmt: skip
         process = self.process
         eventually(lambda: re.search(r"(?m)^  bus  ", self.said()[before:]) or process.poll() is not None, 180)
         assert process.poll() is None, self.said()
-        self._apply(self.home / "policies.yaml")
+        if policies:
+            self._apply(self.home / "policies.yaml")
 
     def said(self) -> str:
         """Standard error of `up` so far."""
