@@ -15,8 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
+import waiting
 from hypothesis import HealthCheck, settings
 
 
@@ -46,6 +48,18 @@ cat >/dev/null
 sed -n "s|^[^ ]* \\($1/[^ ]*\\) bpf .*|\\1|p" /proc/self/mounts | while read -r where; do umount -l "$where"; done
 rm -rf --one-file-system "$1"
 """
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """`waiting.eventually`: polls until a condition holds, a minute at most."""
+    return waiting.eventually
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    """`waiting.until`: the same for tests that run a loop."""
+    return waiting.until
 
 
 @pytest.fixture(scope="session")

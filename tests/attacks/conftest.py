@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 from kernel.features import cgroup2_mount
 
@@ -44,15 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in item.iter_markers("attack"):
             result = marker.args[1]
             assert result in RESULTS, f"{item.nodeid}: expected a result of {RESULTS}, got `{result}`"
-
-
-def eventually(what: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """What `what` says once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.02)
-    return answer
 
 
 @pytest.fixture(scope="session")
@@ -249,8 +241,3 @@ def make_node(
             return node
 
         yield make
-
-
-@pytest.fixture(scope="session", name="eventually")
-def _eventually() -> Callable[..., Any]:
-    return eventually

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -126,14 +125,3 @@ def records() -> Callable[[int], list[Record]]:
         return [Record(key, str(index).encode()) for index in range(first, first + count)]
 
     return records
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
-    async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            await asyncio.sleep(0.005)
-
-    return until

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from bus.contract import Record
 from bus.memory import MemoryBus
@@ -200,15 +201,6 @@ def ksp(name: str, spec: str, annotations: str = "{}") -> str:
     )
 
 
-async def wait_until(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Poll until `ask` answers something true."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if answer := ask():
-                return answer
-            await asyncio.sleep(0.002)
-
-
 class House:
     """Planner and enforcement on one bus, as `hauberk up` runs them."""
 
@@ -230,7 +222,7 @@ class House:
         await self.bus.publish(POLICIES, [Record(key(one), None) for one in policies(text)])
 
     async def until(self, ask: Callable[[], Any], seconds: float = 60.0) -> Any:
-        return await wait_until(ask, seconds)
+        return await until(ask, seconds)
 
     async def settled(self) -> None:
         """Wait until what the planner published last is what the receipt speaks of: nothing moves but what a test moves."""
@@ -287,8 +279,3 @@ def _ksp() -> Callable[..., str]:
 @pytest.fixture(name="policies")
 def _policies() -> Callable[..., list[PolicyDocument]]:
     return policies
-
-
-@pytest.fixture(name="wait_until")
-def _wait_until() -> Callable[..., Any]:
-    return wait_until

@@ -109,7 +109,7 @@ async def test_a_saved_plan_that_this_version_cannot_read_lifts_nothing(
 
 
 async def test_every_plan_is_answered_by_a_receipt(
-    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, wait_until: Any
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, until: Any
 ) -> None:
     box, bus = new_cgroup(), MemoryBus()
     agent = Enforcement(bus, pin_dir, NODE)
@@ -117,8 +117,8 @@ async def test_every_plan_is_answered_by_a_receipt(
     for generation in (1, 2):
         await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box), generation=generation)))])
         await bus.publish(ENFORCEMENT_DESIRED, [Record(b"other", encode(plan_for()))])
-        await wait_until(lambda wanted=generation: agent.receipt and agent.receipt.generation == wanted)
-    await wait_until(lambda: len(bus.records(ENFORCEMENT_STATUS)) == 2)
+        await until(lambda wanted=generation: agent.receipt and agent.receipt.generation == wanted)
+    await until(lambda: len(bus.records(ENFORCEMENT_STATUS)) == 2)
     receipts = [decode_receipt(one.value or b"") for one in bus.records(ENFORCEMENT_STATUS)]
     assert [one.generation for one in receipts] == [1, 2]
     assert receipts[1].backends == (Backend.CGROUP, Backend.SIGNAL)
@@ -127,7 +127,7 @@ async def test_every_plan_is_answered_by_a_receipt(
 
 
 async def test_bytes_that_are_no_plan_leave_the_one_in_force(
-    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path, wait_until: Any
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, tmp_path: Path, until: Any
 ) -> None:
     box, bus = new_cgroup(), MemoryBus()
     (tmp_path / "plan.msgpack").write_bytes(b"half a pl")
@@ -136,35 +136,35 @@ async def test_bytes_that_are_no_plan_leave_the_one_in_force(
     await asyncio.wait_for(agent.ready.wait(), 60)
     assert "plan.msgpack" in agent.problem
     await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box))))])
-    await wait_until(lambda: agent.receipt)
+    await until(lambda: agent.receipt)
     await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", b"\xc1")])
-    await wait_until(lambda: "plan.msgpack" not in agent.problem)
+    await until(lambda: "plan.msgpack" not in agent.problem)
     assert set(agent.applier.enforced) == {box.id}
     await ended(agent, task)
     assert (tmp_path / "plan.msgpack").read_bytes() == encode(plan_for(identity(box)))
 
 
 async def test_a_plan_that_cannot_be_saved_is_carried_out_all_the_same(
-    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, wait_until: Any
+    pin_dir: str, clean: None, new_cgroup: Any, identity: Any, plan_for: Any, until: Any
 ) -> None:
     box, bus = new_cgroup(), MemoryBus()
     agent = Enforcement(bus, pin_dir, NODE, EnforceSettings(state_dir="/dev/full"))
     task = asyncio.create_task(agent.run())
     await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for(identity(box))))])
-    await wait_until(lambda: agent.receipt)
+    await until(lambda: agent.receipt)
     assert set(agent.applier.enforced) == {box.id}
     assert "cannot save the plan" in agent.problem
     await ended(agent, task)
 
 
 async def test_the_receipt_is_repeated_so_that_others_know_the_node_is_there(
-    tmp_path: Path, plan_for: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plan_for: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("enforcers.agent.HEARTBEAT", 0.05)
     bus = MemoryBus()
     await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(plan_for()))])
     agent = Enforcement(bus, str(tmp_path / "no-pins"), NODE)
     task = asyncio.create_task(agent.run())
-    await wait_until(lambda: len(bus.records(ENFORCEMENT_STATUS)) >= 3)
+    await until(lambda: len(bus.records(ENFORCEMENT_STATUS)) >= 3)
     assert len({one.value for one in bus.records(ENFORCEMENT_STATUS)}) == 1
     await ended(agent, task)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import until
 
 from bus.contract import Record
 from bus.memory import MemoryBus
@@ -37,11 +38,7 @@ class Desk:
         await self.bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in identities])
 
     async def until(self, ask: Any) -> Any:
-        async with asyncio.timeout(60):
-            while True:
-                if answer := ask():
-                    return answer
-                await asyncio.sleep(0.002)
+        return await until(ask)
 
 
 async def start(bus: MemoryBus, settings: PlannerSettings | None = None) -> tuple[Desk, asyncio.Task[None]]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import until
 
 from bus.contract import Record
 from bus.embedded import EmbeddedBus, EmbeddedSettings
@@ -100,13 +101,6 @@ class World:
             return []
         async with self.bus.subscribe((ALERTS,), None, "earliest") as subscription:
             return [decode_alert(one.record.value) for one in await subscription.take(1000, 10)]
-
-
-async def until(ask: Any, seconds: float = 60.0) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (answer := await ask()):  # noqa: ASYNC110 - polls a bus, which has no event for this.
-            await asyncio.sleep(0.01)
-    return answer
 
 
 @pytest.fixture

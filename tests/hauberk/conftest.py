@@ -10,12 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(sys.executable).parent / "hauberk")
@@ -29,15 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(360))
-
-
-def eventually(what: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `what` says once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.02)
-    return answer
 
 
 class Running:
@@ -137,12 +128,6 @@ def make_hauberk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield make
     for one in made:
         one.close()
-
-
-@pytest.fixture(scope="session")
-def wait_for() -> Callable[..., Any]:
-    """`eventually`."""
-    return eventually
 
 
 @pytest.fixture(scope="session")

@@ -256,7 +256,9 @@ def test_a_file_where_the_bus_wants_a_directory(hauberk: Any) -> None:
     refused(hauberk.replay(), 3, str(hauberk.state / "bus"))
 
 
-def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(hauberk: Any, wait_for: Callable[..., Any]) -> None:
+def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(
+    hauberk: Any, eventually: Callable[..., Any]
+) -> None:
     up = hauberk.start("up", "--replay", str(RECORDING), "--speed", "0.02", "-q", "-f", POLICY)
     said = up.ready()
     code = (
@@ -277,7 +279,7 @@ def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(hauberk: Any
         with answer:
             return bool(re.search(r"(?m)^hauberk_pump_dead(_total)?(\{[^}]*\})? 3(\.0)?$", answer.read().decode()))
 
-    wait_for(dead)
+    eventually(dead)
     lines = hauberk("topic", "tail", "dead", "--from", "earliest", "--limit", "3").stdout.splitlines()
     assert {json.loads(line)["headers"]["dead.reason"] for line in lines} == {"decode"}
     assert {json.loads(line)["headers"]["dead.topic"] for line in lines} == {"events.raw"}
@@ -386,7 +388,7 @@ def test_a_full_disk_under_the_store(hauberk: Any) -> None:
 
 
 @needs_root
-def test_a_full_disk_under_the_alerts_loses_none(hauberk: Any, wait_for: Callable[..., Any]) -> None:
+def test_a_full_disk_under_the_alerts_loses_none(hauberk: Any, eventually: Callable[..., Any]) -> None:
     path = f"{hauberk.home}/full/alerts.jsonl"
     hauberk.sinks = [{"type": "file", "path": path}]
     up = hauberk.start(
@@ -397,7 +399,7 @@ def test_a_full_disk_under_the_alerts_loses_none(hauberk: Any, wait_for: Callabl
     inside = Path(f"/proc/{up.process.pid}/root")
     (inside / f"{hauberk.home}/full/fill".lstrip("/")).unlink()
     alerts = inside / path.lstrip("/")
-    wait_for(lambda: alerts.exists() and "audit-password-hashes" in alerts.read_text())
+    eventually(lambda: alerts.exists() and "audit-password-hashes" in alerts.read_text())
     assert up.end() == 0
 
 

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from waiting import eventually
 
 HAUBERK = Path(sys.executable).parent / "hauberk"
 POLICIES = """\
@@ -31,14 +30,6 @@ spec:
   process: {{matchPatterns: [{{pattern: "/bin/*x"}}]}}
   action: Audit
 """
-
-
-def eventually(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.05)
-    return answer
 
 
 @pytest.fixture

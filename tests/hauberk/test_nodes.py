@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from waiting import until
 
 from bus.contract import Record
 from bus.embedded import EmbeddedBus, EmbeddedSettings
@@ -190,11 +191,6 @@ async def test_a_dropped_node_gets_no_plan_until_it_is_back() -> None:
     assert b"left" in await bus.latest(ENFORCEMENT_DESIRED)
     assert await forget(bus, "left") == 3
     policy = parse(POLICY.encode(), "t").policies[0]
-
-    async def until(ask: Any) -> None:
-        async with asyncio.timeout(10):
-            while not await ask():  # noqa: ASYNC110 - polls a bus
-                await asyncio.sleep(0.005)
 
     async def dropped() -> bool:
         return bus.records(ENFORCEMENT_DESIRED)[-1].value is None

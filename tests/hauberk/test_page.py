@@ -31,13 +31,13 @@ def get(url: str) -> bytes:
         return bytes(answer.read())
 
 
-def test_up_says_where_and_the_page_answers(hauberk: Any, wait_for: Any) -> None:
+def test_up_says_where_and_the_page_answers(hauberk: Any, eventually: Any) -> None:
     # At half a percent of its speed the recording lasts longer than the test.
     up = hauberk.start("up", "-q", "--replay", RECORDING, "--speed", "0.005", "-f", POLICY)
     url = re.search(LINE, up.ready())
     assert url is not None, up.said()
     assert b"<title>Hauberk</title>" in get(url[1])
-    wait_for(lambda: json.loads(get(f"{url[1]}api/survey"))["workloads"], 60)
+    eventually(lambda: json.loads(get(f"{url[1]}api/survey"))["workloads"], 60)
     with urllib.request.urlopen(f"{url[1]}events", timeout=60) as stream:
         assert stream.readline() == b"event: reset\n"
         started = time.monotonic()

@@ -169,30 +169,30 @@ def memory(pid: int) -> tuple[float, float]:
     return int(resident[1]) / 1024, int(share[1]) / 1024
 
 
-def test_an_event_becomes_an_alert_and_a_connection_is_denied(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip
-    wait_for(lambda: parts.workload.connect(listener) == "EPERM")
+def test_an_event_becomes_an_alert_and_a_connection_is_denied(parts: Any, listener: int, eventually: Callable[..., Any]) -> None:  # fmt: skip
+    eventually(lambda: parts.workload.connect(listener) == "EPERM")
     parts.workload.touch(["first"])
-    found = wait_for(lambda: [one for one in alerts(parts) if one.get("Resource", "").endswith("/first")])
+    found = eventually(lambda: [one for one in alerts(parts) if one.get("Resource", "").endswith("/first")])
     assert found[0]["PolicyName"] == "parts"
     assert found[0]["ContainerName"] == NAME
     assert found[0]["Action"] == "Audit"
 
 
-def test_a_name_that_is_asked_for_is_told(parts: Any, wait_for: Callable[..., Any]) -> None:
+def test_a_name_that_is_asked_for_is_told(parts: Any, eventually: Callable[..., Any]) -> None:
     parts.workload.ask("other.test")
     parts.workload.ask("API.Example.test")
-    found = wait_for(lambda: [one for one in alerts(parts) if "domain=" in one.get("Data", "")])
+    found = eventually(lambda: [one for one in alerts(parts) if "domain=" in one.get("Data", "")])
     assert [(one["Operation"], one["Resource"], one["Action"], one["PolicyName"]) for one in found] == [
         ("Network", "API.Example.test", "Audit", "parts")
     ]
     assert found[0]["Data"] == "kfunc=UDP_SENDSKB domain=API.Example.test daddr=127.0.0.1"
 
 
-def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: int, wait_for: Callable[..., Any]) -> None:  # fmt: skip
-    wait_for(lambda: parts.workload.connect(listener) == "EPERM")
+def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: int, eventually: Callable[..., Any]) -> None:  # fmt: skip
+    eventually(lambda: parts.workload.connect(listener) == "EPERM")
     before = parts.started["node"]
     parts.workload.touch(["before"])
-    wait_for(lambda: any(one.get("Resource", "").endswith("/before") for one in alerts(parts)))
+    eventually(lambda: any(one.get("Resource", "").endswith("/before") for one in alerts(parts)))
     before.process.send_signal(signal.SIGKILL)
     before.process.wait(60)
     names = [f"meanwhile-{number}" for number in range(200)]
@@ -201,13 +201,13 @@ def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: i
     parts.started["node"] = again = parts.start("node", **parts.more)
     again.ready()
     parts.workload.touch(["after"])
-    wait_for(lambda: any(one.get("Resource", "").endswith("/after") for one in alerts(parts)))
+    eventually(lambda: any(one.get("Resource", "").endswith("/after") for one in alerts(parts)))
 
     def missing() -> set[str]:
         return set(names) - {one.get("Resource", "").rsplit("/", 1)[-1] for one in alerts(parts)}
 
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not missing())
+        eventually(lambda: not missing())
     told = alerts(parts)
     lost = [one for one in told if one.get("Operation") == "Loss" or "lost" in str(one.get("Message", "")).lower()]
     assert not missing(), f"{len(missing())} of {len(names)} events from when the node was away; told losses: {lost}"

@@ -9,11 +9,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -25,13 +25,6 @@ def why_not() -> str:
     return subprocess.run(
         [BIN / "hauberk", "probe", "--quiet"], capture_output=True, text=True, check=False
     ).stderr.strip()
-
-
-def eventually(what: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.05)
 
 
 class Show:

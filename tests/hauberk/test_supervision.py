@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
+from waiting import until
 
 from bus.backoff import Backoff
 from bus.contract import Record
@@ -36,12 +36,6 @@ def failing(times: int, error: BaseException, then: asyncio.Event | None = None)
         await stop.wait()
 
     return stage, started
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize(

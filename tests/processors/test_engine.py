@@ -8,6 +8,7 @@ import json
 
 import pytest
 from msgspec.structs import replace as replaced
+from waiting import until
 
 from bus.backoff import Backoff
 from bus.contract import Record
@@ -24,12 +25,6 @@ from schemas.summary import decode as decode_summary
 from schemas.telemetry import decode as decode_telemetry
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, TELEMETRY
 from schemas.verdict import ALLOWED
-
-
-async def until(condition, seconds=60.0):
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - polls a bus, which has no event for this.
-            await asyncio.sleep(0.01)
 
 
 async def test_from_frame_to_alert_telemetry_and_summary(node, web, host, make_policy):

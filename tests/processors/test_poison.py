@@ -8,6 +8,7 @@ import random
 
 import msgspec
 import pytest
+from waiting import until
 
 from bus.backoff import Backoff
 from bus.contract import Record
@@ -22,12 +23,6 @@ from schemas.frame import FOLDED, decode, definition, encode
 from schemas.kernel import STRIDE, DefinitionKind
 from schemas.operations import Operation
 from schemas.topics import DEAD, EVENTS_RAW, INVENTORY, SUMMARIES
-
-
-async def until(condition, seconds=60.0):
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - polls a bus, which has no event for this.
-            await asyncio.sleep(0.01)
 
 
 def poisons(record):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -136,17 +135,3 @@ def publish(bus: MemoryBus) -> Callable[..., Awaitable[None]]:
                 await bus.publish(TELEMETRY, [Record(b"node-1", telemetry.encode(word))])
 
     return publish
-
-
-@pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """Waits until a condition holds, a minute at most."""
-
-    async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not so within {seconds} s: {condition}")
-            await asyncio.sleep(0.005)
-
-    return until

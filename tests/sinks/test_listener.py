@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import ClientSession, web
+from waiting import until
 
 from sinks import listener as listeners
 from sinks.listener import Listener
@@ -65,12 +65,6 @@ async def served() -> AsyncIterator[Served]:
     for writer in made.writers:
         writer.transport.abort()
     await made.listener.close()
-
-
-async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not what():  # noqa: ASYNC110 - counts of a server
-            await asyncio.sleep(0.005)
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:

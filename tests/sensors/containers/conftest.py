@@ -17,9 +17,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
+from waiting import eventually
 
 from sensors.containers import cgroups, protobuf, unix_grpc
 
@@ -32,16 +33,6 @@ def _need(*programs: str) -> None:
     for program in programs:
         if not shutil.which(program):
             pytest.skip(f"needs `{program}`: apt-get install docker.io containerd runc crun podman busybox-static")
-
-
-def until(ask: Callable[[], Any], seconds: float = 60.0, what: str = "it") -> Any:
-    """Poll `ask` until it answers something true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := ask():
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -97,7 +88,7 @@ class Dockerd:
         home = self.home
         with (home / "log").open("ab") as log:
             self._process = self._spawn(log)
-        until(self._up, what="dockerd")
+        eventually(self._up, what="dockerd")
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         home = self.home
@@ -230,7 +221,7 @@ state = "{home}/state"
         )
     try:
         ctr = ["ctr", "-a", runtime.socket, "-n", "k8s.io"]
-        until(
+        eventually(
             lambda: (
                 os.path.exists(runtime.socket)
                 and subprocess.run([*ctr, "version"], check=False, capture_output=True).returncode == 0
@@ -404,17 +395,3 @@ def kernel_cgroup_id(path: str) -> int:
 @pytest.fixture(name="kernel_cgroup_id")
 def _kernel_cgroup_id() -> Callable[[str], int]:
     return kernel_cgroup_id
-
-
-async def wait_until(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """`until` for tests that run a loop."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if answer := ask():
-                return answer
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture(name="wait_until")
-def _wait_until() -> Callable[..., Any]:
-    return wait_until

@@ -45,7 +45,7 @@ def execs(bus: MemoryBus) -> list[Behaviour]:
 
 
 async def test_the_first_event_of_a_container_has_an_identity(
-    oci: Any, pins: str, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+    oci: Any, pins: str, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine runc may take long between making the cgroup and writing its state.
     monkeypatch.setattr("sensors.inventory.HOST_ANSWER", 60.0)
@@ -64,9 +64,9 @@ async def test_the_first_event_of_a_container_has_an_identity(
         await asyncio.wait_for(inventory.ready.wait(), 60)
         name = f"hauberk-born-{os.getpid()}"
         await asyncio.to_thread(oci.run, "runc", name)
-        known = await wait_until(lambda: next((one for one in inventory.identities if one.uid == name), None))
+        known = await until(lambda: next((one for one in inventory.identities if one.uid == name), None))
         assert (known.kind, known.cgroup_path) == (Kind.CONTAINER, f"/{name}")
-        mine = await wait_until(
+        mine = await until(
             lambda: [one for one in execs(bus) if one.cgroup == known.cgroups[0] and one.resource == "/bin/busybox"]
         )
         assert (mine[0].pid_ns, mine[0].mnt_ns) == (known.pid_ns, known.mnt_ns)
@@ -76,10 +76,10 @@ async def test_the_first_event_of_a_container_has_an_identity(
             return [one for one in said if known.cgroups[0] in one.cgroups]
 
         # Published by a task of its own.
-        await wait_until(lambda: (told()[-1].kind, told()[-1].complete) == (Kind.CONTAINER, True))
+        await until(lambda: (told()[-1].kind, told()[-1].complete) == (Kind.CONTAINER, True))
         assert (told()[0].kind, told()[0].complete) == (Kind.HOST, False)
         await asyncio.to_thread(oci.remove, name)
-        await wait_until(lambda: inventory.find(known.cgroups[0]).ended)  # type: ignore[union-attr]
+        await until(lambda: inventory.find(known.cgroups[0]).ended)  # type: ignore[union-attr]
     finally:
         agent.stop()
         tasks[0].cancel()

@@ -22,7 +22,7 @@ UID = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.mark.containers
-async def test_a_pod_is_described(containerd: Any, wait_until: Any) -> None:
+async def test_a_pod_is_described(containerd: Any, until: Any) -> None:
     told: list[tuple[str, bool]] = []
     runtime = Cri(CriSettings(socket=containerd.socket, timeout_seconds=60.0, poll_seconds=0.05))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
@@ -45,10 +45,10 @@ async def test_a_pod_is_described(containerd: Any, wait_until: Any) -> None:
         assert listed[sandbox].name == SANDBOX_NAME
         assert await runtime.describe(Place("0" * 64, "/x")) is None
         assert await runtime.describe(Place(id_, path, "docker")) is None
-        await wait_until(lambda: (id_, False) in told)
+        await until(lambda: (id_, False) in told)
     finally:
         await asyncio.to_thread(containerd.remove, sandbox)
-    await wait_until(lambda: (id_, True) in told)
+    await until(lambda: (id_, True) in told)
     assert runtime.status == ""
     watching.cancel()
 

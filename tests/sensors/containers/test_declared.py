@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from waiting import until
 
 from bus.contract import Record
 from bus.memory import MemoryBus, MemorySettings
@@ -58,7 +59,7 @@ async def test_a_declared_cgroup_is_a_container() -> None:
         again = inventory.find(inner)
         assert again is not None
         assert again.uid == found.uid
-        published = await _eventually(bus, found.uid)
+        published = await _grown(bus, found.uid)
         assert published.labels == {"app": "web"}
         assert set(published.cgroups) == {path.stat().st_ino, inner}
     finally:
@@ -126,12 +127,12 @@ async def _told(bus: MemoryBus) -> dict[str, Identity]:
     return {one.uid: one for one in found}
 
 
-async def _eventually(bus: MemoryBus, uid: str) -> Identity:
-    async with asyncio.timeout(60):
-        while True:
-            for record in (await bus.latest(INVENTORY)).values():
-                assert record.value is not None
-                identity = decode(record.value)
-                if identity.uid == uid and len(identity.cgroups) > 1:
-                    return identity
-            await asyncio.sleep(0.01)
+async def _grown(bus: MemoryBus, uid: str) -> Identity:
+    """The identity of `uid` once it has a cgroup below its own."""
+
+    async def asked() -> Identity | None:
+        known = (await _told(bus)).values()
+        return next((one for one in known if one.uid == uid and len(one.cgroups) > 1), None)
+
+    found: Identity = await until(asked)
+    return found

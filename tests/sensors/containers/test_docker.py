@@ -38,20 +38,20 @@ async def test_a_container_is_described(dockerd: Any) -> None:
         dockerd.remove("who")
 
 
-async def test_starts_and_ends_are_told_across_a_restart_of_the_engine(dockerd: Any, wait_until: Any) -> None:
+async def test_starts_and_ends_are_told_across_a_restart_of_the_engine(dockerd: Any, until: Any) -> None:
     told: list[tuple[str, bool]] = []
     runtime = Docker(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0, reconnect_max_seconds=0.2))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
     try:
         first = await asyncio.to_thread(dockerd.run, "first")
-        await wait_until(lambda: (first, False) in told)
+        await until(lambda: (first, False) in told)
         await asyncio.to_thread(dockerd.remove, "first")
-        await wait_until(lambda: (first, True) in told)
+        await until(lambda: (first, True) in told)
         await asyncio.to_thread(dockerd.stop)
-        await wait_until(lambda: "expected a server" in runtime.status or runtime.status == "")
+        await until(lambda: "expected a server" in runtime.status or runtime.status == "")
         await asyncio.to_thread(dockerd.start)
         second = await asyncio.to_thread(dockerd.run, "second")
-        await wait_until(lambda: (second, False) in told)
+        await until(lambda: (second, False) in told)
         assert runtime.status == ""
     finally:
         watching.cancel()

@@ -83,27 +83,27 @@ async def test_what_runs_already_is_known_at_start(dockerd: Any, kernel_cgroup_i
         await asyncio.to_thread(dockerd.remove, "early")
 
 
-async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any, wait_until: Any) -> None:
+async def test_a_container_is_known_at_birth_and_kept_after_its_end(dockerd: Any, until: Any) -> None:
     bus = MemoryBus()
     runtime = DockerSettings(socket=dockerd.socket, timeout_seconds=60.0)
     async with running(bus, runtime, linger_seconds=2.0, rescan_seconds=0.1) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "born", "--label", "kubearmor.io/namespace=shop")
         tell_of(inventory, f"/docker/{id_}")
-        await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one.root_pid)
+        await until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one.root_pid)
         cgroup = _cgroup(id_)
         mine = lambda: [one for one in bus.records(INVENTORY) if one.key == f"n1/{id_}".encode()]  # noqa: E731
-        await wait_until(lambda: mine() and decode(mine()[-1].value).complete)
+        await until(lambda: mine() and decode(mine()[-1].value).complete)
         assert decode(mine()[-1].value).namespace == "shop"
         # Looked at meanwhile: Docker may still be removing it when it is forgotten already.
         removing = asyncio.create_task(asyncio.to_thread(dockerd.remove, "born"))
-        ended = await wait_until(lambda: (one := inventory.find(cgroup)) and one.ended and one)
+        ended = await until(lambda: (one := inventory.find(cgroup)) and one.ended and one)
         assert ended.container_name == "born"
-        await wait_until(lambda: inventory.find(cgroup) is None)
-        await wait_until(lambda: mine()[-1].value is None)
+        await until(lambda: inventory.find(cgroup) is None)
+        await until(lambda: mine()[-1].value is None)
         await removing
 
 
-async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_until: Any) -> None:
+async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, until: Any) -> None:
     class Before(Docker):
         """Docker as it answers before the first process runs, and never again."""
 
@@ -118,7 +118,7 @@ async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_unt
         try:
             cgroup = _cgroup(id_)
             tell_of(inventory, f"/docker/{id_}")
-            await wait_until(lambda: inventory.find(cgroup).container_name == "brief")  # type: ignore[union-attr]
+            await until(lambda: inventory.find(cgroup).container_name == "brief")  # type: ignore[union-attr]
             known = inventory.find(cgroup)
             assert known is not None
             assert (known.complete, known.labels) == (False, {"app": "brief"})
@@ -132,7 +132,7 @@ async def test_a_container_that_ends_at_once_has_its_name(dockerd: Any, wait_unt
 
 
 async def test_containers_that_remove_themselves_have_their_names(
-    dockerd: Any, bpffs_home: Callable[[str], str], wait_until: Any
+    dockerd: Any, bpffs_home: Callable[[str], str], until: Any
 ) -> None:
     bus = MemoryBus()
     settings = InventorySettings(
@@ -151,7 +151,7 @@ async def test_containers_that_remove_themselves_have_their_names(
         for name in names:
             words = f"run --rm --network none --name {name} -l app=gone busy:1 /bin/true"
             await asyncio.to_thread(dockerd.docker, *words.split())
-        await wait_until(
+        await until(
             lambda: [one.container_name for one in inventory.identities if one.labels.get("app") == "gone"] == names
         )
     finally:
@@ -161,14 +161,14 @@ async def test_containers_that_remove_themselves_have_their_names(
         node.close()
 
 
-async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait_until: Any) -> None:
+async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, until: Any) -> None:
     bus = MemoryBus()
     files = PodmanSettings(roots=(f"{dockerd.home}/exec/runtime-runc/*",), poll_seconds=0.05)
     early = await asyncio.to_thread(dockerd.run, "files-early")
     async with running(bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0), files) as inventory:
         late = await asyncio.to_thread(dockerd.run, "files-late")
         tell_of(inventory, f"/docker/{late}")
-        await wait_until(lambda: (one := inventory.find(_cgroup(late))) and one.complete)
+        await until(lambda: (one := inventory.find(_cgroup(late))) and one.complete)
         seen = [inventory.find(_cgroup(id_)) for id_ in (early, late)]
         assert [(one.container_name, one.runtime) for one in seen if one] == [
             ("files-early", "docker"),
@@ -177,15 +177,15 @@ async def test_dockers_word_counts_over_the_files_of_its_runc(dockerd: Any, wait
     await asyncio.to_thread(dockerd.remove, "files-early", "files-late")
 
 
-async def test_a_restarted_container_keeps_its_name_under_a_new_cgroup(dockerd: Any, wait_until: Any) -> None:
+async def test_a_restarted_container_keeps_its_name_under_a_new_cgroup(dockerd: Any, until: Any) -> None:
     bus = MemoryBus()
     async with running(
         bus, DockerSettings(socket=dockerd.socket, timeout_seconds=60.0), rescan_seconds=0.1
     ) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "again")
-        first = await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one)
+        first = await until(lambda: (one := inventory.find(_cgroup(id_))) and one.complete and one)
         await asyncio.to_thread(dockerd.docker, "restart", "-t", "0", "again")
-        await wait_until(lambda: (one := inventory.find(_cgroup(id_))) and one.root_pid not in (0, first.root_pid))
+        await until(lambda: (one := inventory.find(_cgroup(id_))) and one.root_pid not in (0, first.root_pid))
         now = inventory.find(_cgroup(id_))
         assert now is not None
         assert now.cgroups[0] == _cgroup(id_) != first.cgroups[0]
@@ -197,7 +197,7 @@ def _cgroup(id_: str) -> int:
     return cgroups.cgroup_id(cgroups.mount_point(), f"/docker/{id_}")
 
 
-async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_until: Any) -> None:
+async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, until: Any) -> None:
     id_ = await asyncio.to_thread(dockerd.run, "outer")
     inner = f"{cgroups.mount_point()}/docker/{id_}/init.scope"
     try:
@@ -205,9 +205,9 @@ async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_
             os.mkdir(inner)
             inner_id = os.stat(inner).st_ino
             inventory.on_cgroup(inner_id, None, False)
-            found = await wait_until(lambda: inventory.find(inner_id))
+            found = await until(lambda: inventory.find(inner_id))
             assert found.container_name == "outer"
-            await wait_until(lambda: inventory.find(inner_id).cgroups == (_cgroup(id_), inner_id))
+            await until(lambda: inventory.find(inner_id).cgroups == (_cgroup(id_), inner_id))
             os.rmdir(inner)
             inventory.on_cgroup(inner_id, None, True)
             assert not inventory.find(_cgroup(id_)).ended  # type: ignore[union-attr]
@@ -215,16 +215,14 @@ async def test_a_cgroup_inside_a_container_is_the_containers(dockerd: Any, wait_
         await asyncio.to_thread(dockerd.remove, "outer")
 
 
-async def test_a_pod_is_whole(containerd: Any, wait_until: Any) -> None:
+async def test_a_pod_is_whole(containerd: Any, until: Any) -> None:
     uid = "99999999-2222-3333-4444-555555555555"
     bus = MemoryBus()
     async with running(bus, CriSettings(socket=containerd.socket, timeout_seconds=60.0)) as inventory:
         sandbox, config = await asyncio.to_thread(containerd.pod, "db-0", "shop", uid, {"app": "db"})
         id_ = await asyncio.to_thread(containerd.container, sandbox, config, "postgres")
         tell_of(inventory, "/kubepods")
-        seen = await wait_until(
-            lambda: next((one for one in inventory.identities if one.uid == id_ and one.complete), None)
-        )
+        seen = await until(lambda: next((one for one in inventory.identities if one.uid == id_ and one.complete), None))
         assert (seen.pod, seen.namespace, seen.container_name, seen.pod_uid) == ("db-0", "shop", "postgres", uid)
         assert seen.orchestrated
         assert seen.labels == {"app": "db"}
@@ -239,7 +237,7 @@ def own(name: str) -> tuple[str, str]:
     return whole, f"/{whole}"
 
 
-async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: Any, wait_until: Any) -> None:
+async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: Any, until: Any) -> None:
     bus = MemoryBus()
     name, path = own("plain")
     async with running(
@@ -256,13 +254,13 @@ async def test_plain_runc_looks_like_the_host_until_its_state_is_written(oci: An
         await asyncio.to_thread(oci.run, "runc", name)
         id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
         inventory.on_cgroup(id_, path, False)
-        await wait_until(lambda: inventory.find(id_).kind is Kind.CONTAINER)  # type: ignore[union-attr]
+        await until(lambda: inventory.find(id_).kind is Kind.CONTAINER)  # type: ignore[union-attr]
         await withdrawn(bus, f"cgroup-{id_}")
-        seen = await wait_until(lambda: inventory.find(id_))
+        seen = await until(lambda: inventory.find(id_))
         assert (seen.uid, seen.runtime, seen.cgroup_path) == (name, "runc", path)
 
 
-async def test_what_looked_like_the_host_while_the_bus_was_away_is_never_told(oci: Any, wait_until: Any) -> None:
+async def test_what_looked_like_the_host_while_the_bus_was_away_is_never_told(oci: Any, until: Any) -> None:
     bus = MemoryBus()
     name, path = own("away")
     async with running(
@@ -273,21 +271,21 @@ async def test_what_looked_like_the_host_while_the_bus_was_away_is_never_told(oc
         bus.fail(Unavailable("away", retry_after=1.0), times=1)
         inventory.on_cgroup(id_, path, False)
         assert inventory.find(id_).kind is Kind.HOST  # type: ignore[union-attr]
-        await wait_until(lambda: any(record.key == f"n1/{name}".encode() for record in bus.records(INVENTORY)))
+        await until(lambda: any(record.key == f"n1/{name}".encode() for record in bus.records(INVENTORY)))
         assert await published(bus, f"cgroup-{id_}") is None
 
 
-async def test_a_container_told_late_takes_its_cgroup_from_the_host(oci: Any, wait_until: Any) -> None:
+async def test_a_container_told_late_takes_its_cgroup_from_the_host(oci: Any, until: Any) -> None:
     bus = MemoryBus()
     name, path = own("late")
     async with running(bus, PodmanSettings(roots=(oci.root("runc"),), poll_seconds=0.1)) as inventory:
         await asyncio.to_thread(oci.run, "runc", name)
         id_ = cgroups.cgroup_id(cgroups.mount_point(), path)
-        await wait_until(lambda: (one := inventory.find(id_)) and one.uid == name)
+        await until(lambda: (one := inventory.find(id_)) and one.uid == name)
         # The kernel's word of its birth comes after the runtime's: nothing changes.
         inventory.on_cgroup(id_, path, False)
         assert inventory.find(id_).uid == name  # type: ignore[union-attr]
-        await wait_until(lambda: not inventory._changes.waiting)
+        await until(lambda: not inventory._changes.waiting)
         await withdrawn(bus, f"cgroup-{id_}")
 
 
@@ -313,7 +311,7 @@ async def test_the_node_and_its_services_are_the_hosts(host_cgroup: str) -> None
         assert (service.kind, service.complete, service.cgroup_path) == (Kind.HOST, True, host_cgroup)
 
 
-async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_path: Any, wait_until: Any) -> None:
+async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_path: Any, until: Any) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: makes a cgroup")
     id_, mount = "c" * 64, cgroups.mount_point()
@@ -324,7 +322,7 @@ async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_p
         gone = DockerSettings(socket=str(tmp_path / "none"))
         async with running(MemoryBus(), gone, answer_seconds=0.1) as inventory:
             cgroup = cgroups.cgroup_id(mount, f"/{hand}/{id_}")
-            seen = await wait_until(lambda: (one := inventory.find(cgroup)) and one.complete and one)
+            seen = await until(lambda: (one := inventory.find(cgroup)) and one.complete and one)
             assert (seen.kind, seen.uid, seen.container_name) == (Kind.CONTAINER, id_, id_[:12])
             assert (seen.confirmed, seen.doubtful) == (False, True)
     finally:
@@ -332,7 +330,7 @@ async def test_without_a_runtime_the_path_is_all_there_is_and_events_go_on(tmp_p
         os.rmdir(top)
 
 
-async def test_the_id_of_a_confirmed_container_is_no_identity_elsewhere(dockerd: Any, wait_until: Any) -> None:
+async def test_the_id_of_a_confirmed_container_is_no_identity_elsewhere(dockerd: Any, until: Any) -> None:
     bus, mount, taken = MemoryBus(), cgroups.mount_point(), f"/hauberk-taken-{os.getpid()}"
     id_ = await asyncio.to_thread(dockerd.run, "owner")
     named = f"{taken}/docker-{id_}.scope"
@@ -355,7 +353,7 @@ async def test_the_id_of_a_confirmed_container_is_no_identity_elsewhere(dockerd:
         await asyncio.to_thread(dockerd.remove, "owner")
 
 
-async def test_who_takes_a_name_before_its_owner_is_the_hosts(dockerd: Any, wait_until: Any) -> None:
+async def test_who_takes_a_name_before_its_owner_is_the_hosts(dockerd: Any, until: Any) -> None:
     """The cgroup of another with the id of a container is there first; the runtime says where the container really is."""
     bus, mount, taken = MemoryBus(), cgroups.mount_point(), f"/hauberk-before-{os.getpid()}"
     id_ = await asyncio.to_thread(dockerd.run, "late")
@@ -387,20 +385,20 @@ async def test_who_takes_a_name_before_its_owner_is_the_hosts(dockerd: Any, wait
         await asyncio.to_thread(dockerd.remove, "late")
 
 
-async def test_a_bus_that_is_away_loses_no_change(host_cgroup: str, wait_until: Any) -> None:
+async def test_a_bus_that_is_away_loses_no_change(host_cgroup: str, until: Any) -> None:
     bus = MemoryBus()
     async with running(bus) as inventory:
         bus.fail(Unavailable("away", retry_after=0.01), times=3)
         made_up = 1 << 60  # no cgroup of this machine
         inventory.on_cgroup(made_up, "/made-up.service", False)
         key = f"n1/cgroup-{made_up}".encode()
-        await wait_until(lambda: any(record.key == key for record in bus.records(INVENTORY)))
+        await until(lambda: any(record.key == key for record in bus.records(INVENTORY)))
         inventory.on_cgroup(made_up, None, True)
-        await wait_until(lambda: inventory.find(made_up).ended)  # type: ignore[union-attr]
+        await until(lambda: inventory.find(made_up).ended)  # type: ignore[union-attr]
 
 
 async def test_what_the_opening_sensor_tells_from_its_thread_waits_for_the_inventory(
-    host_cgroup: str, wait_until: Any
+    host_cgroup: str, until: Any
 ) -> None:
     mount = cgroups.mount_point()
     id_ = cgroups.cgroup_id(mount, host_cgroup)
@@ -410,7 +408,7 @@ async def test_what_the_opening_sensor_tells_from_its_thread_waits_for_the_inven
     await asyncio.to_thread(inventory.on_cgroup, id_ + 1, "/gone.service", False)
     await asyncio.to_thread(inventory.on_cgroup, id_ + 1, None, True)
     task = asyncio.create_task(inventory.run())
-    await wait_until(lambda: inventory.find(id_))
+    await until(lambda: inventory.find(id_))
     early = inventory.find(id_ + 1)
     assert early is not None
     assert (early.cgroup_path, bool(early.ended)) == ("/gone.service", True)

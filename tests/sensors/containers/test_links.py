@@ -86,7 +86,7 @@ def test_what_is_no_policy_names_nothing(value: bytes) -> None:
     assert isinstance(named(value), frozenset)
 
 
-async def test_the_host_follows_policies(tmp_path: Path, wait_until: Any) -> None:
+async def test_the_host_follows_policies(tmp_path: Path, until: Any) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     bus = MemoryBus(MemorySettings())
@@ -97,19 +97,17 @@ async def test_the_host_follows_policies(tmp_path: Path, wait_until: Any) -> Non
         return next(one for one in inventory.identities if one.kind is Kind.NODE)
 
     async with running(bus, runtimes=()) as inventory:
-        await wait_until(lambda: node().links == {named_path: f"{tmp_path}/real/"})
+        await until(lambda: node().links == {named_path: f"{tmp_path}/real/"})
         # Cgroups of the machine come and go meanwhile; those of one look are told together.
-        await wait_until(
-            lambda: all(one.links == node().links for one in inventory.identities if one.kind is Kind.HOST)
-        )
+        await until(lambda: all(one.links == node().links for one in inventory.identities if one.kind is Kind.HOST))
         await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//a", None)])
-        await wait_until(lambda: node().links == {})
+        await until(lambda: node().links == {})
 
 
 @pytest.mark.containers
 @pytest.mark.kernel
 async def test_a_container_has_its_links_with_its_first_words(
-    dockerd: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+    dockerd: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # First words wait for the lookup, however slow the machine is.
     monkeypatch.setattr(links, "WITHIN", 30.0)
@@ -118,7 +116,7 @@ async def test_a_container_has_its_links_with_its_first_words(
     async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0),)) as inventory:
         id_ = await asyncio.to_thread(dockerd.run, "linked")
         try:
-            whole = await wait_until(
+            whole = await until(
                 lambda: next((one for one in inventory.identities if one.uid == id_ and one.complete), None)
             )
             assert whole.links == {"/bin/sh": "/bin/busybox"}
@@ -128,7 +126,7 @@ async def test_a_container_has_its_links_with_its_first_words(
             )
             await bus.publish(POLICIES, [policy("b", "/bin/ls")])
             expected = {"/bin/sh": "/bin/busybox", "/bin/ls": "/bin/busybox"}
-            await wait_until(lambda: next(one for one in inventory.identities if one.uid == id_).links == expected)
+            await until(lambda: next(one for one in inventory.identities if one.uid == id_).links == expected)
         finally:
             await asyncio.to_thread(dockerd.remove, "linked")
 
@@ -161,33 +159,27 @@ def jail(tmp_path: Path, remove_cgroup: Callable[[str], None]) -> Iterator[str]:
 
 
 @pytest.mark.kernel
-async def test_a_declared_workload_is_looked_at_in_its_own_root(jail: str, wait_until: Any) -> None:
+async def test_a_declared_workload_is_looked_at_in_its_own_root(jail: str, until: Any) -> None:
     bus = MemoryBus(MemorySettings())
     workloads = (WorkloadSettings(name="web", cgroup=jail),)
     async with running(bus, runtimes=(), workloads=workloads) as inventory:
         await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/new")])
         expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
-        await wait_until(
-            lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)
-        )
+        await until(lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities))
 
 
 @pytest.mark.kernel
-async def test_a_root_that_was_late_is_looked_at_again(
-    jail: str, wait_until: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_root_that_was_late_is_looked_at_again(jail: str, until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "WITHIN", 0.0)
     monkeypatch.setattr(links, "LATE_AGAIN", 0.01)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh")])
     async with running(bus, runtimes=(), workloads=(WorkloadSettings(name="web", cgroup=jail),)) as inventory:
-        await wait_until(lambda: inventory._links.late > 1)
+        await until(lambda: inventory._links.late > 1)
         assert all(one.links == {} for one in inventory.identities)
         monkeypatch.setattr(links, "WITHIN", 30.0)
         expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
-        await wait_until(
-            lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities)
-        )
+        await until(lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities))
 
 
 async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,15 +42,15 @@ async def test_podman_gives_its_name(podman_cli: Any) -> None:
     assert cgroups.parse(found.cgroup_path) == Place(id_, found.cgroup_path, "podman")
 
 
-async def test_changes_are_told(oci: Any, wait_until: Any) -> None:
+async def test_changes_are_told(oci: Any, until: Any) -> None:
     told: list[tuple[str, bool]] = []
     runtime = Podman(PodmanSettings(roots=(oci.root("runc"),), poll_seconds=0.02))
     watching = asyncio.create_task(runtime.watch(lambda id_, ended: told.append((id_, ended))))
     name = f"hauberk-watched-{os.getpid()}"
     await asyncio.to_thread(oci.run, "runc", name)
-    await wait_until(lambda: (name, False) in told)
+    await until(lambda: (name, False) in told)
     await asyncio.to_thread(oci.remove, name)
-    await wait_until(lambda: (name, True) in told)
+    await until(lambda: (name, True) in told)
     watching.cancel()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from bus.memory import MemoryBus
 from schemas import frame as words
@@ -105,12 +106,6 @@ class Full(MemoryBus):
         if self.bad is not None and any(record.value == self.bad for record in records):
             raise Refused("expected a record of at most 1 byte, got more")
         await super().publish(topic, records)
-
-
-async def until(what: Any) -> None:
-    async with asyncio.timeout(60):
-        while not what():  # noqa: ASYNC110 - counters have no event
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.kernel
