@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded bus: throughput by record size, latency from publish to take, in one process and across two.
 
-Each figure is taken on a log in a temporary directory of the machine's own disk. Neighbour: bus/embedded.py.
+Each figure is taken on a log in a temporary directory of the machine's own disk. Neighbour: bus/embedded/bus.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.topics import ALERTS, EVENTS_RAW, Topic
 
 Result = dict[str, dict[str, Any]]
@@ -23,7 +23,7 @@ Result = dict[str, dict[str, Any]]
 _PUBLISHER = """
 import asyncio, sys, time
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.topics import BY_NAME
 
 async def main(directory, topic, count, size):
@@ -142,7 +142,7 @@ import msgspec
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before = rss()
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.contract import Record
 from schemas.topics import TOPICS
 imported = rss()
@@ -163,7 +163,7 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported, opened = map(int, done.stdout.split())
     return {
-        "bus_rss_import": _figure(imported / 1e6, "MB", 1, "bus.embedded on top of asyncio and msgspec"),
+        "bus_rss_import": _figure(imported / 1e6, "MB", 1, "bus.embedded.bus on top of asyncio and msgspec"),
         "bus_rss_open": _figure(opened / 1e6, "MB", 1, "the same with all topics open, written and read"),
     }
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from enforcers.agent import Enforcement, EnforceSettings
 from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount

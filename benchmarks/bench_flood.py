@@ -25,8 +25,8 @@ from schemas.errors import HauberkError
 from schemas.frame import FOLDED
 from schemas.kernel import BEHAVIOUR, SCOPE, DefinitionKind, Loss
 from schemas.operations import Class
-from sensors.node import Node, NodeSettings, open_node
-from sensors.rings import RingSettings
+from sensors.node.rings import RingSettings
+from sensors.node.sensor import Node, NodeSettings, open_node
 from sensors.source import Batch
 
 STORM = Path(__file__).parent / "flood.c"

@@ -18,8 +18,8 @@ from bus.memory import MemoryBus
 from policy.documents import from_json
 from policy.ruleset import compile_ruleset
 from processors.engine import Processor, ProcessorSettings
-from processors.identify import Inventory
-from processors.judge import Judge, JudgeSettings
+from processors.inventory import Inventory
+from processors.judge import FrameJudge, JudgeSettings
 from processors.telemetry import telemetry
 from processors.throttle import ThrottleSettings
 from schemas import expand
@@ -116,7 +116,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
     def note(name: str, rate: float, n: int, how: str) -> None:
         found[name] = {"value": round(rate), "unit": "events/s", "n": n, "how": how}
 
-    judge = Judge(JudgeSettings(), _inventory(), ruleset)
+    judge = FrameJudge(JudgeSettings(), _inventory(), ruleset)
     hot = _frame(0, 32_768, 400)
     encoded = frames.encode(hot)
     judge.tally(hot)
@@ -126,7 +126,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
     pieces = [_frame(number, 2048, 2048, number * 2048) for number in range(max(4, round(20 * scale)))]
     rates = []
     for _ in range(3):
-        fresh = Judge(JudgeSettings(), _inventory(), ruleset)
+        fresh = FrameJudge(JudgeSettings(), _inventory(), ruleset)
         start = time.process_time()
         for piece in pieces:
             fresh.tally(piece)
@@ -168,15 +168,15 @@ def _stage(ruleset: Any, rows: int, behaviours: int, told: int = 0, throttle: in
         processor.inventory.apply(b"bench/%d" % cgroup, identities.encode(_identity(cgroup)))
     processor.judge.use(compile_ruleset([from_json(_LOUD)]) if told else ruleset)
     behaviours = told or behaviours
-    teller = processor.teller
+    pipeline = processor.pipeline
     encoded = [frames.encode(_frame(number, rows, behaviours)) for number in range(4)]
     deliveries = [Delivery(EVENTS_RAW, 0, number, Record(b"bench", data)) for number, data in enumerate(encoded)]
 
     def work() -> int:
         for delivery in deliveries:
-            teller.read(delivery)
-        teller.settle(closing=True)
-        teller.discard()
+            pipeline.read(delivery)
+        pipeline.settle(closing=True)
+        pipeline.discard()
         return rows * len(deliveries)
 
     work()

@@ -24,7 +24,7 @@ import msgspec
 from live import PINS, Live, missing, running
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from kernel.maps import Map
 from policy.documents import key, to_json
 from policy.parse import parse

@@ -27,7 +27,7 @@ from typing import Any
 from kernel import bpf
 from kernel.catalogue import PROBES
 from kernel.features import cgroup2_mount
-from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
 from kernel.ring import Ring
 from schemas.kernel import SCOPE, Config, Loss, ScopeFlag
 from schemas.operations import Class
@@ -120,7 +120,7 @@ def measure(storm: list[str], cgroup: Path, scale: float) -> dict[str, float]:
     return out
 
 
-def exec_pairs(loaded: Loaded, storm: list[str], cgroup: Path, scale: float) -> dict[str, Row]:
+def exec_pairs(loaded: LoadedPrograms, storm: list[str], cgroup: Path, scale: float) -> dict[str, Row]:
     """What a watched fork, exec and exit cost more than without the programs. Takes the links of `loaded` away."""
     pairs, added, plain = max(int(PAIRS * scale), 3), [], []
     for probe in PROBES:
@@ -147,7 +147,7 @@ def exec_pairs(loaded: Loaded, storm: list[str], cgroup: Path, scale: float) -> 
 
 
 @contextmanager
-def attached(loaded: Loaded) -> Iterator[None]:
+def attached(loaded: LoadedPrograms) -> Iterator[None]:
     """All programs on their tracepoints for a while."""
     links = []
     try:
@@ -227,7 +227,7 @@ def empty_program() -> Iterator[int]:
 
 
 @contextmanager
-def draining(loaded: Loaded) -> Iterator[None]:
+def draining(loaded: LoadedPrograms) -> Iterator[None]:
     """Both rings emptied every 10 ms, as the agent does."""
     with loaded.map("config") as config:
         config.put(struct.pack("=I", Config.OBSERVED_UNTIL), struct.pack("=Q", (1 << 64) - 1))

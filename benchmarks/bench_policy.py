@@ -3,7 +3,7 @@
 
 `run(scale)` gives `{name: {"value", "unit", "n", "how"}}`; scale 1 is the full size, a small one a smoke test. Pure CPU on
 one core; decoding is measured elsewhere. Best of five rounds where a round takes milliseconds. A judged behaviour goes through
-every hot file: policy.actors, policy.automata, policy.candidates, policy.judge, policy.paths, policy.presets, policy.sockets.
+every hot file: policy.judge.sources, policy.match.automata, policy.judge.precedence, policy.judge.judge, policy.judge.paths, policy.judge.presets, policy.judge.sockets.
 """
 
 from __future__ import annotations

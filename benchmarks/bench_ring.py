@@ -18,9 +18,9 @@ from kernel.ring import PAGE, TAKE_BYTES, Ring, anonymous
 from schemas import frame as words
 from schemas.frame import FrameHeader
 from schemas.kernel import BEHAVIOUR, OCCURRENCE, PROCESS, STRIDE, DefinitionKind
-from sensors.definitions import Definitions
-from sensors.frames import Fold, FrameSettings, columns, frames
-from sensors.recording import Kind, Reader
+from sensors.node.definitions import Definitions
+from sensors.node.frames import Fold, FrameSettings, columns, frames
+from sensors.recordings.recording import BlockKind, RecordingReader
 
 CHUNK = 384 * 1024 // STRIDE
 BUDGET = 8_000_000
@@ -113,9 +113,9 @@ def measure(step: Callable[[Synthetic], int], source: Synthetic, events: int) ->
 def recorded(path: str, events: int) -> tuple[float, int]:
     """(events a second, events) for the rows of a recording, taken apart and closed again with their own definitions."""
     tables: list[tuple[bytes, Definitions]] = []
-    with Reader(path) as reader:
+    with RecordingReader(path) as reader:
         for entry in reader:
-            if entry.kind is Kind.FRAMES and entry.value is not None:
+            if entry.kind is BlockKind.FRAMES and entry.value is not None:
                 frame = words.decode(entry.value)
                 definitions = Definitions(64 << 20)
                 for ident, kind, body in words.definitions(frame.definitions):

@@ -27,11 +27,11 @@ from schemas.summary import Summary, SummaryEntry
 from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
 from schemas.topics import ALERTS, SUMMARIES, TELEMETRY, Topic
 from schemas.verdict import Verdict
-from sinks.delivery import SinkDelivery
-from sinks.exposition import Family, render
+from sinks.delivery.consumer import SinkDelivery
+from sinks.delivery.filters import Filter
+from sinks.delivery.reader import ItemReader
 from sinks.file import FileSettings, FileSink
-from sinks.filters import Filter
-from sinks.reader import Reader
+from sinks.formats.exposition import Family, render
 from sinks.sink import Sink
 from sinks.store.queries import SqliteReader
 from sinks.store.sink import StoreSettings, StoreSink
@@ -189,7 +189,7 @@ async def _alert_latency(directory: str, count: int) -> Result:
 
 def _read(count: int) -> Result:
     delivery = Delivery(ALERTS, 0, 0, Record(b"k", _alert(1)))
-    reader = Reader(Filter(), as_json=True)
+    reader = ItemReader(Filter(), as_json=True)
     start = time.perf_counter()
     for _ in range(count):
         reader.read(delivery)

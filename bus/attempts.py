@@ -9,7 +9,7 @@
        │ Permanent: halves, until only the bad item is left; that one goes to `bury`, the rest is done, in order
        └ anything else: as Temporary a few times, then as Permanent (a bug in one item must not stop the others)
 
-Neighbours: `pump` (deliveries of a stage), `sinks.delivery` (items of a batch), `dead_letters` (what `bury` writes).
+Neighbours: `pump` (deliveries of a stage), `sinks.delivery.consumer` (items of a batch), `dead_letters` (what `bury` writes).
 """
 
 from __future__ import annotations

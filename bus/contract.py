@@ -4,7 +4,7 @@
 Bytes travel; their codecs live in `schemas`. Topics come from `schemas.topics` and nowhere else. Delivery is at least
 once and in order per key: a record is handed out again until its group has committed past it, so every reader must
 bear repeats (event ids are deterministic for that reason). A call that waits for a far side ends within the bus's own
-deadline, with an answer or with `Unavailable`. Neighbours: `memory`, `embedded` (and Kafka) keep the promise, `pump` drives a stage with it, `spool`
+deadline, with an answer or with `Unavailable`. Neighbours: `memory`, `bus.embedded.bus` (and Kafka) keep the promise, `pump` drives a stage with it, `spool`
 keeps it while the far side is away. The same test suite runs on all.
 """
 

@@ -8,7 +8,7 @@
     an eighth          stays free, 512 MiB at most: below it the bus sheds, raw events first
 
 A file `reserve` in the bus's directory holds room for offsets and alerts: it is given up when a write of theirs meets a full
-disk, and taken again when there is room. Neighbours: `room` (sheds), `writer` (asks), sinks that keep files.
+disk, and taken again when there is room. Neighbours: `bus.embedded.disk_cap` (sheds), `bus.embedded.writer` (asks), sinks that keep files.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def segment(wanted: int, cap: int) -> int:
     return max(LEAST_SEGMENT, min(wanted, cap // 32)) if cap else wanted
 
 
-class Reserve:
+class DiskReserve:
     """The file that holds room. For one thread at a time."""
 
     def __init__(self, directory: Path) -> None:

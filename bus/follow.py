@@ -25,7 +25,7 @@ import msgspec
 
 from bus.backoff import Backoff
 from bus.contract import Bus, Partition, Record, Subscription
-from bus.taking import take_or
+from bus.interruptible import take_or
 from schemas.errors import HauberkError, Permanent, Temporary, Unavailable
 from schemas.topics import Topic
 

@@ -4,7 +4,7 @@
 It keeps every promise of the contract except surviving the process. It must never be kinder than the real ones:
 values are bytes, order is per key, groups are independent, repeats happen after a missing commit, a full bus refuses, and
 with several `partitions` a new member takes its share from the others. Failures are put in by hand: `bus.fail(error)`
-makes the next calls raise it. Neighbours: `contract`, `membership` (who reads what), `embedded`.
+makes the next calls raise it. Neighbours: `contract`, `membership` (who reads what), `bus.embedded.bus`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from zlib import crc32
 import msgspec
 
 from bus.contract import Delivery, Gap, Partition, Record, Start, Subscription
+from bus.embedded.rows import measure
 from bus.membership import Member, Membership
-from bus.rows import measure
 from schemas.errors import Backpressure, HauberkError, Refused
 from schemas.topics import Topic
 

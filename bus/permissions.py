@@ -2,7 +2,7 @@
 """Who may read and write what the bus keeps: its owner alone, whatever the umask of the process.
 
 A directory that others may write is refused: they could put another log in its place, policies included. One that others
-may only read is closed. Neighbours: `embedded`, `spool`, `layout` and `wake` make their directories here.
+may only read is closed. Neighbours: `bus.embedded.bus`, `spool`, `bus.embedded.layout` and `bus.embedded.notify` make their directories here.
 """
 
 from __future__ import annotations

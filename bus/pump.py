@@ -26,7 +26,7 @@ from bus.attempts import Attempts, AttemptStats, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Delivery, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
-from bus.taking import take_or
+from bus.interruptible import take_or
 from schemas.errors import HauberkError, Temporary
 from schemas.stats import Gauge
 from schemas.topics import Topic

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from bus.contract import Bus
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus, MemorySettings
 
 BusSettings = EmbeddedSettings | MemorySettings

@@ -8,7 +8,7 @@
 
 So the order per key is kept. The spool has a byte and an age cap; over it, the oldest segments go: raw events and
 telemetry first, then summaries, then state, alerts last; each record shed is counted. Draining may repeat the batch that
-was under way when the process died. Neighbours: `segments` (the log), `contract` (what it wraps).
+was under way when the process died. Neighbours: `bus.embedded.segments` (the log), `contract` (what it wraps).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import msgspec
 
 from bus.backoff import Backoff
 from bus.contract import Bus, Record, Start, Subscription
-from bus.database import Corrupt
-from bus.offsets import Offsets
+from bus.embedded.database import Corrupt
+from bus.embedded.offsets import Offsets
+from bus.embedded.segments import SegmentedLog
 from bus.permissions import private_directory
-from bus.segments import SegmentedLog
 from schemas.errors import Backpressure, DiskFull, HauberkError, Permanent, Temporary, Unavailable
 from schemas.stats import Gauge
 from schemas.topics import BY_NAME, Topic

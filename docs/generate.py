@@ -2,7 +2,7 @@
 """Writes docs/reference from the objects themselves; `--check` compares instead and fails when a page is stale.
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), refusals.md (codes), metrics.md, topics.md (the topic table, msgpack layouts, checksums of
-the schemas that `hauberk topic schema` prints). `policy.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks.
+the schemas that `hauberk topic schema` prints). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def metrics() -> str:
     """Every metric, by part."""
     from hauberk.metrics import parts
     from schemas.stats import declared
-    from sinks.exposition import metric_name
+    from sinks.formats.exposition import metric_name
     from sinks.prometheus import PrometheusSettings, PrometheusSink
 
     lines = [
@@ -254,7 +254,7 @@ def security(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
-    from policy.reference import refreshed
+    from policy.tools.reference import refreshed
 
     made = {
         REFERENCE / "cli.md": cli(), REFERENCE / "settings.md": settings(), REFERENCE / "topics.md": topics(),

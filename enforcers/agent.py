@@ -19,7 +19,7 @@ from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from enforcers.apply import Applier
 from enforcers.swap import opened, saved_file, saved_plan
-from kernel.descriptors import Reserve
+from kernel.descriptors import DescriptorReserve
 from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
@@ -85,7 +85,7 @@ class Enforcement:
         self._file = saved_file(self._settings)
         self._stopping = asyncio.Event()
         self._applier: Applier | None = None
-        self._reserve: Reserve | None = None
+        self._reserve: DescriptorReserve | None = None
         self._unsaid: Receipt | None = None
         self._said = 0.0
         self._next = 0.2
@@ -118,7 +118,7 @@ class Enforcement:
         self._applier = await asyncio.to_thread(opened, self._pin_dir, self._node, self._settings)
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)
-        self._reserve = Reserve()
+        self._reserve = DescriptorReserve()
         try:
             saved = self._load()
             if saved is not None:

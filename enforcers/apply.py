@@ -24,7 +24,7 @@ from enforcers import profiles
 from enforcers.cgroup import ROOT_CGROUP, cgroup2_mount
 from enforcers.encoding import Encoded, Encoder
 from enforcers.registry import Usable, usable
-from enforcers.tables import Tables, scope_exists
+from enforcers.tables import KernelTables, scope_exists
 from kernel.loading import existing
 from schemas.backends import DEFAULTS, Implemented, backend_name
 from schemas.enforcement import InForce, Plan, Receipt, Refusal, ScopePlan
@@ -71,7 +71,7 @@ class Applier:
         self._mount = cgroup2_mount()
         self._own = _own_cgroup(self._mount)
         loaded = existing(pin_dir)
-        self._tables: Tables | None = None
+        self._tables: KernelTables | None = None
         if chosen is None:
             chosen = usable(backends, pin_dir, closed=closed, rings=rings)
         problems = [f"{backend_name(backend)}: {why}" for backend, why in chosen.problems]
@@ -83,7 +83,7 @@ class Applier:
         else:
             self._encoder = Encoder(chosen.tables, loaded.key)
             # Visibility needs no backend.
-            self._tables = Tables(pin_dir, chosen.tables, grace)
+            self._tables = KernelTables(pin_dir, chosen.tables, grace)
         self._backends = chosen
         if not self.usable:
             problems[:1] = [f"nothing is enforced: {'; '.join(problems[:1]) or 'the settings name no backend'}"]
@@ -166,7 +166,7 @@ class Applier:
             done.refused.update(dict.fromkeys(one.refused))
         return wanted
 
-    def _carry_out(self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: Tables, done: Outcome) -> None:
+    def _carry_out(self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: KernelTables, done: Outcome) -> None:
         before, claimed = tables.enforced(), tables.claimed()
         after: dict[int, int] = {}
         held: dict[Backend, set[int]] = {one.backend: set() for one in self._backends.tables}

@@ -16,9 +16,9 @@ import msgspec
 
 from enforcers import pods, protected
 from policy.kernel_plan import plan_scope
+from policy.rules.visibility import bits, visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
-from policy.sight import unseen
-from policy.visibility import bits, visibility
+from policy.text.coverage import unseen
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
 from schemas.refusals import RefusalCode

@@ -19,8 +19,8 @@ import msgspec
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from enforcers.plan import Planner, PlanSettings
+from policy.policy_set import PolicySet
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
-from policy.unread import PolicySet
 from schemas.enforcement import Plan, decode_plan, encode
 from schemas.errors import DecodeError, HauberkError, Permanent, Refused, Temporary
 from schemas.identity import Identity, Kind

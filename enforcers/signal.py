@@ -2,7 +2,7 @@
 """The `signal` backend: the sensor's own programs send SIGKILL at exec or right after an open. Opt-in, labelled in alerts.
 
 For kernels with no usable LSM. It does not prevent: an exec is killed before its first instruction, an open after it
-happened. What of that is too late (`policy.backends.LATE`) is in the receipt, rule by rule. Only scopes that opted in (policy annotation or node setting) are ever touched. Nothing is attached here: the
+happened. What of that is too late (`policy.rules.backends.LATE`) is in the receipt, rule by rule. Only scopes that opted in (policy annotation or node setting) are ever touched. Nothing is attached here: the
 programs run with the sensor and look at the scope's flag. Neighbours: `paths` (the entries), `cgroup`, `apply`.
 """
 
@@ -12,7 +12,7 @@ import os
 
 from enforcers import paths
 from enforcers.contract import Ident, TablePart
-from policy.backends import LATE
+from policy.rules.backends import LATE
 from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
 from schemas.operations import Backend, Class

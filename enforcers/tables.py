@@ -44,7 +44,7 @@ def table_id(parts: Mapping[str, Entries]) -> int:
     return int.from_bytes(hashed.digest(), "little") | 1
 
 
-class Tables:
+class KernelTables:
     """The maps under `pin_dir`, opened. `writes`: entries and scopes written or deleted since start."""
 
     def __init__(self, pin_dir: str, backends: Iterable[TableBackend], grace: float) -> None:

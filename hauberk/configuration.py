@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from bus.embedded import EmbeddedSettings
+from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
-from hauberk.settings import Loaded, check, merge, state_directory
+from hauberk.settings import LoadedSettings, check, merge, state_directory
 from schemas.errors import PermissionMissing, SettingsError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class BusOnly(msgspec.Struct, frozen=True, kw_only=True):
     state: str = ""
 
 
-def load(given: argparse.Namespace) -> tuple[Loaded, Path]:
+def load(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     """The merged tree of a verb's options with the state directory's places filled in, and that directory."""
     loaded = merge(given.config, given.set)
     tree = loaded.tree
@@ -116,7 +116,7 @@ def default_sinks(state: Path) -> list[dict[str, Any]]:
     ]
 
 
-def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Path]:
+def configuration(given: argparse.Namespace) -> tuple[Configuration, LoadedSettings, Path]:
     """Every section, checked."""
     from hauberk.sections import Configuration
 
@@ -124,7 +124,7 @@ def configuration(given: argparse.Namespace) -> tuple[Configuration, Loaded, Pat
     return check(loaded, Configuration), loaded, state
 
 
-def node_configuration(given: argparse.Namespace) -> tuple[NodeConfiguration, Loaded, Path]:
+def node_configuration(given: argparse.Namespace) -> tuple[NodeConfiguration, LoadedSettings, Path]:
     """The sections a node reads, checked."""
     from hauberk.node_sections import NodeConfiguration
 
@@ -135,7 +135,7 @@ def node_configuration(given: argparse.Namespace) -> tuple[NodeConfiguration, Lo
     return check(loaded, NodeConfiguration), loaded, state
 
 
-def complete(given: argparse.Namespace) -> tuple[Loaded, Path]:
+def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     """The merged tree with every default that depends on the state directory or on another section."""
     loaded, state = load(given)
     tree = loaded.tree
@@ -156,7 +156,7 @@ def complete(given: argparse.Namespace) -> tuple[Loaded, Path]:
 
 def _host_visibility(tree: dict[str, Any]) -> None:
     """What is seen of the host: words for judge and planner, a number for the sensor until the first plan. One rules both."""
-    from policy.visibility import EVERYTHING, bits, visibility, words_of
+    from policy.rules.visibility import EVERYTHING, bits, visibility, words_of
 
     load = _table(_table(tree, "sensor"), "load")
     words = tree["postures"].get("host_visibility") if isinstance(tree.get("postures"), dict) else None
@@ -193,7 +193,7 @@ def counting_groups(given: argparse.Namespace) -> tuple[str, str]:
     return str(group or "processors"), f"sink.{_store_sink(loaded).get('name') or 'store'}"
 
 
-def _store_sink(loaded: Loaded) -> dict[str, Any]:
+def _store_sink(loaded: LoadedSettings) -> dict[str, Any]:
     sinks = loaded.tree.get("sinks")
     found = (sink for sink in sinks or () if isinstance(sink, dict) and sink.get("type") == "store")
     return next(found, {}) if isinstance(sinks, list) else {}

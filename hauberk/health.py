@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from enforcers.agent import Enforcement
     from enforcers.planner import PlannerEngine
-    from hauberk.stages import Part
+    from hauberk.stages import StagePart
     from hauberk.supervision import Supervision
     from processors.engine import Processor
-    from sensors.agent import Agent
-    from sensors.inventory import Inventory
+    from sensors.containers.inventory import NodeInventory
+    from sensors.node.agent import Agent
 
 Checks = Callable[[], Mapping[str, str]]
 """What is not ready -> why; empty when all is."""
@@ -28,7 +28,7 @@ STILL: Final = 30.0
 """Seconds without progress after which something that always moves, or has work, is stuck."""
 
 
-class Progress:
+class StageProgress:
     """`stuck(count)`: whether `count` was the same, and there was work, at every look of the last `STILL` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,9 +48,9 @@ def of_stages(supervision: Supervision) -> Checks:
     return lambda: {f"stage.{name}": supervision.stats[name].last for name in supervision.down}
 
 
-def of_processor(part: Part[Processor]) -> Checks:
+def of_processor(part: StagePart[Processor]) -> Checks:
     """Policies and identities are read to their end, and frames are taken and committed."""
-    progress = Progress()
+    progress = StageProgress()
 
     def checks() -> dict[str, str]:
         engine, found = part.engine, {}
@@ -68,7 +68,7 @@ def of_processor(part: Part[Processor]) -> Checks:
     return checks
 
 
-def of_planner(part: Part[PlannerEngine]) -> Checks:
+def of_planner(part: StagePart[PlannerEngine]) -> Checks:
     """Plans for everything on the bus are published."""
 
     def checks() -> dict[str, str]:
@@ -82,9 +82,9 @@ def of_planner(part: Part[PlannerEngine]) -> Checks:
     return checks
 
 
-def of_sensor(part: Part[Agent]) -> Checks:
+def of_sensor(part: StagePart[Agent]) -> Checks:
     """Somebody drains the kernel's rings."""
-    progress = Progress()
+    progress = StageProgress()
 
     def checks() -> dict[str, str]:
         drains = part.engine.stats.drains
@@ -95,12 +95,12 @@ def of_sensor(part: Part[Agent]) -> Checks:
     return checks
 
 
-def of_inventory(engine: Callable[[], Inventory]) -> Checks:
+def of_inventory(engine: Callable[[], NodeInventory]) -> Checks:
     """What ran at start is published."""
     return lambda: {} if engine().ready.is_set() else {"inventory": "what runs on this node is not published yet"}
 
 
-def of_enforcement(part: Part[Enforcement]) -> Checks:
+def of_enforcement(part: StagePart[Enforcement]) -> Checks:
     """A plan, saved or desired, was carried out or there is none, and backends that are asked for can be used."""
 
     def checks() -> dict[str, str]:

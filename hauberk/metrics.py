@@ -2,7 +2,7 @@
 """Which counts are shown as metrics, by part: `hauberk_<part>_<field>`, and where a role shows them.
 
 docs/reference/metrics.md is generated from `parts`. A stats struct that is not in it is shown nowhere, and a test fails.
-Neighbours: `sinks.endpoint` (serves them), `health` (what is not ready), `up` and `parts` (what each role shows).
+Neighbours: `sinks.endpoint` (serves them), `health` (what is not ready), `up` and `single_stage` (what each role shows).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.health import Checks
     from schemas.enforcement import Receipt
+    from sinks.delivery.engine import SinkEngine
     from sinks.endpoint import Endpoint, MetricsSettings
-    from sinks.engine import SinkEngine
 
 
 def parts() -> dict[str, type[msgspec.Struct]]:
     """Part -> the struct of its counts."""
-    from bus.embedded_settings import EmbeddedStats
+    from bus.embedded.settings import EmbeddedStats
     from bus.pump import PumpStats
     from bus.spool import SpoolStats
     from enforcers.agent import EnforcementStats
     from enforcers.planner import PlannerStats
     from hauberk.supervision import StageStats
     from processors.stats import ProcessorStats
-    from sensors.agent import Stats as SensorStats
-    from sensors.hashes import HashStats
-    from sensors.rings import RingStats
+    from sensors.containers.hashes import HashStats
+    from sensors.node.agent import AgentStats as SensorStats
+    from sensors.node.rings import RingStats
+    from sinks.delivery.stats import DeliveryStats, SyslogStats
     from sinks.listener import ListenerStats
-    from sinks.stats import DeliveryStats, SyslogStats
     from sinks.store.stats import StoreStats
 
     return {
@@ -66,10 +66,10 @@ class Exposure:
         """Show the counts of now. `counts`: (part, struct), parts as in `parts`."""
         if not self._endpoints:
             return
-        from sinks.exposition import Stats
+        from sinks.formats.exposition import ExposedStats
 
         for endpoint in self._endpoints:
-            endpoint.collect(lambda: [Stats(part=part, values=stats) for part, stats in counts()])
+            endpoint.collect(lambda: [ExposedStats(part=part, values=stats) for part, stats in counts()])
 
     def ready_when(self, checks: Checks) -> None:
         """What is not ready of a stage; see `health`."""

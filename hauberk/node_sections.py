@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from bus.embedded import EmbeddedSettings
+from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
 from enforcers.agent import EnforceSettings
-from sensors.inventory import InventorySettings
-from sensors.node import NodeSettings
+from sensors.containers.inventory import NodeInventorySettings
+from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
 
 
@@ -24,7 +24,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     state: str = ""
     bus: BusSettings = EmbeddedSettings()
     sensor: NodeSettings = NodeSettings()
-    inventory: InventorySettings = InventorySettings()
+    inventory: NodeInventorySettings = NodeInventorySettings()
     processor: Any = None
     enforcer: Any = None
     enforcement: EnforceSettings = EnforceSettings()

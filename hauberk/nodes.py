@@ -17,7 +17,7 @@ STALE_SECONDS: Final = 120.0
 """A node that was not heard of for longer is away: four of its receipts are missing."""
 
 
-class Unheld(NamedTuple):
+class RefusedRule(NamedTuple):
     """A rule that a node does not enforce, by its receipt. `backend`: as `get nodes` names it; `code`: one of `schemas.refusals`."""
 
     node: str
@@ -49,7 +49,7 @@ async def last_heard(bus: Bus) -> dict[str, float]:
     return found
 
 
-async def unheld(bus: Bus, *, partial: bool = False) -> list[Unheld]:
+async def unheld(bus: Bus, *, partial: bool = False) -> list[RefusedRule]:
     """Every rule that some node's receipt refuses, by node; with `partial` those enforced of which a part is not."""
     from hauberk.client import readable
     from schemas.backends import backend_name
@@ -60,7 +60,7 @@ async def unheld(bus: Bus, *, partial: bool = False) -> list[Unheld]:
     receipts = [record.value for _, record in sorted((await bus.latest(ENFORCEMENT_STATUS)).items()) if record.value]
     for receipt in readable(receipts, decode_receipt, "receipts"):
         found += [
-            Unheld(receipt.node, one.ref, backend_name(one.backend), one.code.value, one.reason)
+            RefusedRule(receipt.node, one.ref, backend_name(one.backend), one.code.value, one.reason)
             for one in (receipt.partial if partial else receipt.refused)
         ]  # fmt: skip
     return found

@@ -11,18 +11,18 @@ import msgspec
 
 if TYPE_CHECKING:
     from hauberk.sections import Configuration
-    from hauberk.settings import Loaded
-    from sinks.web.page import Page
+    from hauberk.settings import LoadedSettings
+    from sinks.web.page import WebPage
 
 
-def beside_another(settings: Configuration, loaded: Loaded) -> Configuration:
+def beside_another(settings: Configuration, loaded: LoadedSettings) -> Configuration:
     """For a replay: nobody asked for the port, and it is as often as not a running `up`'s, so any free one."""
     if any(key == "page" or key.startswith("page.") for key in loaded.origins):
         return settings
     return msgspec.structs.replace(settings, page=msgspec.structs.replace(settings.page, port=0))
 
 
-async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> Page | None:
+async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> WebPage | None:
     """Serve the page until `opened` is closed; None when there is no store to show or it is switched off."""
     from sinks.store.sink import StoreSettings
 
@@ -30,15 +30,15 @@ async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) 
     if store is None or not settings.page.enabled:
         return None
     from sinks.store.queries import SqliteReader
-    from sinks.web.page import Page
+    from sinks.web.page import WebPage
 
     path = store.path
-    page = Page(settings.page, lambda: SqliteReader(path))
+    page = WebPage(settings.page, lambda: SqliteReader(path))
     await page.open()
     opened.push_async_callback(page.close)
     return page
 
 
-def listening(page: Page) -> Callable[[], Iterable[tuple[str, msgspec.Struct]]]:
+def listening(page: WebPage) -> Callable[[], Iterable[tuple[str, msgspec.Struct]]]:
     """For `Exposure.collect`: who is connected to it."""
     return lambda: [("listener", page.stats)] if page.stats is not None else []

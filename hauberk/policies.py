@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `hauberk policy check|test|explain|lint` do: read files, ask the pure functions of `policy/`, print their answers.
 
-`diff` and `backtest`, which need the summary store, are in `hauberk/past.py`.
+`diff` and `backtest`, which need the summary store, are in `hauberk/backtests.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hauberk.output import as_json, paint, printable, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
-    from policy.lint_findings import Holding
     from policy.ruleset import PostureSettings, Ruleset
+    from policy.tools.lint_findings import Holding
 
 SHOWN: Final = 500
 """Findings printed as text: nobody reads more, and 30,000 policies may have one each."""
@@ -65,8 +65,8 @@ def _lines(name: str) -> list[bytes]:
 def check(given: argparse.Namespace) -> int:
     """Every diagnostic of every file: 0 clean, 1 warnings, 2 errors."""
     from hauberk.verbs.apply import files
-    from policy.diagnostics import render
     from policy.parse import parse
+    from policy.text.diagnostics import render
 
     levels: dict[str, int] = {}
     found: list[Any] = []
@@ -95,10 +95,10 @@ def check(given: argparse.Namespace) -> int:
 
 def test(given: argparse.Namespace) -> int:
     """Verdicts on events, or the tests that the policies carry."""
-    from policy import cases
-    from policy.events import BadLine, Notice
-    from policy.normalise import normalise
+    from policy.rules.normalise import normalise
     from policy.ruleset import compile_ruleset
+    from policy.tools import cases
+    from policy.tools.events import BadLine, Notice
 
     ruleset, documents = ruleset_of(given, given.filename)
     if given.events is not None:
@@ -182,7 +182,7 @@ def _refuse(diagnostics: tuple[Any, ...]) -> None:
 
 def explain(given: argparse.Namespace) -> int:
     """Why an event gets its verdict, or what each backend can make of each rule."""
-    from policy.explain import MISSING_HERE, explain_event, explain_policy
+    from policy.tools.explain import MISSING_HERE, explain_event, explain_policy
 
     ruleset, _ = ruleset_of(given, given.filename)
     if given.event is None:
@@ -208,7 +208,7 @@ def explain(given: argparse.Namespace) -> int:
         for name, note in dict.fromkeys((entry.rule.policy, entry.note) for entry in rules if entry.note):
             print(f"  {name}: {note}")
         return 0
-    from policy.events import parse_event
+    from policy.tools.events import parse_event
 
     text = given.event
     if text == "-" or text.startswith("@"):
@@ -233,8 +233,8 @@ def explain(given: argparse.Namespace) -> int:
 def holding(given: argparse.Namespace) -> Holding:
     """With what Block rules are held where the configuration is in force."""
     from hauberk.configuration import load
-    from policy.backends import HERE, NAMES
-    from policy.lint_findings import Holding
+    from policy.rules.backends import HERE, NAMES
+    from policy.tools.lint_findings import Holding
 
     tree = load(given)[0].tree
 
@@ -256,7 +256,7 @@ def holding(given: argparse.Namespace) -> Holding:
 
 def lint(given: argparse.Namespace) -> int:
     """Rules that are valid and still a mistake, and those that nothing holds; exit 1 for mistakes, with --strict for all."""
-    from policy.lint import lint as findings
+    from policy.tools.lint import lint as findings
 
     ruleset, _ = ruleset_of(given, given.filename)
     found = findings(ruleset, holding(given))

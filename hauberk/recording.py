@@ -18,9 +18,9 @@ from hauberk import service, stages
 from hauberk.configuration import client_bus, configuration
 from hauberk.up import open_sensor, prepare
 from schemas.errors import KernelError, PermissionMissing, SettingsError
-from sensors.pins import require_free
-from sensors.recorder import Recorder, describe
-from sensors.recording import Reader
+from sensors.node.pins import require_free
+from sensors.recordings.recorder import Recorder, describe
+from sensors.recordings.recording import RecordingReader
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -73,7 +73,7 @@ def require_writable(path: str) -> None:
     if not os.access(path if os.path.exists(path) else above, os.W_OK):
         raise PermissionMissing(f"expected to write `{path}`, got no permission; run as its owner or name another file")
     if os.path.exists(path) and os.path.getsize(path):
-        Reader(path).close()
+        RecordingReader(path).close()
 
 
 def held(pin_dir: str) -> bool:

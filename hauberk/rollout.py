@@ -22,7 +22,7 @@ from hauberk.output import age
 from schemas.enforcement import Plan, Receipt, decode_plan, decode_receipt
 from schemas.errors import DecodeError, HauberkError
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
-from sensors.links import named
+from sensors.containers.symlinks import named
 
 _PATIENCE: Final = 1.0
 """Seconds after which the nodes that are waited for are named."""
@@ -30,7 +30,7 @@ _LOOK: Final = 0.5
 """Seconds between looks at the clock while nothing changes."""
 
 
-class Progress(NamedTuple):
+class RolloutProgress(NamedTuple):
     """`done`: plans that are answered by a receipt; `waited`: nodes without one that are there; `away`: those that are not, with
     the seconds since they were heard of."""
 
@@ -74,7 +74,7 @@ class Rollout:
                     if record.value is not None:
                         self.receipts[node] = decode_receipt(record.value)
 
-    def progress(self, now: float) -> Progress:
+    def progress(self, now: float) -> RolloutProgress:
         """As of `now`, Unix seconds."""
         done, silent = [], {}
         for plan in self._plans.values():
@@ -83,7 +83,7 @@ class Rollout:
             else:
                 silent[plan.node] = now - self.heard.get(plan.node, 0.0)
         away = {node: seconds for node, seconds in silent.items() if seconds > STALE_SECONDS}
-        return Progress(done, sorted(silent.keys() - away.keys()), away)
+        return RolloutProgress(done, sorted(silent.keys() - away.keys()), away)
 
     def _answered(self, plan: Plan) -> bool:
         receipt = self.receipts.get(plan.node)
@@ -134,7 +134,7 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     return answer
 
 
-def _report(rollout: Rollout, found: Progress, wanted: set[str], deadline: float) -> int:
+def _report(rollout: Rollout, found: RolloutProgress, wanted: set[str], deadline: float) -> int:
     if found.complete:
         for plan in found.done:
             _tell(rollout.receipts[plan.node])

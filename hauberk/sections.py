@@ -8,14 +8,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bus.embedded import EmbeddedSettings
+from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
 from enforcers.agent import EnforceSettings
 from enforcers.planner import PlannerSettings
 from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
-from sensors.inventory import InventorySettings
-from sensors.node import NodeSettings
+from sensors.containers.inventory import NodeInventorySettings
+from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
 from sinks.registry import SinkSettings
 from sinks.web.page import PageSettings
@@ -29,8 +29,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = ""
     bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
     sensor: Annotated[NodeSettings, Meta(description="What is seen on this node.", examples=[{}])] = NodeSettings()
-    inventory: Annotated[InventorySettings, Meta(description="Who is on this node.", examples=[{}])] = (
-        InventorySettings()
+    inventory: Annotated[NodeInventorySettings, Meta(description="Who is on this node.", examples=[{}])] = (
+        NodeInventorySettings()
     )
     processor: Annotated[ProcessorSettings, Meta(description="How frames are judged.", examples=[{}])] = (
         ProcessorSettings()

@@ -95,14 +95,16 @@ def _quoted(text: str, most: int = 60) -> str:
     return f" `{shown}`"
 
 
-class Loaded(msgspec.Struct, frozen=True):
+class LoadedSettings(msgspec.Struct, frozen=True):
     """The merged raw tree and, for each dotted path given, where it came from."""
 
     tree: dict[str, Any]
     origins: dict[str, str]
 
 
-def merge(file: str | None = None, sets: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Loaded:
+def merge(
+    file: str | None = None, sets: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> LoadedSettings:
     """File, environment and `--set` merged, not yet checked against structs."""
     environment = os.environ if environment is None else environment
     tree: dict[str, Any] = {}
@@ -126,10 +128,10 @@ def merge(file: str | None = None, sets: Sequence[str] = (), environment: Mappin
             raise SettingsError(f"expected --set a.b=value, got `{text}`")
         _put(tree, dotted.split("."), _literal(value, dotted.split("."), "--set"), "--set")
         origins[dotted] = "--set"
-    return Loaded(tree, origins)
+    return LoadedSettings(tree, origins)
 
 
-def check(loaded: Loaded, kind: type[T]) -> T:
+def check(loaded: LoadedSettings, kind: type[T]) -> T:
     """The tree as `kind`; SettingsError with the path of the first value that does not fit."""
     try:
         return msgspec.convert(loaded.tree, kind)
@@ -137,7 +139,7 @@ def check(loaded: Loaded, kind: type[T]) -> T:
         raise SettingsError(_explain(one_line(error), loaded, kind)) from error
 
 
-def _explain(message: str, loaded: Loaded, kind: Any) -> str:
+def _explain(message: str, loaded: LoadedSettings, kind: Any) -> str:
     match = re.search(r" - at `\$(.*)`$", message)
     where = match.group(1).lstrip(".") if match else ""
     text = message[: match.start()] if match else message

@@ -53,8 +53,8 @@ def _decoded(data: bytes, form: str, name: str) -> Any:
                 f"expected keys of at most {DEPTH} steps in `{name}`, got a line with over {_DOTS} dots"
             )
         return msgspec.toml.decode(data)
-    from policy.diagnostics import Report
-    from policy.yaml_lines import read
+    from policy.text.diagnostics import Report
+    from policy.text.yaml_lines import read
 
     report = Report(name)
     # Reads by events: it says what is nested too deep or expands without end before the composer sees it.

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from hauberk.service import Stage
     from hauberk.supervision import Supervision
     from processors.engine import Complete, Processor
-    from sensors.agent import Agent
-    from sensors.backlog import Read
-    from sensors.following import Following
-    from sensors.inventory import Inventory
-    from sensors.node import Node
-    from sensors.replay import ReplaySettings
-    from sinks.engine import SinkEngine
+    from sensors.containers.inventory import NodeInventory
+    from sensors.node.agent import Agent
+    from sensors.node.backlog import Read
+    from sensors.node.following import Following
+    from sensors.node.sensor import Node
+    from sensors.recordings.replay import ReplaySettings
+    from sinks.delivery.engine import SinkEngine
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Stops(Protocol):
 E = TypeVar("E")
 
 
-class Part(Generic[E]):
+class StagePart(Generic[E]):
     """An engine and the stage that runs it. A stage that is started again after a failure gets an engine made anew: nobody
     knows what the failure left in the old one. `engine`: the one that runs now, for its stats."""
 
@@ -122,7 +122,7 @@ async def unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
 
 def processor(
     bus: Bus, configuration: Configuration, *, last: bool = False, complete: Complete | None = None
-) -> Part[Processor]:
+) -> StagePart[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is, and no
     inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`: see `Processor`."""
     from processors.engine import Processor
@@ -130,12 +130,12 @@ def processor(
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
-    return Part(lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work)
+    return StagePart(lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work)
 
 
-def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> Part[SinkEngine]:
+def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> StagePart[SinkEngine]:
     """Alerts, telemetry, summaries and receipts out to the world. `supervision`: of each sink by itself, as `sink.NAME`."""
-    from sinks.engine import SinkEngine
+    from sinks.delivery.engine import SinkEngine
 
     # One engine for good: collectors are registered with it, and every sink is opened anew with each run.
     only = SinkEngine(bus, configuration.sinks, None if supervision is None else supervision.keep)
@@ -143,17 +143,17 @@ def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | Non
     async def work(engine: SinkEngine, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.finish)
 
-    return Part(lambda: only, work)
+    return StagePart(lambda: only, work)
 
 
-def following(bus: Bus, node: str) -> Part[Following]:
+def following(bus: Bus, node: str) -> StagePart[Following]:
     """How far the processors of other processes have read this node's frames."""
-    from sensors.following import Following
+    from sensors.node.following import Following
 
-    return Part(lambda: Following(bus, node), run)
+    return StagePart(lambda: Following(bus, node), run)
 
 
-def sensor(bus: Bus, node: Node, read: Read | None = None) -> Part[Agent]:
+def sensor(bus: Bus, node: Node, read: Read | None = None) -> StagePart[Agent]:
     """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named."""
 
     # Made again, it begins with the rings opened anew too.
@@ -165,7 +165,7 @@ def sensor(bus: Bus, node: Node, read: Read | None = None) -> Part[Agent]:
         first.clear()
         return node.agent(bus, read=read)
 
-    return Part(make, run)
+    return StagePart(make, run)
 
 
 class Inventories:
@@ -173,18 +173,18 @@ class Inventories:
     the sensor's, which drains the rings whoever is there to listen."""
 
     def __init__(self, bus: Bus, configuration: Configuration | NodeConfiguration) -> None:
-        from sensors.inventory import Inventory
+        from sensors.containers.inventory import NodeInventory
 
-        self.part: Part[Inventory] = Part(lambda: Inventory(bus, configuration.inventory), self._run)
+        self.part: StagePart[NodeInventory] = StagePart(lambda: NodeInventory(bus, configuration.inventory), self._run)
         self._raised: asyncio.Future[None] | None = None
 
     @property
-    def engine(self) -> Inventory:
+    def engine(self) -> NodeInventory:
         """The one that runs now."""
         return self.part.engine
 
     def on_cgroup(self, ident: int, path: str | None, gone: bool) -> None:
-        """See `sensors.inventory.Inventory.on_cgroup`. Never raises."""
+        """See `sensors.containers.inventory.NodeInventory.on_cgroup`. Never raises."""
         try:
             self.engine.on_cgroup(ident, path, gone)
         except Exception as error:
@@ -193,7 +193,7 @@ class Inventories:
                 return
             self._raised.set_exception(error)
 
-    async def _run(self, engine: Inventory, stop: asyncio.Event) -> None:
+    async def _run(self, engine: NodeInventory, stop: asyncio.Event) -> None:
         self._raised = raised = asyncio.get_running_loop().create_future()
         working = asyncio.ensure_future(engine.run())
         told = asyncio.ensure_future(stop.wait())
@@ -208,18 +208,18 @@ class Inventories:
             await asyncio.gather(working, told, raised, return_exceptions=True)
 
 
-def planner(bus: Bus, configuration: Configuration) -> Part[PlannerEngine]:
+def planner(bus: Bus, configuration: Configuration) -> StagePart[PlannerEngine]:
     """Policies and inventory in; plans out."""
     from enforcers.planner import PlannerEngine
 
-    return Part(lambda: PlannerEngine(bus, configuration.enforcer), run)
+    return StagePart(lambda: PlannerEngine(bus, configuration.enforcer), run)
 
 
-def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> Part[Enforcement]:
+def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:
     """Plans to map updates on this node. What is in force stays in force when the stage ends, as long as the pins do."""
     from enforcers.agent import Enforcement
 
-    return Part(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement), run)
+    return StagePart(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement), run)
 
 
 def replay(
@@ -229,8 +229,8 @@ def replay(
     other. It is played sooner than judged: the drain of a stop, with its deadline, is not for that."""
     import secrets
 
-    from sensors.agent import Agent
-    from sensors.replay import Replay
+    from sensors.node.agent import Agent
+    from sensors.recordings.replay import Replay
 
     try:
         source = Replay(settings, secrets.token_hex(8))

@@ -3,7 +3,7 @@
 
 What a failure is told by: a line on standard error, an alert (`StageFailed`), metrics (`hauberk_stage_failures_total`,
 `hauberk_stage_up`), systemd's status, and the exit code when the stage is down at the end. Nothing here touches programs or
-rules: they come down on a stop that was asked for, and on nothing else. Neighbours: `service` (drives it), `up` and `parts`.
+rules: they come down on a stop that was asked for, and on nothing else. Neighbours: `service` (drives it), `up` and `single_stage`.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from kernel.loader import Halt
-    from kernel.loading import Loaded
+    from kernel.loading import LoadedPrograms
     from processors.engine import Processor
-    from sensors.node import Node
-    from sinks.engine import SinkEngine
+    from sensors.node.sensor import Node
+    from sinks.delivery.engine import SinkEngine
 
 
 def say(what: str, text: str) -> None:
@@ -109,7 +109,7 @@ def open_sensor(
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
     from schemas.errors import KernelError, MissingDependency
-    from sensors.node import open_node
+    from sensors.node.sensor import open_node
 
     started = time.monotonic()
     try:
@@ -126,7 +126,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
     """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began.
     `usual`: the CPU priority of this process where `sensor.nice` leaves it alone."""
     from hauberk.verbs.apply import read
-    from sensors.priority import prefer
+    from sensors.node.priority import prefer
 
     settings, loaded, state = configuration(given)
     if not given.replay:
@@ -244,7 +244,7 @@ async def _watch(bus: Bus) -> None:
     service.say(told_damage(bus))
 
 
-def how(loaded: Loaded, took: float) -> str:
+def how(loaded: LoadedPrograms, took: float) -> str:
     """Where the programs of `loaded` come from, after `took` seconds."""
     if loaded.reused:
         return "reused from the last run"
@@ -255,14 +255,14 @@ def how(loaded: Loaded, took: float) -> str:
 
 async def _live(
     bus: Bus, settings: Configuration, exposure: Exposure, opened: contextlib.AsyncExitStack, over: asyncio.Event
-) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:
+) -> tuple[list[tuple[str, service.Stage]], stages.StagePart[Processor]]:
     inventory = stages.Inventories(bus, settings)
     node, took = await load_sensor(settings, inventory, over)
     opened.callback(take_down, node, over)
     say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
     hashes = None
     if settings.sensor.hashes.enabled:
-        from sensors.hashes import Hashes
+        from sensors.containers.hashes import Hashes
 
         def root_of(container: str) -> int:
             return next((one.root_pid for one in inventory.engine.identities if one.uid == container), 0)
@@ -270,7 +270,7 @@ async def _live(
         hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill)
-    sensing = stages.sensor(bus, node, lambda header: judging.engine.teller.reached(header))
+    sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
     exposure.collect(lambda: {
@@ -332,10 +332,10 @@ async def _say_enforcing(settings: Configuration) -> None:
 
 
 def _replay(
-    bus: Bus, settings: Configuration, sending: stages.Part[SinkEngine], given: argparse.Namespace, over: asyncio.Event,
+    bus: Bus, settings: Configuration, sending: stages.StagePart[SinkEngine], given: argparse.Namespace, over: asyncio.Event,
     exposure: Exposure,
-) -> tuple[list[tuple[str, service.Stage]], stages.Part[Processor]]:  # fmt: skip
-    from sensors.replay import ReplaySettings
+) -> tuple[list[tuple[str, service.Stage]], stages.StagePart[Processor]]:  # fmt: skip
+    from sensors.recordings.replay import ReplaySettings
 
     wanted = ReplaySettings(path=given.replay, speed=given.speed, skip_damaged=given.skip_damaged)
     judging = stages.processor(bus, settings, last=True)
@@ -379,6 +379,6 @@ def _version() -> str:
 
 
 def _node(settings: Configuration) -> str:
-    from sensors.node import node_name
+    from sensors.node.sensor import node_name
 
     return node_name(settings.sensor)

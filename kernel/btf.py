@@ -31,7 +31,7 @@ _EXTRA: Final = {
 }  # fmt: skip
 
 
-class Member(msgspec.Struct, frozen=True):
+class BtfMember(msgspec.Struct, frozen=True):
     """Where one member lies. `offset` and `size` in bytes; a bit field reports the byte its first bit is in."""
 
     offset: int
@@ -72,7 +72,7 @@ class Btf:
         except OSError as error:
             raise MissingDependency(f"no BTF at `{path}` ({error.strerror}); install kernel headers instead") from error
 
-    def member(self, owner: str, path: str) -> Member | None:
+    def member(self, owner: str, path: str) -> BtfMember | None:
         """Where `path` (dotted, through nested and anonymous structs) lies in struct or union `owner`; None if absent."""
         type_id = self._find(owner, {_STRUCT, _UNION})
         if type_id is None:
@@ -84,7 +84,7 @@ class Btf:
                 return None
             offset += found[0]
             type_id = found[1]
-        return Member(offset // 8, self._size(type_id))
+        return BtfMember(offset // 8, self._size(type_id))
 
     def size(self, owner: str) -> int | None:
         """Size in bytes of struct or union `owner`; None if absent."""

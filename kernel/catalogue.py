@@ -45,7 +45,7 @@ class Guard(msgspec.Struct, frozen=True):
     why: str
 
 
-class Table(msgspec.Struct, frozen=True):
+class KernelMap(msgspec.Struct, frozen=True):
     """A map, pinned as maps/`name`."""
 
     name: str
@@ -93,24 +93,24 @@ ENFORCING: Final = ("enforce", "ascend", "decide", "uring")
 """Hops only the signal backend needs: where the verifier refuses one, `finish` takes its place and nobody is stopped."""
 
 TABLES: Final = (
-    Table("occurrences", "ring buffer", "-", "occurrence", "kernel", "what happened, one fixed record each"),
-    Table("definitions", "ring buffer", "-", "definition + bytes", "kernel", "what ids mean, sent once"),
-    Table("behaviours", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "behaviours announced already"),
-    Table("recent", "array", "u32 slot", "u64 id + generation", "kernel", "behaviours found announced in this generation"),
-    Table("strings", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "texts announced already"),
-    Table("processes", "lru hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
-    Table("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
-    Table("budgets", "lru hash", "u64 cgroup id, ~0: the node", "budget", "kernel", "new names asked for, by whom; events lost"),
-    Table("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
-    Table("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
-    Table("calls", "array", "u32 row", "call", "loader", "which calls are watched, and their arguments"),
-    Table("excluded", "hash", "u32 tgid", "u32 1", "agent", "processes neither reported nor stopped"),
-    Table("scopes", "hash", "u64 cgroup id", "scope", "agent, enforcer; kernel for new cgroups", "visibility and rule table"),
-    Table("kinship", "array", "u32 slot", "u64 check + u64 cgroup id", "kernel", "nearest ancestor with a scope, for one generation"),
-    Table("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
-    Table("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
-    Table("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has told, or a guard knows of it, before it ends"),
-    Table("hops", "program array", "u32", "program", "loader", "steps of an event"),
+    KernelMap("occurrences", "ring buffer", "-", "occurrence", "kernel", "what happened, one fixed record each"),
+    KernelMap("definitions", "ring buffer", "-", "definition + bytes", "kernel", "what ids mean, sent once"),
+    KernelMap("behaviours", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "behaviours announced already"),
+    KernelMap("recent", "array", "u32 slot", "u64 id + generation", "kernel", "behaviours found announced in this generation"),
+    KernelMap("strings", "lru hash", "u64 id", "u64 1", "kernel; the agent deletes", "texts announced already"),
+    KernelMap("processes", "lru hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
+    KernelMap("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
+    KernelMap("budgets", "lru hash", "u64 cgroup id, ~0: the node", "budget", "kernel", "new names asked for, by whom; events lost"),
+    KernelMap("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
+    KernelMap("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
+    KernelMap("calls", "array", "u32 row", "call", "loader", "which calls are watched, and their arguments"),
+    KernelMap("excluded", "hash", "u32 tgid", "u32 1", "agent", "processes neither reported nor stopped"),
+    KernelMap("scopes", "hash", "u64 cgroup id", "scope", "agent, enforcer; kernel for new cgroups", "visibility and rule table"),
+    KernelMap("kinship", "array", "u32 slot", "u64 check + u64 cgroup id", "kernel", "nearest ancestor with a scope, for one generation"),
+    KernelMap("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
+    KernelMap("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
+    KernelMap("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has told, or a guard knows of it, before it ends"),
+    KernelMap("hops", "program array", "u32", "program", "loader", "steps of an event"),
 )  # fmt: skip
 
 UNPINNED: Final = ("scratch",)

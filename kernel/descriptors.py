@@ -29,7 +29,7 @@ def raise_limit() -> int:
     return hard
 
 
-class Reserve:
+class DescriptorReserve:
     """Descriptors that are taken and not used, until `lent` gives them to the kernel for as long as it lasts."""
 
     def __init__(self, count: int = KEPT) -> None:

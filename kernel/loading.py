@@ -121,7 +121,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ValueError(f"expected a power of two as `{name}`, got {pages}")
 
 
-class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedPrograms(msgspec.Struct, frozen=True, kw_only=True):
     """What is pinned and how it came about. `key`: the two u64 of SipHash ids. `seconds`: per step, empty when reused."""
 
     pin_dir: str
@@ -166,7 +166,7 @@ def load(
     cache: str = DIRECTORY,
     halt: Halt | None = None,
     prepare: Callable[[str], None] | None = None,
-) -> Loaded:
+) -> LoadedPrograms:
     """Programs loaded, attached and pinned under `pin_dir`, in a bpffs that is mounted already (`mount_bpffs`).
 
     Reuses fitting pins unless `fresh`. Others go only when the new programs are attached: a load that fails changes nothing,
@@ -207,7 +207,7 @@ def load(
     )  # fmt: skip
 
 
-def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:
+def existing(pin_dir: str, expected: int | None = None) -> LoadedPrograms | None:
     """What is pinned under `pin_dir` now; None when nothing is, or its layout hash is not `expected` (None: any)."""
     paths = [f"maps/{table.name}" for table in TABLES] + [f"links/{probe.name}" for probe in PROBES]
     paths += [f"programs/{probe.name}" for probe in PROBES]
@@ -217,7 +217,7 @@ def existing(pin_dir: str, expected: int | None = None) -> Loaded | None:
         values = {name: config.sum_u64(struct.pack("=I", name)) for name in Config}
     if expected is not None and values[Config.LAYOUT] != expected:
         return None
-    return Loaded(pin_dir=pin_dir, key=(values[Config.HASH_K0], values[Config.HASH_K1]), reused=True)
+    return LoadedPrograms(pin_dir=pin_dir, key=(values[Config.HASH_K0], values[Config.HASH_K1]), reused=True)
 
 
 def unload(pin_dir: str) -> None:
@@ -231,7 +231,7 @@ def unload(pin_dir: str) -> None:
         shutil.rmtree(pin_dir, ignore_errors=True)
 
 
-def exclude(loaded: Loaded, pid: int) -> None:
+def exclude(loaded: LoadedPrograms, pid: int) -> None:
     """Neither report nor ever stop the process with host tgid `pid`; its children are not excluded."""
     with loaded.map("excluded") as table, loaded.map("config") as config:
         table.put(struct.pack("=I", pid), struct.pack("=I", 1))
@@ -301,7 +301,7 @@ def _require_bpffs(directory: Path) -> None:
         )
 
 
-def _set_visibility(loaded: Loaded, settings: LoadSettings) -> None:
+def _set_visibility(loaded: LoadedPrograms, settings: LoadSettings) -> None:
     with loaded.map("config") as config:
         config.put(struct.pack("=I", Config.HOST_VISIBILITY), struct.pack("=Q", settings.host_visibility))
         config.put(struct.pack("=I", Config.NEW_VISIBILITY), struct.pack("=Q", settings.new_visibility))

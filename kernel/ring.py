@@ -7,7 +7,7 @@ position followed by the data, which the kernel maps two times in a row so that 
 and a ring of 16 MiB mapped twice would be 32 MiB of this process's RSS. A record is 8 bytes of header (u32 length with bit 31 busy and bit 30 discarded, u32 page offset)
 and its data padded to 8. Taking and giving back are two steps: `take` copies and moves this reader's own cursor,
 `release` hands the space back to the kernel. A reader that dies in between finds its records again.
-Must never wait, log or look at a record's meaning. Neighbours: `maps`, `sensors.rings`.
+Must never wait, log or look at a record's meaning. Neighbours: `maps`, `sensors.node.rings`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def start(key: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def siphash13(key: tuple[int, int], data: bytes) -> int:
-    """64-bit SipHash with one round per word and three at the end. `key`: two u64, `Loaded.key`. About 2 us per 8 bytes."""
+    """64-bit SipHash with one round per word and three at the end. `key`: two u64, `LoadedPrograms.key`. About 2 us per 8 bytes."""
     a, b, c, d = start(key)
     length = len(data)
     whole = length // 8

@@ -13,12 +13,12 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from policy.backends import AUTOBIND, OTHER_FAMILIES, denies, frees, reason, remainder
-from policy.compile import problem, table_of
-from policy.overlap import may_overlap
+from policy.judge.compile import problem, table_of
+from policy.judge.overlap import may_overlap
+from policy.rules.backends import AUTOBIND, OTHER_FAMILIES, denies, frees, reason, remainder
+from policy.rules.specificity import Rank, rank
 from policy.ruleset import Scope
-from policy.sight import CANNOT, missing, unseen
-from policy.specificity import Rank, rank
+from policy.text.coverage import CANNOT, missing, unseen
 from schemas.backends import IMPLEMENTED
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.identity import Identity

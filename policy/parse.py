@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
-from policy import codes, json_lines, yaml_lines
-from policy.annotations import check_annotations
-from policy.check import INVALID, Checker
-from policy.diagnostics import Diagnostic, Report
-from policy.kinds import flatten, identify, member
-from policy.meaning import check_meaning
-from policy.nodes import Mapping, Scalar, plain
+from policy.rules.contradictions import check_meaning
+from policy.text import codes, json_lines, yaml_lines
+from policy.text.annotations import check_annotations
+from policy.text.check import INVALID, Checker
+from policy.text.diagnostics import Diagnostic, Report
+from policy.text.kinds import flatten, identify, member
+from policy.text.yaml_nodes import Mapping, Scalar, plain
 from schemas.policy import KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument
 
 SIZE: Final = 4 * 1024 * 1024

@@ -3,8 +3,8 @@
 
 Scopes are shared: the cache key is what selectors and settings can read of an identity, and identities that differ in that but
 select the same policies share the compiled tables. So 500 equal containers cost one scope, and a hit costs the same under 1 or
-10,000 policies. Pure: no I/O; symlinks come with the identity (`Identity.links`). Neighbours: `policy/normalise.py`, `policy/select.py`,
-`policy/links.py`, `policy/compile.py`; processors judge with it, enforcers plan with it.
+10,000 policies. Pure: no I/O; symlinks come with the identity (`Identity.links`). Neighbours: `policy/rules/normalise.py`, `policy/rules/select.py`,
+`policy/rules/links.py`, `policy/judge/compile.py`; processors judge with it, enforcers plan with it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from policy import select
-from policy.compile import compile_judge, posture_of, problem, whitelists
-from policy.judge import Judge, stronger
-from policy.links import linked, names
-from policy.normalise import normalise
-from policy.visibility import ANNOTATION as VISIBILITY
-from policy.visibility import EVERYTHING, Visibility, asked, visibility
+from policy.judge.compile import compile_judge, posture_of, problem, whitelists
+from policy.judge.judge import Judge, stronger
+from policy.rules import select
+from policy.rules.links import linked, names
+from policy.rules.normalise import normalise
+from policy.rules.visibility import ANNOTATION as VISIBILITY
+from policy.rules.visibility import EVERYTHING, Visibility, asked, visibility
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Access
@@ -114,7 +114,7 @@ class Scope:
 
     @property
     def whitelist(self) -> frozenset[str]:
-        """Tables (`policy.compile.TABLES`) in which enforced Allow rules put everything else under the posture."""
+        """Tables (`policy.judge.compile.TABLES`) in which enforced Allow rules put everything else under the posture."""
         return whitelists(self.rules)
 
     def posture(self, table: str) -> str:

@@ -2,7 +2,7 @@
 """A told verdict and an occurrence to an alert record: KubeArmor's fields and words, CloudEvents headers.
 
 Only rows that are told are materialised; a silenced flood is counted, not walked. Event ids are deterministic, so a replay
-repeats them. Must never decide what is told (`processors.outcome`) nor how often (`processors.throttle`).
+repeats them. Must never decide what is told (`processors.alert_action`) nor how often (`processors.throttle`).
 Neighbours: `schemas.expand` (shared fields), `processors.engine`.
 """
 
@@ -13,11 +13,11 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from bus.contract import Headers, Record
-from policy.events import reread
-from policy.retold import unsaid
+from policy.tools.events import reread
+from policy.tools.rejudge import unsaid
 from processors import rows
-from processors.judge import Entry, Tally
-from processors.throttle import Bucket, Kind, Throttle
+from processors.judge import JudgedBehaviour, Tally
+from processors.throttle import Bucket, Throttle, ThrottleKey
 from schemas.alert import FIREWALL, NOTICE, Alert, Judged, encode_alert
 from schemas.backends import BACKENDS
 from schemas.behaviour import Behaviour
@@ -52,7 +52,7 @@ class Alerts:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
-        self._kept: dict[tuple[int, int, int, str, str], tuple[Entry, Identity, Judged | None]] = {}
+        self._kept: dict[tuple[int, int, int, str, str], tuple[JudgedBehaviour, Identity, Judged | None]] = {}
         self.told: dict[str, int] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
@@ -77,14 +77,14 @@ class Alerts:
                 row = (0, 0, ident, first, sequence, process, context.pid, context.ppid, 0, 0, 0, 0)
                 yield from self.row(tally, entry, row, count)
 
-    def row(self, tally: Tally, entry: Entry, row: rows.Row, count: int = 1) -> Iterator[Record]:
+    def row(self, tally: Tally, entry: JudgedBehaviour, row: rows.Row, count: int = 1) -> Iterator[Record]:
         """Alert records of one row: of the verdict, and of shadow verdicts beside it."""
         if entry.outcome.told:
             yield from self._admit(tally, entry, entry.verdict, row, count, entry.outcome.action, "")
         for shadow in entry.shadows:
             yield from self._admit(tally, entry, shadow, row, count, _shadow_action(shadow), "shadow")
 
-    def _flood(self, tally: Tally, entry: Entry, ident: int) -> Iterator[tuple[int, Record]]:
+    def _flood(self, tally: Tally, entry: JudgedBehaviour, ident: int) -> Iterator[tuple[int, Record]]:
         """Rows of an id one after the other until every bucket is silent past the frame's end; the rest is counted."""
         left, end = tally.counts[ident], max(tally.times[-1], tally.times[0])
         verdicts = [(entry.verdict, entry.outcome.action)] if entry.outcome.told else []
@@ -102,7 +102,7 @@ class Alerts:
                 self._throttle.suppress(bucket, left)
 
     def _admit(
-        self, tally: Tally, entry: Entry, verdict: Verdict, row: rows.Row, count: int, action: str, mode: str
+        self, tally: Tally, entry: JudgedBehaviour, verdict: Verdict, row: rows.Row, count: int, action: str, mode: str
     ) -> Iterator[Record]:
         header, identity = tally.header, entry.identity
         unix = row[3] + header.clock_offset_ns
@@ -155,7 +155,7 @@ class Alerts:
         self.told[action] = self.told.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 
-    def _unsaid(self, alert: Alert, entry: Entry, context: ProcessContext) -> Judged | None:
+    def _unsaid(self, alert: Alert, entry: JudgedBehaviour, context: ProcessContext) -> Judged | None:
         """What the words of `alert` leave out. Reading it back takes longer than writing it, and equal events come in rows."""
         own = alert.PID if entry.behaviour.resource.startswith("/proc/") else 0
         key = (id(entry), context.process, own, alert.Operation, alert.Enforcer)
@@ -169,10 +169,10 @@ class Alerts:
         self._kept[key] = (entry, entry.identity, found)
         return found
 
-    def _bucket(self, header: FrameHeader, entry: Entry, verdict: Verdict, action: str) -> Bucket:
+    def _bucket(self, header: FrameHeader, entry: JudgedBehaviour, verdict: Verdict, action: str) -> Bucket:
         rule = verdict.rule.position if verdict.rule is not None else ""
         identity = entry.identity
-        kind = Kind(
+        kind = ThrottleKey(
             header.node, header.boot, identity.uid, verdict.policy or "", rule, action, class_of(entry.raw.operation)
         )
         return self._throttle.bucket(kind, identity, header)
@@ -268,7 +268,7 @@ def _shadow_action(shadow: Verdict) -> str:
     return "Audit (Block)" if shadow.action is Action.BLOCK else str(shadow.action)
 
 
-def _resource(entry: Entry) -> str:
+def _resource(entry: JudgedBehaviour) -> str:
     """What the throttle calls one resource: paths as they are, other things as far as they differ."""
     behaviour = entry.raw
     return behaviour.resource + behaviour.resource2 or f"{behaviour.address}:{behaviour.port}:{behaviour.syscall}"
@@ -282,7 +282,7 @@ def _silent_until(bucket: Bucket) -> int:
     return bucket.silent_until
 
 
-def _message(entry: Entry, verdict: Verdict) -> str:
+def _message(entry: JudgedBehaviour, verdict: Verdict) -> str:
     if entry.raw.access & Access.UNTOLD:
         return "stopped on the node; its container made too many new names at once, so what it was is not told"
     if verdict.policy is None and entry.outcome.told:
@@ -292,7 +292,7 @@ def _message(entry: Entry, verdict: Verdict) -> str:
     return verdict.message
 
 
-def _links(entry: Entry) -> dict[str, str]:
+def _links(entry: JudgedBehaviour) -> dict[str, str]:
     """The symlinks by which a rule can have met this behaviour: those that lead to one of its paths, or above it."""
     behaviour, links = entry.behaviour, entry.identity.links
     paths = (behaviour.resource, behaviour.resource2, behaviour.executable, behaviour.parent)

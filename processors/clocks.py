@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What time it is on each node, by its own events: the newest time since boot that was seen, and what has passed here since.
 
-A recording has a time of its own, and a clock that is wrong, or set, is its node's own trouble. Neighbours: `processors.teller`
+A recording has a time of its own, and a clock that is wrong, or set, is its node's own trouble. Neighbours: `processors.pipeline`
 (hears), `processors.throttle` (asks).
 """
 

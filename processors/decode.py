@@ -70,7 +70,7 @@ def tellable(value: str) -> str:
 
 
 def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
-    """The behaviour with every string tellable; for those in `Definitions.odd`."""
+    """The behaviour with every string tellable; for those in `DecodedDefinitions.odd`."""
     changed = {}
     for name in _TEXTS:
         value: str = getattr(behaviour, name)
@@ -79,7 +79,7 @@ def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
     return msgspec.structs.replace(behaviour, **changed) if changed else behaviour
 
 
-class Definitions:
+class DecodedDefinitions:
     """The definitions of one frame by kind. `odd`: ids of behaviours decoded here that hold a string that was not UTF-8.
     Raises DecodeError when the run of records is not one."""
 

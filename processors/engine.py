@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage: raw frames in; alerts, telemetry and summaries out, then the offsets.
 
-The work is done by `processors.teller`; here a pump hands it frames, and time to look at what has waited. A frame that was
+The work is done by `processors.pipeline`; here a pump hands it frames, and time to look at what has waited. A frame that was
 read is never read twice by this process, whatever the pump repeats; what could not be published is kept and sent first.
-Neighbours: `bus.pump`, `processors.facts`, `processors.ledger`, `processors.parking`.
+Neighbours: `bus.pump`, `processors.followed`, `processors.commit_tracker`, `processors.parking`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bus.dead_letters import Letter
 from bus.pump import Pump, PumpSettings
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
-from processors.facts import Compile, Facts
-from processors.identify import Inventory, InventorySettings
-from processors.judge import Judge, JudgeSettings
-from processors.ledger import Ledger
+from processors.commit_tracker import CommitTracker
+from processors.followed import Compile, Followed
+from processors.inventory import Inventory, InventorySettings
+from processors.judge import FrameJudge, JudgeSettings
 from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
+from processors.pipeline import Pipeline
 from processors.progress import Reporting
 from processors.stats import ProcessorStats
-from processors.teller import Teller
 from processors.throttle import Throttle, ThrottleSettings
 from schemas.errors import DecodeError, HauberkError
 from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
@@ -95,19 +95,19 @@ class Processor:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
         self.inventory = Inventory(self.settings.inventory, clock)
-        self.judge = Judge(self.settings.judge, self.inventory, compile_ruleset((), self.settings.postures))
+        self.judge = FrameJudge(self.settings.judge, self.inventory, compile_ruleset((), self.settings.postures))
         self.parking = Parking(self.settings.parking)
         self.throttle = Throttle(self.settings.throttle)
         self.alerts = Alerts(self.throttle)
-        self.ledger = Ledger()
-        self.facts = Facts(
+        self.tracker = CommitTracker()
+        self.facts = Followed(
             bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged
         )
         self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
-        self.teller = Teller(
-            self.inventory, self.judge, self.parking, self.alerts, self.ledger, clock, self.settings.telemetry
+        self.pipeline = Pipeline(
+            self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry
         )
-        self._reporting = Reporting(bus, self.settings.group, lambda: self.teller.numbers) if reports else None
+        self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         self._complete = complete
         self._owners: Mapping[Partition, int] | None = None
         self._waits_for_owners = False
@@ -118,7 +118,7 @@ class Processor:
     def stats(self) -> ProcessorStats:
         """The counts as of now."""
         return ProcessorStats(
-            **msgspec.structs.asdict(self.teller.counts),
+            **msgspec.structs.asdict(self.pipeline.counts),
             judged=self.judge.judged,
             hits=self.judge.hits,
             revalidated=self.judge.revalidated,
@@ -128,7 +128,7 @@ class Processor:
             throttled=self.throttle.suppressed,
             bad_frames=self._bad_frames,
             refused_records=self._refused_records,
-            open_frames=self.ledger.open_frames,
+            open_frames=self.tracker.open_frames,
             policies=self.facts.policies,
             policies_damaged=bool(self.facts.damage),
             facts_refused=self.facts.refused,
@@ -175,7 +175,7 @@ class Processor:
 
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames. Raises DecodeError for one that cannot be read (it is dead-lettered)."""
-        self.ledger.taken(deliveries)
+        self.tracker.taken(deliveries)
         while not self.facts.ready.is_set():
             await self.send()
             await self.pump.woken(_TICK)
@@ -183,17 +183,17 @@ class Processor:
         for delivery in deliveries:
             # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
             await asyncio.sleep(0)
-            if self.teller.outbox.alerts and time.monotonic() - told >= _ALERTS:
+            if self.pipeline.outbox.alerts and time.monotonic() - told >= _ALERTS:
                 # And neither must alerts.
-                await self._publish(ALERTS, self.teller.outbox.alerts)
+                await self._publish(ALERTS, self.pipeline.outbox.alerts)
                 told = time.monotonic()
-            if not self.ledger.knows(delivery):
+            if not self.tracker.knows(delivery):
                 try:
-                    self.teller.read(delivery)
+                    self.pipeline.read(delivery)
                 except Exception as error:
                     # Reading is a function of the bytes: what it stumbles over, it stumbles over again. The pump buries the
                     # frame, and then it must hold nothing back.
-                    self._bad_frames += self.ledger.dead(delivery)
+                    self._bad_frames += self.tracker.dead(delivery)
                     if isinstance(error, HauberkError):
                         raise
                     log.exception("a frame could not be judged and goes to the dead letters")
@@ -203,14 +203,14 @@ class Processor:
 
     async def tick(self, idle: bool) -> None:
         """Publish what is known by now."""
-        self.teller.settle()
+        self.pipeline.settle()
         await self.send()
 
     def wait(self) -> float:
         return _TICK
 
     def committable(self) -> Sequence[Delivery]:
-        return self.ledger.done()
+        return self.tracker.done()
 
     async def settle(self) -> None:
         """No further frame comes. Rows still parked stay uncommitted: the next start reads them again, perhaps knowing whose
@@ -221,24 +221,24 @@ class Processor:
                 self.parking.give_up()
             else:
                 await self.pump.woken(_TICK)
-            self.teller.settle()
+            self.pipeline.settle()
             await self.send()
-        self.teller.settle(closing=True)
+        self.pipeline.settle(closing=True)
         await self.send()
 
     def released(self, partitions: Collection[Partition]) -> None:
-        self.teller.released(partitions)
+        self.pipeline.released(partitions)
 
     async def send(self) -> None:
         """Publish the outbox, alerts first, for as long as it takes. Raises `Stopped`; what was not published is kept."""
         # Taken before publishing: only what these groups said is certain to be out when the outbox is empty.
-        groups = list(self.teller.groups)
-        box = self.teller.outbox
+        groups = list(self.pipeline.groups)
+        box = self.pipeline.outbox
         for topic, records in ((ALERTS, box.alerts), (TELEMETRY, box.telemetry), (SUMMARIES, box.summaries)):
             await self._publish(topic, records)
         for group in groups:
-            self.ledger.told(group)
-        del self.teller.groups[: len(groups)]
+            self.tracker.told(group)
+        del self.pipeline.groups[: len(groups)]
 
     async def _publish(self, topic: Topic, records: list[Record]) -> None:
         async def publish(chunk: list[Record]) -> None:
@@ -265,7 +265,7 @@ class Processor:
 
     def _damaged(self, why: str) -> None:
         node = os.uname().nodename
-        self.teller.outbox.alerts.append(notice(node, "PoliciesDamaged", why, severity=10))
+        self.pipeline.outbox.alerts.append(notice(node, "PoliciesDamaged", why, severity=10))
         self._wake()
 
     def _wake(self) -> None:

@@ -3,7 +3,7 @@
 
 Per event nothing runs but `Counter` over the id column. An id means one behaviour for one (node, boot, run); a kernel that
 starts anew gets a cache of its own. A cached answer is good for one (policies, identities) epoch; when only identities
-moved it is kept if the behaviour's owner is still the same object. Neighbours: `processors.decode`, `processors.identify`,
+moved it is kept if the behaviour's owner is still the same object. Neighbours: `processors.decode`, `processors.inventory`,
 `policy.ruleset` (through the protocols here), `processors.engine` (the caller).
 """
 
@@ -14,9 +14,9 @@ from typing import Annotated, Final, Protocol
 
 import msgspec
 
-from processors.decode import Definitions, tellable_behaviour
-from processors.identify import Inventory
-from processors.outcome import SILENT, Outcome, outcome
+from processors.alert_action import SILENT, AlertAction, outcome
+from processors.decode import DecodedDefinitions, tellable_behaviour
+from processors.inventory import Inventory
 from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED, Frame, FrameHeader
 from schemas.identity import Identity
@@ -32,7 +32,7 @@ _SCOPES: Final = 8192
 """Identities whose scope is at hand without asking the ruleset."""
 
 
-class Scope(Protocol):
+class CompiledScope(Protocol):
     """What the policies say for one identity."""
 
     @property
@@ -44,10 +44,10 @@ class Scope(Protocol):
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict: ...
 
 
-class Ruleset(Protocol):
+class CompiledPolicies(Protocol):
     """Compiled policies."""
 
-    def scope(self, identity: Identity) -> Scope: ...
+    def scope(self, identity: Identity) -> CompiledScope: ...
 
 
 class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +64,7 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 16384
 
 
-class Entry:
+class JudgedBehaviour:
     """An enriched behaviour and its verdict. `told` is what to judge with, `behaviour` what may be written down."""
 
     __slots__ = (
@@ -74,9 +74,9 @@ class Entry:
     behaviour: Behaviour
     raw: Behaviour
     identity: Identity
-    scope: Scope
+    scope: CompiledScope
     verdict: Verdict
-    outcome: Outcome
+    outcome: AlertAction
     shadows: tuple[Verdict, ...]
     log: bool
     rows: bool
@@ -98,10 +98,10 @@ class Tally:
         self.folded: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
         for row in FOLDED.iter_unpack(frame.folded):
             self.folded.setdefault(row[0], []).append(row)
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, JudgedBehaviour] = {}
         self.parked: dict[int, Behaviour] = {}
         self.undefined: list[int] = []
-        self._definitions: Definitions | None = None
+        self._definitions: DecodedDefinitions | None = None
         self._processes: dict[int, ProcessContext] | None = None
 
     @property
@@ -114,10 +114,10 @@ class Tally:
         return memoryview(self.frame.occurrences).cast("Q")[_TIME::_STEP]
 
     @property
-    def definitions(self) -> Definitions:
+    def definitions(self) -> DecodedDefinitions:
         """Parsed when first asked for: a frame of known behaviours that nobody logs never needs them."""
         if self._definitions is None:
-            self._definitions = Definitions(self.frame.definitions, self.header.architecture)
+            self._definitions = DecodedDefinitions(self.frame.definitions, self.header.architecture)
         return self._definitions
 
     @property
@@ -136,24 +136,24 @@ class Tally:
 Run = tuple[str, str, str]
 
 
-class Judge:
+class FrameJudge:
     """`use` a ruleset, then `tally` frames. `hits`, `judged`, `revalidated`: plain counts since start, of distinct ids."""
 
-    def __init__(self, settings: JudgeSettings, inventory: Inventory, ruleset: Ruleset) -> None:
+    def __init__(self, settings: JudgeSettings, inventory: Inventory, ruleset: CompiledPolicies) -> None:
         self._limit = settings.cached_behaviours // 2
         self._inventory = inventory
         self._ruleset = ruleset
         self._policies = 0
-        self._scopes: dict[int, tuple[Identity, tuple[Scope, frozenset[Operation]]]] = {}
+        self._scopes: dict[int, tuple[Identity, tuple[CompiledScope, frozenset[Operation]]]] = {}
         # Two generations: when the young one is full the old one is dropped, so a hit costs one lookup and no reordering.
-        self._young: dict[Run, dict[int, Entry]] = {}
-        self._old: dict[Run, dict[int, Entry]] = {}
+        self._young: dict[Run, dict[int, JudgedBehaviour]] = {}
+        self._old: dict[Run, dict[int, JudgedBehaviour]] = {}
         self._size = 0
         self.hits = 0
         self.judged = 0
         self.revalidated = 0
 
-    def use(self, ruleset: Ruleset) -> None:
+    def use(self, ruleset: CompiledPolicies) -> None:
         """Judge by `ruleset` from the next frame on."""
         self._ruleset = ruleset
         self._policies += 1
@@ -219,7 +219,7 @@ class Judge:
                 entry.user = inventory.user(identity, raw.uid)
             else:
                 judged += 1
-                fresh = Entry()
+                fresh = JudgedBehaviour()
                 fresh.raw = raw
                 if entry is not None:
                     fresh.behaviour = entry.behaviour
@@ -246,16 +246,16 @@ class Judge:
                 young[ident] = entry
         self.judged += judged
 
-    def with_arguments(self, entry: Entry, arguments: tuple[str, ...]) -> Entry:
+    def with_arguments(self, entry: JudgedBehaviour, arguments: tuple[str, ...]) -> JudgedBehaviour:
         """`entry` judged again for one occurrence's arguments; not cached."""
-        again = Entry()
+        again = JudgedBehaviour()
         for name in ("raw", "behaviour", "identity", "scope", "log", "plain", "stamp", "user"):
             setattr(again, name, getattr(entry, name))
         _settle(again, entry.scope.judge(entry.raw, arguments))
         again.rows = again.outcome.told or bool(again.shadows)
         return again
 
-    def _scope(self, identity: Identity) -> tuple[Scope, frozenset[Operation]]:
+    def _scope(self, identity: Identity) -> tuple[CompiledScope, frozenset[Operation]]:
         # By id(): an Identity holds dicts and cannot be hashed; the object is kept beside its scope, so ids are not reused.
         found = self._scopes.get(id(identity))
         if found is None:
@@ -270,7 +270,7 @@ class Judge:
         return found[1]
 
 
-def _settle(entry: Entry, verdict: Verdict) -> None:
+def _settle(entry: JudgedBehaviour, verdict: Verdict) -> None:
     entry.verdict = verdict
     if not (verdict.tell or verdict.needs_arguments or verdict.shadow or entry.raw.enforcer):
         # Nearly always: nothing to tell.

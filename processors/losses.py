@@ -3,7 +3,7 @@
 
 A loss whose container is known is told as that container's, the rest as the node's; nothing is told twice. Nothing
 uncounted: what is not told yet is told with the next notice, at the latest when the stage ends. Neighbours:
-`processors.teller` (who hears of losses), `processors.alerts` (the words).
+`processors.pipeline` (who hears of losses), `processors.alerts` (the words).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Lost(NamedTuple):
     owner: Identity | None
 
 
-class Losses:
+class ReportedLosses:
     """Sums of one processor, by agent run and container. Times in seconds of the caller's clock."""
 
     def __init__(self) -> None:

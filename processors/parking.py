@@ -2,8 +2,8 @@
 """Rows that cannot be told yet: their container is not in the inventory, or the definition of their id did not come.
 
 They wait, cut out of their frame with its definitions, until the answer comes, the time is over or the room is full; then
-they are told with what is known. Nothing leaves here without being told or counted. Neighbours: `processors.identify`
-(the answer), `processors.ledger` (keeps the frame uncommitted meanwhile), `processors.engine`.
+they are told with what is known. Nothing leaves here without being told or counted. Neighbours: `processors.inventory`
+(the answer), `processors.commit_tracker` (keeps the frame uncommitted meanwhile), `processors.engine`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Annotated
 import msgspec
 
 from processors import rows
-from processors.identify import Inventory
-from processors.judge import Judge, Tally
-from processors.summaries import Page
+from processors.inventory import Inventory
+from processors.judge import FrameJudge, Tally
+from processors.summaries import FrameCounts
 from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED, Frame
 
@@ -42,7 +42,7 @@ class Parked(msgspec.Struct, gc=False):
     """Rows of one frame that wait. `frame` holds only them. `behaviours`: of unknown owner; `undefined`: ids."""
 
     frame: Frame
-    page: Page
+    page: FrameCounts
     deadline: float
     events: int
     size: int
@@ -61,7 +61,7 @@ class Parking:
         self.bytes = 0
         self.total = 0
 
-    def add(self, tally: Tally, page: Page, now: float, deadline: float | None = None) -> None:
+    def add(self, tally: Tally, page: FrameCounts, now: float, deadline: float | None = None) -> None:
         """Hold what `tally` could not resolve. `deadline`: kept when the rows waited before."""
         wanted = {*tally.parked, *tally.undefined}
         folded = b"".join(FOLDED.pack(*row) for ident in wanted for row in tally.folded.get(ident, ()))
@@ -90,7 +90,7 @@ class Parking:
         self.waiting += events
         self.bytes += size
 
-    def ready(self, inventory: Inventory, judge: Judge) -> list[Parked]:
+    def ready(self, inventory: Inventory, judge: FrameJudge) -> list[Parked]:
         """What can be resolved at least in part now, in order, taken out."""
         if not self._held or (self._epoch == inventory.epoch and not any(part.undefined for part in self._held)):
             return []
@@ -103,7 +103,7 @@ class Parking:
         for part in self._held:
             part.deadline = -math.inf
 
-    def discard(self, pages: Collection[Page]) -> None:
+    def discard(self, pages: Collection[FrameCounts]) -> None:
         """Rows of frames that another member reads now: it tells them."""
         self._take([part for part in self._held if part.page in pages])
 
@@ -134,7 +134,7 @@ def _deadline(part: Parked) -> float:
     return part.deadline
 
 
-def _resolvable(part: Parked, inventory: Inventory, judge: Judge) -> bool:
+def _resolvable(part: Parked, inventory: Inventory, judge: FrameJudge) -> bool:
     header = part.frame.header
     return any(inventory.find(header.node, behaviour) is not None for behaviour in part.behaviours) or any(
         judge.knows(header, ident) for ident in part.undefined

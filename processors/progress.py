@@ -2,8 +2,8 @@
 """Publishes how far this processor has read the frames of each node, so that nodes of other processes can follow.
 
 Offsets do not say it: they are committed a second later, and not at all while a frame has rows that wait for an identity.
-Nothing depends on a single record, so a bus that is away costs only that one. Neighbours: `teller` (who reads),
-`sensors.following` (who follows).
+Nothing depends on a single record, so a bus that is away costs only that one. Neighbours: `pipeline` (who reads),
+`sensors.node.following` (who follows).
 """
 
 from __future__ import annotations

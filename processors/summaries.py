@@ -3,7 +3,7 @@
 
 A page is one frame's counts. Pages of one agent run are told in order and only when whole, parked rows included, in groups
 cut by the data's own seconds: a replay that starts at a committed frame makes the same records, and a store that knows a
-record's frames ignores the repeat. Neighbours: `processors.ledger` (order and groups), `schemas.summary`.
+record's frames ignores the repeat. Neighbours: `processors.commit_tracker` (order and groups), `schemas.summary`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from processors.judge import Entry, Tally
+from processors.judge import JudgedBehaviour, Tally
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.summary import BUCKET_SECONDS, Summary, SummaryEntry
@@ -26,11 +26,11 @@ _SLACK: Final = _SECOND
 EXACT_ROWS: Final = 8192
 """Up to this many rows `first` and `last` are exact; in a larger frame they are the frame's own, 250 ms wide at most."""
 
-Cell = dict[Entry, list[int]]
-"""Entry -> [count, first, last], Unix ns."""
+Cell = dict[JudgedBehaviour, list[int]]
+"""Judged behaviour -> [count, first, last], Unix ns."""
 
 
-class Page:
+class FrameCounts:
     """The counts of one frame. `open`: parts of it that are still parked."""
 
     __slots__ = ("cells", "events", "header", "identities", "open", "received", "second")
@@ -44,7 +44,7 @@ class Page:
         self.cells: dict[tuple[str, int], Cell] = {}
         self.identities: dict[str, Identity] = {}
 
-    def add(self, entry: Entry, count: int, first: int, last: int) -> None:
+    def add(self, entry: JudgedBehaviour, count: int, first: int, last: int) -> None:
         """`count` events of `entry` between Unix ns `first` and `last`, both in one bucket."""
         uid = entry.identity.uid
         self.identities[uid] = entry.identity
@@ -53,7 +53,7 @@ class Page:
         self.events += count
 
 
-def count(page: Page, tally: Tally, apart: set[int]) -> None:
+def count(page: FrameCounts, tally: Tally, apart: set[int]) -> None:
     """Add every judged event of `tally` to `page`, except ids in `apart` (judged per occurrence, added by the caller)."""
     offset, entries = tally.header.clock_offset_ns, tally.entries
     times = tally.times
@@ -80,7 +80,7 @@ def count(page: Page, tally: Tally, apart: set[int]) -> None:
                 page.add(entry, many, start + offset, end + offset)
 
 
-def _across(page: Page, tally: Tally, apart: set[int], offset: int) -> None:
+def _across(page: FrameCounts, tally: Tally, apart: set[int], offset: int) -> None:
     """A frame that touches two buckets: counted per row."""
     buckets = [(at + offset) // _BUCKET for at in tally.times]
     found = Counter(zip(tally.ids, buckets, strict=True))
@@ -96,7 +96,7 @@ def _across(page: Page, tally: Tally, apart: set[int], offset: int) -> None:
             page.add(entry, many, start, end)
 
 
-def _merge(cell: Cell, entry: Entry, many: int, first: int, last: int) -> None:
+def _merge(cell: Cell, entry: JudgedBehaviour, many: int, first: int, last: int) -> None:
     found = cell.get(entry)
     if found is None:
         cell[entry] = [many, first, last]
@@ -108,7 +108,7 @@ def _merge(cell: Cell, entry: Entry, many: int, first: int, last: int) -> None:
         found[2] = last
 
 
-def summaries(pages: list[Page]) -> Iterable[Summary]:
+def summaries(pages: list[FrameCounts]) -> Iterable[Summary]:
     """One record per workload and bucket for consecutive pages of one run."""
     cells: dict[tuple[str, int], Cell] = {}
     identities: dict[str, Identity] = {}
@@ -131,7 +131,7 @@ def summaries(pages: list[Page]) -> Iterable[Summary]:
         )
 
 
-def _entry(entry: Entry, many: int, first: int, last: int) -> SummaryEntry:
+def _entry(entry: JudgedBehaviour, many: int, first: int, last: int) -> SummaryEntry:
     if entry.plain is None:
         entry.plain = msgspec.structs.replace(entry.behaviour, id=0, pid_ns=0, mnt_ns=0)
     verdict = entry.verdict

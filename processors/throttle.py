@@ -60,7 +60,7 @@ class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = 65536
 
 
-class Kind(NamedTuple):
+class ThrottleKey(NamedTuple):
     """What is throttled together. `boot`: times of another boot mean nothing here."""
 
     node: str
@@ -81,7 +81,7 @@ class Bucket(msgspec.Struct, gc=False):
     """One kind. Times: boot ns of the node. `suppressed`: silenced and not told yet. `seen`: hashes of resources told in this
     second or this silence. `header`: the latest frame's."""
 
-    kind: Kind
+    kind: ThrottleKey
     identity: Identity
     header: FrameHeader
     start: int = 0
@@ -96,14 +96,14 @@ class Throttle:
 
     def __init__(self, settings: ThrottleSettings) -> None:
         self.settings = settings
-        self._buckets: dict[Kind, Bucket] = {}
+        self._buckets: dict[ThrottleKey, Bucket] = {}
         self._evicted: list[Bucket] = []
         self.suppressed = 0
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def bucket(self, kind: Kind, identity: Identity, header: FrameHeader) -> Bucket:
+    def bucket(self, kind: ThrottleKey, identity: Identity, header: FrameHeader) -> Bucket:
         """The bucket of a kind."""
         bucket = self._buckets.get(kind)
         if bucket is None:

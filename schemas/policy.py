@@ -3,7 +3,7 @@
 
 This is the shape alone. The rules inside of a kind are in `schemas/policy_sections.py`, what a field means is in `policy/`, what a rule is after inheritance is in
 `schemas/rules.py`.
-`docs/policies.md` and the checks of `policy/check.py` are generated from these structs, so a field, its limits and its
+`docs/policies.md` and the checks of `policy/text/check.py` are generated from these structs, so a field, its limits and its
 description exist once. Never add a default that hides "not written": `None` means the author said nothing and inherits.
 """
 

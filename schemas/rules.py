@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy after normalisation: flat rules with everything inherited, lists expanded, paths made canonical.
 
-`policy.normalise` makes these; the compiler, the planner, the AppArmor writer and `explain` read them and nothing else.
+`policy.rules.normalise` makes these; the compiler, the planner, the AppArmor writer and `explain` read them and nothing else.
 Frozen, hashable, no dicts. Neighbours: `schemas/policy.py` (what the author wrote), `schemas/verdict.py` (the answer).
 """
 
@@ -168,7 +168,7 @@ class Target(StrEnum):
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom the policy is for, as data; `policy.select.predicate` makes a function of it."""
+    """Whom the policy is for, as data; `policy.rules.select.predicate` makes a function of it."""
 
     target: Target
     namespace: str = ""

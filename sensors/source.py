@@ -3,7 +3,7 @@
 
 Drain, publish, release: what `drain` handed out is still the source's to give again until `release`. A crash in between
 repeats it (event ids are deterministic, readers drop repeats); nothing is lost. Must never do I/O towards the bus.
-Neighbours: `rings`, `replay` (the two sources), `agent` (the engine).
+Neighbours: `sensors.node.rings`, `sensors.recordings.replay` (the two sources), `sensors.node.agent` (the engine).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 EMPTY = Batch()
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """A raw stream. One task calls it; nothing here waits."""
 
     @property

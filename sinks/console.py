@@ -19,7 +19,7 @@ import msgspec
 from schemas.alert import Log
 from schemas.errors import Unavailable
 from schemas.topics import Topic
-from sinks import line_text
+from sinks.formats import line_text
 from sinks.settings import Common, Content, topics_of
 from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult
 

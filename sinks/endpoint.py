@@ -3,7 +3,7 @@
 
 Every role serves the same three, from the settings section `metrics` or from a `prometheus` sink. `/readyz` answers 200 or 503
 with a JSON body that names what is not ready. On the loopback only its own names are answered, because a page in a browser of
-this machine may have made another name ours. Neighbours: `exposition` (the metrics' text), `http_get`, `listener`.
+this machine may have made another name ours. Neighbours: `sinks.formats.exposition` (the metrics' text), `http_get`, `listener`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Annotated, Final
 import msgspec
 
 from schemas.errors import SettingsError
-from sinks.exposition import OPENMETRICS, TEXT, Family, Stats, from_stats, render, wants_openmetrics
+from sinks.formats.exposition import OPENMETRICS, TEXT, ExposedStats, Family, from_stats, render, wants_openmetrics
 from sinks.http_get import GetProtocol, Request, Response
 from sinks.listener import Listener, is_loopback, names_us, why
 
-Collector = Callable[[], Iterable[Stats]]
+Collector = Callable[[], Iterable[ExposedStats]]
 """Called at each scrape, on the loop; must be quick and must not raise."""
 Checks = Callable[[], Mapping[str, str]]
 """What is not ready, by name, and why; must be quick and must not raise."""
@@ -76,7 +76,7 @@ class Endpoint:
     def families(self) -> list[Family]:
         """Everything a scrape shows, in order."""
         first = [family for families in self._families for family in families()]
-        listening = [Stats(part="listener", values=self._listener.stats)] if self._listener is not None else []
+        listening = [ExposedStats(part="listener", values=self._listener.stats)] if self._listener is not None else []
         return first + from_stats([*listening, *(stats for collector in self._collectors for stats in collector())])
 
     @property

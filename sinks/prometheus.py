@@ -20,7 +20,7 @@ from schemas.enforcement import Receipt
 from schemas.summary import Summary
 from schemas.topics import ALERTS, ENFORCEMENT_STATUS, SUMMARIES
 from sinks.endpoint import Endpoint, MetricsSettings
-from sinks.exposition import Capped, Family
+from sinks.formats.exposition import Capped, Family
 from sinks.receipt_metrics import enforcement
 from sinks.settings import Common
 from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult

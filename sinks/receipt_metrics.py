@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from schemas.backends import backend_name
 from schemas.enforcement import InForce, Receipt
-from sinks.exposition import Family, Sample
+from sinks.formats.exposition import Family, Sample
 
 
 def enforcement(receipts: Collection[Receipt]) -> list[Family]:

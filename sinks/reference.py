@@ -12,7 +12,7 @@ import msgspec
 
 from bus.backoff import Backoff
 from sinks import registry
-from sinks.filters import Filter
+from sinks.delivery.filters import Filter
 from sinks.secret import Secret
 from sinks.settings import Common
 from sinks.store.rollup import Keep

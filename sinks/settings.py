@@ -9,7 +9,7 @@ import msgspec
 
 from bus.backoff import Backoff
 from schemas.topics import ALERTS, TELEMETRY, Topic
-from sinks.filters import Filter
+from sinks.delivery.filters import Filter
 
 
 class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 
 A sink takes typed words and hands them to a far side: a file, a syslog server, a store, a scrape. It says what was
 accepted, what to try again and what will never be taken. It must never sleep, retry or count: `delivery` does these once,
-for all. Neighbours: `registry` (everything that exists), `delivery` (drives one sink), `reader` (records to words).
+for all. Neighbours: `registry` (everything that exists), `sinks.delivery.consumer` (drives one sink), `sinks.delivery.reader` (records to words).
 
 Every item stands on its own, so a repeat is harmless to read: delivery is at least once, `EventID` tells repeats apart.
 """

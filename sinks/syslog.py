@@ -19,11 +19,11 @@ import msgspec
 from schemas.alert import Log
 from schemas.errors import Refused, SettingsError, Unavailable
 from schemas.topics import Topic
-from sinks import syslog_message
+from sinks.delivery.stats import SyslogStats
+from sinks.formats import syslog_message
 from sinks.settings import Common, Content, topics_of
 from sinks.sink import BatchLimits, Item, RefusedItem, SendResult
-from sinks.stats import SyslogStats
-from sinks.syslog_wire import Tls, Transport, Wire, connect, host_and_port
+from sinks.syslog_wire import SyslogConnection, Tls, Transport, connect, host_and_port
 
 
 class SyslogSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="syslog", tag_field="type"):
@@ -89,7 +89,7 @@ class SyslogSink:
         self._settings = settings
         self._limit = settings.max_bytes or (2048 if settings.transport == "udp" else 8192)
         self._facility = syslog_message.FACILITIES[settings.facility]
-        self._wire: Wire | None = None
+        self._wire: SyslogConnection | None = None
         self._window: deque[tuple[bytes, float]] = deque()
         self._window_bytes = 0
         self._connected_before = False
@@ -137,10 +137,10 @@ class SyslogSink:
             item, facility=self._facility, app=self._settings.app, payload=self._settings.payload
         )
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> SyslogConnection:
         return await connect(self._settings.transport, self._settings.address, self._settings.tls)
 
-    async def _connected(self) -> Wire:
+    async def _connected(self) -> SyslogConnection:
         if self._wire is not None and not self._wire.lost:
             return self._wire
         if self._wire is not None:
@@ -161,7 +161,7 @@ class SyslogSink:
         self._wire = wire
         return wire
 
-    async def _write(self, wire: Wire, messages: Sequence[bytes]) -> None:
+    async def _write(self, wire: SyslogConnection, messages: Sequence[bytes]) -> None:
         try:
             if wire.stream:
                 framing = self._settings.framing

@@ -61,7 +61,7 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 Transport = Literal["tcp", "tls", "udp", "unix"]
 
 
-class Wire(asyncio.Protocol, asyncio.DatagramProtocol):
+class SyslogConnection(asyncio.Protocol, asyncio.DatagramProtocol):
     """One connection. `lost`: why it cannot be used any more, "" while it can. Datagrams go one by one: `write` each."""
 
     def __init__(self, *, stream: bool = True) -> None:
@@ -135,7 +135,7 @@ class Wire(asyncio.Protocol, asyncio.DatagramProtocol):
         self._room.set()
 
 
-async def connect(transport: Transport, address: str, tls: Tls) -> Wire:
+async def connect(transport: Transport, address: str, tls: Tls) -> SyslogConnection:
     """A connection to `host:port` or to a socket's path. SettingsError for what a person must change (address, files,
     a certificate that is not the server's), Unavailable when the server is away."""
     loop = asyncio.get_running_loop()
@@ -148,7 +148,7 @@ async def connect(transport: Transport, address: str, tls: Tls) -> Wire:
             return datagrams
         context = tls.context() if transport == "tls" else None
         _, wire = await loop.create_connection(
-            Wire, host, port, ssl=context, server_hostname=(tls.server_name or host) if context else None
+            SyslogConnection, host, port, ssl=context, server_hostname=(tls.server_name or host) if context else None
         )
         _tune(wire)
     except ssl.SSLCertVerificationError as error:
@@ -176,7 +176,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def _connect_unix(path: str) -> Wire:
+async def _connect_unix(path: str) -> SyslogConnection:
     loop = asyncio.get_running_loop()
     try:
         _, wire = await loop.create_datagram_endpoint(_datagrams, remote_addr=path, family=socket.AF_UNIX)
@@ -184,15 +184,15 @@ async def _connect_unix(path: str) -> Wire:
         # /dev/log is a datagram socket nearly everywhere; where it is a stream, the kernel says so.
         if error.errno != errno.EPROTOTYPE:
             raise
-        _, wire = await loop.create_unix_connection(Wire, path)
+        _, wire = await loop.create_unix_connection(SyslogConnection, path)
     return wire
 
 
-def _datagrams() -> Wire:
-    return Wire(stream=False)
+def _datagrams() -> SyslogConnection:
+    return SyslogConnection(stream=False)
 
 
-def _tune(wire: Wire) -> None:
+def _tune(wire: SyslogConnection) -> None:
     assert wire._transport is not None
     sock = wire._transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)

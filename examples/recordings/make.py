@@ -28,9 +28,9 @@ from schemas.identity import Identity, Kind, Owner, encode
 from schemas.kernel import SCOPE
 from schemas.operations import Class
 from schemas.topics import INVENTORY
-from sensors.node import NodeSettings, open_node
-from sensors.recorder import Recorder, describe
-from sensors.rings import RingSettings
+from sensors.node.rings import RingSettings
+from sensors.node.sensor import NodeSettings, open_node
+from sensors.recordings.recorder import Recorder, describe
 
 NODE = "demo"
 CLASSES = sum(1 << each for each in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))

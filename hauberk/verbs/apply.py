@@ -61,8 +61,8 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
 
 def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:
     """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error."""
-    from policy.diagnostics import render
     from policy.parse import parse
+    from policy.text.diagnostics import render
     from schemas.errors import PolicyError
 
     documents: list[Any] = []
@@ -128,9 +128,9 @@ def main(argv: Sequence[str]) -> int:
 def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
     """One line for each policy with Block rules that nothing of this version holds as they are written."""
     from hauberk.policies import kills
-    from policy.explain import HOST_ONLY, unheld
-    from policy.normalise import normalise
-    from policy.sight import CANNOT
+    from policy.rules.normalise import normalise
+    from policy.text.coverage import CANNOT
+    from policy.tools.explain import HOST_ONLY, unheld
     from schemas.verdict import Mode
 
     signal = kills(given)

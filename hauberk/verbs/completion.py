@@ -112,7 +112,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 def _names(seen: dict[str, list[str]]) -> Iterator[str]:
     """Names on the bus of the things that are spoken of, without opening it."""
-    from bus.peek import peek
+    from bus.embedded.read_only import peek
     from hauberk.settings import merge, state_directory
     from schemas.errors import HauberkError
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY, POLICIES

@@ -18,6 +18,6 @@ def main(argv: Sequence[str]) -> int:
     """Run until told to stop."""
     import asyncio
 
-    from hauberk.parts import run_enforcer
+    from hauberk.single_stage import run_enforcer
 
     return asyncio.run(run_enforcer(parser().parse_args(argv)))

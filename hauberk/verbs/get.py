@@ -15,8 +15,8 @@ from hauberk.output import age, plain, show
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
-    from hauberk.hits import PolicyHits
-    from hauberk.nodes import Unheld
+    from hauberk.nodes import RefusedRule
+    from hauberk.rule_hits import PolicyHits
 
 KINDS = {
     "KubeArmorPolicy": "ksp",
@@ -61,12 +61,12 @@ def parser() -> argparse.ArgumentParser:
 
 async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
-    from hauberk.hits import PolicyHits
     from hauberk.nodes import unheld
+    from hauberk.rule_hits import PolicyHits
     from schemas.topics import POLICIES
 
-    refused: dict[str, list[Unheld]] = {}
-    partial: dict[str, list[Unheld]] = {}
+    refused: dict[str, list[RefusedRule]] = {}
+    partial: dict[str, list[RefusedRule]] = {}
     for known, found in ((refused, await unheld(bus)), (partial, await unheld(bus, partial=True))):
         for one in found:
             known.setdefault(one.policy, []).append(one)
@@ -134,9 +134,9 @@ def _values(records: Mapping[bytes, Record]) -> list[bytes]:
 
 async def _hits(bus: Bus) -> dict[str, PolicyHits]:
     """Hits of each rule of each policy, by the policy's key; a policy that cannot be read has none."""
-    from hauberk.hits import count
+    from hauberk.rule_hits import count
     from policy.documents import from_json
-    from policy.normalise import normalise
+    from policy.rules.normalise import normalise
     from schemas.errors import PolicyError
     from schemas.topics import POLICIES
 
@@ -250,7 +250,7 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
                    ("TOOK", "FAILED", "FIRST REFUSED"), values, rows, [f"node/{row[0]}" for row in rows])  # fmt: skip
 
 
-def _why(one: Unheld) -> dict[str, str]:
+def _why(one: RefusedRule) -> dict[str, str]:
     return {"node": one.node, "rule": one.rule, "backend": one.backend, "code": one.code, "reason": one.reason}
 
 

@@ -106,7 +106,7 @@ def printer(form: str) -> Callable[[Log], str]:
         return lambda item: (
             (msgspec.json.format(encode(item), indent=indent) if indent else encode(item)).decode() + "\n"
         )
-    from sinks.line_text import block, line
+    from sinks.formats.line_text import block, line
 
     if form == "text":
         return lambda item: block(item) + "\n"

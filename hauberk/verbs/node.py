@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run until told to stop."""
-    from sensors.priority import NICE, current, prefer
+    from sensors.node.priority import NICE, current, prefer
 
     given = parser().parse_args(argv)
     usual = current()
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         import asyncio
 
-        from hauberk.parts import run_node
+        from hauberk.single_stage import run_node
 
         return asyncio.run(run_node(given, usual))
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk policy check|test|explain|diff|backtest|lint`: the tools of the policy language. Their work is in `hauberk.policies` and `hauberk.past`."""
+"""`hauberk policy check|test|explain|diff|backtest|lint`: the tools of the policy language. Their work is in `hauberk.policies` and `hauberk.backtests`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Exit 0 for yes, 1 for no, 2 for wrong input."""
     given = parser().parse_args(argv)
-    from hauberk import past, policies
+    from hauberk import backtests, policies
 
     if given.what != "diff":
         given.filename = [*given.filename, *given.files]
@@ -73,8 +73,8 @@ def main(argv: Sequence[str]) -> int:
         case "explain":
             return policies.explain(given)
         case "diff":
-            return past.compare(given)
+            return backtests.compare(given)
         case "backtest":
-            return past.backtest(given)
+            return backtests.backtest(given)
         case _:
             return policies.lint(given)

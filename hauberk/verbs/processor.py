@@ -18,6 +18,6 @@ def main(argv: Sequence[str]) -> int:
     """Run until told to stop."""
     import asyncio
 
-    from hauberk.parts import run_processor
+    from hauberk.single_stage import run_processor
 
     return asyncio.run(run_processor(parser().parse_args(argv)))

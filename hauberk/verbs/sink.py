@@ -18,6 +18,6 @@ def main(argv: Sequence[str]) -> int:
     """Run until told to stop."""
     import asyncio
 
-    from hauberk.parts import run_sink
+    from hauberk.single_stage import run_sink
 
     return asyncio.run(run_sink(parser().parse_args(argv)))

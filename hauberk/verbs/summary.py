@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
 
     from hauberk.configuration import store_path
     from schemas.errors import SettingsError
+    from sinks.formats.summary_tables import build_each
+    from sinks.formats.table_text import as_csv, as_json, text
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
-    from sinks.summary_tables import build_each
-    from sinks.table_text import as_csv, as_json, text
 
     path = store_path(given)
     if not path.exists():

@@ -48,7 +48,7 @@ def speed(text: str) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Run until told to stop; a replay ends by itself."""
-    from sensors.priority import NICE, current, prefer
+    from sensors.node.priority import NICE, current, prefer
 
     given = parser().parse_args(argv)
     usual = current()

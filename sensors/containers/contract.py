@@ -2,7 +2,7 @@
 """What a container runtime owes the inventory: read this first.
 
 A runtime only answers questions about containers; it never decides what an identity is and never touches the bus
-(`sensors.inventory` does both). Neighbours: `docker`, `cri`, `podman` keep the promise, `registry` lists them all,
+(`sensors.containers.inventory` does both). Neighbours: `docker`, `cri`, `podman` keep the promise, `registry` lists them all,
 `cgroups` says which container a cgroup path means.
 """
 

@@ -2,8 +2,8 @@
 """containerd and CRI-O over the Container Runtime Interface: what the kubelet knows of containers and their pods.
 
 The pod's labels are on its sandbox, so each container is told with its sandbox's. The CRI of containerd 1.6 has no event
-stream: changes are found by listing on a timer, births by the kernel's own cgroup records (`sensors.inventory`). It must
-never call anything that changes a container. Neighbours: `unix_grpc`, `protobuf`.
+stream: changes are found by listing on a timer, births by the kernel's own cgroup records (`sensors.containers.inventory`). It must
+never call anything that changes a container. Neighbours: `unix_grpc`, `schemas.protobuf`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from schemas import protobuf
 from schemas.decoding import decoder
 from schemas.errors import HauberkError
-from sensors.containers import protobuf, unix_grpc
+from sensors.containers import unix_grpc
 from sensors.containers.cgroups import Place
 from sensors.containers.contract import KUBERNETES_PREFIX, Changed, Found, pod_labels
 from sensors.containers.unix_grpc import NOT_FOUND, UNIMPLEMENTED, Status

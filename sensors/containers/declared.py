@@ -2,7 +2,7 @@
 """Workloads that somebody declares: a service, a session, a batch job. Policies select them as they select containers.
 
 No runtime knows them; their cgroup's path does. A path pattern stands for one cgroup or, with `*` (within one name), for
-several, each a workload of its own; deeper cgroups belong to the one above. Pure. Neighbour: `sensors.inventory`.
+several, each a workload of its own; deeper cgroups belong to the one above. Pure. Neighbour: `sensors.containers.inventory`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Cgroups that workloads make below their own: gathered, told together, and of each workload so many and no more.
 
 Every telling repeats all ids of the workload, so that thousands of new cgroups told one by one would be a square of bytes. An
-id that is not told is no loss: readers find its owner by its path, as the kernel announces it. Neighbour: `sensors.inventory`.
+id that is not told is no loss: readers find its owner by its path, as the kernel announces it. Neighbour: `sensors.containers.inventory`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """User names of the node, from its `/etc/passwd`: what a uid of a host process is called.
 
 Only the file is read: a directory service may be away, slow, or ask for a password, and the sensor must do without. Never
-used for containers, whose uids are names of their own. Neighbour: `sensors.inventory`.
+used for containers, whose uids are names of their own. Neighbour: `sensors.containers.inventory`.
 """
 
 from __future__ import annotations

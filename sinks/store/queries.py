@@ -20,7 +20,7 @@ from schemas.identity import decode as decode_identity
 from schemas.operations import Operation, class_of
 from schemas.verdict import RuleRef
 from sinks.store.layout import LEVELS, open_reader, told
-from sinks.store.store import Point, Query, Row, StoredAlert
+from sinks.store.store import Point, Query, StoredAlert, StoredRow
 
 _decode_behaviour = msgspec.msgpack.Decoder(Behaviour).decode
 _decode_rule = msgspec.msgpack.Decoder(RuleRef).decode
@@ -35,10 +35,10 @@ class SqliteReader:
         self._path = path
         self._db = open_reader(path)
 
-    def totals(self, query: Query) -> list[Row]:
+    def totals(self, query: Query) -> list[StoredRow]:
         return list(self._rows(query, ordered=True))
 
-    def behaviours(self, query: Query) -> Iterator[Row]:
+    def behaviours(self, query: Query) -> Iterator[StoredRow]:
         return self._rows(query, ordered=False)
 
     def series(self, query: Query, step_seconds: int) -> list[Point]:
@@ -94,7 +94,7 @@ class SqliteReader:
     def close(self) -> None:
         self._db.close()
 
-    def _rows(self, query: Query, *, ordered: bool) -> Iterator[Row]:
+    def _rows(self, query: Query, *, ordered: bool) -> Iterator[StoredRow]:
         with self._asking() as db:
             identities, verdicts, where, values = self._select(db, query)
             tail = " ORDER BY 4 DESC, 6 DESC" if ordered else ""
@@ -107,7 +107,7 @@ class SqliteReader:
                 values,
             ):
                 status, policy, rule = verdicts[verdict]
-                yield Row(
+                yield StoredRow(
                     identity=identities[identity],
                     behaviour=_decode_behaviour(body),
                     status=status,

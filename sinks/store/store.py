@@ -45,7 +45,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 0
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class StoredRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One behaviour of one identity with one status, summed over the time asked for. `first`/`last`: Unix ns."""
 
     identity: Identity
@@ -92,11 +92,11 @@ class Reading(Protocol):
     Nothing is retried. Silence (an empty result) means nothing matched. Whoever opened it closes it. Raises `DecodeError`
     for a damaged file, `Incompatible` for one of another schema, `Temporary` when it is locked for long."""
 
-    def totals(self, query: Query) -> list[Row]:
+    def totals(self, query: Query) -> list[StoredRow]:
         """Counts per identity, behaviour, status and policy over the time asked for; highest count first."""
         ...
 
-    def behaviours(self, query: Query) -> Iterator[Row]:
+    def behaviours(self, query: Query) -> Iterator[StoredRow]:
         """The same rows one by one, in no order, without holding all of them: what a policy backtest judges again."""
         ...
 

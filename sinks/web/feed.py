@@ -16,8 +16,7 @@ import msgspec
 from schemas import socket_names
 from schemas.identity import Identity, Kind
 from schemas.operations import Operation
-from sinks.store.store import Point, Row
-from sinks.summary_tables import (
+from sinks.formats.summary_tables import (
     BIND_COLUMNS,
     CONNECTION_COLUMNS,
     FILE_COLUMNS,
@@ -25,9 +24,10 @@ from sinks.summary_tables import (
     ConnectionLine,
     Header,
     PathLine,
-    Tables,
+    SummaryTables,
 )
-from sinks.table_text import TITLES
+from sinks.formats.table_text import TITLES
+from sinks.store.store import Point, StoredRow
 
 WORKLOADS_MOST: Final = 500
 EDGES_MOST: Final = 400
@@ -44,7 +44,7 @@ _WAYS: Final = {
 }  # fmt: skip
 
 
-class Counts(msgspec.Struct):
+class StatusCounts(msgspec.Struct):
     """Events by what was told of them, and the newest of them (Unix seconds)."""
 
     allowed: int = 0
@@ -57,7 +57,7 @@ class Counts(msgspec.Struct):
         """Whatever was told."""
         return self.allowed + self.audited + self.denied
 
-    def add(self, row: Row) -> None:
+    def add(self, row: StoredRow) -> None:
         """One row more."""
         if row.status == "Deny":
             self.denied += row.count
@@ -78,7 +78,7 @@ class Workload(msgspec.Struct, kw_only=True):
     image: str
     labels: str
     containers: int = 0
-    counts: Counts
+    counts: StatusCounts
     classes: dict[str, int]
 
 
@@ -91,24 +91,24 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     port: int
     protocol: str
-    counts: Counts
+    counts: StatusCounts
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class ShownRule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule that matched. `position` as `spec.file.matchPaths[0]`."""
 
     position: str
-    counts: Counts
+    counts: StatusCounts
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class ShownPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A policy that decided something."""
 
     name: str
     kind: str
     namespace: str
-    counts: Counts
-    rules: tuple[Rule, ...]
+    counts: StatusCounts
+    rules: tuple[ShownRule, ...]
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,14 +117,14 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
     workloads: tuple[Workload, ...]
     edges: tuple[Edge, ...]
-    policies: tuple[Policy, ...]
+    policies: tuple[ShownPolicy, ...]
     more_workloads: int = 0
     more_edges: int = 0
     more_policies: int = 0
     uncounted: int = 0
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
+class ShownTable(msgspec.Struct, frozen=True, kw_only=True):
     """One table of a workload; the last cell but one of a line may be a time: see `columns`. `more`: lines cut."""
 
     title: str
@@ -138,7 +138,7 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
 
     workload: str
     header: Header
-    tables: tuple[Table, ...]
+    tables: tuple[ShownTable, ...]
     cut: bool
 
 
@@ -151,12 +151,12 @@ def steps(points: Iterable[Point]) -> Steps:
     return tuple((point.start, point.cls.label, point.status, point.count) for point in points)
 
 
-def survey(rows: Iterable[Row]) -> Survey:
+def survey(rows: Iterable[StoredRow]) -> Survey:
     """One pass over the rows, none of which is kept."""
     workloads: dict[str, Workload] = {}
     containers: set[tuple[str, str]] = set()
-    edges: dict[tuple[str, str, str, int, str], Counts] = {}
-    policies: dict[tuple[str, str, str], dict[str, Counts]] = {}
+    edges: dict[tuple[str, str, str, int, str], StatusCounts] = {}
+    policies: dict[tuple[str, str, str], dict[str, StatusCounts]] = {}
     uncounted = 0
     for row in rows:
         name = row.identity.workload
@@ -179,13 +179,13 @@ def survey(rows: Iterable[Row]) -> Survey:
                 if len(edges) >= KEYS_MOST:
                     uncounted += row.count
                     continue
-                counts = edges[edge] = Counts()
+                counts = edges[edge] = StatusCounts()
             counts.add(row)
         if row.policy:
             rule = row.rule
             whose = (rule.kind, rule.namespace, row.policy) if rule else ("", "", row.policy)
             rules = policies.setdefault(whose, {})
-            rules.setdefault(rule.position if rule else "", Counts()).add(row)
+            rules.setdefault(rule.position if rule else "", StatusCounts()).add(row)
     shown = sorted(workloads.values(), key=lambda one: (one.host, -one.counts.denied, -one.counts.all, one.name))
     lines = sorted(edges.items(), key=lambda item: (-item[1].denied, -item[1].all, item[0]))
     judged = sorted((_policy(whose, rules) for whose, rules in policies.items()), key=lambda one: -one.counts.last)
@@ -203,14 +203,16 @@ def survey(rows: Iterable[Row]) -> Survey:
     )
 
 
-def sheet(workload: str, tables: Tables, *, cut: bool = False) -> Sheet:
+def sheet(workload: str, tables: SummaryTables, *, cut: bool = False) -> Sheet:
     """A workload's tables as cells under the column names of `hauberk summary`; times are Unix seconds."""
     made = []
     for kind, title in TITLES.items():
         lines: Sequence[PathLine | ConnectionLine] = getattr(tables, kind)
         if lines:
             columns, cells = _COLUMNS[kind], [_cells(kind, line) for line in lines[:LINES_MOST]]
-            made.append(Table(title=title, columns=columns, lines=tuple(cells), more=max(0, len(lines) - LINES_MOST)))
+            made.append(
+                ShownTable(title=title, columns=columns, lines=tuple(cells), more=max(0, len(lines) - LINES_MOST))
+            )
     return Sheet(workload=workload, header=tables.header, tables=tuple(made), cut=cut)
 
 
@@ -237,12 +239,12 @@ def _workload(of: Identity) -> Workload:
         node=of.node,
         image=of.image,
         labels=",".join(f"{key}={value}" for key, value in sorted(of.labels.items())),
-        counts=Counts(),
+        counts=StatusCounts(),
         classes={},
     )
 
 
-def _edge(row: Row) -> tuple[str, str, str, int, str] | None:
+def _edge(row: StoredRow) -> tuple[str, str, str, int, str] | None:
     behaviour = row.behaviour
     way = _WAYS.get(behaviour.operation)
     # A denied socket is as near as a workload came to connecting: it has no peer yet.
@@ -255,20 +257,20 @@ def _edge(row: Row) -> tuple[str, str, str, int, str] | None:
     return row.identity.workload, way, behaviour.address, behaviour.port, protocol
 
 
-def _policy(whose: tuple[str, str, str], rules: Mapping[str, Counts]) -> Policy:
+def _policy(whose: tuple[str, str, str], rules: Mapping[str, StatusCounts]) -> ShownPolicy:
     kind, namespace, name = whose
     ordered = sorted(rules.items(), key=lambda item: (-item[1].last, item[0]))
-    return Policy(
+    return ShownPolicy(
         name=name,
         kind=kind,
         namespace=namespace,
         counts=_sum(rules.values()),
-        rules=tuple(Rule(position=position, counts=counts) for position, counts in ordered[:RULES_MOST]),
+        rules=tuple(ShownRule(position=position, counts=counts) for position, counts in ordered[:RULES_MOST]),
     )
 
 
-def _sum(every: Iterable[Counts]) -> Counts:
-    total = Counts()
+def _sum(every: Iterable[StatusCounts]) -> StatusCounts:
+    total = StatusCounts()
     for one in every:
         total.allowed += one.allowed
         total.audited += one.audited

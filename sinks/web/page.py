@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from schemas.errors import HauberkError, SettingsError
+from sinks.formats.summary_tables import build
 from sinks.listener import CONNECTIONS, Listener, ListenerStats, names_us, why
 from sinks.store.store import Query, Reading
-from sinks.summary_tables import build
 from sinks.web import feed
 from sinks.web.hub import Hub, Questions
 
@@ -90,7 +90,7 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 16
 
 
-class Page:
+class WebPage:
     """`await open()`, then `await close()`. `url` is known after `open`. `opening`: a new reader of the store."""
 
     def __init__(self, settings: PageSettings, opening: Callable[[], Reading]) -> None:

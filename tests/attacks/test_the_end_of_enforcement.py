@@ -54,10 +54,10 @@ def spoil(module, holder, method, name):
     setattr(cls, method, spoiled)
 if "FAULTS" in os.environ and os.environ.get("FAULTS_FOR", "") == "up":
     spoil("enforcers.agent", "Enforcement", "_tell", "enforcement")
-    spoil("sensors.rings", "RingSource", "drain", "sensor")
+    spoil("sensors.node.rings", "RingSource", "drain", "sensor")
     spoil("enforcers.planner", "PlannerEngine", "_compile", "planner")
-    spoil("sensors.inventory", "Inventory", "on_cgroup", "inventory")
-    spoil("processors.teller", "Teller", "settle", "processor")
+    spoil("sensors.containers.inventory", "NodeInventory", "on_cgroup", "inventory")
+    spoil("processors.pipeline", "Pipeline", "settle", "processor")
     spoil("hauberk.supervision", "Supervision", "_told", "whole")
 """
 

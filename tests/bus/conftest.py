@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from bus.contract import Bus, Delivery, Record, Subscription
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus, MemorySettings
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk import disk
 from schemas.alert import decode_alert
 from schemas.errors import Temporary

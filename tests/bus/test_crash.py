@@ -19,7 +19,7 @@ from schemas.topics import ALERTS, EVENTS_RAW
 PUBLISHER = """
 import asyncio, os, sys
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.topics import BY_NAME
 
 async def main(directory, topic, first, size):
@@ -37,7 +37,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
 # Takes and commits; prints `t N` for each record taken and `c N` once the commit up to N was acknowledged.
 CONSUMER = """
 import asyncio, os, sys
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.topics import BY_NAME
 
 async def main(directory, topic):

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bus.database import connect
+from bus.embedded.database import connect
 
 
 def test_threads_that_make_a_file_at_the_same_time_all_get_it(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from bus.contract import Record
-from bus.embedded import EmbeddedSettings
-from bus.wake import LOOK_SECONDS_WITHOUT_HINTS
+from bus.embedded.bus import EmbeddedSettings
+from bus.embedded.notify import LOOK_SECONDS_WITHOUT_HINTS
 from schemas.errors import Backpressure, Refused, SettingsError
 from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, SUMMARIES, TELEMETRY
 
@@ -296,7 +296,7 @@ async def test_a_log_that_lost_its_end_in_a_power_cut_never_reuses_offsets(log, 
 _TELL = """
 import asyncio, sys
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.topics import ALERTS
 
 async def main():
@@ -361,7 +361,7 @@ async def test_many_processes_write_at_once_and_nothing_is_lost(log, drain, chil
 _FULL = """
 import asyncio, os, sys
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.errors import DiskFull
 from schemas.topics import ALERTS, TELEMETRY, POLICIES
 

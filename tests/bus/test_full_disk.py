@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bus.disk import Disk, Reserve, capped, look, segment
+from bus.disk import Disk, DiskReserve, capped, look, segment
 
 SCRIPT = Path(__file__).with_name("full_disk.py")
 MIB = 1 << 20
@@ -65,7 +65,7 @@ def test_caps_are_a_share_of_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_reserve_is_held_given_up_once_and_taken_again(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path)
+    reserve = DiskReserve(tmp_path)
     roomy = Disk(total=100 * MIB, free=90 * MIB)
     reserve.take(Disk(total=100 * MIB, free=2 * MIB))
     assert not reserve.held, "never from the last of it"

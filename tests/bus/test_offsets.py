@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.offsets import Lease, Offsets
+from bus.embedded.offsets import Lease, Offsets
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.errors import Refused
 from schemas.topics import ALERTS, POLICIES
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bus.contract import Record, Subscription
-from bus.embedded import EmbeddedBus, EmbeddedSettings
-from bus.segments import SegmentedLog
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from bus.embedded.segments import SegmentedLog
 from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY
 
 GROUPS = ("a", "b")

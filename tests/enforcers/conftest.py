@@ -27,7 +27,7 @@ from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import PlanSettings
 from enforcers.planner import PlannerEngine, PlannerSettings
-from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
 from policy.documents import key, to_json
 from policy.parse import parse
 from policy.ruleset import PostureSettings
@@ -44,7 +44,7 @@ KILLED = -9
 
 
 @pytest.fixture(scope="session")
-def loaded(bpffs_home: Callable[[str], str]) -> Iterator[Loaded]:
+def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
     """Programs loaded and pinned in a bpffs made for these tests."""
     if os.geteuid() != 0:
         pytest.skip("needs root: loads BPF programs")
@@ -61,7 +61,7 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[Loaded]:
         pytest.skip(f"needs BPF: {error}")
 
 
-def unwatch(loaded: Loaded) -> None:
+def unwatch(loaded: LoadedPrograms) -> None:
     """Nothing but what a plan asks for is reported."""
     with loaded.map("config") as config:
         for which in (Config.HOST_VISIBILITY, Config.NEW_VISIBILITY):
@@ -71,7 +71,7 @@ def unwatch(loaded: Loaded) -> None:
 
 
 @pytest.fixture
-def pin_dir(loaded: Loaded) -> Iterator[str]:
+def pin_dir(loaded: LoadedPrograms) -> Iterator[str]:
     """The pins, with no enforcement before and none left after, and nothing watched."""
     unwatch(loaded)
     try:
@@ -262,7 +262,7 @@ def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(name="unwatch")
-def _unwatch() -> Callable[[Loaded], None]:
+def _unwatch() -> Callable[[LoadedPrograms], None]:
     return unwatch
 
 

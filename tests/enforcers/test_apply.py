@@ -15,7 +15,7 @@ import pytest
 
 from enforcers.apply import Applier
 from enforcers.plan import Planner, PlanSettings
-from enforcers.tables import Tables
+from enforcers.tables import KernelTables
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, encode
 from schemas.kernel import ScopeFlag
@@ -294,21 +294,21 @@ def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_al
     applier.apply(make_plan(identity(bad), identity(good)))
     assert (bad.connect(server), good.connect(server)) == ("EPERM", "EPERM")
     before = applier.enforced
-    fill, switch = Tables.fill, Tables.switch
+    fill, switch = KernelTables.fill, KernelTables.switch
     spoiled: list[str] = []
 
-    def filling(tables: Tables, table: int, parts: Any) -> None:
+    def filling(tables: KernelTables, table: int, parts: Any) -> None:
         if "fill" in spoiled:
             raise OverflowError("int too large")
         fill(tables, table, parts)
 
-    def switching(tables: Tables, cgroup: int, *given: Any) -> bool:
+    def switching(tables: KernelTables, cgroup: int, *given: Any) -> bool:
         if "switch" in spoiled and cgroup == bad.id:
             raise RecursionError("too deep")
         return switch(tables, cgroup, *given)
 
-    monkeypatch.setattr(Tables, "fill", filling)
-    monkeypatch.setattr(Tables, "switch", switching)
+    monkeypatch.setattr(KernelTables, "fill", filling)
+    monkeypatch.setattr(KernelTables, "switch", switching)
     more = make_plan(
         identity(bad),
         identity(good),

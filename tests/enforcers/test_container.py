@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from enforcers.cgroup import cgroup2_mount
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
-from sensors.inventory import Inventory, InventorySettings
 
 pytestmark = [pytest.mark.kernel, pytest.mark.containers]
 
@@ -101,8 +101,8 @@ spec:
 async def test_a_container_is_held_and_its_neighbour_is_not(house: Any, runc: Runc, server: int) -> None:
     held, free = f"hauberk-held-{os.getpid()}", f"hauberk-free-{os.getpid()}"
     async with house() as here:
-        settings = InventorySettings(node="n1", runtimes=(PodmanSettings(roots=(runc.root,), poll_seconds=0.05),))
-        inventory = Inventory(here.bus, settings)
+        settings = NodeInventorySettings(node="n1", runtimes=(PodmanSettings(roots=(runc.root,), poll_seconds=0.05),))
+        inventory = NodeInventory(here.bus, settings)
         following = asyncio.create_task(inventory.run())
         try:
             await asyncio.wait_for(inventory.ready.wait(), 60)

@@ -12,8 +12,8 @@ import pytest
 
 from enforcers.plan import Planner, PlanSettings
 from enforcers.protected import EXECUTABLES, chosen
+from policy.rules.visibility import bits
 from policy.ruleset import PostureSettings, compile_ruleset
-from policy.visibility import bits
 from schemas.enforcement import decode_plan, encode
 from schemas.identity import Kind
 from schemas.operations import Class

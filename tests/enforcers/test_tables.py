@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcers.tables import Tables
+from enforcers.tables import KernelTables
 from kernel import bpf
 from kernel.loading import mount_bpffs, unmount
 from kernel.maps import Map
@@ -54,7 +54,7 @@ def generation(pins: str) -> int:
 
 
 def test_newborns_make_room_for_a_rule(pins: str) -> None:
-    tables = Tables(pins, (), 0.0)
+    tables = KernelTables(pins, (), 0.0)
     try:
         for number in range(100, 100 + SCOPES):
             born(pins, number)
@@ -65,7 +65,7 @@ def test_newborns_make_room_for_a_rule(pins: str) -> None:
 
 
 def test_claims_make_no_room_for_another(pins: str) -> None:
-    tables = Tables(pins, (), 0.0)
+    tables = KernelTables(pins, (), 0.0)
     try:
         for number in range(1, 1 + SCOPES):
             tables.switch(number, 77, ScopeFlag.ENFORCE_SIGNAL, 2)
@@ -77,7 +77,7 @@ def test_claims_make_no_room_for_another(pins: str) -> None:
 
 
 def test_what_is_remembered_of_ancestors_ends_with_every_change(pins: str) -> None:
-    tables = Tables(pins, (), 0.0)
+    tables = KernelTables(pins, (), 0.0)
     try:
         before = generation(pins)
         assert tables.switch(1, 77, ScopeFlag.ENFORCE_SIGNAL, 2)

@@ -13,7 +13,7 @@ import pytest
 from waiting import until
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.follow import whole
 from enforcers.agent import Enforcement, EnforceSettings
 from enforcers.apply import Applier

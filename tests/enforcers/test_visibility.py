@@ -17,9 +17,9 @@ from bus.memory import MemoryBus
 from enforcers.agent import Enforcement, EnforceSettings
 from enforcers.apply import Applier
 from enforcers.plan import Planner
-from kernel.loading import Loaded
+from kernel.loading import LoadedPrograms
+from policy.rules.visibility import bits
 from policy.ruleset import PostureSettings, compile_ruleset
-from policy.visibility import bits
 from schemas import frame as frames
 from schemas.enforcement import encode
 from schemas.errors import Unavailable
@@ -27,8 +27,8 @@ from schemas.identity import Identity, Kind
 from schemas.kernel import BEHAVIOUR, SCOPE, Config, DefinitionKind, Loss, ScopeFlag
 from schemas.operations import Class, Operation, class_of
 from sensors.containers.declared import WorkloadSettings
-from sensors.inventory import Inventory, InventorySettings
-from sensors.rings import RingSettings, RingSource
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.node.rings import RingSettings, RingSource
 
 pytestmark = pytest.mark.kernel
 
@@ -50,7 +50,7 @@ node = Identity(kind=Kind.NODE, node=NODE, uid="node", cgroup_path="/", cgroups=
 class Eyes:
     """The rings, and what leaves the kernel through them."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedPrograms) -> None:
         self._loaded = loaded
         self._source = RingSource(loaded.pin_dir, NODE, "r", RingSettings(fold="never"))
         self._source.observe()
@@ -129,7 +129,7 @@ class Eyes:
 
 
 @pytest.fixture
-def eyes(loaded: Loaded, unwatch: Callable[[Loaded], None]) -> Iterator[Eyes]:
+def eyes(loaded: LoadedPrograms, unwatch: Callable[[LoadedPrograms], None]) -> Iterator[Eyes]:
     """Nothing but what plans ask for is watched, before and after."""
     # Strictly before the first look: a host that is watched never falls silent.
     unwatch(loaded)
@@ -312,7 +312,7 @@ async def test_a_declared_workload_is_watched_from_the_inventory_on(
     box = new_cgroup()
     declared = WorkloadSettings(name="job", cgroup=box.path, namespace="shop", labels={"app": "web"})
     async with house(NOBODY) as one:
-        inventory = Inventory(one.bus, InventorySettings(node=NODE, workloads=(declared,), runtimes=()))
+        inventory = NodeInventory(one.bus, NodeInventorySettings(node=NODE, workloads=(declared,), runtimes=()))
         task = asyncio.create_task(inventory.run())
         try:
             await one.apply(ksp("audit", READS))

@@ -38,16 +38,16 @@ class _Plain:
 
 def _entries(limit: int = 40) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """Frames and identities of the recordings that are shipped."""
-    from sensors.recording import Kind, Reader
+    from sensors.recordings.recording import BlockKind, RecordingReader
 
     frames: list[bytes] = []
     identities: list[tuple[bytes, bytes]] = []
     for path in RECORDINGS:
-        with Reader(str(path)) as reader:
+        with RecordingReader(str(path)) as reader:
             for entry in reader:
-                if entry.kind is Kind.FRAMES and entry.value and len(entry.value) < 20_000 and len(frames) < limit:
+                if entry.kind is BlockKind.FRAMES and entry.value and len(entry.value) < 20_000 and len(frames) < limit:
                     frames.append(entry.value)
-                elif entry.kind is Kind.INVENTORY and entry.value and len(identities) < limit:
+                elif entry.kind is BlockKind.INVENTORY and entry.value and len(identities) < limit:
                     identities.append((entry.key, entry.value))
     return frames, identities
 
@@ -60,15 +60,15 @@ class Frames(_Plain):
         from policy.parse import parse
         from policy.ruleset import compile_ruleset
         from processors.engine import Processor
-        from sinks.filters import Filter
-        from sinks.reader import Reader
+        from sinks.delivery.filters import Filter
+        from sinks.delivery.reader import ItemReader
 
         self.samples, self._identities = _entries()
         self._now = 0.0
         self._made = lambda: Processor(MemoryBus(MemorySettings()), clock=lambda: self._now)
         documents = [one for path in POLICIES for one in parse(path.read_bytes(), path.name).policies]
         self._ruleset = compile_ruleset(documents)
-        self._reader = Reader(Filter(), as_json=True)
+        self._reader = ItemReader(Filter(), as_json=True)
         self._taken = 0
         self._fresh()
 
@@ -89,25 +89,25 @@ class Frames(_Plain):
         if self._taken % 2000 == 0:
             # What one frame leaves behind must not decide about those a million later: a case is found again from few.
             self._fresh()
-        teller, ledger = self._processor.teller, self._processor.ledger
+        pipeline, tracker = self._processor.pipeline, self._processor.tracker
         delivery = Delivery(EVENTS_RAW, 0, self._taken, Record(b"k", data))
-        ledger.taken([delivery])
+        tracker.taken([delivery])
         taken = True
         try:
-            teller.read(delivery)
+            pipeline.read(delivery)
         except HauberkError:
-            ledger.dead(delivery)
+            tracker.dead(delivery)
             taken = False
         # Longer than anything waits for its container: what a frame does is seen with this frame.
         self._now += 60.0
-        teller.settle()
-        assert teller.counts.unjudged == 0, "an error while telling"
-        box = teller.outbox
+        pipeline.settle()
+        assert pipeline.counts.unjudged == 0, "an error while telling"
+        box = pipeline.outbox
         for topic, records in ((ALERTS, box.alerts), (TELEMETRY, box.telemetry), (SUMMARIES, box.summaries)):
             for record in records:
                 # What the processor wrote the sinks read: no HauberkError here.
                 self._reader.read(Delivery(topic, 0, 0, record))
-        teller.discard()
+        pipeline.discard()
         return taken
 
 
@@ -124,7 +124,7 @@ class Recordings:
         self._directory.cleanup()
 
     def try_one(self, data: bytes) -> bool:
-        from sensors.replay import Replay, ReplaySettings
+        from sensors.recordings.replay import Replay, ReplaySettings
 
         self._turn += 1
         with open(self._path, "wb") as file:
@@ -179,9 +179,9 @@ class Words:
     """Identities, alerts, telemetry and summaries as sinks and processors take them, store included."""
 
     def __init__(self) -> None:
-        from processors.identify import Inventory
-        from sinks.filters import Filter
-        from sinks.reader import Reader
+        from processors.inventory import Inventory
+        from sinks.delivery.filters import Filter
+        from sinks.delivery.reader import ItemReader
         from sinks.store.sqlite import SqliteStore
 
         _, identities = _entries()
@@ -189,18 +189,18 @@ class Words:
         self._directory = tempfile.TemporaryDirectory()
         self._store = SqliteStore(os.path.join(self._directory.name, "s.db"))
         self._store._db.execute("PRAGMA synchronous=OFF")
-        self._reader = Reader(Filter())
+        self._reader = ItemReader(Filter())
         frames = Frames()
-        teller = frames._processor.teller
+        pipeline = frames._processor.pipeline
         from bus.contract import Delivery, Record
         from schemas.topics import EVENTS_RAW
 
         for number, value in enumerate(frames.samples):
             delivery = Delivery(EVENTS_RAW, 0, number, Record(b"k", value))
-            frames._processor.ledger.taken([delivery])
-            teller.read(delivery)
-        teller.settle(closing=True)
-        box = teller.outbox
+            frames._processor.tracker.taken([delivery])
+            pipeline.read(delivery)
+        pipeline.settle(closing=True)
+        box = pipeline.outbox
         self.samples = [value for _, value in identities]
         self.samples.append(progress.encode(progress.Progress(node="n", group="g", boot="b", run="r", number=7)))
         for records in (box.alerts, box.telemetry, box.summaries):
@@ -258,12 +258,12 @@ class Settings(_Plain):
         self.samples = [b"t" + toml, b"j" + msgspec.json.encode(tree), b"y" + yaml.safe_dump(tree).encode()]
 
     def try_one(self, data: bytes) -> bool:
-        from hauberk.settings import Loaded, check
+        from hauberk.settings import LoadedSettings, check
         from hauberk.settings_text import parse
 
         form = {b"t": "toml", b"j": "json", b"y": "yaml"}.get(data[:1], self._forms[len(data) % 3])
         try:
-            check(Loaded(parse(data[1:], form, f"x.{form}"), {}), self._kind)
+            check(LoadedSettings(parse(data[1:], form, f"x.{form}"), {}), self._kind)
         except HauberkError:
             return False
         return True
@@ -276,10 +276,10 @@ class Policies(_Plain):
         self.samples = [path.read_bytes() for path in POLICIES]
 
     def try_one(self, data: bytes) -> bool:
-        from policy.diagnostics import render
-        from policy.lint import lint
         from policy.parse import parse
         from policy.ruleset import compile_ruleset
+        from policy.text.diagnostics import render
+        from policy.tools.lint import lint
 
         parsed = parse(data, "x.yaml")
         for diagnostic in parsed.diagnostics:

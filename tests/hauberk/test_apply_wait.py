@@ -23,7 +23,7 @@ from schemas.enforcement import encode as encode_enforcement
 from schemas.errors import Unavailable
 from schemas.identity import Identity, Kind, encode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
-from sensors.links import Links
+from sensors.containers.symlinks import Symlinks
 
 POLICY = """\
 apiVersion: security.kubearmor.com/v1
@@ -46,7 +46,7 @@ async def bus(tmp_path: Path) -> AsyncIterator[MemoryBus]:
                    namespace="shop", labels={"app": "web"})  # fmt: skip
     held = {one.uid: one for one in (web, Identity(kind=Kind.NODE, node="n1", uid="node"))}
     await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in held.values()])
-    planner, agent, links = PlannerEngine(bus), Enforcement(bus, str(tmp_path / "no-pins"), "n1"), Links(bus)
+    planner, agent, links = PlannerEngine(bus), Enforcement(bus, str(tmp_path / "no-pins"), "n1"), Symlinks(bus)
     waiting: asyncio.Queue[Identity] = asyncio.Queue()
 
     def put(identity: Identity) -> None:

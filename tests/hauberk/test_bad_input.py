@@ -262,7 +262,7 @@ def test_corrupt_frames_go_to_the_dead_letters_and_the_others_go_on(
     up = hauberk.start("up", "--replay", str(RECORDING), "--speed", "0.02", "-q", "-f", POLICY)
     said = up.ready()
     code = (
-        "import asyncio,sys;from bus.embedded import *;from bus.contract import Record;from schemas.topics import EVENTS_RAW\n"
+        "import asyncio,sys;from bus.embedded.bus import *;from bus.contract import Record;from schemas.topics import EVENTS_RAW\n"
         "async def main():\n b=await EmbeddedBus.open(EmbeddedSettings(directory=sys.argv[1]))\n"
         " await b.publish(EVENTS_RAW,[Record(b'demo',v) for v in (b'', b'\\xc1garbage', b'\\x93\\x01\\x02\\x03')])\n await b.close()\n"
         "asyncio.run(main())"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from hauberk import health
-from hauberk.health import STILL, Progress
+from hauberk.health import STILL, StageProgress
 from hauberk.metrics import parts
 from schemas.stats import declared
-from sinks.exposition import metric_name
+from sinks.formats.exposition import metric_name
 
 ON = {"HAUBERK__METRICS__ENABLED": "true", "HAUBERK__METRICS__PORT": "0"}
 SHOWN = {
@@ -91,7 +91,7 @@ def test_a_port_in_use_ends_the_role_with_the_setting(hauberk: Any) -> None:
 
 def test_stuck_is_no_progress_while_there_is_work() -> None:
     now = [0.0]
-    progress = Progress(lambda: now[0])
+    progress = StageProgress(lambda: now[0])
     assert not progress.stuck(1)
     now[0] = STILL - 1
     assert not progress.stuck(1)

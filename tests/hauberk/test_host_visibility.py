@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hauberk.configuration import configuration
-from policy.visibility import EVERYTHING, bits, visibility, words_of
+from policy.rules.visibility import EVERYTHING, bits, visibility, words_of
 from schemas.errors import SettingsError
 from schemas.operations import Class
 

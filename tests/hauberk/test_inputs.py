@@ -13,7 +13,7 @@ import pytest
 
 from hauberk import inputs
 from schemas.errors import DecodeError, SettingsError
-from sensors.recording import Reader
+from sensors.recordings.recording import RecordingReader
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_fifo_that_nobody_writes(fifo: Path) -> None:
         inputs.read(str(fifo), "a policy file", 1 << 20)
     assert time.monotonic() - started < 30
     with pytest.raises(DecodeError, match="pipe"):
-        Reader(str(fifo))
+        RecordingReader(str(fifo))
 
 
 def test_a_writer_that_says_nothing_more(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_what_has_no_end(path: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="a settings file"):
         inputs.read(str(link), "a settings file", 1 << 20)
     with pytest.raises((DecodeError, OSError)):
-        Reader(str(link))
+        RecordingReader(str(link))
 
 
 def test_a_socket_and_a_name_with_nul(tmp_path: Path) -> None:

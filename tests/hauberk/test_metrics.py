@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from hauberk.metrics import parts
+from processors.pipeline import PipelineCounts
 from processors.stats import ProcessorStats
-from processors.teller import Counts
 from schemas.stats import Gauge, Label, Level, declared
-from sinks.exposition import Stats, from_stats, metric_name
+from sinks.formats.exposition import ExposedStats, from_stats, metric_name
 from sinks.prometheus import PrometheusSettings, PrometheusSink
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_a_struct_says_what_its_fields_are() -> None:
         "who": "label", "done": "counter", "waiting": "gauge", "took_ms": "gauge", "away": "gauge", "lost": "counter",
         "problem": "text",
     }  # fmt: skip
-    families = from_stats([Stats(part="p", values=Sample())])
+    families = from_stats([ExposedStats(part="p", values=Sample())])
     assert [(family.name, family.kind) for family in families] == [
         ("hauberk_p_done", "counter"), ("hauberk_p_waiting", "gauge"), ("hauberk_p_took_seconds", "gauge"),
         ("hauberk_p_away", "gauge"), ("hauberk_p_lost", "counter"),
@@ -62,10 +62,10 @@ def test_every_stats_struct_is_shown() -> None:
         for room in ROOMS
         for path in (ROOT / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Stats") and node.name != Stats.__name__
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Stats") and node.name != ExposedStats.__name__
     }
     assert kept <= {base.__name__ for struct in PARTS.values() for base in struct.__mro__} | {"Stats"}
-    assert set(declared(Counts)) <= set(declared(ProcessorStats)), (
+    assert set(declared(PipelineCounts)) <= set(declared(ProcessorStats)), (
         "what the pipeline counts is in the processor's stats"
     )
 
@@ -74,7 +74,7 @@ def test_every_stats_struct_is_shown() -> None:
 def test_every_number_of_a_stats_struct_is_a_metric_with_a_good_name(part: str) -> None:
     struct = PARTS[part]
     values = {name: "x" for name, kind in declared(struct).items() if kind == "label"}
-    shown = {family.name for family in from_stats([Stats(part=part, values=struct(**values))])}
+    shown = {family.name for family in from_stats([ExposedStats(part=part, values=struct(**values))])}
     numbers = [name for name, kind in declared(struct).items() if kind in ("counter", "gauge")]
     assert len(shown) == len(numbers) > 0
     for family in shown:

@@ -12,7 +12,7 @@ import pytest
 from waiting import until
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from enforcers.planner import PlannerEngine
 from hauberk.nodes import STALE_SECONDS, forget, last_heard

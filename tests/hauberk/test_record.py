@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sensors.recording import Kind, Reader, Writer
+from sensors.recordings.recording import BlockKind, RecordingReader, RecordingWriter
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_pins_in_use_are_attached_to_or_the_sentence_says_how(replayed: Any, tmp
         assert not (tmp_path / "elsewhere").exists()
     finally:
         os.close(fd)
-    with Reader(str(replayed.home / "held.hbrk")) as reader:
-        assert {entry.kind for entry in reader} == {Kind.INVENTORY}
+    with RecordingReader(str(replayed.home / "held.hbrk")) as reader:
+        assert {entry.kind for entry in reader} == {BlockKind.INVENTORY}
 
 
 def test_recordings_are_their_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        Writer(str(tmp_path / "r")).close()
+        RecordingWriter(str(tmp_path / "r")).close()
     finally:
         os.umask(before)
     assert (tmp_path / "r").stat().st_mode & 0o777 == 0o600

@@ -115,7 +115,7 @@ def test_every_number_has_a_range() -> None:
     from bus.spool import SpoolSettings
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
-    from sensors.replay import ReplaySettings
+    from sensors.recordings.replay import ReplaySettings
 
     seen: set[Any] = set()
     found = [

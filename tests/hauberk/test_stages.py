@@ -18,7 +18,7 @@ from processors.parking import ParkingSettings
 from schemas import frame as frames
 from schemas.alert import Alert, encode_alert
 from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES
-from sensors.replay import ReplaySettings
+from sensors.recordings.replay import ReplaySettings
 from sinks.store.sink import StoreSettings, StoreSink
 
 RECORDING = str(Path(__file__).parents[2] / "examples/recordings/host.hbrk")

@@ -21,7 +21,7 @@ import pytest
 from kernel import bpf
 from kernel.features import cgroup2_mount, survey
 from kernel.generation import renew
-from kernel.loading import Loaded, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
 from kernel.maps import Map
 from kernel.siphash import string_id
 from schemas.kernel import (
@@ -69,7 +69,7 @@ def bpffs(bpffs_home: Callable[[str], str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def loaded(bpffs: str) -> Iterator[Loaded]:
+def loaded(bpffs: str) -> Iterator[LoadedPrograms]:
     """The programs, watching only cgroups that a test made."""
     # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
     try:
@@ -134,7 +134,7 @@ class Event(SimpleNamespace):
 class Sensor:
     """The loaded programs seen from a test."""
 
-    def __init__(self, loaded: Loaded, cgroup: Path) -> None:
+    def __init__(self, loaded: LoadedPrograms, cgroup: Path) -> None:
         self.loaded = loaded
         self.key = loaded.key
         self.cgroup = cgroup
@@ -273,7 +273,7 @@ def _remove() -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def sensor(loaded: Loaded, cgroup: Path) -> Iterator[Sensor]:
+def sensor(loaded: LoadedPrograms, cgroup: Path) -> Iterator[Sensor]:
     """The programs watching `cgroup`."""
     made = Sensor(loaded, cgroup)
     yield made

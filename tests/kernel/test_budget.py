@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kernel.loading import Loaded, LoadSettings, load, unload
+from kernel.loading import LoadedPrograms, LoadSettings, load, unload
 from kernel.siphash import string_id
 from schemas.kernel import BUDGET, RULE, RULE_KEY, Config, Loss, RuleAction, RuleKind, ScopeFlag
 from schemas.operations import Access, Backend, Class, Operation
@@ -22,7 +22,7 @@ TABLE = 4711
 
 
 @pytest.fixture(scope="module")
-def frugal(bpffs: str) -> Iterator[Loaded]:
+def frugal(bpffs: str) -> Iterator[LoadedPrograms]:
     """The programs with room for few new names."""
     pins = f"{bpffs}/frugal"
     try:
@@ -32,7 +32,7 @@ def frugal(bpffs: str) -> Iterator[Loaded]:
 
 
 @pytest.fixture
-def flooder(frugal: Loaded, cgroup: Path, sensor: Any) -> Iterator[Any]:
+def flooder(frugal: LoadedPrograms, cgroup: Path, sensor: Any) -> Iterator[Any]:
     """A container that will make too many names."""
     made = type(sensor)(frugal, cgroup)
     yield made
@@ -91,7 +91,7 @@ def test_who_is_behind_has_fewer_names_announced(flooder: Any, tmp_path: Path) -
 
 
 def test_a_neighbour_and_calls_that_pass_have_room_of_their_own(
-    frugal: Loaded, flooder: Any, remove: Callable[[Path], None], tmp_path: Path
+    frugal: LoadedPrograms, flooder: Any, remove: Callable[[Path], None], tmp_path: Path
 ) -> None:
     for number in range(20):
         (tmp_path / f"{number}").touch()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kernel.descriptors import Reserve
+from kernel.descriptors import DescriptorReserve
 
 EXHAUSTED = """
 import errno, os, resource
@@ -54,7 +54,7 @@ def test_in_a_process_of_its_own(program: str, said: str) -> None:
 
 
 def test_closing_twice_is_once() -> None:
-    reserve = Reserve(3)
+    reserve = DescriptorReserve(3)
     first = reserve.held
     reserve.close()
     reserve.close()

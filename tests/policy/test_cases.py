@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.annotations import TestCase as Case
-from policy.cases import Answer, answer_events, carried_cases, read_cases, run_cases
-from policy.events import BadLine, Notice, parse_event
-from policy.explain import explain_event
-from policy.normalise import normalise
 from policy.parse import parse
+from policy.rules.normalise import normalise
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from policy.text.annotations import TestCase as Case
+from policy.tools.cases import Answer, answer_events, carried_cases, read_cases, run_cases
+from policy.tools.events import BadLine, Notice, parse_event
+from policy.tools.explain import explain_event
 from schemas.alert import Alert, encode_alert
 from schemas.errors import DecodeError
 

@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import reference, values
-from policy.cases import carried_cases, run_cases
-from policy.codes import CIDR, CODES, DEVICE, DOMAIN, DURATION, LOOSE_NAME, PATTERN, PORT, Code, Level
-from policy.diagnostics import render
-from policy.normalise import normalise
 from policy.parse import parse
+from policy.rules.normalise import normalise
 from policy.ruleset import compile_ruleset
-from policy.shapes import fields, where
-from policy.suggest import distance, nearest
+from policy.text import values
+from policy.text.codes import CIDR, CODES, DEVICE, DOMAIN, DURATION, LOOSE_NAME, PATTERN, PORT, Code, Level
+from policy.text.diagnostics import render
+from policy.text.struct_fields import fields, where
+from policy.text.suggest import distance, nearest
+from policy.tools import reference
+from policy.tools.cases import carried_cases, run_cases
 from schemas.policy import KINDS, KubeArmorClusterPolicy, KubeArmorHostPolicy, KubeArmorPolicy
 from schemas.syscalls import NAMES as SYSCALLS
 
@@ -197,7 +198,7 @@ def test_where_a_field_may_stand() -> None:
 def test_the_page_is_what_its_generator_makes() -> None:
     page = DOCS.read_text()
     assert reference.refreshed(page) == page, (
-        "docs/policies.md is old; run `python -m policy.reference docs/policies.md`"
+        "docs/policies.md is old; run `python -m policy.tools.reference docs/policies.md`"
     )
 
 

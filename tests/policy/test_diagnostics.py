@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from policy import codes
-from policy.diagnostics import LIMIT, Diagnostic, Report, render, to_json
 from policy.parse import parse
+from policy.text import codes
+from policy.text.diagnostics import LIMIT, Diagnostic, Report, render, to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((Path(__file__).parent / "cases_diagnostics").glob("*.yaml"))
@@ -73,7 +73,7 @@ def test_every_code_has_a_number_of_its_own_and_none_is_retired() -> None:
 
 
 def test_every_code_is_raised_somewhere() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "policy").glob("*.py") if path.name != "codes.py")
+    sources = "\n".join(path.read_text() for path in (ROOT / "policy").rglob("*.py") if path.name != "codes.py")
     names = {name: code for name, code in vars(codes).items() if isinstance(code, codes.Code)}
     assert [name for name in names if not re.search(rf"\bcodes\.{name}\b", sources)] == []
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.documents import from_json
-from policy.events import parse_event
-from policy.explain import explain_event
 from policy.ruleset import compile_ruleset
+from policy.tools.events import parse_event
+from policy.tools.explain import explain_event
 from schemas.behaviour import NO_OWNER
 from schemas.errors import DecodeError
 from schemas.identity import Kind, Owner

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from policy import annotations
-from policy.backends import held
-from policy.cases import carried_cases, run_cases
-from policy.diagnostics import Report, render
-from policy.lint import lint
-from policy.normalise import normalise
 from policy.parse import parse
+from policy.rules.backends import held
+from policy.rules.normalise import normalise
 from policy.ruleset import compile_ruleset
-from policy.sight import unseen
+from policy.text import annotations
+from policy.text.coverage import unseen
+from policy.text.diagnostics import Report, render
+from policy.tools.cases import carried_cases, run_cases
+from policy.tools.lint import lint
 from schemas.policy import KINDS
 from schemas.rules import Target
 from schemas.verdict import Action, Mode

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy import automata, glob
-from policy.automata import Automaton
+from policy.match import automata, glob
+from policy.match.automata import Automaton
 from schemas.errors import PolicyError
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.backends import AUTOBIND, OTHER_FAMILIES
-from policy.explain import explain_policy
 from policy.kernel_plan import plan_scope
 from policy.parse import parse
+from policy.rules.backends import AUTOBIND, OTHER_FAMILIES
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from policy.tools.explain import explain_policy
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend, Class

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.lint import CHECKS, lint
-from policy.lint_findings import EVERYTHING, Finding, Holding
 from policy.parse import parse
 from policy.ruleset import PostureSettings, compile_ruleset
+from policy.tools.lint import CHECKS, lint
+from policy.tools.lint_findings import EVERYTHING, Finding, Holding
 from schemas.operations import Backend
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()

@@ -10,9 +10,9 @@ import pytest
 from enforcers import networks
 from enforcers.plan import Planner
 from policy.kernel_plan import ENTRIES, entries
-from policy.lint import lint
 from policy.parse import parse
 from policy.ruleset import Ruleset, compile_ruleset
+from policy.tools.lint import lint
 from schemas.enforcement import NetworkRule
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.normalise import canonical, normalise
 from policy.parse import parse
+from policy.rules.normalise import canonical, normalise
 from schemas.operations import Class
 from schemas.rules import Device, Expression, Match, Operator, Policy, Ports, Rule, Source, SourceKind, Target
 from schemas.verdict import Action, Mode, RuleRef

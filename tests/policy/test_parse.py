@@ -12,11 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policy import documents, json_lines, shapes, yaml_lines
-from policy.diagnostics import Report
-from policy.nodes import Mapping, Node, Scalar, Sequence, plain, plain_kind
-from policy.normalise import normalise
+from policy import documents
 from policy.parse import SIZE, Parsed, parse
+from policy.rules.normalise import normalise
+from policy.text import json_lines, struct_fields, yaml_lines
+from policy.text.diagnostics import Report
+from policy.text.yaml_nodes import Mapping, Node, Scalar, Sequence, plain, plain_kind
 from schemas.errors import PolicyError
 from schemas.policy import KINDS, PolicyDocument
 
@@ -147,7 +148,7 @@ VALUES = st.recursive(
 
 
 SPEC_FIELDS = sorted(
-    {name for kind in KINDS.values() for name in shapes.fields(shapes.fields(kind)["spec"].shape.struct)}
+    {name for kind in KINDS.values() for name in struct_fields.fields(struct_fields.fields(kind)["spec"].shape.struct)}
 )
 
 

@@ -13,15 +13,15 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy import glob
-from policy.automata import Automaton
-from policy.compile import compile_judge
+from policy.judge.compile import compile_judge
+from policy.judge.overlap import may_overlap
+from policy.judge.sockets import words
 from policy.kernel_plan import plan_scope
-from policy.overlap import may_overlap
+from policy.match import glob
+from policy.match.automata import Automaton
+from policy.rules.specificity import rank
+from policy.rules.visibility import Visibility
 from policy.ruleset import Scope
-from policy.sockets import words
-from policy.specificity import rank
-from policy.visibility import Visibility
 from schemas.behaviour import Behaviour
 from schemas.enforcement import PathRule
 from schemas.identity import Identity, Kind

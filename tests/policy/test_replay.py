@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import yaml
 
-from policy.backtest import BacktestSettings, Progress, Report, backtest
-from policy.diff import Observed, change_kind, diff
 from policy.parse import parse
 from policy.ruleset import Ruleset, compile_ruleset
+from policy.tools.backtest import BacktestProgress, BacktestReport, BacktestSettings, backtest
+from policy.tools.diff import Observed, change_kind, diff
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
@@ -68,9 +68,9 @@ def test_kinds_of_change() -> None:
 def test_backtest_counts_events_and_names_rules() -> None:
     past = [seen("/a", 5, 100), seen("/a", 7, 50), seen("/b", 1, 70), seen("/c", 100)]
     *progress, report = backtest(rules("Block", "enforce", "/a", "/b"), past, BacktestSettings(every=2, examples=1))
-    assert [type(step) for step in progress] == [Progress, Progress]
-    assert isinstance(report, Report)
-    assert report.totals == Progress(behaviours=4, events=113, blocked=13, audited=0)
+    assert [type(step) for step in progress] == [BacktestProgress, BacktestProgress]
+    assert isinstance(report, BacktestReport)
+    assert report.totals == BacktestProgress(behaviours=4, events=113, blocked=13, audited=0)
     first, second = report.rows
     assert (first.workload, first.action, first.policy, first.count, first.behaviours) == (
         "demo/web",
@@ -86,12 +86,12 @@ def test_backtest_counts_events_and_names_rules() -> None:
 
 def test_backtest_of_a_shadow_policy_blocks_nothing() -> None:
     *_, report = backtest(rules("Block", "shadow", "/a"), [seen("/a", 3)])
-    assert isinstance(report, Report)
+    assert isinstance(report, BacktestReport)
     assert report.totals.blocked == 0
     assert [(row.mode, row.count) for row in report.rows] == [(Mode.SHADOW, 3)]
 
 
 def test_backtest_rows_are_bounded_and_the_rest_is_counted() -> None:
     *_, report = backtest(rules("Block", "enforce", "/a", "/b"), [seen("/a"), seen("/b", 4)], BacktestSettings(rows=1))
-    assert isinstance(report, Report)
+    assert isinstance(report, BacktestReport)
     assert (len(report.rows), report.beyond) == (1, 4)

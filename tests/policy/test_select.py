@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.normalise import normalise
+from policy.match.regexes import BadExpression, Regex, glob
 from policy.parse import parse
-from policy.regexes import BadExpression, Expression, glob
-from policy.select import UNTRACKED, container_names, effective_mode, predicate
+from policy.rules.normalise import normalise
+from policy.rules.select import UNTRACKED, container_names, effective_mode, predicate
 from schemas.identity import Identity, Kind
 from schemas.rules import Expression as Condition
 from schemas.rules import Operator as Op
@@ -221,14 +221,14 @@ REGEX = st.recursive(
 @given(REGEX, st.text(alphabet="ab1\n", max_size=8))
 def test_expressions_agree_with_the_library(expression: str, text: str) -> None:
     python = expression.replace("[[:alpha:]]", "[a-z]").replace("$", "\\Z")
-    assert Expression(expression).search(text) is (re.search(python, text) is not None)
+    assert Regex(expression).search(text) is (re.search(python, text) is not None)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab()[]{}*+?|^$\\.-:,12", max_size=12), st.text(max_size=5))
 def test_any_text_is_an_expression_or_refused(expression: str, text: str) -> None:
     with contextlib.suppress(BadExpression):
-        Expression(expression).search(text)
+        Regex(expression).search(text)
 
 
 @pytest.mark.parametrize(
@@ -237,14 +237,14 @@ def test_any_text_is_an_expression_or_refused(expression: str, text: str) -> Non
 )
 def test_hostile_expressions_end_in_time(expression: str) -> None:
     start = time.thread_time()
-    Expression(expression).search("a" * 253 + "!")
+    Regex(expression).search("a" * 253 + "!")
     assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize("expression", ["(a{100}){100}", "((((a{50}){50}){50}){50})", "(" * 100, "[z-a]", "a{3,1}", "\\", "(?i)a", "*a", "a{1001}", "a" * 1001])  # fmt: skip
 def test_expressions_without_bound_or_sense_are_refused(expression: str) -> None:
     with pytest.raises(BadExpression):
-        Expression(expression)
+        Regex(expression)
 
 
 def test_globs_cover_the_whole_text() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.compile import compile_judge
-from policy.sockets import address_number, words
+from policy.judge.compile import compile_judge
+from policy.judge.sockets import address_number, words
 from schemas.behaviour import Behaviour
 from schemas.operations import Class, Operation
 from schemas.rules import Match, Peer, PolicyKey, Ports, Rule

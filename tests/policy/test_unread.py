@@ -8,7 +8,7 @@ import json
 import pytest
 
 from policy.documents import from_json, to_json
-from policy.unread import PolicySet
+from policy.policy_set import PolicySet
 from schemas.enforcement import Plan, digest
 from schemas.errors import Refused
 

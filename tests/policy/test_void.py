@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from policy.explain import explain_event, explain_policy
 from policy.kernel_plan import plan_scope
-from policy.lint import lint
 from policy.parse import parse
 from policy.ruleset import Ruleset, compile_ruleset
+from policy.tools.explain import explain_event, explain_policy
+from policy.tools.lint import lint
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation

@@ -10,9 +10,9 @@ import textwrap
 
 import pytest
 
-from policy.codes import Level
-from policy.normalise import normalise
 from policy.parse import parse
+from policy.rules.normalise import normalise
+from policy.text.codes import Level
 
 HEADS = {
     "ksp": "kind: KubeArmorPolicy\nmetadata:\n  name: a\n  namespace: shop\n",

@@ -213,14 +213,14 @@ class Stage:
 
     async def take(self, *records: Record) -> list[Delivery]:
         deliveries = [self.delivery(record) for record in records]
-        self.processor.ledger.taken(deliveries)
+        self.processor.tracker.taken(deliveries)
         await self.processor.handle(deliveries)
         await self.processor.tick(idle=False)
         return deliveries
 
     async def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.processor.teller.settle()
+        self.processor.pipeline.settle()
         await self.processor.send()
 
     async def finish(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processors.decode import Definitions, address_text, tellable, text
+from processors.decode import DecodedDefinitions, address_text, tellable, text
 from schemas import socket_names, syscalls
 from schemas.errors import DecodeError
 from schemas.operations import Access, Operation
@@ -33,7 +33,7 @@ def test_every_field_arrives(node):
         access=Access.WRITE | Access.METADATA, flags=3, result=-13, args=(1, 2), cgroup=9, pid_ns=10, mnt_ns=11,
     )  # fmt: skip
     node.row(ident)
-    found = Definitions(node.frame().definitions, "x86_64").behaviour(ident)
+    found = DecodedDefinitions(node.frame().definitions, "x86_64").behaviour(ident)
     assert (found.resource, found.resource2, found.executable, found.parent) == ("/a", "/b", "/x", "/y")
     assert (found.syscall_name, found.uid, found.owner, found.tty, found.result) == ("rename", 7, 8, True, -13)
     assert (found.access, found.flags, found.args) == (Access.WRITE | Access.METADATA, 3, (1, 2))
@@ -45,15 +45,15 @@ def test_a_cgroup_id_that_no_identity_can_carry_is_damage(node):
         ident = node.behaviour(Operation.OPEN, "/a", cgroup=cgroup)
         node.row(ident)
         with pytest.raises(DecodeError, match="expected a cgroup id of at most 9223372036854775807"):
-            Definitions(node.frame().definitions, "x86_64").behaviour(ident)
+            DecodedDefinitions(node.frame().definitions, "x86_64").behaviour(ident)
 
 
 def test_calls_are_named_for_the_nodes_architecture(node):
     ident = node.behaviour(Operation.OPEN, "/a", syscall=56)
     node.row(ident)
     run = node.frame().definitions
-    assert Definitions(run, "aarch64").behaviour(ident).syscall_name == "openat"
-    assert Definitions(run, "x86_64").behaviour(ident).syscall_name == "clone"
+    assert DecodedDefinitions(run, "aarch64").behaviour(ident).syscall_name == "openat"
+    assert DecodedDefinitions(run, "x86_64").behaviour(ident).syscall_name == "clone"
     assert syscalls.name("x86_64", 9999) == "syscall_9999"
 
 
@@ -66,7 +66,7 @@ def test_open_flags_differ_by_architecture():
 def test_arguments_are_split_and_the_unknown_is_empty(node):
     process = node.process("/bin/sh", ("sh", "-c", "", "é"), cwd="/tmp", tty="pts0")
     node.row(node.behaviour(Operation.OPEN, "/a"), process=process)
-    found = Definitions(node.frame().definitions, "x86_64")
+    found = DecodedDefinitions(node.frame().definitions, "x86_64")
     context = found.process(process)
     assert (context.arguments, context.cwd, context.tty) == (("sh", "-c", "", "é"), "/tmp", "pts0")
     assert found.process(1) is None

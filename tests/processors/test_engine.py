@@ -197,8 +197,8 @@ async def test_an_alert_does_not_wait_for_the_rest_of_its_batch(node, running, m
     monkeypatch.setattr("processors.engine._ALERTS", 0.0)
     processor, _ = start()
     told_after = []
-    read = processor.teller.read
-    processor.teller.read = lambda delivery: (told_after.append(len(bus.records(ALERTS))), read(delivery))[1]
+    read = processor.pipeline.read
+    processor.pipeline.read = lambda delivery: (told_after.append(len(bus.records(ALERTS))), read(delivery))[1]
     await until(lambda: processor.stats().frames == 6)
     assert told_after == [0, 1, 1, 1, 1, 1]
 

@@ -101,7 +101,7 @@ async def test_a_frame_that_cannot_be_read_is_refused_and_leaves_nothing_behind(
     await stage.finish()
     assert (stage.telemetry, stage.summaries) == ([], [])
     assert stage.processor.stats().bad_frames == 1
-    assert len(stage.processor.ledger.done()) == 1
+    assert len(stage.processor.tracker.done()) == 1
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processors.losses import QUIET_SECONDS, Losses
+from processors.losses import QUIET_SECONDS, ReportedLosses
 from schemas.frame import FrameHeader
 from schemas.kernel import Loss
 from schemas.operations import Access, Operation
@@ -17,7 +17,7 @@ def header(number: int, run: str = "r") -> FrameHeader:
 
 
 def test_the_first_is_told_at_once_and_the_next_after_the_quiet_time() -> None:
-    losses = Losses()
+    losses = ReportedLosses()
     losses.add(header(1), 5, [("undefined", 2)])
     assert [(found.number, unix, counts) for found, unix, counts, _ in losses.due(100.0)] == [
         (1, 5, [("undefined", 2)])
@@ -33,7 +33,7 @@ def test_the_first_is_told_at_once_and_the_next_after_the_quiet_time() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from("ab"), st.booleans(), st.floats(0, 5))))
 def test_every_loss_is_told_in_the_end(steps: list[tuple[int, str, bool, float]]) -> None:
-    losses, told, added, now = Losses(), Counter[str](), Counter[str](), 0.0
+    losses, told, added, now = ReportedLosses(), Counter[str](), Counter[str](), 0.0
     for number, (many, run, ask, wait) in enumerate(steps):
         now += wait
         losses.add(header(number, run), number, [(run, many)])

@@ -37,13 +37,13 @@ async def test_rows_wait_for_their_container(node, stage):
     (delivery,) = await stage.take(node.record())
     await stage.pass_time(2)
     assert stage.summaries == []
-    assert stage.processor.ledger.done() == []
+    assert stage.processor.tracker.done() == []
     assert stage.processor.stats().waiting == 1
     stage.identity(container(500))
     await stage.pass_time(2)
     assert {summary.identity.container_name for summary in stage.summaries} == {"web", "c500"}
     assert stage.counted() == 2
-    assert stage.processor.ledger.done() == [delivery]
+    assert stage.processor.tracker.done() == [delivery]
     assert stage.processor.stats().told_unknown == 0
 
 
@@ -109,7 +109,7 @@ async def test_a_definition_that_never_comes_is_told_as_a_loss(node, stage):
     assert stage.processor.stats().undefined == 2
     (alert,) = stage.alerts
     assert (alert.Type, alert.Operation, alert.EventData) == ("SystemEvent", "EventsLost", {"undefined": "2"})
-    assert len(stage.processor.ledger.done()) == 1
+    assert len(stage.processor.tracker.done()) == 1
 
 
 async def test_nested_cgroups_belong_to_the_container_above(node, stage, web):
@@ -240,7 +240,7 @@ def test_nothing_is_lost_under_any_interleaving(steps, cached, room, make_stage,
         assert not told or max(told.values()) == 1
         last = [summary.last_frame for summary in stage.summaries]
         assert last == sorted(last)
-        done = stage.processor.ledger.done()
+        done = stage.processor.tracker.done()
         assert [delivery.offset for delivery in done] == ([node.number - 1] if node.number else [])
 
     asyncio.run(run())

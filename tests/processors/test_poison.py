@@ -123,7 +123,7 @@ async def test_what_the_bus_will_not_take_holds_nothing_back(node, stage, monkey
         await publish(topic, records)
 
     monkeypatch.setattr(stage.bus, "publish", picky)
-    stage.processor.teller.outbox.summaries += [Record(b"k", value) for value in (b"/a0", b"/a1", b"/a2")]
+    stage.processor.pipeline.outbox.summaries += [Record(b"k", value) for value in (b"/a0", b"/a1", b"/a2")]
     await stage.processor.send()
     values = [record.value for record in stage.bus.records(SUMMARIES)]
     assert values == [b"/a0", b"/a2"]
@@ -132,13 +132,13 @@ async def test_what_the_bus_will_not_take_holds_nothing_back(node, stage, monkey
     assert tuple(headers) == HEADERS
     assert (headers["dead.topic"], headers["dead.offset"], headers["dead.attempts"]) == (b"summaries", b"", b"1")
     assert stage.processor.stats().refused_records == 1
-    assert not stage.processor.teller.outbox.summaries
+    assert not stage.processor.pipeline.outbox.summaries
 
 
 async def test_an_error_of_ours_in_one_node_s_counts_is_told_and_the_other_s_are_exact(
     node, make_node, make_stage, host, web, replace, monkeypatch
 ):
-    from processors import teller
+    from processors import pipeline
 
     stage = make_stage(ProcessorSettings(parking=ParkingSettings(max_seconds=0)))
     for one in (host, web, replace(host, node="node-2", uid="node-2")):
@@ -146,18 +146,18 @@ async def test_an_error_of_ours_in_one_node_s_counts_is_told_and_the_other_s_are
     second = make_node("node-2")
     node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
     second.row(second.behaviour(Operation.OPEN, "/b", syscall=257, cgroup=1))
-    whole = teller.summaries
+    whole = pipeline.summaries
 
     def broken(group):
         if group[0].header.node == "node-1":
             raise OverflowError("a value that nobody thought of")
         return whole(group)
 
-    monkeypatch.setattr(teller, "summaries", broken)
+    monkeypatch.setattr(pipeline, "summaries", broken)
     await stage.take(node.record(), second.record())
     await stage.finish()
     await stage.finish()
     assert [entry.count for summary in stage.summaries for entry in summary.entries] == [1]
     assert stage.processor.stats().unjudged == 1
     assert any("unjudged=1" in alert.Data for alert in stage.alerts)
-    assert len(stage.processor.ledger.done()) == 1, "and the offset moves on"
+    assert len(stage.processor.tracker.done()) == 1, "and the offset moves on"

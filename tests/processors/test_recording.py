@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from processors.engine import Processor
 from schemas.alert import decode_alert
@@ -17,8 +17,8 @@ from schemas.frame import decode
 from schemas.summary import decode as decode_summary
 from schemas.telemetry import decode as decode_telemetry
 from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, SUMMARIES, TELEMETRY
-from sensors.agent import Agent
-from sensors.replay import Replay, ReplaySettings
+from sensors.node.agent import Agent
+from sensors.recordings.replay import Replay, ReplaySettings
 
 RECORDING = Path(__file__).parents[2] / "examples" / "recordings" / "host.hbrk"
 

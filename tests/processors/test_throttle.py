@@ -224,6 +224,6 @@ async def test_the_end_of_the_stage_tells_what_is_silenced(node, stage, make_pol
     for _ in range(25):
         node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
     await stage.take(node.record())
-    stage.processor.teller.settle(closing=True)
+    stage.processor.pipeline.settle(closing=True)
     await stage.processor.send()
     assert (stage.alerts[-1].Operation, stage.alerts[-1].Suppressed) == ("AlertThreshold", 15)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from policy import event_words
-from policy.events import parse_event
+from policy.tools import event_words
+from policy.tools.events import parse_event
 from schemas import syscalls, wording
 from schemas.behaviour import Behaviour
 from schemas.errors import Incompatible

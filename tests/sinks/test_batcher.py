@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bus.contract import Delivery, Record
 from schemas.topics import ALERTS
-from sinks.batcher import Batcher, Parcel
+from sinks.delivery.batcher import Batcher, Parcel
 from sinks.sink import BatchLimits
 
 LIMITS = BatchLimits(items=10, size_bytes=1000, age_seconds=1.0)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.alert import Alert, Log
-from sinks.cef import cef
+from sinks.formats.cef import cef
 
 
 def parse(line: str) -> tuple[list[str], dict[str, str]]:

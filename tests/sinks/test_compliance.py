@@ -22,7 +22,7 @@ from schemas.topics import ALERTS, DEAD
 from sinks import registry
 from sinks.blackhole import BlackholeSettings
 from sinks.console import ConsoleSettings, ConsoleSink
-from sinks.delivery import SinkDelivery
+from sinks.delivery.consumer import SinkDelivery
 from sinks.file import FileSettings
 from sinks.prometheus import PrometheusSettings
 from sinks.registry import build

@@ -10,8 +10,8 @@ import pty
 import pytest
 
 from schemas.alert import Alert
-from sinks import line_text
 from sinks.console import ConsoleSettings, ConsoleSink
+from sinks.formats import line_text
 
 TEXT = """\
 == Alert / 2023-11-14 22:14:00.000001 ==

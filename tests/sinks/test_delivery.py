@@ -19,8 +19,8 @@ from bus.memory import MemoryBus
 from schemas.alert import encode_alert
 from schemas.errors import DiskFull, Permanent, SettingsError, Unavailable
 from schemas.topics import ALERTS, DEAD, TELEMETRY
-from sinks.delivery import SinkDelivery
-from sinks.filters import Filter
+from sinks.delivery.consumer import SinkDelivery
+from sinks.delivery.filters import Filter
 from sinks.sink import ACCEPTED, BatchLimits, Item, RefusedItem, SendResult
 
 QUICK = Backoff(first_seconds=0.001, max_seconds=0.005)

@@ -9,12 +9,12 @@ import json
 import pytest
 
 from bus.contract import Record
-from bus.embedded import EmbeddedBus, EmbeddedSettings
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from schemas.alert import encode_alert
 from schemas.errors import SettingsError
 from schemas.topics import ALERTS
 from sinks.blackhole import BlackholeSettings
-from sinks.engine import SinkEngine
+from sinks.delivery.engine import SinkEngine
 from sinks.file import FileSettings
 from sinks.store.queries import SqliteReader
 from sinks.store.sink import StoreSettings

@@ -16,8 +16,8 @@ from schemas import telemetry
 from schemas.alert import Judged, decode_alert, encode_alert
 from schemas.errors import SettingsError
 from schemas.topics import ALERTS, TELEMETRY
-from sinks.filters import Filter, _name_test
-from sinks.reader import Reader
+from sinks.delivery.filters import Filter, _name_test
+from sinks.delivery.reader import ItemReader
 from sinks.registry import SinkSettings
 
 redact = Filter().redactor()
@@ -121,32 +121,34 @@ def delivery(topic, value):
 
 def test_untouched_alerts_keep_fields_of_the_future(make):
     value = encode_alert(make.alert())[:-1] + b',"Newer":[1,2]}'
-    assert Reader(Filter(), as_json=True).read(delivery(ALERTS, value)) == (value,)
-    assert Reader(Filter(), as_json=True).read(delivery(ALERTS, b"{ \n" + value[1:])) == (encode_alert(make.alert()),)
+    assert ItemReader(Filter(), as_json=True).read(delivery(ALERTS, value)) == (value,)
+    assert ItemReader(Filter(), as_json=True).read(delivery(ALERTS, b"{ \n" + value[1:])) == (
+        encode_alert(make.alert()),
+    )
 
 
 def test_alerts_are_blanked_in_both_forms(make):
     value = encode_alert(make.alert(Source="/bin/x --token=abc", Operation="Process", Resource="/bin/y --token=abc"))
-    (alert,) = Reader(Filter()).read(delivery(ALERTS, value))
-    (line,) = Reader(Filter(), as_json=True).read(delivery(ALERTS, value))
+    (alert,) = ItemReader(Filter()).read(delivery(ALERTS, value))
+    (line,) = ItemReader(Filter(), as_json=True).read(delivery(ALERTS, value))
     assert alert == decode_alert(line)
     assert (alert.Source, alert.Resource) == ("/bin/x --token=***", "/bin/y --token=***")
     path = encode_alert(make.alert(Source="", Resource="/srv/token=abc"))
-    assert Reader(Filter(), as_json=True).read(delivery(ALERTS, path)) == (path,)
-    assert Reader(Filter(redact=()), as_json=True).read(delivery(ALERTS, value)) == (value,)
+    assert ItemReader(Filter(), as_json=True).read(delivery(ALERTS, path)) == (path,)
+    assert ItemReader(Filter(redact=()), as_json=True).read(delivery(ALERTS, value)) == (value,)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_telemetry_is_blanked_and_narrowed_before_it_is_expanded(make, as_json):
     value = telemetry.encode(make.frame(3, arguments=("cat", "--token", "abc", "file")))
-    found = Reader(Filter(), as_json=as_json).read(delivery(TELEMETRY, value))
+    found = ItemReader(Filter(), as_json=as_json).read(delivery(TELEMETRY, value))
     told = [line if isinstance(line, bytes) else line.Source.encode() for line in found]
     assert len(told) == 3
     assert all(b"--token *** file" in line and b"abc" not in line for line in told)
-    narrow = Reader(Filter(namespaces=("data",)), as_json=as_json)
+    narrow = ItemReader(Filter(namespaces=("data",)), as_json=as_json)
     assert list(narrow.read(delivery(TELEMETRY, value))) == []
     assert narrow.filtered == 3
-    other = Reader(Filter(operations=("Process",)), as_json=as_json)
+    other = ItemReader(Filter(operations=("Process",)), as_json=as_json)
     assert list(other.read(delivery(TELEMETRY, value))) == []
 
 
@@ -157,7 +159,7 @@ def test_arguments_are_blanked_wherever_an_alert_has_them(make, operation):
     alert.Resource = "/bin/mysql --password=hunter2 -e x"
     alert.Judged = Judged(arguments=("mysql", "--password=hunter2", "-e x"), uid=3)
     for as_json in (False, True):
-        (read,) = Reader(Filter(), as_json=as_json).read(Delivery(ALERTS, 0, 0, Record(b"k", encode_alert(alert))))
+        (read,) = ItemReader(Filter(), as_json=as_json).read(Delivery(ALERTS, 0, 0, Record(b"k", encode_alert(alert))))
         told = decode_alert(read) if as_json else read
         assert "hunter2" not in encode_alert(told).decode()
         assert told.Resource == "/bin/mysql --password=*** -e x"

@@ -20,10 +20,10 @@ from schemas.errors import SettingsError
 from schemas.operations import Backend, Operation
 from schemas.stats import Gauge, Label
 from schemas.verdict import RuleRef
-from sinks import exposition
-from sinks.engine import SinkEngine
-from sinks.exposition import Capped, Family, Stats
+from sinks.delivery.engine import SinkEngine
 from sinks.file import FileSettings
+from sinks.formats import exposition
+from sinks.formats.exposition import Capped, ExposedStats, Family
 from sinks.listener import is_loopback
 from sinks.prometheus import PrometheusSettings, PrometheusSink
 
@@ -69,7 +69,7 @@ def receipt(generation: int, at: int, **fields: object) -> Receipt:
 
 async def fill(sink: PrometheusSink, make) -> None:
     sink.endpoint.collect(
-        lambda: [Stats(part="test", values=Counts()), Stats(part="test", values=Counts(node='n"2\n\\'))]
+        lambda: [ExposedStats(part="test", values=Counts()), ExposedStats(part="test", values=Counts(node='n"2\n\\'))]
     )
     alerts = [make.alert(1), make.alert(2, Suppressed=4), make.alert(3, PolicyName='bad"name\n')]
     summary = make.summary(0, None, make.entry(7), make.entry(2, "Deny", operation=Operation.CONNECT))
@@ -102,7 +102,7 @@ async def test_promtool_finds_nothing_to_say(sink, make):
     assert 'hauberk_test_away{node="n\\"2\\n\\\\"} 1' in text
     assert "last_error" not in text
     assert text.count("# TYPE hauberk_test_frames_total ") == 1
-    sink.endpoint.collect(lambda: [Stats(part="test", values=Counts(frames=6))])
+    sink.endpoint.collect(lambda: [ExposedStats(part="test", values=Counts(frames=6))])
     _, _, text = await get(f"{sink.url}/metrics")
     assert re.findall(r'hauberk_test_frames_total\{node="n1"\} (\d+)', text) == ["6"]
 
@@ -185,7 +185,7 @@ async def test_the_engine_shows_every_sinks_delivery(bus, make, publish, until, 
     engine = SinkEngine(bus, [PrometheusSettings(port=0), FileSettings(path=str(tmp_path / "a.jsonl"))])
     prometheus = engine.sinks[0]
     assert isinstance(prometheus, PrometheusSink)
-    prometheus.endpoint.collect(lambda: [Stats(part="bus", values=Counts())])
+    prometheus.endpoint.collect(lambda: [ExposedStats(part="bus", values=Counts())])
     await engine.check()
     await publish(make.alert(1))
     task = asyncio.create_task(engine.run())

@@ -11,9 +11,9 @@ import pytest
 
 from schemas.identity import Kind
 from schemas.operations import Operation
-from sinks import summary_tables, table_text
-from sinks.store.store import Row
-from sinks.summary_tables import Peer
+from sinks.formats import summary_tables, table_text
+from sinks.formats.summary_tables import PeerName
+from sinks.store.store import StoredRow
 
 AT = 1_668_397_784 * 10**9
 
@@ -21,7 +21,7 @@ AT = 1_668_397_784 * 10**9
 @pytest.fixture
 def row(make):
     def row(count=1, status="Allow", identity=None, last=AT, **fields):
-        return Row(
+        return StoredRow(
             identity=identity or make.identity(), behaviour=make.behaviour(**fields), status=status, policy="", rule=None,
             count=count, first=AT - 5, last=last,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def test_generations_of_a_container_and_the_cgroups_of_a_host_are_one_set_each(r
 def test_peers_get_their_names(row):
     rows = [row(**connection(Operation.CONNECT, address="10.1.2.3", port=443))]
     tables = summary_tables.build(
-        rows, resolve={"10.1.2.3": Peer(name="pod/db-0", namespace="data", labels="app=db")}.get
+        rows, resolve={"10.1.2.3": PeerName(name="pod/db-0", namespace="data", labels="app=db")}.get
     )
     (line,) = tables.egress
     assert (line.peer, line.namespace, line.labels) == ("pod/db-0", "data", "app=db")

@@ -19,7 +19,7 @@ import pytest
 
 from bus.backoff import Backoff
 from schemas.errors import SettingsError, Unavailable
-from sinks.delivery import SinkDelivery
+from sinks.delivery.consumer import SinkDelivery
 from sinks.secret import Secret
 from sinks.syslog import SyslogSettings, SyslogSink
 from sinks.syslog_wire import Tls, host_and_port

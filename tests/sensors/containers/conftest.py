@@ -22,7 +22,8 @@ from typing import IO
 import pytest
 from waiting import eventually
 
-from sensors.containers import cgroups, protobuf, unix_grpc
+from schemas import protobuf
+from sensors.containers import cgroups, unix_grpc
 
 APPLETS = ("sh", "sleep", "cat", "ls", "nc", "id", "true", "mkdir")
 

@@ -12,16 +12,16 @@ import pytest
 
 from bus.memory import MemoryBus
 from kernel.loading import LoadSettings
-from processors.decode import Definitions
+from processors.decode import DecodedDefinitions
 from schemas import frame as frames
 from schemas.behaviour import Behaviour
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind, decode
 from schemas.operations import Operation
 from schemas.topics import EVENTS_RAW, INVENTORY
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
-from sensors.inventory import Inventory, InventorySettings
-from sensors.node import Node, NodeSettings, open_node
+from sensors.node.sensor import Node, NodeSettings, open_node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.containers]
 
@@ -37,7 +37,7 @@ def execs(bus: MemoryBus) -> list[Behaviour]:
     found: list[Behaviour] = []
     for record in bus.records(EVENTS_RAW):
         frame = frames.decode(record.value or b"")
-        definitions = Definitions(frame.definitions, frame.header.architecture)
+        definitions = DecodedDefinitions(frame.definitions, frame.header.architecture)
         for ident, kind, _ in ((i, k, b) for i, k, b in frames.definitions(frame.definitions)):
             if kind == 2 and (behaviour := definitions.behaviour(ident)) and behaviour.operation is Operation.EXEC:
                 found.append(behaviour)
@@ -48,10 +48,10 @@ async def test_the_first_event_of_a_container_has_an_identity(
     oci: Any, pins: str, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine runc may take long between making the cgroup and writing its state.
-    monkeypatch.setattr("sensors.inventory.HOST_ANSWER", 60.0)
+    monkeypatch.setattr("sensors.containers.inventory.HOST_ANSWER", 60.0)
     bus = MemoryBus()
     runtime = PodmanSettings(roots=(oci.root("runc"),), poll_seconds=600)
-    inventory = Inventory(bus, InventorySettings(node="n1", runtimes=(runtime,), rescan_seconds=600))
+    inventory = NodeInventory(bus, NodeInventorySettings(node="n1", runtimes=(runtime,), rescan_seconds=600))
     load = LoadSettings(occurrence_pages=256, definition_pages=256, timeout=100.0)
     settings = NodeSettings(pin_dir=pins, load=load)
     try:

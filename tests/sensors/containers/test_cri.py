@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import protobuf
 from schemas.errors import DecodeError, Unavailable
-from sensors.containers import protobuf, unix_grpc
+from sensors.containers import unix_grpc
 from sensors.containers.cgroups import Place
 from sensors.containers.cri import SANDBOX_NAME, Cri, CriSettings
 from sensors.containers.unix_grpc import NOT_FOUND, UNIMPLEMENTED, Status

@@ -18,7 +18,7 @@ from schemas.identity import Identity, Kind, decode, encode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.declared import Declared, WorkloadSettings
-from sensors.inventory import Inventory, InventorySettings
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 
 WEB = WorkloadSettings(name="web", cgroup="/system.slice/web-*.service", labels={"app": "web"})
 
@@ -40,12 +40,12 @@ async def test_a_declared_cgroup_is_a_container() -> None:
     path = Path(f"{mount}/hauberk-declared-{os.getpid()}-{time.monotonic_ns()}")
     path.mkdir()
     bus = MemoryBus(MemorySettings())
-    settings = InventorySettings(
+    settings = NodeInventorySettings(
         node="n",
         runtimes=(),
         workloads=(WorkloadSettings(name="web", cgroup=f"/{path.name}", labels={"app": "web"}),),
     )
-    inventory = Inventory(bus, settings)
+    inventory = NodeInventory(bus, settings)
     task = asyncio.create_task(inventory.run())
     try:
         await asyncio.wait_for(inventory.ready.wait(), 60)
@@ -78,7 +78,7 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
     mount, bus = cgroups.mount_point(), MemoryBus(MemorySettings())
     own = f"hauberk-past-{os.getpid()}-{time.monotonic_ns()}"
     paths = [Path(f"{mount}/{own}-{name}") for name in ("stays", "goes")]
-    settings = InventorySettings(
+    settings = NodeInventorySettings(
         node="n", runtimes=(), linger_seconds=3.0, rescan_seconds=0.05,
         workloads=(WorkloadSettings(name="job", cgroup=f"/{own}-*"),),
     )  # fmt: skip
@@ -88,13 +88,13 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
         for path in paths:
             path.mkdir()
         stays, goes = (f"workload-job-{path.stat().st_ino}" for path in paths)
-        async with _run(Inventory(bus, settings)):
+        async with _run(NodeInventory(bus, settings)):
             assert set(await _told(bus)) >= {stays, goes}
         paths[1].rmdir()
         node = next(one for one in (await _told(bus)).values() if one.kind is Kind.NODE)
         reused = msgspec.structs.replace(reused, cgroups=node.cgroups)
         await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in (other, reused)])
-        async with _run(Inventory(bus, settings)) as again:
+        async with _run(NodeInventory(bus, settings)) as again:
             told = await _told(bus)
             assert told[goes].ended > 0
             assert told[stays].ended == 0
@@ -112,7 +112,7 @@ async def test_what_ended_while_nobody_looked_ends_at_the_next_start() -> None:
 
 
 @asynccontextmanager
-async def _run(inventory: Inventory) -> AsyncIterator[Inventory]:
+async def _run(inventory: NodeInventory) -> AsyncIterator[NodeInventory]:
     task = asyncio.create_task(inventory.run())
     try:
         await asyncio.wait_for(inventory.ready.wait(), 60)

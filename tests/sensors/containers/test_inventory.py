@@ -22,18 +22,18 @@ from sensors.containers import cgroups
 from sensors.containers.contract import Found
 from sensors.containers.cri import CriSettings
 from sensors.containers.docker import Docker, DockerSettings
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
-from sensors.inventory import Inventory, InventorySettings
-from sensors.node import NodeSettings, open_node
+from sensors.node.sensor import NodeSettings, open_node
 
 pytestmark = [pytest.mark.containers, pytest.mark.kernel]
 
 
 @asynccontextmanager
-async def running(bus: MemoryBus, *runtimes: Any, **settings: Any) -> AsyncIterator[Inventory]:
+async def running(bus: MemoryBus, *runtimes: Any, **settings: Any) -> AsyncIterator[NodeInventory]:
     # A runtime on a busy machine may take its time: whoever it tells of is not given up before.
     settings = {"answer_seconds": 60.0} | settings
-    inventory = Inventory(bus, InventorySettings(node="n1", runtimes=runtimes, **settings))
+    inventory = NodeInventory(bus, NodeInventorySettings(node="n1", runtimes=runtimes, **settings))
     task = asyncio.create_task(inventory.run())
     try:
         async with asyncio.timeout(60):
@@ -57,7 +57,7 @@ async def withdrawn(bus: MemoryBus, uid: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def tell_of(inventory: Inventory, under: str) -> None:
+def tell_of(inventory: NodeInventory, under: str) -> None:
     """What the kernel's cgroup_mkdir records would say."""
     for id_, path in cgroups.scan(cgroups.mount_point()):
         if path.startswith(under):
@@ -135,11 +135,11 @@ async def test_containers_that_remove_themselves_have_their_names(
     dockerd: Any, bpffs_home: Callable[[str], str], until: Any
 ) -> None:
     bus = MemoryBus()
-    settings = InventorySettings(
+    settings = NodeInventorySettings(
         node="n1", runtimes=(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0),), rescan_seconds=600, linger_seconds=600,
         answer_seconds=60,
     )  # fmt: skip
-    inventory = Inventory(bus, settings)
+    inventory = NodeInventory(bus, settings)
     # The kernel tells of them: a look at the tree may come when they are gone already.
     load = LoadSettings(host_visibility=0, new_visibility=0, occurrence_pages=16, definition_pages=256, timeout=100.0)
     pins = NodeSettings(pin_dir=f"{bpffs_home('inventory')}/pins", load=load)
@@ -361,7 +361,7 @@ async def test_who_takes_a_name_before_its_owner_is_the_hosts(dockerd: Any, unti
     try:
         os.makedirs(mount + named)
         cgroup = cgroups.cgroup_id(mount, named)
-        inventory = Inventory(bus, InventorySettings(node="n1", runtimes=()), ())
+        inventory = NodeInventory(bus, NodeInventorySettings(node="n1", runtimes=()), ())
         await inventory._links.load()
         inventory._early = None
         inventory.on_cgroup(cgroup, named, False)
@@ -402,7 +402,7 @@ async def test_what_the_opening_sensor_tells_from_its_thread_waits_for_the_inven
 ) -> None:
     mount = cgroups.mount_point()
     id_ = cgroups.cgroup_id(mount, host_cgroup)
-    inventory = Inventory(MemoryBus(), InventorySettings(node="n1", runtimes=()))
+    inventory = NodeInventory(MemoryBus(), NodeInventorySettings(node="n1", runtimes=()))
     # A definition log of a killed agent is read in a thread: no loop runs there.
     await asyncio.to_thread(inventory.on_cgroup, id_, None, False)
     await asyncio.to_thread(inventory.on_cgroup, id_ + 1, "/gone.service", False)

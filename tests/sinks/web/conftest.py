@@ -24,7 +24,7 @@ import pytest
 
 from sinks.store.queries import SqliteReader
 from sinks.store.sqlite import SqliteStore
-from sinks.web.page import Page, PageSettings
+from sinks.web.page import PageSettings, WebPage
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
@@ -37,12 +37,12 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 
 @pytest.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Page]]]:
+async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[WebPage]]]:
     """Opens a page over `tmp_path/summary.db`, on a free port."""
     async with contextlib.AsyncExitStack() as opened:
 
-        async def serve(**settings: Any) -> Page:
-            page = Page(PageSettings(**{"port": 0, **settings}), lambda: SqliteReader(str(tmp_path / "summary.db")))
+        async def serve(**settings: Any) -> WebPage:
+            page = WebPage(PageSettings(**{"port": 0, **settings}), lambda: SqliteReader(str(tmp_path / "summary.db")))
             await page.open()
             opened.push_async_callback(page.close)
             return page
@@ -51,7 +51,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Page]]]
 
 
 @pytest.fixture
-async def page(store: SqliteStore, serve: Callable[..., Awaitable[Page]]) -> Page:
+async def page(store: SqliteStore, serve: Callable[..., Awaitable[WebPage]]) -> WebPage:
     return await serve()
 
 
@@ -89,7 +89,7 @@ class Stream:
 async def listen(http: aiohttp.ClientSession) -> AsyncIterator[Callable[..., Awaitable[Stream]]]:
     async with contextlib.AsyncExitStack() as opened:
 
-        async def listen(page: Page, after: int | None = None) -> Stream:
+        async def listen(page: WebPage, after: int | None = None) -> Stream:
             headers = {} if after is None else {"Last-Event-ID": str(after)}
             answer = await opened.enter_async_context(http.get(f"{page.url}events", headers=headers))
             assert answer.status == 200, await answer.text()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from schemas.identity import Kind
 from schemas.operations import Class, Operation
 from schemas.verdict import RuleRef
-from sinks import summary_tables
-from sinks.store.store import Point, Row
+from sinks.formats import summary_tables
+from sinks.store.store import Point, StoredRow
 from sinks.web import feed
 
 AT = 1_700_000_000
@@ -23,7 +23,7 @@ RULE = RuleRef("no-egress", "KubeArmorPolicy", "shop", "spec.network.matchProtoc
 @pytest.fixture(scope="module")
 def row(make):
     def row(count=1, status="Allow", *, identity=None, policy="", rule=None, last=AT, **fields):
-        return Row(
+        return StoredRow(
             identity=identity or make.identity(), behaviour=make.behaviour(**fields), status=status, policy=policy,
             rule=rule, count=count, first=last * 10**9, last=last * 10**9,
         )  # fmt: skip

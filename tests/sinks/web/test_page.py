@@ -19,7 +19,7 @@ from schemas.operations import Operation
 from schemas.summary import SummaryEntry
 from schemas.verdict import RuleRef
 from sinks.store.queries import SqliteReader
-from sinks.web.page import FILES, HEADERS, Page, PageSettings
+from sinks.web.page import FILES, HEADERS, PageSettings, WebPage
 
 
 async def get(http, url, **more):
@@ -195,11 +195,11 @@ async def test_it_ends_at_once_with_streams_open(page, store, make, listen):
 
 async def test_a_port_in_use_is_a_sentence(page, tmp_path):
     port = int(page.url.rsplit(":", 1)[1].strip("/"))
-    other = Page(PageSettings(port=port), lambda: SqliteReader(str(tmp_path / "summary.db")))
+    other = WebPage(PageSettings(port=port), lambda: SqliteReader(str(tmp_path / "summary.db")))
     with pytest.raises(SettingsError, match=rf"page: expected to listen on `127.0.0.1:{port}`, but it is in use; set `page.port`"):  # fmt: skip
         await other.open()
     await other.close()
-    far = Page(PageSettings(host="203.0.113.1", port=0), lambda: SqliteReader(""))
+    far = WebPage(PageSettings(host="203.0.113.1", port=0), lambda: SqliteReader(""))
     with pytest.raises(SettingsError, match=r"page\.enabled=false"):
         await far.open()
 

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bus without a server: SQLite WAL logs of frames in one directory, shared by all processes that open it.
+
+What is promised when: `publish` returns, and readers hear of a record, once its transaction is committed. After that a
+SIGKILL of any process loses nothing. A power cut loses nothing of `durable_topics` (one fsync per group commit); of the
+others it may lose the last seconds, which a node notices as a gap in its sequence. Why so: docs/bus.md.
+Neighbours: `writer` (thread), `reader` (subscriptions), `notify` (other processes), `layout` (files and retention).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from bus.contract import Record, Start, Subscription
+from bus.disk import capped, segment
+from bus.embedded.compacted import CompactedLog
+from bus.embedded.database import Corrupt
+from bus.embedded.disk_cap import check_cap
+from bus.embedded.layout import DirectoryLayout, Log
+from bus.embedded.notify import WriteNotifier
+from bus.embedded.offsets import Lease
+from bus.embedded.reader import Channel, EmbeddedSubscription
+from bus.embedded.rows import measure
+from bus.embedded.segments import SegmentedLog
+from bus.embedded.settings import EmbeddedSettings as EmbeddedSettings
+from bus.embedded.settings import EmbeddedStats as EmbeddedStats
+from bus.embedded.writer import Append, Commit, Done, Forget, LogWriter, Stop
+from bus.permissions import private_directory
+from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
+from schemas.topics import BY_NAME, Topic
+
+T = TypeVar("T")
+
+# A WAL this long is moved into its file in the background; by feel: 16 MB is 32 frames of 512 KB.
+_WAL_BYTES = 16 << 20
+
+
+class EmbeddedBus:
+    """See `contract.Bus`. Made by `await EmbeddedBus.open(settings)`; one partition per topic."""
+
+    def __init__(self, settings: EmbeddedSettings) -> None:
+        self._settings = settings
+        root = Path(settings.directory)
+        _check_names(settings)
+        cap = capped(settings.total_bytes, root, 2)
+        segment_bytes = segment(
+            settings.segment_bytes, cap if cap < settings.total_bytes or not settings.total_bytes else 0
+        )
+        self._layout = DirectoryLayout(
+            root=root,
+            durable_topics=frozenset(settings.durable_topics),
+            segment_bytes=segment_bytes,
+            segment_age=settings.segment_age,
+            bytes_kept=settings.retention_bytes,
+            hours=settings.retention_hours_of,
+            bytes_by_topic=settings.retention_bytes_of,
+            tombstone_age=settings.tombstone_age,
+            keep_read=frozenset(settings.keep_read),
+            total_bytes=cap,
+            member_seconds=settings.member_seconds,
+            wal_bytes=min(_WAL_BYTES, segment_bytes),
+        )
+        self._loop = asyncio.get_running_loop()
+        self._channels: dict[str, Channel] = {}
+        self._stats = EmbeddedStats()
+        self._closed = False
+        try:
+            private_directory(root)
+            self._wake = WriteNotifier(root, self._heard)
+            self._wake.open()
+        except OSError as error:
+            raise Refused(
+                f"expected a directory to write at `{root}`, got: {error.strerror}; set `directory`"
+            ) from error
+        self._writer = LogWriter(self._layout, self._loop, self._done, settings.housekeeping)
+        # One thread: SQLite gives the GIL back, and a second reader would only fight the first for the disk.
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bus-reader")
+        self._logs: dict[str, Log] = {}
+        self._offsets = self._layout.offsets()
+        self._looking = self._loop.create_task(self._look_around())
+
+    @classmethod
+    async def open(cls, settings: EmbeddedSettings) -> EmbeddedBus:
+        """Open the log, making its directory. `Refused` when it cannot be written."""
+        return cls(settings)
+
+    @property
+    def stats(self) -> EmbeddedStats:
+        self._stats.commits = self._writer.commits
+        self._stats.dropped = self._writer.dropped
+        self._stats.capped_bytes = self._writer.capped_bytes
+        self._stats.disk_bytes = self._writer.disk_bytes
+        self._stats.disk_free_bytes = self._writer.disk_free
+        self._stats.full = self._writer.full
+        self._stats.shed = dict(self._writer.shed)
+        self._stats.quarantined = (
+            self._writer.quarantined + self._offsets.quarantined + sum(log.quarantined for log in self._logs.values())
+        )
+        return self._stats
+
+    async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
+        self.check_open("publish")
+        if not records:
+            return
+        size = measure(topic, records, self._settings.record_bytes)
+        waiting = self._stats.queue_bytes
+        if waiting and waiting + size > self._settings.queue_bytes:
+            self._stats.refused += len(records)
+            raise Backpressure(
+                f"`{topic.name}`: {waiting} bytes wait to be written, the cap is `queue_bytes` "
+                f"{self._settings.queue_bytes}; publish less, later",
+                retry_after=0.05,
+            )
+        self._stats.queue_bytes += size
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._writer.submit(Append(topic, _stamped(records), size, future))
+        await future
+
+    @asynccontextmanager
+    async def subscribe(
+        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+    ) -> AsyncIterator[Subscription]:
+        self.check_open("subscribe")
+        # Channels strictly before spans: what is published while a span is read must not be missed.
+        channels = [self._channel(topic) for topic in topics]
+        spans = {topic.name: await self._read_thread(self._log_span, topic) for topic in topics}
+        for channel in channels:
+            channel.grown(spans[channel.topic.name][1])
+        leases: dict[str, Lease] = {}
+        if group is not None:
+            begin = tuple((group, topic, spans[topic.name][start == "latest"]) for topic in topics)
+            # Registered before the first take: from here on nothing the group has not read is dropped as read.
+            await self._commit(begin, register=True)
+            leases = {topic.name: self._layout.lease(group, topic) for topic in topics}
+        settings = self._settings
+        subscription = EmbeddedSubscription(
+            self, channels, group, leases, settings.take_bytes, settings.member_seconds / 10
+        )
+        if group is None:
+            for topic in topics:
+                subscription.begin(topic, spans[topic.name][start == "latest"])
+        for channel in channels:
+            channel.readers.add(subscription)
+        try:
+            yield subscription
+        finally:
+            subscription.close()
+            for channel in channels:
+                channel.readers.discard(subscription)
+                channel.trim()
+                # A member standing by in this process need not wait for its next look.
+                for reader in channel.readers:
+                    reader.wake()
+
+    async def latest(self, topic: Topic) -> dict[bytes, Record]:
+        self.check_open("latest")
+
+        def read() -> dict[bytes, Record]:
+            log = self._log(topic)
+            if not isinstance(log, CompactedLog):
+                raise Refused(f"expected a compacted topic, got `{topic.name}`; read it with a subscription")
+            return log.latest()
+
+        return await self._read_thread(read)
+
+    async def end(self, topic: Topic) -> dict[int, int]:
+        self.check_open("end")
+        return {0: (await self._read_thread(self._log_span, topic))[1]}
+
+    async def lag(self, group: str) -> dict[str, int]:
+        self.check_open("lag")
+
+        def read() -> dict[str, int]:
+            lags = {}
+            topics = {topic.name: topic for topic in (*BY_NAME.values(), *self._layout.seen)}
+            for name, offset in self._offsets.all().get(group, {}).items():
+                topic = topics.get(name)
+                if topic is not None:
+                    log = self._log(topic)
+                    low, high = log.span()
+                    lags[name] = log.behind(offset) if isinstance(log, CompactedLog) else high - max(low, offset)
+            return lags
+
+        return await self._read_thread(read)
+
+    async def groups(self) -> dict[str, dict[str, int]]:
+        self.check_open("groups")
+        return await self._read_thread(self._offsets.all)
+
+    async def forget(self, group: str) -> None:
+        self.check_open("forget")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._writer.submit(Forget(group, future))
+        await future
+
+    def damaged(self) -> int:
+        return self.stats.quarantined
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._looking.cancel()
+        self._writer.submit(Stop())
+        await self._loop.run_in_executor(self._pool, self._writer.join)
+        await self._loop.run_in_executor(self._pool, self._close_logs)
+        self._pool.shutdown(wait=True)
+        self._wake.close()
+        for channel in self._channels.values():
+            for reader in channel.readers:
+                reader.wake()
+        # What the writer finished last was handed to the loop before it ended; let publishers hear of it.
+        await asyncio.sleep(0)
+
+    def check_open(self, call: str) -> None:
+        if self._closed:
+            raise Refused(f"expected an open bus for `{call}`, this one was closed; open another")
+
+    async def read(self, topic: Topic, offset: int, max_records: int, max_bytes: int) -> list[tuple[int, Record]]:
+        """For subscriptions: records of the log from `offset` on."""
+        rows = await self._read_thread(lambda: self._log(topic).read(offset, max_records, max_bytes))
+        return rows.found
+
+    async def place(self, group: str, topic: Topic) -> int:
+        """For subscriptions: the committed offset."""
+        return await self._read_thread(self._offsets.of, group, topic.name) or 0
+
+    async def commit(self, group: str, offsets: dict[str, tuple[Topic, int]]) -> None:
+        """For subscriptions: set the group's offsets."""
+        await self._commit(tuple((group, topic, offset) for topic, offset in offsets.values()), register=False)
+
+    async def _commit(self, positions: tuple[tuple[str, Topic, int], ...], *, register: bool) -> None:
+        # A subscriber may have been reading when the bus was closed, and nobody would ever answer it.
+        self.check_open("commit")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._writer.submit(Commit(positions, register, future))
+        await future
+
+    def _done(self, finished: list[Done]) -> None:
+        written: set[str] = set()
+        for job, result in finished:
+            if isinstance(job, Append):
+                self._stats.queue_bytes -= job.size
+                if isinstance(result, int):
+                    self._stats.records += len(job.records)
+                    self._stats.bytes += job.size
+                    written.add(job.topic.name)
+                    channel = self._channels.get(job.topic.name)
+                    if channel is not None:
+                        channel.written(result, job.records)
+            if isinstance(job, Stop) or job.future.done():
+                # The caller was cancelled; what it published is in the log all the same.
+                continue
+            if isinstance(result, BaseException):
+                job.future.set_exception(result)
+            elif isinstance(job, Append):
+                assert isinstance(result, int)
+                job.future.set_result(result)
+            else:
+                job.future.set_result(None)
+        if written:
+            self._wake.tell(written)
+
+    def _heard(self, name: str) -> None:
+        channel = self._channels.get(name)
+        if channel is not None and channel.readers and not self._closed:
+            self._pool.submit(self._look_at, [channel])
+
+    async def _look_around(self) -> None:
+        """The backstop for hints that were lost, and the background checkpoints."""
+        while True:
+            await asyncio.sleep(self._wake.look_seconds)
+            watched = [channel for channel in self._channels.values() if channel.readers]
+            await self._loop.run_in_executor(self._pool, self._look_at, watched)
+
+    def _look_at(self, channels: list[Channel]) -> None:
+        for log in self._logs.values():
+            if isinstance(log, SegmentedLog):
+                log.forget_dropped()
+        for channel in channels:
+            try:
+                log = self._log(channel.topic)
+                end = log.span()[1]
+                log.checkpoint(self._layout.wal_bytes)
+            except Exception:  # noqa: BLE001 - only a look: whoever reads or writes this log meets the error and tells it.
+                continue
+            if end > channel.end:
+                try:
+                    self._loop.call_soon_threadsafe(channel.grown, end)
+                except RuntimeError:
+                    return
+
+    def _channel(self, topic: Topic) -> Channel:
+        channel = self._channels.get(topic.name)
+        if channel is None:
+            channel = self._channels[topic.name] = Channel(topic, self._settings.memory_bytes)
+        return channel
+
+    def _log(self, topic: Topic) -> Log:
+        log = self._logs.get(topic.name)
+        if log is None:
+            log = self._logs[topic.name] = self._layout.log(topic)
+            bounds = self._offsets.bounds(topic.name)
+            if bounds is not None:
+                log.raise_floor(bounds[1])
+        return log
+
+    def _log_span(self, topic: Topic) -> tuple[int, int]:
+        return self._log(topic).span()
+
+    def _close_logs(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._offsets.close()
+
+    async def _read_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        self.check_open("read")
+        try:
+            return await self._loop.run_in_executor(self._pool, function, *arguments)
+        except Corrupt as error:
+            raise Unavailable(f"expected a readable log, found {error}; it was put aside, call again", 0.0) from error
+
+
+def _stamped(records: Sequence[Record]) -> Sequence[Record]:
+    if all(record.timestamp_ms for record in records):
+        return records
+    now = time.time_ns() // 1_000_000
+    return [r if r.timestamp_ms else Record(r.key, r.value, r.headers, now) for r in records]
+
+
+def _check_names(settings: EmbeddedSettings) -> None:
+    for key in ("retention_bytes_of", "retention_hours_of", "durable_topics", "keep_read"):
+        for name in getattr(settings, key):
+            if name not in BY_NAME:
+                raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")
+    check_cap(settings.total_bytes, settings.segment_bytes)

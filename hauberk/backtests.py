@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `hauberk policy diff|backtest` do: judge the behaviours of the summary store again, and say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hauberk.client import seconds
+from hauberk.output import as_json, plain, table
+from hauberk.policies import ruleset_of
+from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from policy.tools.backtest import BacktestRow
+    from policy.tools.diff import Observed
+
+
+def observed(given: argparse.Namespace) -> Iterator[Observed]:
+    """The stored behaviours of the last `--since`."""
+    from hauberk.configuration import store_path
+    from policy.tools.diff import Observed
+    from sinks.store.queries import SqliteReader
+    from sinks.store.store import Query
+
+    since = int(time.time() - seconds(given.since))
+    path = store_path(given)
+    if not path.exists():
+        raise SettingsError(
+            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
+        )
+    reader = SqliteReader(str(path))
+    try:
+        for row in reader.behaviours(Query(since=since)):
+            yield Observed(
+                identity=row.identity, behaviour=row.behaviour, count=row.count, first=row.first, last=row.last
+            )
+    finally:
+        reader.close()
+
+
+class ProgressLine:
+    """Counts what passes through; a line on a terminal, rewritten a few times a second, once a second has passed."""
+
+    def __init__(self) -> None:
+        self.behaviours = self.events = 0
+        self._started = self._told = time.monotonic()
+        self._shown = False
+
+    def of(self, found: Iterable[Observed]) -> Iterator[Observed]:
+        """`found`, counted."""
+        for one in found:
+            self.behaviours += 1
+            self.events += one.count
+            if not self.behaviours % 256 and sys.stderr.isatty() and time.monotonic() > self._told + 0.25:
+                self._tell()
+            yield one
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        if self._told > self._started + 1:
+            self._shown = True
+            text = (
+                f"{self.behaviours:,} behaviours, {self.events:,} events judged in {self._told - self._started:.0f} s"
+            )
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Behaviours whose verdict differs between two sets of policies."""
+    from policy.tools.diff import diff
+
+    before, _ = ruleset_of(given, [given.before])
+    after, _ = ruleset_of(given, [given.after])
+    progress = ProgressLine()
+    changes = list(diff(before, after, progress.of(observed(given))))
+    if given.output == "json":
+        print(as_json(changes))
+    else:
+        rows = [
+            (change.kind, change.observed.identity.workload, change.observed.behaviour.operation.name.lower(),
+             change.observed.behaviour.executable, change.observed.behaviour.resource or change.observed.behaviour.address,
+             change.observed.count, _named(change.before), _named(change.after))
+            for change in changes
+        ]  # fmt: skip
+        print(
+            table(
+                ("CHANGE", "WORKLOAD", "OPERATION", "PROCESS", "RESOURCE", "COUNT", "BEFORE", "AFTER"),
+                rows,
+                whole=False,
+            )
+            if rows
+            else "No behaviour changes its verdict."
+        )
+        print(f"{progress.behaviours:,} behaviours since {given.since} compared, {len(changes)} change")
+    return 1 if changes else 0
+
+
+def _named(verdict: Any) -> str:
+    return f"{verdict.action.value} ({verdict.policy})" if verdict.policy else str(verdict.action.value)
+
+
+def backtest(given: argparse.Namespace) -> int:
+    """What the policies would have said of the stored behaviours."""
+    from policy.tools import backtest as tests
+
+    ruleset, _ = ruleset_of(given, given.filename)
+    report = None
+    for said in tests.backtest(ruleset, ProgressLine().of(observed(given))):
+        if isinstance(said, tests.BacktestReport):
+            report = said
+    assert report is not None
+    if given.output == "json":
+        print(as_json(plain(report)))
+        return 0
+    rows = [
+        (row.workload, row.operation, _would(row), row.policy, row.rule.position if row.rule else "-", row.count,
+         ", ".join(f"{name} ({count})" for name, count in row.resources[:3]))
+        for row in report.rows
+    ]  # fmt: skip
+    if rows:
+        print(table(("WORKLOAD", "OPERATION", "ACTION", "POLICY", "RULE", "COUNT", "RESOURCES"), rows, whole=False))
+    totals = report.totals
+    print(
+        f"{totals.events:,} events of {totals.behaviours:,} behaviours since {given.since}: "
+        f"{totals.blocked:,} would be blocked, {totals.audited:,} audited"
+        + (f", {totals.shadowed:,} in shadow only" if totals.shadowed else "")
+        + (f"; of {totals.uncertain:,} it depends on arguments, which are not stored" if totals.uncertain else "")
+        + (f"; {report.beyond:,} more did not fit the table" if report.beyond else "")
+    )
+    return 0
+
+
+def _would(row: BacktestRow) -> str:
+    """As alerts say it: an audited or shadow Block blocks nothing."""
+    match row.mode.value:
+        case "enforce":
+            return row.action
+        case "audited":
+            return f"Audit ({row.action})"
+        case _:
+            return f"{row.action} (shadow)"

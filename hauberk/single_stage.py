@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wires the parts of `up` that run as processes of their own: `hauberk node`, `processor`, `enforcer`, `sink`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bus.registry import open_bus
+from hauberk import disk, health, service, stages, supervision
+from hauberk.client import told_damage
+from hauberk.configuration import configuration, node_configuration
+from hauberk.metrics import Exposure, expose, of_bus
+from hauberk.page import listening, open_page
+from hauberk.up import load_sensor, prepare, say, tell_runtimes
+from schemas.errors import HauberkError
+from sensors.node.sensor import node_name
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from hauberk.node_sections import NodeConfiguration
+    from hauberk.sections import Configuration
+    from hauberk.settings import LoadedSettings
+
+S = TypeVar("S", "Configuration", "NodeConfiguration")
+
+
+async def _part(
+    given: argparse.Namespace,
+    name: str,
+    build: Callable[
+        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision, asyncio.Event],
+        Awaitable[tuple[list[tuple[str, service.Stage]], Exposure]],
+    ],
+    read: Callable[[argparse.Namespace], tuple[S, LoadedSettings, Path]],
+) -> int:
+    settings, _, state = read(given)
+    prepare(state)
+    stop = asyncio.Event()
+    with service.listening(stop) as hurry:
+        bus = await open_bus(settings.bus)
+        kept = supervision.Supervision(supervision.teller(bus, node_name(settings.sensor)))
+        telling = asyncio.create_task(disk.tell(bus))
+        try:
+            async with contextlib.AsyncExitStack() as opened:
+                try:
+                    wanted, exposure = await build(bus, settings, opened, kept, stop)
+                except HauberkError:
+                    if stop.is_set():
+                        return 130
+                    raise
+                exposure.collect(lambda: of_bus(bus))
+                exposure.collect(supervision.shown(kept))
+                exposure.ready_when(health.of_stages(kept))
+                print(f"hauberk {name}: running", file=sys.stderr, flush=True)
+                service.notify("READY=1")
+                await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
+        finally:
+            telling.cancel()
+            await bus.close()
+            if bus.damaged():
+                service.say(told_damage(bus))
+    service.say("ended", name)
+    return supervision.exit_code(kept)
+
+
+async def run_node(given: argparse.Namespace, usual: int) -> int:
+    """Sensor, inventory and enforcement. Pins stay when it ends, so that rules hold while it restarts. `usual`: the CPU priority
+    of this process where `sensor.nice` leaves it alone."""
+    from sensors.node.priority import prefer
+
+    given.set = ["sensor.keep=true", *given.set]
+
+    async def build(
+        bus: Bus,
+        settings: NodeConfiguration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        prefer(settings.sensor.nice or usual)
+        if settings.sensor.hashes.enabled:
+            service.say(
+                "`sensor.hashes.enabled` does nothing here: alerts are made by processors that cannot read this node's files",
+                "node",
+            )
+        inventory = stages.Inventories(bus, settings)
+        node, _ = await load_sensor(settings, inventory, stop)
+        opened.callback(node.close, take_down=False)
+        opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
+        following = stages.following(bus, node_name(settings.sensor))
+        sensing = stages.sensor(bus, node, lambda header: following.engine.read(header))
+        enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [
+            ("sensor", sensing.engine.stats), ("rings", node.source.stats), ("applier", enforcing.engine.stats),
+        ])  # fmt: skip
+        exposure.enforcement(lambda: enforcing.engine.receipt)
+        for checks in (
+            health.of_sensor(sensing), health.of_inventory(lambda: inventory.engine), health.of_enforcement(enforcing)
+        ):  # fmt: skip
+            exposure.ready_when(checks)
+        return [
+            ("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage),
+            ("progress", following.stage),
+        ], exposure  # fmt: skip
+
+    return await _part(given, "node", build, node_configuration)
+
+
+async def run_processor(given: argparse.Namespace) -> int:
+    """Frames in; alerts, telemetry, summaries out."""
+
+    async def build(
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        judging = stages.processor(bus, settings)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [("processor", judging.engine.stats()), ("pump", judging.engine.pump.stats)])
+        exposure.ready_when(health.of_processor(judging))
+        return [("processor", judging.stage)], exposure
+
+    return await _part(given, "processor", build, configuration)
+
+
+async def run_sink(given: argparse.Namespace) -> int:
+    """Every configured sink."""
+
+    async def build(
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        part = stages.sinks(bus, settings, kept)
+        await part.engine.check()
+        exposure = await expose(settings.metrics, opened, part.engine)
+        if page := await open_page(settings, opened):
+            say("page", page.url)
+            exposure.collect(listening(page))
+        return [("sinks", part.stage)], exposure
+
+    return await _part(given, "sink", build, configuration)
+
+
+async def run_enforcer(given: argparse.Namespace) -> int:
+    """Policies and inventory in; plans out."""
+
+    async def build(
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        planning = stages.planner(bus, settings)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [("planner", planning.engine.stats)])
+        exposure.ready_when(health.of_planner(planning))
+        return [("planner", planning.stage)], exposure
+
+    return await _part(given, "enforcer", build, configuration)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames to records: the synchronous middle of the stage, a plain function of frames, facts and time.
+
+What is to be published lies in `outbox`, alerts, telemetry and summaries apart; `groups` are the pages that the summaries in
+it (or already out of it) speak of. Must never touch the bus. Neighbours: `processors.engine` (publishes, commits),
+`processors.judge`, `processors.parking`, `processors.commit_tracker`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import msgspec
+
+from bus.contract import Delivery, Record
+from processors import rows
+from processors.alerts import Alerts
+from processors.clocks import Clocks
+from processors.commit_tracker import CommitTracker
+from processors.inventory import Inventory
+from processors.judge import FrameJudge, JudgedBehaviour, Tally
+from processors.losses import ReportedLosses
+from processors.parking import Parked, Parking
+from processors.summaries import FrameCounts, count, summaries
+from processors.telemetry import telemetry
+from schemas import frame as frames
+from schemas import summary as summary_words
+from schemas import telemetry as telemetry_words
+from schemas.errors import DecodeError
+from schemas.expand import process_of
+from schemas.frame import FrameHeader
+from schemas.kernel import Loss
+from schemas.operations import Access
+
+_SECOND: Final = 1_000_000_000
+_RUNS: Final = 4096
+"""Agent runs whose last frame number is remembered."""
+
+log = logging.getLogger(__name__)
+
+
+class PipelineCounts(msgspec.Struct):
+    """Plain counts since start; see `processors.stats.ProcessorStats`."""
+
+    frames: int = 0
+    events: int = 0
+    telemetry_events: int = 0
+    counted_events: int = 0
+    told_unknown: int = 0
+    unnamed: int = 0
+    undefined: int = 0
+    unjudged: int = 0
+    repeats: int = 0
+    holes: int = 0
+    lost: dict[str, int] = {}
+
+
+class Outbox:
+    """Records to be published, by topic."""
+
+    def __init__(self) -> None:
+        self.alerts: list[Record] = []
+        self.telemetry: list[Record] = []
+        self.summaries: list[Record] = []
+
+
+class Pipeline:
+    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        judge: FrameJudge,
+        parking: Parking,
+        alerts: Alerts,
+        tracker: CommitTracker,
+        clock: Callable[[], float],
+        log: bool = True,
+    ) -> None:
+        self._inventory = inventory
+        self._judge = judge
+        self._parking = parking
+        self._alerts = alerts
+        self._tracker = tracker
+        self._clock = clock
+        self._log = log
+        self._clocks = Clocks(clock)
+        self._numbers: dict[tuple[str, str, str], int] = {}
+        self._read_from: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._lost = ReportedLosses()
+        self.outbox = Outbox()
+        self.groups: list[list[FrameCounts]] = []
+        self.counts = PipelineCounts()
+
+    def read(self, delivery: Delivery) -> None:
+        """One frame: count, judge, tell, park."""
+        value = delivery.record.value
+        if value is None:
+            raise DecodeError(f"expected a frame under key `{delivery.record.key!r}`, got a tombstone; nothing to do")
+        frame = frames.decode(value)
+        self.release()
+        tally = self._judge.tally(frame)
+        waits = bool(tally.parked or tally.undefined)
+        if waits or any(entry.rows for entry in tally.entries.values()):
+            # Everything that can be wrong with the bytes is found before anything is told.
+            _ = tally.processes
+        header = frame.header
+        times = tally.times
+        at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
+        unix = at + header.clock_offset_ns
+        page = FrameCounts(header, unix // _SECOND, self._clock())
+        if at:
+            self._clocks.heard(header, at)
+        self._tell(tally, page)
+        # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
+        self._losses(header, unix if times or tally.folded else 0)
+        run = (header.node, header.boot, header.run)
+        if run in self._numbers:
+            self._read_from[run] = (delivery.topic.name, delivery.partition)
+        self.counts.frames += 1
+        self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
+        self._tracker.open(delivery, page)
+        if waits:
+            self._parking.add(tally, page, self._clock())
+
+    @property
+    def numbers(self) -> Mapping[tuple[str, str, str], int]:
+        """(node, boot, run) -> number of the newest frame read, the run heard of last at the end."""
+        return self._numbers
+
+    def reached(self, header: FrameHeader) -> int:
+        """Number of the newest frame of this header's run that was read; -1: none."""
+        return self._numbers.get((header.node, header.boot, header.run), -1)
+
+    def released(self, partitions: Collection[tuple[str, int]]) -> None:
+        """Other members read `partitions` (topic name, number) now. What they read in between is no hole if one comes back."""
+        self._parking.discard(self._tracker.released(partitions))
+        for run in [run for run, place in self._read_from.items() if place in partitions]:
+            del self._read_from[run]
+            self._numbers.pop(run, None)
+
+    def release(self) -> None:
+        """Tell parked rows whose owner is known by now."""
+        for part in self._parking.ready(self._inventory, self._judge):
+            self._safely(part.frame.header, part.events, lambda: self._again(part))  # noqa: B023
+
+    def settle(self, closing: bool = False) -> None:
+        """Tell what has waited long enough and close the groups that are whole. `closing`: no further frame will come."""
+        self.release()
+        now = self._clock()
+        for part in self._parking.over(now):
+            self._safely(part.frame.header, part.events, lambda: self._again(part, give_up=True))  # noqa: B023
+        self.outbox.alerts += self._alerts.closing(self._clocks.now, closing)
+        # Losses before the first event of their node wait for it, to be told at a time that is true.
+        for header, unix, counts, owner in self._lost.due(now, self._clocks.knows, closing):
+            identity = owner or self._inventory.node_identity(header.node)
+            self.outbox.alerts.append(self._alerts.lost(header, identity, unix or self._clocks.unix(header), counts))
+        for group in self._tracker.groups(now, closing):
+            self._safely(group[0].header, sum(page.events for page in group), lambda: self._count(group))  # noqa: B023
+            self.groups.append(group)
+
+    def _count(self, group: list[FrameCounts]) -> None:
+        said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
+        self.outbox.summaries += said
+        self.counts.counted_events += sum(page.events for page in group)
+
+    def _safely(self, header: FrameHeader, events: int, work: Callable[[], None]) -> None:
+        """Do what belongs to one node's frames. They were read, so nothing in them should fail here; if it does, these events
+        are told as lost and those of other nodes are not touched."""
+        try:
+            work()
+        except Exception:
+            log.exception("%d events of node `%s` could not be told in full", events, header.node)
+            self.counts.unjudged += events
+            self._lost.add(header, 0, [("unjudged", events)])
+
+    def discard(self) -> None:
+        """Forget what would be published, and count it as told: for benchmarks and dry runs."""
+        self.outbox = Outbox()
+        for group in self.groups:
+            self._tracker.told(group)
+        self.groups.clear()
+        self._tracker.done()
+
+    def _again(self, part: Parked, give_up: bool = False) -> None:
+        """Judge parked rows again; with `give_up` whatever is not known stays so and is told."""
+        tally = self._judge.tally(part.frame)
+        header = part.frame.header
+        if give_up and tally.parked:
+            self.counts.told_unknown += sum(tally.count(ident) for ident in tally.parked)
+            for behaviour in tally.parked.values():
+                self._inventory.give_up(header.node, behaviour)
+            tally = self._judge.tally(part.frame)
+        self._tell(tally, part.page)
+        if not give_up and (tally.parked or tally.undefined):
+            self._parking.add(tally, part.page, self._clock(), part.deadline)
+        elif tally.undefined:
+            missing = sum(tally.count(ident) for ident in tally.undefined)
+            self.counts.undefined += missing
+            self._lost.add(header, part.page.second * _SECOND, [("undefined", missing)])
+
+    def _tell(self, tally: Tally, page: FrameCounts) -> None:
+        """Alerts, telemetry and counts of what is resolved."""
+        said = telemetry(tally) if self._log else None
+        apart = {ident for ident, entry in tally.entries.items() if entry.verdict.needs_arguments}
+        alerts = list(self._alerts.of(tally))
+        if apart:
+            alerts += self._per_occurrence(tally, page, apart)
+        count(page, tally, apart)
+        self._unnamed(tally)
+        self.outbox.alerts += alerts
+        if said is not None:
+            self.counts.telemetry_events += said.header.events
+            self.outbox.telemetry.append(Record(said.header.node.encode(), telemetry_words.encode(said)))
+
+    def _per_occurrence(self, tally: Tally, page: FrameCounts, apart: set[int]) -> list[Record]:
+        """Rows whose verdict hangs on the arguments of each."""
+        again: dict[tuple[int, tuple[str, ...]], JudgedBehaviour] = {}
+        offset = tally.header.clock_offset_ns
+        records: list[Record] = []
+        for position in rows.positions(tally, apart):
+            row = rows.row(tally, position)
+            entry = tally.entries[row[2]]
+            arguments = process_of(entry.behaviour, tally.processes, row[5], row[4]).judged
+            if arguments:
+                key = (row[2], arguments)
+                found = again.get(key)
+                if found is None:
+                    found = again[key] = self._judge.with_arguments(entry, arguments)
+                entry = found
+            records += self._alerts.row(tally, entry, row)
+            page.add(entry, 1, row[3] + offset, row[3] + offset)
+        for ident in apart & tally.folded.keys():
+            entry = tally.entries[ident]
+            for _, many, first, last, sequence, process in tally.folded[ident]:
+                row = (0, 0, ident, first, sequence, process, 0, 0, 0, 0, 0, 0)
+                records += self._alerts.row(tally, entry, row, many)
+                page.add(entry, many, first + offset, last + offset)
+        return records
+
+    def _unnamed(self, tally: Tally) -> None:
+        """Events that a container made too many new ones of to be told by name: counted for it, never judged."""
+        for ident, entry in tally.entries.items():
+            if entry.raw.access & Access.UNTOLD:
+                many = tally.count(ident)
+                self.counts.unnamed += many
+                times = tally.times
+                at = times[-1] if times else max(row[3] for row in tally.folded[ident])
+                self._lost.add(tally.header, at + tally.header.clock_offset_ns, [("unnamed", many)], entry.identity)
+
+    def _losses(self, header: FrameHeader, unix: int) -> None:
+        """Count and tell what the node says it lost, and frames that never came."""
+        run = (header.node, header.boot, header.run)
+        last = self._numbers.pop(run, None)
+        if last is not None and header.number <= last:
+            self._numbers[run] = last
+            self.counts.repeats += 1
+            return
+        self._numbers[run] = header.number
+        if len(self._numbers) > _RUNS:
+            oldest = next(iter(self._numbers))
+            del self._numbers[oldest]
+            self._read_from.pop(oldest, None)
+        counts = [
+            (Loss(index).name.lower(), many) for index, many in enumerate(header.lost) if many and index < len(Loss)
+        ]
+        for what, many in counts:
+            self.counts.lost[what] = self.counts.lost.get(what, 0) + many
+        if last is not None and header.number > last + 1:
+            holes = header.number - last - 1
+            self.counts.holes += holes
+            counts.insert(0, ("frames", holes))
+        left = dict(counts)
+        for cgroup, index, many in header.lost_by:
+            what = Loss(index).name.lower() if index < len(Loss) else ""
+            owner = self._inventory.owner(header.node, cgroup)
+            if owner is not None and left.get(what, 0) >= many > 0:
+                left[what] -= many
+                self._lost.add(header, unix, [(what, many)], owner)
+        if counts := [(what, many) for what, many in left.items() if many]:
+            self._lost.add(header, unix, counts)

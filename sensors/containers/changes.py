@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identities on their way to the bus: of each the newest, in the order of their changes, and none lost while the bus is away.
+
+Neighbours: `sensors.containers.inventory` (who puts them here), `schemas.identity`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from bus.contract import Bus, Record
+from schemas.errors import Temporary
+from schemas.identity import Identity, encode
+from schemas.topics import INVENTORY
+
+
+class IdentityChanges:
+    """What changed of `node` and is not published yet; None: the identity's end. All of one event loop."""
+
+    def __init__(self, bus: Bus, node: str) -> None:
+        self._bus = bus
+        self._node = node
+        self._wake = asyncio.Event()
+        self.waiting: dict[str, Identity | None] = {}
+
+    def put(self, uid: str, one: Identity | None) -> None:
+        """The newest of `uid`, behind everything that waits."""
+        self.waiting.pop(uid, None)
+        self.waiting[uid] = one
+        self._wake.set()
+
+    def put_first(self, changes: dict[str, Identity | None]) -> None:
+        """In front of everything that waits; what waited of the same is forgotten."""
+        rest = {uid: one for uid, one in self.waiting.items() if uid not in changes}
+        self.waiting = {**changes, **rest}
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish as changes come, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.flush()
+            except Temporary as error:
+                await asyncio.sleep(error.retry_after or 0.5)
+                self._wake.set()
+
+    async def flush(self) -> None:
+        """Publish all that waits. It waits on when the bus cannot take it."""
+        changes, self.waiting = self.waiting, {}
+        if not changes:
+            return
+        records = [
+            Record(f"{self._node}/{uid}".encode(), None if one is None else encode(one)) for uid, one in changes.items()
+        ]
+        try:
+            await self._bus.publish(INVENTORY, records)
+        except BaseException:
+            self.waiting = {**changes, **self.waiting}
+            raise

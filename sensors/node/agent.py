@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of a node: drains a source on a timer and publishes its frames. One for the kernel and for recordings.
+
+Drain, publish, release, in that order and one at a time. When the bus is full or away the batch in hand is offered again and
+the rest stays in the ring; what the ring cannot hold is counted by the kernel and told in the next frame. The timer is
+adaptive: `tick` while something happens, `idle` when nothing does, at once when the ring fills, and longer (up to
+`coalesce`) when draining and publishing cost more than a fifth of the time. Must never look into a frame.
+Neighbours: `sensors.source` (what it drains), `rings`, `sensors.recordings.replay`, `sensor` (who builds it for a live kernel).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from bus.contract import Bus, Record
+from schemas import frame as frame_words
+from schemas.errors import HauberkError, Temporary
+from schemas.kernel import Loss
+from schemas.stats import Gauge, Level
+from schemas.topics import EVENTS_RAW, INVENTORY, Topic
+from sensors.node.backlog import Backlog
+from sensors.source import Batch, FrameSource
+
+log = logging.getLogger(__name__)
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The drain timer. All in seconds."""
+
+    tick: Annotated[
+        float,
+        msgspec.Meta(description="Seconds between drains while events come.", examples=[0.01], gt=0, le=315_360_000),
+    ] = 0.01
+    idle: Annotated[
+        float,
+        msgspec.Meta(description="Seconds between drains when nothing happens.", examples=[0.02], gt=0, le=315_360_000),
+    ] = 0.02
+    coalesce: Annotated[
+        float, msgspec.Meta(description="Longest time between drains under load.", examples=[0.1], gt=0, le=315_360_000)
+    ] = 0.1
+    share: Annotated[
+        float,
+        msgspec.Meta(description="Share of a core to spend before waiting longer, 0..1.", examples=[0.2], gt=0, le=1),
+    ] = 0.2
+    urgent: Annotated[
+        float, msgspec.Meta(description="Fill of the ring from which nothing waits, 0..1.", examples=[0.25], gt=0, le=1)
+    ] = 0.25
+    retry: Annotated[
+        float,
+        msgspec.Meta(
+            description="Seconds before a refused publish is tried again.", examples=[0.05], gt=0, le=315_360_000
+        ),
+    ] = 0.05
+    grace: Annotated[
+        float,
+        msgspec.Meta(
+            description="Seconds to go on trying after a stop was asked for.", examples=[5.0], ge=0, le=315_360_000
+        ),
+    ] = 5.0
+
+
+class AgentStats(msgspec.Struct):
+    """Plain counters of one agent, only ever added to (`Gauge` and `Level` are the latest values).
+
+    `published` frames and their `bytes`; `lost`: told in published frames, by
+    `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
+    `calls`: times the kernel called because a ring was half full; `lag_seconds`: how late the loop woke up; `publish_seconds`:
+    the latest publish; `behind_seconds`: age of the oldest frame that the processor of this process has not read; `spared`:
+    how many times the budget of new names is halved for it.
+    """
+
+    drains: int = 0
+    frames: int = 0
+    events: int = 0
+    bytes: int = 0
+    undefined: int = 0
+    lost: dict[str, int] = msgspec.field(default_factory=lambda: {loss.name.lower(): 0 for loss in Loss})
+    inventory: int = 0
+    retries: int = 0
+    refused: int = 0
+    calls: int = 0
+    fill_ratio: Level = 0.0
+    lag_seconds: Level = 0.0
+    publish_seconds: Level = 0.0
+    behind_seconds: Level = 0.0
+    spared: Gauge = 0
+
+
+class Agent:
+    """Publishes `source` to `bus` until `stop` is called or the source is finished.
+
+    `published(batch)` is called after each acknowledged batch (recorders, metrics). Errors of the source and Permanent
+    errors of the bus that concern all frames end `run`; a frame that is refused is counted, said once and dropped.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        bus: Bus,
+        settings: AgentSettings | None = None,
+        published: Callable[[Batch], None] | None = None,
+        backlog: Backlog | None = None,
+    ) -> None:
+        self.source = source
+        self.stats = AgentStats()
+        self._bus = bus
+        self._settings = settings or AgentSettings()
+        self._published = published
+        self._backlog = backlog
+        self._stopping = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._backing_off = False
+        self._stopped_at = 0.0
+
+    def stop(self) -> None:
+        """Ask `run` to drain what there is and return. A bus that is still away after `grace` ends it with its error."""
+        self._stopped_at = time.monotonic()
+        self._stopping = True
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    async def run(self) -> None:
+        """Drain and publish. Cancelling returns at once; what was not acknowledged stays in the source."""
+        calls = getattr(self.source, "calls", -1)
+        loop = asyncio.get_running_loop()
+        if calls >= 0:
+            loop.add_reader(calls, self._called)
+        try:
+            await self._drain_until_stopped()
+        finally:
+            if calls >= 0:
+                loop.remove_reader(calls)
+        await self._finish()
+
+    def _called(self) -> None:
+        # A ring is half full: whatever the timer says.
+        self.source.heard()  # type: ignore[attr-defined]
+        self.stats.calls += 1
+        # A bus that is away is not asked more often for it.
+        if self._waiter is not None and not self._backing_off:
+            _wake(self._waiter)
+
+    async def _drain_until_stopped(self) -> None:
+        loop = asyncio.get_running_loop()
+        source, stats = self.source, self.stats
+        while not self._stopping and not source.finished:
+            started, busy = loop.time(), time.thread_time()
+            batch = source.drain()
+            drained = bool(batch)
+            if drained:
+                await self._deliver(batch)
+            # Also after an empty drain: discarded rows and parked ones leave space to give back.
+            source.release()
+            stats.drains += 1
+            if self._backlog is not None:
+                self._backlog.look()
+                stats.behind_seconds, stats.spared = self._backlog.seconds, self._backlog.step
+            stats.fill_ratio = batch.fill
+            delay = self._delay(batch, drained, loop.time() - started, time.thread_time() - busy)
+            due = loop.time() + delay
+            if delay == 0:
+                await asyncio.sleep(0)
+            else:
+                await self._wait(delay)
+            if not self._stopping:
+                stats.lag_seconds = max(0.0, loop.time() - due)
+
+    def _delay(self, batch: Batch, drained: bool, spent: float, busy: float) -> float:
+        settings = self._settings
+        if batch.more or batch.fill >= settings.urgent:
+            return 0.0
+        if not drained:
+            return settings.idle
+        # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
+        wanted = min(max(settings.tick, busy / settings.share), settings.coalesce)
+        return max(0.0, wanted - spent)
+
+    async def _wait(self, delay: float) -> None:
+        # A future and a timer: half the cost of a timeout around an event, and this runs fifty times a second for ever.
+        if self._stopping:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        timer = loop.call_later(delay, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+
+    async def _finish(self) -> None:
+        # A recording that is not over is stopped where it is; the kernel's rings are emptied.
+        finish = getattr(self.source, "finish", None)
+        if finish is None:
+            return
+        batch: Batch = finish()
+        while batch:
+            await self._deliver(batch)
+            self.source.release()
+            batch = finish() if batch.more and not self._late() else Batch()
+        self.source.release()
+
+    def _late(self) -> bool:
+        return self._stopping and time.monotonic() - self._stopped_at > self._settings.grace
+
+    async def _deliver(self, batch: Batch) -> None:
+        if batch.inventory:
+            await self._publish(INVENTORY, list(batch.inventory))
+            self.stats.inventory += len(batch.inventory)
+        if batch.frames:
+            records = [
+                Record(key=frame.header.node.encode(), value=frame_words.encode(frame)) for frame in batch.frames
+            ]
+            started = time.monotonic()
+            await self._publish(EVENTS_RAW, records)
+            stats = self.stats
+            stats.publish_seconds = time.monotonic() - started
+            stats.frames += len(records)
+            stats.bytes += sum(record.size for record in records)
+            for frame in batch.frames:
+                stats.events += frame.header.events
+                stats.undefined += frame.header.undefined
+                for loss, count in zip(Loss, frame.header.lost, strict=False):
+                    stats.lost[loss.name.lower()] += count
+            if self._backlog is not None:
+                self._backlog.published(batch.frames)
+        if self._published is not None:
+            self._published(batch)
+
+    async def _publish(self, topic: Topic, records: list[Record]) -> None:
+        delay = self._settings.retry
+        while True:
+            try:
+                await self._bus.publish(topic, records)
+                return
+            except Temporary as error:
+                if self._late():
+                    raise
+                self.stats.retries += 1
+                if self.stats.retries == 1:
+                    log.warning("frames wait in the ring: %s", error)
+                self._backing_off = True
+                await self._wait(error.retry_after or delay)
+                self._backing_off = False
+                if self._stopping:
+                    await asyncio.sleep(delay)
+                delay = min(delay * 2, 1.0)
+            except HauberkError as error:
+                if len(records) == 1:
+                    self.stats.refused += 1
+                    if self.stats.refused == 1:
+                        log.error("a frame was refused and is lost: %s", error)
+                    return
+                # One bad record must not take its neighbours with it.
+                for record in records:
+                    await self._publish(topic, [record])
+                return
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far processors of other processes have read this node's frames, by what they publish (`progress`).
+
+The slowest group counts. One that reports nothing for FORGOTTEN seconds while others read is not waited for: processors that were
+stopped for good must not keep this node from naming what is new. Nobody heard of means nobody is behind. Neighbours: `backlog`
+(who asks), `processors.progress` (who publishes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bus.contract import Bus, Delivery
+from bus.interruptible import take_or
+from schemas.errors import DecodeError, Temporary
+from schemas.frame import FrameHeader
+from schemas.progress import Progress, decode
+from schemas.topics import PROGRESS
+
+log = logging.getLogger(__name__)
+
+FORGOTTEN: Final = 30.0
+"""Seconds of silence after which a group is not followed: longer than a restart, shorter than an upgrade."""
+_GROUPS: Final = 64
+"""Groups followed; who publishes more is not believed."""
+
+
+class Following:
+    """`run` until `stop`. `read(header)` any time: see `backlog.Read`."""
+
+    def __init__(self, bus: Bus, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus, self._node, self._clock = bus, node, clock
+        self._groups: dict[str, tuple[Progress, float]] = {}
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Follow what is published from now on."""
+        while not self._stopping.is_set():
+            try:
+                async with self._bus.subscribe((PROGRESS,), None, "latest") as subscription:
+                    while not self._stopping.is_set():
+                        self._hear(await take_or(subscription, 1000, 60.0, self._stopping))
+            except Temporary as error:
+                await asyncio.sleep(error.retry_after or 1.0)
+
+    def read(self, header: FrameHeader) -> int:
+        """Number of the newest frame of this header's run that every group has read; -1: none. The header's own when nobody
+        is followed."""
+        late = self._clock() - FORGOTTEN
+        self._groups = {name: one for name, one in self._groups.items() if one[1] >= late}
+        mine = (header.boot, header.run)
+        return min(
+            (one.number if (one.boot, one.run) == mine else -1 for one, _ in self._groups.values()),
+            default=header.number,
+        )
+
+    def _hear(self, batch: list[Delivery]) -> None:
+        now = self._clock()
+        for delivery in batch:
+            if delivery.record.value is None:
+                continue
+            try:
+                one = decode(delivery.record.value)
+            except DecodeError as error:
+                log.warning("a record of `%s` was left out: %s", PROGRESS.name, error)
+                continue
+            if one.node == self._node and (one.group in self._groups or len(self._groups) < _GROUPS):
+                self._groups[one.group] = (one, now)

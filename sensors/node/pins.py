@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything under the pin directory that the agent holds open: one lock, two rings, the maps it writes and reads.
+
+The lock is on the directory itself: a ring has one consumer, and two would each free what the other has not read. It ends with
+the process, however it ends. Must never load or attach; `kernel.loading` did. Neighbours: `rings`, `losses`, `recovery`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import time
+from contextlib import ExitStack
+from typing import Final
+
+from kernel import bpf
+from kernel.generation import renew
+from kernel.maps import Map
+from kernel.ring import Ring
+from schemas.errors import KernelError
+from schemas.kernel import IMAGE, Config, DefinitionKind
+
+TOLD: Final = struct.Struct("=16Q")
+_ARRAY: Final = 2
+_U64: Final = struct.Struct("=Q").pack
+_U32: Final = struct.Struct("=I").pack
+_RUNS: Final = struct.Struct(f"=3Q{IMAGE.offsets['script'] - 24}xQ").unpack_from
+if [IMAGE.offsets[name] for name in ("process", "executable", "parent")] != [0, 8, 16]:
+    raise ImportError("schemas.kernel moved the first members of IMAGE; sensors.node.pins must follow")
+OBSERVED_SECONDS: Final = 60
+"""How long the kernel goes on reporting to a reader that does not drain: an agent that is started again in time loses nothing."""
+TGID: Final = (1 << 22) - 1
+"""The low bits of a process id are its host tgid (schemas.kernel, IMAGE.process)."""
+
+
+class Pins:
+    """Opens all or nothing. KernelError when a pin is missing, of another build, or held by another agent.
+
+    `key`: the two u64 of string ids. `load`: names this load of the programs; ids of another load mean nothing here.
+    `told`: one value of 16 u64 that outlives the agent (`losses`), made here when it is not there.
+    """
+
+    def __init__(self, pin_dir: str) -> None:
+        maps = os.path.join(pin_dir, "maps")
+        with ExitStack() as stack:
+            stack.callback(os.close, _lock(pin_dir))
+            self.occurrences = stack.enter_context(Ring.open(f"{maps}/occurrences"))
+            self.definitions = stack.enter_context(Ring.open(f"{maps}/definitions"))
+            self.behaviours = stack.enter_context(Map.open(f"{maps}/behaviours"))
+            self.strings = stack.enter_context(Map.open(f"{maps}/strings"))
+            self.processes = stack.enter_context(Map.open(f"{maps}/processes"))
+            self.budgets = stack.enter_context(Map.open(f"{maps}/budgets"))
+            self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
+            self.told = stack.enter_context(_open_told(f"{maps}/told"))
+            self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
+            # Edge-triggered: a ring counts as readable as long as anything lies in it, and only a call is of interest.
+            self.calls = select.epoll()
+            stack.callback(self.calls.close)
+            for ring in (self.occurrences, self.definitions):
+                self.calls.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+            self._config = stack.enter_context(Map.open(f"{maps}/config"))
+            self.key = (self._config.sum_u64(_U32(Config.HASH_K0)), self._config.sum_u64(_U32(Config.HASH_K1)))
+            # Of an agent that was killed: another process may have its pid by now, and must not go unseen.
+            self._excluded.clear()
+            self._pids: list[int] = []
+            self._stack = stack.pop_all()
+        self.load = f"{self.behaviours.info.id} {self.strings.info.id}"
+
+    def exclude(self, pid: int) -> None:
+        """Have the kernel neither report nor stop the process with host tgid `pid`, until `close`."""
+        self._excluded.put(_U32(pid), _U32(1))
+        renew(self._config)
+        self._pids.append(pid)
+
+    def observe(self) -> bool:
+        """Have events reported for the next OBSERVED_SECONDS. Whoever drains calls it again before they are over; whether
+        somebody did not, and the programs stopped."""
+        stopped = self._config.sum_u64(_U32(Config.OBSERVED_UNTIL)) == 1
+        until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + OBSERVED_SECONDS * 1_000_000_000
+        self._config.put(_U32(Config.OBSERVED_UNTIL), _U64(until))
+        return stopped
+
+    def spare(self, step: int) -> None:
+        """Have the budget of new names halved `step` times."""
+        self._config.put(_U32(Config.SPARED), _U64(step))
+
+    def living(self) -> set[tuple[int, ...]]:
+        """(process, executable, parent, script) of every image that runs, as the kernel's map says.
+
+        The whole map, not a look under each id's tgid: a fork has the id of the image it runs, whose first process may be gone.
+        """
+        return {_RUNS(value) for _, value in self.processes.items()}
+
+    def forget(self, kind: DefinitionKind, idents: list[int]) -> None:
+        """Have these BEHAVIOUR or STRING ids announced again at their next use."""
+        if idents:
+            table = self.behaviours if kind is DefinitionKind.BEHAVIOUR else self.strings
+            table.delete_many([_U64(ident) for ident in idents])
+            renew(self._config)
+
+    def forget_all(self) -> None:
+        """The same for everything. Strings before behaviours: a text is looked at only for a behaviour that is not marked.
+        Processes last: a task adopted again in between says its strings anew."""
+        for table in (self.strings, self.behaviours, self.processes):
+            table.clear()
+        renew(self._config)
+
+    def close(self) -> None:
+        """Take exclusions back and close; pins, and what lies in the rings, stay. Twice is once."""
+        for pid in self._pids:
+            self._excluded.delete(_U32(pid))
+        self._pids.clear()
+        self._stack.close()
+
+
+def require_free(pin_dir: str) -> None:
+    """KernelError when an agent drains these pins: whoever is about to replace them asks first."""
+    if os.path.isdir(pin_dir):
+        os.close(_lock(pin_dir))
+
+
+def _lock(pin_dir: str) -> int:
+    try:
+        fd = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise bpf.refused("OBJ_GET", pin_dir, error.errno or 0) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise KernelError(
+            f"expected to be the only agent on `{pin_dir}`, got another that drains it; stop it or name another pin directory",
+            operation="flock",
+            target=pin_dir,
+            errno=error.errno or 0,
+        ) from error
+    return fd
+
+
+def _open_told(path: str) -> Map:
+    if os.path.exists(path):
+        return Map.open(path)
+    fd = bpf.map_create(_ARRAY, 4, TOLD.size, 1, name="told")
+    bpf.pin(fd, path)
+    return Map(fd, path)

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live source: the two rings and the maps that the loader has pinned, drained into frames.
+
+Occurrences are taken first and definitions second, so every id in a chunk is defined, but for the races of `parking`.
+Space is given back to the kernel only when the frames are safe (`release`). Must never wait and never load anything.
+Neighbours: `pins` (what is open), `definitions`, `frames`, `late_rows`, `losses`, `definition_log`, `agent`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from kernel.ring import TAKE_BYTES
+from schemas.frame import Frame, FrameHeader
+from schemas.kernel import STRIDE, DefinitionKind
+from sensors.node.definition_log import DefinitionLog
+from sensors.node.definitions import Definitions
+from sensors.node.frames import Fold, FrameSettings, columns, frames
+from sensors.node.late_rows import LateRows
+from sensors.node.losses import KernelLosses
+from sensors.node.pins import Pins
+from sensors.source import Batch
+
+log = logging.getLogger(__name__)
+
+_FRAMES_FOLDED: Final = 4
+"""Frames of one drain when folding does not help (every behaviour new): what memory pays."""
+_PIECE: Final = 128 * 1024
+_LOSSES_EVERY: Final = 0.1
+_OBSERVE_EVERY: Final = 1.0
+_CGROUPS_SEEN: Final = 1 << 16
+
+OnCgroup = Callable[[int, str | None, bool], None]
+"""(cgroup id, path or None when it was only seen in use, whether it is gone). Called inside `drain`; must not wait."""
+
+
+class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the rings are drained."""
+
+    frames: Annotated[FrameSettings, msgspec.Meta(description="How chunks become frames.", examples=[{}])] = (
+        FrameSettings()
+    )
+    definitions_bytes: Annotated[
+        int,
+        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536, le=1 << 50),
+    ] = 4 << 20
+    drain_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            description="Rows taken per drain without folding, in bytes.", examples=[1048576], ge=65536, le=1 << 50
+        ),
+    ] = 1 << 20
+    fold: Annotated[
+        Literal["never", "pressure", "always"],
+        msgspec.Meta(description="When repeats are counted instead of sent one by one.", examples=["pressure"]),
+    ] = "pressure"
+    pressure: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=1, description="Share of the ring that is full from which `pressure` folds, 0..1.", examples=[0.5]
+        ),
+    ] = 0.5
+    state_dir: Annotated[
+        str,
+        msgspec.Meta(
+            description="Directory where definitions survive a kill of the agent; empty: they do not.",
+            examples=["/var/lib/hauberk/sensor"],
+        ),
+    ] = ""
+
+
+class RingStats(msgspec.Struct, kw_only=True):
+    """Rows read from the kernel's rings since this source was opened. `folded`: events counted in the row of another;
+    `undefined`: events whose definition never came; `unlogged`: definitions that could not be kept on disk, so that a kill of the
+    agent has them announced again; `discarded`: rows that their kernel program took back."""
+
+    rows: int = 0
+    folded: int = 0
+    undefined: int = 0
+    unlogged: int = 0
+    discarded: int = 0
+
+
+class RingSource:
+    """A `Source` over pins. KernelError when a pin is missing or of another build; SettingsError for `state_dir`.
+
+    Plain counters, read by the agent: `events rows folded undefined lost parked`; `stats` has them for metrics. `run` names
+    this agent's run.
+    """
+
+    finished = False
+
+    def __init__(
+        self, pin_dir: str, node: str, run: str, settings: RingSettings, on_cgroup: OnCgroup | None = None
+    ) -> None:
+        self.settings = settings
+        self.events = self.rows = self.folded = self.undefined = self.unlogged = 0
+        self._node, self._run = node, run
+        self._boot = boot_id()
+        self._architecture = platform.machine()
+        self._on_cgroup = on_cgroup
+        self._cgroups: set[int] = set()
+        self._number = 0
+        self._losses_at = 0.0
+        self._observed_at = float("-inf")
+        self._parked_from = self._barrier = 0
+        self._pins = Pins(pin_dir)
+        self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
+        self._definitions = Definitions(
+            settings.definitions_bytes, self._pins.forget, self._saw, self._cgroup, self._pins.living
+        )
+        self._parking = LateRows(self._pins, self._definitions, self._learn)
+        self._log: DefinitionLog | None = None
+        try:
+            self._losses = KernelLosses(self._pins)
+            self._recall(settings.state_dir)
+            self.exclude(os.getpid())
+        except BaseException:
+            self._pins.close()
+            raise
+
+    @property
+    def lost(self) -> list[int]:
+        """Losses this agent has read, indexed by `Loss`."""
+        return self._losses.total
+
+    @property
+    def stats(self) -> RingStats:
+        """The counts as of now."""
+        return RingStats(
+            rows=self.rows,
+            folded=self.folded,
+            undefined=self.undefined,
+            unlogged=self.unlogged,
+            discarded=self._occurrences.discarded + self._ring.discarded,
+        )
+
+    @property
+    def fill(self) -> float:
+        """0..1: how much of the occurrences ring the kernel cannot reuse."""
+        return self._occurrences.held / self._occurrences.size
+
+    def exclude(self, pid: int) -> None:
+        """Have the kernel ignore what process `pid` (host tgid) does, until `close`."""
+        self._pins.exclude(pid)
+
+    @property
+    def calls(self) -> int:
+        """A descriptor that is readable when the kernel calls: a ring is half full. `heard` makes it quiet again."""
+        return self._pins.calls.fileno()
+
+    def heard(self) -> None:
+        """The call was heard."""
+        self._pins.calls.poll(0)
+
+    def observe(self) -> None:
+        """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
+        self._observed_at = time.monotonic()
+        if self._pins.observe():
+            # What began meanwhile was not announced, and would be met as known.
+            self._pins.forget_all()
+            log.warning(
+                "nobody had drained these rings for a minute, so nothing was observed until now; what was enforced was enforced "
+                "all the same, and the calls that nobody looked at are told as lost (`unread`)"
+            )
+
+    def spare(self, step: int) -> None:
+        """Have the kernel announce fewer new names: the budget halved `step` times."""
+        self._pins.spare(step)
+
+    def drain(self) -> Batch:
+        """Frames of what lies in the ring, at most `drain_bytes` of rows (all of it when folding)."""
+        settings = self.settings
+        fill = self.fill
+        folding = settings.fold == "always" or (settings.fold == "pressure" and fill >= settings.pressure)
+        now = time.monotonic()
+        if now - self._observed_at >= _OBSERVE_EVERY:
+            # Also at the first drain of all: from here on there is somebody to empty the rings.
+            self.observe()
+        if fill >= 0.25 or now - self._losses_at >= _LOSSES_EVERY:
+            self._losses_at = now
+            self._losses.read()
+        self._parking.hurry = fill >= 0.25
+        made: list[Frame] = []
+        more = self._drain_folding(made) if folding else self._drain_rows(made)
+        if self._losses.waiting and not made:
+            made = [Frame(header=self._stamp(events=0, undefined=0), occurrences=b"", definitions=b"")]
+        return Batch(frames=tuple(made), more=more, fill=fill)
+
+    def release(self) -> None:
+        """Give the drained space back to the kernel and remember which losses were told."""
+        # Parked rows are in nobody's hands yet: their space, and all after it, stays.
+        self._occurrences.release(self._parked_from if self._parking.rows else None)
+        self._losses.told()
+
+    def finish(self) -> Batch:
+        """The last drain: also what was waiting for definitions goes out."""
+        self._parking.patience = 0.0
+        self._losses_at = 0.0
+        return self.drain()
+
+    def close(self) -> None:
+        """Give fds and mappings back; pins and what lies in the rings stay."""
+        self._pins.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _drain_rows(self, made: list[Frame]) -> bool:
+        left = self.settings.drain_bytes
+        limit = self.settings.frames.limit_bytes
+        # A quarter is left for definitions; more of them than that, and the frame is split.
+        room = limit * 3 // 4
+        parked = self._parking.take()
+        while left > 0:
+            if not parked and not self._parking.rows:
+                self._parked_from = self._occurrences.position
+            wanted = min(room, left, TAKE_BYTES)
+            chunk = self._occurrences.take_table(wanted)
+            if not chunk and not parked:
+                self._learn()
+                return False
+            # A short chunk emptied the ring. Producers go on, but chasing them would make frames of a few rows.
+            left = left - len(chunk) if len(chunk) > wanted - STRIDE else 0
+            rows = parked + chunk
+            parked = b""
+            behaviours, processes = columns(rows)
+            self._learn(behaviours)
+            closure = self._definitions.closure(behaviours, processes)
+            if closure.missing.total:
+                rows, closure = self._parking.sort_out(rows, closure)
+            if rows:
+                made += frames(rows, closure, self._definitions, self._stamp, limit)
+                self.rows += len(rows) // STRIDE
+            self._settle()
+        if len(chunk) > wanted - STRIDE:
+            return True
+        self._learn()
+        return False
+
+    def _drain_folding(self, made: list[Frame]) -> bool:
+        left = self._occurrences.size
+        limit = self.settings.frames.limit_bytes
+        fold = Fold(self.settings.frames)
+        if parked := self._parking.take():
+            fold.add(parked)
+        while left > 0:
+            chunk = self._occurrences.take_table(TAKE_BYTES)
+            if chunk:
+                fold.add(chunk)
+                self._learn(fold.behaviours)
+            if len(chunk) <= TAKE_BYTES - STRIDE:
+                break
+            left -= len(chunk)
+            if fold.size >= limit // 2:
+                self._close_fold(fold, made)
+                fold = Fold(self.settings.frames)
+                if len(made) >= _FRAMES_FOLDED:
+                    return True
+        if fold.events:
+            self._close_fold(fold, made)
+        return left <= 0
+
+    def _close_fold(self, fold: Fold, made: list[Frame]) -> None:
+        rows, folded = fold.rows, fold.folded
+        behaviours, processes = fold.behaviours, fold.processes
+        if rows:
+            processes |= columns(rows)[1]
+        closure = self._definitions.closure(behaviours, processes)
+        if closure.missing.total:
+            closure = self._parking.look(rows, closure, behaviours, processes)
+            self._parking.give_up(rows, closure, behaviours)
+        count = len(rows) // STRIDE
+        counted = fold.events - count
+        made += frames(
+            rows, closure, self._definitions, self._stamp, self.settings.frames.limit_bytes, folded, counted
+        )  # fmt: skip
+        self.rows += count
+        self.folded += counted
+        self._settle()
+
+    def _learn(self, wanted: set[int] | None = None) -> None:
+        # Only until `wanted` are known, when a backlog is worked off: the ring keeps what later rows will need, in order,
+        # and this memory need not. Once around at most: under a flood of new ids producers may be as fast as this loop.
+        end = self._ring.position + self._ring.size
+        while self._ring.position < end and not (wanted is not None and self._definitions.knows(wanted)):
+            records = self._ring.take_records(_PIECE)
+            if not records:
+                return
+            self._take_in(records)
+
+    def _settle(self) -> None:
+        rotations = self._definitions.rotations
+        self._definitions.settle(behind=self._occurrences.position < self._barrier)
+        if self._definitions.rotations != rotations:
+            # Rows up to here may use what the kernel was just told to forget.
+            self._barrier = self._occurrences.position + self._occurrences.waiting
+            if self._log is not None:
+                self._logged(lambda log: log.rewrite(self._definitions.records()), 0)
+
+    def _take_in(self, records: list[bytes]) -> None:
+        self._definitions.learn(records)
+        if self._log is not None:
+            # Strictly before the release: what the ring no longer holds must be on file.
+            if self._log.size > 4 * self.settings.definitions_bytes:
+                self._logged(lambda log: log.rewrite(self._definitions.records()), len(records))
+            else:
+                self._logged(lambda log: log.append(records), len(records))
+        self._ring.release()
+
+    def _logged(self, write: Callable[[DefinitionLog], None], count: int) -> None:
+        # A full disk costs only what a kill would: ids that have to be announced again.
+        try:
+            if self._log is not None:
+                write(self._log)
+        except OSError:
+            self.unlogged += count
+
+    def _cgroup(self, kind: DefinitionKind, ident: int, body: bytes) -> None:
+        gone = kind is DefinitionKind.CGROUP_GONE
+        if gone:
+            self._cgroups.discard(ident)
+        else:
+            self._cgroups.add(ident)
+        if self._on_cgroup is not None:
+            self._on_cgroup(ident, os.fsdecode(body) if body else None, gone)
+
+    def _saw(self, cgroup: int) -> None:
+        if cgroup in self._cgroups:
+            return
+        if len(self._cgroups) >= _CGROUPS_SEEN:
+            self._cgroups.clear()
+        self._cgroups.add(cgroup)
+        if self._on_cgroup is not None:
+            self._on_cgroup(cgroup, None, False)
+
+    def _stamp(self, *, events: int, undefined: int) -> FrameHeader:
+        lost, by = self._losses.take()
+        header = FrameHeader(
+            node=self._node, boot=self._boot, run=self._run, number=self._number,
+            clock_offset_ns=clock_offset_ns(), events=events, lost=lost, undefined=undefined,
+            architecture=self._architecture, lost_by=by,
+        )  # fmt: skip
+        self._number += 1
+        self.events += events
+        self.undefined += undefined
+        return header
+
+    def _recall(self, state_dir: str) -> None:
+        # What was announced before this agent: from the file, or the kernel is made to say everything again.
+        if state_dir:
+            self._log = DefinitionLog(os.path.join(state_dir, "definitions"), f"{self._boot} {self._pins.load}")
+            if self._log.known:
+                self._definitions.learn(self._log.read())
+                return
+        self._pins.forget_all()
+
+
+def boot_id() -> str:
+    """The kernel's random id of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def clock_offset_ns() -> int:
+    """CLOCK_REALTIME - CLOCK_BOOTTIME: add to a row's time for Unix ns. Read between two readings of the other clock."""
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    real = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return real - (before + after) // 2
