@@ -20,7 +20,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "up": ("Run every stage in this process, over the embedded bus", "run"),
     "node": ("Run the sensor, the inventory and the enforcement of this node", "run"),
     "processor": ("Run the processors: frames in, alerts, telemetry and summaries out", "run"),
-    "enforcer": ("Run the planner: policies and inventory in, plans out", "run"),
+    "planner": ("Run the planner: policies and inventory in, plans out", "run"),
     "sink": ("Run the configured sinks", "run"),
     "probe": ("Say what this kernel offers, what was chosen, and why not the rest", "node"),
     "record": ("Record the raw ring of this node to a file", "node"),
@@ -38,6 +38,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "completion": ("Print a completion script for bash, zsh or fish", "other"),
 }
 """verb: (one line, group in `--help`). The module is `hauberk.verbs.<verb>`, the function `main(argv) -> int`."""
+
+RENAMED: Final = {"enforcer": "planner"}
+"""Old name of a verb: its name. The old one is accepted, with a line on standard error, until version 0.3."""
 
 GROUPS: Final = {
     "run": "Run", "node": "This node", "policy": "Policies", "see": "See what happens", "other": "Other",
@@ -76,6 +79,11 @@ def _run(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         words[0] = "version"
     verb = words.pop(0)
+    if verb in RENAMED:
+        print(
+            f"hauberk: the verb `{verb}` is now `{RENAMED[verb]}`; the old name ends with version 0.3", file=sys.stderr
+        )
+        verb = RENAMED[verb]
     if verb not in VERBS:
         import difflib
 

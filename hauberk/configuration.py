@@ -35,7 +35,7 @@ SECTIONS: Final = (
     "sensor",
     "inventory",
     "processor",
-    "enforcer",
+    "planner",
     "enforcement",
     "postures",
     "sinks",
@@ -147,7 +147,7 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
     if "postures" in tree:
         # The judge and the planner must not disagree about what happens to the unmatched.
-        for stage in ("processor", "enforcer"):
+        for stage in ("processor", "planner"):
             _table(tree, stage).setdefault("postures", tree["postures"])
     if "node" in sensor:
         _table(tree, "inventory").setdefault("node", sensor["node"])

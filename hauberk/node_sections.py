@@ -26,7 +26,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sensor: NodeSettings = NodeSettings()
     inventory: NodeInventorySettings = NodeInventorySettings()
     processor: Any = None
-    enforcer: Any = None
+    planner: Any = None
     enforcement: EnforceSettings = EnforceSettings()
     postures: Any = None
     sinks: Any = None

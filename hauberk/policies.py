@@ -40,11 +40,11 @@ def postures(given: argparse.Namespace) -> PostureSettings:
 
 
 def kills(given: argparse.Namespace) -> bool:
-    """Whether the configuration opts in to kills for every policy: `enforcer.plan.signal`."""
+    """Whether the configuration opts in to kills for every policy: `planner.plan.signal`."""
     from hauberk.configuration import load
 
     tree: Any = load(given)[0].tree
-    for word in ("enforcer", "plan", "signal"):
+    for word in ("planner", "plan", "signal"):
         tree = tree.get(word) if isinstance(tree, dict) else None
     return tree is True
 
@@ -249,7 +249,7 @@ def holding(given: argparse.Namespace) -> Holding:
     return Holding(
         backends=backends,
         signal=kills(given),
-        hosts=bool(at("enforcer", "plan", "host_cgroups")),
+        hosts=bool(at("planner", "plan", "host_cgroups")),
         rings_stopped=at("enforcement", "io_uring") == "stop",
     )
 

@@ -35,7 +35,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     processor: Annotated[ProcessorSettings, Meta(description="How frames are judged.", examples=[{}])] = (
         ProcessorSettings()
     )
-    enforcer: Annotated[PlannerSettings, Meta(description="How plans are made.", examples=[{}])] = PlannerSettings()
+    planner: Annotated[PlannerSettings, Meta(description="How plans are made.", examples=[{}])] = PlannerSettings()
     enforcement: Annotated[EnforceSettings, Meta(description="How this node carries plans out.", examples=[{}])] = (
         EnforceSettings()
     )

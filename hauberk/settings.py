@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -23,6 +24,10 @@ from schemas.errors import SettingsError
 ENVIRONMENT: Final = "HAUBERK__"
 FILE_VARIABLE: Final = "HAUBERK_CONFIG"
 STATE_VARIABLE: Final = "HAUBERK_STATE"
+
+RENAMED: Final = {"enforcer": "planner"}
+"""Old name of a section: its name. The old one is accepted, with a line on standard error, until version 0.3."""
+_reported: Final[set[str]] = set()
 
 T = TypeVar("T")
 
@@ -56,6 +61,18 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> 
             )
         spot = below
     spot[path[-1]] = value
+
+
+def _renamed(section: str, origin: str) -> str:
+    """The name of `section` in this version; an old one is reported once per process."""
+    name = RENAMED.get(section, section)
+    if name != section and section not in _reported:
+        _reported.add(section)
+        print(
+            f"hauberk: settings: the section `{section}` is now `{name}` (from {origin}); the old name ends with version 0.3",
+            file=sys.stderr,
+        )
+    return name
 
 
 def _flat(tree: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, str]:
@@ -110,11 +127,18 @@ def merge(
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if chosen := file or environment.get(FILE_VARIABLE):
-        tree = read_file(Path(chosen))
+        for section, value in read_file(Path(chosen)).items():
+            name = _renamed(section, chosen)
+            if name in tree:
+                raise SettingsError(
+                    f"settings: `{name}` stands twice, under its old name too (from {chosen}); keep `{name}`"
+                )
+            tree[name] = value
         origins |= _flat(tree, chosen)
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT):
             path = name[len(ENVIRONMENT) :].lower().split("__")
+            path[0] = _renamed(path[0], name)
             _put(tree, path, _literal(environment[name], path, name), name)
             origins[".".join(path)] = name
         elif name.startswith("HAUBERK_") and "__" in name:
@@ -126,8 +150,10 @@ def merge(
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise SettingsError(f"expected --set a.b=value, got `{text}`")
-        _put(tree, dotted.split("."), _literal(value, dotted.split("."), "--set"), "--set")
-        origins[dotted] = "--set"
+        path = dotted.split(".")
+        path[0] = _renamed(path[0], "--set")
+        _put(tree, path, _literal(value, path, "--set"), "--set")
+        origins[".".join(path)] = "--set"
     return LoadedSettings(tree, origins)
 
 

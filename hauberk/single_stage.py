@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wires the parts of `up` that run as processes of their own: `hauberk node`, `processor`, `enforcer`, `sink`."""
+"""Wires the parts of `up` that run as processes of their own: `hauberk node`, `processor`, `planner`, `sink`."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def run_sink(given: argparse.Namespace) -> int:
     return await _part(given, "sink", build, configuration)
 
 
-async def run_enforcer(given: argparse.Namespace) -> int:
+async def run_planner(given: argparse.Namespace) -> int:
     """Policies and inventory in; plans out."""
 
     async def build(
@@ -169,4 +169,4 @@ async def run_enforcer(given: argparse.Namespace) -> int:
         exposure.ready_when(health.of_planner(planning))
         return [("planner", planning.stage)], exposure
 
-    return await _part(given, "enforcer", build, configuration)
+    return await _part(given, "planner", build, configuration)

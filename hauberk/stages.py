@@ -212,7 +212,7 @@ def planner(bus: Bus, configuration: Configuration) -> StagePart[PlannerEngine]:
     """Policies and inventory in; plans out."""
     from enforcers.planner import PlannerEngine
 
-    return StagePart(lambda: PlannerEngine(bus, configuration.enforcer), run)
+    return StagePart(lambda: PlannerEngine(bus, configuration.planner), run)
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

@@ -1,6 +1,6 @@
 #!/opt/hauberk/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the stage in this container does its work: `health node|processor|enforcer|planner|sink`. Exit 0 when it does, 1 with a
+"""Whether the stage in this container does its work: `health node|processor|planner|sink`. Exit 0 when it does, 1 with a
 sentence.
 
 It asks the stage's own `/readyz` (settings section `metrics`), which names what is not ready: a process that hangs does not answer.

@@ -102,11 +102,11 @@ bridge=hb0
 engine_up "${inside[@]}"
 
 compose up -d --no-build --quiet-pull 2>/dev/null
-for stage in node processor enforcer sink; do
+for stage in node processor planner sink; do
     until_true 60 "a healthy $stage" compose exec -T "$stage" health "$stage"
 done
 say "up and healthy"
-for stage in node processor enforcer sink; do
+for stage in node processor planner sink; do
     pid=$(docker inspect -f '{{.State.Pid}}' "$name-$stage-1")
     say "  $stage: $(awk '/^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp|VmRSS):/ {printf "%s %s  ", $1, $2}' "/proc/$pid/status")"
     [ "$(awk '/^Uid:/ {print $2}' "/proc/$pid/status")" != 0 ] || die "$stage runs as root"
@@ -137,7 +137,7 @@ spec:
     action: Audit
   action: Block
 POLICY
-compose exec -T enforcer hauberk apply -f - --wait 30 <"$work/policy.yaml"
+compose exec -T planner hauberk apply -f - --wait 30 <"$work/policy.yaml"
 denied() { knock | grep -q 'not permitted'; }
 until_true 10 "the refusal of a connection" denied
 say "enforced: $(knock)"
@@ -150,7 +150,7 @@ until_true 15 "an alert of the open" alert '/etc/passwd'
 say "alert: $(shown)"
 "${inside[@]}" curl -sf http://127.0.0.1:9642/metrics >"$work/metrics"
 say "metrics: $(grep -m1 'policy="try".*Block' "$work/metrics")" || die "expected alerts among the metrics"
-compose exec -T enforcer hauberk get nodes
+compose exec -T planner hauberk get nodes
 
 before=$(date +%s%N)
 docker exec try-web /bin/cat /etc/passwd >/dev/null
@@ -187,7 +187,7 @@ caps() {
         if docker logs "$name-less" 2>&1 | grep -q running; then
             outcome="starts, does not enforce"
             for _ in $(seq 50); do denied && outcome="starts, enforces" && break; sleep 0.1; done
-            [ "$outcome" = "starts, enforces" ] || outcome="$outcome ($(compose exec -T enforcer hauberk get nodes -o wide --no-headers 2>&1 | cut -c 1-300))"
+            [ "$outcome" = "starts, enforces" ] || outcome="$outcome ($(compose exec -T planner hauberk get nodes -o wide --no-headers 2>&1 | cut -c 1-300))"
         fi
         docker rm -f "$name-less" >/dev/null
         say "without $one: $outcome"
@@ -198,7 +198,7 @@ caps() {
 }
 if [ "${1:-}" = idle ]; then # what the stack costs when nothing else happens, its own health checks included
     sleep 5
-    rows() { compose exec -T enforcer hauberk topic list --no-headers | grep events.raw; }
+    rows() { compose exec -T planner hauberk topic list --no-headers | grep events.raw; }
     say "$(rows)"; docker stats --no-stream; sleep 60; docker stats --no-stream; say "$(rows)"
 fi
 
@@ -210,7 +210,7 @@ if [ "${1:-}" = caps ]; then
 fi
 
 compose stop 2>/dev/null
-for stage in node processor enforcer sink; do
+for stage in node processor planner sink; do
     code=$(docker inspect -f '{{.State.ExitCode}}' "$name-$stage-1")
     [ "$code" = 0 ] || die "expected $stage to end with 0, got $code"
 done

@@ -34,7 +34,7 @@ _SHAPES = {
 
 MISSING_HERE: Final = tuple(NAMES[backend] for backend in ALL if backend not in HERE)
 HOST_ONLY: Final = (
-    "Block rules of host policies are held only in the cgroups of `enforcer.plan.host_cgroups`; elsewhere they tell"
+    "Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`; elsewhere they tell"
 )
 
 

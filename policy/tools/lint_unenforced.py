@@ -99,7 +99,7 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
         return _finding(
             rule,
             "rules of host policies are held in chosen cgroups, and the settings choose none",
-            "name the cgroups in `enforcer.plan.host_cgroups`, or use Audit",
+            "name the cgroups in `planner.plan.host_cgroups`, or use Audit",
         )
     return None
 

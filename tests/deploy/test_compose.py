@@ -16,7 +16,7 @@ from hauberk.settings import check, merge
 ROOT = Path(__file__).parents[2]
 STACK: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = STACK["services"]
-STAGES = ("node", "processor", "enforcer", "sink")
+STAGES = ("node", "processor", "planner", "sink")
 KEPT = ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"]
 BEGINNING = ["CHOWN", "SETUID", "SETGID", "SETPCAP"]
 

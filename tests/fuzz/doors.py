@@ -250,7 +250,7 @@ class Settings(_Plain):
         toml = (
             b'state = "/x"\n[bus]\ntype = "embedded"\nsegment_bytes = 65536\nretention_bytes_of = {alerts = 5}\n[sensor.load]\nscopes = 5\n'
             b'[processor.pump]\nmax_wait = 0.5\n[[sinks]]\ntype = "file"\npath = "/x"\n[sinks.filter]\nactions = ["Block"]\n'
-            b'[[sinks]]\ntype = "syslog"\naddress = "h:1"\n[enforcer.plan]\nhost_cgroups = ["/a/*"]\n[postures]\nfile = "block"\n'
+            b'[[sinks]]\ntype = "syslog"\naddress = "h:1"\n[planner.plan]\nhost_cgroups = ["/a/*"]\n[postures]\nfile = "block"\n'
         )
         tree = msgspec.toml.decode(toml)
         self._kind = Configuration

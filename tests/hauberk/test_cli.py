@@ -30,6 +30,16 @@ def test_wrong_verb_is_told_and_a_near_one_offered(capsys: pytest.CaptureFixture
     assert "did you mean `summary`?" in capsys.readouterr().err
 
 
+def test_the_old_name_of_a_verb_is_accepted_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "enforcer" not in usage()
+    with pytest.raises(SystemExit) as caught:
+        main(["enforcer", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr()
+    assert "usage: hauberk planner" in shown.out
+    assert shown.err == "hauberk: the verb `enforcer` is now `planner`; the old name ends with version 0.3\n"
+
+
 def test_help_takes_less_than_100_ms() -> None:
     """Processor time, which the machine's other work cannot lengthen much; `make bench` measures the clock's."""
     taken: list[float] = []

@@ -18,8 +18,8 @@ ALL = bits(Class)
 
 def said(tmp_path: Path, *sets: str) -> tuple[int, tuple[str, ...]]:
     found, _, _ = configuration(argparse.Namespace(config=None, set=list(sets), state=str(tmp_path)))
-    assert found.processor.postures == found.enforcer.postures
-    return found.sensor.load.host_visibility, found.enforcer.postures.host_visibility
+    assert found.processor.postures == found.planner.postures
+    return found.sensor.load.host_visibility, found.planner.postures.host_visibility
 
 
 def test_nobody_said_anything_and_the_host_is_watched(tmp_path: Path) -> None:

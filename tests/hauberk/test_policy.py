@@ -134,10 +134,10 @@ def test_lint_tells_what_nothing_holds_and_ends_with_1_for_mistakes_only(
     assert said.startswith("note[L110] web spec.file.matchPaths[0..1]: is only told: ")
     assert said.endswith("2 findings in 1 policy: 0 warnings, 2 notes\n")
     assert run(capsys, "lint", "-f", file, "--strict")[0] == 1
-    held = ("--set", "enforcer.plan.signal=true", "--set", "enforcement.io_uring=stop", "--strict")
+    held = ("--set", "planner.plan.signal=true", "--set", "enforcement.io_uring=stop", "--strict")
     assert run(capsys, "lint", "-f", file, *held) == (0, "0 findings in 1 policy: 0 warnings, 0 notes\n")
     _, said = run(
-        capsys, "lint", "-f", file, "--set", "enforcer.plan.signal=true", "--set", 'enforcement.backends=["cgroup"]'
+        capsys, "lint", "-f", file, "--set", "planner.plan.signal=true", "--set", 'enforcement.backends=["cgroup"]'
     )
     assert "leaves out signal" in said
     _, said = run(capsys, "lint", "-f", file, "-o", "json")

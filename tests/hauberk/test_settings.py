@@ -34,6 +34,23 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert loaded.origins["inner.interval_seconds"] == "HAUBERK__INNER__INTERVAL_SECONDS"
 
 
+def test_the_old_name_of_a_section_is_accepted_and_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hauberk.settings._reported", set())
+    path = tmp_path / "s.toml"
+    path.write_text("[enforcer.plan]\nsignal = true\nhost_cgroups = ['/a']\n")
+    loaded = merge(str(path), ["enforcer.plan.host_cgroups=[]"], {"HAUBERK__ENFORCER__PLAN__SIGNAL": "false"})
+    assert loaded.tree == {"planner": {"plan": {"signal": False, "host_cgroups": []}}}
+    assert loaded.origins["planner.plan.signal"] == "HAUBERK__ENFORCER__PLAN__SIGNAL"
+    assert capsys.readouterr().err == (
+        f"hauberk: settings: the section `enforcer` is now `planner` (from {path}); the old name ends with version 0.3\n"
+    )
+    path.write_text("[enforcer.plan]\nsignal = true\n[planner.plan]\nsignal = false\n")
+    with pytest.raises(SettingsError, match="`planner` stands twice"):
+        merge(str(path), (), {})
+
+
 def test_unknown_key_names_its_path_source_and_neighbour(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("inner:\n  intervall_seconds: 2\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`node`, `processor`, `enforcer` and `sink` as four processes over one embedded bus; the node killed and started again; their memory."""
+"""`node`, `processor`, `planner` and `sink` as four processes over one embedded bus; the node killed and started again; their memory."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def parts(make_hauberk: Callable[..., Any]) -> Iterator[Any]:
     }  # fmt: skip
     made.workload = Workload()
     try:
-        made.started = {name: made.start(name, **made.more) for name in ("processor", "enforcer", "sink", "node")}
+        made.started = {name: made.start(name, **made.more) for name in ("processor", "planner", "sink", "node")}
         for part in made.started.values():
             part.ready()
         (made.home / "policy.yaml").write_text(POLICY)

@@ -47,7 +47,7 @@ def hauberk(make_hauberk: Callable[..., Any]) -> Any:
         (policy(), "demo: 2 of 3 Block rules are only audited on nodes of this version (no LSM backend): add the annotation "
          "hauberk.io/signal: enabled to end the process instead (1 of them); `hauberk policy explain -f FILE` says which"),
         (policy(annotations=SIGNAL), "demo: 1 of 3 Block rules is only audited on nodes of this version (no LSM backend); `hauberk"),
-        (HOST, "demo: Block rules of host policies are held only in the cgroups of `enforcer.plan.host_cgroups`"),
+        (HOST, "demo: Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`"),
         (policy("Audit"), ""),
         (policy(annotations="hauberk.io/mode: shadow"), ""),
     ],
@@ -61,7 +61,7 @@ def test_apply_warns_in_one_line(hauberk: Any, text: str, words: str) -> None:
 
 
 def test_the_settings_opt_in_for_all(hauberk: Any) -> None:
-    done = hauberk("apply", "-f", "-", "--dry-run", "--set", "enforcer.plan.signal=true", stdin=policy())
+    done = hauberk("apply", "-f", "-", "--dry-run", "--set", "planner.plan.signal=true", stdin=policy())
     assert "demo: 1 of 3 Block rules is only audited" in done.stderr
 
 
@@ -82,6 +82,6 @@ def test_explain_says_where_host_rules_are_held(hauberk: Any) -> None:
     (hauberk.home / "host.yaml").write_text(HOST)
     done = hauberk("policy", "explain", "-f", "host.yaml")
     assert (
-        "demo: Block rules of host policies are held only in the cgroups of `enforcer.plan.host_cgroups`" in done.stdout
+        "demo: Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`" in done.stdout
     )
     assert "host_cgroups" in json.loads(hauberk("policy", "explain", "-f", "host.yaml", "-o", "json").stdout)[0]["note"]

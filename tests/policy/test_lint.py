@@ -174,7 +174,7 @@ def test_a_host_rule_is_held_in_chosen_cgroups_only() -> None:
     found = unheld(spec, "KubeArmorHostPolicy", SIGNAL)
     assert found is not None
     assert found.level == "note"
-    assert "`enforcer.plan.host_cgroups`" in found.recommendation
+    assert "`planner.plan.host_cgroups`" in found.recommendation
     assert unheld(spec, "KubeArmorHostPolicy", SIGNAL, Holding(hosts=True)) is None
     assert unheld(files({"path": "/srv/a"}), "KubeArmorHostPolicy", None, Holding(hosts=True)) is not None
 
