@@ -20,11 +20,12 @@ import msgspec
 
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
-from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import Planner
 from enforcers.planner import PlannerEngine
+from enforcers.settings import EnforceSettings
 from kernel.loading import LoadSettings, load, mount_bpffs, unload, unmount
 from policy.documents import key, to_json
 from policy.parse import parse

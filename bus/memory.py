@@ -21,8 +21,8 @@ from zlib import crc32
 import msgspec
 
 from bus.contract import Delivery, Gap, Partition, Record, Start, Subscription
-from bus.embedded.rows import measure
 from bus.membership import Member, Membership
+from bus.record_size import measure
 from schemas.errors import Backpressure, HauberkError, Refused
 from schemas.topics import Topic
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import msgspec
 
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from enforcers.apply import Applier
+from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
 from kernel.descriptors import DescriptorReserve
-from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
@@ -29,38 +29,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT: Final = 30.0
 """Seconds after which the latest receipt is said again: who waits for nodes tells by it that this one is there."""
-
-
-class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Enforcement on this node."""
-
-    backends: Annotated[
-        tuple[Implemented, ...],
-        msgspec.Meta(description="Backends to use, as far as this kernel offers them; none: only tell.", examples=[[]]),
-    ] = DEFAULTS
-    state_dir: Annotated[
-        str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])
-    ] = ""
-    grace_seconds: Annotated[
-        float,
-        msgspec.Meta(
-            ge=0, le=315_360_000, description="Seconds an old rule table outlives its switch.", examples=[0.5]
-        ),
-    ] = 0.2
-    unresolved: Annotated[
-        Literal["stop", "pass"],
-        msgspec.Meta(
-            description="What the `signal` backend does with an exec or open whose path the kernel cannot resolve (thousands of directories deep, or closed by another thread meanwhile), where the scope has rules that stop something.",
-            examples=["pass"],
-        ),
-    ] = "stop"
-    io_uring: Annotated[
-        Literal["pass", "stop"],
-        msgspec.Meta(
-            description="What the `signal` backend does with io_uring_setup in a scope that it holds: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
-            examples=["stop"],
-        ),
-    ] = "pass"
 
 
 class EnforcementStats(msgspec.Struct):

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from enforcers.apply import Applier
+from enforcers.settings import EnforceSettings
 from schemas.enforcement import Plan, decode_plan
-
-if TYPE_CHECKING:
-    from enforcers.agent import EnforceSettings
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
-from enforcers.agent import EnforceSettings
+from enforcers.settings import EnforceSettings
 from sensors.containers.inventory import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings

@@ -51,7 +51,7 @@ def kills(given: argparse.Namespace) -> bool:
 
 def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, list[Any]]:
     """What is in `files`, compiled, and the documents. PolicyError when any of them has an error."""
-    from hauberk.verbs.apply import read
+    from hauberk.policy_files import read
     from policy.ruleset import compile_ruleset
 
     documents = read(files, getattr(given, "recursive", False), quiet=True)
@@ -64,7 +64,7 @@ def _lines(name: str) -> list[bytes]:
 
 def check(given: argparse.Namespace) -> int:
     """Every diagnostic of every file: 0 clean, 1 warnings, 2 errors."""
-    from hauberk.verbs.apply import files
+    from hauberk.policy_files import files
     from policy.parse import parse
     from policy.text.diagnostics import render
 

@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
-from enforcers.agent import EnforceSettings
 from enforcers.planner import PlannerSettings
+from enforcers.settings import EnforceSettings
 from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
 from sensors.containers.inventory import NodeInventorySettings

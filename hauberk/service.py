@@ -16,12 +16,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from schemas.errors import HauberkError
-
-if TYPE_CHECKING:
-    from hauberk.supervision import Supervision
 
 DRAIN_SECONDS: Final = 15.0
 """Longest wait for stages to finish what is in hand; systemd's default TimeoutStopSec is 90."""
@@ -29,6 +26,13 @@ HURRIED_SECONDS: Final = 0.5
 """The same for each stage once told again to stop: long enough to commit, short enough for who sends SIGKILL next."""
 
 Stage = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+
+class Keeper(Protocol):
+    """What `run` needs of a `hauberk.supervision.Supervision`."""
+
+    async def keep(self, name: str, stage: Stage, end: asyncio.Event) -> None:
+        """Run `stage` until it returns or `end` is set; start it again when it fails."""
 
 
 def notify(state: str) -> None:
@@ -89,7 +93,7 @@ async def run(
     *,
     hurry: asyncio.Event | None = None,
     signals: bool = True,
-    supervision: Supervision | None = None,
+    supervision: Keeper | None = None,
 ) -> None:
     """Run every stage until a signal or `stop`; then drain. Without `supervision` also until the first failure, which is
     raised; with it, what failed is in its counts.

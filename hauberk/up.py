@@ -125,7 +125,7 @@ def open_sensor(
 async def run_up(given: argparse.Namespace, usual: int) -> int:
     """Everything in this process, until a signal or the end of the replay. 0, or 130 when told to stop before it began.
     `usual`: the CPU priority of this process where `sensor.nice` leaves it alone."""
-    from hauberk.verbs.apply import read
+    from hauberk.policy_files import read
     from sensors.node.priority import prefer
 
     settings, loaded, state = configuration(given)

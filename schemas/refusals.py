@@ -84,7 +84,7 @@ MEANING: Final = {
     RefusalCode.NOT_IN_PLAN: "A plan has no field for this kind of rule.",
     RefusalCode.EXCEPTION: "An exception to the rule cannot be enforced, and without it too much would be denied.",
     RefusalCode.POSTURE: "A posture `block` is not enforced, because an Allow rule of its class cannot be.",
-    RefusalCode.NOT_CHOSEN: "Host policies are enforced in the cgroups of `enforcer.plan.host_cgroups` only.",
+    RefusalCode.NOT_CHOSEN: "Host policies are enforced in the cgroups of `planner.plan.host_cgroups` only.",
     RefusalCode.NO_PROFILE: "The workload was started under no profile that the backend may change.",
     RefusalCode.LEFT_OUT: "The rule or its policy was left out when the policies were compiled.",
     RefusalCode.OTHER_FAMILIES: "Enforced for internet sockets; those of other families have no cgroup hook and are only reported.",

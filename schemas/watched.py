@@ -13,12 +13,16 @@ from typing import Final
 
 import msgspec
 
-from schemas.operations import Access, Operation
+from schemas.operations import Access, Class, Operation
 
 NONE: Final = 255
 """The call has no such argument."""
 ROOT: Final = 254
 """In `fd`: the root directory of the task after the call."""
+
+
+REPORTED: Final = frozenset({Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL})
+"""Classes that the kernel programs report; capability checks and devices are not observed (docs/kernel.md)."""
 
 
 class Mark(IntFlag):

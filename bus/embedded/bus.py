@@ -26,12 +26,12 @@ from bus.embedded.layout import DirectoryLayout, Log
 from bus.embedded.notify import WriteNotifier
 from bus.embedded.offsets import Lease
 from bus.embedded.reader import Channel, EmbeddedSubscription
-from bus.embedded.rows import measure
 from bus.embedded.segments import SegmentedLog
 from bus.embedded.settings import EmbeddedSettings as EmbeddedSettings
 from bus.embedded.settings import EmbeddedStats as EmbeddedStats
 from bus.embedded.writer import Append, Commit, Done, Forget, LogWriter, Stop
 from bus.permissions import private_directory
+from bus.record_size import measure
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
 from schemas.topics import BY_NAME, Topic
 

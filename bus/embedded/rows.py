@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import NoneType
 
 import msgspec
@@ -12,8 +12,7 @@ import msgspec
 from bus.contract import Headers, Record
 from bus.embedded.database import Corrupt
 from schemas.decoding import decoder
-from schemas.errors import DecodeError, Refused
-from schemas.topics import Topic
+from schemas.errors import DecodeError
 
 INSERT = "INSERT INTO record(offset, at, key, value, headers) VALUES (?, ?, ?, ?, ?)"
 SELECT = "SELECT offset, at, key, value, headers FROM record WHERE offset >= ? ORDER BY offset LIMIT ?"
@@ -22,24 +21,6 @@ Row = tuple[int, int, bytes, bytes | None, bytes | None]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Headers] = decoder(tuple[tuple[str, bytes], ...], "the headers of a record")
-
-
-def measure(topic: Topic, records: Sequence[Record], most: int) -> int:
-    """Bytes of `records`. `Refused` for one over `most` bytes or made of anything but bytes: one such fails a whole commit."""
-    total = 0
-    for record in records:
-        if type(record.key) is not bytes or type(record.value) not in (bytes, NoneType):
-            raise Refused(
-                f"`{topic.name}`: expected key and value as bytes, got {type(record.key).__name__} and "
-                f"{type(record.value).__name__}; encode them first"
-            )
-        size = record.size
-        if size > most:
-            raise Refused(
-                f"`{topic.name}`: expected a record of at most `record_bytes` {most}, got {size}; send it in parts"
-            )
-        total += size
-    return total
 
 
 class Rows:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from hauberk import inputs
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
-from schemas.errors import SettingsError
+from hauberk.policy_files import read
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -36,55 +34,6 @@ def parser() -> argparse.ArgumentParser:
         help="until every node says it is in force, 10 s if no number is given; a node that was not heard of for 2 minutes is named and not waited for",
     )  # fmt: skip
     return made
-
-
-def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
-    """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`."""
-    for name in given:
-        if name == "-":
-            yield "<stdin>", inputs.read(name, "policies", inputs.POLICIES)
-            continue
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(
-                file
-                for file in (path.rglob("*") if recursive else path.glob("*"))
-                if file.suffix in (".yaml", ".yml", ".json") and not file.stem.endswith(".tests")
-            )
-            if not found:
-                raise SettingsError(f"expected policies (.yaml, .yml, .json) in `{name}`, found none")
-        else:
-            found = [path]
-        for file in found:
-            yield str(file), inputs.read(str(file), "a policy file", inputs.POLICIES)
-
-
-def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:
-    """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error."""
-    from policy.parse import parse
-    from policy.text.diagnostics import render
-    from schemas.errors import PolicyError
-
-    documents: list[Any] = []
-    found: list[object] = []
-    errors = warnings = 0
-    for origin, data in files(given, recursive):
-        parsed = parse(data, origin, strict=strict)
-        documents += parsed.policies
-        found += parsed.diagnostics
-        for diagnostic in parsed.diagnostics:
-            errors += diagnostic.level == "error"
-            warnings += diagnostic.level == "warning"
-            if diagnostic.level == "error" or not quiet:
-                print(render(diagnostic, parsed.text), file=sys.stderr)
-    if errors:
-        raise PolicyError(
-            f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}; nothing was applied",
-            tuple(found),
-        )
-    if not documents:
-        raise SettingsError(f"expected at least one policy in {', '.join(given)}, found none")
-    return documents
 
 
 async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> list[tuple[str, str]]:

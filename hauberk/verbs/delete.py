@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         wanted: list[str] = list(known) if given.all else []
         missing: list[str] = []
         if given.filename:
-            from hauberk.verbs.apply import read
+            from hauberk.policy_files import read
             from policy.documents import key as key_of
 
             for document in read(given.filename, given.recursive, quiet=True):

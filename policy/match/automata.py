@@ -7,7 +7,7 @@ tuple; indexing one raises TypeError, indexing the other IndexError, so the loop
 
 States are bounded by `MAX_CELLS`. When that is reached all are dropped and built again from the NFA (as RE2 does): a missing
 transition costs one NFA step, never more, so hostile patterns cost time linear in path x pattern and no memory.
-Never raises on a path. Neighbours: `policy/match/glob.py` (trees), `policy/tables.py`, `policy/sources.py` (users).
+Never raises on a path. Neighbours: `policy/match/glob.py` (trees), `policy/judge/paths.py`, `policy/judge/sources.py` (users).
 """
 
 from __future__ import annotations

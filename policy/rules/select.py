@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from policy.match.regexes import BadExpression, Regex, glob
+from policy.text.name_lists import container_names, is_list
 from schemas.identity import Identity, Kind
 from schemas.rules import Expression as Condition
 from schemas.rules import Operator, Policy, Selection, Target
@@ -60,20 +61,6 @@ def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
     if policy.mode is Mode.SHADOW:
         return Mode.SHADOW
     return Mode.AUDITED if status == "audited" else policy.mode
-
-
-def container_names(value: str) -> tuple[str, ...]:
-    """Names in a container list: `[a, b]`, `[a,,]`, `a`. Empty for `""`, `[]` and `[,]`, which mean every container."""
-    body = value.strip()
-    if body.startswith("[") and body.endswith("]"):
-        body = body[1:-1]
-    return tuple(name for name in (part.strip() for part in body.split(",")) if name)
-
-
-def is_list(value: str) -> bool:
-    """Whether a container name value is a bracketed list rather than an expression."""
-    body = value.strip()
-    return not body or (body[0] == "[" and body[-1] == "]" and not set("[]()*+?|\\^$") & set(body[1:-1]))
 
 
 def _containers_in_kubernetes(selection: Selection, untracked: frozenset[str]) -> Predicate:

@@ -14,6 +14,7 @@ import msgspec
 
 from schemas.operations import Class
 from schemas.rules import Match, Rule
+from schemas.watched import REPORTED
 
 ANNOTATION: Final = "kubearmor-visibility"
 EVERYTHING: Final = ("process", "file", "network", "capabilities", "dns")
@@ -24,8 +25,6 @@ _CLASSES: Final = {
     "network": (Class.NETWORK,),
     "capabilities": (Class.CAPABILITIES,),
 }
-REPORTED: Final = frozenset({Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL})
-"""Classes that the kernel programs report; capability checks and devices are not observed (docs/kernel.md)."""
 
 
 class Visibility(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 """What no sensor of this version reports: rules about it are taken, and neither tell nor hold anything.
 
 Said by `check` (P607), `lint` (L113), `apply`, `explain` and the receipts, each with these words, so that a rule without effect is
-never taken for one that is in force. Pure. What is watched: `schemas/watched.py` (system calls), `policy/rules/visibility.py` (classes).
+never taken for one that is in force. Pure. What is watched: `schemas/watched.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from policy.rules.visibility import REPORTED
 from schemas.operations import Class
 from schemas.rules import Match, Rule
 from schemas.syscalls import ALIASES
-from schemas.watched import CALLS
+from schemas.watched import CALLS, REPORTED
 
 WATCHED: Final = tuple(sorted(CALLS))
 """System calls that a rule can name and that are reported."""

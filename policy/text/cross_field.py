@@ -10,19 +10,16 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from policy.match.regexes import BadExpression, Regex
-from policy.rules.select import container_names, is_list
 from policy.text import codes, coverage, values
+from policy.text.name_lists import container_names, is_list
 from policy.text.yaml_nodes import Mapping, Node, Scalar, Sequence
 from schemas import policy as written
 from schemas import policy_sections as sections
 from schemas.operations import Class
 from schemas.syscalls import NAMES
-
-if TYPE_CHECKING:
-    from policy.text.check import Checker
 
 CONTAINER_LABEL: Final = "kubearmor.io/container.name"
 
@@ -30,8 +27,27 @@ CONTAINER_LABEL: Final = "kubearmor.io/container.name"
 _WATCHED: Final = tuple(textwrap.wrap(f"watched: {', '.join(coverage.WATCHED)}", 150))
 
 
+class Reporter(Protocol):
+    """What a condition needs of the checker: the kind of the document, and a diagnostic at a node."""
+
+    @property
+    def kind(self) -> type[written.AnyPolicy]: ...
+
+    def say(
+        self,
+        code: codes.Code,
+        node: Node,
+        message: str,
+        path: str,
+        *,
+        expected: str = "",
+        suggestion: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> None: ...
+
+
 def related(
-    checker: Checker, struct: type, node: Mapping, result: dict[str, Any], nodes: dict[str, Node], given: set[str], path: str
+    checker: Reporter, struct: type, node: Mapping, result: dict[str, Any], nodes: dict[str, Node], given: set[str], path: str
 ) -> None:  # fmt: skip
     """Check the conditions of `struct`, if it has any."""
     condition = _CONDITIONS.get(struct)
@@ -39,7 +55,7 @@ def related(
         condition(checker, node, result, nodes, given, path)
 
 
-def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _process_path(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if not given & {"path", "execname"}:
         checker.say(codes.NAMES_NOTHING, node, f"`{path}` names no executable", path, expected="`path` or `execname`")
     elif "path" in result and "execname" in result:
@@ -52,7 +68,7 @@ def _process_path(checker: Checker, node: Mapping, result: Any, nodes: Any, give
         )
 
 
-def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _source(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     ways = given & {"path", "dir", "pattern"}
     if not ways:
         checker.say(
@@ -74,7 +90,7 @@ def _source(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
         checker.say(codes.IGNORED, nodes["recursive"], f"`{path}.recursive` has no effect without `dir`", path)
 
 
-def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _syscall(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "syscall" not in given or ("syscall" in result and not result["syscall"]):
         checker.say(
             codes.NAMES_NOTHING,
@@ -87,14 +103,14 @@ def _syscall(checker: Checker, node: Mapping, result: Any, nodes: Any, given: se
     _per_rule(checker, nodes, given, path)
 
 
-def _syscall_path(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _syscall_path(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "path" not in given:
         checker.say(codes.NAMES_NOTHING, node, f"`{path}` names no path", path, expected="`path`")
     _watched(checker, result, nodes, path)
     _per_rule(checker, nodes, given, path)
 
 
-def _per_rule(checker: Checker, nodes: Any, given: set[str], path: str) -> None:
+def _per_rule(checker: Reporter, nodes: Any, given: set[str], path: str) -> None:
     for name in ("severity", "tags", "message"):
         if name in given and name in nodes:
             checker.say(
@@ -106,7 +122,7 @@ def _per_rule(checker: Checker, nodes: Any, given: set[str], path: str) -> None:
             )
 
 
-def _host_rule(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _host_rule(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if checker.kind is not written.KubeArmorHostPolicy:
         return
     if "fromSource" not in given:
@@ -122,7 +138,7 @@ def _host_rule(checker: Checker, node: Mapping, result: Any, nodes: Any, given: 
         )
 
 
-def _watched(checker: Checker, result: Any, nodes: Any, path: str) -> None:
+def _watched(checker: Reporter, result: Any, nodes: Any, path: str) -> None:
     blind = coverage.unwatched(name for name in result.get("syscall", ()) if name in NAMES)
     if blind:
         some = len(blind) < len(result["syscall"])
@@ -133,28 +149,28 @@ def _watched(checker: Checker, result: Any, nodes: Any, path: str) -> None:
 
 
 def _unseen(
-    checker: Checker, node: Node, why: str, path: str, *, partly: bool = False, notes: tuple[str, ...] = ()
+    checker: Reporter, node: Node, why: str, path: str, *, partly: bool = False, notes: tuple[str, ...] = ()
 ) -> None:
     what = "tells nothing of them" if partly else "never tells and never holds anything"
     checker.say(codes.UNSEEN, node, f"{coverage.CANNOT}: {why}; `{path}` {what}", path, notes=notes)
 
 
-def _capabilities(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _capabilities(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if result.get("matchCapabilities") and (why := coverage.unseen_class(Class.CAPABILITIES)):
         _unseen(checker, nodes["matchCapabilities"], why, f"{path}.matchCapabilities")
 
 
-def _devices(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _devices(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if result.get("matchDevice") and (why := coverage.unseen_class(Class.DEVICE)):
         _unseen(checker, nodes["matchDevice"], why, f"{path}.matchDevice")
 
 
-def _preset(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _preset(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if why := coverage.UNSEEN_PRESETS.get(result.get("name", "")):
         _unseen(checker, nodes["name"], why, path)
 
 
-def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _expression(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "key" not in result or "operator" not in result:
         return
     namespaces = result["key"] == "namespace"
@@ -191,7 +207,7 @@ def _expression(checker: Checker, node: Mapping, result: Any, nodes: Any, given:
             )
 
 
-def _namespace(checker: Checker, item: Scalar, path: str) -> None:
+def _namespace(checker: Reporter, item: Scalar, path: str) -> None:
     def say(code: codes.Code, message: str, *, expected: str = "", suggestion: str = "") -> None:
         # The API takes any text here; no namespace has such a name.
         checker.say(codes.EXPRESSION, item, message, path, expected=expected, suggestion=suggestion)
@@ -199,7 +215,7 @@ def _namespace(checker: Checker, item: Scalar, path: str) -> None:
     values.label_name(item.text, say)
 
 
-def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _labels(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     labels = result.get("matchLabels")
     if not labels or CONTAINER_LABEL not in labels or checker.kind is written.KubeArmorHostPolicy:
         return
@@ -229,7 +245,7 @@ def _labels(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set
         )
 
 
-def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _network_spec(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     selectors = given & {"selector", "nodeSelector"}
     if len(selectors) != 1:
         got = "both `selector` and" if selectors else "neither `selector` nor"
@@ -247,7 +263,7 @@ def _network_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, give
                 checker.say(code, entry, f"`{path}.{way}[{at}]` lacks {names}: {why}", path)
 
 
-def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _host_spec(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     if "nodeSelector" not in given:
         checker.say(
             codes.NO_SELECTOR,
@@ -258,7 +274,7 @@ def _host_spec(checker: Checker, node: Mapping, result: Any, nodes: Any, given: 
         )
 
 
-def _port(checker: Checker, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
+def _port(checker: Reporter, node: Mapping, result: Any, nodes: Any, given: set[str], path: str) -> None:
     number = nodes.get("port")
     if isinstance(number, Scalar) and number.kind == "int":
         checker.say(

@@ -15,7 +15,8 @@ import msgspec
 from policy.ruleset import Ruleset
 from policy.text.annotations import TestCase, test_cases
 from policy.text.diagnostics import Diagnostic, Report
-from policy.tools.events import BadLine, Event, Notice, parse_event, read_events
+from policy.tools.event import Event
+from policy.tools.events import BadLine, Notice, parse_event, read_events
 from schemas.errors import DecodeError
 from schemas.policy import ANNOTATION_TESTS, Position
 from schemas.rules import Policy

@@ -19,6 +19,7 @@ from policy.judge.devices import pack
 from policy.rules.select import UNORCHESTRATED
 from policy.text.values import class_number
 from policy.tools import event_words as word
+from policy.tools.event import Event
 from policy.tools.rejudge import judged
 from schemas.alert import Alert, ExecEvent
 from schemas.behaviour import NO_OWNER, Behaviour
@@ -40,15 +41,6 @@ _NAMES: Final[frozenset[str]] = frozenset(
 )
 _KEYS: Final[dict[str, str]] = {name.lower(): name for name in _NAMES}
 """The names of fields by their small letters."""
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One event. `line`: where it stood, from 1. `arguments`: argv of an exec, None for everything else."""
-
-    identity: Identity
-    behaviour: Behaviour
-    arguments: tuple[str, ...] | None = None
-    line: int = 0
 
 
 class BadLine(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from policy.tools.event import Event
 from schemas.alert import Judged
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind
@@ -19,7 +20,6 @@ from schemas.links import MULTI_CALL
 from schemas.operations import Access, Backend, Operation
 
 if TYPE_CHECKING:
-    from policy.tools.events import Event
     from schemas.behaviour import Behaviour
 
 _BEHAVIOUR: Final = (

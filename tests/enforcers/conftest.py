@@ -22,11 +22,12 @@ from waiting import until
 
 from bus.contract import Record
 from bus.memory import MemoryBus
-from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import PlanSettings
 from enforcers.planner import PlannerEngine, PlannerSettings
+from enforcers.settings import EnforceSettings
 from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
 from policy.documents import key, to_json
 from policy.parse import parse

@@ -12,9 +12,10 @@ import pytest
 
 from bus.contract import Record
 from bus.memory import MemoryBus
-from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.plan import Planner
+from enforcers.settings import EnforceSettings
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, decode_receipt, encode
 from schemas.errors import Unavailable

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from enforcers.agent import EnforceSettings
 from enforcers.plan import Planner
+from enforcers.settings import EnforceSettings
 from enforcers.swap import carry_over
 from kernel.loading import LoadSettings, load, mount_bpffs, unload, unmount
 from policy.ruleset import compile_ruleset

@@ -15,9 +15,10 @@ from waiting import until
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.follow import whole
-from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.planner import PlannerEngine
+from enforcers.settings import EnforceSettings
 from policy.documents import key, to_json
 from processors.engine import Processor
 from schemas.alert import decode_alert

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from bus.memory import MemoryBus
-from enforcers.agent import Enforcement, EnforceSettings
+from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.plan import Planner
+from enforcers.settings import EnforceSettings
 from kernel.loading import LoadedPrograms
 from policy.rules.visibility import bits
 from policy.ruleset import PostureSettings, compile_ruleset

@@ -52,6 +52,43 @@ def test_bcc_is_imported_in_the_kernel_room_only() -> None:
             assert path.parent.name == "kernel", path
 
 
+def imports_of(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of ours that a file imports anywhere in it, for types only too: an arrow that a reader follows."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                found.add(inside if inside in modules else node.module)
+    return found & modules.keys()
+
+
+def test_no_two_files_import_each_other() -> None:
+    """No circle of any length, wherever in the files the imports stand."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES
+    }
+    left = {name: imports_of(path, modules) for name, path in modules.items()}
+    # What imports nothing that is left goes, until nothing goes: what stays is on a circle or above one.
+    while free := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in free}
+    # The same from above: what nothing that is left imports.
+    while tops := left.keys() - set().union(*left.values()):
+        left = {name: imported for name, imported in left.items() if name not in tops}
+    assert not left, {name: sorted(imported & left.keys()) for name, imported in left.items()}
+
+
+def test_a_class_name_is_taken_once() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_hot_files_have_a_benchmark_and_no_await() -> None:
     benchmarks = "\n".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
     hot = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hauberk.policy_files import files
 from hauberk.verbs import policy
-from hauberk.verbs.apply import files
 from schemas.behaviour import Behaviour
 from schemas.errors import SettingsError
 from schemas.identity import Identity, Kind

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from policy.match.regexes import BadExpression, Regex, glob
 from policy.parse import parse
 from policy.rules.normalise import normalise
-from policy.rules.select import UNTRACKED, container_names, effective_mode, predicate
+from policy.rules.select import UNTRACKED, effective_mode, predicate
+from policy.text.name_lists import container_names
 from schemas.identity import Identity, Kind
 from schemas.rules import Expression as Condition
 from schemas.rules import Operator as Op

@@ -23,12 +23,11 @@ from bus.memory import MemoryBus, MemorySettings
 from schemas.identity import Identity, Kind
 from schemas.links import asked
 from schemas.topics import POLICIES
-from sensors import links
-from sensors.containers import cgroups
+from sensors.containers import cgroups, symlinks
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.docker import DockerSettings
-from sensors.inventory import Inventory, InventorySettings
-from sensors.links import named
+from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.symlinks import named
 
 
 def policy(name: str, *paths: str) -> Record:
@@ -38,8 +37,8 @@ def policy(name: str, *paths: str) -> Record:
 
 
 @asynccontextmanager
-async def running(bus: MemoryBus, **settings: Any) -> AsyncIterator[Inventory]:
-    inventory = Inventory(bus, InventorySettings(node="n1", answer_seconds=60.0, **settings))
+async def running(bus: MemoryBus, **settings: Any) -> AsyncIterator[NodeInventory]:
+    inventory = NodeInventory(bus, NodeInventorySettings(node="n1", answer_seconds=60.0, **settings))
     task = asyncio.create_task(inventory.run())
     try:
         async with asyncio.timeout(60):
@@ -110,7 +109,7 @@ async def test_a_container_has_its_links_with_its_first_words(
     dockerd: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # First words wait for the lookup, however slow the machine is.
-    monkeypatch.setattr(links, "WITHIN", 30.0)
+    monkeypatch.setattr(symlinks, "WITHIN", 30.0)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh", "/bin/busybox", "/opt/none")])
     async with running(bus, runtimes=(DockerSettings(socket=dockerd.socket, timeout_seconds=60.0),)) as inventory:
@@ -170,14 +169,14 @@ async def test_a_declared_workload_is_looked_at_in_its_own_root(jail: str, until
 
 @pytest.mark.kernel
 async def test_a_root_that_was_late_is_looked_at_again(jail: str, until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "WITHIN", 0.0)
-    monkeypatch.setattr(links, "LATE_AGAIN", 0.01)
+    monkeypatch.setattr(symlinks, "WITHIN", 0.0)
+    monkeypatch.setattr(symlinks, "LATE_AGAIN", 0.01)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh")])
     async with running(bus, runtimes=(), workloads=(WorkloadSettings(name="web", cgroup=jail),)) as inventory:
         await until(lambda: inventory._links.late > 1)
         assert all(one.links == {} for one in inventory.identities)
-        monkeypatch.setattr(links, "WITHIN", 30.0)
+        monkeypatch.setattr(symlinks, "WITHIN", 30.0)
         expected = {"/bin/sh": "/usr/bin/dash", "/bin/": "/usr/bin/"}
         await until(lambda: any(one.container_name == "web" and one.links == expected for one in inventory.identities))
 
@@ -192,17 +191,17 @@ async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest
             over.wait(90)
         return dict.fromkeys(keys, "/real"), True
 
-    monkeypatch.setattr(links, "_look", look)
-    monkeypatch.setattr(links, "WITHIN", 0.05)
+    monkeypatch.setattr(symlinks, "_look", look)
+    monkeypatch.setattr(symlinks, "WITHIN", 0.05)
     bus = MemoryBus(MemorySettings())
     await bus.publish(POLICIES, [policy("a", "/bin/sh")])
-    made = links.Links(bus)
+    made = symlinks.Symlinks(bus)
     await made.load()
     try:
         while 7 not in asked_for:  # a busy machine may not have begun in time
             assert await made.of("hangs", 7) == {}
         assert await made.of("hangs", 7) == {}
-        monkeypatch.setattr(links, "WITHIN", 30.0)
+        monkeypatch.setattr(symlinks, "WITHIN", 30.0)
         assert set((await made.of("fine", 8)).values()) == {"/real"}
         assert asked_for == [7, 8]
         # The end of the process waits for none that is left.

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of enforcement on a node. Neighbours: `agent`, `swap`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from schemas.backends import DEFAULTS, Implemented
+
+
+class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Enforcement on this node."""
+
+    backends: Annotated[
+        tuple[Implemented, ...],
+        msgspec.Meta(description="Backends to use, as far as this kernel offers them; none: only tell.", examples=[[]]),
+    ] = DEFAULTS
+    state_dir: Annotated[
+        str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])
+    ] = ""
+    grace_seconds: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=315_360_000, description="Seconds an old rule table outlives its switch.", examples=[0.5]
+        ),
+    ] = 0.2
+    unresolved: Annotated[
+        Literal["stop", "pass"],
+        msgspec.Meta(
+            description="What the `signal` backend does with an exec or open whose path the kernel cannot resolve (thousands of directories deep, or closed by another thread meanwhile), where the scope has rules that stop something.",
+            examples=["pass"],
+        ),
+    ] = "stop"
+    io_uring: Annotated[
+        Literal["pass", "stop"],
+        msgspec.Meta(
+            description="What the `signal` backend does with io_uring_setup in a scope that it holds: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
+            examples=["stop"],
+        ),
+    ] = "pass"

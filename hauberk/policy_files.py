@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy files that a person names: found, read and parsed, with every diagnostic on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hauberk import inputs
+from schemas.errors import SettingsError
+
+
+def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
+    """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`."""
+    for name in given:
+        if name == "-":
+            yield "<stdin>", inputs.read(name, "policies", inputs.POLICIES)
+            continue
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(
+                file
+                for file in (path.rglob("*") if recursive else path.glob("*"))
+                if file.suffix in (".yaml", ".yml", ".json") and not file.stem.endswith(".tests")
+            )
+            if not found:
+                raise SettingsError(f"expected policies (.yaml, .yml, .json) in `{name}`, found none")
+        else:
+            found = [path]
+        for file in found:
+            yield str(file), inputs.read(str(file), "a policy file", inputs.POLICIES)
+
+
+def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:
+    """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error."""
+    from policy.parse import parse
+    from policy.text.diagnostics import render
+    from schemas.errors import PolicyError
+
+    documents: list[Any] = []
+    found: list[object] = []
+    errors = warnings = 0
+    for origin, data in files(given, recursive):
+        parsed = parse(data, origin, strict=strict)
+        documents += parsed.policies
+        found += parsed.diagnostics
+        for diagnostic in parsed.diagnostics:
+            errors += diagnostic.level == "error"
+            warnings += diagnostic.level == "warning"
+            if diagnostic.level == "error" or not quiet:
+                print(render(diagnostic, parsed.text), file=sys.stderr)
+    if errors:
+        raise PolicyError(
+            f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}; nothing was applied",
+            tuple(found),
+        )
+    if not documents:
+        raise SettingsError(f"expected at least one policy in {', '.join(given)}, found none")
+    return documents
