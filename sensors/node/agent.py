@@ -18,6 +18,7 @@ from typing import Annotated
 
 import msgspec
 
+from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
@@ -51,13 +52,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     urgent: Annotated[
         float, msgspec.Meta(description="Fill of the ring from which nothing waits, 0..1.", examples=[0.25], gt=0, le=1)
     ] = 0.25
-    retry: Annotated[
-        float,
-        msgspec.Meta(
-            description="Seconds before a refused publish is tried again.", examples=[0.05], gt=0, le=315_360_000
-        ),
-    ] = 0.05
-    grace: Annotated[
+    retry: Annotated[Backoff, msgspec.Meta(description="Back-off when the bus is away.", examples=[{}])] = Backoff(
+        first_seconds=0.05, max_seconds=1.0
+    )
+    drain_seconds: Annotated[
         float,
         msgspec.Meta(
             description="Seconds to go on trying after a stop was asked for.", examples=[5.0], ge=0, le=315_360_000
@@ -119,7 +117,7 @@ class Agent:
         self._stopped_at = 0.0
 
     def stop(self) -> None:
-        """Ask `run` to drain what there is and return. A bus that is still away after `grace` ends it with its error."""
+        """Ask `run` to drain what there is and return. A bus that is still away after `drain_seconds` ends it with its error."""
         self._stopped_at = time.monotonic()
         self._stopping = True
         if self._waiter is not None:
@@ -206,7 +204,7 @@ class Agent:
         self.source.release()
 
     def _late(self) -> bool:
-        return self._stopping and time.monotonic() - self._stopped_at > self._settings.grace
+        return self._stopping and time.monotonic() - self._stopped_at > self._settings.drain_seconds
 
     async def _deliver(self, batch: Batch) -> None:
         if batch.inventory:
@@ -233,7 +231,7 @@ class Agent:
             self._published(batch)
 
     async def _publish(self, topic: Topic, records: list[Record]) -> None:
-        delay = self._settings.retry
+        attempt = 0
         while True:
             try:
                 await self._bus.publish(topic, records)
@@ -245,11 +243,13 @@ class Agent:
                 if self.stats.retries == 1:
                     log.warning("frames wait in the ring: %s", error)
                 self._backing_off = True
-                await self._wait(error.retry_after or delay)
+                # No jitter: a node has one agent, and nodes lose the bus at different frames.
+                delay = self._settings.retry.delay(attempt, asked=error.retry_after)
+                attempt += 1
+                await self._wait(delay)
                 self._backing_off = False
                 if self._stopping:
-                    await asyncio.sleep(delay)
-                delay = min(delay * 2, 1.0)
+                    await asyncio.sleep(self._settings.retry.first_seconds)
             except HauberkError as error:
                 if len(records) == 1:
                     self.stats.refused += 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from waiting import until
 
+from bus.backoff import Backoff
 from bus.memory import MemoryBus
 from schemas import frame as words
 from schemas.errors import Backpressure, Refused
@@ -115,7 +116,7 @@ async def test_a_full_bus_leaves_data_in_the_ring(stand_in: Any) -> None:
     source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
     stand_in.behaviour(5)
     stand_in.happen(5)
-    agent = Agent(source, bus, AgentSettings(retry=0.001))
+    agent = Agent(source, bus, AgentSettings(retry=Backoff(first_seconds=0.001)))
     task = asyncio.create_task(agent.run())
     await until(lambda: agent.stats.retries > 3)
     for _ in range(9):
