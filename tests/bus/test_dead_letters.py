@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from bus.attempts import Attempts
@@ -79,3 +82,9 @@ async def test_what_dead_does_not_take_whole_is_cut_and_what_it_does_not_take_at
     await dead.write(letters[:1])
     assert (dead.written, dead.lost) == (2, 1)
     assert "a record is lost, `dead` refused it" in caplog.text
+
+
+def test_the_page_lists_every_header() -> None:
+    page = (Path(__file__).parents[2] / "docs/bus.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `dead.")]
+    assert tuple(name for row in rows for name in re.findall(r"`([a-z.]+)`", row)) == HEADERS
