@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from hauberk.client import parser as verb_parser
@@ -43,12 +43,17 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix[:-1], value
 
 
-def reference(kind: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> Iterator[tuple[str, str, str, str]]:
-    """(path, type, default, meaning) of every key of a settings struct, tagged unions spelled out."""
+def reference(
+    kind: Any, prefix: str = "", seen: tuple[Any, ...] = (), without: Collection[str] = ()
+) -> Iterator[tuple[str, str, str, str]]:
+    """(path, type, default, meaning) of every key of a settings struct that is not in `without`. Of a tagged union the keys that
+    all its structs have from one base stand once, then each struct's own."""
     import msgspec
     from msgspec import inspect
 
     for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        if field.name in without:
+            continue
         path = f"{prefix}{field.encode_name}"
         schema: dict[str, Any] = {}
         inner: Any = field.type
@@ -63,17 +68,29 @@ def reference(kind: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> Iterat
             structs = [option for option in inner.item_type.types if isinstance(option, inspect.StructType)]
         array = "[]" if isinstance(inner, inspect.ListType | inspect.VarTupleType) else ""
         if structs:
+            base = _base([struct.cls for struct in structs])
+            if base is not None:
+                yield from reference(base, f"{path}{array}.", (*seen, base))
             for struct in structs:
                 tag = f"<{struct.tag}>" if struct.tag is not None else ""
                 yield f"{path}{array}{tag}", "table", "", (struct.cls.__doc__ or "").split("\n")[0]
                 if struct.cls not in seen:
-                    yield from reference(struct.cls, f"{path}{array}{tag}.", (*seen, struct.cls))
+                    shared = base.__struct_fields__ if base is not None else ()
+                    yield from reference(struct.cls, f"{path}{array}{tag}.", (*seen, struct.cls), shared)
             continue
         default = field.default
         if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
             default = field.default_factory()
         shown = "required" if field.required else msgspec.json.encode(default).decode()
         yield path, type(inner).__name__.removesuffix("Type").lower(), shown, schema.get("description", "")
+
+
+def _base(structs: Sequence[Any]) -> Any:
+    """The struct that several structs extend, or None."""
+    import msgspec
+
+    above = [one for one in structs[0].__mro__[1:] if issubclass(one, msgspec.Struct) and one.__struct_fields__]
+    return next((one for one in above if len(structs) > 1 and all(issubclass(each, one) for each in structs)), None)
 
 
 def main(argv: Sequence[str]) -> int:
