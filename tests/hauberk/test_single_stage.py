@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kernel.maps import Map
+from schemas.kernel import Config
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("live")]
 
@@ -186,6 +190,30 @@ def test_a_name_that_is_asked_for_is_told(parts: Any, eventually: Callable[..., 
         ("Network", "API.Example.test", "Audit", "parts")
     ]
     assert found[0]["Data"] == "kfunc=UDP_SENDSKB domain=API.Example.test daddr=127.0.0.1"
+
+
+def spared(parts: Any) -> int:
+    """How many times the kernel's budget of new names is halved."""
+    with Map.open(f"{parts.pins}/maps/config") as config:
+        return config.sum_u64(struct.pack("=I", Config.SPARED))
+
+
+def test_a_node_names_less_while_its_processor_is_behind(parts: Any, eventually: Callable[..., Any]) -> None:
+    def reported() -> bool:
+        # Each look makes a frame of its own: a processor says how far it is while it reads.
+        parts.workload.touch(["read"])
+        tail = parts("topic", "tail", "progress", "--from", "earliest", "--until-quiet", "0.2")
+        return '"number"' in tail.stdout
+
+    processor = parts.started["processor"].process
+    eventually(reported)
+    processor.send_signal(signal.SIGSTOP)
+    try:
+        parts.workload.touch(["unread"])
+        eventually(lambda: spared(parts) > 0, 25)
+    finally:
+        processor.send_signal(signal.SIGCONT)
+    eventually(lambda: spared(parts) == 0)
 
 
 def test_a_killed_node_keeps_enforcing_and_loses_nothing(parts: Any, listener: int, eventually: Callable[..., Any]) -> None:  # fmt: skip
