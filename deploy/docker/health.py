@@ -16,7 +16,8 @@ import urllib.error
 import urllib.request
 from typing import Final
 
-STAGES: Final = ("node", "processor", "enforcer", "planner", "sink")
+STAGES: Final = ("node", "processor", "planner", "sink", "enforcer")
+"""`enforcer`: the planner in a compose file of the version before."""
 SECONDS: Final = 10.0
 """Longest wait for an answer; the engine gives the whole check 15."""
 

@@ -22,7 +22,7 @@ from sinks.formats.exposition import metric_name
 ON = {"HAUBERK__METRICS__ENABLED": "true", "HAUBERK__METRICS__PORT": "0"}
 SHOWN = {
     "processor": {"bus", "listener", "processor", "pump", "stage"},
-    "enforcer": {"bus", "listener", "planner", "stage"},
+    "planner": {"bus", "listener", "planner", "stage"},
     "sink": {"bus", "listener", "sink", "stage"},
     "node": {"applier", "bus", "listener", "rings", "sensor", "stage"},
 }
@@ -55,15 +55,15 @@ def shown(text: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("role", ["processor", "enforcer", "sink"])
-def test_a_role_serves_what_it_counts_and_whether_it_is_ready(hauberk: Any, wait_for: Any, role: str) -> None:
+@pytest.mark.parametrize("role", ["processor", "planner", "sink"])
+def test_a_role_serves_what_it_counts_and_whether_it_is_ready(hauberk: Any, eventually: Any, role: str) -> None:
     hauberk.sinks = [{"type": "file", "path": f"{hauberk.state}/alerts.jsonl"}]
     running = hauberk.start(role, **ON)
     running.ready()
     url = served(running)
     assert url.startswith("http://127.0.0.1:")
     assert ask(f"{url}/healthz") == (200, '{"live":true}\n')
-    wait_for(lambda: ask(f"{url}/readyz")[0] == 200)
+    eventually(lambda: ask(f"{url}/readyz")[0] == 200)
     assert shown(ask(f"{url}/metrics")[1]) == SHOWN[role]
     assert running.end() == 0
 
@@ -83,7 +83,7 @@ def test_a_replay_serves_too(hauberk: Any) -> None:
 def test_a_port_in_use_ends_the_role_with_the_setting(hauberk: Any) -> None:
     first = hauberk.start("processor", **ON)
     port = served(first).rpartition(":")[2]
-    done = hauberk("enforcer", HAUBERK__METRICS__ENABLED="true", HAUBERK__METRICS__PORT=port)
+    done = hauberk("planner", HAUBERK__METRICS__ENABLED="true", HAUBERK__METRICS__PORT=port)
     assert done.returncode == 2, done.stderr
     assert "it is in use; set `metrics.port`" in done.stderr
     first.end()
@@ -138,7 +138,7 @@ def test_each_check_names_what_is_not_ready() -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("live")
-def test_the_node_serves_too(hauberk: Any, wait_for: Any, tmp_path: Path) -> None:
+def test_the_node_serves_too(hauberk: Any, eventually: Any, tmp_path: Path) -> None:
     from kernel.loading import unload
 
     hauberk.pins += "-health"
@@ -146,7 +146,7 @@ def test_the_node_serves_too(hauberk: Any, wait_for: Any, tmp_path: Path) -> Non
     try:
         running.ready()
         url = served(running)
-        wait_for(lambda: ask(f"{url}/readyz")[0] == 200)
+        eventually(lambda: ask(f"{url}/readyz")[0] == 200)
         _, text = ask(f"{url}/metrics")
         assert shown(text) == SHOWN["node"]
         status, body = ask(f"{url}/readyz")
