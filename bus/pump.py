@@ -8,7 +8,7 @@
 
 A handler may keep what it was given: an offset is committed only once its handler says that everything up to it is done, or
 it lies on `dead`. A handler never sleeps, retries or counts tries: that is done here, once. The end is one idea: read to a
-mark, settle, stop. Neighbours: `contract`; `attempts`; `dead_letters`; every stage and every sink has one pump per group.
+mark, settle, stop. Neighbours: `handler`; `contract`; `attempts`; `dead_letters`; every stage and every sink has one pump per group.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -26,6 +26,7 @@ from bus.attempts import Attempts, AttemptStats, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Delivery, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
+from bus.handler import Handler
 from bus.interruptible import take_or
 from schemas.errors import HauberkError, Temporary
 from schemas.stats import Gauge
@@ -94,40 +95,6 @@ class PumpStats(AttemptStats):
     commits: int = 0
     committed: int = 0
     lag: Gauge = 0
-
-
-class Handler(Protocol):
-    """What a stage does with what its pump takes. All methods are called from one task, never in parallel."""
-
-    async def handle(self, batch: list[Delivery]) -> None:
-        """Take in `batch`, in order; it may be kept until it is `committable`.
-
-        `Temporary`: the same batch again, later; `Permanent`: halves of it, until the bad record is alone and buried. So
-        what of a batch was taken in before the error comes again; cancelling leaves it uncommitted.
-        """
-        ...
-
-    async def tick(self, idle: bool) -> None:
-        """Look at what waits: after each batch, after `wait` seconds without a record (`idle`), after `Pump.wake`. `Temporary`:
-        again, later. No record is to blame for anything else: the stage fails by it."""
-        ...
-
-    def wait(self) -> float:
-        """Seconds until `tick` is due."""
-        ...
-
-    def committable(self) -> Sequence[Delivery]:
-        """Deliveries that are done since the last call: everything up to and including them, per partition. Forgotten here;
-        the pump remembers them until they are committed."""
-        ...
-
-    async def settle(self) -> None:
-        """Nothing more comes: finish what is in hand, as far as it can be. What is not committable then comes again."""
-        ...
-
-    def released(self, partitions: Collection[Partition]) -> None:
-        """Other members have `partitions` now: forget what is in hand of them. Never raises."""
-        ...
 
 
 class Pump:

@@ -196,16 +196,16 @@ class Inventories:
     async def _run(self, engine: NodeInventory, stop: asyncio.Event) -> None:
         self._raised = raised = asyncio.get_running_loop().create_future()
         working = asyncio.ensure_future(engine.run())
-        told = asyncio.ensure_future(stop.wait())
+        asked = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({working, told, raised}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, asked, raised}, return_when=asyncio.FIRST_COMPLETED)
             for one in (raised, working):
                 if one.done():
                     one.result()
         finally:
-            for one in (working, told, raised):
+            for one in (working, asked, raised):
                 one.cancel()
-            await asyncio.gather(working, told, raised, return_exceptions=True)
+            await asyncio.gather(working, asked, raised, return_exceptions=True)
 
 
 def planner(bus: Bus, configuration: Configuration) -> StagePart[PlannerEngine]:

@@ -80,7 +80,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 class Processor:
     """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
-    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. The handler of its pump: see `bus.pump.Handler`."""
+    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. The handler of its pump: see `bus.handler`."""
 
     def __init__(
         self,

@@ -435,8 +435,8 @@ async def test_what_was_lost_without_notice_is_forgotten_before_it_comes_again(s
     assert pump.stats.disowned == 0
 
 
-async def test_a_stage_in_back_off_keeps_its_place(shared, until):
-    bus = await shared.open()
+async def test_a_stage_in_back_off_keeps_its_place(world, until):
+    bus = await world.open()
     asked = []
 
     async def away(batch):
