@@ -95,7 +95,7 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
         finally:
             await bus.close()
         if bus.damaged():
-            raise DecodeError(told_damage(bus))
+            raise DecodeError(damage_text(bus))
         return answer
 
     return asyncio.run(run())
@@ -115,7 +115,7 @@ def readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T
     return found
 
 
-def told_damage(bus: Bus) -> str:
+def damage_text(bus: Bus) -> str:
     """One sentence about them."""
     count = bus.damaged()
     return (

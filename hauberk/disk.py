@@ -19,7 +19,7 @@ _QUIET: Final = 60.0
 """Seconds between two alerts: a disk stays full for hours."""
 
 
-async def tell(bus: Bus, look: float = _LOOK, quiet: float = _QUIET) -> None:
+async def report(bus: Bus, look: float = _LOOK, quiet: float = _QUIET) -> None:
     """Until cancelled. A bus without a disk has nothing to tell."""
     from processors.notices import notice
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bus.registry import open_bus
 from hauberk import disk, health, service, stages, supervision
-from hauberk.client import told_damage
+from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.page import listening, open_page
@@ -44,8 +44,8 @@ async def _part(
     stop = asyncio.Event()
     with service.listening(stop) as hurry:
         bus = await open_bus(settings.bus)
-        kept = supervision.Supervision(supervision.teller(bus, node_name(settings.sensor)))
-        telling = asyncio.create_task(disk.tell(bus))
+        kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
+        telling = asyncio.create_task(disk.report(bus))
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
@@ -64,7 +64,7 @@ async def _part(
             telling.cancel()
             await bus.close()
             if bus.damaged():
-                service.say(told_damage(bus))
+                service.say(damage_text(bus))
     service.say("ended", name)
     return supervision.exit_code(kept)
 

@@ -98,7 +98,9 @@ class Supervision:
             stats.failures += 1
             stats.last = _why(running)
             again = None if end.is_set() else RESTART.delay(in_a_row)
-            self._told(Failure(stage=name, why=stats.last, number=stats.failures, pause=again, unix_ns=time.time_ns()))
+            self._report(
+                Failure(stage=name, why=stats.last, number=stats.failures, pause=again, unix_ns=time.time_ns())
+            )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(again or 0):
                     await end.wait()
@@ -106,7 +108,7 @@ class Supervision:
                 return
             in_a_row += 1
 
-    def _told(self, failure: Failure) -> None:
+    def _report(self, failure: Failure) -> None:
         again = "" if failure.pause is None else f"; it is started again in {failure.pause:g} s, the others go on"
         say(f"stage `{failure.stage}` failed ({failure.number}): {failure.why}{again}")
         notify(f"STATUS=stage {failure.stage} failed: {failure.why}")
@@ -139,7 +141,7 @@ def _why(ended: asyncio.Task[None]) -> str:
     return f"{type(error).__name__}: {error}; this is a bug in Hauberk, please report it with the lines above"
 
 
-def teller(bus: Bus, node: str) -> Callable[[Failure], Awaitable[None]]:
+def reporter(bus: Bus, node: str) -> Callable[[Failure], Awaitable[None]]:
     """Publishes a failure as an alert of `node`."""
     from schemas.topics import ALERTS
 

@@ -21,7 +21,7 @@ from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
 from hauberk import disk, health, service, stages, supervision
-from hauberk.client import told_damage
+from hauberk.client import damage_text
 from hauberk.configuration import configuration
 from hauberk.lock import sole
 from hauberk.metrics import Exposure, expose, of_bus
@@ -152,7 +152,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
         )
         bus = await open_bus(settings.bus)
         watch = asyncio.create_task(_watch(bus))
-        telling = asyncio.create_task(disk.tell(bus))
+        telling = asyncio.create_task(disk.report(bus))
         try:
             return await _run(bus, settings, state, given, documents, over, hurry)
         finally:
@@ -160,7 +160,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
             telling.cancel()
             await bus.close()
             if bus.damaged():
-                service.say(told_damage(bus))
+                service.say(damage_text(bus))
 
 
 async def _run(
@@ -169,7 +169,7 @@ async def _run(
 ) -> int:  # fmt: skip
     from hauberk.verbs.apply import publish
 
-    kept = None if given.replay else supervision.Supervision(supervision.teller(bus, _node(settings)))
+    kept = None if given.replay else supervision.Supervision(supervision.reporter(bus, _node(settings)))
     # Before the programs are loaded: what a sink lacks should not cost seconds.
     telling = stages.sinks(bus, settings, kept)
     sinks = telling.engine
@@ -241,7 +241,7 @@ async def _watch(bus: Bus) -> None:
     """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
     while not bus.damaged():  # noqa: ASYNC110 - counted in another thread
         await asyncio.sleep(1.0)
-    service.say(told_damage(bus))
+    service.say(damage_text(bus))
 
 
 def how(loaded: LoadedPrograms, took: float) -> str:

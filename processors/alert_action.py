@@ -22,9 +22,9 @@ DENY: Final = "Deny"
 
 
 class AlertAction(msgspec.Struct, frozen=True, gc=False):
-    """`told`: an alert is due. `action`: its `Action`. `status`: Allow, Audit or Deny for summaries."""
+    """`due`: an alert has to be published. `action`: its `Action`. `status`: Allow, Audit or Deny for summaries."""
 
-    told: bool
+    due: bool
     action: str
     status: str
 

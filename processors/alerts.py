@@ -48,12 +48,12 @@ HOST_POLICY: Final = "KubeArmorHostPolicy"
 
 
 class Alerts:
-    """Renders and throttles. `told`: alerts by `Action`, since start."""
+    """Renders and throttles. `by_action`: alerts by `Action`, since start."""
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
         self._kept: dict[tuple[int, int, int, str, str], tuple[JudgedBehaviour, Identity, Judged | None]] = {}
-        self.told: dict[str, int] = {}
+        self.by_action: dict[str, int] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
         """Alert records of one frame, in ring order, then those of folded rows."""
@@ -79,7 +79,7 @@ class Alerts:
 
     def row(self, tally: Tally, entry: JudgedBehaviour, row: rows.Row, count: int = 1) -> Iterator[Record]:
         """Alert records of one row: of the verdict, and of shadow verdicts beside it."""
-        if entry.outcome.told:
+        if entry.outcome.due:
             yield from self._admit(tally, entry, entry.verdict, row, count, entry.outcome.action, "")
         for shadow in entry.shadows:
             yield from self._admit(tally, entry, shadow, row, count, _shadow_action(shadow), "shadow")
@@ -87,7 +87,7 @@ class Alerts:
     def _flood(self, tally: Tally, entry: JudgedBehaviour, ident: int) -> Iterator[tuple[int, Record]]:
         """Rows of an id one after the other until every bucket is silent past the frame's end; the rest is counted."""
         left, end = tally.counts[ident], max(tally.times[-1], tally.times[0])
-        verdicts = [(entry.verdict, entry.outcome.action)] if entry.outcome.told else []
+        verdicts = [(entry.verdict, entry.outcome.action)] if entry.outcome.due else []
         verdicts += [(shadow, _shadow_action(shadow)) for shadow in entry.shadows]
         buckets = [self._bucket(tally.header, entry, *verdict) for verdict in verdicts]
         resource = _resource(entry)
@@ -144,7 +144,7 @@ class Alerts:
             HashAlgo="",
             Rule=rule.position if rule else "",
             Mode=mode,
-            Suppressed=self._throttle.told(bucket),
+            Suppressed=self._throttle.take_suppressed(bucket),
             KubeArmorVersion=VERSION,
             UserName=entry.user,
             Links=_links(entry) or None,
@@ -152,7 +152,7 @@ class Alerts:
             **fields,
         )
         alert.Judged = self._unsaid(alert, entry, context)
-        self.told[action] = self.told.get(action, 0) + 1
+        self.by_action[action] = self.by_action.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 
     def _unsaid(self, alert: Alert, entry: JudgedBehaviour, context: ProcessContext) -> Judged | None:
@@ -285,7 +285,7 @@ def _silent_until(bucket: Bucket) -> int:
 def _message(entry: JudgedBehaviour, verdict: Verdict) -> str:
     if entry.raw.access & Access.UNTOLD:
         return "stopped on the node; its container made too many new names at once, so what it was is not told"
-    if verdict.policy is None and entry.outcome.told:
+    if verdict.policy is None and entry.outcome.due:
         if entry.behaviour.syscall_name == "io_uring_setup":
             return "ended by enforcement.io_uring=stop: what goes through a ring is no system call that a rule sees"
         return "stopped on the node by a plan that the present policies do not ask for"

@@ -3,7 +3,7 @@
 
 ::
 
-    taken ─► page (open while parts are parked) ─► whole ─► group of one data second, in order per run ─► told ─► commit
+    taken ─► open (parts are parked) ─► whole ─► group of one data second, in order per run ─► published ─► commit
 
 A group is the unit of a summary record. Offsets are committed only up to a place where no group is cut in two, so a replay
 makes the same groups again. Neighbours: `processors.summaries`, `processors.engine` (its `committable` is `done`).
@@ -39,12 +39,12 @@ class _Taken:
 
 
 class CommitTracker:
-    """`taken` when handed out, `open` when read, `groups` when whole, `told` when published, `done` when committing."""
+    """`taken` when handed out, `open` when read, `groups` when whole, `published` when their counts are, `done` when committing."""
 
     def __init__(self) -> None:
         self._queues: dict[tuple[str, int], deque[_Taken]] = {}
         self._taken: dict[Place, _Taken] = {}
-        self._pages: dict[Place, FrameCounts] = {}
+        self._counts: dict[Place, FrameCounts] = {}
         self._places: dict[FrameCounts, Place] = {}
         self._runs: dict[tuple[str, str, str], deque[FrameCounts]] = {}
         self._group = 0
@@ -52,7 +52,7 @@ class CommitTracker:
     @property
     def open_frames(self) -> int:
         """Frames read and not told in full yet."""
-        return len(self._pages)
+        return len(self._counts)
 
     def taken(self, deliveries: list[Delivery]) -> None:
         """The bus handed these out, in order per partition."""
@@ -66,16 +66,16 @@ class CommitTracker:
         """Whether this delivery was read before: the pump hands a batch out again when publishing failed."""
         place = place_of(delivery)
         item = self._taken.get(place)
-        return place in self._pages or (item is not None and item.group > 0)
+        return place in self._counts or (item is not None and item.group > 0)
 
-    def open(self, delivery: Delivery, page: FrameCounts) -> None:
-        """A frame was read; its counts are in `page`."""
+    def open(self, delivery: Delivery, frame_counts: FrameCounts) -> None:
+        """A frame was read; its counts are in `frame_counts`."""
         place = place_of(delivery)
         self.taken([delivery])
-        self._pages[place] = page
-        self._places[page] = place
-        header = page.header
-        self._runs.setdefault((header.node, header.boot, header.run), deque()).append(page)
+        self._counts[place] = frame_counts
+        self._places[frame_counts] = place
+        header = frame_counts.header
+        self._runs.setdefault((header.node, header.boot, header.run), deque()).append(frame_counts)
 
     def dead(self, delivery: Delivery) -> bool:
         """The pump buries this one: it holds nothing back. Whether that is news: in halves of a batch it comes again."""
@@ -90,10 +90,10 @@ class CommitTracker:
         for run, queue in list(self._runs.items()):
             while queue:
                 group = []
-                for page in queue:
-                    if page.open or page.second != queue[0].second:
+                for frame_counts in queue:
+                    if frame_counts.open or frame_counts.second != queue[0].second:
                         break
-                    group.append(page)
+                    group.append(frame_counts)
                 if not group:
                     break
                 if len(group) == len(queue):
@@ -109,26 +109,26 @@ class CommitTracker:
                 del self._runs[run]
         return found
 
-    def told(self, group: list[FrameCounts]) -> None:
+    def published(self, group: list[FrameCounts]) -> None:
         """The counts of `group` are published."""
         self._group += 1
-        for page in group:
-            # A page of a partition that another member has now is not known here any more.
-            place = self._places.pop(page, None)
+        for frame_counts in group:
+            # A frame of a partition that another member has now is not known here any more.
+            place = self._places.pop(frame_counts, None)
             if place is not None:
-                del self._pages[place]
+                del self._counts[place]
                 self._taken[place].group = self._group
 
     def released(self, partitions: Collection[tuple[str, int]]) -> set[FrameCounts]:
-        """Other members have `partitions` (topic name, number) now: forget their frames. Their pages that were not told."""
+        """Other members have `partitions` (topic name, number) now: forget their frames. Their counts that were not published."""
         for partition in partitions:
             for item in self._queues.pop(partition, ()):
                 del self._taken[place_of(item.delivery)]
-        gone = {page for page, place in self._places.items() if place[:2] in partitions}
-        for page in gone:
-            del self._pages[self._places.pop(page)]
+        gone = {frame_counts for frame_counts, place in self._places.items() if place[:2] in partitions}
+        for frame_counts in gone:
+            del self._counts[self._places.pop(frame_counts)]
         for run, queue in list(self._runs.items()):
-            kept = deque(page for page in queue if page not in gone)
+            kept = deque(frame_counts for frame_counts in queue if frame_counts not in gone)
             if kept:
                 self._runs[run] = kept
             else:

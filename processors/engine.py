@@ -122,7 +122,7 @@ class Processor:
             judged=self.judge.judged,
             hits=self.judge.hits,
             revalidated=self.judge.revalidated,
-            alerts=dict(self.alerts.told),
+            alerts=dict(self.alerts.by_action),
             parked_events=self.parking.total,
             waiting=self.parking.waiting,
             throttled=self.throttle.suppressed,
@@ -237,7 +237,7 @@ class Processor:
         for topic, records in ((ALERTS, box.alerts), (TELEMETRY, box.telemetry), (SUMMARIES, box.summaries)):
             await self._publish(topic, records)
         for group in groups:
-            self.tracker.told(group)
+            self.tracker.published(group)
         del self.pipeline.groups[: len(groups)]
 
     async def _publish(self, topic: Topic, records: list[Record]) -> None:

@@ -65,7 +65,7 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class JudgedBehaviour:
-    """An enriched behaviour and its verdict. `told` is what to judge with, `behaviour` what may be written down."""
+    """An enriched behaviour and its verdict. `raw` is what is judged, `behaviour` what may be written down."""
 
     __slots__ = (
         "behaviour", "identity", "log", "outcome", "plain", "raw", "rows", "scope", "shadows", "stamp", "user", "verdict",
@@ -252,7 +252,7 @@ class FrameJudge:
         for name in ("raw", "behaviour", "identity", "scope", "log", "plain", "stamp", "user"):
             setattr(again, name, getattr(entry, name))
         _settle(again, entry.scope.judge(entry.raw, arguments))
-        again.rows = again.outcome.told or bool(again.shadows)
+        again.rows = again.outcome.due or bool(again.shadows)
         return again
 
     def _scope(self, identity: Identity) -> tuple[CompiledScope, frozenset[Operation]]:
@@ -276,9 +276,9 @@ def _settle(entry: JudgedBehaviour, verdict: Verdict) -> None:
         # Nearly always: nothing to tell.
         entry.outcome, entry.shadows, entry.rows = SILENT, (), False
         return
-    told = entry.outcome = outcome(entry.raw, verdict)
+    action = entry.outcome = outcome(entry.raw, verdict)
     shadows = entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell)
-    entry.rows = told.told or verdict.needs_arguments or bool(shadows)
+    entry.rows = action.due or verdict.needs_arguments or bool(shadows)
 
 
 _CGROUP_KIND: Final = (4).to_bytes(4, "little")

@@ -42,7 +42,7 @@ class Parked(msgspec.Struct, gc=False):
     """Rows of one frame that wait. `frame` holds only them. `behaviours`: of unknown owner; `undefined`: ids."""
 
     frame: Frame
-    page: FrameCounts
+    frame_counts: FrameCounts
     deadline: float
     events: int
     size: int
@@ -61,7 +61,7 @@ class Parking:
         self.bytes = 0
         self.total = 0
 
-    def add(self, tally: Tally, page: FrameCounts, now: float, deadline: float | None = None) -> None:
+    def add(self, tally: Tally, frame_counts: FrameCounts, now: float, deadline: float | None = None) -> None:
         """Hold what `tally` could not resolve. `deadline`: kept when the rows waited before."""
         wanted = {*tally.parked, *tally.undefined}
         folded = b"".join(FOLDED.pack(*row) for ident in wanted for row in tally.folded.get(ident, ()))
@@ -78,7 +78,7 @@ class Parking:
             self.total += events
         part = Parked(
             frame=frame,
-            page=page,
+            frame_counts=frame_counts,
             deadline=deadline,
             events=events,
             size=size,
@@ -86,7 +86,7 @@ class Parking:
             undefined=tuple(tally.undefined),
         )
         insort(self._held, part, key=_deadline)
-        page.open += 1
+        frame_counts.open += 1
         self.waiting += events
         self.bytes += size
 
@@ -103,9 +103,9 @@ class Parking:
         for part in self._held:
             part.deadline = -math.inf
 
-    def discard(self, pages: Collection[FrameCounts]) -> None:
+    def discard(self, frames: Collection[FrameCounts]) -> None:
         """Rows of frames that another member reads now: it tells them."""
-        self._take([part for part in self._held if part.page in pages])
+        self._take([part for part in self._held if part.frame_counts in frames])
 
     def over(self, now: float) -> list[Parked]:
         """What has waited long enough, or must go because the room is full (oldest first), taken out."""
@@ -124,7 +124,7 @@ class Parking:
             gone = {id(part) for part in found}
             self._held = [part for part in self._held if id(part) not in gone]
             for part in found:
-                part.page.open -= 1
+                part.frame_counts.open -= 1
                 self.waiting -= part.events
                 self.bytes -= part.size
         return found

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames to records: the synchronous middle of the stage, a plain function of frames, facts and time.
 
-What is to be published lies in `outbox`, alerts, telemetry and summaries apart; `groups` are the pages that the summaries in
+What is to be published lies in `outbox`, alerts, telemetry and summaries apart; `groups` are the frames whose counts the summaries in
 it (or already out of it) speak of. Must never touch the bus. Neighbours: `processors.engine` (publishes, commits),
 `processors.judge`, `processors.parking`, `processors.commit_tracker`.
 """
@@ -110,10 +110,10 @@ class Pipeline:
         times = tally.times
         at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
         unix = at + header.clock_offset_ns
-        page = FrameCounts(header, unix // _SECOND, self._clock())
+        frame_counts = FrameCounts(header, unix // _SECOND, self._clock())
         if at:
             self._clocks.heard(header, at)
-        self._tell(tally, page)
+        self._tell(tally, frame_counts)
         # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
         self._losses(header, unix if times or tally.folded else 0)
         run = (header.node, header.boot, header.run)
@@ -121,9 +121,9 @@ class Pipeline:
             self._read_from[run] = (delivery.topic.name, delivery.partition)
         self.counts.frames += 1
         self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
-        self._tracker.open(delivery, page)
+        self._tracker.open(delivery, frame_counts)
         if waits:
-            self._parking.add(tally, page, self._clock())
+            self._parking.add(tally, frame_counts, self._clock())
 
     @property
     def numbers(self) -> Mapping[tuple[str, str, str], int]:
@@ -158,13 +158,14 @@ class Pipeline:
             identity = owner or self._inventory.node_identity(header.node)
             self.outbox.alerts.append(self._alerts.lost(header, identity, unix or self._clocks.unix(header), counts))
         for group in self._tracker.groups(now, closing):
-            self._safely(group[0].header, sum(page.events for page in group), lambda: self._count(group))  # noqa: B023
+            events = sum(frame_counts.events for frame_counts in group)
+            self._safely(group[0].header, events, lambda: self._count(group))  # noqa: B023
             self.groups.append(group)
 
     def _count(self, group: list[FrameCounts]) -> None:
         said = [Record(summary.key, summary_words.encode(summary)) for summary in summaries(group)]
         self.outbox.summaries += said
-        self.counts.counted_events += sum(page.events for page in group)
+        self.counts.counted_events += sum(frame_counts.events for frame_counts in group)
 
     def _safely(self, header: FrameHeader, events: int, work: Callable[[], None]) -> None:
         """Do what belongs to one node's frames. They were read, so nothing in them should fail here; if it does, these events
@@ -180,7 +181,7 @@ class Pipeline:
         """Forget what would be published, and count it as told: for benchmarks and dry runs."""
         self.outbox = Outbox()
         for group in self.groups:
-            self._tracker.told(group)
+            self._tracker.published(group)
         self.groups.clear()
         self._tracker.done()
 
@@ -193,29 +194,29 @@ class Pipeline:
             for behaviour in tally.parked.values():
                 self._inventory.give_up(header.node, behaviour)
             tally = self._judge.tally(part.frame)
-        self._tell(tally, part.page)
+        self._tell(tally, part.frame_counts)
         if not give_up and (tally.parked or tally.undefined):
-            self._parking.add(tally, part.page, self._clock(), part.deadline)
+            self._parking.add(tally, part.frame_counts, self._clock(), part.deadline)
         elif tally.undefined:
             missing = sum(tally.count(ident) for ident in tally.undefined)
             self.counts.undefined += missing
-            self._lost.add(header, part.page.second * _SECOND, [("undefined", missing)])
+            self._lost.add(header, part.frame_counts.second * _SECOND, [("undefined", missing)])
 
-    def _tell(self, tally: Tally, page: FrameCounts) -> None:
+    def _tell(self, tally: Tally, frame_counts: FrameCounts) -> None:
         """Alerts, telemetry and counts of what is resolved."""
         said = telemetry(tally) if self._log else None
         apart = {ident for ident, entry in tally.entries.items() if entry.verdict.needs_arguments}
         alerts = list(self._alerts.of(tally))
         if apart:
-            alerts += self._per_occurrence(tally, page, apart)
-        count(page, tally, apart)
+            alerts += self._per_occurrence(tally, frame_counts, apart)
+        count(frame_counts, tally, apart)
         self._unnamed(tally)
         self.outbox.alerts += alerts
         if said is not None:
             self.counts.telemetry_events += said.header.events
             self.outbox.telemetry.append(Record(said.header.node.encode(), telemetry_words.encode(said)))
 
-    def _per_occurrence(self, tally: Tally, page: FrameCounts, apart: set[int]) -> list[Record]:
+    def _per_occurrence(self, tally: Tally, frame_counts: FrameCounts, apart: set[int]) -> list[Record]:
         """Rows whose verdict hangs on the arguments of each."""
         again: dict[tuple[int, tuple[str, ...]], JudgedBehaviour] = {}
         offset = tally.header.clock_offset_ns
@@ -231,13 +232,13 @@ class Pipeline:
                     found = again[key] = self._judge.with_arguments(entry, arguments)
                 entry = found
             records += self._alerts.row(tally, entry, row)
-            page.add(entry, 1, row[3] + offset, row[3] + offset)
+            frame_counts.add(entry, 1, row[3] + offset, row[3] + offset)
         for ident in apart & tally.folded.keys():
             entry = tally.entries[ident]
             for _, many, first, last, sequence, process in tally.folded[ident]:
                 row = (0, 0, ident, first, sequence, process, 0, 0, 0, 0, 0, 0)
                 records += self._alerts.row(tally, entry, row, many)
-                page.add(entry, many, first + offset, last + offset)
+                frame_counts.add(entry, many, first + offset, last + offset)
         return records
 
     def _unnamed(self, tally: Tally) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact counts per workload, minute and behaviour: what the frames of one second added.
 
-A page is one frame's counts. Pages of one agent run are told in order and only when whole, parked rows included, in groups
+`FrameCounts` are one frame's counts. Those of one agent run are published in order and only when whole, parked rows included, in groups
 cut by the data's own seconds: a replay that starts at a committed frame makes the same records, and a store that knows a
 record's frames ignores the repeat. Neighbours: `processors.commit_tracker` (order and groups), `schemas.summary`.
 """
@@ -53,34 +53,34 @@ class FrameCounts:
         self.events += count
 
 
-def count(page: FrameCounts, tally: Tally, apart: set[int]) -> None:
-    """Add every judged event of `tally` to `page`, except ids in `apart` (judged per occurrence, added by the caller)."""
+def count(frame_counts: FrameCounts, tally: Tally, apart: set[int]) -> None:
+    """Add every judged event of `tally` to `frame_counts`, except ids in `apart` (judged per occurrence, added by the caller)."""
     offset, entries = tally.header.clock_offset_ns, tally.entries
     times = tally.times
     if times:
         low, high = sorted((times[0] + offset, times[-1] + offset))
         if (low - _SLACK) // _BUCKET != (high + _SLACK) // _BUCKET:
-            _across(page, tally, apart, offset)
+            _across(frame_counts, tally, apart, offset)
         elif len(times) <= EXACT_ROWS:
             last = dict(zip(tally.ids, times, strict=True))
             first = dict(zip(tally.ids[::-1], times[::-1], strict=True))
             for ident, many in tally.counts.items():
                 if ident in entries and ident not in apart:
                     start, end = sorted((first[ident] + offset, last[ident] + offset))
-                    page.add(entries[ident], many, start, end)
+                    frame_counts.add(entries[ident], many, start, end)
         else:
             for ident, many in tally.counts.items():
                 if ident in entries and ident not in apart:
-                    page.add(entries[ident], many, low, high)
+                    frame_counts.add(entries[ident], many, low, high)
     for ident, found in tally.folded.items():
         entry = entries.get(ident)
         if entry is not None and ident not in apart:
             for _, many, start, end, _, _ in found:
                 # A folded count cannot be split: it belongs to the bucket it began in.
-                page.add(entry, many, start + offset, end + offset)
+                frame_counts.add(entry, many, start + offset, end + offset)
 
 
-def _across(page: FrameCounts, tally: Tally, apart: set[int], offset: int) -> None:
+def _across(frame_counts: FrameCounts, tally: Tally, apart: set[int], offset: int) -> None:
     """A frame that touches two buckets: counted per row."""
     buckets = [(at + offset) // _BUCKET for at in tally.times]
     found = Counter(zip(tally.ids, buckets, strict=True))
@@ -93,7 +93,7 @@ def _across(page: FrameCounts, tally: Tally, apart: set[int], offset: int) -> No
         entry = tally.entries.get(key[0])
         if entry is not None and key[0] not in apart:
             start, end = sorted((first[key] + offset, last[key] + offset))
-            page.add(entry, many, start, end)
+            frame_counts.add(entry, many, start, end)
 
 
 def _merge(cell: Cell, entry: JudgedBehaviour, many: int, first: int, last: int) -> None:
@@ -108,23 +108,23 @@ def _merge(cell: Cell, entry: JudgedBehaviour, many: int, first: int, last: int)
         found[2] = last
 
 
-def summaries(pages: list[FrameCounts]) -> Iterable[Summary]:
-    """One record per workload and bucket for consecutive pages of one run."""
+def summaries(frames: list[FrameCounts]) -> Iterable[Summary]:
+    """One record per workload and bucket for consecutive frames of one run."""
     cells: dict[tuple[str, int], Cell] = {}
     identities: dict[str, Identity] = {}
-    for page in pages:
-        identities |= page.identities
-        for key, cell in page.cells.items():
+    for frame_counts in frames:
+        identities |= frame_counts.identities
+        for key, cell in frame_counts.cells.items():
             into = cells.setdefault(key, {})
             for entry, (many, first, last) in cell.items():
                 _merge(into, entry, many, first, last)
-    header = pages[0].header
+    header = frames[0].header
     for (uid, bucket), cell in cells.items():
         yield Summary(
             node=header.node,
             run=f"{header.boot}/{header.run}",
             first_frame=header.number,
-            last_frame=pages[-1].header.number,
+            last_frame=frames[-1].header.number,
             bucket=bucket * BUCKET_SECONDS,
             identity=identities[uid],
             entries=tuple(_entry(entry, *numbers) for entry, numbers in cell.items()),

@@ -159,7 +159,7 @@ class Throttle:
         bucket.suppressed += events
         self.suppressed += events
 
-    def told(self, bucket: Bucket) -> int:
+    def take_suppressed(self, bucket: Bucket) -> int:
         """What was silenced before the alert now told; the count starts anew. 0 in a silence: its end tells all of it."""
         if bucket.silent_until:
             return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protobuf wire form, without generated code: fields by number. Only `cri` reads it.
+"""The protobuf wire form, without generated code: fields by number. Runtimes (CRI) are read with it.
 
 Pure. Unknown fields are kept and ignored, as protobuf asks. Field numbers come from the CRI's `api.proto`.
 """

@@ -22,7 +22,7 @@ WITHIN: Final = 0.25
 
 
 class Inner:
-    """`find(uid)` the identity known, `put` one that has grown. `told`: a sentence for each workload that makes too many."""
+    """`find(uid)` the identity known, `put` one that has grown. `warnings`: a sentence for each workload that makes too many."""
 
     def __init__(self, find: Callable[[str], Identity | None], put: Callable[[Identity], None]) -> None:
         self._find, self._put = find, put
@@ -31,7 +31,7 @@ class Inner:
         self._many: dict[str, str] = {}
 
     @property
-    def told(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Of workloads that made more than are listed."""
         return list(self._many.values())
 

@@ -118,7 +118,7 @@ class NodeInventory:
     @property
     def status(self) -> list[str]:
         """One sentence for each runtime that is there and cannot be read."""
-        return [runtime.status for runtime in self._runtimes if runtime.status] + self._inner.told
+        return [runtime.status for runtime in self._runtimes if runtime.status] + self._inner.warnings
 
     def on_cgroup(self, id_: int, path: str | None, gone: bool) -> None:
         """The kernel made or removed a cgroup. `path`: in the cgroup2 hierarchy, None when the kernel did not say.
@@ -138,7 +138,7 @@ class NodeInventory:
     async def run(self) -> None:
         """Publish who is here, then every change, until cancelled."""
         await self._links.load()
-        before = await node_identity.told(self._bus, self.node)
+        before = await node_identity.read_back(self._bus, self.node)
         self._put(self._node_identity())
         early, self._early = self._early or (), None
         for told in early:

@@ -59,7 +59,7 @@ def described(found: Found, cgroup_ids: tuple[int, ...], own: str, namespace: st
     )  # fmt: skip
 
 
-async def told(bus: Bus, node: str) -> list[Identity]:
+async def read_back(bus: Bus, node: str) -> list[Identity]:
     """What the bus still says of `node`: who was here when the inventory ran last. What cannot be read is passed over."""
     found = []
     for key, record in (await bus.latest(INVENTORY)).items():

@@ -23,11 +23,11 @@ By = tuple[tuple[int, int, int], ...]
 
 
 class KernelLosses:
-    """`read`, then `take` into a frame's header, then `told` when that frame is safe. `total`: since this agent began."""
+    """`read`, then `take` into a frame's header, then `published` when that frame is on the bus. `total`: since this agent began."""
 
     def __init__(self, pins: Pins) -> None:
         self.total = [0] * len(Loss)
-        self._counters, self._map, self._budgets = pins.losses, pins.told, pins.budgets
+        self._counters, self._map, self._budgets = pins.losses, pins.reported, pins.budgets
         # What containers lost before this agent is told as the node's: nobody knows which part of it was told.
         self._own = self._by_cgroup()
         self._untold_by: dict[tuple[int, Loss], int] = {}
@@ -72,8 +72,8 @@ class KernelLosses:
                     self._untold_by[cgroup, loss] -= many
         return taken, tuple(by)
 
-    def told(self) -> None:
-        """What was taken is safe."""
+    def published(self) -> None:
+        """What was taken is on the bus."""
         if not self.waiting and self._read != self._written:
             self._map.put(_U32(0), TOLD.pack(self._load, *self._read, *[0] * (15 - len(Loss))))
             self._written = list(self._read)

@@ -53,7 +53,7 @@ class Pins:
             self.processes = stack.enter_context(Map.open(f"{maps}/processes"))
             self.budgets = stack.enter_context(Map.open(f"{maps}/budgets"))
             self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
-            self.told = stack.enter_context(_open_told(f"{maps}/told"))
+            self.reported = stack.enter_context(_open_reported(f"{maps}/told"))
             self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
             # Edge-triggered: a ring counts as readable as long as anything lies in it, and only a call is of interest.
             self.calls = select.epoll()
@@ -139,7 +139,7 @@ def _lock(pin_dir: str) -> int:
     return fd
 
 
-def _open_told(path: str) -> Map:
+def _open_reported(path: str) -> Map:
     if os.path.exists(path):
         return Map.open(path)
     fd = bpf.map_create(_ARRAY, 4, TOLD.size, 1, name="told")

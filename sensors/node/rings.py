@@ -198,7 +198,7 @@ class RingSource:
         """Give the drained space back to the kernel and remember which losses were told."""
         # Parked rows are in nobody's hands yet: their space, and all after it, stays.
         self._occurrences.release(self._parked_from if self._parking.rows else None)
-        self._losses.told()
+        self._losses.published()
 
     def finish(self) -> Batch:
         """The last drain: also what was waiting for definitions goes out."""

@@ -95,7 +95,7 @@ def open_writer(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA temp_store=MEMORY")
     except sqlite3.Error as error:
         db.close()
-        raise told(error, path) from error
+        raise translate(error, path) from error
     except HauberkError:
         db.close()
         raise
@@ -123,7 +123,7 @@ def open_reader(path: str) -> sqlite3.Connection:
         check_version(db, path)
     except sqlite3.Error as error:
         db.close()
-        raise told(error, path) from error
+        raise translate(error, path) from error
     except HauberkError:
         db.close()
         raise
@@ -144,7 +144,7 @@ def check_version(db: sqlite3.Connection, path: str) -> None:
         )
 
 
-def told(error: sqlite3.Error, path: str) -> HauberkError:
+def translate(error: sqlite3.Error, path: str) -> HauberkError:
     """The error of our tree that says what SQLite met and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

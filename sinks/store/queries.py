@@ -19,7 +19,7 @@ from schemas.identity import Identity
 from schemas.identity import decode as decode_identity
 from schemas.operations import Operation, class_of
 from schemas.verdict import RuleRef
-from sinks.store.layout import LEVELS, open_reader, told
+from sinks.store.layout import LEVELS, open_reader, translate
 from sinks.store.store import Point, Query, StoredAlert, StoredRow
 
 _decode_behaviour = msgspec.msgpack.Decoder(Behaviour).decode
@@ -168,7 +168,7 @@ class SqliteReader:
                 if not nested and self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise told(error, self._path) from error
+            raise translate(error, self._path) from error
 
 
 def _identities(db: sqlite3.Connection, query: Query) -> dict[int, Identity]:

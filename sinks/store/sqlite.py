@@ -23,7 +23,7 @@ from schemas.identity import Identity
 from schemas.identity import encode as encode_identity
 from schemas.summary import Summary, SummaryEntry
 from sinks.store import ranges, rollup, shrink
-from sinks.store.layout import open_writer, told
+from sinks.store.layout import open_writer, translate
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Applied
 
@@ -66,7 +66,7 @@ class SqliteStore(SqliteReader):
             self._horizon = int(settings["horizon"])
         except sqlite3.Error as error:
             self._db.close()
-            raise told(error, path) from error
+            raise translate(error, path) from error
         except (KeyError, ValueError, TypeError) as error:
             self._db.close()
             raise DecodeError(
@@ -84,7 +84,7 @@ class SqliteStore(SqliteReader):
             except BaseException as error:
                 self._undo()
                 if isinstance(error, sqlite3.Error):
-                    raise told(error, self._path) from error
+                    raise translate(error, self._path) from error
                 if isinstance(error, OverflowError):
                     raise Refused(f"store: expected integers of 64 bits in a summary, got more ({error})") from error
                 raise
@@ -98,7 +98,7 @@ class SqliteStore(SqliteReader):
                 self._look_at_horizon()
             except sqlite3.Error as error:
                 self._undo()
-                raise told(error, self._path) from error
+                raise translate(error, self._path) from error
             if removed:
                 self._forget_ids()
         return removed
@@ -142,7 +142,7 @@ class SqliteStore(SqliteReader):
                 yield
             except sqlite3.Error as error:
                 self._undo()
-                raise told(error, self._path) from error
+                raise translate(error, self._path) from error
 
     def _look_at_horizon(self) -> None:
         (horizon,) = self._db.execute("SELECT value FROM meta WHERE key = 'horizon'").fetchone()

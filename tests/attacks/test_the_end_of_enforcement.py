@@ -58,7 +58,7 @@ if "FAULTS" in os.environ and os.environ.get("FAULTS_FOR", "") == "up":
     spoil("enforcers.planner", "PlannerEngine", "_compile", "planner")
     spoil("sensors.containers.inventory", "NodeInventory", "on_cgroup", "inventory")
     spoil("processors.pipeline", "Pipeline", "settle", "processor")
-    spoil("hauberk.supervision", "Supervision", "_told", "whole")
+    spoil("hauberk.supervision", "Supervision", "_report", "whole")
 """
 
 

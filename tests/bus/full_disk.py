@@ -19,7 +19,7 @@ from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES, TELEMETRY
 
 async def main(root: Path) -> None:
     bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(root / "bus"), housekeeping=0.2))
-    telling = asyncio.create_task(disk.tell(bus, 0.1, 0.5))
+    telling = asyncio.create_task(disk.report(bus, 0.1, 0.5))
     failed = {"alert": 0, "commit": 0, "raw": 0}
     # Somebody else takes all but 14 MiB.
     ballast = int(sys.argv[2])

@@ -117,7 +117,7 @@ async def test_a_failure_while_draining_is_the_exit_code_too() -> None:
 async def test_it_is_an_alert_that_every_reader_understands() -> None:
     bus, stop, well = MemoryBus(), asyncio.Event(), asyncio.Event()
     stage, _ = failing(1, RecursionError("too deep"), well)
-    kept = Supervision(supervision.teller(bus, "n1"))
+    kept = Supervision(supervision.reporter(bus, "n1"))
     task = asyncio.create_task(service.run([("enforcement", stage)], stop, signals=False, supervision=kept))
     async with asyncio.timeout(60):
         await well.wait()
@@ -144,7 +144,7 @@ async def test_a_bus_that_takes_nothing_holds_nobody_up(
 
     monkeypatch.setattr(bus, "publish", never)
     stage, _ = failing(2, Unavailable("gone"), well)
-    kept = Supervision(supervision.teller(bus, "n1"))
+    kept = Supervision(supervision.reporter(bus, "n1"))
     task = asyncio.create_task(service.run([("bad", stage)], stop, signals=False, supervision=kept))
     async with asyncio.timeout(60):
         await well.wait()

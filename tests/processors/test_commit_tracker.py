@@ -140,24 +140,24 @@ def test_counts_are_exact_whenever_the_processor_dies(steps, make_node, make_sta
 @given(groups=st.lists(st.integers(0, 4), max_size=12), order=st.permutations(range(5)), upto=st.integers(0, 5))
 def test_a_commit_never_cuts_a_group(groups, order, upto):
     tracker = CommitTracker()
-    pages: dict[int, list[FrameCounts]] = {}
+    frames: dict[int, list[FrameCounts]] = {}
     members: dict[int, list[int]] = {}
     for offset, group in enumerate(groups):
         header = FrameHeader(node=f"n{group}", boot="b", run="r", number=offset, clock_offset_ns=0, events=0)
-        page = FrameCounts(header, 1, 0.0)
-        tracker.open(Delivery(EVENTS_RAW, 0, offset, Record(b"", b"")), page)
-        pages.setdefault(group, []).append(page)
+        frame_counts = FrameCounts(header, 1, 0.0)
+        tracker.open(Delivery(EVENTS_RAW, 0, offset, Record(b"", b"")), frame_counts)
+        frames.setdefault(group, []).append(frame_counts)
         members.setdefault(group, []).append(offset)
-    told = [group for group in order if group in pages][:upto]
+    told = [group for group in order if group in frames][:upto]
     for group in told:
-        tracker.told(pages[group])
+        tracker.published(frames[group])
     done = tracker.done()
     cut = done[0].offset + 1 if done else 0
     for group, offsets in members.items():
         inside = [offset < cut for offset in offsets]
         assert all(inside) or not any(inside)
         assert group in told or not any(inside)
-    if set(told) == set(pages):
+    if set(told) == set(frames):
         assert cut == len(groups)
 
 

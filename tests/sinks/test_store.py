@@ -347,10 +347,10 @@ def test_full_disk_is_temporary_and_loses_nothing(path, store, make):
 def test_errors_of_sqlite_become_ours():
     locked = sqlite3.OperationalError("database is locked")
     locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
-    assert isinstance(layout.told(locked, "x"), Unavailable)
+    assert isinstance(layout.translate(locked, "x"), Unavailable)
     readonly = sqlite3.OperationalError("attempt to write a readonly database")
     readonly.sqlite_errorcode = sqlite3.SQLITE_READONLY
-    assert isinstance(layout.told(readonly, "x"), PermissionMissing)
+    assert isinstance(layout.translate(readonly, "x"), PermissionMissing)
 
 
 def test_keep_defaults_are_in_order():

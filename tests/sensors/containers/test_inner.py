@@ -56,7 +56,7 @@ async def test_thousands_cost_a_bounded_number_of_bytes_and_are_said(monkeypatch
     assert told.known.cgroups == tuple(range(1, MOST + 1))
     assert max(len(encode(one)) for one in told.puts) < 10 * MOST
     assert len(told.puts) <= MOST // 99 + 1, "nothing is told once the list is full"
-    assert told.inner.told == [
+    assert told.inner.warnings == [
         f"`d/c` has made more than {MOST} cgroups below its own; the further ones are told by their paths alone"
     ]
 
