@@ -151,7 +151,8 @@ class Subscription(Protocol):
 
 
 class Bus(Protocol):
-    """A set of topics. Every method may be called in parallel; all belong to the event loop the bus was opened on."""
+    """A set of topics. Every method may be called in parallel; all belong to the event loop the bus was opened on. Opening one
+    needs no far side: a node enforces its last plan without."""
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         """Append `records` in order, all or none per partition, and return when they are as durable as the topic asks.
@@ -184,7 +185,8 @@ class Bus(Protocol):
         ...
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
-        """The newest value of each key of a compacted topic, tombstoned keys left out. `Refused` for other topics."""
+        """The newest value of each key of a compacted topic, tombstoned keys left out: for one look. Whoever needs it to stay
+        true follows (`bus.follow`). `Refused` for other topics."""
         ...
 
     def damaged(self) -> int:

@@ -53,6 +53,8 @@ async def main(directory, topic):
 
 asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
+# The same, but it hangs with its first batch in hand until its input ends.
+HANGS = CONSUMER.replace("if batch:", "if batch:\n                sys.stdin.read()")
 
 
 def kill(process: subprocess.Popen[bytes]) -> list[bytes]:
@@ -115,6 +117,36 @@ async def test_a_killed_consumer_repeats_at_most_what_was_not_committed(log, chi
         committed = max([committed, *(int(line[2:]) for line in lines if line.startswith(b"c"))])
     publishing.cancel()
     assert taken == set(range(max(taken) + 1))
+
+
+async def test_a_consumer_that_hangs_is_replaced_and_takes_nothing_when_it_goes_on(log, children):
+    bus = await log.open(segment_bytes=65536, housekeeping=0.02)
+    await bus.publish(EVENTS_RAW, [Record(b"k", b"%d " % index + b"x" * 500) for index in range(500)])
+    process = children.start(HANGS, str(log.directory), EVENTS_RAW.name, stdin=subprocess.PIPE)
+    first = await asyncio.to_thread(first_line, process)
+    # As if it hung for long: a lease's age is that of its file.
+    os.utime(log.directory / "leases" / f"g@{EVENTS_RAW.name}", (0, 0))
+    mine: list[int] = []
+    async with bus.subscribe([EVENTS_RAW], "g") as second:
+        async with asyncio.timeout(60):
+            while not mine or mine[-1] < 499:
+                batch = await second.take(100, 0.2)
+                mine += [int(one.record.value.split()[0]) for one in batch]
+                await second.commit(batch)
+            process.stdin.close()
+            process.stdin = None  # or `communicate` writes to it
+            for index in range(500, 600):
+                await bus.publish(EVENTS_RAW, [Record(b"k", b"%d " % index)])
+                await asyncio.sleep(0.002)
+            while mine[-1] < 599:
+                batch = await second.take(100, 0.2)
+                mine += [int(one.record.value.split()[0]) for one in batch]
+                await second.commit(batch)
+        lines = [first.strip(), *await asyncio.to_thread(kill, process)]
+        theirs = [int(line[2:]) for line in lines if line.startswith(b"t")]
+        assert mine == list(range(600)), "nothing was committed before, so it begins at the oldest; each once"
+        assert theirs == list(range(7)), "no more than the batch it had in hand"
+        assert await bus.lag("g") == {EVENTS_RAW.name: 0}
 
 
 async def _publish_numbers(bus) -> None:
