@@ -264,10 +264,7 @@ async def _live(
     if settings.sensor.hashes.enabled:
         from sensors.containers.hashes import Hashes
 
-        def root_of(container: str) -> int:
-            return next((one.root_pid for one in inventory.engine.identities if one.uid == container), 0)
-
-        hashes = Hashes(settings.sensor.hashes, root_of)
+        hashes = Hashes(settings.sensor.hashes, lambda container: inventory.engine.inside(container))
         opened.callback(hashes.close)
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill)
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header))

@@ -17,14 +17,16 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import msgspec
 
 from bus.contract import Record
-from schemas.alert import Alert, decode_alert, encode_alert
 from schemas.errors import DecodeError
 from sensors.containers.roots import Root
+
+if TYPE_CHECKING:
+    from schemas.alert import Alert
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,9 @@ class Hashes:
 
     async def fill(self, records: list[Record]) -> list[Record]:
         """The same alerts, with hashes where they could be had in time."""
+        # Imported here: a node whose alerts are made elsewhere does not carry what alerts need.
+        from schemas.alert import decode_alert, encode_alert
+
         alerts: dict[int, Alert] = {}
         for index, record in enumerate(records):
             try:

@@ -106,6 +106,15 @@ class NodeInventory:
         self.ready = asyncio.Event()
         """Set once everything that was running at start has been published."""
 
+    def inside(self, uid: str) -> int:
+        """Host pid of a process in the root of this identity; 0 when there is none now."""
+        known = self._identities.get(uid)
+        if known is None:
+            return 0
+        # A declared workload in the host's mount namespace has the host's root, also while nothing runs in it.
+        host = known.runtime == "declared" and known.mnt_ns == cgroups.namespaces(1)[1]
+        return known.root_pid or cgroups.first_pid(self._mount, known.cgroup_path) or (1 if host else 0)
+
     def find(self, cgroup: int) -> Identity | None:
         """The identity of a cgroup id; None for one that nobody told of yet."""
         return self._identities.get(self._uid_of.get(cgroup, ""))
