@@ -276,6 +276,9 @@ async def _live(
     }.items())  # fmt: skip
     if hashes is not None:
         exposure.collect(lambda: [("hashes", hashes.stats)])
+    if not any(_kind(sink) == "prometheus" for sink in settings.sinks):
+        # That sink shows the receipts of every node, this one's too.
+        exposure.enforcement(lambda: enforcing.engine.receipt)
     for checks in (
         health.of_sensor(sensing), health.of_inventory(lambda: inventory.engine), health.of_planner(planning),
         health.of_enforcement(enforcing), health.of_processor(judging),

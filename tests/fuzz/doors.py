@@ -291,6 +291,57 @@ class Policies(_Plain):
         return parsed.ok
 
 
+class _Written(asyncio.Transport):
+    """What a protocol wrote, instead of a connection."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 9644)})
+        self.data = b""
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.data += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Requests(_Plain):
+    """Requests to the endpoint of metrics and health, in two pieces."""
+
+    def __init__(self) -> None:
+        from sinks.endpoint import Endpoint, MetricsSettings
+
+        self._endpoint = Endpoint("metrics", MetricsSettings())
+        head = b" HTTP/1.1\r\nHost: localhost:9644\r\nUser-Agent: Prometheus/2.53\r\nAccept: text/plain;version=0.0.4;q=0.5\r\n"
+        self.samples = [
+            b"GET /metrics" + head + b"\r\n",
+            b"GET /readyz?full" + head + b"Connection: close\r\n\r\n",
+            b"HEAD /healthz" + head + b"Content-Length: 0\r\n\r\nGET /healthz" + head + b"\r\n",
+        ]
+
+    def try_one(self, data: bytes) -> bool:
+        from sinks.http_get import MOST, GetProtocol
+
+        written = _Written()
+        protocol = GetProtocol(self._endpoint.answer, lambda transport: None)
+        protocol.connection_made(written)
+        for piece in (data[: len(data) // 2], data[len(data) // 2 :]):
+            if not written.closed:
+                protocol.data_received(piece)
+        assert len(protocol._buffer) < MOST, "no more is kept than one request"
+        statuses = [answer.partition(b" ")[0] for answer in written.data.split(b"HTTP/1.1 ")[1:]]
+        assert b"500" not in statuses, written.data
+        return b"200" in statuses
+
+
 DOORS: Final[dict[str, Callable[[], Door]]] = {
     "frames": Frames, "recordings": Recordings, "plans": Plans, "settings": Settings, "policies": Policies, "words": Words,
+    "requests": Requests,
 }  # fmt: skip

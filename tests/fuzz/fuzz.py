@@ -34,7 +34,7 @@ _TEXTS: Final = (
     b"[", b"{", b"}", b"]", b"- ", b": ", b"\n", b"\0", b"\xff", b"*", b"&a", b"..", b"/", b"-1", b"1e999", b"\\ud800", b'"', b"\xed\xa0\x80",
     b"[" * 64, b"{a: " * 64, b"9" * 64, b"\x91" * 64,
 )  # fmt: skip
-_SHARE: Final = {"frames": 25, "recordings": 5, "plans": 35, "settings": 5, "policies": 5, "words": 25}
+_SHARE: Final = {"frames": 25, "recordings": 5, "plans": 30, "settings": 5, "policies": 5, "words": 20, "requests": 10}
 """Inputs of each hundred: a recording takes some thirty times as long as a plan."""
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import urllib.error
 import urllib.request
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +23,7 @@ SHOWN = {
     "processor": {"bus", "listener", "processor", "pump", "stage"},
     "planner": {"bus", "listener", "planner", "stage"},
     "sink": {"bus", "listener", "sink", "stage"},
+    "up": {"applier", "bus", "listener", "planner", "processor", "pump", "rings", "sensor", "sink", "stage"},
     "node": {"applier", "bus", "listener", "rings", "sensor", "stage"},
 }
 
@@ -138,17 +138,22 @@ def test_each_check_names_what_is_not_ready() -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("live")
-def test_the_node_serves_too(hauberk: Any, eventually: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["node", "up"])
+def test_who_watches_this_kernel_serves_too(hauberk: Any, eventually: Any, role: str) -> None:
     from kernel.loading import unload
 
     hauberk.pins += "-health"
-    running = hauberk.start("node", **ON, HAUBERK__INVENTORY__RUNTIMES="[]")
+    hauberk.sinks = [{"type": "file", "path": f"{hauberk.state}/alerts.jsonl"}]
+    running = hauberk.start(role, **ON, HAUBERK__INVENTORY__RUNTIMES="[]")
     try:
         running.ready()
         url = served(running)
         eventually(lambda: ask(f"{url}/readyz")[0] == 200)
         _, text = ask(f"{url}/metrics")
-        assert shown(text) == SHOWN["node"]
+        assert shown(text) == SHOWN[role]
+        assert "# TYPE hauberk_enforcement_backend_rules gauge" in text
+        if role == "up":  # nobody makes plans for the node alone
+            eventually(lambda: 'hauberk_enforcement_backend_rules{node="' in ask(f"{url}/metrics")[1])
         status, body = ask(f"{url}/readyz")
         assert (status, json.loads(body)) == (200, {"ready": True, "not_ready": {}})
     finally:
