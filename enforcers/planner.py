@@ -54,7 +54,8 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 class PlannerStats(msgspec.Struct):
     """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays
-    because policies of it are lost; `failed`: plans and compilations that ended with an error."""
+    because policies of it are lost; `failed`: plans and compilations that ended with an error; `outages`: times that policies
+    and inventory could not be read, `damaged_reads`: of these, because a file of the bus was damaged."""
 
     plans: int = 0
     unchanged: int = 0
@@ -62,6 +63,8 @@ class PlannerStats(msgspec.Struct):
     held: Gauge = 0
     failed: int = 0
     compiled: int = 0
+    outages: int = 0
+    damaged_reads: int = 0
     plan_ms: Level = 0.0
     problem: str = ""
 
@@ -193,6 +196,7 @@ class PlannerEngine:
     def _failed(self, error: HauberkError) -> None:
         self.stats.problem = str(error)
         self.stats.refused_records += isinstance(error, Permanent)
+        self.stats.outages, self.stats.damaged_reads = self._follower.failures, self._follower.damaged
 
     async def _plan_all(self, nodes: set[str]) -> None:
         started = time.monotonic()

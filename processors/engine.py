@@ -133,6 +133,8 @@ class Processor:
             policies_damaged=bool(self.facts.damage),
             facts_refused=self.facts.refused,
             policy_changes=self.facts.recompiled,
+            outages=self.facts.outages,
+            damaged_reads=self.facts.damaged_reads,
             identities=len(self.inventory),
             problem=self.facts.problem or self.pump.stats.failure or self._problem,
         )

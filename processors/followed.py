@@ -71,6 +71,16 @@ class Followed:
         """Why it cannot follow the bus now; "" when it does."""
         return self._follower.problem
 
+    @property
+    def outages(self) -> int:
+        """Times that both topics could not be read, since start."""
+        return self._follower.failures
+
+    @property
+    def damaged_reads(self) -> int:
+        """Outages because a file of the bus was damaged."""
+        return self._follower.damaged
+
     async def run(self) -> None:
         """Follow both topics. Ends only by cancelling. What is in force is judged with while they cannot be read; before the
         first time nothing is judged at all."""

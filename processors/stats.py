@@ -15,7 +15,8 @@ class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
     `unnamed`: events counted without their paths and addresses; `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
-    as lost; `policies_damaged`: policies that plans were made of are missing on the bus."""
+    as lost; `policies_damaged`: policies that plans were made of are missing on the bus; `outages`: times that policies and
+    identities could not be read, `damaged_reads`: of these, because a file of the bus was damaged."""
 
     frames: int = 0
     events: int = 0
@@ -42,5 +43,7 @@ class ProcessorStats(msgspec.Struct):
     policies_damaged: bool = False
     facts_refused: int = 0
     policy_changes: int = 0
+    outages: int = 0
+    damaged_reads: int = 0
     identities: Gauge = 0
     problem: str = ""

@@ -176,6 +176,7 @@ async def test_damage_while_everything_runs_is_noticed_and_what_is_remembered_is
     (alert,) = await until(world.alerts)
     assert alert.Operation == "PoliciesDamaged"
     assert processor.stats().policies == 3, "it judges with what it knows"
+    assert processor.stats().damaged_reads == 1
     more = identity(SimpleNamespace(id=200, path="/docker/y"), uid="another")
     await world.bus.publish(INVENTORY, [Record(more.key, encode(more))])
 
@@ -187,7 +188,7 @@ async def test_damage_while_everything_runs_is_noticed_and_what_is_remembered_is
     now = await world.plan()
     assert now is not None
     assert now.policies == before.policies
-    assert planner.stats.held == 0
+    assert (planner.stats.held, planner.stats.damaged_reads) == (0, 1)
     await world.apply(policies(ksp("a", TCP) + ksp("b", UDP) + ksp("c", AUDIT)))
 
     async def mended() -> bool:

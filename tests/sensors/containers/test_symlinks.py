@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.contract import Record
+from bus.embedded.bus import EmbeddedBus
+from bus.embedded.settings import EmbeddedSettings
 from bus.memory import MemoryBus, MemorySettings
 from schemas.identity import Identity, Kind
 from schemas.links import asked
@@ -210,3 +212,21 @@ async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest
         assert all(thread.daemon for thread in left)
     finally:
         over.set()
+
+
+async def test_the_names_of_policies_that_a_damaged_table_forgot_are_looked_up_on(tmp_path: Path, until: Any) -> None:
+    """Plans made of them stay in force, and would cover less without the links."""
+    bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus")))
+    await bus.publish(POLICIES, [policy("a", "/bin/sh"), policy("b", "/bin/ls")])
+    made = symlinks.Symlinks(bus)
+    task = asyncio.create_task(made.follow(lambda: (), lambda identity: None))
+    try:
+        await until(lambda: {"/bin/sh", "/bin/ls"} <= set(made._keys))
+        await bus._read_thread(bus._log(POLICIES).quarantine)
+        await bus.publish(POLICIES, [policy("c", "/bin/cat")])
+        await until(lambda: "/bin/cat" in made._keys)
+        assert {"/bin/sh", "/bin/ls"} <= set(made._keys)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()
