@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final
 
-from bus.contract import Delivery
+from bus.contract import Delivery, Record
 from processors.summaries import FrameCounts
 
 Place = tuple[str, int, int]
@@ -28,13 +28,17 @@ def place_of(delivery: Delivery) -> Place:
     return (delivery.topic.name, delivery.partition, delivery.offset)
 
 
+_NO_RECORD: Final = Record(b"", None)
+
+
 class _Taken:
-    """A delivery handed out; `group` numbers the group it was told in; 0 until then, -1 for a dead one."""
+    """Where a delivery lay; `group` numbers the group it was told in; 0 until then, -1 for a dead one."""
 
     __slots__ = ("delivery", "group")
 
     def __init__(self, delivery: Delivery) -> None:
-        self.delivery = delivery
+        # Without its record: while one frame waits for a container's name, all that came after it are kept here.
+        self.delivery = Delivery(delivery.topic, delivery.partition, delivery.offset, _NO_RECORD)
         self.group = 0
 
 
@@ -136,7 +140,8 @@ class CommitTracker:
         return gone
 
     def done(self) -> list[Delivery]:
-        """The last delivery per partition up to which everything is told and no group is cut; forgotten here."""
+        """The last delivery per partition, without its record, up to which everything is told and no group is cut; forgotten
+        here."""
         last = []
         for queue in self._queues.values():
             cut = self._cut(queue)

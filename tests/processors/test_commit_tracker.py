@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bus.contract import Delivery, Record
 from bus.memory import MemoryBus, MemorySettings
-from processors.commit_tracker import CommitTracker
+from processors.commit_tracker import CommitTracker, place_of
 from processors.engine import Processor
 from processors.summaries import FrameCounts
 from schemas import identity as identities
@@ -180,7 +180,14 @@ async def test_what_another_member_reads_is_forgotten_and_told_by_nobody_twice(s
     await stage.finish()
     assert processor.stats().holes == 0, "frames that another member read are not lost"
     assert not [alert for alert in stage.alerts if alert.Operation == "EventsLost"]
-    assert processor.tracker.done() == [delivery]
+    assert [place_of(one) for one in processor.tracker.done()] == [place_of(delivery)]
+
+
+def test_what_waits_for_a_commit_is_an_offset_and_no_frame():
+    tracker = CommitTracker()
+    tracker.taken([Delivery(EVENTS_RAW, 0, 7, Record(b"node", b"x" * 100_000))])
+    (queue,) = tracker._queues.values()
+    assert queue[0].delivery.record.size == 0
 
 
 async def test_other_partitions_keep_what_they_have(stage, node):
@@ -188,7 +195,7 @@ async def test_other_partitions_keep_what_they_have(stage, node):
     (delivery,) = await stage.take(node.record())
     stage.processor.released([("events.raw", 1)])
     await stage.finish()
-    assert stage.processor.tracker.done() == [delivery]
+    assert [place_of(one) for one in stage.processor.tracker.done()] == [place_of(delivery)]
     assert stage.counted() == 1
 
 
