@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ from bus.interruptible import take_or
 from schemas.errors import HauberkError, Temporary
 from schemas.stats import Gauge
 from schemas.topics import Topic
+
+log = logging.getLogger(__name__)
 
 # Each look is a round trip to the log's reading thread or to the broker.
 LAG_SECONDS = 2.0
@@ -124,8 +127,9 @@ class Pump:
         self._start: Start = start
         self._settings = used = settings or PumpSettings()
         self.stats = PumpStats()
+        self._who = who or f"stage `{stage}`"
         self.attempts = Attempts(
-            who or f"stage `{stage}`",
+            self._who,
             used.retry,
             used.drain_seconds,
             used.unknown_attempts,
@@ -196,8 +200,12 @@ class Pump:
                 await self._pump(subscription)
                 await self._handler.settle()
             except Stopped:
-                # What is in hand stays uncommitted and comes again; what is done is committed all the same.
-                pass
+                # What is done is committed all the same.
+                log.warning(
+                    "%s stops with work in hand, which comes again after the next start: %s",
+                    self._who,
+                    self.stats.failure,
+                )
             finally:
                 self.running = False
             with contextlib.suppress(Stopped):

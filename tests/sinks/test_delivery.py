@@ -369,7 +369,7 @@ async def test_finish_sends_everything_there_is_and_then_ends(bus, sink, make, p
     assert sink.closed == 1
 
 
-async def test_finish_leaves_a_far_side_that_is_away(bus, sink, make, publish):
+async def test_finish_leaves_a_far_side_that_is_away(bus, sink, make, publish, caplog):
     sink.script = [Unavailable("away")] * 10_000
     await publish(make.alert(1))
     delivery = SinkDelivery(bus, sink, retry=QUICK, drain_seconds=DRAIN)
@@ -377,6 +377,7 @@ async def test_finish_leaves_a_far_side_that_is_away(bus, sink, make, publish):
     await asyncio.wait_for(delivery.run(), 60)
     assert (await bus.lag("sink.scripted"))["alerts"] == 1
     assert (sink.got, sink.closed, delivery.failure) == ([], 1, "away")
+    assert "sink `scripted` stops with work in hand, which comes again after the next start: away" in caplog.text
 
 
 async def test_finish_gives_a_slow_far_side_its_time(bus, sink, make, publish, until):
