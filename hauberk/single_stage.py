@@ -99,6 +99,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [
             ("sensor", sensing.engine.stats), ("rings", node.source.stats), ("applier", enforcing.engine.stats),
+            ("inventory", inventory.engine.stats),
         ])  # fmt: skip
         exposure.enforcement(lambda: enforcing.engine.receipt)
         for checks in (

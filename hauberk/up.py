@@ -273,6 +273,7 @@ async def _live(
     exposure.collect(lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "rings": node.source.stats, "applier": enforcing.engine.stats,
+        "inventory": inventory.engine.stats,
     }.items())  # fmt: skip
     if hashes is not None:
         exposure.collect(lambda: [("hashes", hashes.stats)])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bus.contract import Bus, Record
     from hauberk.nodes import RefusedRule
     from hauberk.rule_hits import PolicyHits
+    from schemas.enforcement import InForce
 
 KINDS = {
     "KubeArmorPolicy": "ksp",
@@ -239,15 +240,22 @@ async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
         values.append({"node": name, "heard": _moment(heard[name]), "receipt": plain(receipt)})
         ago = age(time.time() - heard[name])
         if receipt is None:
-            rows.append((name, "-", "none (audit only)", 0, 0, 0, "-", ago, "-", "-", "-"))
+            rows.append((name, "-", "none (audit only)", 0, 0, 0, "-", ago, "-", "-", "-", "-"))
         else:
             backends = ",".join(map(backend_name, receipt.backends)) or "none (audit only)"
             first = next((f"{one.ref.policy} {one.ref.position}: {one.reason}" for one in receipt.refused), "-")
             rows.append((name, receipt.generation, backends, receipt.scopes, receipt.rules, len(receipt.refused),
                          age(time.time() - receipt.applied_ns / 1e9), ago, f"{receipt.took_ms:.1f} ms",
-                         "; ".join(receipt.failed) or "-", first))  # fmt: skip
+                         "; ".join(receipt.failed) or "-", "; ".join(map(_in_force, receipt.in_force)) or "-", first))  # fmt: skip
     return Listing(("NODE", "GENERATION", "BACKENDS", "SCOPES", "RULES", "REFUSED", "SINCE", "HEARD"),
-                   ("TOOK", "FAILED", "FIRST REFUSED"), values, rows, [f"node/{row[0]}" for row in rows])  # fmt: skip
+                   ("TOOK", "FAILED", "BY BACKEND", "FIRST REFUSED"), values, rows, [f"node/{row[0]}" for row in rows])  # fmt: skip
+
+
+def _in_force(one: InForce) -> str:
+    from schemas.backends import backend_name
+
+    what = f"not usable, {one.problem}" if one.problem else f"{one.rules} rules in {one.scopes} scopes"
+    return f"{backend_name(one.backend)}: {what}"
 
 
 def _why(one: RefusedRule) -> dict[str, str]:

@@ -22,6 +22,7 @@ import msgspec
 from bus.contract import Bus
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
+from schemas.stats import Gauge
 from sensors.containers import cgroups, node_identity
 from sensors.containers.cgroups import Place
 from sensors.containers.changes import IdentityChanges
@@ -78,6 +79,16 @@ MOST_EARLY = (
 HOST_ANSWER = 1.0  # seconds until an unknown cgroup is the host's: plain runc writes its state after it made the cgroup
 
 
+class InventoryStats(msgspec.Struct, kw_only=True):
+    """Who is known on this node. `identities`: containers and cgroups, ended ones that are not yet forgotten included;
+    `runtimes_away`: container runtimes that cannot be read; `links_late`: roots whose symbolic links were not found within the
+    time for it, and are looked up again."""
+
+    identities: Gauge = 0
+    runtimes_away: Gauge = 0
+    links_late: int = 0
+
+
 class NodeInventory:
     """One node's inventory. `run` until cancelled; everything else belongs to the same event loop."""
 
@@ -123,6 +134,15 @@ class NodeInventory:
     def identities(self) -> list[Identity]:
         """Everything known, ended but not yet forgotten included."""
         return list(self._identities.values())
+
+    @property
+    def stats(self) -> InventoryStats:
+        """The counts as of now."""
+        return InventoryStats(
+            identities=len(self._identities),
+            runtimes_away=sum(bool(runtime.status) for runtime in self._runtimes),
+            links_late=self._links.late,
+        )
 
     @property
     def status(self) -> list[str]:

@@ -23,8 +23,20 @@ SHOWN = {
     "processor": {"bus", "listener", "processor", "pump", "stage"},
     "planner": {"bus", "listener", "planner", "stage"},
     "sink": {"bus", "listener", "sink", "stage"},
-    "up": {"applier", "bus", "listener", "planner", "processor", "pump", "rings", "sensor", "sink", "stage"},
-    "node": {"applier", "bus", "listener", "rings", "sensor", "stage"},
+    "up": {
+        "applier",
+        "bus",
+        "inventory",
+        "listener",
+        "planner",
+        "processor",
+        "pump",
+        "rings",
+        "sensor",
+        "sink",
+        "stage",
+    },
+    "node": {"applier", "bus", "inventory", "listener", "rings", "sensor", "stage"},
 }
 
 

@@ -10,12 +10,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hauberk.metrics import parts
+from bus.memory import MemoryBus
+from bus.spool import SpooledBus, SpoolSettings
+from hauberk.metrics import Exposure, of_bus, parts
 from processors.pipeline import PipelineCounts
 from processors.stats import ProcessorStats
 from schemas.stats import Gauge, Label, Level, declared
+from sinks.delivery.engine import SinkEngine
 from sinks.formats.exposition import ExposedStats, from_stats, metric_name
 from sinks.prometheus import PrometheusSettings, PrometheusSink
+from sinks.store.sink import StoreSettings
+from sinks.syslog import SyslogSettings
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bus", "enforcers", "hauberk", "kernel", "policy", "processors", "sensors", "sinks")
@@ -101,3 +106,23 @@ def test_counters_that_were_kept_and_not_shown() -> None:
         "hauberk_syslog_reconnects_total",
     } <= names()  # fmt: skip
     assert {"hauberk_planner_plan_seconds", "hauberk_sensor_behind_seconds", "hauberk_processor_waiting"} <= names()
+
+
+async def test_sinks_and_the_spool_show_what_they_count(tmp_path: Path) -> None:
+    bus = MemoryBus()
+    settings = [
+        PrometheusSettings(port=0),
+        StoreSettings(path=str(tmp_path / "store.db")),
+        SyslogSettings(address="127.0.0.1:1"),
+    ]
+    engine = SinkEngine(bus, settings)
+    (endpoint,) = engine.endpoints
+    exposure = Exposure([endpoint])
+    spooled = await SpooledBus.open(bus, SpoolSettings(directory=str(tmp_path / "spool")))
+    exposure.collect(lambda: of_bus(spooled))
+    shown = {family.name for family in endpoint.families()}
+    await spooled.close()
+    for part in ("sink", "store", "syslog", "spool"):
+        kinds = declared(PARTS[part]).items()
+        assert {metric_name(part, field, "gauge") for field, kind in kinds if kind in ("counter", "gauge")} <= shown
+    assert endpoint.not_ready() == {}
