@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from schemas.errors import DecodeError, SettingsError
 
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+READ_SECONDS: Final = 5.0
+"""Longest time after a stop in which a stage reads to its mark: a backlog of hours stays on the bus for the next start, and
+`service.DRAIN_SECONDS` is left for what is in hand. The end of a replay has no such limit."""
+
+
 class Stops(Protocol):
     """An engine that ends where it stands."""
 
@@ -53,11 +58,17 @@ E = TypeVar("E")
 
 class StagePart(Generic[E]):
     """An engine and the stage that runs it. A stage that is started again after a failure gets an engine made anew: nobody
-    knows what the failure left in the old one. `engine`: the one that runs now, for its stats."""
+    knows what the failure left in the old one. `engine`: the one that runs now, for its stats. `halt`: has an engine that
+    reads to a mark end where it stands; called READ_SECONDS after a stop."""
 
-    def __init__(self, make: Callable[[], E], run: Callable[[E, asyncio.Event], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], E],
+        run: Callable[[E, asyncio.Event], Awaitable[None]],
+        halt: Callable[[E], None] | None = None,
+    ) -> None:
         self.engine = make()
-        self._make, self._run = make, run
+        self._make, self._run, self._halt = make, run, halt
         self._used = False
         self._asked, self._ended = asyncio.Event(), asyncio.Event()
 
@@ -67,7 +78,7 @@ class StagePart(Generic[E]):
             self.engine = self._make()
         self._used = True
         self._ended.clear()
-        asked = asyncio.ensure_future(_forward(stop, self._asked))
+        asked = asyncio.ensure_future(self._ask(stop))
         try:
             await self._run(self.engine, self._asked)
         finally:
@@ -79,10 +90,12 @@ class StagePart(Generic[E]):
         self._asked.set()
         await self._ended.wait()
 
-
-async def _forward(stop: asyncio.Event, asked: asyncio.Event) -> None:
-    await stop.wait()
-    asked.set()
+    async def _ask(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._asked.set()
+        if self._halt is not None:
+            await asyncio.sleep(READ_SECONDS)
+            self._halt(self.engine)
 
 
 async def until(stop: asyncio.Event, work: Awaitable[None], end: Callable[[], Awaitable[None]]) -> None:
@@ -130,7 +143,9 @@ def processor(
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
-    return StagePart(lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work)
+    return StagePart(
+        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work, Processor.stop
+    )
 
 
 def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | None = None) -> StagePart[SinkEngine]:
@@ -143,7 +158,7 @@ def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | Non
     async def work(engine: SinkEngine, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), engine.finish)
 
-    return StagePart(lambda: only, work)
+    return StagePart(lambda: only, work, SinkEngine.stop)
 
 
 def following(bus: Bus, node: str) -> StagePart[Following]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from schemas import frame as frames
 from schemas.alert import Alert, encode_alert
 from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES
 from sensors.recordings.replay import ReplaySettings
+from sinks import registry
+from sinks.blackhole import BlackholeSettings, BlackholeSink
+from sinks.sink import BatchLimits, Item, SendResult
 from sinks.store.sink import StoreSettings, StoreSink
 
 RECORDING = str(Path(__file__).parents[2] / "examples/recordings/host.hbrk")
@@ -123,3 +127,35 @@ async def test_a_replay_that_is_told_to_stop_waits_for_nobody() -> None:
         stop.set()
         await task
     assert over.is_set()
+
+
+class Slow(BlackholeSink):
+    """A far side that takes one item each 10 ms."""
+
+    limits = BatchLimits(items=1, age_seconds=0.0)
+
+    async def send(self, items: Sequence[Item]) -> SendResult:
+        await asyncio.sleep(0.01)
+        return await super().send(items)
+
+
+async def test_a_stop_reads_a_backlog_for_a_while_only_and_the_end_of_a_replay_reads_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(registry, "BlackholeSink", Slow)
+    bus, stop, backlog = MemoryBus(), asyncio.Event(), 100
+    settings = Configuration(sinks=[BlackholeSettings()])
+    alert: Any = Alert(Timestamp=1, UpdatedTime="", EventID="a", PolicyName="p")
+    await bus.publish(ALERTS, [Record(b"w", encode_alert(alert))] * backlog)
+    part = stages.sinks(bus, settings)
+    stop.set()
+    await asyncio.wait_for(part.stage(stop), 60)
+    left = (await bus.lag("sink.blackhole"))[ALERTS.name]
+    assert 0 < left < backlog
+    assert part.engine.states()[0].stats.accepted == backlog - left, "what was sent is committed, whatever is left"
+    part = stages.sinks(bus, settings)
+    task = asyncio.create_task(part.stage(asyncio.Event()))
+    await asyncio.wait_for(part.finish(), 60)
+    await task
+    assert (await bus.lag("sink.blackhole"))[ALERTS.name] == 0
