@@ -48,7 +48,9 @@ def run(scale: float) -> Result:
     mounted = False
     try:
         mounted = mount_bpffs(home)
-        loaded = load(LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0), f"{home}/pins")
+        loaded = load(
+            LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",)), f"{home}/pins"
+        )
         with tempfile.TemporaryDirectory() as directory:
             return (
                 asyncio.run(_latency(loaded.pin_dir, directory, max(5, int(300 * scale))))

@@ -136,7 +136,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
             settings = NodeSettings(
                 node="bench",
                 pin_dir=f"{pins}/sensor",
-                load=LoadSettings(host_visibility=0, new_visibility=0),
+                load=LoadSettings(host_visibility=("none",), new_visibility=("none",)),
                 rings=RingSettings(state_dir=f"{directory}/state"),
             )
             for name, distinct in (("one_file", 0), ("thousand_files", 1000)):

@@ -63,7 +63,7 @@ def run(scale: float) -> Result:
         print(f"bench_latency: {lacks}", file=sys.stderr)
         return result
     # The host is left out: what others do on a shared machine would stand in the queue too.
-    with running("up", sets=(THROTTLE_OFF, "sensor.load.host_visibility=0")) as up:
+    with running("up", sets=(THROTTLE_OFF, 'postures.host_visibility=["none"]')) as up:
         watched = str(up.state.parent / "watched")
         count = max(8, int(400 * scale))
         for name in ("probe", "same", "fresh"):

@@ -47,7 +47,7 @@ def run(scale: float) -> Result:
     result: Result = {}
     for verb in ("node", "up"):
         # The host is left out: what others do on a shared machine would be weighed too.
-        with running(verb, sets=("sensor.load.host_visibility=0",)) as live:
+        with running(verb, sets=('postures.host_visibility=["none"]',)) as live:
             time.sleep(min(5.0, seconds))
             before = live.memory()
             calls = _work(live, seconds)

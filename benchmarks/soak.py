@@ -114,8 +114,8 @@ class Soak:
             {"name": name, "cgroup": f"/{path.name}", "labels": {"app": name}} for name, path in self.cgroups.items()
         ]
         settings = {
-            "postures": {"host_visibility": ["none"]}, "sensor": {"pin_dir": self.pins, "node": "soak"},
-            "inventory": {"node": "soak", "runtimes": [], "workloads": workloads}, "page": {"port": 0},
+            "postures": {"host_visibility": ["none"]}, "node": "soak", "sensor": {"pin_dir": self.pins},
+            "inventory": {"runtimes": [], "workloads": workloads}, "page": {"port": 0},
             "sinks": [{"type": "file", "path": f"{home}/alerts.jsonl"}, {"type": "prometheus", "port": 0},
                       {"type": "store", "path": f"{home}/summary.db"}],
         }  # fmt: skip

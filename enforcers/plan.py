@@ -16,13 +16,14 @@ import msgspec
 
 from enforcers import pods, protected
 from policy.kernel_plan import plan_scope
-from policy.rules.visibility import bits, visibility
+from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
 from schemas.refusals import RefusalCode
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+from schemas.visibility import bits
 
 
 class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,9 +47,9 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = 0.05
     plan: Annotated[PlanSettings, msgspec.Meta(description="What plans are made for.")] = PlanSettings()
-    postures: Annotated[PostureSettings, msgspec.Meta(description="Default postures; the same as the processors'.")] = (
-        PostureSettings()
-    )
+    postures: Annotated[
+        PostureSettings, msgspec.Meta(description="Default postures and visibility.", extra={"setting": "derived"})
+    ] = PostureSettings()
 
 
 class PlannerStats(msgspec.Struct):

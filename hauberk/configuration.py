@@ -17,6 +17,7 @@ from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
 from hauberk.settings import LoadedSettings, check, merge, state_directory
 from schemas.errors import PermissionMissing, SettingsError
+from schemas.visibility import EVERYTHING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ ALERTS_FILE: Final = "alerts.jsonl"
 
 SECTIONS: Final = (
     "state",
+    "node",
     "bus",
     "sensor",
     "inventory",
@@ -143,37 +145,29 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     tree["state"] = str(state)
     sensor = _table(tree, "sensor")
     _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
-    _host_visibility(tree)
     _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
+    # What is copied below is checked where it was written first: an error names that place.
+    for name in [name for name in tree if name not in ("node", "postures")]:
+        tree[name] = tree.pop(name)
+    if "node" in tree:
+        for section in ("sensor", "inventory"):
+            _table(tree, section)["node"] = tree["node"]
     if "postures" in tree:
         # The judge and the planner must not disagree about what happens to the unmatched.
         for stage in ("processor", "planner"):
-            _table(tree, stage).setdefault("postures", tree["postures"])
-    if "node" in sensor:
-        _table(tree, "inventory").setdefault("node", sensor["node"])
+            _table(tree, stage)["postures"] = tree["postures"]
+    _table(sensor, "load")["host_visibility"] = _host_visibility(tree)
     return loaded, state
 
 
-def _host_visibility(tree: dict[str, Any]) -> None:
-    """What is seen of the host: words for judge and planner, a number for the sensor until the first plan. One rules both."""
-    from policy.rules.visibility import EVERYTHING, bits, visibility, words_of
-
-    load = _table(_table(tree, "sensor"), "load")
-    words = tree["postures"].get("host_visibility") if isinstance(tree.get("postures"), dict) else None
-    number = load.get("host_visibility")
-    if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):
-        meant = bits(visibility(words, ()).classes)
-        if isinstance(number, int) and number != meant:
-            raise SettingsError(
-                f"settings: expected one word about the host, got `postures.host_visibility` = {', '.join(words)} ({meant}) and "
-                f"`sensor.load.host_visibility` = {number}; leave the second out, the first rules both"
-            )
-        load["host_visibility"] = meant
-    elif isinstance(number, int):
-        _table(tree, "postures")["host_visibility"] = list(words_of(number))
-    else:
-        # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
-        load.setdefault("host_visibility", bits(visibility(EVERYTHING, ()).classes))
+def _host_visibility(tree: dict[str, Any]) -> list[str]:
+    """What is seen of the host until the first plan: as judge and planner have it."""
+    postures = tree.get("postures")
+    words = postures.get("host_visibility") if isinstance(postures, dict) else None
+    if isinstance(words, list | tuple) and all(isinstance(word, str) for word in words):
+        return list(words)
+    # As KubeArmor on a machine without Kubernetes: the host is watched unless somebody says otherwise.
+    return list(EVERYTHING)
 
 
 def store_path(given: argparse.Namespace) -> Path:

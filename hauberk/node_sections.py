@@ -22,6 +22,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """See `sections.Configuration`, where each field is described."""
 
     state: str = ""
+    node: str = ""
     bus: BusSettings = EmbeddedSettings()
     sensor: NodeSettings = NodeSettings()
     inventory: NodeInventorySettings = NodeInventorySettings()

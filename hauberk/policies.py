@@ -30,11 +30,8 @@ def postures(given: argparse.Namespace) -> PostureSettings:
     from hauberk.configuration import load
     from policy.ruleset import PostureSettings
 
-    tree = load(given)[0].tree
-    processor = tree.get("processor")
-    own = (processor.get("postures") if isinstance(processor, dict) else None) or tree.get("postures") or {}
     try:
-        return msgspec.convert(own, PostureSettings)
+        return msgspec.convert(load(given)[0].tree.get("postures", {}), PostureSettings)
     except msgspec.ValidationError as error:
         raise SettingsError(f"settings: `postures`: {error}; `hauberk settings --reference` lists the keys") from error
 

@@ -27,6 +27,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     state: Annotated[
         str, Meta(description="Directory of the bus, the stores and the last plan.", examples=["/var/lib/hauberk"])
     ] = ""
+    node: Annotated[str, Meta(description="Name of this node; empty takes the host name.", examples=["node-1"])] = ""
     bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
     sensor: Annotated[NodeSettings, Meta(description="What is seen on this node.", examples=[{}])] = NodeSettings()
     inventory: Annotated[NodeInventorySettings, Meta(description="Who is on this node.", examples=[{}])] = (
@@ -40,9 +41,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         EnforceSettings()
     )
     postures: Annotated[
-        PostureSettings | None,
-        Meta(description="Default postures and visibility, for processors and planner.", examples=[{}]),
-    ] = None
+        PostureSettings, Meta(description="Default postures and visibility, for processors and planner.", examples=[{}])
+    ] = PostureSettings()
     sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []
     metrics: Annotated[
         MetricsSettings,

@@ -25,8 +25,15 @@ ENVIRONMENT: Final = "HAUBERK__"
 FILE_VARIABLE: Final = "HAUBERK_CONFIG"
 STATE_VARIABLE: Final = "HAUBERK_STATE"
 
-RENAMED: Final = {"enforcer": "planner"}
-"""Old name of a section: its name. The old one is accepted, with a line on standard error, until version 0.3."""
+MOVED: Final = {
+    ("enforcer",): ("planner",),
+    ("sensor", "node"): ("node",),
+    ("inventory", "node"): ("node",),
+    ("processor", "postures"): ("postures",),
+    ("planner", "postures"): ("postures",),
+    ("sensor", "load", "host_visibility"): ("postures", "host_visibility"),
+}
+"""Old place of a setting: its place. The old one is accepted, with a line on standard error, until version 0.3. Read in order."""
 _reported: Final[set[str]] = set()
 
 T = TypeVar("T")
@@ -63,16 +70,65 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> 
     spot[path[-1]] = value
 
 
-def _renamed(section: str, origin: str) -> str:
-    """The name of `section` in this version; an old one is reported once per process."""
-    name = RENAMED.get(section, section)
-    if name != section and section not in _reported:
-        _reported.add(section)
+def _moved(path: list[str], value: Any, origin: str) -> list[tuple[list[str], Any]]:
+    """A setting as this version has it: what stands at an old place is taken from there, and reported once per process."""
+    found = [(path, value)]
+    for old, new in MOVED.items():
+        for index, (at, held) in enumerate(found):
+            if tuple(at[: len(old)]) == old:
+                found[index] = ([*new, *at[len(old) :]], _words(new, held))
+            elif tuple(at) == old[: len(at)]:
+                taken = _take(held, old[len(at) :])
+                if taken is msgspec.UNSET:
+                    continue
+                found.append((list(new), _words(new, taken)))
+            else:
+                continue
+            _report(".".join(old), ".".join(new), origin)
+            break
+    return found
+
+
+def _take(held: Any, path: Sequence[str]) -> Any:
+    """The value at `path` below `held`, removed from it; UNSET when there is none."""
+    for step in path[:-1]:
+        held = held.get(step) if isinstance(held, dict) else None
+    return held.pop(path[-1], msgspec.UNSET) if isinstance(held, dict) else msgspec.UNSET
+
+
+def _words(path: Sequence[str], value: Any) -> Any:
+    """A number of an older file as the words that mean the same."""
+    from schemas.visibility import words_of
+
+    number = path[-1] == "host_visibility" and isinstance(value, int) and 0 <= value <= 0xFF
+    return list(words_of(value)) if number else value
+
+
+def _report(old: str, new: str, origin: str) -> None:
+    if old not in _reported:
+        _reported.add(old)
+        what = "the section " if "." not in old else ""
         print(
-            f"hauberk: settings: the section `{section}` is now `{name}` (from {origin}); the old name ends with version 0.3",
+            f"hauberk: settings: {what}`{old}` is now `{new}` (from {origin}); the old name ends with version 0.3",
             file=sys.stderr,
         )
-    return name
+
+
+def _join(tree: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
+    """`_put` beside what the same file says of it already; SettingsError when the two differ."""
+    spot: Any = tree
+    for step in path:
+        spot = spot.get(step) if isinstance(spot, dict) else None
+    if isinstance(spot, dict) and isinstance(value, dict):
+        for name, below in value.items():
+            _join(tree, [*path, name], below, origin)
+    elif spot is not None and spot != value:
+        raise SettingsError(
+            f"settings: `{'.'.join(path)}` stands twice with different values, under its old name too (from {origin}); "
+            f"keep `{'.'.join(path)}`"
+        )
+    else:
+        _put(tree, path, value, origin)
 
 
 def _flat(tree: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, str]:
@@ -128,19 +184,15 @@ def merge(
     origins: dict[str, str] = {}
     if chosen := file or environment.get(FILE_VARIABLE):
         for section, value in read_file(Path(chosen)).items():
-            name = _renamed(section, chosen)
-            if name in tree:
-                raise SettingsError(
-                    f"settings: `{name}` stands twice, under its old name too (from {chosen}); keep `{name}`"
-                )
-            tree[name] = value
+            for path, part in _moved([section], value, chosen):
+                _join(tree, path, part, chosen)
         origins |= _flat(tree, chosen)
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT):
             path = name[len(ENVIRONMENT) :].lower().split("__")
-            path[0] = _renamed(path[0], name)
-            _put(tree, path, _literal(environment[name], path, name), name)
-            origins[".".join(path)] = name
+            for at, part in _moved(path, _literal(environment[name], path, name), name):
+                _put(tree, at, part, name)
+                origins[".".join(at)] = name
         elif name.startswith("HAUBERK_") and "__" in name:
             raise SettingsError(
                 f"settings: `{name}` is read by nobody, expected two underscores at each step: "
@@ -151,9 +203,9 @@ def merge(
         if not equals or not dotted:
             raise SettingsError(f"expected --set a.b=value, got `{text}`")
         path = dotted.split(".")
-        path[0] = _renamed(path[0], "--set")
-        _put(tree, path, _literal(value, path, "--set"), "--set")
-        origins[".".join(path)] = "--set"
+        for at, part in _moved(path, _literal(value, path, "--set"), "--set"):
+            _put(tree, at, part, "--set")
+            origins[".".join(at)] = "--set"
     return LoadedSettings(tree, origins)
 
 

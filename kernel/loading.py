@@ -18,7 +18,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -32,9 +32,8 @@ from kernel.syscalls import call_records
 from schemas.c_header import c_header
 from schemas.errors import KernelError, PermissionMissing
 from schemas.kernel import Config
-from schemas.operations import Class
+from schemas.visibility import EVERYTHING, bits_of
 
-_ALL: Final = sum(1 << member for member in (Class.PROCESS, Class.FILE, Class.NETWORK, Class.SYSCALL))
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 """What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
 
@@ -91,23 +90,19 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, msgspec.Meta(ge=1, le=1 << 24, description="network rules of all tables together", examples=[65536])
     ] = 65536
     host_visibility: Annotated[
-        int,
+        tuple[str, ...],
         msgspec.Meta(
-            ge=0,
-            le=0xFF,
-            description="bit 1 << Class for each class reported of cgroups without a scope; 0: the host is not watched",
-            examples=[0, 46],
+            description="classes reported of cgroups without a scope; none: the host is not watched",
+            extra={"setting": "derived"},
         ),
-    ] = 0
+    ] = ("none",)
     new_visibility: Annotated[
-        int,
+        tuple[Literal["process", "file", "network", "capabilities", "dns", "none"], ...],
         msgspec.Meta(
-            ge=0,
-            le=0xFF,
-            description="the same for a cgroup made later, until it is claimed; 0: new cgroups are host",
-            examples=[46],
+            description="classes reported of a cgroup made later, until the first plan or its runtime names it; none: new cgroups are the host's",
+            examples=[["process", "network"]],
         ),
-    ] = _ALL
+    ] = EVERYTHING
     timeout: Annotated[
         float,
         msgspec.Meta(gt=0, le=86_400, description="seconds the loader may take before it is ended", examples=[180.0]),
@@ -119,6 +114,11 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             pages = getattr(self, name)
             if pages & (pages - 1):
                 raise ValueError(f"expected a power of two as `{name}`, got {pages}")
+
+    def request(self) -> dict[str, Any]:
+        """The settings as `loader_child` takes them: visibility in bits."""
+        asked = {name: getattr(self, name) for name in self.__struct_fields__}
+        return asked | {name: bits_of(asked[name]) for name in ("host_visibility", "new_visibility")}
 
 
 class LoadedPrograms(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +185,7 @@ def load(
     # A bpffs takes no name with a dot (bpf_lookup, kernel/bpf/inode.c).
     beside = f"{pin_dir.rstrip('/')}-new"
     unload(beside)
-    request = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    request = settings.request()
     request |= {"pin_dir": beside, "layout": expected, "cache": cache}
     try:
         done = run_child(request, settings.timeout, progress, halt)
@@ -303,5 +303,5 @@ def _require_bpffs(directory: Path) -> None:
 
 def _set_visibility(loaded: LoadedPrograms, settings: LoadSettings) -> None:
     with loaded.map("config") as config:
-        config.put(struct.pack("=I", Config.HOST_VISIBILITY), struct.pack("=Q", settings.host_visibility))
-        config.put(struct.pack("=I", Config.NEW_VISIBILITY), struct.pack("=Q", settings.new_visibility))
+        config.put(struct.pack("=I", Config.HOST_VISIBILITY), struct.pack("=Q", bits_of(settings.host_visibility)))
+        config.put(struct.pack("=I", Config.NEW_VISIBILITY), struct.pack("=Q", bits_of(settings.new_visibility)))

@@ -22,13 +22,14 @@ from policy.rules import select
 from policy.rules.links import linked, names
 from policy.rules.normalise import normalise
 from policy.rules.visibility import ANNOTATION as VISIBILITY
-from policy.rules.visibility import EVERYTHING, Visibility, asked, visibility
+from policy.rules.visibility import Visibility, asked, visibility
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Access
 from schemas.policy import PolicyDocument
 from schemas.rules import Policy, Rule, Target
 from schemas.verdict import ALLOWED, Action, Mode, RuleRef, Verdict
+from schemas.visibility import EVERYTHING
 
 Posture = Literal["audit", "block", "allow"]
 KEPT: Final = 65536

@@ -71,7 +71,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         ThrottleSettings()
     )
     postures: Annotated[
-        PostureSettings, msgspec.Meta(description="Default postures and visibility.", examples=[{}])
+        PostureSettings, msgspec.Meta(description="Default postures and visibility.", extra={"setting": "derived"})
     ] = PostureSettings()
     pump: Annotated[PumpSettings, msgspec.Meta(description="How frames are taken.", examples=[{}])] = PumpSettings(
         max_records=64, max_wait=0.25

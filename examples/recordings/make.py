@@ -117,7 +117,7 @@ async def record(path: Path) -> None:
         NodeSettings(
             node=NODE,
             pin_dir=f"{pins}/sensor",
-            load=LoadSettings(host_visibility=0, new_visibility=0),
+            load=LoadSettings(host_visibility=("none",), new_visibility=("none",)),
             rings=RingSettings(fold="never"),
         )
     )

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
+import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
@@ -27,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every setting in a struct."""
+    """(dotted path, value) of every setting in a struct; what is derived from another setting is none."""
     import msgspec
 
     if isinstance(value, msgspec.Struct):
@@ -35,12 +37,43 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if tag is not None:
             yield f"{prefix}{value.__struct_config__.tag_field}", tag
         for field in msgspec.structs.fields(value):
+            if field.name in derived(type(value)):
+                continue
             yield from leaves(getattr(value, field.name), f"{prefix}{field.encode_name}.")
     elif isinstance(value, list | tuple) and value and isinstance(value[0], msgspec.Struct):
         for index, item in enumerate(value):
             yield from leaves(item, f"{prefix[:-1]}[{index}].")
     else:
         yield prefix[:-1], value
+
+
+@functools.cache
+def derived(kind: type) -> frozenset[str]:
+    """Fields of a settings struct that are filled in from a setting elsewhere and may not be set."""
+    import msgspec
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    metas = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return frozenset(
+        name for name, found in metas.items()
+        if any(isinstance(one, msgspec.Meta) and (one.extra or {}).get("setting") == "derived" for one in found)
+    )  # fmt: skip
+
+
+def settable(value: Any) -> Any:
+    """A settings struct as plain values, without what is derived: it can be read back as a settings file."""
+    import msgspec
+
+    from hauberk.output import plain
+
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        head = {config.tag_field: config.tag} if config.tag is not None else {}
+        fields = [field for field in msgspec.structs.fields(value) if field.name not in derived(type(value))]
+        return head | {field.encode_name: settable(getattr(value, field.name)) for field in fields}
+    if isinstance(value, list | tuple):
+        return [settable(one) for one in value]
+    return plain(value)
 
 
 def reference(
@@ -58,8 +91,10 @@ def reference(
         schema: dict[str, Any] = {}
         inner: Any = field.type
         while isinstance(inner, inspect.Metadata):
-            schema |= inner.extra_json_schema or {}
+            schema |= (inner.extra_json_schema or {}) | (inner.extra or {})
             inner = inner.type
+        if schema.get("setting") == "derived":
+            continue
         structs = [
             option for option in (inner.types if isinstance(inner, inspect.UnionType) else [getattr(inner, "item_type", inner)])
             if isinstance(option, inspect.StructType)
@@ -117,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
     found, _, state = configuration(given)
     origins = origins_of(given, str(state))
     rows = [(path, cut(str(value), given.output == "wide"), origins(path, value)) for path, value in leaves(found)]
-    print(show(found, ("KEY", "VALUE", "FROM"), rows, given.output))
+    print(show(settable(found), ("KEY", "VALUE", "FROM"), rows, given.output))
     return 0
 
 

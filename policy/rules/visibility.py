@@ -14,17 +14,9 @@ import msgspec
 
 from schemas.operations import Class
 from schemas.rules import Match, Rule
-from schemas.watched import REPORTED
+from schemas.visibility import CLASSES, words
 
 ANNOTATION: Final = "kubearmor-visibility"
-EVERYTHING: Final = ("process", "file", "network", "capabilities", "dns")
-_CLASSES: Final = {
-    # System calls have no word of their own: they are what a process does beside files and sockets.
-    "process": (Class.PROCESS, Class.SYSCALL),
-    "file": (Class.FILE,),
-    "network": (Class.NETWORK,),
-    "capabilities": (Class.CAPABILITIES,),
-}
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -34,35 +26,14 @@ class Visibility(msgspec.Struct, frozen=True):
     dns: bool = False
 
 
-def words(text: str) -> tuple[str, ...]:
-    """The known words of a comma list, in any case; `none` empties it."""
-    found = [word for word in (part.strip().lower() for part in text.split(",")) if word]
-    if "none" in found:
-        return ()
-    return tuple(word for word in dict.fromkeys(found) if word in EVERYTHING)
-
-
 def visibility(default: Iterable[str], annotations: Iterable[str | None]) -> Visibility:
     """What is logged, given the setting and the annotations from the namespace inwards (None where not written)."""
     chosen = words(",".join(default))
     for text in annotations:
         if text is not None:
             chosen = words(text)
-    classes = frozenset(class_ for word in chosen for class_ in _CLASSES.get(word, ()))
+    classes = frozenset(class_ for word in chosen for class_ in CLASSES.get(word, ()))
     return Visibility(classes, "dns" in chosen)
-
-
-def bits(classes: Iterable[Class]) -> int:
-    """The classes as the kernel takes them: bit 1 << Class for each one it can report."""
-    return sum(1 << class_ for class_ in REPORTED.intersection(classes))
-
-
-def words_of(visible: int) -> tuple[str, ...]:
-    """The setting whose `bits` are `visible`, so that a number in the sensor's settings and words mean the same; `none` for 0."""
-    found = tuple(word for word, classes in _CLASSES.items() if visible >> classes[0] & 1)
-    if bits(REPORTED) & ~visible == 0:
-        return EVERYTHING
-    return found or ("none",)
 
 
 def asked(rules: Iterable[Rule]) -> frozenset[Class]:

@@ -38,7 +38,9 @@ from sensors.containers.users import Users
 class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who is on this node and how long they are remembered."""
 
-    node: Annotated[str, msgspec.Meta(description="Name of the node; empty takes the host name.", examples=["n1"])] = ""
+    node: Annotated[
+        str, msgspec.Meta(description="Name of the node; empty takes the host name.", extra={"setting": "derived"})
+    ] = ""
     node_labels: Annotated[
         dict[str, str], msgspec.Meta(description="Labels of the node, for host policies.", examples=[{"zone": "a"}])
     ] = {}

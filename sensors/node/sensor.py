@@ -31,7 +31,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The sensor of one node."""
 
     node: Annotated[
-        str, msgspec.Meta(description="Name of this node; empty takes the host name.", examples=["node-1"])
+        str, msgspec.Meta(description="Name of this node; empty takes the host name.", extra={"setting": "derived"})
     ] = ""
     pin_dir: Annotated[
         str, msgspec.Meta(description="Directory of pins, in a bpffs.", examples=["/sys/fs/bpf/hauberk"])

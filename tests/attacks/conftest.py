@@ -122,8 +122,8 @@ class Node:
         (home / "policies.yaml").write_text(policies)
         workloads = [{"name": one.name, "cgroup": one.cgroup, "labels": {"app": one.name}} for one in containers]
         made: dict[str, Any] = {
-            "postures": {"host_visibility": ["none"]}, "sensor": {"pin_dir": self.pins, "node": "attacked"},
-            "inventory": {"node": "attacked", "runtimes": [], "workloads": workloads}, "page": {"port": 0},
+            "postures": {"host_visibility": ["none"]}, "node": "attacked", "sensor": {"pin_dir": self.pins},
+            "inventory": {"runtimes": [], "workloads": workloads}, "page": {"port": 0},
             "sinks": [{"type": "file", "path": str(self.alerts_file)}, {"type": "prometheus", "port": 0},
                       {"type": "store", "path": str(home / "summary.db")}],
         }  # fmt: skip

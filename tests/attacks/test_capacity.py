@@ -33,7 +33,6 @@ def attacked(
     policies = "---".join(POLICY.format(name=name, secret=home / "secret") for name in ("box", "other"))
     sizes = {
         "pin_dir": f"/sys/fs/bpf/hauberk-full-{os.getpid()}",
-        "node": "attacked",
         "load": {"scopes": 32, "processes": 64},
     }
     node = make_node(policies, make_container("box"), make_container("other"), sensor=sizes)

@@ -56,7 +56,7 @@ def test_node_loads_and_ends_as_nobody(pins: Path, state: Path) -> None:
     words = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--no-new-privs"]
     words += [f"--inh-caps={caps}", f"--ambient-caps={caps}", f"--bounding-set={caps}"]
     words += [sys.executable, "-P", "-m", "hauberk", "node", "--state", str(state)]
-    environment = dict(os.environ, HAUBERK__SENSOR__PIN_DIR=str(pins), HAUBERK__SENSOR__NODE="caps", TMPDIR=str(state))
+    environment = dict(os.environ, HAUBERK__SENSOR__PIN_DIR=str(pins), HAUBERK__NODE="caps", TMPDIR=str(state))
     said = state / "said"
     with said.open("wb") as out:
         process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, cwd=ROOT)

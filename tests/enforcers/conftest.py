@@ -54,7 +54,9 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
         mount_bpffs(home)
         pins = f"{home}/pins"
         try:
-            yield load(LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0, timeout=180.0), pins)
+            yield load(
+                LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",), timeout=180.0), pins
+            )
         finally:
             unload(pins)
             unmount(home)

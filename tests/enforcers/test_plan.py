@@ -12,12 +12,12 @@ import pytest
 
 from enforcers.plan import Planner, PlanSettings
 from enforcers.protected import EXECUTABLES, chosen
-from policy.rules.visibility import bits
 from policy.ruleset import PostureSettings, compile_ruleset
 from schemas.enforcement import decode_plan, encode
 from schemas.identity import Kind
 from schemas.operations import Class
 from schemas.verdict import Action
+from schemas.visibility import bits
 
 ALL = bits(Class)
 TCP = "network: {matchProtocols: [{protocol: tcp}]}, action: Block"

@@ -22,7 +22,7 @@ from policy.ruleset import compile_ruleset
 from schemas.enforcement import encode
 
 pytestmark = pytest.mark.kernel
-SMALL = LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=0, rules=64, net_rules=64)
+SMALL = LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",), rules=64, net_rules=64)
 OPT_IN = "{hauberk.io/signal: enabled}"
 
 

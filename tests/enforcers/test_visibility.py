@@ -19,7 +19,6 @@ from enforcers.apply import Applier
 from enforcers.plan import Planner
 from enforcers.settings import EnforceSettings
 from kernel.loading import LoadedPrograms
-from policy.rules.visibility import bits
 from policy.ruleset import PostureSettings, compile_ruleset
 from schemas import frame as frames
 from schemas.enforcement import encode
@@ -27,6 +26,7 @@ from schemas.errors import Unavailable
 from schemas.identity import Identity, Kind
 from schemas.kernel import BEHAVIOUR, SCOPE, Config, DefinitionKind, Loss, ScopeFlag
 from schemas.operations import Class, Operation, class_of
+from schemas.visibility import bits
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 from sensors.node.rings import RingSettings, RingSource

@@ -47,7 +47,7 @@ def test_the_old_name_of_a_section_is_accepted_and_reported_once(
         f"hauberk: settings: the section `enforcer` is now `planner` (from {path}); the old name ends with version 0.3\n"
     )
     path.write_text("[enforcer.plan]\nsignal = true\n[planner.plan]\nsignal = false\n")
-    with pytest.raises(SettingsError, match="`planner` stands twice"):
+    with pytest.raises(SettingsError, match=r"`planner\.plan\.signal` stands twice"):
         merge(str(path), (), {})
 
 

@@ -25,7 +25,7 @@ from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
 SMALL = LoadSettings(
-    new_visibility=0, occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=180.0
+    new_visibility=("none",), occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=180.0
 )  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
         assert sorted(os.listdir(f"{pins}/programs")) == sorted(each.name for each in (*PROBES, *GUARDS))
         assert links_alive(pins) == [probe.name for probe in PROBES]
         second = load(
-            LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"host_visibility": 4}), pins
+            LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"host_visibility": ("file",)}),
+            pins,
         )
         assert (second.reused, second.key) == (True, first.key)
         with second.map("config") as config:
@@ -105,7 +106,7 @@ def test_a_load_that_fails_leaves_what_is_in_force(bpffs: str) -> None:
 def test_the_parent_stays_small(bpffs: str) -> None:
     code = (
         "import sys\nfrom kernel.loading import LoadSettings, load, unload\n"
-        f"load(LoadSettings(new_visibility=0, occurrence_pages=4, definition_pages=4), {bpffs + '/small-parent'!r})\n"
+        f"load(LoadSettings(new_visibility=('none',), occurrence_pages=4, definition_pages=4), {bpffs + '/small-parent'!r})\n"
         f"unload({bpffs + '/small-parent'!r})\n"
         "assert 'bcc' not in sys.modules\n"
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
@@ -172,7 +173,7 @@ def child(request: dict[str, Any], prelude: str) -> dict[str, Any]:
 
 def request(pins: str, directory: Path) -> dict[str, Any]:
     """What the parent would ask for; headers are put into `directory`."""
-    asked = {name: getattr(SMALL, name) for name in SMALL.__struct_fields__}
+    asked = SMALL.request()
     return asked | {"pin_dir": pins, "layout": 1, "directory": str(directory)}
 
 
@@ -209,7 +210,7 @@ def test_without_privileges_the_sentence_says_so(bpffs: str, tmp_path: Path) -> 
 
 def test_the_layout_hash_knows_sizes_but_not_visibility() -> None:
     base = layout_hash(LoadSettings())
-    assert base == layout_hash(LoadSettings(host_visibility=14, timeout=1.0))
+    assert base == layout_hash(LoadSettings(host_visibility=("process", "file"), timeout=1.0))
     assert base != layout_hash(LoadSettings(rules=5))
     assert loading.LoadSettings.__struct_config__.forbid_unknown_fields
 

@@ -143,7 +143,9 @@ async def test_containers_that_remove_themselves_have_their_names(
     )  # fmt: skip
     inventory = NodeInventory(bus, settings)
     # The kernel tells of them: a look at the tree may come when they are gone already.
-    load = LoadSettings(host_visibility=0, new_visibility=0, occurrence_pages=16, definition_pages=256, timeout=100.0)
+    load = LoadSettings(
+        host_visibility=("none",), new_visibility=("none",), occurrence_pages=16, definition_pages=256, timeout=100.0
+    )
     pins = NodeSettings(pin_dir=f"{bpffs_home('inventory')}/pins", load=load)
     node = await asyncio.to_thread(open_node, pins, inventory.on_cgroup)
     tasks = [asyncio.create_task(inventory.run()), asyncio.create_task(node.agent(bus).run())]

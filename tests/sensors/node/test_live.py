@@ -84,7 +84,7 @@ def mount(bpffs_home: Callable[[str], str]) -> Iterator[str]:
 def loaded(mount: str) -> Iterator[LoadedPrograms]:
     """Real programs with the usual rings, watching nothing by themselves."""
     try:
-        yield load(LoadSettings(host_visibility=0, new_visibility=0, timeout=300.0), f"{mount}/usual")
+        yield load(LoadSettings(host_visibility=("none",), new_visibility=("none",), timeout=300.0), f"{mount}/usual")
     finally:
         unload(f"{mount}/usual")
 
@@ -92,7 +92,7 @@ def loaded(mount: str) -> Iterator[LoadedPrograms]:
 @pytest.fixture(scope="module")
 def small(mount: str) -> Iterator[LoadedPrograms]:
     """The same with a ring of 1023 rows."""
-    settings = LoadSettings(host_visibility=0, new_visibility=0, occurrence_pages=16, timeout=100.0)
+    settings = LoadSettings(host_visibility=("none",), new_visibility=("none",), occurrence_pages=16, timeout=100.0)
     try:
         yield load(settings, f"{mount}/small")
     finally:

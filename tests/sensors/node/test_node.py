@@ -20,7 +20,7 @@ from sensors.node.rings import RingSettings
 from sensors.node.sensor import Node, NodeSettings, node_name, open_node
 
 pytestmark = pytest.mark.kernel
-QUIET = LoadSettings(host_visibility=0, new_visibility=0, timeout=100.0)
+QUIET = LoadSettings(host_visibility=("none",), new_visibility=("none",), timeout=100.0)
 
 
 @pytest.fixture
