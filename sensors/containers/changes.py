@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
+from bus.attempts import Attempts
+from bus.backoff import Backoff
 from bus.contract import Bus, Record
-from schemas.errors import Temporary
 from schemas.identity import Identity, encode
 from schemas.topics import INVENTORY
 
@@ -21,6 +22,7 @@ class IdentityChanges:
         self._bus = bus
         self._node = node
         self._wake = asyncio.Event()
+        self._attempts = Attempts("the inventory", Backoff(max_seconds=5.0), drain_seconds=0.0)
         self.waiting: dict[str, Identity | None] = {}
 
     def put(self, uid: str, one: Identity | None) -> None:
@@ -40,11 +42,7 @@ class IdentityChanges:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            try:
-                await self.flush()
-            except Temporary as error:
-                await asyncio.sleep(error.retry_after or 0.5)
-                self._wake.set()
+            await self._attempts.insist(self.flush)
 
     async def flush(self) -> None:
         """Publish all that waits. It waits on when the bus cannot take it."""

@@ -8,15 +8,17 @@ stopped for good must not keep this node from naming what is new. Nobody heard o
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 from typing import Final
 
+from bus.attempts import Attempts, Stopped
+from bus.backoff import Backoff
 from bus.contract import Bus, Delivery
 from bus.interruptible import take_or
-from schemas.errors import DecodeError, Temporary
+from schemas.errors import DecodeError
 from schemas.frame import FrameHeader
 from schemas.progress import Progress, decode
 from schemas.topics import PROGRESS
@@ -35,21 +37,22 @@ class Following:
     def __init__(self, bus: Bus, node: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus, self._node, self._clock = bus, node, clock
         self._groups: dict[str, tuple[Progress, float]] = {}
-        self._stopping = asyncio.Event()
+        self._attempts = Attempts("following the processors", Backoff(max_seconds=5.0), drain_seconds=0.0)
 
     def stop(self) -> None:
         """Ask `run` to return."""
-        self._stopping.set()
+        self._attempts.stop()
 
     async def run(self) -> None:
         """Follow what is published from now on."""
-        while not self._stopping.is_set():
-            try:
-                async with self._bus.subscribe((PROGRESS,), None, "latest") as subscription:
-                    while not self._stopping.is_set():
-                        self._hear(await take_or(subscription, 1000, 60.0, self._stopping))
-            except Temporary as error:
-                await asyncio.sleep(error.retry_after or 1.0)
+        with contextlib.suppress(Stopped):
+            await self._attempts.insist(self._follow)
+
+    async def _follow(self) -> None:
+        stopping = self._attempts.stopping
+        async with self._bus.subscribe((PROGRESS,), None, "latest") as subscription:
+            while not stopping.is_set():
+                self._hear(await take_or(subscription, 1000, 60.0, stopping))
 
     def read(self, header: FrameHeader) -> int:
         """Number of the newest frame of this header's run that every group has read; -1: none. The header's own when nobody
