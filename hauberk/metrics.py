@@ -33,7 +33,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from hauberk.supervision import StageStats
     from processors.stats import ProcessorStats
     from sensors.containers.hashes import HashStats
-    from sensors.containers.inventory import InventoryStats
+    from sensors.containers.stats import InventoryStats
     from sensors.node.agent import AgentStats as SensorStats
     from sensors.node.rings import RingStats
     from sinks.delivery.stats import DeliveryStats, SyslogStats

@@ -262,9 +262,12 @@ async def _live(
     say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
     hashes = None
     if settings.sensor.hashes.enabled:
-        from sensors.containers.hashes import Hashes
+        from sensors.containers.hashes import Hashes, inside
 
-        hashes = Hashes(settings.sensor.hashes, lambda container: inventory.engine.inside(container))
+        def root_of(container: str) -> int:
+            return inside(next((one for one in inventory.engine.identities if one.uid == container), None))
+
+        hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill)
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header))

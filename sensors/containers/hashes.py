@@ -23,10 +23,12 @@ import msgspec
 
 from bus.contract import Record
 from schemas.errors import DecodeError
+from sensors.containers import cgroups
 from sensors.containers.roots import Root
 
 if TYPE_CHECKING:
     from schemas.alert import Alert
+    from schemas.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +171,15 @@ class Hashes:
             del self._known[next(iter(self._known))]
         self._known[key] = digest.hexdigest()
         return self._known[key]
+
+
+def inside(known: Identity | None) -> int:
+    """Host pid of a process in the root of this identity; 0 when there is none now."""
+    if known is None:
+        return 0
+    # A declared workload in the host's mount namespace has the host's root, also while nothing runs in it.
+    host = known.runtime == "declared" and known.mnt_ns == cgroups.namespaces(1)[1]
+    return known.root_pid or cgroups.first_pid(cgroups.mount_point(), known.cgroup_path) or (1 if host else 0)
 
 
 def executed(alert: Alert) -> str:

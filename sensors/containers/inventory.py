@@ -22,7 +22,6 @@ import msgspec
 from bus.contract import Bus
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
-from schemas.stats import Gauge
 from sensors.containers import cgroups, node_identity
 from sensors.containers.cgroups import Place
 from sensors.containers.changes import IdentityChanges
@@ -31,6 +30,7 @@ from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.early_answers import EarlyAnswers
 from sensors.containers.inner import Inner
 from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
+from sensors.containers.stats import InventoryStats
 from sensors.containers.symlinks import Symlinks
 from sensors.containers.users import Users
 
@@ -81,16 +81,6 @@ MOST_EARLY = (
 HOST_ANSWER = 1.0  # seconds until an unknown cgroup is the host's: plain runc writes its state after it made the cgroup
 
 
-class InventoryStats(msgspec.Struct, kw_only=True):
-    """Who is known on this node. `identities`: containers and cgroups, ended ones that are not yet forgotten included;
-    `runtimes_away`: container runtimes that cannot be read; `links_late`: roots whose symbolic links were not found within the
-    time for it, and are looked up again."""
-
-    identities: Gauge = 0
-    runtimes_away: Gauge = 0
-    links_late: int = 0
-
-
 class NodeInventory:
     """One node's inventory. `run` until cancelled; everything else belongs to the same event loop."""
 
@@ -118,15 +108,6 @@ class NodeInventory:
         self._early: deque[tuple[int, str | None, bool]] | None = deque(maxlen=MOST_EARLY)
         self.ready = asyncio.Event()
         """Set once everything that was running at start has been published."""
-
-    def inside(self, uid: str) -> int:
-        """Host pid of a process in the root of this identity; 0 when there is none now."""
-        known = self._identities.get(uid)
-        if known is None:
-            return 0
-        # A declared workload in the host's mount namespace has the host's root, also while nothing runs in it.
-        host = known.runtime == "declared" and known.mnt_ns == cgroups.namespaces(1)[1]
-        return known.root_pid or cgroups.first_pid(self._mount, known.cgroup_path) or (1 if host else 0)
 
     def find(self, cgroup: int) -> Identity | None:
         """The identity of a cgroup id; None for one that nobody told of yet."""

@@ -23,6 +23,7 @@ from sensors.containers.contract import Found
 from sensors.containers.cri import CriSettings
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.docker import Docker, DockerSettings
+from sensors.containers.hashes import inside
 from sensors.containers.inventory import NodeInventory, NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
 from sensors.node.sensor import NodeSettings, open_node
@@ -79,7 +80,7 @@ async def test_what_runs_already_is_known_at_start(dockerd: Any, kernel_cgroup_i
             assert seen.cgroups == (kernel_cgroup_id(f"/docker/{id_}"),)
             assert (seen.pid_ns, seen.mnt_ns) == cgroups.namespaces(seen.root_pid)
             assert inventory.find(seen.cgroups[0]) == seen
-            assert (inventory.inside(id_), inventory.inside("nobody")) == (seen.root_pid, 0)
+            assert (inside(seen), inside(None)) == (seen.root_pid, 0)
             assert inventory.status == []
     finally:
         await asyncio.to_thread(dockerd.remove, "early")
@@ -307,7 +308,7 @@ async def test_a_declared_workload_is_in_the_hosts_root(host_cgroup: str) -> Non
     declared = WorkloadSettings(name="job", cgroup=host_cgroup)
     async with running(MemoryBus(), workloads=(declared,)) as inventory:
         (job,) = [one for one in inventory.identities if one.container_name == "job"]
-        assert (job.root_pid, inventory.inside(job.uid)) == (0, 1)
+        assert (job.root_pid, inside(job)) == (0, 1)
 
 
 async def test_the_node_and_its_services_are_the_hosts(host_cgroup: str) -> None:
