@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("live")]
 
@@ -20,11 +21,11 @@ def loader_of(pid: int) -> int:
 
 
 @pytest.mark.parametrize("verb", ["up", "node"])
-def test_a_stop_during_loading_ends_the_loader(hauberk: Any, wait_for: Any, verb: str) -> None:
+def test_a_stop_during_loading_ends_the_loader(hauberk: Any, verb: str) -> None:
     hauberk.pins = f"/sys/fs/bpf/hauberk-stop-{os.getpid()}-{verb}"
     # Nothing compiled is found, so loading takes its time.
     started = hauberk.start(verb, "--set", "sensor.program_cache=")
-    loader = wait_for(lambda: loader_of(started.process.pid) or started.process.poll(), 90)
+    loader = eventually(lambda: loader_of(started.process.pid) or started.process.poll(), 90)
     assert started.process.poll() is None, started.said()
     assert started.end(signal.SIGTERM) == 130, started.said()
     assert not Path(f"/proc/{loader}").exists()
