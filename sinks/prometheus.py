@@ -106,13 +106,13 @@ class PrometheusSink:
     def families(self) -> list[Family]:
         """What this sink counts itself; `endpoint` shows it before the stages' stats."""
         own = [
-            Family(name="hauberk_alerts", kind="counter", help="Alerts told.", samples=self._alerts.samples()),
+            Family(name="hauberk_alerts", kind="counter", help="Alerts published.", samples=self._alerts.samples()),
             Family(
                 name="hauberk_alerts_suppressed", kind="counter", help="Alerts held back by throttling.",
                 samples=[((), self._suppressed)],
             ),
             Family(
-                name="hauberk_events", kind="counter", help="Events seen, by class and by what was told of them.",
+                name="hauberk_events", kind="counter", help="Events seen, by class and status.",
                 samples=self._events.samples(),
             ),
         ]  # fmt: skip
