@@ -101,7 +101,7 @@ def _problem(rule: NetworkRule) -> Cause | None:
     if rule.direction == "ingress" and rule.cidr:
         return Cause(
             RefusalCode.INGRESS_NETWORK,
-            "who connects is not known when a socket is bound; only the port of an ingress rule can be held",
+            "who connects is not known when a socket is bound; only the port of an ingress rule can be enforced",
         )
     if rule.end_port - rule.port >= PORTS and (rule.port > 1 or rule.end_port < _LAST_PORT):
         return Cause(

@@ -32,7 +32,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host_cgroups: Annotated[
         tuple[str, ...],
         msgspec.Meta(
-            description="Host cgroups (paths or globs) in which host policies are enforced; elsewhere they only tell.",
+            description="Host cgroups (paths or globs) in which host policies are enforced; elsewhere they only audit.",
             examples=[["/user.slice/*"]],
         ),
     ] = ()
@@ -46,7 +46,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pods: Annotated[
         bool,
         msgspec.Meta(
-            description="Hold a pod's next containers to its Block rules on paths from their birth. The runtime's own setup runs under "
+            description="Enforce a pod's Block rules on paths in its next containers from their birth. The runtime's own setup runs under "
             "them too: a rule on a file that it opens keeps the container from starting.",
             examples=[True],
         ),
@@ -78,7 +78,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NOTHING: Final = ScopePlan(uid="", cgroups=())
-_NOT_CHOSEN: Final = "host policies are enforced in the cgroups named by `host_cgroups` only; elsewhere they tell"
+_NOT_CHOSEN: Final = "host policies are enforced in the cgroups named by `host_cgroups` only; elsewhere they audit"
 
 
 class Planner:

@@ -15,7 +15,9 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     backends: Annotated[
         tuple[Implemented, ...],
-        msgspec.Meta(description="Backends to use, as far as this kernel offers them; none: only tell.", examples=[[]]),
+        msgspec.Meta(
+            description="Backends to use, as far as this kernel offers them; none: only audit.", examples=[[]]
+        ),
     ] = DEFAULTS
     state_dir: Annotated[
         str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])

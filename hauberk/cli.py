@@ -22,9 +22,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "processor": ("Run the processors: frames in, alerts, telemetry and summaries out", "run"),
     "planner": ("Run the planner: policies and inventory in, plans out", "run"),
     "sink": ("Run the configured sinks", "run"),
-    "probe": ("Say what this kernel offers, what was chosen, and why not the rest", "node"),
+    "probe": ("Show what this kernel offers, what was chosen, and why not the rest", "node"),
     "record": ("Record the raw ring of this node to a file", "node"),
-    "doctor": ("Check this installation and say what to mend", "node"),
+    "doctor": ("Check this installation and show how to fix what is wrong", "node"),
     "apply": ("Apply policies from files", "policy"),
     "get": ("List policies, workloads, alerts or nodes", "policy"),
     "describe": ("Show one policy, workload, node or alert in full", "policy"),
@@ -136,4 +136,4 @@ def _of_system(error: OSError) -> str:
         return f"expected permission for {where}, got none; run as root or choose another directory with --state"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"expected room to write {where}, the disk is full; free some and start again"
-    return f"expected {where} to be usable, got: {error.strerror or _line(error)}; mend it or name another"
+    return f"expected {where} to be usable, got: {error.strerror or _line(error)}; fix it or name another"

@@ -120,5 +120,5 @@ def damage_text(bus: Bus) -> str:
     count = bus.damaged()
     return (
         f"expected readable files on the bus, got {count} that {'is' if count == 1 else 'are'} damaged and now put aside as "
-        "`*.corrupt`; what they held is not shown, `hauberk doctor` lists them"
+        "`*.corrupt`; their records are not shown, `hauberk doctor` lists them"
     )

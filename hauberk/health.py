@@ -56,7 +56,7 @@ def of_processor(part: StagePart[Processor]) -> Checks:
         engine, found = part.engine, {}
         pump = engine.pump.stats
         if not engine.facts.ready.is_set():
-            found["policies"] = engine.facts.failure or "policies and identities are not read to their end yet"
+            found["policies"] = engine.facts.failure or "policies and identities are not read completely yet"
         elif engine.facts.failure:
             found["policies"] = engine.facts.failure
         if pump.failure:
@@ -74,7 +74,7 @@ def of_planner(part: StagePart[PlannerEngine]) -> Checks:
     def checks() -> dict[str, str]:
         engine = part.engine
         if engine.failure or not engine.ready.is_set():
-            return {"planner": engine.failure or "policies and inventory are not read to their end yet"}
+            return {"planner": engine.failure or "policies and inventory are not read completely yet"}
         if engine.unplanned:
             return {"planner": f"no plan for {', '.join(engine.unplanned)}: {engine.stats.problem or 'not made yet'}"}
         return {}
@@ -106,7 +106,7 @@ def of_enforcement(part: StagePart[Enforcement]) -> Checks:
     def checks() -> dict[str, str]:
         engine = part.engine
         if not engine.ready.is_set():
-            return {"enforcement": engine.problem or "no plan was carried out yet"}
+            return {"enforcement": engine.problem or "no plan has been applied yet"}
         return {"enforcement": engine.idle} if engine.idle else {}
 
     return checks

@@ -119,7 +119,7 @@ def test(given: argparse.Namespace) -> int:
             kinds = ", ".join(f"{count} {printable(kind)}" for kind, count in notices.items())
             total = sum(notices.values())
             print(
-                f"{given.events}: passed over {total} notice{'s' * (total != 1)} that {'is no event' if total == 1 else 'are no events'}: {kinds}",
+                f"{given.events}: skipped {total} notice{'s' * (total != 1)} that {'is no event' if total == 1 else 'are no events'}: {kinds}",
                 file=sys.stderr,
             )
         if bad:
@@ -192,7 +192,7 @@ def explain(given: argparse.Namespace) -> int:
         lines = [(entry.rule.policy, entry.rule.position, entry.action, *map(entry.cell, names)) for entry in rules]
         print(table(("POLICY", "RULE", "ACTION", *(name.upper() for name in names)), lines))
         print(f"`later`: this version has no {' and no '.join(MISSING_HERE)} backend, whatever the kernel offers; until it has, "
-              "such a rule is only told where nothing else says `yes`")  # fmt: skip
+              "such a rule is only audited where nothing else says `yes`")  # fmt: skip
         for name, position, unseen in dict.fromkeys(
             (one.rule.policy, one.rule.position, one.unseen) for one in rules if one.unseen
         ):

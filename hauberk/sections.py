@@ -29,21 +29,24 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = ""
     node: Annotated[str, Meta(description="Name of this node; empty takes the host name.", examples=["node-1"])] = ""
     bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
-    sensor: Annotated[NodeSettings, Meta(description="What is seen on this node.", examples=[{}])] = NodeSettings()
-    inventory: Annotated[NodeInventorySettings, Meta(description="Who is on this node.", examples=[{}])] = (
-        NodeInventorySettings()
-    )
+    sensor: Annotated[NodeSettings, Meta(description="The sensor of this node.", examples=[{}])] = NodeSettings()
+    inventory: Annotated[
+        NodeInventorySettings, Meta(description="The containers and workloads of this node.", examples=[{}])
+    ] = NodeInventorySettings()
     processor: Annotated[ProcessorSettings, Meta(description="How frames are judged.", examples=[{}])] = (
         ProcessorSettings()
     )
     planner: Annotated[PlannerSettings, Meta(description="How plans are made.", examples=[{}])] = PlannerSettings()
-    enforcement: Annotated[EnforceSettings, Meta(description="How this node carries plans out.", examples=[{}])] = (
+    enforcement: Annotated[EnforceSettings, Meta(description="How this node enforces plans.", examples=[{}])] = (
         EnforceSettings()
     )
     postures: Annotated[
         PostureSettings, Meta(description="Default postures and visibility, for processors and planner.", examples=[{}])
     ] = PostureSettings()
-    sinks: Annotated[list[SinkSettings], Meta(description="Where it is told.", examples=[[{"type": "console"}]])] = []
+    sinks: Annotated[
+        list[SinkSettings],
+        Meta(description="Where alerts, telemetry and summaries go.", examples=[[{"type": "console"}]]),
+    ] = []
     metrics: Annotated[
         MetricsSettings,
         Meta(description="Metrics and health of this process over HTTP, for every role.", examples=[{}]),

@@ -62,7 +62,7 @@ def listening(stop: asyncio.Event) -> Iterator[asyncio.Event]:
         nonlocal told_before
         if told_before:
             if not hurry.is_set():
-                say("second signal: unfinished work is left undone, the rest of the shutdown is not skipped")
+                say("second signal: unfinished work is abandoned, the rest of the shutdown is not skipped")
             hurry.set()
         elif not stop.is_set():
             say("stopping: work in progress is finished first; a second signal skips that")

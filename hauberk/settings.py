@@ -195,7 +195,7 @@ def merge(
                 origins[".".join(at)] = name
         elif name.startswith("HAUBERK_") and "__" in name:
             raise SettingsError(
-                f"settings: `{name}` is read by nobody, expected two underscores at each step: "
+                f"settings: `{name}` is not a setting, expected two underscores at each step: "
                 f"`{ENVIRONMENT}{name.removeprefix('HAUBERK_')}`"
             )
     for text in sets:

@@ -123,7 +123,7 @@ class Supervision:
             async with asyncio.timeout(TELLING):
                 await self._tell(failure)
         except Exception as error:  # noqa: BLE001 - what keeps it from being told must keep nobody from running
-            say(f"the failure of stage `{failure.stage}` could not be told on the bus: {type(error).__name__}: {error}")
+            say(f"the failure of stage `{failure.stage}` could not be published: {type(error).__name__}: {error}")
 
     async def settle(self) -> None:
         """Wait for what is being told."""

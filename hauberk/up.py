@@ -311,7 +311,7 @@ async def tell_runtimes(status: Callable[[], list[str]]) -> None:
 async def _say_enforcing(settings: Configuration) -> None:
     """What can be enforced here, asked of a process of its own: the survey reads all of the kernel's BTF, some 40 MB for a moment."""
     if not settings.enforcement.backends:
-        say("enforcing", "nothing, as `enforcement.backends` says: policies are audited only")
+        say("enforcing", "nothing, because of `enforcement.backends`: policies are only audited")
         return
     asked = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -264,9 +264,9 @@ def _cgroup2() -> Feature:
     return Feature(
         "cgroup v2",
         where is not None,
-        f"mounted at `{where}`; containers are told apart by cgroup id"
+        f"mounted at `{where}`; containers are distinguished by cgroup id"
         if where
-        else "not mounted; containers cannot be told apart by cgroup id",
+        else "not mounted; containers cannot be distinguished by cgroup id",
     )
 
 

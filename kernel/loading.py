@@ -64,7 +64,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=256,
             le=1 << 24,
-            description="new behaviours a second of the whole node that are told by name before each container is held to its share, a sixteenth of it; half of it for calls that passed, a sixteenth for those that failed",
+            description="new behaviours a second of the whole node that are announced by name before each container is limited to its share, a sixteenth of it; half of it for calls that passed, a sixteenth for those that failed",
             examples=[16384],
         ),
     ] = 16384

@@ -83,7 +83,11 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
             if nothing is None and (why := missing(rule)) is not None:
                 # Told for every action and mode: a rule that nothing sees is never one of those in force.
                 left.append(
-                    (rule, Backend.OBSERVER, Cause(RefusalCode.UNSEEN, f"{CANNOT}: {why}; neither told nor held"))
+                    (
+                        rule,
+                        Backend.OBSERVER,
+                        Cause(RefusalCode.UNSEEN, f"{CANNOT}: {why}; neither reported nor enforced"),
+                    )
                 )
                 if unseen(rule) is not None:
                     continue
@@ -147,7 +151,7 @@ def _inexpressible(rule: Rule) -> Cause | None:
     if rule.called:
         return Cause(
             RefusalCode.CALLED_NAME,
-            f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot tell them apart",
+            f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot distinguish them",
         )
     if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
         return None
@@ -267,7 +271,7 @@ def _postures(
         missing = next((rule for rule in freeing if id(rule) not in known), None)
         blocks = posture == "block"
         if blocks and missing is not None:
-            text = f"posture block of {table} is only told: {_name(missing)} allows something no backend can express"
+            text = f"posture block of {table} is only audited: {_name(missing)} allows something no backend can express"
             unheld.append(Cause(RefusalCode.POSTURE, text))
         elif table in _CLASSES:
             if blocks and table == "network":
@@ -279,7 +283,7 @@ def _postures(
                 unheld.append(AUTOBIND)
             fallbacks.append(NetworkRule(protocol="all", direction=table, action=Action.BLOCK, ref=ref))
         elif blocks:
-            text = f"posture block of {table} is only told: no backend of the plan decides it"
+            text = f"posture block of {table} is only audited: no backend of the plan decides it"
             unheld.append(Cause(RefusalCode.WRONG_CLASS, text))
     return tuple(postures), fallbacks, unheld
 

@@ -109,7 +109,7 @@ class PolicySet(Generic[R]):
         gone = [name for name in plan.policies if (key := name.encode()) not in there and key not in self.deleted]
         if gone:
             unread = [name for name in gone if name.encode() in self.unread]
-            why = "cannot be read" if len(unread) == len(gone) else "are not there, and nobody deleted them"
+            why = "cannot be read" if len(unread) == len(gone) else "are missing, and were not deleted"
             shown = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
             return f"policies of the plan in force {why}: {shown}; it stays in force. Apply them again, or `hauberk delete` them"
         if newest < plan.created_ns:

@@ -43,7 +43,7 @@ NAMESPACE_POSTURE: Final = {
 _Posture = Annotated[
     Posture,
     Meta(
-        description="What happens to the unmatched in a class with Allow rules: audit, block, or allow without telling.",
+        description="What happens to an operation that no rule matches, in a class with Allow rules: audit, block, or allow without an alert.",
         examples=["audit"],
     ),
 ]
@@ -68,7 +68,7 @@ class PostureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     untracked_namespaces: Annotated[
         tuple[str, ...],
         Meta(
-            description="Kubernetes namespaces that are neither logged nor held to policies.",
+            description="Kubernetes namespaces that are neither logged nor subject to policies.",
             examples=[["kube-system", "kubearmor"]],
         ),
     ] = ("kube-system", "kubearmor")

@@ -233,7 +233,7 @@ class Alerts:
         whose, ident = "the node lost or could not read part of its events", ""
         if identity.kind is not Stands.NODE:
             name = identity.container_name or identity.cgroup_path or identity.uid
-            whose, ident = f"events of `{name}` were lost or are told without names", f":{identity.uid}"
+            whose, ident = f"events of `{name}` were lost or are reported without names", f":{identity.uid}"
         alert = Alert(
             Timestamp=unix // 1_000_000_000,
             UpdatedTime=updated_time(unix),
@@ -284,11 +284,11 @@ def _silent_until(bucket: Bucket) -> int:
 
 def _message(entry: JudgedBehaviour, verdict: Verdict) -> str:
     if entry.raw.access & Access.UNTOLD:
-        return "stopped on the node; its container made too many new names at once, so what it was is not told"
+        return "blocked on the node; its container made too many new names at once, so the details are missing"
     if verdict.policy is None and entry.outcome.due:
         if entry.behaviour.syscall_name == "io_uring_setup":
             return "ended by enforcement.io_uring=stop: what goes through a ring is no system call that a rule sees"
-        return "stopped on the node by a plan that the present policies do not ask for"
+        return "blocked on the node by a plan older than the current policies"
     return verdict.message
 
 

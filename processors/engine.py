@@ -146,7 +146,7 @@ class Processor:
 
     async def finish(self, *, last: bool = False) -> None:
         """Ask `run` to end once every frame that is there now is read and told. Rows whose owner is not known are waited for;
-        with `last` nobody is left who could say more than the bus says now, and they are told with that."""
+        with `last` no inventory producer outlives this stage, so they are judged with what the bus has now."""
         self._owners = None
         if last:
             self._owners = {}

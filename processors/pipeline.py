@@ -173,7 +173,7 @@ class Pipeline:
         try:
             work()
         except Exception:
-            log.exception("%d events of node `%s` could not be told in full", events, header.node)
+            log.exception("%d events of node `%s` could not be reported in full", events, header.node)
             self.counts.unjudged += events
             self._lost.add(header, 0, [("unjudged", events)])
 

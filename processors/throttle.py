@@ -45,7 +45,7 @@ class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         msgspec.Meta(
             ge=0,
             le=1 << 16,
-            description="Alerts about resources not told before that pass during one silence; the rest is counted.",
+            description="Alerts about resources not reported before that pass during one silence; the rest is counted.",
             examples=[64],
         ),
     ] = 64
@@ -54,7 +54,7 @@ class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         msgspec.Meta(
             ge=16,
             le=1 << 24,
-            description="Kinds of alerts remembered; the oldest are told and forgotten.",
+            description="Kinds of alerts remembered; the oldest are reported and forgotten.",
             examples=[65536],
         ),
     ] = 65536

@@ -35,7 +35,7 @@ ANNOTATION_SIGNAL: Final = "hauberk.io/signal"
 ANNOTATION_TESTS: Final = "hauberk.io/tests"
 """YAML text: a list of `{event: {KubeArmor log fields}, expect: {action, policy?}}`, run by `hauberk policy test`."""
 ANNOTATION_STATUS: Final = "kubearmor-policy"
-"""`enabled` (default), `audited` (Block and Allow only tell) or `disabled` (as if the policy were not there)."""
+"""`enabled` (default), `audited` (Block and Allow only audit) or `disabled` (as if the policy were not there)."""
 
 LabelOperator = Literal["In", "NotIn"]
 

@@ -19,7 +19,7 @@ from sinks.sink import ACCEPTED, BatchLimits, Item, SendResult
 class BlackholeSettings(
     Common, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="blackhole", tag_field="type"
 ):
-    """Accept and forget."""
+    """Accept and discard."""
 
     content: Annotated[Content, msgspec.Meta(description="What to read.", examples=["both"])] = "both"
 

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
     made.add_argument("--strict", action="store_true", help="warnings are errors")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    made.add_argument("--dry-run", action="store_true", help="show what would be done, do nothing")
     made.add_argument(
         "--wait", type=float, metavar="SECONDS", nargs="?", const=10.0,
         help="until every node says it is in force, 10 s if no number is given; a node that was not heard of for 2 minutes is named and not waited for",
@@ -90,7 +90,7 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
         if found.unseen:
             more = f" and {len(found.unseen) - _SHOWN} more" if len(found.unseen) > _SHOWN else ""
             print(
-                f"warning: {policy.key.name}: {CANNOT}, so it neither tells nor holds: {', '.join(found.unseen[:_SHOWN])}{more}",
+                f"warning: {policy.key.name}: {CANNOT}, so it is neither reported nor enforced: {', '.join(found.unseen[:_SHOWN])}{more}",
                 file=sys.stderr,
             )
         if not found.blocks or policy.mode is not Mode.ENFORCE:

@@ -25,7 +25,9 @@ Finding = tuple[str, str, str]
 
 def parser() -> argparse.ArgumentParser:
     """The form."""
-    made = verb_parser("doctor", "Check this installation and say what to mend. Exit 1 when something is bad.")
+    made = verb_parser(
+        "doctor", "Check this installation and show how to fix what is wrong. Exit 1 when something is bad."
+    )
     made.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table", help="form of the answer")
     return made
 
@@ -147,7 +149,7 @@ def _bus(settings: Configuration) -> Iterator[Finding]:
         yield (
             "warn",
             "bus",
-            f"`{file}` was damaged and put aside; what it held is lost to readers, remove it when you have looked",
+            f"`{file}` was damaged and put aside; its records are lost to readers; remove it after inspection",
         )
 
 

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--since", metavar="DURATION", default="7d", help="how far back (default 7d)")
         one.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
     lint = sub_parser(
-        below, "lint", "rules that are mistakes (exit 1), and Block rules that are only told (notes, exit 0)"
+        below, "lint", "rules that are mistakes (exit 1), and Block rules that are only audited (notes, exit 0)"
     )
     _files(lint)
     lint.add_argument("--strict", action="store_true", help="exit 1 for notes too")

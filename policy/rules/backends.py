@@ -72,7 +72,7 @@ def held(rule: Rule, *, signal: bool = True) -> bool:
 def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> Cause | None:
     """Why `backend` cannot carry out `rule`; None when it can. `signal`: its policy or node opted in to kills."""
     if rule.action is Action.AUDIT:
-        return Cause(RefusalCode.AUDIT, "Audit rules are told by the judge, nothing is denied")
+        return Cause(RefusalCode.AUDIT, "Audit rules are reported by the judge, nothing is denied")
     if rule.match is Match.PEER:
         return _peer(rule, backend)
     if rule.match is Match.DNS:

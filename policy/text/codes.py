@@ -42,11 +42,11 @@ ALIAS = Code("P105", _E, "an alias cannot be followed", "Define the anchor befor
 TAG = Code("P106", _W, "a YAML tag that policies do not know", "Remove the tag.")
 
 NOT_A_MAPPING = Code("P201", _E, "a document is not a mapping", "Write `apiVersion`, `kind`, `metadata` and `spec` at its top.")
-NO_KIND = Code("P202", _E, "a document does not say what it is", "Write `apiVersion: security.kubearmor.com/v1` and `kind`.")
+NO_KIND = Code("P202", _E, "a document has no `apiVersion` or `kind`", "Write `apiVersion: security.kubearmor.com/v1` and `kind`.")
 UNKNOWN_KIND = Code("P203", _E, "a kind that the policy API does not have", "Use one of the four kinds.")
 API_VERSION = Code("P204", _E, "an apiVersion that the policy API does not have", "Write `security.kubearmor.com/v1`.")
 SKIPPED = Code("P205", _I, "another kind of object; left alone", "Nothing to do.")
-NO_POLICY = Code("P206", _W, "the file holds no policy", "Check that it is the right file.")
+NO_POLICY = Code("P206", _W, "the file has no policy", "Check that it is the right file.")
 NAME = Code("P207", _E, "a name that Kubernetes refuses", "Lower-case letters, digits, `-` and `.`; at most 253 characters.")
 NAMESPACE = Code("P208", _E, "a namespace that Kubernetes refuses", "Lower-case letters, digits and `-`; at most 63 characters.")
 NAMESPACE_IGNORED = Code("P209", _W, "a namespace on a kind that has none", "Remove it; it is ignored.")

@@ -151,7 +151,7 @@ def _watched(checker: Reporter, result: Any, nodes: Any, path: str) -> None:
 def _unseen(
     checker: Reporter, node: Node, why: str, path: str, *, partly: bool = False, notes: tuple[str, ...] = ()
 ) -> None:
-    what = "tells nothing of them" if partly else "never tells and never holds anything"
+    what = "has no effect for them" if partly else "is never reported and never enforced"
     checker.say(codes.UNSEEN, node, f"{coverage.CANNOT}: {why}; `{path}` {what}", path, notes=notes)
 
 

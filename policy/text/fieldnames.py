@@ -84,7 +84,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
         list_path = path.rpartition("[")[0].rpartition(".")[0]
         return FieldFinding(
             codes.MISPLACED,
-            f"`recursive` says nothing of the one thing in `{here}`",
+            f"`recursive` has no effect on the single name in `{here}`",
             expected,
             f"directories go to `{list_path}.matchDirectories`",
         )
@@ -116,7 +116,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             codes.MISPLACED,
             f"`{name}` is nested in itself",
             expected,
-            f"move what it holds up to `{path}`",
+            f"move its fields up to `{path}`",
             place=path,
         )
     if struct is sections.ProcessPath and "arg" in name.lower() and not name.lower().startswith("allow"):
@@ -125,7 +125,7 @@ def misnamed(kind: type[written.AnyPolicy], struct: type, name: str, path: str, 
             codes.UNKNOWN_FIELD,
             f"`{name}` is not a field of `{here}`: acting on chosen arguments is not supported",
             expected,
-            "name the executable alone; its alerts tell the arguments",
+            "name the executable alone; its alerts have the arguments",
         )
     other = _of_other_kind(kind, struct, name)
     if other is not None:

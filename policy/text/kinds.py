@@ -86,7 +86,7 @@ def identify(node: Node, report: Report) -> str | None:
     if not isinstance(kind, Scalar) or not kind_text:
         report.add(
             codes.NO_KIND,
-            "the document does not say its `kind`",
+            "the document has no `kind`",
             line=node.line,
             column=node.column,
             path="kind",

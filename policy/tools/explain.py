@@ -34,7 +34,7 @@ _SHAPES = {
 
 MISSING_HERE: Final = tuple(NAMES[backend] for backend in ALL if backend not in HERE)
 HOST_ONLY: Final = (
-    "Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`; elsewhere they tell"
+    "Block rules of host policies are enforced only in the cgroups of `planner.plan.host_cgroups`; elsewhere they audit"
 )
 
 
@@ -139,7 +139,9 @@ def _unseen(rule: Rule) -> str:
     why = missing(rule)
     if why is None:
         return ""
-    return f"{CANNOT}: {why}; " + ("neither told nor held" if unseen(rule) is not None else "nothing is told of it")
+    return f"{CANNOT}: {why}; " + (
+        "neither reported nor enforced" if unseen(rule) is not None else "it is not reported"
+    )
 
 
 def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:
@@ -199,7 +201,7 @@ def rank_words(rank: Rank, rule: Rule) -> str:
 
 def _summary(scope: Scope, behaviour: Behaviour, verdict: Verdict) -> str:
     if not considered(behaviour):
-        return "the operation failed for a reason of its own: policies have nothing to say of what never happened"
+        return "the operation failed for another reason, so no policy applies to it"
     if verdict.rule is not None:
         text = f"{verdict.action.value} by {verdict.rule.policy}, {verdict.rule.position}"
     elif verdict.policy is not None:
@@ -211,11 +213,11 @@ def _summary(scope: Scope, behaviour: Behaviour, verdict: Verdict) -> str:
     else:
         text = "Allow: no rule matched, and the class has no Allow rules"
     if verdict.mode is Mode.AUDITED:
-        text += "; audited: told, not enforced"
+        text += "; audited: reported, not enforced"
     if verdict.needs_arguments:
         text += "; depends on the arguments, which this event does not have"
     if verdict.policy is not None and verdict.action is not Action.ALLOW and not verdict.tell:
-        text += "; not told, because somebody else had denied it already"
+        text += "; not reported, because the system had denied it already"
     return text
 
 
@@ -272,9 +274,9 @@ def _why(
     if candidate.audits:
         if best is None:
             if unmatched.blocks:
-                return "tells nothing: no Allow rule matched, and the default posture blocks"
+                return "not reported: no Allow rule matched, and the default posture blocks"
         elif best[1].action is Action.BLOCK:
-            return f"tells nothing: {_named(best[0])} blocks, and an Audit rule never loosens a Block"
+            return f"not reported: {_named(best[0])} blocks, and an Audit rule never loosens a Block"
         elif best[0].rank > candidate.rank:
             return f"silenced by the more specific {_named(best[0])}: {rank_words(best[0].rank, best[0].rule)}"
         first = max((other for other, _ in spoken if other.audits), key=lambda other: other.rank)

@@ -44,7 +44,7 @@ def invisible(together: Together) -> Iterator[Finding]:
         if why is None:
             continue
         whole = unseen(rule) is not None
-        effect = "neither tells nor holds anything" if whole else "tells nothing of them"
+        effect = "is neither reported nor enforced" if whole else "has no effect for them"
         advice = (
             f"name calls that are watched: {listed(WATCHED, len(WATCHED))}"
             if rule.syscalls
@@ -65,8 +65,8 @@ def ringed(together: Together) -> Iterator[Finding]:
             told.add(rule.key)
             yield Finding(
                 code="L114", rule=rule.ref, level="note",
-                message="is not held for what a process does through io_uring, which is no system call; so are the other file rules of the policy",
-                recommendation="set `enforcement.io_uring` to `stop`, or name `io_uring_setup` in a system call rule to be told of its use",
+                message="is not enforced for what a process does through io_uring, which is no system call; so are the other file rules of the policy",
+                recommendation="set `enforcement.io_uring` to `stop`, or name `io_uring_setup` in a system call rule to have its use reported",
             )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     here = [backend for backend in could if backend in HERE]
     later = [backend for backend in could if backend not in HERE]
     if not could:
-        return _finding(rule, f"no backend can hold it: {_reasons(why)}",
+        return _finding(rule, f"no backend can enforce it: {_reasons(why)}",
                         "use Audit, or a rule that `hauberk policy explain` shows as enforceable", "warning")  # fmt: skip
     if not here:
         return _finding(
@@ -87,7 +87,7 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
         )
     if not (used := [backend for backend in here if backend in holding.backends]):
         left_out = _names(here, "and")
-        return _finding(rule, f"`enforcement.backends` of the settings leaves out {left_out}, which could hold it",
+        return _finding(rule, f"`enforcement.backends` of the settings leaves out {left_out}, which could enforce it",
                         f"add {left_out} to `enforcement.backends`")  # fmt: skip
     if used == [Backend.SIGNAL] and not (holding.signal or together.signal[rule.key]):
         return _finding(
@@ -98,14 +98,14 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     if together.host and not holding.hosts:
         return _finding(
             rule,
-            "rules of host policies are held in chosen cgroups, and the settings choose none",
+            "rules of host policies are enforced in chosen cgroups, and the settings choose none",
             "name the cgroups in `planner.plan.host_cgroups`, or use Audit",
         )
     return None
 
 
 def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"] = "note", form: str = "") -> Finding:
-    code, message = ("L113", form.format(why)) if form else ("L110", f"is only told: {why}")
+    code, message = ("L113", form.format(why)) if form else ("L110", f"is only audited: {why}")
     return Finding(code=code, rule=rule.ref, message=message, recommendation=advice, level=level)
 
 
@@ -113,7 +113,7 @@ def _missing(backends: Sequence[Backend]) -> str:
     if not backends:
         return ""
     none = "no such backend" if len(backends) == 1 else "neither"
-    return f"{_names(backends, 'or')} could hold it, and this version has {none}; "
+    return f"{_names(backends, 'or')} could enforce it, and this version has {none}; "
 
 
 def _reasons(why: Mapping[Backend, Cause | None]) -> str:

@@ -40,7 +40,10 @@ class CriSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     poll_seconds: Annotated[
         float,
         msgspec.Meta(
-            gt=0, le=315_360_000, description="Seconds between lists, for what the kernel did not tell.", examples=[2.0]
+            gt=0,
+            le=315_360_000,
+            description="Seconds between lists, for what the kernel did not report.",
+            examples=[2.0],
         ),
     ] = 5.0
 

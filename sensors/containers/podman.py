@@ -39,7 +39,10 @@ class PodmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     poll_seconds: Annotated[
         float,
         msgspec.Meta(
-            gt=0, le=315_360_000, description="Seconds between looks, for what the kernel did not tell.", examples=[2.0]
+            gt=0,
+            le=315_360_000,
+            description="Seconds between looks, for what the kernel did not report.",
+            examples=[2.0],
         ),
     ] = 5.0
 

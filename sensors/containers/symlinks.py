@@ -174,7 +174,7 @@ class Symlinks:
     def _count(self) -> bool:
         keys = sorted(frozenset().union(*self._named.values()))
         if len(keys) > MOST:
-            log.warning("policies name %d paths, links of the first %d are followed; the others hold as written",
+            log.warning("policies name %d paths, links of the first %d are followed; the others are matched as written",
                         len(keys), MOST)  # fmt: skip
         before, self._keys = self._keys, tuple(keys[:MOST])
         return self._keys != before

@@ -167,8 +167,8 @@ class RingSource:
             # What began meanwhile was not announced, and would be met as known.
             self._pins.forget_all()
             log.warning(
-                "nobody had drained these rings for a minute, so nothing was observed until now; what was enforced was enforced "
-                "all the same, and the calls that nobody looked at are told as lost (`unread`)"
+                "these rings were not drained for a minute, so nothing was observed until now; enforcement went on, "
+                "and the calls meanwhile are counted as lost (`unread`)"
             )
 
     def spare(self, step: int) -> None:

@@ -57,7 +57,7 @@ class Questions:
             try:
                 return question(reader)
             except (msgspec.DecodeError, ValueError, KeyError) as error:
-                raise DecodeError(f"store: expected words of this version in its rows, got {error}") from error
+                raise DecodeError(f"store: expected values that this version knows in its rows, got {error}") from error
             finally:
                 reader.close()
 
@@ -107,7 +107,7 @@ class Client:
 
 
 class Hub:
-    """Everybody who looks. `most`: browsers at a time."""
+    """The connected browsers. `most`: browsers at a time."""
 
     def __init__(self, questions: Questions, most: int, clock: Callable[[], float] = time.time) -> None:
         self._questions = questions

@@ -127,7 +127,7 @@ def test_calls_that_are_no_file_and_no_socket(attacked: Any) -> None:
 
 
 @pytest.mark.attack(
-    "Read of a blocked file through io_uring: the ring is told by an Audit rule, the read is not held",
+    "Read of a blocked file through io_uring: the ring is reported by an Audit rule, the read is not blocked",
     "told",
     by="sensor",
     lsm=True,

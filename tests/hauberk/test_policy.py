@@ -131,7 +131,7 @@ def test_lint_tells_what_nothing_holds_and_ends_with_1_for_mistakes_only(
     file.write_text(BLOCKS)
     code, said = run(capsys, "lint", "-f", file)
     assert code == 0
-    assert said.startswith("note[L110] web spec.file.matchPaths[0..1]: is only told: ")
+    assert said.startswith("note[L110] web spec.file.matchPaths[0..1]: is only audited: ")
     assert said.endswith("2 findings in 1 policy: 0 warnings, 2 notes\n")
     assert run(capsys, "lint", "-f", file, "--strict")[0] == 1
     held = ("--set", "planner.plan.signal=true", "--set", "enforcement.io_uring=stop", "--strict")
@@ -161,7 +161,7 @@ def test_what_the_agents_own_files_say_besides_events_is_passed_over(
     assert policy.main(["test", "-f", str(file), "--events", str(events), "-o", "json"]) == 0
     said = capsys.readouterr()
     assert [json.loads(line)["event"] for line in said.out.splitlines()] == [1, 2]
-    assert said.err == f"{events}: passed over 3 notices that are no events: 2 EventsLost, 1 AlertThreshold\n"
+    assert said.err == f"{events}: skipped 3 notices that are no events: 2 EventsLost, 1 AlertThreshold\n"
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ async def test_a_bus_that_takes_nothing_holds_nobody_up(
         await kept.settle()
     stop.set()
     await task
-    assert capfd.readouterr().err.count("could not be told on the bus: TimeoutError") == 2
+    assert capfd.readouterr().err.count("could not be published: TimeoutError") == 2
 
 
 async def test_a_cut_off_stage_ends_what_it_runs() -> None:

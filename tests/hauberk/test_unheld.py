@@ -47,7 +47,7 @@ def hauberk(make_hauberk: Callable[..., Any]) -> Any:
         (policy(), "demo: 2 of 3 Block rules are only audited on nodes of this version (no LSM backend): add the annotation "
          "hauberk.io/signal: enabled to end the process instead (1 of them); `hauberk policy explain -f FILE` says which"),
         (policy(annotations=SIGNAL), "demo: 1 of 3 Block rules is only audited on nodes of this version (no LSM backend); `hauberk"),
-        (HOST, "demo: Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`"),
+        (HOST, "demo: Block rules of host policies are enforced only in the cgroups of `planner.plan.host_cgroups`"),
         (policy("Audit"), ""),
         (policy(annotations="hauberk.io/mode: shadow"), ""),
     ],
@@ -82,6 +82,7 @@ def test_explain_says_where_host_rules_are_held(hauberk: Any) -> None:
     (hauberk.home / "host.yaml").write_text(HOST)
     done = hauberk("policy", "explain", "-f", "host.yaml")
     assert (
-        "demo: Block rules of host policies are held only in the cgroups of `planner.plan.host_cgroups`" in done.stdout
+        "demo: Block rules of host policies are enforced only in the cgroups of `planner.plan.host_cgroups`"
+        in done.stdout
     )
     assert "host_cgroups" in json.loads(hauberk("policy", "explain", "-f", "host.yaml", "-o", "json").stdout)[0]["note"]

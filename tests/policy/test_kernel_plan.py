@@ -198,7 +198,7 @@ def test_rules_without_a_backend_say_why() -> None:
     assert plan.paths == plan.network == ()
     assert len(refused) == 5
     assert [(one.backend, one.reason) for one in refused if "capabilities" in one.ref.position] == [
-        (Backend.OBSERVER, "this node cannot see it: capability checks are not watched; neither told nor held")
+        (Backend.OBSERVER, "this node cannot see it: capability checks are not watched; neither reported nor enforced")
     ]
     assert all(refusal.reason and refusal.uid == "u1" for refusal in refused)
 

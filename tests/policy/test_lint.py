@@ -122,7 +122,7 @@ def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
     assert pattern is not None
     assert pattern.level == "note"
     assert pattern.message == (
-        "is only told: bpf-lsm or apparmor could hold it, and this version has neither; of those it has: cgroup programs see "
+        "is only audited: bpf-lsm or apparmor could enforce it, and this version has neither; of those it has: cgroup programs see "
         "sockets only (cgroup); the program that kills looks up whole paths, names and directories, not patterns (signal)"
     )
     assert "hauberk.io/signal" not in pattern.recommendation
@@ -142,7 +142,7 @@ def test_nothing_is_told_of_a_rule_that_nothing_sees() -> None:
     for action in ("Audit", "Block"):
         (found,) = findings({"capabilities": {"matchCapabilities": [{"capability": "net_raw"}]}, "action": action})
         assert (found.code, found.level) == ("L113", "warning")
-        assert "neither tells nor holds" in found.message
+        assert "neither reported nor enforced" in found.message
 
 
 def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
@@ -151,7 +151,7 @@ def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
     assert found is not None
     assert found.level == "note"
     assert found.message == (
-        "is only told: bpf-lsm or apparmor could hold it, and this version has neither; signal could, and the policy does not "
+        "is only audited: bpf-lsm or apparmor could enforce it, and this version has neither; signal could, and the policy does not "
         "opt in to kills"
     )
     assert "add the annotation `hauberk.io/signal: enabled`" in found.recommendation
@@ -190,7 +190,7 @@ def test_a_block_that_nothing_will_ever_hold_is_a_warning(spec: dict[str, Any], 
     found = unheld(spec)
     assert found is not None
     assert found.level == "warning"
-    assert "no backend can hold it" in found.message
+    assert "no backend can enforce it" in found.message
     assert why in found.message
 
 

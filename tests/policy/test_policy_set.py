@@ -73,7 +73,7 @@ def test_what_vanished_is_remembered_until_the_set_is_known_to_be_whole(policies
     assert not policies.whole([(B, value("b"), 20)], {A})
     assert policies.compile() == 2
     assert policies.lost(plan(A, B)) == ""
-    assert "are not there, and nobody deleted them: KubeArmorPolicy/shop/a" in policies.lost(plan(A, B), on_bus=True)
+    assert "are missing, and were not deleted: KubeArmorPolicy/shop/a" in policies.lost(plan(A, B), on_bus=True)
     assert policies.take([(A, value("a"), 30)]), "that it is back is news, or who applied it waits for ever"
     assert policies.newest_ns == 30 * MS
     assert policies.lost(plan(A, B), on_bus=True) == ""

@@ -267,7 +267,7 @@ async def test_what_was_stopped_is_told_whatever_the_policies_say_now(node, stag
     await stage.take(node.record())
     (alert,) = stage.alerts
     assert (alert.Action, alert.PolicyName) == ("Block", "")
-    assert "present policies" in alert.Message
+    assert "older than the current policies" in alert.Message
 
 
 async def test_host_policies_make_host_alerts(node, stage, make_policy):

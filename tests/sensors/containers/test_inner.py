@@ -57,7 +57,7 @@ async def test_thousands_cost_a_bounded_number_of_bytes_and_are_said(monkeypatch
     assert max(len(encode(one)) for one in told.puts) < 10 * MOST
     assert len(told.puts) <= MOST // 99 + 1, "nothing is told once the list is full"
     assert told.inner.warnings == [
-        f"`d/c` has made more than {MOST} cgroups below its own; the further ones are told by their paths alone"
+        f"`d/c` has made more than {MOST} cgroups below its own; further ones are recognised by their paths alone"
     ]
 
 
