@@ -49,7 +49,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def node(make_container: Callable[[str], Any], make_node: Callable[..., Any], home: Path) -> Any:
     return make_node(
-        POLICY.format(home=home), make_container("quiet"), make_container("flooder"), sensor={"keep": True}
+        POLICY.format(home=home),
+        make_container("quiet"),
+        make_container("flooder"),
+        sensor={"keep": True},
+        processor={"throttle": {}},
     )
 
 
@@ -105,7 +109,11 @@ def test_a_start_in_a_storm_sees_at_once(
     make_container: Callable[[str], Any], make_node: Callable[..., Any], home: Path, build: Callable[[str], str]
 ) -> None:
     storm = make_node(
-        POLICY.format(home=home), make_container("quiet"), make_container("flooder"), sensor={"keep": True}
+        POLICY.format(home=home),
+        make_container("quiet"),
+        make_container("flooder"),
+        sensor={"keep": True},
+        processor={"throttle": {}},
     )
     assert storm.ended() == 0
     files = home / "storm"

@@ -63,7 +63,7 @@ def attacked(
     wall = make_container("wall")
     node = make_node(
         POLICY.format(taken=TAKEN), make_container("mute"), make_container("tcp"), make_container("alone"),
-        planner={"plan": {"host_cgroups": [wall.cgroup]}}, processor={"throttle": {"max_alerts_per_second": 0}},
+        planner={"plan": {"host_cgroups": [wall.cgroup]}},
         postures={"host_visibility": ["none"], "network": "block"},
     )  # fmt: skip
     node.program = build("sockets")

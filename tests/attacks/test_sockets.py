@@ -26,7 +26,7 @@ spec:
 
 @pytest.fixture(scope="module")
 def attacked(make_container: Callable[[str], Any], make_node: Callable[..., Any], build: Callable[[str], str]) -> Any:
-    node = make_node(POLICY, make_container("talker"), processor={"throttle": {"max_alerts_per_second": 0}})
+    node = make_node(POLICY, make_container("talker"))
     node.program = build("sockets")
     return node
 

@@ -70,10 +70,7 @@ def node(
     shutil.copy("/bin/true", home / "blocked")
     (home / "sitecustomize.py").write_text(FAULTS)
     (home / "faults").mkdir()
-    throttle = {"max_alerts_per_second": 0}  # a rule is probed until it holds: hundreds of the same alert
-    made = make_node(
-        POLICY.format(blocked=home / "blocked"), make_container("box"), start=False, processor={"throttle": throttle}
-    )
+    made = make_node(POLICY.format(blocked=home / "blocked"), make_container("box"), start=False)
     made.environment |= {"PYTHONPATH": str(home), "FAULTS": str(home / "faults")}
     made.place = home
     return made

@@ -66,8 +66,7 @@ def attacked(
     shutil.copy("/bin/true", home / "tool")
     shutil.copy("/bin/true", home / "bin/busybox")
     (home / "bin/cat").symlink_to("busybox")
-    unthrottled = {"throttle": {"max_alerts_per_second": 0}}
-    node = make_node(POLICIES.format(home=home), make_container("box"), make_container("glass"), processor=unthrottled)
+    node = make_node(POLICIES.format(home=home), make_container("box"), make_container("glass"))
     node.files = home
     return node
 
