@@ -230,7 +230,7 @@ class SyscallPath(SyscallAttributes, frozen=True, kw_only=True):
 
 
 class SyscallsSection(SyscallAttributes, frozen=True, kw_only=True):
-    """System calls to tell about."""
+    """System calls to report."""
 
     match_syscalls: Annotated[tuple[SyscallMatch, ...], Meta(description="System calls by name.")] = ()
     match_paths: Annotated[tuple[SyscallPath, ...], Meta(description="System calls on a path.")] = ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hot. One rule as the judge sees it, and the choice between the rules that match: sections 2 to 5 of `docs/semantics.md`.
 
-Allow and Block rules decide what may happen; Audit rules only tell, so adding one never changes what is allowed.
+Allow and Block rules decide what may happen; Audit rules only report, so adding one never changes what is allowed.
 Pure and without I/O; verdicts are made at compile time and handed out as they are.
 """
 

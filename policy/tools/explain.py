@@ -167,7 +167,7 @@ def _note(policy: Policy, rule: Rule, signal: bool) -> str:
 
 
 def unheld(policy: Policy, *, signal: bool = False) -> Unenforced:
-    """How much of `policy` looks like a Block and is only told. `signal`: as for `explain_policy`."""
+    """How much of `policy` looks like a Block and is only audited. `signal`: as for `explain_policy`."""
     opted_in = signal or policy.signal
     blocks = [
         rule for rule in policy.rules if rule.action is Action.BLOCK and problem(rule) is None and unseen(rule) is None

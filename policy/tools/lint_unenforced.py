@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L110, L113, L114 of `policy/tools/lint.py`: a Block rule that is only told, a rule that nothing can see, one that io_uring goes around.
+"""L110, L113, L114 of `policy/tools/lint.py`: a Block rule that is only audited, a rule that nothing can see, one that io_uring goes around.
 
 Three causes, and whoever wrote the policy must not take one for another: nothing will ever hold the rule (the policy is wrong: a
 warning), this version has no backend that could, or the policy or the settings leave out the one that could (notes). Says
@@ -25,7 +25,7 @@ def unenforceable(together: Together) -> Iterator[Finding]:
     told: set[str] = set()
     for rule in together.rules:
         # A rule with several sources is one rule to whoever wrote it.
-        # A rule about what nothing reports is L113's: "is only told" would claim too much.
+        # A rule about what nothing reports is L113's: "is only audited" would claim too much.
         if (
             rule.action is Action.BLOCK
             and unseen(rule) is None

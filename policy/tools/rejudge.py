@@ -28,7 +28,7 @@ _BEHAVIOUR: Final = (
 )  # fmt: skip
 _IDENTITY: Final = ("container_name", "namespace", "orchestrated", "labels", "annotations", "namespace_annotations")
 _DECIDE: Final = frozenset({Operation.DEVICE})
-"""Operations whose `flags` a policy can decide on; those of others are only told."""
+"""Operations whose `flags` a policy can decide on; those of others are only reported."""
 _READ: Final = frozenset(
     {"kubearmor-policy", "kubearmor-file-posture", "kubearmor-network-posture", "kubearmor-capabilities-posture"}
 )

@@ -17,7 +17,7 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -58,8 +58,6 @@ class HashSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class HashStats(msgspec.Struct):
     """Plain counts. `files` read whole; `remembered`: answered from memory; `large`: over `max_bytes`; `late`: alerts that went
     without."""
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset()
 
     files: int = 0
     remembered: int = 0

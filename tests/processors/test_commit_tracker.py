@@ -8,6 +8,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from bus.contract import Delivery, Record
 from bus.memory import MemoryBus, MemorySettings
@@ -215,21 +216,22 @@ async def test_processors_that_share_frames_count_each_once_and_take_none_for_lo
             await bus.publish(EVENTS_RAW, [node.record()])
             sent += 1
 
-    async def until(condition):
-        async with asyncio.timeout(60):
-            while not condition():
-                await publish()
-                await asyncio.sleep(0.02)
+    async def publishing_until(condition):
+        async def asked():
+            await publish()
+            return condition()
+
+        await until(asked)
 
     first, second = Processor(bus), Processor(bus)
     tasks = [asyncio.create_task(first.run())]
-    await until(lambda: first.stats().frames > 20)
+    await publishing_until(lambda: first.stats().frames > 20)
     tasks.append(asyncio.create_task(second.run()))
-    await until(lambda: second.stats().frames > 20)
+    await publishing_until(lambda: second.stats().frames > 20)
     second.stop()
     await tasks.pop()
     before = first.stats().frames
-    await until(lambda: first.stats().frames > before + 20)
+    await publishing_until(lambda: first.stats().frames > before + 20)
     await first.finish()
     await tasks.pop()
     assert (first.stats().holes, second.stats().holes) == (0, 0)
