@@ -28,7 +28,7 @@ from schemas.topics import Topic
 
 
 class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="memory"):
-    """The bus that forgets everything when the process ends."""
+    """A bus in memory; its records end with the process."""
 
     max_bytes: Annotated[
         int,
@@ -47,7 +47,7 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(
             gt=0,
             le=315_360_000,
-            description="Seconds in which a member releases what another one is to have.",
+            description="Seconds a member has to release partitions that another member is to get.",
             examples=[5.0],
         ),
     ] = 30.0
@@ -56,7 +56,7 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(
             gt=0,
             le=315_360_000,
-            description="Seconds without asking for records after which a member is out.",
+            description="Seconds without asking for records after which a member leaves the group.",
             examples=[60.0],
         ),
     ] = 300.0

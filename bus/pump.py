@@ -49,16 +49,14 @@ class PumpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 500
     max_wait: Annotated[
         float,
-        msgspec.Meta(
-            gt=0, le=315_360_000, description="Seconds to wait for a record before looking up.", examples=[1.0]
-        ),
+        msgspec.Meta(gt=0, le=315_360_000, description="Longest wait for a record, seconds.", examples=[1.0]),
     ] = 1.0
     commit_seconds: Annotated[
         float,
         msgspec.Meta(
             ge=0,
             le=315_360_000,
-            description="Seconds between commits at least; what a crash may repeat.",
+            description="Least seconds between commits; a crash repeats at most what was handled since the last.",
             examples=[0.1],
         ),
     ] = 0.1

@@ -43,7 +43,10 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     longest_wait_seconds: Annotated[
         float,
         msgspec.Meta(
-            gt=0, le=315_360_000, description="Seconds after which a plan is made whatever still comes.", examples=[0.2]
+            gt=0,
+            le=315_360_000,
+            description="Longest delay of a plan while changes keep coming, seconds.",
+            examples=[0.2],
         ),
     ] = 0.05
     plan: Annotated[PlanSettings, msgspec.Meta(description="What plans are made for.")] = PlanSettings()

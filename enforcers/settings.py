@@ -38,7 +38,7 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     io_uring: Annotated[
         Literal["pass", "stop"],
         msgspec.Meta(
-            description="What the `signal` backend does with io_uring_setup in a scope that it holds: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
+            description="What the `signal` backend does with io_uring_setup in a scope that it enforces: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
             examples=["stop"],
         ),
     ] = "pass"

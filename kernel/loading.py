@@ -39,7 +39,7 @@ _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 
 
 class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of rings and maps, and what is watched until somebody says otherwise."""
+    """Sizes of rings and maps, and what is watched until the first plan."""
 
     occurrence_pages: Annotated[
         int,

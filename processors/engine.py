@@ -67,9 +67,9 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     parking: Annotated[
         ParkingSettings, msgspec.Meta(description="How long events of unknown containers wait.", examples=[{}])
     ] = ParkingSettings()
-    throttle: Annotated[ThrottleSettings, msgspec.Meta(description="When an alert storm is cut.", examples=[{}])] = (
-        ThrottleSettings()
-    )
+    throttle: Annotated[
+        ThrottleSettings, msgspec.Meta(description="When repeated alerts are suppressed.", examples=[{}])
+    ] = ThrottleSettings()
     postures: Annotated[
         PostureSettings, msgspec.Meta(description="Default postures and visibility.", extra={"setting": "derived"})
     ] = PostureSettings()

@@ -51,7 +51,7 @@ class CompiledPolicies(Protocol):
 
 
 class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much the judge remembers."""
+    """Size of the judge's cache."""
 
     cached_behaviours: Annotated[
         int,

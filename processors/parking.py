@@ -24,7 +24,7 @@ from schemas.frame import FOLDED, Frame
 
 
 class ParkingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long and how much may wait."""
+    """Limits on events that wait for an identity."""
 
     max_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=315_360_000, description="Seconds to wait for an identity.", examples=[5.0])

@@ -25,14 +25,14 @@ _IDLE: Final = 60 * _SECOND
 
 
 class ThrottleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When an alert storm is cut. KubeArmor's defaults."""
+    """When repeated alerts are suppressed. KubeArmor's defaults."""
 
     max_alerts_per_second: Annotated[
         int,
         msgspec.Meta(
             ge=0,
             le=(1 << 31) - 1,
-            description="Alerts a second per container, policy, rule, action and class; 0 never cuts.",
+            description="Alerts a second per container, policy, rule, action and class; 0: no limit.",
             examples=[10],
         ),
     ] = 10

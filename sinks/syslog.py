@@ -32,7 +32,7 @@ class SyslogSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     address: Annotated[
         str, msgspec.Meta(description="`host:port`, or the path of a unix socket.", examples=["siem.example.org:6514"])
     ]
-    transport: Annotated[Transport, msgspec.Meta(description="How to get there.", examples=["tls"])] = "tcp"
+    transport: Annotated[Transport, msgspec.Meta(description="Protocol to the server.", examples=["tls"])] = "tcp"
     framing: Annotated[
         Literal["octets", "newline"],
         msgspec.Meta(

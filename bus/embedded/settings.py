@@ -17,7 +17,8 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """The log in a directory of this machine."""
 
     directory: Annotated[
-        str, Meta(description="Where the log lies; made when missing, mode 0700.", examples=["/var/lib/hauberk/bus"])
+        str,
+        Meta(description="Directory of the log; created when missing, mode 0700.", examples=["/var/lib/hauberk/bus"]),
     ] = "/var/lib/hauberk/bus"
     segment_bytes: Annotated[
         int, Meta(ge=65536, le=1 << 50, description="Bytes after which a segment is sealed.", examples=[67108864])
@@ -68,7 +69,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = 32 << 20
     record_bytes: Annotated[
-        int, Meta(ge=1, le=1 << 50, description="Largest record taken, in bytes.", examples=[16777216])
+        int, Meta(ge=1, le=1 << 50, description="Largest record accepted, in bytes.", examples=[16777216])
     ] = 16 << 20
     memory_bytes: Annotated[
         int,
@@ -89,7 +90,10 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = 300.0
     housekeeping: Annotated[
-        float, Meta(gt=0, le=315_360_000, description="Seconds between looks at what to seal and drop.", examples=[2.0])
+        float,
+        Meta(
+            gt=0, le=315_360_000, description="Seconds between checks for segments to seal and to drop.", examples=[2.0]
+        ),
     ] = HOUSEKEEPING_SECONDS
 
 

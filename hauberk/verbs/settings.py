@@ -117,7 +117,16 @@ def reference(
         if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
             default = field.default_factory()
         shown = "required" if field.required else msgspec.json.encode(default).decode()
-        yield path, type(inner).__name__.removesuffix("Type").lower(), shown, schema.get("description", "")
+        yield path, _kind(inner), shown, schema.get("description", "")
+
+
+def _kind(inner: Any) -> str:
+    """The type of a value in a word; of a choice, the values."""
+    from msgspec import inspect
+
+    if isinstance(inner, inspect.LiteralType):
+        return ", ".join(map(str, inner.values))
+    return {"vartuple": "list"}.get(name := type(inner).__name__.removesuffix("Type").lower(), name)
 
 
 def _base(structs: Sequence[Any]) -> Any:

@@ -31,9 +31,7 @@ class CriSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     socket: Annotated[
         str, msgspec.Meta(description="Unix socket of the runtime.", examples=["/var/run/crio/crio.sock"])
     ] = "/run/containerd/containerd.sock"
-    runtime: Annotated[str, msgspec.Meta(description="The word for `Identity.runtime`.", examples=["cri-o"])] = (
-        "containerd"
-    )
+    runtime: Annotated[str, msgspec.Meta(description="Value of `Identity.runtime`.", examples=["cri-o"])] = "containerd"
     timeout_seconds: Annotated[
         float, msgspec.Meta(gt=0, le=315_360_000, description="Seconds to wait for one answer.", examples=[2.0])
     ] = 5.0
@@ -42,7 +40,7 @@ class CriSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         msgspec.Meta(
             gt=0,
             le=315_360_000,
-            description="Seconds between lists, for what the kernel did not report.",
+            description="Seconds between listings, for what the kernel did not report.",
             examples=[2.0],
         ),
     ] = 5.0

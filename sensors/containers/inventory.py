@@ -36,7 +36,7 @@ from sensors.containers.users import Users
 
 
 class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who is on this node and how long they are remembered."""
+    """Containers and workloads of this node, and how long ended ones are kept."""
 
     node: Annotated[
         str, msgspec.Meta(description="Name of the node; empty takes the host name.", extra={"setting": "derived"})
@@ -65,10 +65,13 @@ class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
         float, msgspec.Meta(ge=0, le=86_400, description="Seconds an ended container is kept.", examples=[5.0])
     ] = 60.0
     answer_seconds: Annotated[
-        float, msgspec.Meta(gt=0, le=86_400, description="Seconds a runtime is asked of a container.", examples=[2.0])
+        float,
+        msgspec.Meta(
+            gt=0, le=86_400, description="Seconds to keep asking a runtime about a container.", examples=[2.0]
+        ),
     ] = 10.0
     rescan_seconds: Annotated[
-        float, msgspec.Meta(gt=0, le=86_400, description="Seconds between full looks at cgroups.", examples=[1.0])
+        float, msgspec.Meta(gt=0, le=86_400, description="Seconds between full scans of cgroups.", examples=[1.0])
     ] = 10.0
 
 

@@ -41,7 +41,7 @@ class PodmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(
             gt=0,
             le=315_360_000,
-            description="Seconds between looks, for what the kernel did not report.",
+            description="Seconds between polls, for what the kernel did not report.",
             examples=[2.0],
         ),
     ] = 5.0

@@ -18,7 +18,7 @@ _DAY = 86400
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long each grain is kept."""
+    """How long counts of each resolution are kept."""
 
     minutes_days: Annotated[
         int, msgspec.Meta(ge=1, le=36_500, description="Days that keep counts per minute; then per hour.", examples=[1])

@@ -81,7 +81,7 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     names: Annotated[
         tuple[str, ...],
         msgspec.Meta(
-            description="Names it may be asked by, as a proxy passes them on; its own address and the loopback always may.",
+            description="Host names it answers to, as a proxy passes them on; its own address and the loopback always work.",
             examples=[["hauberk.example.org"]],
         ),
     ] = ()
