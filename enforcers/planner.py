@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -29,6 +29,11 @@ from schemas.stats import Gauge, Level
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
+
+_REFUSED: Final = (
+    "the bus refused the plan that was to replace this one, the planner's log says why; this one stays in force. Let fewer or "
+    "shorter rules select the containers of this node, or raise `record_bytes` of the bus"
+)
 
 
 class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,14 +61,16 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PlannerStats(msgspec.Struct):
-    """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays
-    because policies of it are lost; `failed`: plans and compilations that ended with an error; `outages`: times that policies
-    and inventory could not be read, `damaged_reads`: of these, because a file of the bus was damaged."""
+    """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays,
+    because policies of it are lost or because the bus refused the newer one; `refused_plans`: plans that the bus refused;
+    `failed`: plans and compilations that ended with an error; `outages`: times that policies and inventory could not be read,
+    `damaged_reads`: of these, because a file of the bus was damaged."""
 
     plans: int = 0
     unchanged: int = 0
     refused_records: int = 0
     held: Gauge = 0
+    refused_plans: int = 0
     failed: int = 0
     compiled: int = 0
     outages: int = 0
@@ -90,6 +97,7 @@ class PlannerEngine:
         self._desired: set[str] = set()
         self._published: dict[str, Plan] = {}
         self._gone: set[str] = set()
+        self._held: set[str] = set()
         self._planner: Planner | None = None
         self._stale = True
         self._stopping = asyncio.Event()
@@ -160,7 +168,7 @@ class PlannerEngine:
         else:
             self._stale |= self._policies.take(rows)
         # While plans are held, saying that a policy is gone may be all they wait for.
-        self._stale |= self.stats.held > 0 and any(record.value is None for record in policies)
+        self._stale |= bool(self._held) and any(record.value is None for record in policies)
         return nodes
 
     def _identity(self, record: Record) -> str:
@@ -208,19 +216,16 @@ class PlannerEngine:
             self._stale = False
             await self._compile()
         gone = {node for node in self._gone if node in self._published or node in nodes}
-        records = [Record(node.encode(), None) for node in sorted(gone)]
         changed: dict[str, Plan] = {}
-        held = 0
         for node in sorted(nodes - gone):
             identities = list(self._identities.get(node, {}).values())
             old = self._published.get(node)
             if old is not None and (why := self._policies.lost(old)):
-                held += 1
+                self._held.add(node)
                 if old.held != why:
                     log.error("node `%s`: %s", node, why)
                     self.stats.problem = why
                     changed[node] = msgspec.structs.replace(old, generation=old.generation + 1, held=why)
-                    records.append(Record(node.encode(), encode(changed[node])))
                 continue
             plan = await self._plan(node, identities, old)
             if plan is None:
@@ -238,24 +243,68 @@ class PlannerEngine:
                 and old.linked_ns >= plan.linked_ns
             ):
                 self.stats.unchanged += 1
+                self._held.discard(node)
                 continue
             changed[node] = plan
-            records.append(Record(node.encode(), encode(plan)))
-        self.stats.held = held
         self.stats.plan_ms = (time.monotonic() - started) * 1000
-        if records:
-            try:
-                await self._bus.publish(ENFORCEMENT_DESIRED, records)
-            except Temporary:
-                self._stale = True
-                raise
-            self._published |= changed
-            self.stats.plans += len(changed)
+        try:
+            await self._publish(changed, gone)
+        except Temporary:
+            self._stale = True
+            raise
         for node in gone:
             # Somebody dropped it (`hauberk delete node`): whoever waits for receipts must not wait for its.
             self._published.pop(node, None)
             self._identities.pop(node, None)
         self._gone -= gone
+        self._held &= self._published.keys()
+        self.stats.held = len(self._held)
+
+    async def _publish(self, changed: dict[str, Plan], gone: set[str]) -> None:
+        """All together, or each for itself when the bus refuses that: a plan that it does not take holds back no other."""
+        records = [Record(node.encode(), None) for node in sorted(gone)]
+        records += [Record(node.encode(), encode(plan)) for node, plan in changed.items()]
+        if not records:
+            return
+        try:
+            await self._bus.publish(ENFORCEMENT_DESIRED, records)
+        except Permanent:
+            if gone:
+                await self._bus.publish(ENFORCEMENT_DESIRED, records[: len(gone)])
+            for plan in changed.values():
+                await self._publish_alone(plan)
+            return
+        for plan in changed.values():
+            self._is_published(plan)
+
+    async def _publish_alone(self, plan: Plan) -> None:
+        """One plan; when the bus refuses it the node hears that the one in force stays, and why."""
+        try:
+            await self._bus.publish(ENFORCEMENT_DESIRED, [Record(plan.node.encode(), encode(plan))])
+        except Permanent as error:
+            self.stats.refused_plans += 1
+            self.stats.problem = f"node `{plan.node}`: {error}"
+            old = self._published.get(plan.node)
+            log.error(
+                "the bus refused the plan of node `%s`, what is in force there stays: %s. Let fewer or shorter rules select its "
+                "containers, or raise `record_bytes` of the bus", plan.node, error,
+            )  # fmt: skip
+            if old is not None:
+                self._held.add(plan.node)
+                if not plan.held and old.held != _REFUSED:
+                    await self._publish_alone(
+                        msgspec.structs.replace(old, generation=old.generation + 1, held=_REFUSED)
+                    )
+        else:
+            self._is_published(plan)
+
+    def _is_published(self, plan: Plan) -> None:
+        self._published[plan.node] = plan
+        self.stats.plans += 1
+        if plan.held:
+            self._held.add(plan.node)
+        else:
+            self._held.discard(plan.node)
 
     async def _plan(self, node: str, identities: list[Identity], old: Plan | None) -> Plan | None:
         """The plan of one node; None when it cannot be made, which is told: other nodes have theirs all the same."""

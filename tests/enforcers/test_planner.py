@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from waiting import until
 
 from bus.contract import Record
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from enforcers.planner import PlannerEngine, PlannerSettings
 from policy.documents import key, to_json
@@ -25,7 +28,7 @@ BOX = SimpleNamespace(id=100, path="/docker/x")
 
 
 class Desk:
-    def __init__(self, bus: MemoryBus, engine: PlannerEngine) -> None:
+    def __init__(self, bus: Any, engine: PlannerEngine) -> None:
         self.bus, self.engine = bus, engine
 
     def plans(self) -> list[Plan]:
@@ -151,3 +154,108 @@ async def test_a_bus_that_is_away_delays_a_plan_and_loses_none(
     desk.bus.fail(Unavailable("away", retry_after=0.01), call="take", times=2)
     await desk.policy(policies(ksp("a", TCP)))
     await desk.until(lambda: desk.plans() and desk.plans()[-1].scopes)
+
+
+@pytest.fixture
+async def narrow(tmp_path: Path) -> AsyncIterator[Desk]:
+    """A bus that takes no record over 4 KiB."""
+    bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path), record_bytes=4096))
+    engine = PlannerEngine(bus)
+    task = asyncio.create_task(engine.run())
+    await asyncio.wait_for(engine.ready.wait(), 60)
+    yield Desk(bus, engine)
+    engine.stop()
+    await asyncio.wait_for(task, 60)
+    await bus.close()
+
+
+def boxes(node: str, count: int, identity: Any) -> list[Any]:
+    return [
+        identity(SimpleNamespace(id=1000 + number, path=f"/docker/{number}"), node=node, uid=f"{node}-{number}")
+        for number in range(count)
+    ]
+
+
+async def of_node(desk: Desk, node: str) -> Plan | None:
+    record = (await desk.bus.latest(ENFORCEMENT_DESIRED)).get(node.encode())
+    return None if record is None else decode_plan(record.value or b"")
+
+
+async def test_a_plan_that_the_bus_refuses_holds_back_no_other(
+    narrow: Desk, identity: Any, policies: Any, ksp: Any
+) -> None:
+    await narrow.know(*boxes("small", 1, identity), *boxes("big", 1, identity))
+    await narrow.policy(policies(ksp("a", TCP)))
+
+    async def planned() -> bool:
+        small, big = await of_node(narrow, "small"), await of_node(narrow, "big")
+        return bool(small and big and small.policies and big.policies)
+
+    await narrow.until(planned)
+    before = await of_node(narrow, "big")
+    assert before is not None
+    many = boxes("big", 60, identity)
+    for one in many:
+        await narrow.know(one)
+    await narrow.policy(policies(ksp("b", TCP.replace("tcp", "udp"))))
+
+    async def both() -> bool:
+        small = await of_node(narrow, "small")
+        return small is not None and "KubeArmorPolicy/shop/b" in small.policies and narrow.engine.stats.held == 1
+
+    await narrow.until(both)
+    assert narrow.engine.failure == ""
+    assert narrow.engine.stats.refused_plans
+    assert "record_bytes" in narrow.engine.stats.problem
+
+    async def held() -> Plan | None:
+        plan = await of_node(narrow, "big")
+        return plan if plan is not None and plan.held else None
+
+    plan = await narrow.until(held)
+    assert len(plan.scopes) < 60
+    assert plan.generation > before.generation
+    assert "record_bytes" in plan.held
+    for one in many[1:]:
+        await narrow.bus.publish(INVENTORY, [Record(one.key, None)])
+
+    async def released() -> bool:
+        plan = await of_node(narrow, "big")
+        return plan is not None and not plan.held and len(plan.scopes) == 1
+
+    await narrow.until(released)
+    assert "KubeArmorPolicy/shop/b" in (await of_node(narrow, "big") or before).policies
+    await narrow.until(lambda: narrow.engine.stats.held == 0)
+
+
+async def test_a_first_plan_that_the_bus_refuses_is_reported(
+    narrow: Desk, identity: Any, policies: Any, ksp: Any
+) -> None:
+    await narrow.policy(policies(ksp("a", TCP)))
+    await narrow.know(*boxes("small", 1, identity))
+    await narrow.bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in boxes("big", 60, identity)])
+    await narrow.until(lambda: narrow.engine.stats.refused_plans and narrow.engine.unplanned == ["big"])
+
+    async def planned() -> bool:
+        return await of_node(narrow, "small") is not None
+
+    await narrow.until(planned)
+    assert narrow.engine.failure == ""
+
+
+async def test_a_pass_over_one_node_forgets_no_plan_that_is_held(
+    desk: Desk, identity: Any, policies: Any, ksp: Any
+) -> None:
+    await desk.know(*boxes("n1", 1, identity))
+    (policy,) = policies(ksp("a", TCP))
+    await desk.policy([policy])
+    await desk.until(lambda: desk.plans() and desk.plans()[-1].policies)
+    plan = desk.plans()[-1]
+    desk.engine._published["n1"] = msgspec.structs.replace(plan, policies=(*plan.policies, "KubeArmorPolicy/shop/lost"))
+    await desk.know(identity(BOX, node="n1", uid="more"))
+    await desk.until(lambda: desk.engine.stats.held == 1)
+    await desk.know(*boxes("n2", 1, identity))
+    await desk.until(lambda: any(one.node == "n2" for one in desk.plans()))
+    assert desk.engine.stats.held == 1
+    await desk.bus.publish(POLICIES, [Record(b"KubeArmorPolicy/shop/lost", None)])
+    await desk.until(lambda: desk.engine.stats.held == 0 and not desk.plans()[-1].held)
