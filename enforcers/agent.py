@@ -22,7 +22,7 @@ from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
 from kernel.descriptors import DescriptorReserve
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
-from schemas.errors import DecodeError, DiskFull, HauberkError, Temporary
+from schemas.errors import DecodeError, DiskFull, HauberkError, Permanent, Temporary
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,15 @@ HEARTBEAT: Final = 30.0
 
 class EnforcementStats(msgspec.Struct):
     """Plans on this node since start. `plans`: carried out; `failed`: not, by an error of this program; `unreadable`: records that
-    are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published."""
+    are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published; `cut_receipts`: refused by
+    the bus as they were, published without their lists of rules or not at all."""
 
     plans: int = 0
     failed: int = 0
     unreadable: int = 0
     kept: int = 0
     receipts: int = 0
+    cut_receipts: int = 0
 
 
 class Enforcement:
@@ -183,14 +185,26 @@ class Enforcement:
             return
         receipt = self._unsaid
         try:
-            await self._bus.publish(ENFORCEMENT_STATUS, [Record(self._node.encode(), encode(receipt))])
+            try:
+                await self._publish(receipt)
+            except Permanent as error:
+                # It would be refused each time, and what ends by it would never see another plan.
+                self.stats.cut_receipts += 1
+                await self._publish(_cut(receipt, error))
         except Temporary as error:
             self.problem = str(error)
             return
-        self.stats.receipts += 1
+        except Permanent as error:
+            self.problem = f"no receipt can be published: {error}"
+            log.error("%s; what is in force stays", self.problem)
+        else:
+            self.stats.receipts += 1
         self._said = asyncio.get_running_loop().time()
         if self._unsaid is receipt:
             self._unsaid = None
+
+    async def _publish(self, receipt: Receipt) -> None:
+        await self._bus.publish(ENFORCEMENT_STATUS, [Record(self._node.encode(), encode(receipt))])
 
     def _load(self) -> Plan | None:
         try:
@@ -217,3 +231,12 @@ class Enforcement:
             # Enforcing matters more than remembering: the plan is carried out all the same.
             self.problem = str(DiskFull(f"cannot save the plan at {self._file}: {error.strerror}; free some space"))
             log.error("%s", self.problem)
+
+
+def _cut(receipt: Receipt, error: Permanent) -> Receipt:
+    """`receipt` without what grows with policies and containers; `failed` says what was left out."""
+    why = (
+        f"the bus refused this receipt: {error}; left out are {len(receipt.refused)} rules not enforced, "
+        f"{len(receipt.partial)} enforced in part, {len(receipt.failed)} failures; raise `record_bytes` of the bus"
+    )
+    return msgspec.structs.replace(receipt, refused=(), partial=(), failed=(why,))

@@ -2,8 +2,8 @@
 """HTTP/1.1 of an endpoint that only answers GET: as much of RFC 9112 as scrapers, probes and browsers use.
 
 For the agent on a node, which has no 25 MB for an HTTP library. A request is its line and headers, `MOST` bytes at most; one
-with a body, a second Host or a folded header is refused and the connection closed. It must never keep more than one request
-and its answer for a client. Neighbours: `listener` (connections and time limits), `endpoint` (the answers).
+with a body, a second Host or a folded header is refused and the connection closed. It must never keep more for a client than
+one answer and what was received at once, nor answer more than one request of a connection per turn of the loop. Neighbours: `listener` (connections and time limits), `endpoint` (the answers).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class GetProtocol(asyncio.Protocol):
         self._answer, self._answered = answer, answered
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._turn: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -58,15 +59,30 @@ class GetProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        while self._transport is not None and not self._transport.is_closing():
-            end = self._buffer.find(b"\r\n\r\n", 0, MOST)
-            if end < 0:
-                if len(self._buffer) >= MOST:
-                    self._refuse(431, f"expected a request of at most {MOST} bytes")
-                return
+        if self._turn is None:
+            self._next()
+
+    def _next(self) -> None:
+        """Answer one request. Ten thousand fit into what is received at once: each of the others waits for a turn of the loop,
+        which is the node's own, and nothing more is received meanwhile."""
+        self._turn = None
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        end = self._buffer.find(b"\r\n\r\n", 0, MOST)
+        if end >= 0:
             head = bytes(self._buffer[:end]).decode("latin-1")
             del self._buffer[: end + 4]
             self._handle(head)
+        elif len(self._buffer) >= MOST:
+            self._refuse(431, f"expected a request of at most {MOST} bytes")
+        if transport.is_closing():
+            return
+        if end >= 0 and self._buffer:
+            transport.pause_reading()
+            self._turn = asyncio.get_running_loop().call_soon(self._next)
+        else:
+            transport.resume_reading()
 
     def _handle(self, head: str) -> None:
         assert self._transport is not None

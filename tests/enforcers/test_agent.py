@@ -11,17 +11,19 @@ import msgspec
 import pytest
 
 from bus.contract import Record
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.memory import MemoryBus
 from enforcers.agent import Enforcement
 from enforcers.apply import Applier
 from enforcers.plan import Planner
 from enforcers.settings import EnforceSettings
 from policy.ruleset import compile_ruleset
-from schemas.enforcement import Plan, decode_receipt, encode
+from schemas.enforcement import Plan, Refusal, decode_receipt, encode
 from schemas.errors import Unavailable
 from schemas.operations import Backend
 from schemas.refusals import RefusalCode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
+from schemas.verdict import RuleRef
 
 pytestmark = pytest.mark.kernel
 
@@ -169,3 +171,36 @@ async def test_the_receipt_is_repeated_so_that_others_know_the_node_is_there(
     await until(lambda: len(bus.records(ENFORCEMENT_STATUS)) >= 3)
     assert len({one.value for one in bus.records(ENFORCEMENT_STATUS)}) == 1
     await ended(agent, task)
+
+
+async def test_a_receipt_that_the_bus_refuses_is_cut_and_ends_nothing(
+    tmp_path: Path, plan_for: Any, until: Any
+) -> None:
+    many = tuple(
+        Refusal(ref=RuleRef(policy=f"shop/{number}"), reason="no backend can", code=RefusalCode.UNSPECIFIED)
+        for number in range(300)
+    )
+    plan = plan_for()
+    (tmp_path / "plan.msgpack").write_bytes(encode(msgspec.structs.replace(plan, refused=many)))
+    bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus"), record_bytes=4096))
+    agent = Enforcement(bus, str(tmp_path / "no-pins"), NODE, EnforceSettings(state_dir=str(tmp_path)))
+    task = asyncio.create_task(agent.run())
+
+    async def receipt() -> Any:
+        record = (await bus.latest(ENFORCEMENT_STATUS)).get(b"n1")
+        return decode_receipt(record.value) if record and record.value else None
+
+    cut = await until(receipt)
+    assert (cut.generation, cut.digest, cut.refused) == (plan.generation, plan.digest, ())
+    assert "300 rules not enforced" in cut.failed[0]
+    assert agent.stats.cut_receipts == 1
+    newer = msgspec.structs.replace(plan, generation=2)
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode(newer))])
+
+    async def whole() -> bool:
+        return (await receipt()).generation == 2
+
+    await until(whole)
+    assert agent.stats.cut_receipts == 1
+    await ended(agent, task)
+    await bus.close()

@@ -103,6 +103,31 @@ async def test_who_asks_and_never_reads_is_dropped(endpoint: Endpoint, monkeypat
     writer.close()
 
 
+async def test_requests_of_one_packet_leave_the_loop_to_others_between_answers(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, turns, answered = asyncio.get_running_loop(), 0, []
+
+    def turn() -> None:
+        nonlocal turns, due
+        turns += 1
+        due = loop.call_soon(turn)
+
+    def answer(request: Request) -> Response:
+        answered.append(turns)
+        return Response(b"x")
+
+    monkeypatch.setattr(endpoint, "answer", answer)
+    await endpoint.close()
+    await endpoint.open()
+    due = loop.call_soon(turn)
+    request = b"HEAD / HTTP/1.1\r\n" + HOST
+    got = await ask(endpoint, (request + b"\r\n") * 200 + request + b"Connection: close\r\n\r\n")
+    due.cancel()
+    assert got.count(b"HTTP/1.1 200") == len(answered) == 201
+    assert len(set(answered)) == 201
+
+
 async def test_a_port_in_use_names_the_setting(endpoint: Endpoint) -> None:
     port = int(endpoint.url.rpartition(":")[2])
     other = Endpoint("metrics", MetricsSettings(enabled=True, port=port))
