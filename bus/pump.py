@@ -144,6 +144,7 @@ class Pump:
         self._grants: dict[Partition, int] = {}
         self._done: dict[Partition, Delivery] = {}
         self._done_count = 0
+        self._unburied: dict[Partition, int] = {}
         self._next_commit = 0.0
 
     @property
@@ -187,7 +188,7 @@ class Pump:
     async def run(self) -> None:
         """Pump until the end that was asked for. Cancelling it stops in the middle: what was not committed comes again after
         the next start."""
-        self._done, self._done_count, self._grants = {}, 0, {}
+        self._done, self._done_count, self._grants, self._unburied = {}, 0, {}, {}
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._left)
             try:
@@ -268,14 +269,21 @@ class Pump:
         await self._handler.handle(part)
 
     async def _bury(self, given_up: list[tuple[Delivery, Exception, int]]) -> None:
+        # A handler may be done with what it refused; the pump is not until the letter is durable.
+        for delivery, *_ in given_up:
+            place = (delivery.topic.name, delivery.partition)
+            self._unburied[place] = min(delivery.offset, self._unburied.get(place, delivery.offset))
         await self.dead.write([letter(*one) for one in given_up])
+        self._unburied.clear()
 
     async def commit(self, *, now: bool = False) -> None:
         """Commit what is done, at most each `commit_seconds` unless `now`. A handler that works on one batch for long calls
         it itself. Raises `Stopped`."""
         for delivery in self._handler.committable():
-            self._done_count += 1
             place = (delivery.topic.name, delivery.partition)
+            if delivery.offset >= self._unburied.get(place, delivery.offset + 1):
+                continue
+            self._done_count += 1
             known = self._done.get(place)
             if known is None or known.offset < delivery.offset:
                 self._done[place] = delivery

@@ -18,7 +18,7 @@ from bus.pump import PumpSettings
 from processors.engine import Processor, ProcessorSettings
 from processors.parking import ParkingSettings
 from schemas import identity as identities
-from schemas.errors import HauberkError, Refused
+from schemas.errors import DiskFull, HauberkError, Refused
 from schemas.frame import FOLDED, decode, definition, encode
 from schemas.kernel import STRIDE, DefinitionKind
 from schemas.operations import Operation
@@ -76,6 +76,35 @@ async def test_bad_frames_are_dead_letters_and_the_other_node_is_told(node, make
         assert reasons["dead.attempts"] == b"1", "it is not tried again: its bytes do not change"
     assert processor.stats().bad_frames == len(bad)
     assert processor.stats().events == len(bad), "the other node's events are all counted"
+    processor.stop()
+    await running
+    assert (await bus.lag("processors"))["events.raw"] == 0
+
+
+async def test_a_bad_frame_is_not_committed_before_its_letter_is_written(node, host, web, monkeypatch):
+    bus = MemoryBus()
+    await bus.publish(INVENTORY, [Record(one.key, identities.encode(one)) for one in (host, web)])
+    publish, refused = bus.publish, []
+
+    async def full(topic, records):
+        if topic is DEAD:
+            refused.append(topic)
+            raise DiskFull("no room")
+        await publish(topic, records)
+
+    monkeypatch.setattr(bus, "publish", full)
+    quick = PumpSettings(retry=Backoff(first_seconds=0.01), drain_seconds=0.1)
+    processor = Processor(bus, ProcessorSettings(pump=quick))
+    running = asyncio.create_task(processor.run())
+    await publish(EVENTS_RAW, [Record(b"node-1", b"\xff")])
+    await until(lambda: refused)
+    processor.stop()
+    await running
+    assert (await bus.lag("processors"))["events.raw"] == 1
+    monkeypatch.setattr(bus, "publish", publish)
+    processor = Processor(bus, ProcessorSettings(pump=quick))
+    running = asyncio.create_task(processor.run())
+    await until(lambda: bus.records(DEAD))
     processor.stop()
     await running
     assert (await bus.lag("processors"))["events.raw"] == 0
