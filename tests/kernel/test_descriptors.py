@@ -12,9 +12,9 @@ from kernel.descriptors import DescriptorReserve
 
 EXHAUSTED = """
 import errno, os, resource
-from kernel.descriptors import Reserve
+from kernel.descriptors import DescriptorReserve
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-reserve = Reserve(8)
+reserve = DescriptorReserve(8)
 assert reserve.held == 8, reserve.held
 taken = []
 try:

@@ -305,15 +305,15 @@ AGENT = """
 import asyncio, sys
 from schemas.topics import EVENTS_RAW
 from sensors.node.agent import Agent, AgentSettings
-from sensors.recordings.recording import Kind, Writer
+from sensors.recordings.recording import BlockKind, RecordingWriter
 from sensors.node.rings import RingSettings, RingSource
 
 class ToFile:
     def __init__(self, path):
-        self.writer = Writer(path)
+        self.writer = RecordingWriter(path)
     async def publish(self, topic, records):
         for record in records:
-            self.writer.add(Kind.FRAMES, 0, record.key, record.value)
+            self.writer.add(BlockKind.FRAMES, 0, record.key, record.value)
         self.writer.flush()
 
 async def main(pins, state, path):
@@ -350,9 +350,9 @@ def start_agent(loaded: LoadedPrograms) -> Iterator[Start]:
 
     yield start
     for child in started:
-        if child.poll() is None:
-            child.kill()
-            child.communicate()
+        child.kill()
+        with child:
+            pass
 
 
 def stop_agent(child: subprocess.Popen[str]) -> tuple[int, int]:
