@@ -132,6 +132,8 @@ def store(directory: str, name: str, compiled: Compiled) -> str:
         place.mkdir(parents=True, mode=0o700, exist_ok=True)
         if not _ours(os.stat(place)):
             return f"`{directory}` can be written by others; make it mode 0700 and owned by the user of the sensor"
+        # Of a process that was killed: in a container the next one has the same number.
+        beside.unlink(missing_ok=True)
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(file, "wb") as kept:

@@ -179,11 +179,16 @@ def load(
     directory = Path(pin_dir)
     _require_bpffs(directory)
     expected = layout_hash(settings)
-    if not fresh and (found := existing(pin_dir, expected)) is not None:
-        _set_visibility(found, settings)
-        return found
     # A bpffs takes no name with a dot (bpf_lookup, kernel/bpf/inode.c).
     beside = f"{pin_dir.rstrip('/')}-new"
+    if existing(pin_dir) is None and existing(beside) is not None:
+        # A load that was killed between taking the old ones down and the rename: the rules are on these alone.
+        _take_place(beside, pin_dir)
+    if not fresh and (found := existing(pin_dir, expected)) is not None:
+        # One that was killed before that: both are attached, and each event is there twice.
+        unload(beside)
+        _set_visibility(found, settings)
+        return found
     unload(beside)
     request = settings.request()
     request |= {"pin_dir": beside, "layout": expected, "cache": cache}
@@ -191,11 +196,11 @@ def load(
         done = run_child(request, settings.timeout, progress, halt)
         if prepare is not None:
             prepare(beside)
-        unload(pin_dir)
-        os.rename(beside, pin_dir)
     except BaseException:
         unload(beside)
         raise
+    # Not undone: from here on the rules may be on the new ones alone.
+    _take_place(beside, pin_dir)
     found = existing(pin_dir, expected)
     if found is None:
         raise KernelError(
@@ -229,6 +234,20 @@ def unload(pin_dir: str) -> None:
         shutil.rmtree(f"{pin_dir}/{room}", ignore_errors=True)
     if os.path.isdir(pin_dir):
         shutil.rmtree(pin_dir, ignore_errors=True)
+
+
+def _take_place(beside: str, pin_dir: str) -> None:
+    unload(pin_dir)
+    try:
+        os.rename(beside, pin_dir)
+    except OSError as error:
+        raise KernelError(
+            f"expected to move `{beside}` to `{pin_dir}`, got: {error.strerror}; the programs run with their rules, remove what "
+            "else lies there and start again",
+            operation="pin",
+            target=pin_dir,
+            errno=error.errno or 0,
+        ) from error
 
 
 def exclude(loaded: LoadedPrograms, pid: int) -> None:

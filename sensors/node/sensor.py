@@ -17,7 +17,7 @@ import msgspec
 from bus.contract import Bus
 from kernel.compiled import DIRECTORY
 from kernel.loader import Halt
-from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms, LoadSettings, existing, load, mount_bpffs, unload, unmount
 from sensors.containers.hashes import HashSettings
 from sensors.node.agent import Agent, AgentSettings
 from sensors.node.backlog import Backlog, Read
@@ -117,11 +117,13 @@ def open_node(
     """Load (or reuse) the programs and open their rings. `exclude`: more host tgids never to be reported. `halt`, `prepare`: see
     `kernel.loading.load`.
 
-    Raises what `kernel.loading.load` and `RingSource` raise; nothing is left behind then that was not there before.
+    Raises what `kernel.loading.load` and `RingSource` raise; nothing is left behind then unless programs were there before: those,
+    or what has taken their place, go on with their rules.
     """
     parent = os.path.dirname(settings.pin_dir.rstrip("/"))
     require_free(settings.pin_dir)
     mounted = parent if mount_bpffs(parent) else ""
+    before = existing(settings.pin_dir) is not None
     loaded: LoadedPrograms | None = None
     try:
         loaded = load(
@@ -137,7 +139,7 @@ def open_node(
 
         return Node(settings, loaded, opening, mounted)
     except BaseException:
-        if mounted or (loaded is not None and not loaded.reused):
+        if mounted or (loaded is not None and not loaded.reused and not before):
             unload(settings.pin_dir)
         if mounted:
             unmount(mounted)

@@ -137,3 +137,12 @@ def test_the_fingerprint_knows_text_flags_and_kernel(monkeypatch: pytest.MonkeyP
     other = os.uname_result((release.sysname, release.nodename, release.release, "#2 another build", release.machine))
     monkeypatch.setattr(os, "uname", lambda: other)
     assert base != fingerprint({"text": "a", "flags": "b"})
+
+
+def test_what_a_killed_process_of_this_number_left_keeps_nothing_from_being_kept(tmp_path: Path) -> None:
+    name = "a" * 32
+    tmp_path.chmod(0o700)
+    (tmp_path / f".{name}.{os.getpid()}").touch()
+    assert store(str(tmp_path), name, MADE) == ""
+    assert stored(str(tmp_path), name) == MADE
+    assert [one.name for one in tmp_path.iterdir()] == [name]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -101,6 +102,47 @@ def test_a_load_that_fails_leaves_what_is_in_force(bpffs: str) -> None:
         assert not os.path.exists(f"{pins}-new")
     finally:
         unload(pins)
+
+
+def test_a_load_that_was_killed_while_it_replaced_others_is_finished_by_the_next(bpffs: str) -> None:
+    pins, beside = f"{bpffs}/killed", f"{bpffs}/killed-new"
+    other = msgspec.structs.replace(SMALL, rules=128)
+    try:
+        first = load(SMALL, pins)
+        os.rename(pins, beside)
+        os.makedirs(f"{pins}/maps")
+        seen: list[list[str]] = []
+        second = load(other, pins, progress=lambda step, _: seen.append(links_alive(pins)))
+        assert seen, "what was left is in force until the new ones are attached"
+        assert second.key != first.key
+        os.rename(pins, beside)
+        third = load(other, pins)
+        assert (third.reused, third.key) == (True, second.key)
+        assert not os.path.exists(beside)
+        os.rename(pins, f"{bpffs}/aside")
+        fourth = load(SMALL, pins)
+        os.rename(f"{bpffs}/aside", beside)
+        assert load(SMALL, pins).key == fourth.key
+        assert not os.path.exists(beside), "two sets of programs would report each event twice"
+    finally:
+        for place in (pins, beside, f"{bpffs}/aside"):
+            unload(place)
+
+
+def test_programs_that_cannot_take_the_place_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attached(request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        Path(request["pin_dir"], "links").mkdir(parents=True)
+        return {}
+
+    def busy(old: str, new: str) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(loading, "_require_bpffs", lambda directory: None)
+    monkeypatch.setattr(loading, "run_child", attached)
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(KernelError, match="remove what else lies there"):
+        load(SMALL, str(tmp_path / "pins"))
+    assert (tmp_path / "pins-new" / "links").exists(), "the rules are on these alone"
 
 
 def test_the_parent_stays_small(bpffs: str) -> None:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kernel import bpf
-from kernel.loading import LoadSettings, is_bpffs
+from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, unload, unmount
 from schemas.errors import KernelError, SettingsError
 from sensors.node.rings import RingSettings
 from sensors.node.sensor import Node, NodeSettings, node_name, open_node
@@ -65,6 +66,21 @@ def test_a_failure_after_loading_takes_everything_down(pins: str, tmp_path: Path
         open_node(NodeSettings(node="n", pin_dir=pins, load=QUIET, rings=rings))
     assert not os.path.exists(pins)
     assert not is_bpffs(os.path.dirname(pins))
+
+
+def test_a_failure_after_programs_were_replaced_lifts_nothing(pins: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    rings = RingSettings(state_dir=str(tmp_path / "file" / "state"))
+    with opened(NodeSettings(node="n", pin_dir=pins, load=QUIET, keep=True)) as first:
+        mounted = first._mounted
+    other = msgspec.structs.replace(QUIET, rules=128)
+    try:
+        with pytest.raises(SettingsError, match="state_dir"):
+            open_node(NodeSettings(node="n", pin_dir=pins, load=other, rings=rings))
+        assert existing(pins, layout_hash(other)) is not None, "rules were carried over to these"
+    finally:
+        unload(pins)
+        unmount(mounted)
 
 
 def test_kept_pins_are_found_again(pins: str) -> None:
