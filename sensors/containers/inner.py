@@ -69,7 +69,7 @@ class Inner:
             ids = tuple(dict.fromkeys((*known.cgroups, *fresh)))
             if len(ids) > MOST and uid not in self._many and len(self._many) < MOST:
                 self._many[uid] = (
-                    f"`{known.workload}` has made more than {MOST} cgroups below its own; the further ones are told by their "
+                    f"`{known.workload}` has made more than {MOST} cgroups below its own; further ones are recognised by their "
                     "paths alone"
                 )
             if ids[:MOST] != known.cgroups:

@@ -206,7 +206,7 @@ async def test_trouble_is_told_once_and_ends(hub, store, make, tmp_path, until):
 
 
 async def test_words_of_another_version_are_trouble_and_no_end(questions):
-    with pytest.raises(DecodeError, match="words of this version"):
+    with pytest.raises(DecodeError, match="values that this version knows"):
         await questions.ask(lambda reader: Operation(250))
 
 
