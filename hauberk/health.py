@@ -34,12 +34,14 @@ class StageProgress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._count = -1
+        self._worked = False
         self._since = clock()
 
     def stuck(self, count: int, work: bool = True) -> bool:
         """Look now."""
-        if count != self._count or not work:
+        if count != self._count or not work or not self._worked:
             self._count, self._since = count, self._clock()
+        self._worked = work
         return self._clock() - self._since >= STILL
 
 
