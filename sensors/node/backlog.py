@@ -25,17 +25,27 @@ STEP_SECONDS: Final = 0.5
 """Between two steps: the effect of one is to be seen before the next."""
 STEPS: Final = 6
 """At most: a sixty-fourth of what anybody may take, and from the fourth on also less of each container's share, an eighth in the end."""
+_NAMED: Final = 64
+"""Of `shared` in budget.c at least: a container then names one failed call a second, the tier that has least."""
 _AT_MOST: Final = 1 << 14
 
 Read = Callable[[FrameHeader], int]
 """Number of the newest frame of this header's run that was read; -1: none yet."""
 
 
+def steps_of(new_per_second: int) -> int:
+    """Most steps with this budget: whoever holds the processors up must not silence what a container does."""
+    return min(STEPS, 3 + (new_per_second // _NAMED).bit_length() - 1)
+
+
 class Backlog:
     """`published` frames, `look` now and then. `step`: how many times the budget is halved; `seconds`: age of the oldest frame
-    that was not read. `spare(step)` is called when the step changes."""
+    that was not read. `spare(step)` is called when the step changes; `steps`: at most."""
 
-    def __init__(self, read: Read, spare: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, read: Read, spare: Callable[[int], None], clock: Callable[[], float] = time.monotonic, steps: int = STEPS
+    ) -> None:
+        self._steps = steps
         self.step = 0
         self.seconds = 0.0
         self._read, self._spare, self._clock = read, spare, clock
@@ -62,7 +72,7 @@ class Backlog:
         if now - self._stepped < STEP_SECONDS:
             return
         before, self._before = self._before, self.seconds
-        if self.seconds >= LATE and self.seconds >= before and self.step < STEPS:
+        if self.seconds >= LATE and self.seconds >= before and self.step < self._steps:
             step = self.step + 1
         elif self.seconds <= EARLY and self.step:
             step = self.step - 1

@@ -20,7 +20,7 @@ from kernel.loader import Halt
 from kernel.loading import LoadedPrograms, LoadSettings, existing, load, mount_bpffs, unload, unmount
 from sensors.containers.hashes import HashSettings
 from sensors.node.agent import Agent, AgentSettings
-from sensors.node.backlog import Backlog, Read
+from sensors.node.backlog import Backlog, Read, steps_of
 from sensors.node.pins import require_free
 from sensors.node.priority import NICE, current, prefer
 from sensors.node.rings import OnCgroup, RingSettings, RingSource
@@ -85,7 +85,9 @@ class Node:
 
     def agent(self, bus: Bus, published: Callable[[Batch], None] | None = None, read: Read | None = None) -> Agent:
         """The engine over this node's rings. `read`: how far those who judge its frames are, where that is known here."""
-        backlog = Backlog(read, self.source.spare) if read is not None else None
+        backlog = None
+        if read is not None:
+            backlog = Backlog(read, self.source.spare, steps=steps_of(self.settings.load.new_per_second))
         return Agent(self.source, bus, self.settings.agent, published, backlog)
 
     def reopen(self) -> None:

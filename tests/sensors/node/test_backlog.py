@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from schemas.frame import Frame, FrameHeader
-from sensors.node.backlog import EARLY, LATE, STEP_SECONDS, STEPS, Backlog
+from sensors.node.backlog import EARLY, LATE, STEP_SECONDS, STEPS, Backlog, steps_of
 
 
 class Scene:
@@ -72,3 +74,12 @@ def test_a_backlog_that_shrinks_is_left_to_shrink_and_then_given_back() -> None:
     for _ in range(20):
         scene.later(STEP_SECONDS)
     assert (scene.steps[-1], scene.backlog.seconds <= EARLY) == (0, True)
+
+
+@pytest.mark.parametrize("budget", [256, 300, 511, 512, 4096, 16384, 1 << 24])
+def test_whoever_is_behind_leaves_each_container_a_name_a_second(budget: int) -> None:
+    steps = steps_of(budget)
+    assert 3 < steps <= STEPS
+    # As budget.c counts, for calls that failed.
+    assert (budget >> (steps - 3)) // 64 >= 1
+    assert steps == STEPS or (budget >> (steps + 1 - 3)) // 64 == 0
