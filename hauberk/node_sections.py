@@ -13,7 +13,7 @@ import msgspec
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
 from enforcers.settings import EnforceSettings
-from sensors.containers.inventory import NodeInventorySettings
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
 

@@ -14,7 +14,7 @@ from enforcers.planner import PlannerSettings
 from enforcers.settings import EnforceSettings
 from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
-from sensors.containers.inventory import NodeInventorySettings
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
 from sinks.registry import SinkSettings

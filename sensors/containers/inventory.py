@@ -15,7 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -29,51 +29,11 @@ from sensors.containers.contract import Found, Runtime
 from sensors.containers.declared import Declared, WorkloadSettings, stands_for
 from sensors.containers.early_answers import EarlyAnswers
 from sensors.containers.inner import Inner
-from sensors.containers.registry import DEFAULTS, RuntimeSettings, make
+from sensors.containers.inventory_settings import NodeInventorySettings
+from sensors.containers.registry import make
 from sensors.containers.stats import InventoryStats
 from sensors.containers.symlinks import Symlinks
 from sensors.containers.users import Users
-
-
-class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Containers and workloads of this node, and how long ended ones are kept."""
-
-    node: Annotated[
-        str, msgspec.Meta(description="Name of the node; empty takes the host name.", extra={"setting": "derived"})
-    ] = ""
-    node_labels: Annotated[
-        dict[str, str], msgspec.Meta(description="Labels of the node, for host policies.", examples=[{"zone": "a"}])
-    ] = {}
-    cluster: Annotated[str, msgspec.Meta(description="Name of the cluster.", examples=["prod"])] = "default"
-    container_namespace: Annotated[
-        str, msgspec.Meta(description="Namespace of containers outside Kubernetes.", examples=["container_namespace"])
-    ] = "container_namespace"
-    runtimes: Annotated[
-        tuple[RuntimeSettings, ...], msgspec.Meta(description="Runtimes to ask, in order.", examples=[[]])
-    ] = DEFAULTS
-    workloads: Annotated[
-        tuple[WorkloadSettings, ...],
-        msgspec.Meta(
-            description="Cgroups to be taken for containers: services, sessions, jobs.",
-            examples=[[{"name": "nginx", "cgroup": "/system.slice/nginx.service"}]],
-        ),
-    ] = ()
-    host_cgroups: Annotated[
-        bool, msgspec.Meta(description="Publish cgroups of the host (services, sessions) too.", examples=[False])
-    ] = True
-    linger_seconds: Annotated[
-        float, msgspec.Meta(ge=0, le=86_400, description="Seconds an ended container is kept.", examples=[5.0])
-    ] = 60.0
-    answer_seconds: Annotated[
-        float,
-        msgspec.Meta(
-            gt=0, le=86_400, description="Seconds to keep asking a runtime about a container.", examples=[2.0]
-        ),
-    ] = 10.0
-    rescan_seconds: Annotated[
-        float, msgspec.Meta(gt=0, le=86_400, description="Seconds between full scans of cgroups.", examples=[1.0])
-    ] = 10.0
-
 
 FIRST_RETRY = 0.01
 """Seconds until a runtime is asked again about a newborn; doubled up to LAST_RETRY. Docker answers 10-50 ms after mkdir."""

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from enforcers.cgroup import cgroup2_mount
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
 
 pytestmark = [pytest.mark.kernel, pytest.mark.containers]

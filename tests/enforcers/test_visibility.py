@@ -28,7 +28,8 @@ from schemas.kernel import BEHAVIOUR, SCOPE, Config, DefinitionKind, Loss, Scope
 from schemas.operations import Class, Operation, class_of
 from schemas.visibility import bits
 from sensors.containers.declared import WorkloadSettings
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.rings import RingSettings, RingSource
 
 pytestmark = pytest.mark.kernel

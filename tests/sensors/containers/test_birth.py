@@ -19,7 +19,8 @@ from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind, decode
 from schemas.operations import Operation
 from schemas.topics import EVENTS_RAW, INVENTORY
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
 from sensors.node.sensor import Node, NodeSettings, open_node
 

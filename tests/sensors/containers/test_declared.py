@@ -18,7 +18,8 @@ from schemas.identity import Identity, Kind, decode, encode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.declared import Declared, WorkloadSettings
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 
 WEB = WorkloadSettings(name="web", cgroup="/system.slice/web-*.service", labels={"app": "web"})
 

@@ -24,7 +24,8 @@ from sensors.containers.cri import CriSettings
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.docker import Docker, DockerSettings
 from sensors.containers.hashes import inside
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.containers.podman import PodmanSettings
 from sensors.node.sensor import NodeSettings, open_node
 

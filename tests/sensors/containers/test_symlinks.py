@@ -28,7 +28,8 @@ from schemas.topics import POLICIES
 from sensors.containers import cgroups, symlinks
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.docker import DockerSettings
-from sensors.containers.inventory import NodeInventory, NodeInventorySettings
+from sensors.containers.inventory import NodeInventory
+from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.containers.symlinks import named
 
 
