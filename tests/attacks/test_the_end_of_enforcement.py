@@ -6,17 +6,21 @@ The faults of the first tests are put in from outside (`sitecustomize`), one per
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 POLICY = """
 apiVersion: security.kubearmor.com/v1
@@ -81,8 +85,19 @@ def up(node: Any) -> Any:
     """The node, running, whatever the test before it did."""
     if node.process is None or node.process.poll() is not None:
         start(node)
+    # A stage that failed in the test before waits for its next start: until then the exit code counts it as down.
+    eventually(lambda: running(node), what="every stage runs")
     assert holds(node)
     return node
+
+
+def running(node: Any) -> bool:
+    """Whether every stage of `up` runs."""
+    url = re.findall(r"(?m)^  metrics +(http://\S+)", node.said())[-1]
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30) as answer:
+        stages = re.findall(r'(?m)^hauberk_stage_up{stage="\w+"} (\d)', answer.read().decode())
+        return len(stages) > 4 and set(stages) == {"1"}
+    return False
 
 
 def start(node: Any, *words: str) -> None:
