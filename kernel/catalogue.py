@@ -109,7 +109,7 @@ TABLES: Final = (
     KernelMap("kinship", "array", "u32 slot", "u64 check + u64 cgroup id", "kernel", "nearest ancestor with a scope, for one generation"),
     KernelMap("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
     KernelMap("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
-    KernelMap("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has told, or a guard knows of it, before it ends"),
+    KernelMap("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has reported, or a guard knows of it, before it ends"),
     KernelMap("hops", "program array", "u32", "program", "loader", "steps of an event"),
 )  # fmt: skip
 
