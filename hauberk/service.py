@@ -74,13 +74,13 @@ def listening(stop: asyncio.Event) -> Iterator[asyncio.Event]:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
     for number in numbers:
-        with contextlib.suppress(NotImplementedError, ValueError):
+        with contextlib.suppress(ValueError):
             loop.add_signal_handler(number, told)
     try:
         yield hurry
     finally:
         for number in numbers:
-            with contextlib.suppress(NotImplementedError, ValueError):
+            with contextlib.suppress(ValueError):
                 loop.remove_signal_handler(number)
                 if told_before:
                     # The process is about to end by itself; one signal more must not make that look like a failure.

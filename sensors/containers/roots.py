@@ -27,6 +27,10 @@ _HOPS: Final = 40
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG, errno.EXDEV})
 
 
+class _CallRefused(Exception):
+    """This kernel (before 5.6) or a seccomp filter does not know openat2(2): the path is walked instead."""
+
+
 class _How(ctypes.Structure):
     """`struct open_how`."""
 
@@ -106,7 +110,7 @@ class Root:
         """The real path, or None: not there, unreadable, in /proc, or no text."""
         try:
             found = self._by_kernel(path, directory)
-        except NotImplementedError:
+        except _CallRefused:
             found = self.walk(path, directory=directory)
         if found is None or found.startswith("/proc/"):
             return None
@@ -136,7 +140,7 @@ class Root:
         if fd < 0:
             number = ctypes.get_errno()
             if number in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
-                raise NotImplementedError  # an old kernel, or a filter that does not know the call
+                raise _CallRefused
             return None
         try:
             found = os.readlink(f"/proc/self/fd/{fd}")
