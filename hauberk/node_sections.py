@@ -6,13 +6,14 @@ The other sections may stand in the same file and are not looked at there; `haub
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
 from enforcers.settings import EnforceSettings
+from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
@@ -22,7 +23,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """See `sections.Configuration`, where each field is described."""
 
     state: str = ""
-    node: str = ""
+    node: Annotated[str, msgspec.Meta(max_length=253, pattern=NAME_OR_EMPTY)] = ""
     bus: BusSettings = EmbeddedSettings()
     sensor: NodeSettings = NodeSettings()
     inventory: NodeInventorySettings = NodeInventorySettings()

@@ -14,6 +14,7 @@ from enforcers.planner import PlannerSettings
 from enforcers.settings import EnforceSettings
 from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
+from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
@@ -27,7 +28,15 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     state: Annotated[
         str, Meta(description="Directory of the bus, the stores and the last plan.", examples=["/var/lib/hauberk"])
     ] = ""
-    node: Annotated[str, Meta(description="Name of this node; empty takes the host name.", examples=["node-1"])] = ""
+    node: Annotated[
+        str,
+        Meta(
+            max_length=253,
+            pattern=NAME_OR_EMPTY,
+            description="Name of this node; empty takes the host name.",
+            examples=["node-1"],
+        ),
+    ] = ""
     bus: Annotated[BusSettings, Meta(description="Which bus.", examples=[{"type": "embedded"}])] = EmbeddedSettings()
     sensor: Annotated[NodeSettings, Meta(description="The sensor of this node.", examples=[{}])] = NodeSettings()
     inventory: Annotated[

@@ -26,8 +26,11 @@ Seconds = Annotated[int, Meta(ge=0, le=LATEST_NS // 1_000_000_000)]
 LARGEST: Final = (1 << 63) - 1
 """What a `Count` may be: a column of SQLite and a signed 64-bit number of other languages hold it."""
 Count = Annotated[int, Meta(ge=0, le=LARGEST)]
-Name = Annotated[str, Meta(min_length=1, max_length=253, pattern=r"^[^/\x00-\x1f\x7f]+$(?!\n)")]
+_LETTER: Final = r"[^/\x00-\x1f\x7f]"
+Name = Annotated[str, Meta(min_length=1, max_length=253, pattern=rf"^{_LETTER}+$(?!\n)")]
 """A node: it is the first part of keys, and a line of text."""
+NAME_OR_EMPTY: Final = rf"^{_LETTER}*$(?!\n)"
+"""Pattern of a setting that becomes a `Name`; empty: the program chooses one."""
 Bits = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]
 """A mask of a u32 in the kernel's maps; -1 for none."""
 Port = Annotated[int, Meta(ge=0, le=65535)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.declared import WorkloadSettings
 from sensors.containers.registry import DEFAULTS, RuntimeSettings
 
@@ -15,7 +16,13 @@ class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     """Containers and workloads of this node, and how long ended ones are kept."""
 
     node: Annotated[
-        str, msgspec.Meta(description="Name of the node; empty takes the host name.", extra={"setting": "derived"})
+        str,
+        msgspec.Meta(
+            max_length=253,
+            pattern=NAME_OR_EMPTY,
+            description="Name of the node; empty takes the host name.",
+            extra={"setting": "derived"},
+        ),
     ] = ""
     node_labels: Annotated[
         dict[str, str], msgspec.Meta(description="Labels of the node, for host policies.", examples=[{"zone": "a"}])

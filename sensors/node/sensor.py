@@ -8,6 +8,7 @@ a thread. Must never import BCC. Neighbours: `kernel.loading`, `rings`, `agent`.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from typing import Annotated
@@ -18,6 +19,8 @@ from bus.contract import Bus
 from kernel.compiled import DIRECTORY
 from kernel.loader import Halt
 from kernel.loading import LoadedPrograms, LoadSettings, existing, load, mount_bpffs, unload, unmount
+from schemas.decoding import NAME_OR_EMPTY
+from schemas.errors import SettingsError
 from sensors.containers.hashes import HashSettings
 from sensors.node.agent import Agent, AgentSettings
 from sensors.node.backlog import Backlog, Read, steps_of
@@ -31,7 +34,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The sensor of one node."""
 
     node: Annotated[
-        str, msgspec.Meta(description="Name of this node; empty takes the host name.", extra={"setting": "derived"})
+        str,
+        msgspec.Meta(
+            max_length=253,
+            pattern=NAME_OR_EMPTY,
+            description="Name of this node; empty takes the host name.",
+            extra={"setting": "derived"},
+        ),
     ] = ""
     pin_dir: Annotated[
         str, msgspec.Meta(description="Directory of pins, in a bpffs.", examples=["/sys/fs/bpf/hauberk"])
@@ -64,8 +73,14 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def node_name(settings: NodeSettings) -> str:
-    """The configured name, else the host's."""
-    return settings.node or os.uname().nodename
+    """The configured name, else the host's. SettingsError when no record could carry it."""
+    name = settings.node or os.uname().nodename
+    if re.match(NAME_OR_EMPTY, name) is None or len(name) > 253:
+        # Every record of the node would be refused by who reads it.
+        raise SettingsError(
+            f"expected a host name without `/` and control characters, of 253 characters at most, got `{name!r}`; set `node`"
+        )
+    return name
 
 
 class Node:

@@ -134,7 +134,7 @@ def test_every_number_has_a_range() -> None:
     "sensor.load.scopes=-1", "sensor.load.scopes=0", "sensor.load.scopes=99999999999999999999", "sensor.load.occurrence_pages=3",
     "sensor.load.host_visibility=-1", "sensor.rings.pressure=2", "bus.segment_age=-1", "bus.retention_hours_of={\"alerts\":-1}",
     "processor.parking.max_seconds=1e300", "enforcement.grace_seconds=-0.1", "page.port=-1", "sensor.load.timeout=0",
-    "state=3", "state=[]",
+    "state=3", "state=[]", "node=a/b", "node=a\nb",
 ])  # fmt: skip
 def test_out_of_range(text: str) -> None:
     from argparse import Namespace

@@ -110,3 +110,11 @@ def test_priority_is_for_every_thread_and_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=90)
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert done.stdout.split() == [f"{{{own}}}", "{5}", "{0}"]
+
+
+def test_a_host_name_that_no_record_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((release[0], "a/b", *release[2:])))
+    with pytest.raises(SettingsError, match="expected a host name without `/`"):
+        node_name(NodeSettings())
+    assert node_name(NodeSettings(node="box")) == "box"
