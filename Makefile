@@ -41,6 +41,7 @@ run: setup ## start `hauberk up` with the example policies; Ctrl-C ends it
 
 test: setup-dev ## install what the tests need and run all of them
 	@deploy/packages.sh test
+	@$(BIN)/python tests/kafka/kafka_jars.py
 	@$(BIN)/python -m pytest $(PYTEST)
 
 lint: setup-dev ## ruff, mypy, import contracts

@@ -12,11 +12,14 @@ import os
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import kafka_cluster
+import kafka_jars
 import pytest
 import waiting
 from hypothesis import HealthCheck, settings
@@ -60,6 +63,51 @@ def eventually() -> Callable[..., Any]:
 def until() -> Callable[..., Any]:
     """`waiting.until`: the same for tests that run a loop."""
     return waiting.until
+
+
+@pytest.fixture(scope="session")
+def kafka_clusters_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    try:
+        kafka_jars.fetch()
+    except kafka_jars.NoKafka as error:
+        pytest.skip(f"no Kafka: {error}")
+
+    def make(**options: Any) -> Any:
+        return kafka_cluster.Cluster(tmp_path_factory.mktemp("kafka") / "cluster", **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_clusters_of_the_run: Callable[..., Any]) -> Iterator[Any]:
+    """One running broker for the whole run (`kafka_cluster.Cluster`): read `kafka.bootstrap`, make topics under `kafka_prefix`, and
+    leave it as it is."""
+    cluster = kafka_clusters_of_the_run()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def kafka_clusters(kafka_clusters_of_the_run: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """kafka_clusters(brokers=1, secure=False, ...): a private cluster, not started yet; see `kafka_cluster.Cluster`."""
+    made = []
+
+    def make(**options: Any) -> Any:
+        made.append(kafka_clusters_of_the_run(**options))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def kafka_prefix() -> str:
+    """A prefix of topics and groups that no other test has, on the broker that all share."""
+    return f"t{uuid.uuid4().hex[:12]}."
 
 
 @pytest.fixture(scope="session")
