@@ -39,10 +39,10 @@ run: setup ## start `hauberk up` with the example policies; Ctrl-C ends it
 	    exec $(BIN)/hauberk up --replay examples/recordings/host.hbrk -f examples/policies/host-audit-shadow.yaml; \
 	fi
 
-test: setup-dev ## install what the tests need and run all of them
+test: setup-dev ## install what the tests need and run all of them, on WORKERS (2) processes
 	@deploy/packages.sh test
 	@$(BIN)/python tests/kafka/kafka_jars.py
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadgroup $(PYTEST)
 
 lint: setup-dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .

@@ -27,16 +27,18 @@ from hypothesis import HealthCheck, settings
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that tests start take signals as from a terminal, also when this run is under nohup(1) or in a background job.
-    Registers `flaky.py`. By its path: `tests/` is no package, and on sys.path its directories would stand for ours."""
+    Registers `flaky.py` and `shares.py` by their paths: `tests/` is no package, and on sys.path its directories would stand for
+    ours."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    spec = spec_from_file_location("flaky", Path(__file__).with_name("flaky.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.register(config)
+    for plugin in ("flaky", "shares"):
+        spec = spec_from_file_location(plugin, Path(__file__).with_name(f"{plugin}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.register(config)
 
 
 # By default an example over 200 ms fails its test, and so do drawings over a second: on a loaded machine both say nothing of us.

@@ -29,8 +29,11 @@ class Flaky:
         self.failed_twice: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and report.nodeid not in self.failed:
-            self.failed.append(report.nodeid)
+        # With `-n`, "@" and the name of its share stand behind the name of a test; a "]" ends what a parameter may contain.
+        name, at, share = report.nodeid.rpartition("@")
+        name = name if at and "]" not in share else report.nodeid
+        if report.failed and name not in self.failed:
+            self.failed.append(name)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -70,7 +73,7 @@ class Flaky:
 
 
 def register(config: pytest.Config) -> None:
-    """Watches unless this is the second run, or a run that a person steers (`--lf`, `-x`, `--pdb`)."""
+    """Watches unless this is a worker of a run with `-n`, the second run, or a run that a person steers (`--lf`, `-x`, `--pdb`)."""
     steered = config.getoption("lf", False) or config.getoption("usepdb", False) or config.getoption("maxfail", 0)
-    if not os.environ.get(ALONE) and not steered:
+    if not os.environ.get(ALONE) and not steered and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Flaky(config), "flaky-tests")

@@ -58,6 +58,19 @@ def test_what_passes_alone_is_named_and_the_run_passes(tmp_path: Path, text: str
     assert len(json.loads((tmp_path / "build/flaky.json").read_text())["flaky"]) == 1
 
 
+def test_a_run_on_two_workers_is_judged_once(tmp_path: Path) -> None:
+    """The name of a share is no part of the name that is run again, and a parameter with an "@" is."""
+    parameter = ONCE.format(n=1).replace(
+        "def test_once_1():", "import pytest\n@pytest.mark.parametrize('x', ['a@b'])\ndef test_once_1(x):"
+    )
+    marked = ONCE.format(n=2).replace("def test", "import pytest\n@pytest.mark.xdist_group('room')\ndef test")
+    done = run(tmp_path, "def test_good(): pass", parameter, marked, options=("-n", "2", "--dist", "loadgroup"))
+    assert done.returncode == 0, done.stdout
+    assert "FLAKY test_it.py::test_once_1[a@b]:" in done.stdout
+    assert "FLAKY test_it.py::test_once_2:" in done.stdout
+    assert "2 flaky of at most 3: the run passes" in done.stdout
+
+
 def test_what_fails_twice_fails_the_run(tmp_path: Path) -> None:
     done = run(tmp_path, ONCE.format(n=1), "def test_bad(): assert False")
     assert done.returncode == 1
