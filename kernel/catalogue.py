@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "budget", "event", "jobs", "path", "process", "adopt", "script", "file", "call", "network", "send", "dns",
-    "identity", "enforce", "foreign", "guard",
+    "hash", "work", "scope", "budget", "event", "caller", "question", "jobs", "path", "process", "adopt", "script", "file", "call",
+    "network", "send", "dns", "identity", "enforce", "foreign", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 

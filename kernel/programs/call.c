@@ -5,8 +5,6 @@
  * Why the end alone: registers still hold the arguments then (a successful exec excepted, which has a tracepoint of its own),
  * the result is known, and the entry tracepoint would cost every call of the machine a second time.
  */
-#define X32_BIT_ 0x40000000 /* arch/x86/include/uapi/asm/unistd.h */
-
 static __always_inline void begin(struct work *w, void *task, struct image *image)
 {
     struct call *call = &w->call;

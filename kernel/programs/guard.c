@@ -9,66 +9,6 @@
  * connection opened by TCP Fast Open), and by then the caller may have changed what it asked for. A note keeps the end of the
  * call from telling it again. Only for a process that is not known yet the end has to tell it, after it has met the process.
  */
-BPF_F_TABLE("lpm_trie", struct net_key, struct rule, net_rules, NET_RULES, 1);
-
-#define NO_OPINION 0
-
-struct question {
-    struct net_key key;
-    u32 rank;
-    u32 action;
-};
-
-static __always_inline void weigh(struct question *q)
-{
-    struct rule *rule = net_rules.lookup(&q->key);
-    if (!rule)
-        return;
-    if (q->action == NO_OPINION || rule->rank > q->rank || (rule->rank == q->rank && rule->action > q->action)) {
-        q->rank = rule->rank;
-        q->action = rule->action;
-    }
-}
-
-/* Every combination a rule may have been written for. */
-static __always_inline u32 ask(struct question *q, u32 direction, u64 source, u8 protocol, u8 type, u16 port)
-{
-    q->key.direction = direction;
-    q->rank = 0;
-    q->action = NO_OPINION;
-#pragma clang loop unroll(disable) /* in each of eight programs, twice */
-    for (int i = 0; i < 12; i++) {
-        if ((i & 1 && !source) || (i >= 6 && !port))
-            continue;
-        q->key.source = i & 1 ? source : 0;
-        q->key.protocol = i / 2 % 3 == 0 ? 0 : i / 2 % 3 == 1 ? type : protocol;
-        q->key.port = i >= 6 ? port : 0;
-        weigh(q);
-    }
-    return q->action;
-}
-
-#define IPPROTO_SCTP_ 132
-#define IPPROTO_SMC_ 256
-#define IPPROTO_MPTCP_ 262
-
-/* The protocol as rules name it. SMC and MPTCP speak TCP to any TCP peer; of the raw sockets only those of ICMP have a word, and
- * no protocol may be taken for a type (SOCKET_TYPE). */
-static __always_inline u8 protocol_of(u32 type, u32 protocol)
-{
-    if (type == 1)
-        return protocol == 0 || protocol == IPPROTO_SMC_ || protocol == IPPROTO_MPTCP_ ? 6 : protocol < 0xf0 ? protocol : 0;
-    if (type == 2)
-        return protocol == 0 ? 17 : protocol < 0xf0 ? protocol : 0;
-    if (type == 3)
-        return protocol == 1 || protocol == 58 ? protocol : 0;
-    return protocol < 0xf0 ? protocol : 0;
-}
-
-#define NR_IO_URING_ENTER 426 /* on every architecture */
-#define PF_KTHREAD_ 0x00200000
-#define PF_IO_WORKER_ 0x00000010
-
 struct denial {
     u32 direction; /* 0: of the socket's creation */
     u32 type;
@@ -76,24 +16,6 @@ struct denial {
     u32 connects; /* DIRECTION_SEND: by connect or as good as one */
     u32 packet;   /* 1: a packet is stopped. Its socket was asked for, and has a type that says nothing of it. */
 };
-
-/* Number of the system call that is being stopped, and where its registers lie: 0 and 0 when they are not known, or are those of
- * i386, where many calls may be one. A worker of io_uring is in no call of its own. */
-static __always_inline u32 call_of(void *task, u64 *registers)
-{
-    u64 distance = setting(CONFIG_REGISTERS);
-    *registers = 0;
-    if (READ32(task, K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
-        return NR_IO_URING_ENTER;
-#if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
-    if (READ32(task, K_task_struct__compat) & TS_COMPAT_)
-        return 0;
-#endif
-    if (!distance)
-        return 0;
-    *registers = READ64(task, K_task_struct__stack) + distance;
-    return READ32(*registers, K_REG_NUMBER) & ~X32_BIT_;
-}
 
 /* Whether the end of call `number` looks for what a guard noted; one that is not known (0) may. */
 static __always_inline int ends_watched(u32 number)

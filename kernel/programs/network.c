@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sockets: who is talked to, from the caller's address where one is given and from the socket where not. */
-#define AF_UNIX_ 1
-#define AF_INET_ 2
-#define AF_INET6_ 10
 #define S_IFMT_ 0170000
 #define S_IFSOCK_ 0140000
 #define EPERM_ (-1)
@@ -32,34 +29,6 @@ static __always_inline void *socket_of(struct work *w, void *task, s32 fd)
     w->b.family = READ16(sk, K_sock__family);
     w->b.protocol = READ16(sk, K_sock__protocol);
     return sk;
-}
-
-static __always_inline u16 swap16(u16 v)
-{
-    return v << 8 | v >> 8;
-}
-
-#define LOOPBACK4 __builtin_bswap32(0x7f000001)
-#define MAPPED4 __builtin_bswap32(0xffff) /* third word of ::ffff:0:0/96 */
-
-/* Where a packet to "any" goes: to the address the socket is bound to, else to the loopback. (net/ipv4/route.c
- * ip_route_output_key_hash_rcu; net/ipv6/tcp_ipv6.c tcp_v6_connect; net/ipv6/udp.c udpv6_sendmsg) */
-static __always_inline void destination(u32 family, u32 *address, u32 *bound)
-{
-    if (family == AF_INET_) {
-        if (!address[0])
-            address[0] = bound[0] ? bound[0] : LOOPBACK4;
-        return;
-    }
-    if (address[0] | address[1] | address[3])
-        return;
-    u32 mapped = !(bound[0] | bound[1]) && bound[2] == MAPPED4;
-    if (address[2] == MAPPED4) {
-        address[3] = mapped && bound[3] ? bound[3] : LOOPBACK4;
-    } else if (!address[2]) {
-        address[2] = mapped ? MAPPED4 : 0;
-        address[3] = mapped ? LOOPBACK4 : __builtin_bswap32(1);
-    }
 }
 
 /* A name of an AF_UNIX socket lies in raw[0..length) as sun_path: path, abstract name, or nothing. */
