@@ -79,7 +79,7 @@ def topics() -> str:
     ]
     lines += [
         f"| `{topic.channel}` | {topic.key} | {topic.value} | `{topic.content_type}` | {topic.cleanup.value} | "
-        f"{topic.retention_hours or 'for ever'} | {topic.partitions} | {topic.writer} | {', '.join(topic.readers)} |"
+        f"{topic.retention_hours or 'for ever'} | {topic.partitions} | {', '.join(topic.writers)} | {', '.join(topic.readers)} |"
         for topic in TOPICS
     ]
     lines += [

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The topic table: every channel of the bus, what travels on it, who writes it and who reads it."""
+"""The topic table: every channel of the bus, what travels on it, which role writes it and which reads it.
+
+Said once, here: grants of a broker (`bus.kafka.acls`), its topics (`bus.kafka.topic_configs`), docs/reference/topics.md and the
+AsyncAPI document are made from it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,25 @@ class Cleanup(StrEnum):
     COMPACT_DELETE = "compact,delete"
 
 
+class Role(StrEnum):
+    """Who comes to the bus, as which account: the verbs that run for long, and two kinds of people.
+
+    `cli` is who reads everything and applies policies; `admin` makes and alters topics and forgets nodes that left.
+    """
+
+    NODE = "node"
+    PROCESSOR = "processor"
+    PLANNER = "planner"
+    SINK = "sink"
+    CLI = "cli"
+    ADMIN = "admin"
+
+
 class Topic(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel. `name`: without prefix and version, as the CLI takes it. `retention_hours`: 0 keeps forever."""
+    """One channel. `name`: without prefix and version, as the CLI takes it. `retention_hours`: 0 keeps forever.
+
+    `record_bytes`: the largest record that a broker is told to take. `writers`, `readers`: roles; nobody else may.
+    """
 
     name: str
     version: int = 1
@@ -29,13 +50,23 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     cleanup: Cleanup
     retention_hours: int
     partitions: int
-    writer: str
-    readers: tuple[str, ...]
+    writers: tuple[Role, ...]
+    readers: tuple[Role, ...]
+    record_bytes: int = 1 << 20
 
     @property
     def channel(self) -> str:
-        """The name on the broker, e.g. `hauberk.events.raw.v1`."""
-        return f"{PREFIX}{self.name}.v{self.version}"
+        """The name on the broker, e.g. `hauberk.events.raw.v1`, unless the settings have another prefix."""
+        return self.named(PREFIX)
+
+    def named(self, prefix: str) -> str:
+        """The name on a broker whose topics of Hauberk begin with `prefix`."""
+        return f"{prefix}{self.name}.v{self.version}"
+
+    @property
+    def by_node(self) -> bool:
+        """Whether the key begins with the node, so that a partition holds whole nodes."""
+        return self.key.partition("/")[0] == "node"
 
     @property
     def compacted(self) -> bool:
@@ -50,52 +81,57 @@ OCTETS = "application/octet-stream"
 EVENTS_RAW = Topic(
     name="events.raw", key="node", value="frame: header, occurrences as they lay in the ring, definitions they use",
     content_type=MSGPACK, cleanup=Cleanup.DELETE, retention_hours=6, partitions=6,
-    writer="sensors", readers=("processors",),
+    writers=(Role.NODE,), readers=(Role.PROCESSOR, Role.CLI),
+    record_bytes=4 << 20,
 )  # fmt: skip
 INVENTORY = Topic(
     name="inventory", key="node/container or node uid", value="identity snapshot; tombstone when its events are over",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writer="sensors", readers=("processors", "enforcers"),
+    writers=(Role.NODE, Role.ADMIN), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLI, Role.ADMIN),
 )  # fmt: skip
 POLICIES = Topic(
     name="policies", key="kind/namespace/name", value="policy document, as JSON",
     content_type=JSON, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
-    writer="hauberk", readers=("processors", "enforcers"),
+    writers=(Role.CLI,), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLI),
 )  # fmt: skip
 TELEMETRY = Topic(
     name="telemetry", key="node", value="enriched behaviours and the rows that index them",
     content_type=MSGPACK, cleanup=Cleanup.DELETE, retention_hours=24, partitions=6,
-    writer="processors", readers=("sinks",),
+    writers=(Role.PROCESSOR,), readers=(Role.SINK, Role.CLI),
+    record_bytes=4 << 20,
 )  # fmt: skip
 ALERTS = Topic(
     name="alerts", key="workload", value="one alert, KubeArmor field names",
     content_type=JSON, cleanup=Cleanup.DELETE, retention_hours=168, partitions=6,
-    writer="processors", readers=("sinks",),
+    writers=(Role.PROCESSOR, Role.NODE, Role.PLANNER, Role.SINK), readers=(Role.SINK, Role.CLI),
 )  # fmt: skip
 SUMMARIES = Topic(
     name="summaries", key="workload and bucket", value="counts per behaviour in one time bucket",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT_DELETE, retention_hours=720, partitions=6,
-    writer="processors", readers=("sinks",),
+    writers=(Role.PROCESSOR,), readers=(Role.SINK, Role.CLI),
 )  # fmt: skip
 ENFORCEMENT_DESIRED = Topic(
     name="enforcement.desired", key="node", value="full plan with generation and content hash",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writer="enforcers", readers=("enforcers",),
+    writers=(Role.PLANNER,), readers=(Role.NODE, Role.PLANNER, Role.PROCESSOR, Role.CLI, Role.ADMIN),
+    record_bytes=8 << 20,
 )  # fmt: skip
 ENFORCEMENT_STATUS = Topic(
     name="enforcement.status", key="node", value="receipt: generation applied, refused rules with reasons, backend",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writer="enforcers", readers=("hauberk", "sinks"),
+    writers=(Role.NODE, Role.ADMIN), readers=(Role.SINK, Role.CLI, Role.ADMIN),
+    record_bytes=8 << 20,
 )  # fmt: skip
 PROGRESS = Topic(
     name="progress", key="node/group", value="how far a processor group has read the node's frames",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writer="processors", readers=("sensors",),
+    writers=(Role.PROCESSOR, Role.ADMIN), readers=(Role.NODE, Role.CLI, Role.ADMIN),
 )  # fmt: skip
 DEAD = Topic(
     name="dead", key="original key", value="original bytes; headers say topic, group, stage, reason, error",
     content_type=OCTETS, cleanup=Cleanup.DELETE, retention_hours=336, partitions=1,
-    writer="bus", readers=("hauberk",),
+    writers=(Role.PROCESSOR, Role.SINK), readers=(Role.CLI,),
+    record_bytes=8 << 20,
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (

@@ -125,11 +125,11 @@ async def _list(bus: Bus, given: argparse.Namespace) -> str:
     ends = await asyncio.gather(*(bus.end(topic) for topic in TOPICS))
     counted = list(zip(TOPICS, ends, strict=True))
     rows = [
-        (topic.name, topic.key, sum(end.values()), topic.cleanup.value, topic.channel, topic.writer, ",".join(topic.readers), topic.value)
+        (topic.name, topic.key, sum(end.values()), topic.cleanup.value, topic.channel, ",".join(topic.writers), ",".join(topic.readers), topic.value)
         for topic, end in counted
     ]  # fmt: skip
     value = [plain(topic) | {"channel": topic.channel, "end": end} for topic, end in counted]
-    return show(value, ("NAME", "KEY", "RECORDS", "CLEANUP"), rows, given.output, wide=("CHANNEL", "WRITER", "READERS", "VALUE"),
+    return show(value, ("NAME", "KEY", "RECORDS", "CLEANUP"), rows, given.output, wide=("CHANNEL", "WRITERS", "READERS", "VALUE"),
                 names=[f"topic/{topic.name}" for topic in TOPICS], headings=not given.no_headers)  # fmt: skip
 
 
