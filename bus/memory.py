@@ -90,7 +90,7 @@ class MemoryBus:
         self.published: dict[str, int] = {}
 
     def fail(self, error: HauberkError, *, call: str = "publish", times: int = 1) -> None:
-        """The next `times` calls of `call` ("publish", "subscribe", "take", "commit", "end") raise `error` and do nothing."""
+        """The next `times` calls of `call` ("publish", "subscribe", "take", "commit", "end", "latest") raise `error` and do nothing."""
         self._failures.extend([(error, call)] * times)
 
     def drop(self, topic: Topic, before: int) -> None:
@@ -156,6 +156,7 @@ class MemoryBus:
             subscription.leave()
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
+        self._check("latest")
         if not topic.compacted:
             raise Refused(f"expected a compacted topic, got `{topic.name}`; read it with a subscription")
         newest = {row.record.key: row.record for log in self._of(topic) for row in log.rows}

@@ -12,6 +12,11 @@ from bus.memory import MemoryBus, MemorySettings
 BusSettings = EmbeddedSettings | MemorySettings
 
 
+def elsewhere(settings: BusSettings) -> bool:
+    """Whether the far side of this bus can be away while its readers and writers are there."""
+    return not isinstance(settings, EmbeddedSettings | MemorySettings)
+
+
 async def open_bus(settings: BusSettings) -> Bus:
     """Open the bus that `settings` names, on the running loop. The caller closes it."""
     match settings:

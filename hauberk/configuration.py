@@ -41,6 +41,7 @@ SECTIONS: Final = (
     "enforcement",
     "postures",
     "sinks",
+    "spool",
     "metrics",
     "page",
 )
@@ -146,6 +147,7 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     sensor = _table(tree, "sensor")
     _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
     _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
+    _table(tree, "spool").setdefault("directory", str(state / "spool"))
     # What is copied below is checked where it was written first: an error names that place.
     for name in [name for name in tree if name not in ("node", "postures")]:
         tree[name] = tree.pop(name)

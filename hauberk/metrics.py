@@ -48,12 +48,15 @@ def parts() -> dict[str, type[msgspec.Struct]]:
 
 
 def of_bus(bus: Bus) -> Iterator[tuple[str, msgspec.Struct]]:
-    """What the bus of this process counts, if it counts."""
+    """What the bus of this process counts, if it counts, and its spool, if it has one."""
     from bus.spool import SpooledBus
 
+    if isinstance(bus, SpooledBus):
+        yield "spool", bus.stats
+        bus = bus.inner
     stats = getattr(bus, "stats", None)
     if stats is not None:
-        yield ("spool" if isinstance(bus, SpooledBus) else "bus"), stats
+        yield "bus", stats
 
 
 class Exposure:

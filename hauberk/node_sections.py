@@ -12,6 +12,7 @@ import msgspec
 
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
+from bus.spool import SpoolSettings
 from enforcers.settings import EnforceSettings
 from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.inventory_settings import NodeInventorySettings
@@ -32,5 +33,6 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     enforcement: EnforceSettings = EnforceSettings()
     postures: Any = None
     sinks: Any = None
+    spool: SpoolSettings = SpoolSettings()
     metrics: MetricsSettings = MetricsSettings()
     page: Any = None

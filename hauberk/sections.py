@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
+from bus.spool import SpoolSettings
 from enforcers.planner import PlannerSettings
 from enforcers.settings import EnforceSettings
 from policy.ruleset import PostureSettings
@@ -56,6 +57,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         list[SinkSettings],
         Meta(description="Where alerts, telemetry and summaries go.", examples=[[{"type": "console"}]]),
     ] = []
+    spool: Annotated[
+        SpoolSettings,
+        Meta(
+            description="Where `hauberk node` keeps what it reports while a bus that is elsewhere is away.",
+            examples=[{}],
+        ),
+    ] = SpoolSettings()
     metrics: Annotated[
         MetricsSettings,
         Meta(description="Metrics and health of this process over HTTP, for every role.", examples=[{}]),

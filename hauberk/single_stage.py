@@ -17,12 +17,14 @@ from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.page import listening, open_page
+from hauberk.spooling import spooled
 from hauberk.up import load_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError
 from sensors.node.sensor import node_name
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from bus.spool import SpoolSettings
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from hauberk.settings import LoadedSettings
@@ -38,14 +40,17 @@ async def _part(
         Awaitable[tuple[list[tuple[str, service.Stage]], Exposure]],
     ],
     read: Callable[[argparse.Namespace], tuple[S, LoadedSettings, Path]],
+    spool: Callable[[S], SpoolSettings] | None = None,
 ) -> int:
     settings, _, state = read(given)
     prepare(state)
     stop = asyncio.Event()
     with service.listening(stop) as hurry:
-        bus = await open_bus(settings.bus)
+        far = bus = await open_bus(settings.bus)
+        if spool is not None:
+            bus = await spooled(bus, settings.bus, spool(settings), node_name(settings.sensor))
         kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
-        telling = asyncio.create_task(disk.report(bus))
+        telling = asyncio.create_task(disk.report(far))
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
@@ -111,7 +116,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
             ("progress", following.stage),
         ], exposure  # fmt: skip
 
-    return await _part(given, "node", build, node_configuration)
+    return await _part(given, "node", build, node_configuration, lambda settings: settings.spool)
 
 
 async def run_processor(given: argparse.Namespace) -> int:

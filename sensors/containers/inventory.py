@@ -19,8 +19,10 @@ from typing import Any
 
 import msgspec
 
+from bus.attempts import Attempts
+from bus.backoff import Backoff
 from bus.contract import Bus
-from schemas.errors import HauberkError
+from schemas.errors import HauberkError, Temporary
 from schemas.identity import Identity, Kind
 from sensors.containers import cgroups, node_identity
 from sensors.containers.cgroups import Place
@@ -113,7 +115,10 @@ class NodeInventory:
     async def run(self) -> None:
         """Publish who is here, then every change, until cancelled."""
         await self._links.load()
-        before = await node_identity.read_back(self._bus, self.node)
+        try:
+            before = await node_identity.read_back(self._bus, self.node)
+        except Temporary:
+            before = None  # `_read_back_late` asks again; who is here is kept for the bus meanwhile
         self._put(self._node_identity())
         early, self._early = self._early or (), None
         for told in early:
@@ -123,25 +128,36 @@ class NodeInventory:
             for runtime in self._runtimes:
                 await self._listed(runtime)
             self._rescan()
-            left = node_identity.left_over(before, self._identities)
-            self._identities |= {uid: one for uid, one in left.items() if one}
-            self._changes.put_first({uid: one for uid, one in left.items() if uid not in self._changes.waiting})
+            self._end_left_over(before or [])
             await self._changes.flush()
             self.ready.set()
             tasks += [asyncio.create_task(self._watch(runtime)) for runtime in self._runtimes]
             tasks.append(asyncio.create_task(self._links.follow(lambda: self.identities, self._put)))
+            if before is None:
+                tasks.append(asyncio.create_task(self._read_back_late()))
             while True:
                 ended, _ = await asyncio.wait(
                     tasks, timeout=self._settings.rescan_seconds, return_when="FIRST_COMPLETED"
                 )
-                for task in ended:  # none ends by itself: what ended it is for whoever runs us
+                for task in ended:  # one that failed is for whoever runs us
                     task.result()
+                    tasks.remove(task)
                 self._rescan()
         finally:
             tasks += self._asking.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end_left_over(self, before: list[Identity]) -> None:
+        left = node_identity.left_over(before, self._identities)
+        self._identities |= {uid: one for uid, one in left.items() if one}
+        self._changes.put_first({uid: one for uid, one in left.items() if uid not in self._changes.waiting})
+
+    async def _read_back_late(self) -> None:
+        """The bus was away at the start: end those who left once it says who they were."""
+        attempts = Attempts("the inventory", Backoff(max_seconds=5.0), drain_seconds=0.0)
+        self._end_left_over(await attempts.insist(lambda: node_identity.read_back(self._bus, self.node)))
 
     def _born(self, id_: int, path: str) -> None:
         if id_ in self._uid_of:

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+
 import pytest
 
 from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
 from bus.spool import SpooledBus, SpoolSettings
+from bus.spool_lines import Shed, SpoolLines
 from schemas.errors import Backpressure, Refused, Unavailable
-from schemas.topics import ALERTS, SUMMARIES, TELEMETRY
+from schemas.topics import ALERTS, DEAD, EVENTS_RAW, SUMMARIES, TELEMETRY
 
 
 def away(inner: MemoryBus, times: int = 10_000) -> None:
@@ -25,12 +30,15 @@ def back(inner: MemoryBus) -> None:
 async def spool(tmp_path):
     opened: list[SpooledBus] = []
 
-    async def open_spool(inner: MemoryBus, **changes: object) -> SpooledBus:
+    async def open_spool(inner: MemoryBus, notice=None, **changes: object) -> SpooledBus:
         settings = {
             "directory": str(tmp_path / "spool"),
             "retry": Backoff(first_seconds=0.01, max_seconds=0.02),
         } | changes
-        bus = await SpooledBus.open(inner, SpoolSettings(**settings))
+        bus = await SpooledBus.open(inner, SpoolSettings(**settings), notice=notice)
+        if "max_bytes" in changes:
+            # A new segment is some fsyncs, and takes as long as the disk of the test wants.
+            bus._lines._segment_bytes = changes["max_bytes"] // 8
         opened.append(bus)
         return bus
 
@@ -110,22 +118,23 @@ async def test_a_new_process_drains_what_the_last_one_left(spool, until):
 
 async def test_over_its_cap_it_sheds_telemetry_before_summaries_before_alerts(spool):
     inner = MemoryBus()
-    cap = 4 << 20
-    bus = await spool(inner, max_bytes=cap)
+    cap = 20 << 20
+    # Looks for the bus would each read a batch of a megabyte.
+    bus = await spool(inner, max_bytes=cap, retry=Backoff(first_seconds=30.0))
     away(inner)
     for index in range(40):
-        await bus.publish(ALERTS, numbered(index, 1, 20_000))
-        await bus.publish(SUMMARIES, numbered(index, 1, 20_000))
+        await bus.publish(ALERTS, numbered(index, 1, 100_000))
+        await bus.publish(SUMMARIES, numbered(index, 1, 100_000))
     for index in range(300):
-        await bus.publish(TELEMETRY, numbered(index, 1, 20_000))
+        await bus.publish(TELEMETRY, numbered(index, 1, 100_000))
     assert set(bus.stats.shed) == {"telemetry"}
     assert bus.stats.bytes <= cap
     assert bus.stats.waiting + bus.stats.shed["telemetry"] == 380
     for index in range(40, 180):
-        await bus.publish(SUMMARIES, numbered(index, 1, 20_000))
+        await bus.publish(SUMMARIES, numbered(index, 1, 100_000))
     assert set(bus.stats.shed) == {"telemetry", "summaries"}
     for index in range(40, 300):
-        await bus.publish(ALERTS, numbered(index, 1, 20_000))
+        await bus.publish(ALERTS, numbered(index, 1, 100_000))
     assert set(bus.stats.shed) == {"telemetry", "summaries", "alerts"}
     assert bus.stats.bytes <= cap * 1.1
 
@@ -135,7 +144,7 @@ async def test_what_is_too_old_is_shed_and_counted(spool):
     bus = await spool(inner, max_age=3600.0)
     away(inner)
     old = [Record(b"k", b"0 " + b"x" * 100_000, (), 1000) for _ in range(10)]
-    bus._segment_bytes = 65536
+    bus._lines._segment_bytes = 65536
     for record in old:
         await bus.publish(ALERTS, [record])
     await bus.publish(ALERTS, numbered(1, 1))
@@ -156,7 +165,7 @@ async def test_a_record_the_bus_will_never_take_does_not_hold_up_the_rest(spool,
     publish = inner.publish
 
     async def refuse_three(topic, records):
-        if any(record.value.startswith(b"3 ") for record in records):
+        if topic is ALERTS and any(record.value.startswith(b"3 ") for record in records):
             raise Refused("expected anything but 3")
         await publish(topic, records)
 
@@ -168,6 +177,10 @@ async def test_a_record_the_bus_will_never_take_does_not_hold_up_the_rest(spool,
     await until(lambda: bus.stats.waiting == 0)
     assert values(inner) == [0, 1, 2, 4, 5]
     assert bus.stats.refused == 1
+    (letter,) = inner.records(DEAD)
+    assert letter.value == b"3 "
+    assert dict(letter.headers)["dead.stage"] == b"spool"
+    assert dict(letter.headers)["dead.topic"] == b"alerts"
 
 
 async def test_reading_goes_to_the_bus_behind_it(spool, drain):
@@ -176,3 +189,138 @@ async def test_reading_goes_to_the_bus_behind_it(spool, drain):
         await bus.publish(ALERTS, numbered(0, 2))
         assert len(await drain(subscription, 2)) == 2
     assert set(await bus.groups()) == {"g"}
+
+
+def told(shed: Shed) -> Record:
+    return Record(b"node", json.dumps([shed.topic, shed.records, shed.first, shed.why]).encode())
+
+
+def notices(inner: MemoryBus) -> list[list]:
+    return [json.loads(one.value) for one in inner.records(ALERTS) if one.key == b"node"]
+
+
+async def test_what_was_shed_is_told_once_the_bus_is_back_and_adds_up(spool, until):
+    inner = MemoryBus()
+    bus = await spool(inner, told, max_bytes=8 << 20)
+    away(inner)
+    for index in range(200):
+        await bus.publish(EVENTS_RAW, numbered(index, 1, 100_000))
+    await bus.publish(ALERTS, numbered(0, 1))
+    assert bus.stats.shed["events.raw"] > 50
+    back(inner)
+    await until(lambda: bus.stats.waiting == 0 and notices(inner))
+    arrived = values(inner, EVENTS_RAW)
+    ((topic, records, first, why),) = notices(inner)
+    assert (topic, first) == ("events.raw", 0)
+    assert why == "the spool was over its 8 MiB"
+    assert records == bus.stats.shed["events.raw"]
+    assert arrived == list(range(records, 200)), "the oldest went, the rest is whole and in order"
+
+
+_CHILD = """
+import asyncio, sys
+from bus.contract import Record
+from bus.memory import MemoryBus
+from bus.spool import SpooledBus, SpoolSettings
+from schemas.errors import Unavailable
+from schemas.topics import ALERTS, EVENTS_RAW
+
+async def main():
+    inner = MemoryBus()
+    inner.fail(Unavailable("no broker", 60.0), times=1000000)
+    bus = await SpooledBus.open(inner, SpoolSettings(directory=sys.argv[1], max_bytes=int(sys.argv[2])))
+    bus._lines._segment_bytes = int(sys.argv[2]) // 8
+    for index in range(100000):
+        await bus.publish(EVENTS_RAW, [Record(b"k", b"%d " % index + b"x" * 100000)])
+        await bus.publish(ALERTS, [Record(b"k", b"%d " % index)])
+        print(index, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("cap", [64 << 20, 8 << 20])
+async def test_a_full_spool_outlives_sigkill(spool, until, children, tmp_path, cap):
+    child = children.start(_CHILD, str(tmp_path / "spool"), str(cap))
+    last = -1
+    while last < 150:
+        last = int(child.stdout.readline())
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    # What is still in the pipe was acknowledged too.
+    last = max([last, *(int(line) for line in child.stdout.read().split())])
+    inner = MemoryBus()
+    bus = await spool(inner, told, max_bytes=cap)
+    shed = bus.stats.shed.get("events.raw", 0)
+    await until(lambda: bus.stats.waiting == 0 and (not shed or notices(inner)))
+    frames = values(inner, EVENTS_RAW)
+    alerts = [int(one.value) for one in inner.records(ALERTS) if one.key == b"k"]
+    assert (shed > 0) == (cap < 64 << 20), "below the cap nothing is lost"
+    assert frames == list(range(shed, frames[-1] + 1)), "in order, nothing twice, no hole that was not counted"
+    assert frames[-1] >= last
+    assert alerts == list(range(alerts[-1] + 1)), "alerts are shed last"
+    assert alerts[-1] >= last
+    if shed:
+        ((topic, records, first, why),) = notices(inner)
+        assert (topic, records, first) == ("events.raw", shed, 0), "what the killed process shed is told by the next"
+        assert "the process before this one" in why
+    await bus.close()
+    again = await spool(MemoryBus(), told, max_bytes=cap)
+    assert (again.stats.waiting, again.stats.shed) == (0, {}), "told once"
+
+
+async def test_what_is_shed_while_it_is_published_is_not_lost(tmp_path):
+    """The batch under way goes out of the spool's window while the bus is writing it."""
+    lines = SpoolLines(tmp_path / "spool", 1 << 20, 1e9, lambda: 1000.0)
+    lines._segment_bytes = 1 << 18
+    line = lines.open(EVENTS_RAW)
+    for index in range(20):
+        line.end = lines.append(line, numbered(index, 1, 20_000))
+    _, first, records, past = lines.oldest()
+    assert (first, len(records)) == (0, past)
+    for index in range(20, 100):
+        line.end = lines.append(line, numbered(index, 1, 20_000))
+    assert lines.shed == {}, "not known yet"
+    low = line.position
+    assert low > past
+    lines.published(line, first, past)
+    assert lines.shed == {"events.raw": low - past}
+    assert (line.untold.first, line.untold.records) == (past, low - past)
+    lines.close()
+
+
+async def test_a_publisher_is_not_held_up_for_as_long_as_the_spool_drains(spool, until):
+    """A sensor that waits drains no rings."""
+    inner = MemoryBus()
+    bus = await spool(inner, drain_bytes=1)
+    away(inner)
+    for index in range(30):
+        await bus.publish(EVENTS_RAW, numbered(index, 1))
+    slow = inner.publish
+
+    async def publish(topic, records):
+        await asyncio.sleep(0.2)
+        await slow(topic, records)
+
+    inner.publish = publish
+    back(inner)
+    await until(lambda: not bus.stats.away)
+    async with asyncio.timeout(5):  # the drain takes six seconds at least
+        await bus.publish(EVENTS_RAW, numbered(30, 1))
+    assert bus.stats.waiting > 1
+    inner.publish = slow
+    await until(lambda: bus.stats.waiting == 0)
+    assert values(inner, EVENTS_RAW) == list(range(31))
+
+
+async def test_what_becomes_too_old_is_shed_while_nothing_is_written(spool, until):
+    inner = MemoryBus()
+    bus = await spool(inner, told, max_age=0.5)
+    away(inner)
+    bus._lines._segment_bytes = 4096
+    for index in range(5):
+        await bus.publish(TELEMETRY, numbered(index, 1, 8_000))
+    await until(lambda: bus.stats.shed.get("telemetry", 0) >= 4)
+    back(inner)
+    await until(lambda: bus.stats.waiting == 0 and notices(inner))
+    assert "older than 0.5 s" in notices(inner)[0][3]

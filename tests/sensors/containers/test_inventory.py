@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from bus.contract import Record
 from bus.memory import MemoryBus
 from kernel.loading import LoadSettings
 from schemas.errors import Unavailable
-from schemas.identity import Identity, Kind, decode
+from schemas.identity import Identity, Kind, decode, encode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
 from sensors.containers.contract import Found
@@ -427,3 +428,18 @@ async def test_what_the_opening_sensor_tells_from_its_thread_waits_for_the_inven
     assert (early.cgroup_path, bool(early.ended)) == ("/gone.service", True)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_bus_that_is_away_at_the_start_holds_nothing_back() -> None:
+    """A node boots without one: who is here is published (and spooled), who left is ended once the bus says who that was."""
+    bus = MemoryBus()
+    gone = Identity(kind=Kind.CONTAINER, uid="g" * 64, node="n1", cgroups=(1 << 60,), cgroup_path="/docker/gone")
+    await bus.publish(INVENTORY, [Record(f"n1/{gone.uid}".encode(), encode(gone))])
+    # The policies' links, who was here before, and the first time that this is asked again.
+    bus.fail(Unavailable("no broker", 0.01), call="latest", times=3)
+    async with running(bus) as inventory:
+        assert any(one.kind is Kind.NODE for one in inventory.identities)
+        deadline = time.monotonic() + 60
+        while not (found := await published(bus, gone.uid)) or not found.ended:
+            assert time.monotonic() < deadline, "who left is never ended"
+            await asyncio.sleep(0.01)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of the spool lies on disk: one segmented log per topic, the place up to which each was drained, and what was shed.
+
+Everything here runs in the spool's own thread, but for the numbers that the loop reads. What was shed counts as told only once
+the place in its log is saved behind it: a process that is killed in between finds the hole again. Neighbours: `spool` (the
+loop's half), `bus.embedded.segments` (the log).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bus.contract import Record
+from bus.embedded.database import PAGE_BYTES
+from bus.embedded.offsets import Offsets
+from bus.embedded.segments import SegmentedLog
+from bus.permissions import private_directory
+from schemas.errors import DiskFull
+from schemas.topics import BY_NAME, Topic
+
+SHED_ORDER: Final = (
+    ("events.raw", "telemetry"),
+    ("summaries",),
+    ("inventory", "policies", "enforcement.desired", "enforcement.status", "progress", "dead"),
+    ("alerts",),
+)
+"""Shed from left to right. State (inventory, policies, plans, receipts) is small and published again; alerts are neither.
+A topic that is not named here goes with the state."""
+_NAMED: Final = frozenset(name for names in SHED_ORDER for name in names)
+_GROUP: Final = "spool"
+
+
+class Shed(msgspec.Struct, frozen=True):
+    """`records` of `topic` that were shed and nobody was told of yet; `first`: offset in the spool, the same for a repeat."""
+
+    topic: str
+    records: int
+    first: int
+    why: str
+
+
+class Line:
+    """One topic's queue on disk: `position` is the next offset to drain, `under_way` counts publishers that are writing to it.
+
+    `gaps`: (first, past) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
+    """
+
+    def __init__(self, topic: Topic, log: SegmentedLog, position: int, end: int) -> None:
+        self.topic = topic
+        self.log = log
+        self.position = position
+        self.end = end
+        self.under_way = 0
+        self.draining = False
+        self.gaps: list[tuple[int, int]] = []
+        self.untold: Shed | None = None
+
+    @property
+    def behind(self) -> bool:
+        return self.under_way > 0 or self.position < self.end
+
+    @property
+    def busy(self) -> bool:
+        """Whether the drain has anything to do here."""
+        return self.position < self.end or self.untold is not None
+
+
+class SpoolLines:
+    """The lines in `root`. `shed` counts records by topic name and `size` the bytes on disk, as of the last look."""
+
+    def __init__(self, root: Path, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
+        private_directory(root)
+        self._root = root
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._clock = clock
+        # A 32nd of the cap: shedding goes by whole segments, and must not throw away half the spool at once.
+        self._segment_bytes = max(65536, max_bytes // 32)
+        self._offsets = Offsets(root)
+        self._lines: dict[str, Line] = {}
+        self._grown = 0
+        self._why = ""
+        self.shed: dict[str, int] = {}
+        self.size = 0
+        self.full = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        return iter(list(self._lines.values()))
+
+    def get(self, topic: Topic) -> Line | None:
+        """The line of `topic`, if it has one. From any thread."""
+        return self._lines.get(topic.name)
+
+    def find(self) -> None:
+        """Open what an earlier process left."""
+        for name, topic in BY_NAME.items():
+            if (self._root / name).exists():
+                self.open(topic)
+        self.tidy()
+
+    def open(self, topic: Topic) -> Line:
+        """The line of `topic`, made when it has none."""
+        line = self._lines.get(topic.name)
+        if line is None:
+            log = SegmentedLog(
+                self._root / topic.name, durable=False, segment_bytes=self._segment_bytes, segment_age=600.0
+            )
+            position = self._offsets.of(_GROUP, topic.name) or 0
+            log.raise_floor(position)
+            low, end = log.span()
+            line = self._lines[topic.name] = Line(topic, log, position, end)
+            if low > position:
+                # Shed by a process that was killed before it could tell.
+                self._why = "it was over its cap when the process before this one ended"
+                self._lost(line, low)
+        return line
+
+    def append(self, line: Line, records: list[Record]) -> int:
+        """Write `records`; the offset after the last. DiskFull only when shedding made no room."""
+        try:
+            first = line.log.append(records)
+        except DiskFull:
+            self.full += 1
+            self._why = "the disk was full"
+            self._make_room(self._max_bytes // 8)
+            first = line.log.append(records)
+        # A transaction takes two pages at least, however small the record is.
+        self._grown += max(2 * PAGE_BYTES, sum(record.size for record in records))
+        # Looking at every file for each record would cost more than writing it.
+        if self._grown * 4 >= self._segment_bytes:
+            self._grown = 0
+            line.log.rotate(self._clock())
+            for one in self:
+                # Nobody else empties the write-ahead logs here, and they count too.
+                one.log.checkpoint(self._segment_bytes // 2)
+            self._make_room(0)
+        return first + len(records)
+
+    def tidy(self) -> None:
+        """Shed what is too old, also while nothing is written."""
+        for line in self:
+            line.log.rotate(self._clock())
+        self._make_room(0)
+
+    def oldest(self) -> tuple[Line, int, list[Record], int] | None:
+        """(line, offset of the first, records, offset after the last) of the line whose head is the oldest; it is `draining`
+        until `drained` or `kept`."""
+        chosen: Line | None = None
+        oldest = 0
+        for line in self:
+            if not line.busy:
+                continue
+            head = line.log.read(line.position, 1, 1).found if line.position < line.end else []
+            if not head:
+                # Gone altogether: nothing to publish, only a place to move and a loss to tell.
+                return line, line.end, [], line.end
+            at = head[0][1].timestamp_ms
+            if chosen is None or at < oldest:
+                chosen, oldest = line, at
+        if chosen is None:
+            return None
+        found = chosen.log.read(chosen.position, 1000, self.batch_bytes).found
+        chosen.draining = True
+        return chosen, found[0][0], [record for _, record in found], found[-1][0] + 1
+
+    batch_bytes = 1 << 20
+
+    def published(self, line: Line, first: int, past: int) -> None:
+        """Records `first`..`past` - 1 were written, so they were not lost, whatever was shed meanwhile."""
+        line.gaps = [
+            part
+            for low, high in line.gaps
+            for part in ((low, min(high, first)), (max(low, past), high))
+            if part[0] < part[1]
+        ]
+        self.settle(line)
+
+    def settle(self, line: Line) -> None:
+        """Nothing of `line` is under way any more: what was shed of it is lost."""
+        line.draining = False
+        gaps, line.gaps = line.gaps, []
+        for low, high in gaps:
+            before = line.untold
+            records = high - low + (before.records if before else 0)
+            line.untold = Shed(line.topic.name, records, before.first if before else low, self._why)
+            self.shed[line.topic.name] = self.shed.get(line.topic.name, 0) + high - low
+
+    def advance(self, line: Line, position: int) -> None:
+        """Everything below `position` is published, or lost and told."""
+        line.position = max(line.position, position)
+        self._offsets.commit([(_GROUP, line.topic.name, line.position)], durable=False)
+        line.log.rotate(self._clock(), force=line.position >= line.end and line.log.size() > self._segment_bytes)
+        line.log.drop(line.position, 0, 1 << 62)
+        if not line.busy:
+            self.size = sum(one.log.size() for one in self)
+
+    def close(self) -> None:
+        for line in self:
+            line.log.close()
+        self._offsets.close()
+
+    def _make_room(self, extra: int) -> None:
+        """Drop what was drained or is too old, then shed in order until the cap (less `extra`) holds."""
+        oldest_ms = int((self._clock() - self._max_age) * 1000)
+        why, self._why = self._why, f"it was older than {self._max_age:g} s"
+        for line in self:
+            line.log.drop(line.position, oldest_ms, 1 << 62)
+            self._look(line)
+        self._why = why if extra else f"the spool was over its {self._max_bytes >> 20} MiB"
+        self.size = sum(line.log.size() for line in self)
+        over = self.size - self._max_bytes + extra
+        for names in SHED_ORDER:
+            for line in self:
+                name = line.topic.name
+                if name not in names and not (name not in _NAMED and "inventory" in names):
+                    continue
+                if over <= 0:
+                    return
+                if len(line.log.bases()) == 1:
+                    line.log.rotate(self._clock(), force=True)
+                _, freed = line.log.drop(line.position, 0, max(0, line.log.size() - over))
+                self._look(line)
+                over -= freed
+                self.size -= freed
+
+    def _look(self, line: Line) -> None:
+        bases = line.log.bases()
+        if bases and bases[0] > line.position:
+            self._lost(line, bases[0])
+
+    def _lost(self, line: Line, past: int) -> None:
+        line.gaps.append((line.position, past))
+        line.position = past
+        if not line.draining:
+            self.settle(line)
