@@ -31,7 +31,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Record, Start, Subscription
 from bus.dead_letters import DeadLetters, Letter
 from bus.embedded.database import Corrupt
-from bus.spool_lines import Line, Shed, SpoolLines
+from bus.spool_lines import SpoolLine, Shed, SpoolLines
 from schemas.errors import Backpressure, HauberkError, Permanent, Temporary, Unavailable
 from schemas.stats import Gauge
 from schemas.topics import ALERTS, Topic
@@ -251,7 +251,7 @@ class SpooledBus:
         if self._notice is not None:
             await self._pass_on(ALERTS, [self._notice(shed)], drained=False)
 
-    async def _let_it_catch_up(self, line: Line) -> None:
+    async def _let_it_catch_up(self, line: SpoolLine) -> None:
         """Wait a moment while the bus answers and the spool drains: a tight publisher would otherwise keep it from ever emptying."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP):
@@ -271,7 +271,7 @@ class SpooledBus:
             raise Unavailable(f"`{topic.name}`: no acknowledgement in time while draining") from error
         self.stats.drained += len(records) * drained
 
-    async def _pass_on_or_give_up(self, line: Line, record: Record) -> None:
+    async def _pass_on_or_give_up(self, line: SpoolLine, record: Record) -> None:
         try:
             await self._pass_on(line.topic, [record])
         except Permanent as error:

@@ -43,7 +43,7 @@ class Shed(msgspec.Struct, frozen=True):
     why: str
 
 
-class Line:
+class SpoolLine:
     """One topic's queue on disk: `position` is the next offset to drain, `under_way` counts publishers that are writing to it.
 
     `gaps`: (first, past) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
@@ -81,17 +81,17 @@ class SpoolLines:
         # A 32nd of the cap: shedding goes by whole segments, and must not throw away half the spool at once.
         self._segment_bytes = max(65536, max_bytes // 32)
         self._offsets = Offsets(root)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, SpoolLine] = {}
         self._grown = 0
         self._why = ""
         self.shed: dict[str, int] = {}
         self.size = 0
         self.full = 0
 
-    def __iter__(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[SpoolLine]:
         return iter(list(self._lines.values()))
 
-    def get(self, topic: Topic) -> Line | None:
+    def get(self, topic: Topic) -> SpoolLine | None:
         """The line of `topic`, if it has one. From any thread."""
         return self._lines.get(topic.name)
 
@@ -102,7 +102,7 @@ class SpoolLines:
                 self.open(topic)
         self.tidy()
 
-    def open(self, topic: Topic) -> Line:
+    def open(self, topic: Topic) -> SpoolLine:
         """The line of `topic`, made when it has none."""
         line = self._lines.get(topic.name)
         if line is None:
@@ -112,14 +112,14 @@ class SpoolLines:
             position = self._offsets.of(_GROUP, topic.name) or 0
             log.raise_floor(position)
             low, end = log.span()
-            line = self._lines[topic.name] = Line(topic, log, position, end)
+            line = self._lines[topic.name] = SpoolLine(topic, log, position, end)
             if low > position:
                 # Shed by a process that was killed before it could tell.
                 self._why = "it was over its cap when the process before this one ended"
                 self._lost(line, low)
         return line
 
-    def append(self, line: Line, records: list[Record]) -> int:
+    def append(self, line: SpoolLine, records: list[Record]) -> int:
         """Write `records`; the offset after the last. DiskFull only when shedding made no room."""
         try:
             first = line.log.append(records)
@@ -146,10 +146,10 @@ class SpoolLines:
             line.log.rotate(self._clock())
         self._make_room(0)
 
-    def oldest(self) -> tuple[Line, int, list[Record], int] | None:
+    def oldest(self) -> tuple[SpoolLine, int, list[Record], int] | None:
         """(line, offset of the first, records, offset after the last) of the line whose head is the oldest; it is `draining`
         until `drained` or `kept`."""
-        chosen: Line | None = None
+        chosen: SpoolLine | None = None
         oldest = 0
         for line in self:
             if not line.busy:
@@ -169,7 +169,7 @@ class SpoolLines:
 
     batch_bytes = 1 << 20
 
-    def published(self, line: Line, first: int, past: int) -> None:
+    def published(self, line: SpoolLine, first: int, past: int) -> None:
         """Records `first`..`past` - 1 were written, so they were not lost, whatever was shed meanwhile."""
         line.gaps = [
             part
@@ -179,7 +179,7 @@ class SpoolLines:
         ]
         self.settle(line)
 
-    def settle(self, line: Line) -> None:
+    def settle(self, line: SpoolLine) -> None:
         """Nothing of `line` is under way any more: what was shed of it is lost."""
         line.draining = False
         gaps, line.gaps = line.gaps, []
@@ -189,7 +189,7 @@ class SpoolLines:
             line.untold = Shed(line.topic.name, records, before.first if before else low, self._why)
             self.shed[line.topic.name] = self.shed.get(line.topic.name, 0) + high - low
 
-    def advance(self, line: Line, position: int) -> None:
+    def advance(self, line: SpoolLine, position: int) -> None:
         """Everything below `position` is published, or lost and told."""
         line.position = max(line.position, position)
         self._offsets.commit([(_GROUP, line.topic.name, line.position)], durable=False)
@@ -227,12 +227,12 @@ class SpoolLines:
                 over -= freed
                 self.size -= freed
 
-    def _look(self, line: Line) -> None:
+    def _look(self, line: SpoolLine) -> None:
         bases = line.log.bases()
         if bases and bases[0] > line.position:
             self._lost(line, bases[0])
 
-    def _lost(self, line: Line, past: int) -> None:
+    def _lost(self, line: SpoolLine, past: int) -> None:
         line.gaps.append((line.position, past))
         line.position = past
         if not line.draining:
