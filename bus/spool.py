@@ -31,7 +31,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Record, Start, Subscription
 from bus.dead_letters import DeadLetters, Letter
 from bus.embedded.database import Corrupt
-from bus.spool_lines import SpoolLine, Shed, SpoolLines
+from bus.spool_lines import Shed, SpoolLine, SpoolLines
 from schemas.errors import Backpressure, HauberkError, Permanent, Temporary, Unavailable
 from schemas.stats import Gauge
 from schemas.topics import ALERTS, Topic
