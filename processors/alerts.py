@@ -9,8 +9,10 @@ Neighbours: `schemas.expand` (shared fields), `processors.engine`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Final
+from urllib.parse import quote
 
 from bus.contract import Headers, Record
 from policy.tools.events import reread
@@ -251,17 +253,23 @@ class Alerts:
 
 
 def record_of(alert: Alert, workload: str) -> Record:
-    """The record on `alerts.v1`: JSON value, CloudEvents 1.0 binary mode headers."""
+    """The record on `alerts.v1`: JSON value, CloudEvents 1.0 binary mode headers (`schemas.alert.HEADERS`)."""
     headers: Headers = (
         ("ce_specversion", b"1.0"),
         ("ce_id", alert.EventID.encode()),
-        ("ce_source", f"/hauberk/nodes/{alert.HostName}".encode()),
+        ("ce_source", _source(alert.HostName)),
         ("ce_type", b"io.hauberk.alert.v1"),
         ("ce_time", alert.UpdatedTime.encode()),
         ("ce_subject", workload.encode()),
         ("content-type", b"application/json"),
     )
     return Record(workload.encode(), encode_alert(alert), headers)
+
+
+@lru_cache(1024)
+def _source(node: str) -> bytes:
+    """`ce_source` is a URI reference; a node's name may hold what none may."""
+    return f"/hauberk/nodes/{quote(node, safe='')}".encode()
 
 
 def _shadow_action(shadow: Verdict) -> str:

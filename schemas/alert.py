@@ -26,6 +26,16 @@ FIREWALL: Final = "NetworkFirewall"
 """`Operation` of what a rule of a network policy decided."""
 OPERATIONS: Final = (*(member.label for member in Class), FIREWALL)
 """Every `Operation` of an alert about an event."""
+HEADERS: Final = {
+    "ce_specversion": "version of CloudEvents: 1.0",
+    "ce_id": "`EventID`: with `ce_source` the same on every replay, so that repeats can be dropped",
+    "ce_source": "/hauberk/nodes/NAME, the name percent-encoded: where it was seen",
+    "ce_type": "io.hauberk.alert.v1",
+    "ce_time": "`UpdatedTime`: when it happened (RFC 3339)",
+    "ce_subject": "the workload, which is the key of the record",
+    "content-type": "application/json: of the value, which is the data of the event",
+}
+"""Headers of each record of `alerts.v1`: CloudEvents 1.0 in binary mode, as its Kafka binding has it."""
 NOTICE: Final = "SystemEvent"
 """`Type` of a notice of the pipeline about itself (`EventsLost`, `AlertThreshold`): no event of a workload."""
 
