@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Each look is a round trip to the log's reading thread or to the broker.
 LAG_SECONDS = 2.0
+LAG_SECONDS_AT_REST = 30.0
+"""Between looks when nothing was taken nor committed since the last: then nothing has moved but what this reader misses."""
 DRAIN_WAIT = 0.25
 """Seconds that a stop waits for records at a time: longer than the log or a broker takes to hand out what it has."""
 
@@ -216,6 +218,7 @@ class Pump:
 
     async def _pump(self, subscription: Subscription) -> None:
         next_lag = 0.0
+        seen = -1
         dry = failures = 0
         while not self._at_the_end(subscription, dry > 0):
             try:
@@ -242,9 +245,10 @@ class Pump:
             await self.commit()
             if subscription.revoking:
                 await self._release(subscription)
-            if (now := time.monotonic()) >= next_lag:
+            moved = self.stats.records + self.stats.commits
+            if (now := time.monotonic()) >= next_lag + (0 if moved != seen else LAG_SECONDS_AT_REST):
                 await self._look_at_lag()
-                next_lag = now + LAG_SECONDS
+                next_lag, seen = now + LAG_SECONDS, moved
 
     def _at_the_end(self, subscription: Subscription, dry: bool) -> bool:
         if not self.attempts.stopping.is_set() or self._mark is None:

@@ -27,6 +27,8 @@ from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
 
+LOOK: Final = 5.0
+"""Seconds between looks whether the receipt is due again."""
 HEARTBEAT: Final = 30.0
 """Seconds after which the latest receipt is said again: who waits for nodes tells by it that this one is there."""
 
@@ -58,7 +60,7 @@ class Enforcement:
         self._reserve: DescriptorReserve | None = None
         self._unsaid: Receipt | None = None
         self._said = 0.0
-        self._next = 0.2
+        self._next = LOOK
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
@@ -112,7 +114,9 @@ class Enforcement:
         self.ready.set()
         await self._tell()
         wait = self.applier.sweep()
-        self._next = 0.2 if wait is None else max(0.001, min(wait, 0.2))
+        # A plan ends the wait at once; a receipt that the bus did not take is offered again soon.
+        longest = LOOK if self._unsaid is None else 0.2
+        self._next = longest if wait is None else max(0.001, min(wait, longest))
 
     def _away(self, error: HauberkError) -> None:
         self.problem = str(error)

@@ -13,7 +13,7 @@ from schemas.topics import ALERTS
 if TYPE_CHECKING:
     from bus.contract import Bus
 
-_LOOK: Final = 1.0
+_LOOK: Final = 5.0
 """Seconds between looks at the bus's counts."""
 _QUIET: Final = 60.0
 """Seconds between two alerts: a disk stays full for hours."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from hauberk.supervision import Supervision
-    from processors.engine import Complete, Processor
+    from processors.engine import Complete, Due, Processor
     from sensors.containers.inventory import NodeInventory
     from sensors.node.agent import Agent
     from sensors.node.backlog import Read
@@ -134,17 +134,24 @@ async def unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
 
 
 def processor(
-    bus: Bus, configuration: Configuration, *, last: bool = False, complete: Complete | None = None
+    bus: Bus,
+    configuration: Configuration,
+    *,
+    last: bool = False,
+    complete: Complete | None = None,
+    due: Due | None = None,
 ) -> StagePart[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is, and no
-    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`: see `Processor`."""
+    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`, `due`: see `Processor`."""
     from processors.engine import Processor
 
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
     return StagePart(
-        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete), work, Processor.stop
+        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete, due=due),
+        work,
+        Processor.stop,
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -28,7 +28,7 @@ from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
 from hauberk.page import beside_another, listening, open_page
 from kernel.descriptors import raise_limit
-from schemas.errors import DiskFull, HauberkError, PermissionMissing, SettingsError
+from schemas.errors import DiskFull, HauberkError, KernelError, PermissionMissing, SettingsError
 from schemas.topics import ENFORCEMENT_STATUS, POLICIES
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from processors.engine import Processor
     from sensors.node.sensor import Node
     from sinks.delivery.engine import SinkEngine
+
+
+_LOOK: Final = 5.0
+"""Seconds between looks at what is only told here."""
 
 
 def say(what: str, text: str) -> None:
@@ -108,7 +112,7 @@ def open_sensor(
 ) -> tuple[Node, float]:  # fmt: skip
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
-    from schemas.errors import KernelError, MissingDependency
+    from schemas.errors import MissingDependency
     from sensors.node.sensor import open_node
 
     started = time.monotonic()
@@ -240,7 +244,7 @@ def take_down(node: Node, over: asyncio.Event) -> None:
 async def _watch(bus: Bus) -> None:
     """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
     while not bus.damaged():  # noqa: ASYNC110 - counted in another thread
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(_LOOK)
     service.say(damage_text(bus))
 
 
@@ -269,7 +273,8 @@ async def _live(
 
         hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
-    judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill)
+    judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill,
+                               due=lambda _, idents: call_for(node, idents))  # fmt: skip
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
@@ -297,15 +302,22 @@ async def _live(
     ], judging  # fmt: skip
 
 
+def call_for(node: Node, idents: list[int]) -> None:
+    """Have what may be an alert call the sensor. What cannot be marked is told all the same, a moment later."""
+    with contextlib.suppress(KernelError):
+        node.source.call_for(idents)
+
+
 async def tell_runtimes(status: Callable[[], list[str]]) -> None:
     """Say once what each container runtime has to say: connected, or why not."""
     told: set[str] = set()
+    started = time.monotonic()
     while True:
         for line in status():
             if line not in told:
                 told.add(line)
                 say("runtime", line)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5 if time.monotonic() - started < _LOOK else _LOOK)
 
 
 async def _say_enforcing(settings: Configuration) -> None:

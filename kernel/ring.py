@@ -100,6 +100,12 @@ class Ring:
         return self._producer[0] - self._cursor
 
     @property
+    def empty(self) -> bool:
+        """Nothing waits. Whoever has just said that he sleeps asks this: what came before he said so is seen here."""
+        self._order()
+        return self._producer[0] == self._cursor
+
+    @property
     def held(self) -> int:
         """Bytes the kernel cannot reuse yet: waiting, or taken and not released."""
         return self._producer[0] - self._consumer[0]

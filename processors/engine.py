@@ -34,12 +34,15 @@ from processors.progress import Reporting
 from processors.stats import ProcessorStats
 from processors.throttle import Throttle, ThrottleSettings
 from schemas.errors import DecodeError, HauberkError
+from schemas.frame import FrameHeader
 from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
 
 _CHUNK = 500
 """Records per publish."""
 _TICK = 0.2
 """Seconds between looks at what has waited long enough; a policy or identity that arrives wakes the pump at once."""
+_REST = 5.0
+"""The same when nothing waits; a frame wakes the pump at once."""
 _ALERTS = 0.1
 """Seconds that an alert waits at most for the rest of a batch of frames."""
 
@@ -48,6 +51,9 @@ log = logging.getLogger(__name__)
 
 Complete = Callable[[list[Record]], Awaitable[list[Record]]]
 """The same alerts in the same order, completed. Bounded in time."""
+
+Due = Callable[[FrameHeader, list[int]], None]
+"""Events of these behaviours of a frame's node may be alerts."""
 
 
 class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,13 +80,13 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         PostureSettings, msgspec.Meta(description="Default postures and visibility.", extra={"setting": "derived"})
     ] = PostureSettings()
     pump: Annotated[PumpSettings, msgspec.Meta(description="How frames are taken.", examples=[{}])] = PumpSettings(
-        max_records=64, max_wait=0.25
+        max_records=64, max_wait=5.0
     )
 
 
 class Processor:
     """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
-    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. The handler of its pump: see `bus.handler`."""
+    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Processor:
         clock: Callable[[], float] = time.monotonic,
         reports: bool = True,
         complete: Complete | None = None,
+        due: Due | None = None,
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
@@ -105,7 +112,7 @@ class Processor:
         )
         self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
         self.pipeline = Pipeline(
-            self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry
+            self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due
         )
         self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         self._complete = complete
@@ -209,7 +216,9 @@ class Processor:
         await self.send()
 
     def wait(self) -> float:
-        return _TICK
+        # Groups to be closed, rows that wait for an owner, silences to be ended: all of them by the clock.
+        busy = self.tracker.open_frames or self.parking.waiting or len(self.throttle) or self.pipeline.losses_wait
+        return _TICK if busy else _REST
 
     def committable(self) -> Sequence[Delivery]:
         return self.tracker.done()

@@ -39,6 +39,11 @@ class ReportedLosses:
         self._sums: dict[_Key, tuple[Counter[str], FrameHeader, int, Identity | None]] = {}
         self._told: dict[_Key, float] = {}
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be told."""
+        return bool(self._sums)
+
     def add(
         self, header: FrameHeader, unix: int, counts: Iterable[tuple[str, int]], owner: Identity | None = None
     ) -> None:

@@ -35,6 +35,9 @@ from schemas.kernel import Loss
 from schemas.operations import Access
 
 _SECOND: Final = 1_000_000_000
+_NAMED: Final = 1 << 14
+"""Behaviours named to `due` that are remembered; then all are named again, and after `_NAME_AGAIN` seconds too."""
+_NAME_AGAIN: Final = 60.0
 _RUNS: Final = 4096
 """Agent runs whose last frame number is remembered."""
 
@@ -67,7 +70,8 @@ class Outbox:
 
 
 class Pipeline:
-    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made."""
+    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made. `due(header, ids)`: events of
+    these behaviours may be alerts; each is named once in a while."""
 
     def __init__(
         self,
@@ -78,7 +82,11 @@ class Pipeline:
         tracker: CommitTracker,
         clock: Callable[[], float],
         log: bool = True,
+        due: Callable[[FrameHeader, list[int]], None] | None = None,
     ) -> None:
+        self._due = due
+        self._named: set[int] = set()
+        self._name_again = 0.0
         self._inventory = inventory
         self._judge = judge
         self._parking = parking
@@ -124,6 +132,11 @@ class Pipeline:
         self._tracker.open(delivery, frame_counts)
         if waits:
             self._parking.add(tally, frame_counts, self._clock())
+
+    @property
+    def losses_wait(self) -> bool:
+        """Whether losses are to be told by the clock."""
+        return self._lost.waiting
 
     @property
     def numbers(self) -> Mapping[tuple[str, str, str], int]:
@@ -210,11 +223,25 @@ class Pipeline:
         if apart:
             alerts += self._per_occurrence(tally, frame_counts, apart)
         count(frame_counts, tally, apart)
+        if self._due is not None:
+            self._name(tally)
         self._unnamed(tally)
         self.outbox.alerts += alerts
         if said is not None:
             self.counts.telemetry_events += said.header.events
             self.outbox.telemetry.append(Record(said.header.node.encode(), telemetry_words.encode(said)))
+
+    def _name(self, tally: Tally) -> None:
+        assert self._due is not None
+        now = self._clock()
+        if now >= self._name_again or len(self._named) >= _NAMED:
+            # The kernel forgets behaviours, and what was said of them.
+            self._named.clear()
+            self._name_again = now + _NAME_AGAIN
+        fresh = [ident for ident, entry in tally.entries.items() if entry.rows and ident not in self._named]
+        if fresh:
+            self._named.update(fresh)
+            self._due(tally.header, fresh)
 
     def _per_occurrence(self, tally: Tally, frame_counts: FrameCounts, apart: set[int]) -> list[Record]:
         """Rows whose verdict hangs on the arguments of each."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from schemas.kernel import (
+    CALLS,
     LAYOUTS,
     NET_FIXED_BITS,
     STRING_LIMIT,
@@ -16,6 +17,7 @@ from schemas.kernel import (
     RuleFlag,
     RuleKind,
     ScopeFlag,
+    Sleep,
 )  # fmt: skip
 from schemas.operations import Access, Backend, Class, Operation
 from schemas.syscalls import ENTRIES
@@ -30,8 +32,14 @@ def c_header() -> str:
         ("OP", Operation), ("ACCESS", Access), ("BACKEND", Backend), ("DEFINE", DefinitionKind), ("LOSS", Loss),
         ("CLASS", Class), ("PROCESS", ProcessFlag), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction),
         ("FLAG", RuleFlag), ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
+        ("SLEEP", Sleep),
     ):  # fmt: skip
         parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
-    numbers = {"STRING_LIMIT": STRING_LIMIT, "NET_FIXED_BITS": NET_FIXED_BITS, "FD_ROOT": ROOT} | ENTRIES
+    numbers = {
+        "STRING_LIMIT": STRING_LIMIT,
+        "NET_FIXED_BITS": NET_FIXED_BITS,
+        "FD_ROOT": ROOT,
+        "TOLD_CALLS": CALLS,
+    } | ENTRIES
     parts += [f"#define {name} {value}" for name, value in numbers.items()]
     return "\n".join(parts) + "\n"

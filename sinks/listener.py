@@ -33,7 +33,7 @@ HEADER_SECONDS: Final = 10.0
 """From the connection, or from the first thing after a request, to a whole request."""
 IDLE_SECONDS: Final = 60.0
 """A connection is kept so long after its last request: scrapers come again within a minute as a rule."""
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 2.0
 """Between two looks at whether the socket still listens. asyncio logs an error at each turn of the loop until then."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two attempts to open a lost port again, doubled from LOOK_SECONDS."""

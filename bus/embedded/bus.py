@@ -10,6 +10,7 @@ Neighbours: `writer` (thread), `reader` (subscriptions), `notify` (other process
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,8 @@ class EmbeddedBus:
         self._channels: dict[str, Channel] = {}
         self._stats = EmbeddedStats()
         self._closed = False
+        self._unlooked = 0
+        self._grown = asyncio.Event()
         try:
             private_directory(root)
             self._wake = WriteNotifier(root, self._heard)
@@ -250,6 +253,7 @@ class EmbeddedBus:
                 if isinstance(result, int):
                     self._stats.records += len(job.records)
                     self._stats.bytes += job.size
+                    self._unlooked += job.size
                     written.add(job.topic.name)
                     channel = self._channels.get(job.topic.name)
                     if channel is not None:
@@ -266,16 +270,23 @@ class EmbeddedBus:
                 job.future.set_result(None)
         if written:
             self._wake.tell(written)
+            if self._unlooked * 4 >= self._layout.wal_bytes:
+                self._grown.set()
 
-    def _heard(self, name: str) -> None:
-        channel = self._channels.get(name)
-        if channel is not None and channel.readers and not self._closed:
-            self._pool.submit(self._look_at, [channel])
+    def _heard(self, name: str | None) -> None:
+        chosen = self._channels.values() if name is None else filter(None, [self._channels.get(name)])
+        watched = [channel for channel in chosen if channel.readers]
+        if watched and not self._closed:
+            self._pool.submit(self._look_at, watched)
 
     async def _look_around(self) -> None:
         """The backstop for hints that were lost, and the background checkpoints."""
         while True:
-            await asyncio.sleep(self._wake.look_seconds)
+            self._grown.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._wake.look_seconds):
+                    await self._grown.wait()
+            self._unlooked = 0
             watched = [channel for channel in self._channels.values() if channel.readers]
             await self._loop.run_in_executor(self._pool, self._look_at, watched)
 

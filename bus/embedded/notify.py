@@ -2,8 +2,9 @@
 """How processes that share a log tell each other that something was written: one datagram per commit, no polling.
 
 Each open bus binds a unix datagram socket in `DIR/wake/`; who commits sends the topic's name to the sockets of the others.
-A datagram is a hint, never the truth: one that is lost (full buffer, other user, no sockets on this file system) only
-means that the reader finds the record at its next look, `LOOK_SECONDS` later. Neighbour: `bus`.
+A datagram is a hint, never the truth: one that is lost (other user, no sockets on this file system) only means that the reader
+finds the record at its next look, `LOOK_SECONDS` later. None is lost to a full buffer: whoever finds many looks at everything.
+Neighbour: `bus`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from pathlib import Path
 from bus.permissions import private_directory
 
 # The backstop when hints work, and the pace when they do not.
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 5.0
 LOOK_SECONDS_WITHOUT_HINTS = 0.02
+# Linux keeps eleven datagrams for a socket (net.unix.max_dgram_qlen 10); distributions raise it.
+_MANY = 8
 
 
 class WriteNotifier:
-    """This process's ear and mouth in `directory`. Belongs to one event loop."""
+    """This process's ear and mouth in `directory`. Belongs to one event loop. `heard(topic)`: something was written there; None:
+    anywhere."""
 
-    def __init__(self, directory: Path, heard: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, heard: Callable[[str | None], None]) -> None:
         self._directory = directory / "wake"
         self._heard = heard
         self._socket: socket.socket | None = None
@@ -83,10 +87,16 @@ class WriteNotifier:
         if self._socket is None:
             return
         topics: set[str] = set()
+        hints = 0
         while True:
             try:
                 topics.add(self._socket.recv(256).decode("utf-8", "replace"))
             except OSError:
                 break
+            hints += 1
+        if hints >= _MANY:
+            # The buffer may have been full when another one came.
+            self._heard(None)
+            return
         for topic in topics:
             self._heard(topic)

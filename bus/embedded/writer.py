@@ -64,6 +64,8 @@ Job = Append | Commit | Forget | Stop
 Done = tuple[Job, int | BaseException | None]
 
 HOUSEKEEPING_SECONDS = 2.0
+_AT_REST = 10
+"""Times as long between two looks when nothing was written in between."""
 _LOOK_SECONDS = 0.02
 
 _log = logging.getLogger("hauberk.bus")
@@ -114,7 +116,7 @@ class LogWriter:
 
     def _run(self) -> None:
         next_look = time.monotonic() + self._housekeeping
-        running = True
+        running, written = True, True
         while running:
             jobs: list[Job] = []
             try:
@@ -129,9 +131,14 @@ class LogWriter:
                 finished = self._write([job for job in jobs if self._durable(job) is durable], durable)
                 if finished:
                     self._tell(finished)
+            written = written or bool(jobs)
             if time.monotonic() >= next_look:
                 self._keep_house()
-                next_look = time.monotonic() + self._housekeeping
+                # At rest only what is old is left to find.
+                next_look = time.monotonic() + self._housekeeping * (1 if written else _AT_REST)
+                written = False
+            elif jobs:
+                next_look = min(next_look, time.monotonic() + self._housekeeping)
         self._offsets.close()
         for log in self._logs.values():
             log.close()

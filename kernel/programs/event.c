@@ -11,7 +11,7 @@ static __always_inline void unresolved(struct work *w, u32 loss)
     lose(loss);
 }
 
-/* New data wakes nobody up: a timer does. But a reader that is late is called when a ring is half full. */
+/* New data calls a reader that sleeps (`call_reader`); one that is awake and late is called when a ring is half full. */
 static __always_inline u64 wakeup(u64 filled, u64 size)
 {
     return filled > size / 2 ? 2 /* BPF_RB_FORCE_WAKEUP */ : 1 /* BPF_RB_NO_WAKEUP */;
@@ -63,7 +63,9 @@ static __always_inline u64 recent_word(u64 id, u64 generation)
     return id + generation * 0x9e3779b97f4a7c15ULL;
 }
 
-/* The id of a behaviour; `told`: it was announced before. */
+#define TOLD 1 /* or TOLD_CALLS: values of `behaviours` */
+
+/* The id of a behaviour; `told`: 0 or how it was announced before. */
 static __always_inline u64 id_of(struct behaviour *b, u32 *told)
 {
     u64 id = hash_behaviour(b);
@@ -71,11 +73,14 @@ static __always_inline u64 id_of(struct behaviour *b, u32 *told)
     u64 generation = setting(CONFIG_GENERATION);
     u32 slot = id & (RECENT - 1);
     u64 *known = recent.lookup(&slot);
-    *told = 1;
+    *told = TOLD;
     if (known && *known == recent_word(id, generation))
         return id;
-    if (!behaviours.lookup(&id))
+    u64 *how = behaviours.lookup(&id);
+    if (!how)
         *told = 0;
+    else if (*how == TOLD_CALLS)
+        *told = TOLD_CALLS; /* and not remembered as usual */
     else if (known)
         *known = recent_word(id, generation);
     return id;
@@ -108,7 +113,8 @@ static __always_inline int reported(struct work *w)
     return 0;
 }
 
-static __always_inline void occur(struct work *w, u64 id)
+/* `told`: as `id_of` says; what is new or calls cannot wait. */
+static __always_inline void occur(struct work *w, u64 id, u32 told)
 {
     u32 zero = 0;
     u64 *sequence = sequences.lookup(&zero);
@@ -121,6 +127,10 @@ static __always_inline void occur(struct work *w, u64 id)
         flags = wakeup(OCCURRENCES_FILLED(), OCCURRENCE_BYTES);
     if (occurrences.ringbuf_output(&w->o, sizeof(w->o), flags))
         lose_of(w->b.cgroup, LOSS_OCCURRENCES_FULL);
+    if (told == TOLD)
+        call_reader(SLEEP_ASLEEP);
+    else
+        hasten();
 }
 
 /* `text`: id of the text that lies in the scratch from `text_at` on and was not announced yet; 0 when there is none. */
@@ -134,6 +144,7 @@ static __always_inline void finish(struct work *w, u64 text)
         /* Also without room in the ring: the behaviour it then counts for was announced long ago. */
         if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(&w->behaviour_head, id)) {
             id = shed(&w->b);
+            told = TOLD;
             if (!behaviours.lookup(&id))
                 announce_behaviour(&w->behaviour_head, id);
             if (OCCURRENCES_FILLED() > OCCURRENCE_BYTES / 2) { /* the other half is for what has a name */
@@ -144,7 +155,7 @@ static __always_inline void finish(struct work *w, u64 text)
         }
     }
     w->steer.afford = AFFORD_UNASKED;
-    occur(w, id);
+    occur(w, id, told);
 }
 
 /* The same where a path ends: what is new goes on in hop_finish, so that the usual call carries none of its code. */
@@ -155,7 +166,7 @@ static __always_inline void finish_or_go(void *ctx, struct work *w, u64 text)
         return;
     u64 id = identify(w, &told);
     if (told) {
-        occur(w, id);
+        occur(w, id, told);
         return;
     }
     w->steer.text_id = text;

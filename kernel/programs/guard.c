@@ -101,6 +101,7 @@ static __always_inline void tell_denial(struct question *q, struct denial *d, st
     o.sequence = (0x4000ULL | bpf_get_smp_processor_id()) << 48 | (o.time & 0xffffffffffffULL);
     if (occurrences.ringbuf_output(&o, sizeof(o), 1 /* BPF_RB_NO_WAKEUP */))
         lose(LOSS_OCCURRENCES_FULL);
+    hasten();
 }
 
 /* 1: go on, 0: EPERM. `q`: family, address and port are set; a creation has no address to ask about. */

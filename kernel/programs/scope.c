@@ -83,6 +83,7 @@ static __always_inline void announce_cgroup(struct work *w, u64 id, u32 kind, co
     head->size = kind == DEFINE_CGROUP ? size - 1 : 0;
     if (definitions.ringbuf_output(head, sizeof(*head) + (head->size & (TEXT_MAX - 1)), 1))
         lose(LOSS_DEFINITIONS_FULL);
+    hasten();
 }
 
 /* cgroup_mkdir(cgroup, path): a container's cgroup is known, and watched, before anything runs in it. */

@@ -298,6 +298,34 @@ static __always_inline int observed(u64 now)
     return now < setting(CONFIG_OBSERVED_UNTIL);
 }
 
+/*
+ * Wake the reader up if it sleeps so lightly. Strictly after what it is to find was committed, which is a full barrier: a reader says
+ * that it sleeps before it looks at the ring for the last time, so one of the two sees the other. Only a record can call, so an
+ * empty one goes into the ring and is taken back.
+ */
+static __always_inline void call_reader(u32 least)
+{
+    u32 index = CONFIG_ASLEEP;
+    u64 *asleep = config.lookup(&index);
+    if (!asleep || *asleep < least)
+        return;
+    void *nothing = occurrences.ringbuf_reserve(sizeof(struct occurrence));
+    if (!nothing)
+        return;
+    *asleep = SLEEP_AWAKE;
+    occurrences.ringbuf_discard(nothing, 2 /* BPF_RB_FORCE_WAKEUP */);
+}
+
+/* The same for what cannot wait. A reader that is awake finds it noted when it goes to sleep. */
+static __always_inline void hasten(void)
+{
+    u32 index = CONFIG_HASTE;
+    u64 *haste = config.lookup(&index);
+    if (haste)
+        __sync_fetch_and_add(haste, 1);
+    call_reader(SLEEP_DOZING);
+}
+
 /* Words that most behaviours leave empty cost a round each, so they are left out; `present` keeps the rest unambiguous. */
 static __always_inline u64 hash_behaviour(struct behaviour *b)
 {

@@ -34,6 +34,8 @@ from sensors.containers.roots import Root
 
 log = logging.getLogger(__name__)
 
+_LOOK: Final = 5.0
+"""Seconds between looks whether something is due."""
 MOST: Final = 8192
 """Paths looked up in each root, of all policies together; the rest is left as it is written, and said."""
 WITHIN: Final = 0.25
@@ -147,7 +149,11 @@ class Symlinks:
             elif changes.records:
                 self._linked(self._newest_ns, identities, put)
 
-        await Follower(self._bus, (POLICIES,), retry_permanent=False).run(apply, wait=lambda: 0.2)
+        await Follower(self._bus, (POLICIES,), retry_permanent=False).run(apply, wait=self._wait, wake=self._wake)
+
+    def _wait(self) -> float:
+        """Seconds until a look is due."""
+        return min(_LOOK, max(0.2, min(self._due, self._missed) - time.monotonic()))
 
     def _take(self, records: list[Record]) -> bool:
         """Whether other paths are named now."""

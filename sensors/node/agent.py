@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of a node: drains a source on a timer and publishes its frames. One for the kernel and for recordings.
+"""The engine of a node: drains a source when it calls and publishes its frames. One for the kernel and for recordings.
 
 Drain, publish, release, in that order and one at a time. When the bus is full or away the batch in hand is offered again and
-the rest stays in the ring; what the ring cannot hold is counted by the kernel and told in the next frame. The timer is
-adaptive: `tick` while something happens, `idle` when nothing does, at once when the ring fills, and longer (up to
-`coalesce`) when draining and publishing cost more than a fifth of the time. Must never look into a frame.
+the rest stays in the ring; what the ring cannot hold is counted by the kernel and told in the next frame. ::
+
+    drained something ─► pause (`tick`, or what keeps this loop below `share` of a core) ─► doze (until `coalesce` is over)
+    drained nothing ───► sleep (`idle`)
+
+A source that cannot call (a recording) is asked each `tick`. Dozing it calls for what cannot wait, asleep for anything, and a
+ring that is half full always calls; so nothing here runs while nothing happens. Must never look into a frame.
 Neighbours: `sensors.source` (what it drains), `rings`, `sensors.recordings.replay`, `sensor` (who builds it for a live kernel).
 """
 
@@ -22,32 +26,53 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
-from schemas.kernel import Loss
+from schemas.kernel import Loss, Sleep
 from schemas.stats import Gauge, Level
 from schemas.topics import EVENTS_RAW, INVENTORY, Topic
-from sensors.node.backlog import Backlog
+from sensors.node.backlog import STEP_SECONDS, Backlog
 from sensors.source import Batch, FrameSource
 
 log = logging.getLogger(__name__)
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The drain timer. All in seconds."""
+    """When the rings are drained. All in seconds."""
 
     tick: Annotated[
         float,
-        msgspec.Meta(description="Seconds between drains while events come.", examples=[0.01], gt=0, le=315_360_000),
-    ] = 0.01
+        msgspec.Meta(
+            description="Least seconds between drains; of a recording, seconds between drains.",
+            examples=[0.002],
+            gt=0,
+            le=315_360_000,
+        ),
+    ] = 0.002
     idle: Annotated[
         float,
-        msgspec.Meta(description="Seconds between drains when nothing happens.", examples=[0.02], gt=0, le=315_360_000),
-    ] = 0.02
+        msgspec.Meta(
+            description="Longest sleep when nothing happens; the first event ends it. Under 60, after which observation stops.",
+            examples=[5.0],
+            gt=0,
+            le=315_360_000,
+        ),
+    ] = 5.0
     coalesce: Annotated[
-        float, msgspec.Meta(description="Longest time between drains under load.", examples=[0.1], gt=0, le=315_360_000)
-    ] = 0.1
+        float,
+        msgspec.Meta(
+            description="Longest time between drains while events come; what is new or may be an alert does not wait for it.",
+            examples=[0.2],
+            gt=0,
+            le=315_360_000,
+        ),
+    ] = 0.2
     share: Annotated[
         float,
-        msgspec.Meta(description="Share of a core to spend before waiting longer, 0..1.", examples=[0.2], gt=0, le=1),
+        msgspec.Meta(
+            description="Share of a core that drains for what cannot wait may take before they wait longer, 0..1.",
+            examples=[0.2],
+            gt=0,
+            le=1,
+        ),
     ] = 0.2
     urgent: Annotated[
         float, msgspec.Meta(description="Fill of the ring from which nothing waits, 0..1.", examples=[0.25], gt=0, le=1)
@@ -68,7 +93,7 @@ class AgentStats(msgspec.Struct):
 
     `published` frames and their `bytes`; `lost`: told in published frames, by
     `schemas.kernel.Loss`; `retries`: publishes that were put off; `refused`: frames the bus will never take;
-    `calls`: times the kernel called because a ring was half full; `lag_seconds`: how late the loop woke up; `publish_seconds`:
+    `calls`: times the kernel called, because a ring was half full or this agent slept; `lag_seconds`: how late the loop woke up; `publish_seconds`:
     the latest publish; `behind_seconds`: age of the oldest frame that the processor of this process has not read; `spared`:
     how many times the budget of new names is halved for it.
     """
@@ -112,6 +137,7 @@ class Agent:
         self._published = published
         self._backlog = backlog
         self._stopping = False
+        self._calls = False
         self._waiter: asyncio.Future[None] | None = None
         self._backing_off = False
         self._stopped_at = 0.0
@@ -127,6 +153,7 @@ class Agent:
         """Drain and publish. Cancelling returns at once; what was not acknowledged stays in the source."""
         calls = getattr(self.source, "calls", -1)
         loop = asyncio.get_running_loop()
+        self._calls = calls >= 0
         if calls >= 0:
             loop.add_reader(calls, self._called)
         try:
@@ -137,7 +164,6 @@ class Agent:
         await self._finish()
 
     def _called(self) -> None:
-        # A ring is half full: whatever the timer says.
         self.source.heard()  # type: ignore[attr-defined]
         self.stats.calls += 1
         # A bus that is away is not asked more often for it.
@@ -145,10 +171,9 @@ class Agent:
             _wake(self._waiter)
 
     async def _drain_until_stopped(self) -> None:
-        loop = asyncio.get_running_loop()
         source, stats = self.source, self.stats
+        before = time.thread_time()
         while not self._stopping and not source.finished:
-            started, busy = loop.time(), time.thread_time()
             batch = source.drain()
             drained = bool(batch)
             if drained:
@@ -160,36 +185,48 @@ class Agent:
                 self._backlog.look()
                 stats.behind_seconds, stats.spared = self._backlog.seconds, self._backlog.step
             stats.fill_ratio = batch.fill
-            delay = self._delay(batch, drained, loop.time() - started, time.thread_time() - busy)
-            due = loop.time() + delay
-            if delay == 0:
+            # Of this whole loop since the last drain: a frame costs those who judge it here more than it costs to take it.
+            now = time.thread_time()
+            busy, before = now - before, now
+            if batch.more or batch.fill >= self._settings.urgent:
                 await asyncio.sleep(0)
+            elif not self._calls:
+                await self._wait(self._settings.tick)
             else:
-                await self._wait(delay)
-            if not self._stopping:
-                stats.lag_seconds = max(0.0, loop.time() - due)
+                await self._rest(drained, busy)
 
-    def _delay(self, batch: Batch, drained: bool, spent: float, busy: float) -> float:
+    async def _rest(self, drained: bool, busy: float) -> None:
+        """Until the next drain is due."""
         settings = self._settings
-        if batch.more or batch.fill >= settings.urgent:
-            return 0.0
-        if not drained:
-            return settings.idle
-        # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
-        wanted = min(max(settings.tick, busy / settings.share), settings.coalesce)
-        return max(0.0, wanted - spent)
+        how, longest = Sleep.ASLEEP, settings.idle
+        if drained:
+            # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
+            pause = min(max(settings.tick, busy / settings.share), settings.coalesce)
+            await self._wait(pause)
+            how, longest = Sleep.DOZING, settings.coalesce - pause
+        elif self._backlog is not None and (self._backlog.step or self._backlog.seconds):
+            longest = min(longest, STEP_SECONDS)
+        if longest <= 0 or self._stopping:
+            return
+        if self.source.rest(how):  # type: ignore[attr-defined]
+            await self._wait(longest)
+        elif not drained:
+            # A row that its program has not finished, or one that waits for its definition.
+            await self._wait(settings.tick)
 
     async def _wait(self, delay: float) -> None:
-        # A future and a timer: half the cost of a timeout around an event, and this runs fifty times a second for ever.
+        # A future and a timer: half the cost of a timeout around an event.
         if self._stopping:
             return
         loop = asyncio.get_running_loop()
+        due = loop.time() + delay
         self._waiter = waiter = loop.create_future()
         timer = loop.call_later(delay, _wake, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
+        self.stats.lag_seconds = max(0.0, loop.time() - due)
 
     async def _finish(self) -> None:
         # A recording that is not over is stopped where it is; the kernel's rings are emptied.

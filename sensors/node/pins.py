@@ -7,11 +7,13 @@ the process, however it ends. Must never load or attach; `kernel.loading` did. N
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
 import struct
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -20,7 +22,7 @@ from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
-from schemas.kernel import IMAGE, Config, DefinitionKind
+from schemas.kernel import CALLS, IMAGE, Config, DefinitionKind, Sleep
 
 TOLD: Final = struct.Struct("=16Q")
 _ARRAY: Final = 2
@@ -85,6 +87,31 @@ class Pins:
     def spare(self, step: int) -> None:
         """Have the budget of new names halved `step` times."""
         self._config.put(_U32(Config.SPARED), _U64(step))
+
+    def sleep(self, how: Sleep) -> None:
+        """What is to call this reader from now on. Ask the rings afterwards whether something came before."""
+        self._config.put(_U32(Config.ASLEEP), _U64(how))
+
+    def haste(self) -> bool:
+        """Whether something that cannot wait came since `calm`."""
+        return self._config.sum_u64(_U32(Config.HASTE)) != 0
+
+    def calm(self) -> None:
+        """From here on `haste` counts. Call it strictly before taking from the rings."""
+        self._config.put(_U32(Config.HASTE), _U64(0))
+
+    def call_for(self, idents: Iterable[int]) -> None:
+        """Have the events of these BEHAVIOUR ids call a reader that dozes. Those that are not announced now do so anyway."""
+        marked = False
+        for ident in idents:
+            try:
+                self.behaviours.put(_U64(ident), _U64(CALLS), bpf.EXIST)
+                marked = True
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        if marked:
+            renew(self._config)
 
     def living(self) -> set[tuple[int, ...]]:
         """(process, executable, parent, script) of every image that runs, as the kernel's map says.

@@ -12,14 +12,14 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from kernel.ring import TAKE_BYTES
 from schemas.frame import Frame, FrameHeader
-from schemas.kernel import STRIDE, DefinitionKind
+from schemas.kernel import STRIDE, DefinitionKind, Sleep
 from sensors.node.definition_log import DefinitionLog
 from sensors.node.definitions import Definitions
 from sensors.node.frames import Fold, FrameSettings, columns, frames
@@ -108,6 +108,7 @@ class RingSource:
         self._on_cgroup = on_cgroup
         self._cgroups: set[int] = set()
         self._number = 0
+        self._resting = False
         self._losses_at = 0.0
         self._observed_at = float("-inf")
         self._parked_from = self._barrier = 0
@@ -153,12 +154,28 @@ class RingSource:
 
     @property
     def calls(self) -> int:
-        """A descriptor that is readable when the kernel calls: a ring is half full. `heard` makes it quiet again."""
+        """A descriptor that is readable when the kernel calls: a ring is half full, or it was asked to (`rest`). `heard` makes it
+        quiet again."""
         return self._pins.calls.fileno()
 
     def heard(self) -> None:
         """The call was heard."""
         self._pins.calls.poll(0)
+
+    def rest(self, how: Sleep) -> bool:
+        """Have the kernel call when something comes, until the next drain. False when that has happened already, or when rows
+        wait here."""
+        if self._parking.rows:
+            return False
+        self._resting = True
+        self._pins.sleep(how)
+        if how is Sleep.DOZING:
+            return not self._pins.haste()
+        return self._occurrences.empty and self._ring.empty
+
+    def call_for(self, idents: Iterable[int]) -> None:
+        """Have the kernel call also a reader that dozes for events of these behaviours."""
+        self._pins.call_for(idents)
 
     def observe(self) -> None:
         """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
@@ -178,6 +195,11 @@ class RingSource:
     def drain(self) -> Batch:
         """Frames of what lies in the ring, at most `drain_bytes` of rows (all of it when folding)."""
         settings = self.settings
+        if self._resting:
+            self._resting = False
+            self._pins.sleep(Sleep.AWAKE)
+        # Strictly before anything is taken: what comes from here on and is not taken is noted.
+        self._pins.calm()
         fill = self.fill
         folding = settings.fold == "always" or (settings.fold == "pressure" and fill >= settings.pressure)
         now = time.monotonic()

@@ -32,8 +32,8 @@ from sinks.sink import Item, Sink
 
 _log = logging.getLogger("hauberk.sinks")
 
-_IDLE_SECONDS = 0.25
-"""Longest wait for records: how late an `idle` may come."""
+_IDLE_SECONDS = 5.0
+"""Longest wait for records, which end it: how late an `idle` may come."""
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):

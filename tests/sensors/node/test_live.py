@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import shutil
 import signal
 import struct
@@ -28,7 +29,7 @@ from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unlo
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss
+from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss, Sleep
 from schemas.operations import Class, Operation
 from schemas.topics import EVENTS_RAW
 from sensors.node.agent import Agent, AgentSettings
@@ -156,6 +157,20 @@ def opens(frames: list[Frame], cgroup: int) -> Counter[str]:
     return found
 
 
+def behaviours_of(frames: list[Frame], cgroup: int, path: str) -> set[int]:
+    """Ids of what was done to `path` in `cgroup`."""
+    found: set[int] = set()
+    for frame in frames:
+        known = {(kind, ident): body for ident, kind, body in words.definitions(frame.definitions)}
+        for (kind, ident), body in known.items():
+            if kind == DefinitionKind.BEHAVIOUR:
+                behaviour = dict(zip(BEHAVIOUR.offsets, BEHAVIOUR.struct.unpack(body)[:5], strict=False))
+                text = known.get((DefinitionKind.STRING, behaviour["resource"]), b"")
+                if (behaviour["cgroup"], text.decode()) == (cgroup, path):
+                    found.add(ident)
+    return found
+
+
 def test_every_open_arrives_with_its_path(loaded: LoadedPrograms, storm: str, cgroup: Path, tmp_path: Path) -> None:
     ident = watch(loaded, cgroup)
     for n in range(0, 50, 2):
@@ -220,6 +235,81 @@ async def test_a_ring_that_is_half_full_calls_a_reader_that_sleeps(
         source.close()
     frames = [words.decode(record.value or b"") for record in bus.records(EVENTS_RAW)]
     assert opens(frames, ident) == {"/etc/hostname": made}
+
+
+def called(source: RingSource, seconds: float) -> bool:
+    """Whether the kernel called within `seconds`."""
+    heard = bool(select.select([source.calls], [], [], seconds)[0])
+    source.heard()
+    return heard
+
+
+def test_the_first_event_calls_a_reader_that_sleeps(loaded: LoadedPrograms, storm: str, cgroup: Path) -> None:
+    ident = watch(loaded, cgroup)
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings())
+    frames: list[Frame] = []
+    settled(source, frames)
+    source.heard()
+    assert source.rest(Sleep.ASLEEP)
+    made = run_storm(storm, cgroup, 3, "/etc/hostname")
+    assert called(source, 30)
+    settled(source, frames)
+    # Known by now: it calls who sleeps and leaves alone who dozes.
+    assert source.rest(Sleep.ASLEEP)
+    made += run_storm(storm, cgroup, 1, "/etc/hostname")
+    assert called(source, 30)
+    settled(source, frames)
+    source.close()
+    assert opens(frames, ident) == {"/etc/hostname": made}
+
+
+def test_what_cannot_wait_calls_a_reader_that_dozes(loaded: LoadedPrograms, cgroup: Path) -> None:
+    ident = watch(loaded, cgroup)
+    source = RingSource(loaded.pin_dir, "n", "r", RingSettings())
+    frames: list[Frame] = []
+    opener = "import os\nfor line in iter(input, ''): os.close(os.open(line, os.O_RDONLY)); print(flush=True)"
+    enter = f"open({str(cgroup / 'cgroup.procs')!r}, 'w').write('0')\n"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", enter + opener], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def open_file(path: str) -> None:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(f"{path}\n")
+            child.stdin.flush()
+            child.stdout.readline()
+
+        def doze() -> None:
+            settled(source, frames)
+            source.heard()
+            assert source.rest(Sleep.DOZING)
+
+        def waits() -> bool:
+            doze()
+            open_file("/etc/hostname")
+            return not called(source, 0.1)
+
+        open_file("/etc/hostname")
+        # A cgroup that somebody else on this machine makes calls too.
+        tries = next(number for number in range(1, 50) if waits())
+        doze()
+        open_file("/etc/hosts")
+        assert called(source, 30)
+        settled(source, frames)
+        source.call_for(behaviours_of(frames, ident, "/etc/hostname"))
+        doze()
+        open_file("/etc/hostname")
+        assert called(source, 30)
+        # Awake it is noted instead.
+        open_file("/etc/hostname")
+        assert not source.rest(Sleep.DOZING)
+        child.stdin.write("\n")
+    settled(source, frames)
+    source.close()
+    assert opens(frames, ident)["/etc/hostname"] == 1 + tries + 2
 
 
 def test_what_does_not_fit_is_reported_exactly(small: LoadedPrograms, storm: str, cgroup: Path) -> None:

@@ -16,7 +16,7 @@ from kernel.siphash import siphash13
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import DefinitionKind, Loss
+from schemas.kernel import CALLS, Config, DefinitionKind, Loss, Sleep
 from sensors.node.frames import FrameSettings
 from sensors.node.rings import RingSettings, RingSource
 
@@ -278,3 +278,45 @@ def test_a_second_agent_is_refused_and_a_dead_ones_exclusion_ends(stand_in: Any)
 def test_missing_pins_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"OBJ_GET.*ENOENT.*load the sensor first"):
         RingSource(str(tmp_path), "node", "run", RingSettings())
+
+
+def test_who_is_about_to_sleep_finds_what_came_before(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    config = Map.open(f"{stand_in.pins}/maps/config")
+
+    def asleep() -> int:
+        return config.sum_u64(struct.pack("=I", Config.ASLEEP))
+
+    source.drain()
+    assert source.rest(Sleep.ASLEEP)
+    assert asleep() == Sleep.ASLEEP
+    stand_in.behaviour(5)
+    stand_in.happen(5)
+    assert not source.rest(Sleep.ASLEEP)
+    # Dozing waits for what is noted as haste, not for what lies in the ring.
+    assert source.rest(Sleep.DOZING)
+    config.put(struct.pack("=I", Config.HASTE), struct.pack("=Q", 3))
+    assert not source.rest(Sleep.DOZING)
+    assert len(source.drain().frames) == 1
+    assert asleep() == Sleep.AWAKE
+    assert source.rest(Sleep.DOZING)
+    config.close()
+    source.close()
+
+
+def test_rows_that_wait_keep_the_reader_awake(stand_in: Any) -> None:
+    source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
+    stand_in.happen(5)
+    source.drain()
+    assert not source.rest(Sleep.ASLEEP)
+    assert not source.rest(Sleep.DOZING)
+    source.close()
+
+
+def test_only_behaviours_that_are_announced_are_marked(stand_in: Any) -> None:
+    source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
+    stand_in.behaviour(5)
+    source.call_for([5, 6])
+    assert stand_in.behaviours.get(struct.pack("=Q", 5)) == struct.pack("=Q", CALLS)
+    assert not stand_in.announced(6)
+    source.close()
