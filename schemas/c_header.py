@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from schemas.kernel import (
-    CALLS,
     LAYOUTS,
     NET_FIXED_BITS,
     STRING_LIMIT,
@@ -17,10 +16,10 @@ from schemas.kernel import (
     RuleFlag,
     RuleKind,
     ScopeFlag,
-    Sleep,
 )  # fmt: skip
 from schemas.operations import Access, Backend, Class, Operation
 from schemas.syscalls import ENTRIES
+from schemas.wakeup import CALLS, Sleep
 from schemas.watched import ROOT, Mark
 
 

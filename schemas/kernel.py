@@ -364,21 +364,6 @@ OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD)
 """Losses that are counted for each container too, in the order of `budget.lost`."""
 
 
-class Sleep(IntEnum):
-    """What calls the reader of the rings, beside a ring that is half full."""
-
-    AWAKE = 0
-    """Nothing: it looks by itself soon."""
-    DOZING = 1
-    """An event that cannot wait: a behaviour that is new, that was stopped, or that is marked `CALLS`; a cgroup made or removed."""
-    ASLEEP = 2
-    """Any event."""
-
-
-CALLS: Final = 2
-"""Value of a behaviour in the `behaviours` map whose events call a dozing reader; 1: they do not."""
-
-
 class Config(IntEnum):
     """Index into the `config` map (array of u64)."""
 
@@ -401,7 +386,7 @@ class Config(IntEnum):
     SPARED = 8
     """How many times the budget of new names is halved, because those who judge them are behind."""
     ASLEEP = 9
-    """`Sleep`: what calls the reader. The event that calls it writes AWAKE, so that the next ones cost a look at this word."""
+    """`schemas.wakeup.Sleep`: what calls the reader. The event that calls it writes AWAKE, so that the next ones cost a look at this word."""
     HASTE = 10
     """Events since the reader put 0 here that cannot wait: what it finds when it is about to doze."""
 

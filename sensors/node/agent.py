@@ -26,9 +26,10 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
-from schemas.kernel import Loss, Sleep
+from schemas.kernel import Loss
 from schemas.stats import Gauge, Level
 from schemas.topics import EVENTS_RAW, INVENTORY, Topic
+from schemas.wakeup import Sleep
 from sensors.node.backlog import STEP_SECONDS, Backlog
 from sensors.source import Batch, FrameSource
 

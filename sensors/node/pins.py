@@ -22,7 +22,8 @@ from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
-from schemas.kernel import CALLS, IMAGE, Config, DefinitionKind, Sleep
+from schemas.kernel import IMAGE, Config, DefinitionKind
+from schemas.wakeup import CALLS, Sleep
 
 TOLD: Final = struct.Struct("=16Q")
 _ARRAY: Final = 2

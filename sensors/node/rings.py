@@ -19,7 +19,8 @@ import msgspec
 
 from kernel.ring import TAKE_BYTES
 from schemas.frame import Frame, FrameHeader
-from schemas.kernel import STRIDE, DefinitionKind, Sleep
+from schemas.kernel import STRIDE, DefinitionKind
+from schemas.wakeup import Sleep
 from sensors.node.definition_log import DefinitionLog
 from sensors.node.definitions import Definitions
 from sensors.node.frames import Fold, FrameSettings, columns, frames

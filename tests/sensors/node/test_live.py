@@ -29,7 +29,7 @@ from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unlo
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss, Sleep
+from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss
 from schemas.operations import Class, Operation
 from schemas.topics import EVENTS_RAW
 from sensors.node.agent import Agent, AgentSettings
@@ -394,6 +394,7 @@ def test_a_child_is_seen_with_its_arguments(loaded: LoadedPrograms, cgroup: Path
 AGENT = """
 import asyncio, sys
 from schemas.topics import EVENTS_RAW
+from schemas.wakeup import Sleep
 from sensors.node.agent import Agent, AgentSettings
 from sensors.recordings.recording import BlockKind, RecordingWriter
 from sensors.node.rings import RingSettings, RingSource

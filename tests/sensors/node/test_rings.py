@@ -16,7 +16,8 @@ from kernel.siphash import siphash13
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import CALLS, Config, DefinitionKind, Loss, Sleep
+from schemas.kernel import Config, DefinitionKind, Loss
+from schemas.wakeup import CALLS, Sleep
 from sensors.node.frames import FrameSettings
 from sensors.node.rings import RingSettings, RingSource
 
