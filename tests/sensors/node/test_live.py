@@ -32,6 +32,7 @@ from schemas.frame import FOLDED, Frame
 from schemas.kernel import BEHAVIOUR, PROCESS, SCOPE, DefinitionKind, Loss
 from schemas.operations import Class, Operation
 from schemas.topics import EVENTS_RAW
+from schemas.wakeup import Sleep
 from sensors.node.agent import Agent, AgentSettings
 from sensors.node.rings import RingSettings, RingSource
 from sensors.recordings.recording import BlockKind, RecordingReader
@@ -394,6 +395,7 @@ def test_a_child_is_seen_with_its_arguments(loaded: LoadedPrograms, cgroup: Path
 AGENT = """
 import asyncio, sys
 from schemas.topics import EVENTS_RAW
+from schemas.wakeup import Sleep
 from schemas.wakeup import Sleep
 from sensors.node.agent import Agent, AgentSettings
 from sensors.recordings.recording import BlockKind, RecordingWriter
