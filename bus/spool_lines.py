@@ -25,7 +25,7 @@ from schemas.topics import BY_NAME, Topic
 SHED_ORDER: Final = (
     ("events.raw", "telemetry"),
     ("summaries",),
-    ("inventory", "policies", "enforcement.desired", "enforcement.status", "progress", "dead"),
+    ("inventory", "policies", "enforcement.desired", "enforcement.status", "progress", "nodes", "dead"),
     ("alerts",),
 )
 """Shed from left to right. State (inventory, policies, plans, receipts) is small and published again; alerts are neither.

@@ -61,11 +61,12 @@ class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PlannerStats(msgspec.Struct):
-    """Plain counts since start. `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays,
+    """Plain counts since start. `active`: 1 while this planner is the one that plans, 0 while it stands by for another; `plan_ms`: the latest round of planning, compile included; `held`: nodes whose plan stays,
     because policies of it are lost or because the bus refused the newer one; `refused_plans`: plans that the bus refused;
     `failed`: plans and compilations that ended with an error; `outages`: times that policies and inventory could not be read,
     `damaged_reads`: of these, because a file of the bus was damaged."""
 
+    active: Gauge = 0
     plans: int = 0
     unchanged: int = 0
     refused_records: int = 0

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from enforcers.agent import Enforcement
-    from enforcers.planner import PlannerEngine
-    from hauberk.stages import StagePart
+    from hauberk.stages import PlannerPart, StagePart
     from hauberk.supervision import Supervision
     from processors.engine import Processor
     from sensors.containers.inventory import NodeInventory
@@ -70,11 +69,15 @@ def of_processor(part: StagePart[Processor]) -> Checks:
     return checks
 
 
-def of_planner(part: StagePart[PlannerEngine]) -> Checks:
-    """Plans for everything on the bus are published."""
+def of_planner(part: PlannerPart) -> Checks:
+    """Plans for everything on the bus are published, or another planner does that and this one stands by."""
 
     def checks() -> dict[str, str]:
         engine = part.engine
+        if part.election.state == "standing by":
+            return {}
+        if part.election.state == "joining":
+            return {"planner": "the bus has not said yet which planner is the active one"}
         if engine.failure or not engine.ready.is_set():
             return {"planner": engine.failure or "policies and inventory are not read completely yet"}
         if engine.unplanned:

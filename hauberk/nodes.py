@@ -69,11 +69,11 @@ async def unheld(bus: Bus, *, partial: bool = False) -> list[RefusedRule]:
 async def forget(bus: Bus, node: str) -> int:
     """Take the node's identities, plan and receipt off the bus; how many records that were. What it enforces it goes on enforcing."""
     from bus.contract import Record
-    from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, PROGRESS
+    from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, NODES, PROGRESS
 
     gone = 0
     # Identities strictly first: the planner drops the node with them and makes no plan for it any more.
-    for topic in (INVENTORY, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, PROGRESS):
+    for topic in (INVENTORY, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, PROGRESS, NODES):
         keys = [key for key in await bus.latest(topic) if key.split(b"/", 1)[0] == node.encode()]
         if keys:
             await bus.publish(topic, [Record(key, None) for key in keys])

@@ -16,6 +16,7 @@ from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
 from hauberk.metrics import Exposure, expose, of_bus
+from hauberk.node_claim import Claiming
 from hauberk.page import listening, open_page
 from hauberk.spooling import spooled
 from hauberk.up import load_sensor, prepare, say, tell_runtimes
@@ -70,6 +71,8 @@ async def _part(
             await bus.close()
             if bus.damaged():
                 service.say(damage_text(bus))
+    if kept.fatal is not None:
+        raise kept.fatal
     service.say("ended", name)
     return supervision.exit_code(kept)
 
@@ -94,9 +97,12 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
                 "`sensor.hashes.enabled` does nothing here: alerts are made by processors that cannot read this node's files",
                 "node",
             )
+        claiming = Claiming(bus, node_name(settings.sensor), kept, stop)
+        opened.callback(claiming.cancel)
         inventory = stages.Inventories(bus, settings)
         node, _ = await load_sensor(settings, inventory, stop)
         opened.callback(node.close, take_down=False)
+        await claiming.check()
         opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
         following = stages.following(bus, node_name(settings.sensor))
         sensing = stages.sensor(bus, node, lambda header: following.engine.read(header))
@@ -113,7 +119,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
             exposure.ready_when(checks)
         return [
             ("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage),
-            ("progress", following.stage),
+            ("progress", following.stage), ("claim", claiming.stage),
         ], exposure  # fmt: skip
 
     return await _part(given, "node", build, node_configuration, lambda settings: settings.spool)

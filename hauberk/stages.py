@@ -230,11 +230,38 @@ class Inventories:
             await asyncio.gather(working, asked, raised, return_exceptions=True)
 
 
-def planner(bus: Bus, configuration: Configuration) -> StagePart[PlannerEngine]:
+PLANNERS: Final = "planners"
+"""Group of the planners: one plans, the others stand by."""
+
+
+class PlannerPart(StagePart["PlannerEngine"]):
+    """Of several planners on one bus one is active. Each term has an engine made anew, which reads everything again: what the one
+    before knew is old. `election`: who is it."""
+
+    def __init__(self, bus: Bus, make: Callable[[], PlannerEngine]) -> None:
+        from bus.election import Election
+        from schemas.topics import POLICIES
+
+        self.election = Election(bus, POLICIES, PLANNERS)
+        super().__init__(make, self._elected)
+
+    async def _elected(self, _: PlannerEngine, stop: asyncio.Event) -> None:
+        async def term(over: asyncio.Event) -> None:
+            self.engine = engine = self._make()
+            engine.stats.active = 1
+            try:
+                await run(engine, over)
+            finally:
+                engine.stats.active = 0
+
+        await self.election.run(stop, term)
+
+
+def planner(bus: Bus, configuration: Configuration) -> PlannerPart:
     """Policies and inventory in; plans out."""
     from enforcers.planner import PlannerEngine
 
-    return StagePart(lambda: PlannerEngine(bus, configuration.planner), run)
+    return PlannerPart(bus, lambda: PlannerEngine(bus, configuration.planner))
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

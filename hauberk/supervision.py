@@ -62,6 +62,8 @@ class Supervision:
         self._telling: set[asyncio.Task[None]] = set()
         self._down: set[str] = set()
         self.stats: dict[str, StageStats] = {}
+        self.fatal: HauberkError | None = None
+        """Why the process as a whole must not go on, set by the stage that found it out and asked for the end."""
 
     @property
     def down(self) -> list[str]:

@@ -19,6 +19,7 @@ from msgspec import inspect
 
 from schemas import alert
 from schemas.alert import Alert
+from schemas.claim import NodeClaim
 from schemas.enforcement import Plan, Receipt
 from schemas.frame import FOLDED, Frame
 from schemas.identity import Identity
@@ -31,6 +32,7 @@ from schemas.topics import ALERTS, TOPICS, Topic
 VALUES: Final[dict[str, type]] = {
     "events.raw": Frame, "inventory": Identity, "telemetry": TelemetryFrame, "alerts": Alert, "summaries": Summary,
     "enforcement.desired": Plan, "enforcement.status": Receipt, "progress": Progress,
+    "nodes": NodeClaim,
 }  # fmt: skip
 """Topic name -> the struct of its values; `policies` (documents as they were applied) and `dead` (any bytes) have none."""
 

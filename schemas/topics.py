@@ -127,16 +127,21 @@ PROGRESS = Topic(
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
     writers=(Role.PROCESSOR, Role.ADMIN), readers=(Role.NODE, Role.CLI, Role.ADMIN),
 )  # fmt: skip
+NODES = Topic(
+    name="nodes", key="node", value="which process goes by the node's name, said at its start and to whoever claims it too",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
+    writers=(Role.NODE, Role.ADMIN), readers=(Role.NODE, Role.CLI, Role.ADMIN),
+)  # fmt: skip
 DEAD = Topic(
     name="dead", key="original key", value="original bytes; headers say topic, group, stage, reason, error",
     content_type=OCTETS, cleanup=Cleanup.DELETE, retention_hours=336, partitions=1,
-    writers=(Role.PROCESSOR, Role.SINK), readers=(Role.CLI,),
+    writers=(Role.PROCESSOR, Role.SINK, Role.NODE), readers=(Role.CLI,),
     record_bytes=8 << 20,
 )  # fmt: skip
 
 TOPICS: tuple[Topic, ...] = (
     EVENTS_RAW, INVENTORY, POLICIES, TELEMETRY, ALERTS, SUMMARIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS,
-    PROGRESS, DEAD,
+    PROGRESS, NODES, DEAD,
 )  # fmt: skip
 
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in TOPICS}

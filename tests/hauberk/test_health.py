@@ -138,9 +138,16 @@ def test_each_check_names_what_is_not_ready() -> None:
     }
     assert health.of_enforcement(part(ready=Event(False), idle="", problem="away"))() == {"enforcement": "away"}
     plain = {"ready": Event(True), "failure": "", "unplanned": [], "stats": SimpleNamespace(problem="")}
-    assert health.of_planner(part(**plain))() == {}
-    assert health.of_planner(part(**(plain | {"unplanned": ["n1"]})))() == {"planner": "no plan for n1: not made yet"}
-    assert health.of_planner(part(**(plain | {"failure": "the bus is away"})))() == {"planner": "the bus is away"}
+    active = SimpleNamespace(state="active")
+
+    def planner(**fields: Any) -> Any:
+        return SimpleNamespace(engine=SimpleNamespace(**fields), election=active)
+
+    assert health.of_planner(planner(**plain))() == {}
+    assert health.of_planner(planner(**(plain | {"unplanned": ["n1"]})))() == {
+        "planner": "no plan for n1: not made yet"
+    }
+    assert health.of_planner(planner(**(plain | {"failure": "the bus is away"})))() == {"planner": "the bus is away"}
     pump = SimpleNamespace(records=0, commits=0, lag=0, failure="the bus is away")
     engine = part(facts=SimpleNamespace(ready=Event(False), failure=""), pump=SimpleNamespace(stats=pump))
     assert set(health.of_processor(engine)()) == {"policies", "frames"}

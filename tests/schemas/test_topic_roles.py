@@ -20,7 +20,7 @@ NAMES = {name: value for name, value in vars(topics).items() if isinstance(value
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "sensors": (Role.NODE,), "enforcers/agent.py": (Role.NODE,), "enforcers/planner.py": (Role.PLANNER,),
-    "processors": (Role.PROCESSOR,), "sinks": (Role.SINK,), "bus/dead_letters.py": (Role.PROCESSOR, Role.SINK),
+    "processors": (Role.PROCESSOR,), "sinks": (Role.SINK,), "bus/dead_letters.py": (Role.PROCESSOR, Role.SINK, Role.NODE),
     "hauberk/supervision.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK),
     "hauberk/disk.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK),
     "hauberk/verbs/apply.py": (Role.CLI,), "hauberk/verbs/get.py": (Role.CLI,), "hauberk/verbs/delete.py": (Role.CLI,),
@@ -71,5 +71,5 @@ def test_every_topic_has_a_writer_and_a_reader_and_a_plan_has_one_writer() -> No
     assert ENFORCEMENT_DESIRED.writers == (Role.PLANNER,)
     # What a node that was taken over could write: nothing that another node obeys.
     assert {topic.name for topic in TOPICS if Role.NODE in topic.writers} == {
-        "events.raw", "inventory", "alerts", "enforcement.status",
+        "events.raw", "inventory", "alerts", "enforcement.status", "nodes", "dead",
     }  # fmt: skip
