@@ -74,7 +74,7 @@ def loaded(bpffs: str) -> Iterator[LoadedPrograms]:
     # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
     try:
         # Nobody drains while a test acts: 2000 paths of 4 KB each must leave the ring of definitions below half.
-        yield load(LoadSettings(new_visibility=("none",), definition_pages=4096, timeout=180.0), f"{bpffs}/session")
+        yield load(LoadSettings(new_visibility=("none",), definition_pages=4096, timeout=900.0), f"{bpffs}/session")
     finally:
         unload(f"{bpffs}/session")
 

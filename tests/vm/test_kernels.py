@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel suites in Debian's kernels: a file that passes here on the machine's own kernel passes there too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from vmrig.kernels import SOURCES
+from vmrig.machine import CHECKOUT
+
+CHOSEN = (
+    "tests/kernel/test_bpf.py", "tests/kernel/test_features.py", "tests/kernel/test_file.py",
+    "tests/kernel/test_network.py", "tests/kernel/test_process.py", "tests/kernel/test_signal.py",
+)  # fmt: skip
+"""One load of the programs serves them all: it is most of the time."""
+EVERYTHING = tuple(
+    str(path.relative_to(CHECKOUT))
+    for room in ("kernel", "enforcers", "attacks")
+    for path in sorted((CHECKOUT / "tests" / room).glob("test_*.py"))
+)
+FILES = EVERYTHING if os.environ.get("HAUBERK_TEST_VM") == "all" else CHOSEN
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("series", SOURCES)
+def test_passes_in(series: str, file: str, results: Callable[[str], dict[str, list[Any]]]) -> None:
+    found = results(series).get(file, [])
+    bad = [outcome for outcome in found if outcome.kind in ("failure", "error")]
+    assert not bad, "\n\n".join(f"{outcome.name}: {outcome.text}" for outcome in bad)
+    skipped = [outcome for outcome in found if outcome.kind == "skipped"]
+    if found and len(skipped) == len(found):
+        pytest.skip(f"all {len(found)} tests skip in {series}: {skipped[0].text.splitlines()[0]}")
+    assert found, f"no test of {file} ran in {series}"

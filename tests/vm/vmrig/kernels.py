@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's kernels by series ("6.1", "6.12"): looked up, downloaded, unpacked, and kept in the user's cache directory.
+
+Kept per package version: `vmlinux` (uncompressed: starting it in the guest saves 3 s), `btf`, `banner`, `lib/modules/RELEASE`.
+apt checks Debian's signatures; its lists lie in the cache too and the machine's own are not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+MIRROR = "http://deb.debian.org"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SOURCES = {
+    "6.1": (f"{MIRROR}/debian bookworm main", f"{MIRROR}/debian-security bookworm-security main"),
+    "6.12": (f"{MIRROR}/debian bookworm-backports main",),
+}
+"""Where each series comes from: the stable kernel of Debian 12, and what its backports carry."""
+KEPT_DAYS = 30
+"""How long it is not asked whether Debian has a newer one of the series."""
+# Nothing that a test opens: three quarters of what the package holds.
+_LEFT_OUT = (
+    "sound", "drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless", "drivers/infiniband",
+    "drivers/scsi", "drivers/usb", "drivers/iio", "drivers/staging", "drivers/input", "drivers/hwmon", "drivers/mtd",
+    "drivers/isdn", "drivers/platform", "drivers/accel", "drivers/comedi", "drivers/bluetooth",
+)  # fmt: skip
+
+
+class NoKernel(Exception):
+    """A kernel cannot be had here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in the cache. `release`: uname -r; `version`: uname -v; `home`: its directory."""
+
+    series: str
+    release: str
+    version: str
+    home: Path
+
+    @property
+    def image(self) -> Path:
+        """The uncompressed kernel, an ELF with the PVH note that qemu starts."""
+        return self.home / "vmlinux"
+
+    @property
+    def btf(self) -> Path:
+        """What the guest shows as /sys/kernel/btf/vmlinux."""
+        return self.home / "btf"
+
+    @property
+    def modules(self) -> Path:
+        """The modules, with modules.dep."""
+        return self.home / "lib" / "modules" / self.release
+
+
+def cache() -> Path:
+    """The directory that everything is kept in; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hauberk-vm"
+
+
+def kernel(series: str) -> Kernel:
+    """The kernel of `series`, fetched when it is not here. Raises NoKernel."""
+    latest = cache() / f"{series}.json"
+    known = _known(series, latest)
+    if known is not None and time.time() - latest.stat().st_mtime < KEPT_DAYS * 86_400:
+        return known
+    try:
+        made = _fetch(series)
+    except NoKernel:
+        if known is None:
+            raise
+        return known
+    latest.write_text(json.dumps({"release": made.release, "version": made.version, "home": made.home.name}))
+    return made
+
+
+def _known(series: str, latest: Path) -> Kernel | None:
+    try:
+        found = json.loads(latest.read_text())
+    except (OSError, ValueError):
+        return None
+    home = cache() / found["home"]
+    return Kernel(series, found["release"], found["version"], home) if (home / "complete").exists() else None
+
+
+def _fetch(series: str) -> Kernel:
+    for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
+        if shutil.which(program) is None:
+            raise NoKernel(f"no `{program}` here, and Debian's kernels come as packages of Debian")
+    if not Path(KEYRING).exists():
+        raise NoKernel(f"`{KEYRING}` is missing; run `deploy/packages.sh test` as root")
+    apt = cache() / f"apt-{series}"
+    (apt / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (apt / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    (apt / "list").write_text("".join(f"deb [signed-by={KEYRING}] {source}\n" for source in SOURCES[series]))
+    (apt / "status").touch()
+    options = [
+        f"Dir::Etc::sourcelist={apt}/list", "Dir::Etc::sourceparts=-", f"Dir::State::lists={apt}/lists",
+        f"Dir::Cache={apt}", f"Dir::State::status={apt}/status", "APT::Sandbox::User=root",
+        "APT::Architecture=amd64", "Acquire::Languages=none", "Acquire::Retries=2",
+    ]  # fmt: skip
+    given = [word for option in options for word in ("-o", option)]
+    _run("apt-get", *given, "update", "-qq")
+    shown = _run("apt-cache", *given, "show", "--no-all-versions", "linux-image-amd64")
+    depends = next(line for line in shown.splitlines() if line.startswith("Depends: "))
+    package, version = depends.removeprefix("Depends: ").replace("(", "").replace(")", "").split(" = ")
+    release = package.removeprefix("linux-image-")
+    home = cache() / f"{package}_{version}"
+    if not (home / "complete").exists():
+        with tempfile.TemporaryDirectory(dir=cache()) as work:
+            _run("apt-get", *given, "download", "-q", f"{package}={version}", cwd=work)
+            (archive,) = Path(work).glob("*.deb")
+            _run("dpkg-deb", "-x", str(archive), f"{work}/unpacked")
+            _unpack(Path(work) / "unpacked", release)
+            shutil.rmtree(home, ignore_errors=True)
+            (Path(work) / "unpacked").rename(home)
+        (home / "complete").touch()
+    return Kernel(series, release, (home / "banner").read_text(), home)
+
+
+def _unpack(home: Path, release: str) -> None:
+    image = _uncompressed((home / "boot" / f"vmlinuz-{release}").read_bytes())
+    (home / "vmlinux").write_bytes(image)
+    (home / "btf").write_bytes(_section(image, b".BTF"))
+    (home / "banner").write_text(_version(image))
+    for name in ("boot", "usr"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    modules = home / "lib" / "modules" / release / "kernel"
+    for name in _LEFT_OUT:
+        shutil.rmtree(modules / name, ignore_errors=True)
+    _run("depmod", "-b", str(home), release)
+
+
+def _uncompressed(image: bytes) -> bytes:
+    # Documentation/arch/x86/boot.rst: setup_sects at 0x1f1, payload_offset and payload_length at 0x248.
+    start = ((image[0x1F1] or 4) + 1) * 512
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    payload = image[start + offset : start + offset + length]
+    if payload.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(payload)
+    if payload.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(31).decompress(payload)
+    raise NoKernel(f"the kernel image is compressed in a way not known here: it starts {payload[:4].hex()}")
+
+
+def _section(elf: bytes, wanted: bytes) -> bytes:
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count, names = struct.unpack_from("<HHH", elf, 58)
+    rows = [struct.unpack_from("<IIQQQQ", elf, table + size * index) for index in range(count)]
+    strings = rows[names][4]
+    for name, _, _, _, offset, length in rows:
+        if elf[strings + name : elf.index(b"\0", strings + name)] == wanted:
+            return elf[offset : offset + length]
+    raise NoKernel(f"this kernel has no section {wanted.decode()}")
+
+
+def _version(image: bytes) -> str:
+    """What uname -v will say: the end of the banner "Linux version RELEASE (BUILDER) (COMPILER) VERSION"."""
+    start = image.index(b"Linux version 6.")
+    line = image[start : image.index(b"\n", start)].decode()
+    return line[line.rindex(" #") + 1 :]
+
+
+def _run(*words: str, cwd: str | None = None) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
+    if done.returncode:
+        raise NoKernel(f"`{words[0]} {words[-1]}` failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
