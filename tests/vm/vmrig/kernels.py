@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -168,9 +169,11 @@ def _section(elf: bytes, wanted: bytes) -> bytes:
 
 def _version(image: bytes) -> str:
     """What uname -v will say: the end of the banner "Linux version RELEASE (BUILDER) (COMPILER) VERSION"."""
-    start = image.index(b"Linux version 6.")
-    line = image[start : image.index(b"\n", start)].decode()
-    return line[line.rindex(" #") + 1 :]
+    # There is another one for the time before the build's number is known, with `# SMP`.
+    found = re.search(rb"Linux version 6\.[^\n\0]* (#\d+ [^\n\0]*)\n", image)
+    if found is None:
+        raise NoKernel("this kernel image has no banner of the form `Linux version 6.X ... #N ...`")
+    return found[1].decode()
 
 
 def _run(*words: str, cwd: str | None = None) -> str:
