@@ -7,9 +7,10 @@ from typing import assert_never
 
 from bus.contract import Bus
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from bus.kafka.settings import KafkaSettings
 from bus.memory import MemoryBus, MemorySettings
 
-BusSettings = EmbeddedSettings | MemorySettings
+BusSettings = EmbeddedSettings | MemorySettings | KafkaSettings
 
 
 def elsewhere(settings: BusSettings) -> bool:
@@ -24,5 +25,10 @@ async def open_bus(settings: BusSettings) -> Bus:
             return await EmbeddedBus.open(settings)
         case MemorySettings():
             return MemoryBus(settings)
+        case KafkaSettings():
+            # 6 MB of memory and 0.1 s that only who speaks to Kafka pays.
+            from bus.kafka.bus import KafkaBus
+
+            return await KafkaBus.open(settings)
         case _:
             assert_never(settings)

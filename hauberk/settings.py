@@ -266,7 +266,7 @@ def _got(value: Any, where: str, kinds: Sequence[Any]) -> str:
 
 def _holds_secret(kind: Any) -> bool:
     """Whether a value of this type is a secret or has one somewhere in it."""
-    from sinks.secret import Secret
+    from bus.secret import Secret
 
     if not _is_struct(kind):
         return False

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from bus.secret import Secret
 from schemas.errors import HauberkError, SettingsError, Unavailable
-from sinks.secret import Secret
 
 _SEND_BUFFER_BYTES = 256 << 10
 """Kernel send buffer, which Linux doubles: bounds what may be under way, so that the resend window can cover it."""

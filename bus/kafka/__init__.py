@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bus across machines: topics of an Apache Kafka cluster."""
+"""The bus on Apache Kafka, for many machines. Read `bus` first."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bus to test: every test that asks for `bus` or `world` runs on each kind there is; Kafka will join the list."""
+"""A bus to test: every test that asks for `bus` or `world` runs on each kind there is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from kafka_topics import create_topics
 
 from bus.contract import Bus, Delivery, Record, Subscription
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from bus.kafka.bus import KafkaBus
+from bus.kafka.settings import KafkaSettings
 from bus.memory import MemoryBus, MemorySettings
 
 
@@ -27,11 +30,15 @@ class World:
         self.directory = directory
         self.later = 0.0
         """Seconds that the memory bus's clock is ahead."""
+        self.bootstrap = self.prefix = ""
+        """Of the Kafka broker."""
         self._open: list[Bus] = []
 
     async def open(self, **settings: object) -> Bus:
         bus: Bus
-        if self.kind != "embedded":
+        if self.kind == "kafka":
+            bus = await KafkaBus.open(self.kafka_settings(**settings))
+        elif self.kind != "embedded":
             partitions = 3 if self.kind == "partitioned" else 1
             memory = MemorySettings(partitions=partitions, revoke_seconds=60.0)
             bus = MemoryBus(memory, clock=lambda: time.monotonic() + self.later)
@@ -39,6 +46,13 @@ class World:
             bus = await EmbeddedBus.open(self.settings(**settings))
         self._open.append(bus)
         return bus
+
+    def kafka_settings(self, **changes: object) -> KafkaSettings:
+        settings = KafkaSettings(
+            bootstrap=self.bootstrap, prefix=self.prefix, session_seconds=6.0, revoke_seconds=20.0, publish_seconds=30.0,
+            call_seconds=30.0, away_seconds=30.0,
+        )  # fmt: skip
+        return msgspec.structs.replace(settings, **changes)
 
     def settings(self, **changes: object) -> EmbeddedSettings:
         return msgspec.structs.replace(EmbeddedSettings(directory=str(self.directory)), **changes)
@@ -48,6 +62,11 @@ class World:
         self.later += 1000.0
         for lease in self.directory.glob("leases/*"):
             os.utime(lease, (0, 0))
+        for bus in self._open:
+            for reader in getattr(bus, "_readers", ()):
+                state = reader._consumer._subscription
+                if not state._fetch_count:
+                    state._last_fetch_ended -= 1000.0
 
     async def close(self) -> None:
         for bus in self._open:
@@ -74,11 +93,19 @@ class Children:
             process.wait(30)
 
 
-@pytest.fixture(params=["memory", "partitioned", "embedded"])
+@pytest.fixture(params=["memory", "partitioned", "embedded", "kafka"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     world = World(request.param, tmp_path / "bus")
+    if request.param == "kafka":
+        await _on_a_broker(world, request)
     yield world
     await world.close()
+
+
+async def _on_a_broker(world: World, request: pytest.FixtureRequest) -> None:
+    world.bootstrap = request.getfixturevalue("kafka").bootstrap
+    world.prefix = request.getfixturevalue("kafka_prefix")
+    await create_topics(world.bootstrap, world.prefix, 3)
 
 
 @pytest.fixture

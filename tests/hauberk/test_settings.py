@@ -156,7 +156,7 @@ def test_settings_take_secrets_by_reference_only(
     for key, kind, _, _ in settings.reference(Configuration):
         name = key.rpartition(".")[2]
         if re.search("passw|passphrase|secret|token|credential|api_?key", name):
-            assert kind == "table", f"`{key}` takes a secret as text: make it a `sinks.secret.Secret`"
+            assert kind == "table", f"`{key}` takes a secret as text: make it a `bus.secret.Secret`"
     monkeypatch.setenv("SYSLOG_PASSWORD", "1234")
     sinks = 'sinks=[{"type": "syslog", "address": "a:1", "tls": {"key_password": {"env": "SYSLOG_PASSWORD"}}}]'
     for form in ("table", "wide", "json", "yaml"):

@@ -211,7 +211,7 @@ class Cluster:
     def _format(self, node: Node) -> None:
         data = node.directory / "data"
         # What `StorageTool format` leaves: a checkpoint with the version of the metadata and the SCRAM users, no node in it.
-        shutil.copytree(kafka_jars.home() / "formatted", data)
+        shutil.copytree(kafka_jars.formatted(), data)
         (data / "meta.properties").write_text(
             f"version=1\ncluster.id={self.identity}\nnode.id={node.number}\ndirectory.id={_identity()}\n"
         )

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
+from zlib import crc32
 
 HERE = Path(__file__).resolve().parent
 PASSWORD = "a-password-of-the-tests"
-USERS = ("admin", "node", "processor", "planner", "sink", "operator", "nobody")
+USERS = ("admin", "node", "processor", "planner", "sink", "cli", "nobody")
 """SCRAM users of a secure cluster, all with `PASSWORD`. `admin` may do everything, the others what they are granted."""
 PROGRAMS = {"java": "default-jre-headless", "mvn": "maven", "setpriv": "util-linux"}
 
@@ -38,28 +39,27 @@ def version() -> str:
 def home() -> Path:
     """Where jars are kept from run to run."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # What lies there belongs to this version, this list of users and this Java.
-    java = Path(shutil.which("java") or "java").resolve()
-    built = java.stat().st_mtime_ns if java.exists() else 0
-    users = "-".join(USERS)
-    mark = f"{abs(hash_of(f'{java} {built} {users} {PASSWORD}')):08x}"
-    return cache / "hauberk-tests" / f"kafka-{version()}-{mark}"
+    return cache / "hauberk-tests" / f"kafka-{version()}"
 
 
-def hash_of(text: str) -> int:
-    """The same for the same text in each process."""
-    from zlib import crc32
+def archive() -> Path:
+    """The classes as this Java has them in memory."""
+    found = Path(shutil.which("java") or "java").resolve()
+    built = found.stat().st_mtime_ns if found.exists() else 0
+    return home() / f"classes-{crc32(f'{found} {built}'.encode()):08x}.jsa"
 
-    return crc32(text.encode())
+
+def formatted() -> Path:
+    """A directory as `StorageTool format` leaves it, with the users in it."""
+    return home() / f"formatted-{crc32(' '.join((*USERS, PASSWORD)).encode()):08x}"
 
 
-def java(heap: str = "192m", *, archive: bool = True) -> list[str]:
+def java(heap: str = "192m", *, shared: bool = True) -> list[str]:
     """The command up to the class. The first compiler only and one collecting thread: these brokers live for seconds."""
-    classes = home() / "classes.jsa"
-    shared = [f"-XX:SharedArchiveFile={classes}"] if archive and classes.exists() else []
+    classes = [f"-XX:SharedArchiveFile={archive()}"] if shared and archive().exists() else []
     path = os.pathsep.join(str(jar) for jar in sorted((home() / "jars").glob("*.jar")))
     return [
-        "java", f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *shared,
+        "java", f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *classes,
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true", "-cp", path,
     ]  # fmt: skip
 
@@ -75,9 +75,9 @@ def fetch() -> Path:
         try:
             if not (home() / "jars").is_dir():
                 _jars()
-            if not (home() / "formatted").is_dir():
+            if not formatted().is_dir():
                 _formatted()
-            if not (home() / "classes.jsa").exists():
+            if not archive().exists():
                 _classes()
         except subprocess.SubprocessError as error:
             said = getattr(error, "stdout", None) or b""
@@ -110,7 +110,7 @@ def _jars() -> None:
 
 
 def _formatted() -> None:
-    with _place("formatted") as directory, tempfile.TemporaryDirectory() as scratch:
+    with _place(formatted().name) as directory, tempfile.TemporaryDirectory() as scratch:
         settings = Path(scratch, "server.properties")
         settings.write_text(
             (HERE / "server.properties").read_text()
@@ -123,7 +123,7 @@ def _formatted() -> None:
             users += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={PASSWORD}]"]
         identity = "AAAAAAAAAAAAAAAAAAAAAQ"
         _run(
-            *java("128m", archive=False),
+            *java("128m", shared=False),
             "kafka.tools.StorageTool",
             "format",
             "-t",
@@ -138,8 +138,8 @@ def _classes() -> None:
     """A start and a stop with what a test uses, written down once."""
     from kafka_cluster import Cluster
 
-    with _place("classes.jsa") as archive, tempfile.TemporaryDirectory() as scratch:
-        cluster = Cluster(Path(scratch), options=(f"-XX:ArchiveClassesAtExit={archive}",), fetched=True)
+    with _place(archive().name) as fresh, tempfile.TemporaryDirectory() as scratch:
+        cluster = Cluster(Path(scratch), options=(f"-XX:ArchiveClassesAtExit={fresh}",), fetched=True)
         try:
             cluster.start()
             cluster.stop(timeout=120.0)

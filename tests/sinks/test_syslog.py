@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from bus.backoff import Backoff
+from bus.secret import Secret
 from schemas.errors import SettingsError, Unavailable
 from sinks.delivery.consumer import SinkDelivery
-from sinks.secret import Secret
 from sinks.syslog import SyslogSettings, SyslogSink
 from sinks.syslog_wire import Tls, host_and_port
 

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader of everything, without a group: all partitions, for good. Neighbour: `reader`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from aiokafka import TopicPartition
+
+from bus.contract import Delivery, Partition, Start
+from bus.kafka.connection import BrokerLink
+from bus.kafka.offsets import BEGIN, END, BrokerOffsets
+from bus.kafka.reader import KafkaReader
+from schemas.topics import Topic
+
+
+class BroadcastSubscription(KafkaReader):
+    """See `contract.Subscription`. After brokers were away it goes on where it was. `wanted`: of a topic's partitions, which."""
+
+    def __init__(
+        self,
+        link: BrokerLink,
+        offsets: BrokerOffsets,
+        topics: Sequence[Topic],
+        start: Start,
+        wanted: Callable[[Topic, int], bool] = lambda topic, number: True,
+    ) -> None:
+        super().__init__(link, offsets, topics)
+        self._start: Start = start
+        self._wanted = wanted
+        self._kept: dict[Partition, int] = {}
+
+    async def join(self) -> None:
+        await self._ensure()
+
+    async def _begin(self) -> None:
+        places = [
+            (channel, number)
+            for channel, topic in self._topics.items()
+            for number in await self._link.partitions(channel)
+            if self._wanted(topic, number)
+        ]
+        begins, ends = await self._offsets.at(places, BEGIN), await self._offsets.at(places, END)
+        consumer = self._consumer
+        consumer.assign([TopicPartition(*place) for place in places])
+        for place in places:
+            topic = self._topics[place[0]]
+            mine = (topic.name, place[1])
+            first = ends[place] if self._start == "latest" and not self._kept else begins[place]
+            self._skip(topic, place[1], self._kept.get(mine, first), begins[place], ends[place])
+            self._grants[mine] = 1
+            self._seek(TopicPartition(*place), self._position[mine])
+
+    def _lost_all(self) -> None:
+        # Where it was: everything before the buffer was handed out.
+        self._kept |= self._position
+        super()._lost_all()
+
+    async def commit(self, deliveries: Sequence[Delivery] | None = None) -> None:
+        return
+
+    async def release(self) -> None:
+        return

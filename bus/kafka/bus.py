@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bus on Apache Kafka, for many machines; see `contract`. Opening it asks nothing of the brokers.
+
+Neighbours: `settings`, `connection` (brokers that come and go), `producer`, `group`, `broadcast`, `offsets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from bus.contract import Record, Start, Subscription
+from bus.kafka.batches import check_codec
+from bus.kafka.broadcast import BroadcastSubscription
+from bus.kafka.connection import BrokerLink
+from bus.kafka.group import GroupSubscription
+from bus.kafka.offsets import BrokerOffsets
+from bus.kafka.producer import BatchProducer
+from bus.kafka.security import arguments
+from bus.kafka.settings import KafkaSettings
+from schemas.errors import Refused
+from schemas.topics import BY_NAME, Topic
+
+
+class KafkaBus:
+    """See `contract.Bus`."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.link = BrokerLink(settings)
+        self.producer = BatchProducer(self.link)
+        self._offsets = BrokerOffsets(self.link)
+        self._readers: set[GroupSubscription | BroadcastSubscription] = set()
+
+    @classmethod
+    async def open(cls, settings: KafkaSettings) -> KafkaBus:
+        """No broker is needed. SettingsError for what can be seen to be wrong without one."""
+        arguments(settings)
+        check_codec(settings.compression)
+        return cls(settings)
+
+    async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
+        self._check()
+        await self.producer.publish(topic, records)
+
+    @asynccontextmanager
+    async def subscribe(
+        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+    ) -> AsyncIterator[Subscription]:
+        self._check()
+        subscription: GroupSubscription | BroadcastSubscription
+        if group is None:
+            subscription = BroadcastSubscription(self.link, self._offsets, topics, start)
+        else:
+            subscription = GroupSubscription(self.link, self._offsets, topics, self.settings.prefix + group, start)
+        self._readers.add(subscription)
+        self.link.watch()
+        try:
+            await subscription.join()
+            yield subscription
+        finally:
+            self._readers.discard(subscription)
+            await subscription.leave()
+
+    async def latest(self, topic: Topic) -> dict[bytes, Record]:
+        if not topic.compacted:
+            raise Refused(f"expected a compacted topic, got `{topic.name}`; read it with a subscription")
+        found: dict[bytes, Record] = {}
+        async with self.subscribe((topic,), None, "earliest") as subscription:
+            ends = await self.end(topic)
+            while any(subscription.position.get((topic.name, number), 0) < end for number, end in ends.items()):
+                for delivery in await subscription.take(1000, 1.0):
+                    found[delivery.record.key] = delivery.record
+        return {key: record for key, record in found.items() if record.value is not None}
+
+    def damaged(self) -> int:
+        return 0
+
+    async def end(self, topic: Topic) -> dict[int, int]:
+        self._check()
+        return await self._offsets.ends(topic.named(self.settings.prefix))
+
+    async def lag(self, group: str) -> dict[str, int]:
+        self._check()
+        names = {topic.named(self.settings.prefix): name for name, topic in BY_NAME.items()}
+        known = await self._offsets.committed(self.settings.prefix + group)
+        lags: dict[str, int] = {}
+        for channel in {channel for channel, _ in known if channel in names}:
+            ends = await self._offsets.ends(channel)
+            lags[names[channel]] = sum(max(0, end - known.get((channel, number), end)) for number, end in ends.items())
+        return lags
+
+    async def groups(self) -> dict[str, dict[str, int]]:
+        self._check()
+        names = {topic.named(self.settings.prefix): name for name, topic in BY_NAME.items()}
+        found: dict[str, dict[str, int]] = {}
+        for group in await self._offsets.groups():
+            if not group.startswith(self.settings.prefix):
+                continue
+            sums = found.setdefault(group.removeprefix(self.settings.prefix), {})
+            for (channel, _), offset in (await self._offsets.committed(group)).items():
+                if channel in names:
+                    sums[names[channel]] = sums.get(names[channel], 0) + offset
+        return found
+
+    async def forget(self, group: str) -> None:
+        self._check()
+        await self._offsets.forget(self.settings.prefix + group)
+
+    async def close(self) -> None:
+        if self.link.closed:
+            return
+        await self.producer.close()
+        await self.link.close()
+        for reader in self._readers:
+            reader._tell()
+
+    def _check(self) -> None:
+        if self.link.closed:
+            raise Refused("expected an open bus, this one was closed; open another")

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one connection of a bus to its brokers: made when it is needed, watched, given up and made anew.
+
+::
+
+    absent ──first call──► present ──`away_seconds` of silence, or a deadline passed──► away ──back-off──► present
+       └──────────── no broker, wrong credentials: told once, with the reason (`probe`) ──────────┘
+
+Every way back begins at `bootstrap`, so brokers may move, and each has a number (`opened`): readers begin anew when it grows.
+Neighbours: `client`, `probe`; `producer`, `offsets` and the readers ask here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from typing import Any
+
+from aiokafka.client import ConnectionGroup
+from aiokafka.errors import KafkaError
+
+from bus.kafka.client import QuietClient
+from bus.kafka.failures import missing, said, translated
+from bus.kafka.probe import why
+from bus.kafka.security import arguments
+from bus.kafka.settings import KafkaSettings
+from schemas.errors import HauberkError, Refused, Unavailable
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+"""Between two looks whether a broker answers, while somebody reads."""
+_PROBE_SECONDS = 3.0
+_LOOKS = 10
+_LOOK_PAUSE = 0.1
+
+
+class BrokerLink:
+    """`opened`: times that a client was started. `away`: what is the matter, None while all is well."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.opened = 0
+        self.away: HauberkError | None = None
+        self.identity = ""
+        self._client: QuietClient | None = None
+        self._opening = asyncio.Lock()
+        self._next = 0.0
+        self._attempt = 0
+        self._ending: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self.closed = False
+        self.news = asyncio.Event()
+        """Set and replaced whenever the state changes."""
+
+    async def client(self) -> QuietClient:
+        """A client that has seen a broker. Raises `Unavailable` at once while the back-off lasts."""
+        if (known := self._known()) is not None:
+            return known
+        async with self._opening:
+            if (known := self._known()) is not None:
+                return known
+            left = self._next - time.monotonic()
+            if self.away is not None and left > 0:
+                raise self._again(left)
+            return await self._open()
+
+    def _known(self) -> QuietClient | None:
+        self._check()
+        return self._client
+
+    async def _open(self) -> QuietClient:
+        seconds = self.settings.call_seconds
+        client = QuietClient(request_timeout_ms=int(seconds * 1000), metadata_max_age_ms=60_000, **self.arguments())
+        try:
+            async with asyncio.timeout(seconds):
+                await client.bootstrap()
+                await client.refresh()
+        except (KafkaError, OSError, TimeoutError) as error:
+            await client.end()
+            self._went(Unavailable(f"expected a broker of Kafka, got none: {await self._why(error)}"))
+            assert self.away is not None
+            raise self.away from error
+        except asyncio.CancelledError:
+            self._end(client)
+            raise
+        if self.closed:
+            await client.end()
+            self._check()
+        if self.identity and client.identity != self.identity:
+            log.warning(
+                "kafka: another cluster answers at %s (%s, before %s): offsets and records are that one's",
+                self.settings.bootstrap, client.identity, self.identity,
+            )  # fmt: skip
+        if self.away is not None:
+            log.warning("kafka: brokers answer again at %s", self.settings.bootstrap)
+        self.identity, self.away, self._attempt = client.identity, None, 0
+        self.opened += 1
+        self._client = client
+        self._tell()
+        return client
+
+    def arguments(self) -> dict[str, Any]:
+        """For a further client of the same brokers. Raises SettingsError."""
+        return arguments(self.settings)
+
+    async def ask(self, request: Any, node: int | None = None, group: ConnectionGroup = ConnectionGroup.DEFAULT) -> Any:
+        """The answer of `node`, or of any broker. `Unavailable` within `call_seconds`."""
+        client = await self.client()
+        try:
+            async with asyncio.timeout(self.settings.call_seconds):
+                return await client.send(client.get_random_node() if node is None else node, request, group=group)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise Unavailable(f"expected an answer of a broker, got {said(error)}") from error
+
+    async def partitions(self, channel: str) -> list[int]:
+        """Numbers of the topic's partitions. Raises `Unavailable`, also for a topic that is not there."""
+        client = await self.client()
+        if known := client.cluster.partitions_for_topic(channel):
+            return sorted(known)
+        try:
+            async with asyncio.timeout(self.settings.call_seconds):
+                await client.add_topic(channel)
+                # A topic that was just made is known to each broker a moment later.
+                for _ in range(_LOOKS):
+                    if client.cluster.partitions_for_topic(channel) or channel in client.cluster.unauthorized_topics:
+                        break
+                    await client.refresh()
+                    await self.pause(_LOOK_PAUSE)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise translated(error, "find", channel) from error
+        if known := client.cluster.partitions_for_topic(channel):
+            return sorted(known)
+        if channel in client.cluster.unauthorized_topics:
+            raise Unavailable(
+                f"expected to know of topic `{channel}`, the brokers refuse it to this principal; grant Describe on it"
+            )
+        raise missing(channel)
+
+    async def leader(self, channel: str, partition: int) -> int | None:
+        """The broker that has the partition; None while there is none."""
+        from aiokafka.structs import TopicPartition
+
+        client = await self.client()
+        number = client.cluster.leader_for_partition(TopicPartition(channel, partition))
+        return None if number is None or number < 0 else int(number)
+
+    def lost(self, error: BaseException) -> None:
+        """A deadline passed: this client is given up, with everything under way on it."""
+        if self._client is not None:
+            self._went(
+                Unavailable(f"expected an answer of the brokers at {self.settings.bootstrap}, got {said(error)}")
+            )
+
+    def watch(self) -> None:
+        """Look for life from now on: readers alone would never hear that brokers are away."""
+        if self._watch is None and not self.closed:
+            self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._tell()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait((self._watch,))
+        if self._client is not None:
+            await self._client.end()
+            self._client = None
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    async def _look(self) -> None:
+        """A question each second; silence for `away_seconds` is away, and away is looked at after each back-off."""
+        heard = time.monotonic()
+        while True:
+            try:
+                client = await self.client()
+                async with asyncio.timeout(self.settings.away_seconds):
+                    answered = await client.refresh()
+                if answered:
+                    heard = time.monotonic()
+                if client.changed:
+                    client.changed = False
+                    self.lost(ConnectionError("another cluster answers"))
+                elif time.monotonic() - heard >= self.settings.away_seconds:
+                    self.lost(ConnectionError(await self._why(ConnectionError("silence"))))
+            except TimeoutError as error:
+                if time.monotonic() - heard >= self.settings.away_seconds:
+                    self.lost(error)
+            except HauberkError as error:
+                heard = time.monotonic()
+                if not isinstance(error, Unavailable):
+                    self._went(error)
+                await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+                continue
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _went(self, error: HauberkError) -> None:
+        if self.closed:
+            return
+        if self.away is None or str(self.away) != str(error):
+            log.warning("kafka: away: %s", error)
+        self.away = error
+        self._next = time.monotonic() + self.settings.retry.delay(self._attempt, random.uniform(0.5, 1.0))
+        self._attempt += 1
+        if self._client is not None:
+            self._end(self._client)
+            self._client = None
+        self._tell()
+
+    def _again(self, left: float) -> HauberkError:
+        assert self.away is not None
+        return Unavailable(str(self.away), left) if isinstance(self.away, Unavailable) else self.away
+
+    async def _why(self, error: BaseException) -> str:
+        try:
+            return await why(self.settings, _PROBE_SECONDS)
+        except (KafkaError, OSError) as other:
+            return f"{said(error)}; {said(other)}"
+
+    def _end(self, client: QuietClient) -> None:
+        task = asyncio.get_running_loop().create_task(client.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _tell(self) -> None:
+        news, self.news = self.news, asyncio.Event()
+        news.set()
+
+    def _check(self) -> None:
+        if self.closed:
+            raise Refused("expected an open bus, this one was closed; open another")
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the state changes."""
+        news = self.news
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await news.wait()

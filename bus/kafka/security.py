@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a connection as aiokafka takes them. Neighbour: `probe`, which tells what is wrong with them."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from bus.kafka.settings import KafkaSettings
+from schemas.errors import SettingsError
+
+
+def context(settings: KafkaSettings) -> ssl.SSLContext | None:
+    """None for a protocol without TLS. SettingsError names the files that are wrong."""
+    if settings.security_protocol not in ("SSL", "SASL_SSL"):
+        return None
+    tls = settings.tls
+    try:
+        made = ssl.create_default_context(cafile=tls.ca_file or None)
+        if tls.cert_file:
+            made.load_cert_chain(tls.cert_file, tls.key_file or None, tls.key_password.reveal() or None)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(f"`{name}`" for name in (tls.ca_file, tls.cert_file, tls.key_file) if name)
+        why = error.strerror or (error.reason if isinstance(error, ssl.SSLError) else "") or str(error)
+        raise SettingsError(f"bus.tls: expected PEM files {files}, got {why}; check them") from error
+    return made
+
+
+def arguments(settings: KafkaSettings) -> dict[str, Any]:
+    """For every client of aiokafka: where the brokers are and who we are. The password is read now, so it can be rotated."""
+    found: dict[str, Any] = {
+        "bootstrap_servers": addresses(settings),
+        "client_id": settings.client_id,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": context(settings),
+    }
+    if settings.security_protocol.startswith("SASL"):
+        if not settings.sasl.username:
+            raise SettingsError(
+                f"bus.sasl.username: expected a name with `security_protocol` {settings.security_protocol}, got none"
+            )
+        found |= {
+            "sasl_mechanism": settings.sasl.mechanism,
+            "sasl_plain_username": settings.sasl.username,
+            "sasl_plain_password": settings.sasl.password.reveal(),
+        }
+    return found
+
+
+def addresses(settings: KafkaSettings) -> list[str]:
+    """`bootstrap` as a list; SettingsError for what is no host:port."""
+    found = []
+    for one in settings.bootstrap.split(","):
+        host, _, port = one.strip().rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise SettingsError(
+                f"bus.bootstrap: expected host:port, separated by commas, got `{one.strip()}`; name a broker's listener"
+            )
+        found.append(one.strip())
+    return found
