@@ -9,14 +9,11 @@ of its own where that matters, so that a broker's log tells them apart. Neighbou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from schemas.topics import TOPICS, Role
-
-DESCRIBE: Final = "Describe"
-"""Comes with Read, Write, Alter and Delete of the same resource."""
 
 
 class ConsumerGroup(msgspec.Struct, frozen=True):
@@ -54,19 +51,20 @@ def grants(role: Role, prefix: str, groups: dict[Role, Sequence[ConsumerGroup]])
 
 def _grants(role: Role, prefix: str, groups: dict[Role, Sequence[ConsumerGroup]]) -> Iterator[Grant]:
     for topic in TOPICS:
-        name = topic.named(prefix)
         if role in topic.writers:
-            yield Grant("topic", name, "Write")
-        if role in topic.readers:
-            yield Grant("topic", name, "Read")
-        if role is Role.CLI:
-            yield Grant("topic", name, "DescribeConfigs")
-        if role is Role.ADMIN:
-            yield from (Grant("topic", name, one) for one in ("Create", "Alter", "AlterConfigs", "DescribeConfigs"))
-    every = [group for member in groups.values() for group in member]
-    for group in every if role in (Role.CLI, Role.ADMIN) else groups.get(role, ()):
-        operation = {Role.CLI: DESCRIBE, Role.ADMIN: "Delete"}.get(role, "Read")
-        yield Grant("group", group.name, operation, group.prefixed)
+            yield Grant("topic", topic.named(prefix), "Write")
+        if role in topic.readers and role is not Role.CLI:
+            yield Grant("topic", topic.named(prefix), "Read")
+    for group in groups.get(role, ()):
+        yield Grant("group", group.name, "Read", group.prefixed)
+    # Who looks after the topics sees all of them, those of a later version too.
+    if role is Role.CLI:
+        yield from (Grant("topic", prefix, one, prefixed=True) for one in ("Read", "DescribeConfigs"))
+        yield Grant("group", prefix, "Describe", prefixed=True)
+    if role is Role.ADMIN:
+        for one in ("Create", "Alter", "AlterConfigs", "DescribeConfigs"):
+            yield Grant("topic", prefix, one, prefixed=True)
+        yield Grant("group", prefix, "Delete", prefixed=True)
 
 
 def commands(granted: Sequence[Grant], principal: str, bootstrap: str) -> Iterator[str]:
