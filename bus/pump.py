@@ -30,7 +30,7 @@ from bus.dead_letters import DeadLetters, letter
 from bus.handler import Handler
 from bus.interruptible import take_or
 from schemas.errors import HauberkError, Temporary
-from schemas.stats import Gauge
+from schemas.stats import Gauge, Level
 from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class PumpStats(AttemptStats):
     """Plain counts since start, for whoever renders metrics. `disowned`: commits that came too late, another member handles the
     records again; `committed`: deliveries that their handler was done with and
     whose offset is committed; `dead_lost`: given up and refused by `dead` too; `lag`: records not committed, as of the
-    last look."""
+    last look; `rebalances`: times that partitions came or went; `work_seconds`: spent in the handler, waits for far sides included;
+    `late_seconds`: age of the oldest record of the latest batch when it was taken."""
 
     batches: int = 0
     records: int = 0
@@ -98,6 +99,9 @@ class PumpStats(AttemptStats):
     commits: int = 0
     committed: int = 0
     lag: Gauge = 0
+    rebalances: int = 0
+    work_seconds: float = 0.0
+    late_seconds: Level = 0.0
 
 
 class Pump:
@@ -235,7 +239,10 @@ class Pump:
             dry = 0 if batch else dry + 1
             self.stats.skipped, self.stats.disowned = subscription.skipped, subscription.disowned
             if batch:
+                began = time.monotonic()
+                self.stats.late_seconds = max(0.0, time.time() - min(one.record.timestamp_ms for one in batch) / 1000)
                 await self.attempts.work(batch, self._handle, self._bury)
+                self.stats.work_seconds += time.monotonic() - began
                 self.stats.batches += 1
                 self.stats.records += len(batch)
                 self.stats.bytes += sum(delivery.record.size for delivery in batch)
@@ -310,6 +317,7 @@ class Pump:
 
     def _forget_lost(self, subscription: Subscription) -> None:
         owned = dict(subscription.owned)
+        self.stats.rebalances += owned != self._grants
         lost = {partition for partition, grant in self._grants.items() if owned.get(partition) != grant}
         self._grants = owned
         if lost:

@@ -2,7 +2,7 @@
 """Writes docs/reference from the objects themselves; `--check` compares instead and fails when a page is stale.
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), refusals.md (codes), metrics.md, topics.md (the topic table, msgpack layouts, checksums of
-the schemas that `hauberk topic schema` prints). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks.
+the schemas that `hauberk topic schema` prints), and Grafana's dashboards (`hauberk.dashboards`). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks.
 """
 
 from __future__ import annotations
@@ -254,12 +254,15 @@ def security(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
+    from hauberk.dashboards import dashboards
     from policy.tools.reference import refreshed
 
     made = {
         REFERENCE / "cli.md": cli(), REFERENCE / "settings.md": settings(), REFERENCE / "topics.md": topics(),
         REFERENCE / "refusals.md": refusals(), REFERENCE / "metrics.md": metrics(),
     }  # fmt: skip
+    boards = HERE.parent / "deploy/grafana/dashboards"
+    made |= {boards / name: text for name, text in dashboards().items()}
     policies, limits = HERE / "policies.md", HERE.parent / "SECURITY.md"
     return made | {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tries docker-compose.yml for real: builds the image, starts the four services in a Docker engine of its own, makes events in a
+# Tries compose.embedded.yml for real: builds the image, starts the four services in a Docker engine of its own, makes events in a
 # container, looks for the alert and for the refusal, and removes everything. Too slow for `make test` (two to three minutes).
 #   sudo deploy/docker/try.sh          the whole way
 #   sudo deploy/docker/try.sh idle     the same, and then what the stack takes in a minute of nothing else (what the host does is watched too)
@@ -21,7 +21,7 @@ export HAUBERK_DOCKER_SOCKET=$work/docker.sock HAUBERK_PIN_DIR=/sys/fs/bpf/haube
 
 say() { printf '%4ds  %s\n' $((SECONDS - began)) "$*"; }
 die() { say "FAILED: $*" >&2; exit 1; }
-compose() { docker compose --project-directory "$root" -f "$root/docker-compose.yml" "$@"; }
+compose() { docker compose --project-directory "$root" -f "$root/compose.embedded.yml" "$@"; }
 until_true() { # SECONDS WHAT COMMAND...: poll
     local deadline=$((SECONDS + $1)) what=$2
     shift 2

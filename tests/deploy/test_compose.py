@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compose stack gives away what it says and no more; `deploy/docker/try.sh` runs it for real."""
+"""The compose stacks give away what they say and no more; `deploy/docker/try.sh` runs them for real."""
 
+import json
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,25 @@ from hauberk.sections import Configuration
 from hauberk.settings import check, merge
 
 ROOT = Path(__file__).parents[2]
-STACK: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, Any] = STACK["services"]
+FILES = ("docker-compose.yml", "compose.embedded.yml")
+STACKS: dict[str, dict[str, Any]] = {name: yaml.safe_load((ROOT / name).read_text()) for name in FILES}
 STAGES = ("node", "processor", "planner", "sink")
+OTHERS = ("kafka", "topics", "prometheus", "grafana")
 KEPT = ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"]
 BEGINNING = ["CHOWN", "SETUID", "SETGID", "SETPCAP"]
+
+
+@pytest.fixture(params=FILES)
+def services(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = STACKS[request.param]["services"]
+    return found
+
+
+@pytest.fixture
+def far() -> dict[str, Any]:
+    """The services of the stack over Kafka."""
+    found: dict[str, Any] = STACKS["docker-compose.yml"]["services"]
+    return found
 
 
 def resolved(text: str) -> str:
@@ -26,17 +43,37 @@ def resolved(text: str) -> str:
     return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", text)
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_compose_finds_nothing_to_say(file: str) -> None:
+    """Compose's own reading: keys, types, references between services. No engine is needed."""
+    asked = shutil.which("docker") and subprocess.run(
+        ["docker", "compose", "version"], capture_output=True, check=False
+    )
+    if not asked or asked.returncode:
+        pytest.skip("needs `docker compose` (version 2)")
+    done = subprocess.run(
+        ["docker", "compose", "-f", file, "config", "--format", "json"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"),
+                                                        "DOCKER_CONFIG": os.environ.get("DOCKER_CONFIG", "")},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(json.loads(done.stdout)["services"]) == set(STACKS[file]["services"])
+
+
 def test_the_four_stages_are_one_image() -> None:
-    assert tuple(SERVICES) == STAGES
-    assert len({service["image"] for service in SERVICES.values()}) == 1
-    for name, service in SERVICES.items():
-        assert service["command"] == [name]
-        assert name in VERBS
+    assert tuple(STACKS["compose.embedded.yml"]["services"]) == STAGES
+    assert set(STACKS["docker-compose.yml"]["services"]) == {*STAGES, *OTHERS}
+    for stack in STACKS.values():
+        services = {name: one for name, one in stack["services"].items() if name in STAGES}
+        assert len({service["image"] for service in services.values()}) == 1
+        for name, service in services.items():
+            assert service["command"] == [name]
+            assert name in VERBS
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nobody_has_more_than_it_needs(stage: str) -> None:
-    service = SERVICES[stage]
+def test_nobody_has_more_than_it_needs(services: dict[str, Any], stage: str) -> None:
+    service = services[stage]
     assert "privileged" not in service
     assert service["cap_drop"] == ["ALL"]
     assert service["read_only"] is True
@@ -46,11 +83,68 @@ def test_nobody_has_more_than_it_needs(stage: str) -> None:
         assert service["user"] == "10001:10001"
         assert "cap_add" not in service
         assert not {"pid", "cgroup", "uts", "ipc", "devices"} & set(service)
-        assert service["volumes"] == ["state:/var/lib/hauberk"]
+        assert service.get("volumes", []) in ([], ["state:/var/lib/hauberk"], [f"{stage}:/var/lib/hauberk"])
 
 
-def test_the_node_keeps_five_capabilities() -> None:
-    assert SERVICES["node"]["cap_add"] == KEPT + BEGINNING
+def test_over_kafka_no_two_services_share_a_directory(far: dict[str, Any]) -> None:
+    mounted = [one.split(":")[0] for service in far.values() for one in service.get("volumes", [])]
+    named = [one for one in mounted if not one.startswith((".", "/", "$"))]
+    assert len(set(named)) == len(named)
+    assert set(named) == set(STACKS["docker-compose.yml"]["volumes"])
+
+
+def test_everything_else_is_confined_too_and_has_a_health_check(far: dict[str, Any]) -> None:
+    for name in OTHERS:
+        service = far[name]
+        assert "privileged" not in service
+        assert "cap_add" not in service
+        assert service["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in service["security_opt"]
+    assert {name for name, one in far.items() if "healthcheck" not in one} == {"topics"}, "it ends"
+    assert far["processor"]["deploy"] == {"replicas": 2}
+    assert STACKS["docker-compose.yml"]["networks"]["bus"] == {"internal": True}
+    assert {name for name, one in far.items() if "front" in one["networks"]} == {"sink", "prometheus", "grafana"}
+
+
+def test_prometheus_asks_every_stage_where_it_answers(far: dict[str, Any]) -> None:
+    read = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    stages, sink = (one["dns_sd_configs"][0] for one in read["scrape_configs"])
+    environment = {name: resolved(text) for name, text in far["sink"]["environment"].items()}
+    configuration = check(merge(environment=environment), Configuration)
+    assert (set(stages["names"]), stages["port"]) == (set(STAGES), configuration.metrics.port)
+    assert (sink["names"], sink["port"]) == (["sink"], configuration.sinks[2].port)  # type: ignore[union-attr]
+    mounted = {
+        one.split(":")[0] for one in far["prometheus"]["volumes"] + far["grafana"]["volumes"] if one.startswith(".")
+    }
+    assert all((ROOT / one).exists() for one in mounted)
+    assert {f"./deploy/prometheus/{one}" for one in read["rule_files"]} < mounted
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt install prometheus)")
+def test_promtool_reads_the_configuration(tmp_path: Path) -> None:
+    for name in ("prometheus.yml", "hauberk.rules.yml"):
+        shutil.copy(ROOT / "deploy/prometheus" / name, tmp_path)
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dashboards_ask_the_data_source_that_is_provisioned() -> None:
+    made = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    provider = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/hauberk.yml").read_text())["providers"][0]
+    grafana = STACKS["docker-compose.yml"]["services"]["grafana"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
+    boards = {path.name: json.loads(path.read_text()) for path in (ROOT / "deploy/grafana/dashboards").glob("*.json")}
+    assert os.path.basename(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]) in boards
+    for board in boards.values():
+        panels = [one for one in board["panels"] if one["type"] != "row"]
+        assert panels
+        assert {one["datasource"]["uid"] for one in panels} == {made["datasources"][0]["uid"]}
+
+
+def test_the_node_keeps_five_capabilities(services: dict[str, Any]) -> None:
+    assert services["node"]["cap_add"] == KEPT + BEGINNING
     script = (ROOT / "deploy/docker/entrypoint.sh").read_text()
     kept = re.search(r"^keep=(\S+)$", script, re.MULTILINE)
     assert kept is not None
@@ -71,31 +165,36 @@ def test_the_page_says_what_each_is_for() -> None:
         assert f"`{name}`" in page
 
 
-def test_the_node_writes_to_bpffs_and_its_own_volumes_alone() -> None:
-    mounts = [resolved(one) for one in SERVICES["node"]["volumes"]]
+def test_the_node_writes_to_bpffs_and_its_own_volumes_alone(services: dict[str, Any]) -> None:
+    mounts = [resolved(one) for one in services["node"]["volumes"]]
     writable = {one for one in mounts if not one.endswith(":ro")}
-    assert writable == {"state:/var/lib/hauberk", "programs:/var/cache/hauberk", "/sys/fs/bpf:/sys/fs/bpf"}
+    assert writable - {"programs:/var/cache/hauberk", "/sys/fs/bpf:/sys/fs/bpf"} in (
+        {"state:/var/lib/hauberk"}, {"node:/var/lib/hauberk"},
+    )  # fmt: skip
 
 
-def test_only_loopback_is_published() -> None:
-    for service in SERVICES.values():
+def test_only_loopback_is_published(services: dict[str, Any]) -> None:
+    for service in services.values():
         for port in service.get("ports", []):
             assert resolved(port).startswith("127.0.0.1:")
-    assert [name for name, one in SERVICES.items() if one["network_mode"] != "none"] == ["sink"]
+    embedded = STACKS["compose.embedded.yml"]["services"]
+    assert [name for name, one in embedded.items() if one["network_mode"] != "none"] == ["sink"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_environment_is_settings_that_exist(stage: str) -> None:
-    environment = {name: resolved(text) for name, text in SERVICES[stage]["environment"].items()}
+def test_the_environment_is_settings_that_exist(services: dict[str, Any], stage: str) -> None:
+    environment = {name: resolved(text) for name, text in services[stage]["environment"].items()}
     dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text()
     assert environment["HAUBERK_STATE"] == "/var/lib/hauberk"
     assert "HAUBERK_STATE=/var/lib/hauberk" in dockerfile
     configuration = check(merge(environment=environment), Configuration)
     assert configuration.metrics.enabled, "the health check asks there"
-    assert (configuration.metrics.host, configuration.metrics.port) == ("127.0.0.1", 9644)
+    host = "0.0.0.0" if "kafka" in services else "127.0.0.1"
+    assert (configuration.metrics.host, configuration.metrics.port) == (host, 9644)
+    assert configuration.bus.__struct_config__.tag == ("kafka" if "kafka" in services else "embedded")
     if stage == "sink":
         assert [sink.__struct_config__.tag for sink in configuration.sinks] == ["file", "store", "prometheus"]
-        ports = {resolved(port).split(":", 2)[2] for port in SERVICES[stage]["ports"]}
+        ports = {resolved(port).split(":", 2)[2] for port in services[stage]["ports"]}
         assert ports == {str(configuration.sinks[2].port), str(configuration.page.port)}  # type: ignore[union-attr]
         assert not configuration.page.enabled, "it has no password, and the bridge has other containers on it"
     if stage == "node":
@@ -104,5 +203,5 @@ def test_the_environment_is_settings_that_exist(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_health_is_asked_of_the_right_stage(stage: str) -> None:
-    assert SERVICES[stage]["healthcheck"]["test"] == ["CMD", "health", stage]
+def test_health_is_asked_of_the_right_stage(services: dict[str, Any], stage: str) -> None:
+    assert services[stage]["healthcheck"]["test"] == ["CMD", "health", stage]

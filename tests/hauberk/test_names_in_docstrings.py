@@ -19,7 +19,7 @@ ROOMS = ("schemas", "bus", "policy", "kernel", "sensors", "processors", "enforce
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NAME = re.compile(r"`([A-Za-z_][\w./]*)(?:\(\))?`")
 ELSEWHERE = {
-    "hauberk_stage_failures_total": "a metric, named at export", "hauberk_stage_up": "a metric, named at export",
+    "hauberk_stage_failures_total": "a metric, named at export",
     "btf_trace_NAME": "a type of the kernel", "attach_btf_id": "a field of the kernel",
     "hop_NAME": "a pattern of names", "K_owner__member": "a pattern of names",
     "untrackedNs": "a setting of KubeArmor", "KubeArmorConfig": "a kind of KubeArmor",
