@@ -86,7 +86,7 @@ class PumpStats(AttemptStats):
     """Plain counts since start, for whoever renders metrics. `disowned`: commits that came too late, another member handles the
     records again; `committed`: deliveries that their handler was done with and
     whose offset is committed; `dead_lost`: given up and refused by `dead` too; `lag`: records not committed, as of the
-    last look; `rebalances`: times that partitions came or went; `work_seconds`: spent in the handler, waits for far sides included;
+    last look; `partitions`: that are this reader's now; `rebalances`: times that partitions came or went; `work_seconds`: spent in the handler, waits for far sides included;
     `late_seconds`: age of the oldest record of the latest batch when it was taken."""
 
     batches: int = 0
@@ -99,6 +99,7 @@ class PumpStats(AttemptStats):
     commits: int = 0
     committed: int = 0
     lag: Gauge = 0
+    partitions: Gauge = 0
     rebalances: int = 0
     work_seconds: float = 0.0
     late_seconds: Level = 0.0
@@ -318,6 +319,7 @@ class Pump:
     def _forget_lost(self, subscription: Subscription) -> None:
         owned = dict(subscription.owned)
         self.stats.rebalances += owned != self._grants
+        self.stats.partitions = len(owned)
         lost = {partition for partition, grant in self._grants.items() if owned.get(partition) != grant}
         self._grants = owned
         if lost:
