@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of one thing that a workload used: how often, when, in which looks, by whom. Sums that no order or batching changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+Look = tuple[str, int]
+"""An instance (its uid) and ten minutes of its life (`sightings.SLOT`): what is done in one look counts once."""
+
+
+class Evidence:
+    """Adds up. `looks`: each with the time (Unix ns) of the first event in it. `write`: something changed it. `foreign`: somebody did it
+    who is not known to own the file. `sources`: executables that did it, "" for one that is not known. `others`: below /proc of another
+    process."""
+
+    __slots__ = ("count", "first", "foreign", "last", "looks", "others", "sources", "write")
+
+    def __init__(self) -> None:
+        self.count = self.last = 0
+        self.first = 1 << 63
+        self.looks: dict[Look, int] = {}
+        self.sources: set[str] = set()
+        self.write = self.foreign = self.others = False
+
+    def add(self, count: int, first: int, last: int, look: Look, source: str) -> None:
+        """`count` events between `first` and `last`, of which the first lies in `look`."""
+        self.count += count
+        if first < self.first:
+            self.first = first
+        if last > self.last:
+            self.last = last
+        known = self.looks.get(look)
+        if known is None or first < known:
+            self.looks[look] = first
+        self.sources.add(source)
+
+    def merge(self, other: Evidence) -> None:
+        """Everything of `other` too."""
+        self.count += other.count
+        self.first = min(self.first, other.first)
+        self.last = max(self.last, other.last)
+        for look, first in other.looks.items():
+            self.looks[look] = min(first, self.looks.get(look, first))
+        self.sources |= other.sources
+        self.write |= other.write
+        self.foreign |= other.foreign
+        self.others |= other.others
+
+    @classmethod
+    def of(cls, parts: Iterable[Evidence]) -> Self:
+        """The sum of `parts`."""
+        made = cls()
+        for part in parts:
+            made.merge(part)
+        return made
+
+    @property
+    def instances(self) -> frozenset[str]:
+        """Who did it, by uid."""
+        return frozenset(uid for uid, _ in self.looks)
+
+    @property
+    def birth(self) -> tuple[int, Look]:
+        """When and in which look it was seen first."""
+        return min((first, look) for look, first in self.looks.items())

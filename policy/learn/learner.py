@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored behaviours -> policies that are safe to apply: the door of the learner. Pure.
+
+::
+
+    sightings -> workloads -> review (set apart) -> rules (paths, executables, sockets) -> documents -> replay by the real judge
+
+What the replay says would be denied is added; a policy that would still deny what it was learnt from is never given out. The answer
+depends on the set of sightings alone: not on their order, batches or repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from policy.learn import documents
+from policy.learn.completeness import Completeness, completeness
+from policy.learn.replay import Replay
+from policy.learn.review import ReviewItem, sort_out
+from policy.learn.rules import LearntRule, Uses, rules
+from policy.learn.sightings import Sighting
+from policy.learn.workloads import Workload, selector, workload
+from schemas.errors import PolicyError
+from schemas.identity import Identity
+from schemas.policy import PolicyDocument
+
+ROUNDS: Final = 3
+"""Replays after each of which what was denied is added. By construction the first denies next to nothing."""
+
+
+class LearnSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rules are made and what is believed."""
+
+    patterns: Annotated[bool, Meta(description="Globs for kinds of names; without them their directory.")] = True
+    quiet_hours: Annotated[
+        float, Meta(gt=0, description="Hours without anything new after which what is new is set apart.")
+    ] = 24.0
+    accept: Annotated[tuple[str, ...], Meta(description="Ids of set-apart items that are learnt all the same.")] = ()
+    isolate: Annotated[
+        bool, Meta(description="A workload that never used the internet gets rules that keep it off.")
+    ] = False
+    shadow: Annotated[bool, Meta(description="The policies are shadows: they tell what they would block.")] = False
+
+
+class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload's policy. `body`: the document as plain data. `sightings`, `events`: what it was learnt from, and it was replayed on
+    all of them. `apart`: what was not learnt."""
+
+    workload: Workload
+    name: str
+    body: dict[str, Any]
+    document: PolicyDocument
+    rules: tuple[LearntRule, ...]
+    completeness: Completeness
+    apart: tuple[ReviewItem, ...]
+    sightings: int
+    events: int
+
+
+def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings()) -> list[LearntPolicy]:  # noqa: B008
+    """A policy for each workload that was seen, in order of workload. PolicyError when one would deny its own evidence."""
+    grouped: dict[Workload, list[Sighting]] = {}
+    known: dict[tuple[str, str], Workload] = {}
+    for one in sightings:
+        key = (one.identity.node, one.identity.uid)
+        of = known.get(key)
+        if of is None:
+            of = known[key] = workload(one.identity)
+        grouped.setdefault(of, []).append(one)
+    drafts = [_Draft(of, grouped[of], settings) for of in sorted(grouped)]
+    drafts = [draft for draft in drafts if draft.evidence or draft.apart]
+    for left in reversed(range(ROUNDS)):
+        replay = Replay(draft.document for draft in drafts if draft.evidence)
+        denied = [(draft, list(replay.denied(draft.evidence))) for draft in drafts]
+        if not any(some for _, some in denied):
+            break
+        if not left:
+            draft, some = next((draft, some) for draft, some in denied if some)
+            first = some[0].behaviour
+            raise PolicyError(
+                f"expected the policy learnt for {draft.of.label} to allow what it was learnt from, it would deny {len(some)} behaviours, the "
+                f"first {first.operation.name.lower()} of `{first.resource}` by `{first.executable}`; this is a bug in Hauberk",
+                (),
+            )
+        for draft, some in denied:
+            if some:
+                draft.add(some)
+    return [draft.finish() for draft in drafts]
+
+
+class _Draft:
+    def __init__(self, of: Workload, sightings: list[Sighting], settings: LearnSettings) -> None:
+        self.of = of
+        self._settings = settings
+        found = sort_out(of.label, sightings, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)
+        self.evidence, self.apart = found.evidence, found.apart
+        self._build(self.evidence)
+
+    def _build(self, evidence: list[Sighting]) -> None:
+        uses = Uses()
+        for one in evidence:
+            uses.add(one)
+        # Globs take no `fromSource`, without which the rule of one service would hold for the whole host.
+        self.rules = rules(uses, patterns=self._settings.patterns and not self.of.host)
+        # Other processes' files below /proc stay theirs, if the workload never looked at any.
+        proc = [path for path in uses.files if path.startswith("/proc/") and path[6:7].isdigit()]
+        self.presets = ["protectProc"] if proc and not any(uses.files[path].others for path in proc) else []
+        self.identities: dict[str, Identity] = {
+            one.identity.uid: one.identity for one in sorted(evidence, key=lambda one: one.last)
+        }
+        self._write()
+
+    def _write(self) -> None:
+        self.body = documents.document(
+            self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
+            isolate=self._settings.isolate,
+        )  # fmt: skip
+        self.document = documents.checked(self.body)
+
+    def _denied(self, base: list[Sighting], late: list[Sighting]) -> list[Sighting]:
+        self._build(base)
+        return list(Replay([self.document]).denied(late))
+
+    def add(self, denied: list[Sighting]) -> None:
+        """Rules for exactly what was denied, as wide as the evidence asks for."""
+        uses = Uses()
+        for one in denied:
+            uses.add(one)
+        merged = {rule.key: rule for rule in self.rules}
+        for table, section in ((uses.executed, "process"), (uses.files, "file")):
+            for path, evidence in table.items():
+                key = (section, "path", path, False)
+                if (old := merged.get(key)) is not None:
+                    evidence.merge(old.evidence)
+                merged[key] = LearntRule(section=section, kind="path", value=path, evidence=evidence)
+        self.rules = sorted(merged.values(), key=lambda rule: rule.key)
+        self.presets = []
+        self._write()
+
+    def finish(self) -> LearntPolicy:
+        body = self.body
+        if self._settings.shadow:
+            body = documents.document(
+                self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
+                isolate=self._settings.isolate, shadow=True,
+            )  # fmt: skip
+        return LearntPolicy(
+            workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
+            completeness=completeness(rule.evidence for rule in self.rules), apart=tuple(self.apart),
+            sightings=len(self.evidence), events=sum(one.count for one in self.evidence),
+        )  # fmt: skip

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training replay: what policies would deny of what was seen, asked of the real judge with every default posture at `block`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from policy.learn.sightings import Sighting
+from policy.ruleset import PostureSettings, Ruleset, Scope, compile_ruleset
+from schemas.identity import Identity
+from schemas.policy import PolicyDocument
+from schemas.verdict import Action
+
+STRICT: Final = PostureSettings(
+    file="block", network="block", capabilities="block", host_file="block", host_network="block", host_capabilities="block",
+    host_device="block", untracked_namespaces=(),
+)  # fmt: skip
+
+
+class Replay:
+    """Policies as they would be if nothing softened them: no audited workloads, no namespace annotations, no untracked namespaces."""
+
+    def __init__(self, documents: Iterable[PolicyDocument]) -> None:
+        self.ruleset: Ruleset = compile_ruleset(documents, STRICT)
+        self._scopes: dict[tuple[str, str], Scope] = {}
+
+    def scope(self, identity: Identity) -> Scope:
+        """What holds for an identity."""
+        key = (identity.node, identity.uid)
+        found = self._scopes.get(key)
+        if found is None:
+            plain = msgspec.structs.replace(identity, annotations={}, namespace_annotations={}, confirmed=True)
+            found = self._scopes[key] = self.ruleset.scope(plain)
+        return found
+
+    def denied(self, sightings: Iterable[Sighting]) -> Iterator[Sighting]:
+        """Those of `sightings` that would not pass."""
+        for one in sightings:
+            if self.scope(one.identity).judge(one.behaviour).action is not Action.ALLOW:
+                yield one

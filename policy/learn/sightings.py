@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stored behaviour as the learner takes it, and which of them are evidence of what a workload needs.
+
+Denied, alerted and shadow-blocked behaviours are never evidence: learning them would turn an attack into a permission. What failed
+by itself never happened. Pure. Neighbours: `policy/learn/learner.py` reads these, the summary store is where they come from.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from policy.judge.judge import considered
+from policy.judge.precedence import changes
+from schemas.behaviour import NO_OWNER, Behaviour
+from schemas.identity import Identity
+from schemas.operations import Access, Class, Operation
+
+ALLOWED: Final = "Allow"
+SLOT: Final = 600 * 1_000_000_000
+"""Nanoseconds. What a container does within ten minutes is one look at it: a start is one look, a day is many."""
+
+
+class Sighting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A behaviour of an identity: how often, when first and last (Unix ns). `status`: Allow, Audit or Deny, as it was told.
+    `shadowed`: a shadow policy in force would have blocked it."""
+
+    identity: Identity
+    behaviour: Behaviour
+    status: str = ALLOWED
+    count: int = 1
+    first: int = 0
+    last: int = 0
+    shadowed: bool = False
+
+
+class Use(StrEnum):
+    """What a sighting is to the learner."""
+
+    EVIDENCE = "evidence"
+    NOTHING = "nothing"
+    """No rule can be about it: it failed by itself, or no whitelist covers its class."""
+    REFUSED = "refused"
+    """Denied, alerted or shadow-blocked."""
+    NAMELESS = "nameless"
+    """A rule would be needed and none can name it: a path that is not whole, a program without a file."""
+
+
+def use(sighting: Sighting) -> Use:
+    """Which of the four."""
+    behaviour = sighting.behaviour
+    if behaviour.access & Access.UNTOLD:
+        return Use.NOTHING
+    if sighting.status != ALLOWED or sighting.shadowed or (behaviour.result and _denied(behaviour)):
+        return Use.REFUSED
+    if behaviour.result and not considered(behaviour):
+        return Use.NOTHING
+    cls = behaviour.cls
+    if cls is Class.PROCESS:
+        if behaviour.operation is not Operation.EXEC:
+            return Use.NOTHING
+        return Use.EVIDENCE if _nameable(behaviour) else Use.NAMELESS
+    if cls is Class.FILE:
+        return Use.EVIDENCE if _nameable(behaviour) else Use.NAMELESS
+    if cls is Class.NETWORK and behaviour.operation is not Operation.DNS:
+        return Use.EVIDENCE
+    return Use.NOTHING
+
+
+def writes(behaviour: Behaviour) -> bool:
+    """Whether a file behaviour is more than reading: what `readOnly` would deny."""
+    return changes(behaviour)
+
+
+def owned(behaviour: Behaviour) -> bool:
+    """Whether whoever did it is known to own the file: what `ownerOnly` would let pass."""
+    return behaviour.owner != NO_OWNER and behaviour.uid == behaviour.owner
+
+
+def paths(behaviour: Behaviour) -> tuple[str, ...]:
+    """The paths that the judge asks file or process rules about."""
+    if behaviour.operation in (Operation.RENAME, Operation.LINK) or (
+        behaviour.operation is Operation.EXEC and behaviour.resource2
+    ):
+        return behaviour.resource, behaviour.resource2
+    return (behaviour.resource,)
+
+
+def _denied(behaviour: Behaviour) -> bool:
+    return considered(behaviour) and behaviour.result in (-1, -13)  # EPERM, EACCES
+
+
+def _nameable(behaviour: Behaviour) -> bool:
+    return not behaviour.access & Access.PARTIAL and all(
+        path.startswith("/") and "\0" not in path for path in paths(behaviour)
+    )

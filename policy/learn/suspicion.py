@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a sighting should be looked at before it is believed: what intruders do and workloads seldom do. Pure, and static.
+
+A reason is no verdict. What has one is learnt once two instances did it, or when somebody accepts it; until then it is set apart.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from policy.judge.sockets import LOCAL
+from policy.learn import zones
+from policy.learn.sightings import Sighting, paths, writes
+from schemas.operations import Access, Class, Operation
+
+
+def reason(one: Sighting, written: Mapping[str, int]) -> str:
+    """A few words; "" when nothing is odd. `written`: paths that the workload itself has written, with when first (Unix ns)."""
+    behaviour = one.behaviour
+    match behaviour.cls:
+        case Class.PROCESS:
+            return _executed(one, written)
+        case Class.FILE:
+            return _touched(one)
+        case Class.NETWORK:
+            if behaviour.family not in LOCAL and behaviour.socket_type & 0xF in (3, 10):
+                return "a raw socket"
+            return ""
+    return ""
+
+
+def _executed(one: Sighting, written: Mapping[str, int]) -> str:
+    for path in paths(one.behaviour):
+        if written.get(path, one.first + 1) <= one.first:
+            return "a program that the workload itself has written"
+        if zones.temporary(posixpath.dirname(path)) or path.startswith("/proc/"):
+            return "a program in a directory for temporary files"
+        if posixpath.basename(path).startswith("."):
+            return "a program with a hidden name"
+        if posixpath.basename(path) in zones.TOOLS:
+            return "a tool that moves data, builds or changes the system"
+    return ""
+
+
+def _touched(one: Sighting) -> str:
+    behaviour = one.behaviour
+    write = writes(behaviour)
+    for path in paths(behaviour):
+        if zones.secret(path) and not behaviour.access & Access.OWN:
+            return "a secret"
+        if not write:
+            continue
+        if zones.persistent(path):
+            return "something that is run or believed later"
+        if zones.code(path):
+            return "a program or a library is changed"
+        if behaviour.operation is Operation.CHMOD and len(behaviour.args) > 0 and behaviour.flags & 0o6000:
+            return "a file becomes set-user-ID"
+        if path.startswith("/var/log/") and behaviour.operation in (Operation.UNLINK, Operation.TRUNCATE):
+            return "a log is removed"
+    return ""

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the learner promises of every policy, whatever was seen: replay, order, repetition, growth; and what it never learns."""
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from policy.learn import components
+from policy.learn.documents import checked
+from policy.learn.learner import LearnSettings, LearntPolicy, learn
+from policy.learn.replay import Replay
+from policy.learn.rules import word
+from policy.learn.sightings import Sighting, Use, use
+from policy.ruleset import compile_ruleset
+from policy.tools.lint import lint
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity, Kind, Owner
+from schemas.operations import Access, Backend, Class, Operation
+
+HOUR = 3600 * 10**9
+
+
+def pod(number: int, owner: str = "web", container: str = "app", **more: object) -> Identity:
+    fields: dict[str, object] = {
+        "kind": Kind.CONTAINER, "node": "n1", "uid": f"{owner}-{number}", "namespace": "shop", "pod": f"{owner}-{number}",
+        "owner": Owner("Deployment", owner, "shop"), "container_name": container, "orchestrated": True,
+        "labels": {"app": owner, "pod-template-hash": f"h{number}"},
+    }  # fmt: skip
+    return Identity(**(fields | more))  # type: ignore[arg-type]
+
+
+def opened(path: str, access: Access = Access.READ, by: str = "/usr/bin/app", **more: object) -> Behaviour:
+    fields: dict[str, object] = {
+        "operation": Operation.OPEN,
+        "access": access,
+        "resource": path,
+        "executable": by,
+        "parent": by,
+        "owner": 0,
+    }
+    return Behaviour(**(fields | more))  # type: ignore[arg-type]
+
+
+def executed(path: str, parent: str = "/usr/bin/app", **more: object) -> Behaviour:
+    return Behaviour(
+        operation=Operation.EXEC, access=Access.EXEC, resource=path, executable=parent, parent=parent, **more
+    )  # type: ignore[arg-type]
+
+
+def seen(behaviour: Behaviour, instance: int = 1, hour: float = 1, **more: object) -> Sighting:
+    at = int(hour * HOUR)
+    return Sighting(**({"identity": pod(instance), "behaviour": behaviour, "first": at, "last": at} | more))  # type: ignore[arg-type]
+
+
+def files(policy: LearntPolicy) -> dict[str, list[dict[str, object]]]:
+    found: dict[str, list[dict[str, object]]] = policy.body["spec"].get("file", {})
+    return found
+
+
+def only(sightings: list[Sighting], **more: object) -> LearntPolicy:
+    (policy,) = learn(sightings, LearnSettings(**more))  # type: ignore[arg-type]
+    return policy
+
+
+# A filesystem small enough for rules to meet: plain, numbered, random, hidden names, glob characters, deep and shallow, odd bytes.
+NAMES = st.sampled_from(
+    ["a", "b", "c", "dd", "x1", "x2", "x30", "log", "2026-11-28", "5f0c9a1e77d2", "tmp.Xa81kQ", "*", "[z]", "{q}", "back\\slash",
+     " b", "new\nline", ".hidden", "17", "18", "ccZq81aB.o"]
+)  # fmt: skip
+TOPS = st.sampled_from(
+    ["/srv/app", "/tmp", "/etc", "/usr/lib/py", "/proc/12", "/var/lib/x", "/root", "/home/u", "", "/dev", "/usr/bin"]
+)
+PATHS = st.builds(lambda top, rest: f"{top}/{'/'.join(rest)}".rstrip("/") or "/", TOPS, st.lists(NAMES, max_size=3))
+READ = st.sampled_from([Access.READ, Access.READ | Access.DIRECTORY, Access.READ | Access.OWN])
+WRITE = st.sampled_from([Access.WRITE, Access.WRITE | Access.CREATE, Access.READ | Access.WRITE])
+PROGRAMS = st.sampled_from(["/usr/bin/app", "/usr/bin/sh", "/srv/app/a", ""])
+OWNERS = st.sampled_from([0, 33, 0xFFFFFFFF])
+OPENS = st.builds(
+    lambda path, access, by, owner, uid: opened(path, access, by, owner=owner, uid=uid), PATHS, READ | WRITE, PROGRAMS, OWNERS, st.sampled_from([0, 33])
+)  # fmt: skip
+MOVES = st.builds(
+    lambda one, two, operation: Behaviour(operation=operation, resource=one, resource2=two, access=Access.CREATE, executable="/usr/bin/app"),
+    PATHS, PATHS, st.sampled_from([Operation.RENAME, Operation.LINK]),
+)  # fmt: skip
+EXECS = st.builds(
+    lambda path, parent, script: executed(path, parent, resource2="/bin/sh" if script else ""),
+    PATHS,
+    PROGRAMS,
+    st.booleans(),
+)
+SOCKETS = st.builds(
+    lambda family, kind, protocol, by: Behaviour(operation=Operation.SOCKET, family=family, socket_type=kind, protocol=protocol, executable=by),
+    st.sampled_from([1, 2, 10, 16, 17]), st.sampled_from([1, 2, 3, 5]), st.sampled_from([0, 1, 6, 17]), PROGRAMS,
+)  # fmt: skip
+BEHAVIOURS = st.one_of(OPENS, OPENS, MOVES, EXECS, SOCKETS)
+SIGHTINGS = st.builds(
+    lambda behaviour, instance, hour: seen(behaviour, instance, hour), BEHAVIOURS, st.integers(1, 5), st.integers(1, 20)
+)
+WHITELISTS = [
+    seen(opened("/srv/always")), seen(executed("/usr/bin/always")),
+    seen(Behaviour(operation=Operation.SOCKET, family=2, socket_type=5, executable="/usr/bin/app")),
+]  # fmt: skip
+RUN = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+
+
+@RUN
+@given(st.lists(SIGHTINGS, min_size=1, max_size=30), st.booleans())
+def test_a_policy_allows_everything_it_was_learnt_from(sightings: list[Sighting], patterns: bool) -> None:
+    policies = learn(sightings, LearnSettings(patterns=patterns))
+    apart = {item.resource for policy in policies for item in policy.apart}
+    denied = list(Replay(policy.document for policy in policies).denied(sightings))
+    # What it denies of them is what it said that it does not learn.
+    for one in denied:
+        about = {one.behaviour.resource, one.behaviour.resource2, one.behaviour.executable}
+        about |= {word(one)} if one.behaviour.cls is Class.NETWORK else set()
+        assert use(one) is not Use.EVIDENCE or about & apart, one.behaviour
+    assert sum(policy.sightings for policy in policies) >= len(sightings) - sum(
+        item.count for policy in policies for item in policy.apart
+    )
+
+
+@RUN
+@given(st.lists(SIGHTINGS, min_size=1, max_size=25), st.randoms(use_true_random=False))
+def test_order_batches_and_repetition_change_nothing(sightings: list[Sighting], chance: random.Random) -> None:
+    shuffled = [*sightings, *chance.sample(sightings, chance.randint(0, len(sightings)))]
+    chance.shuffle(shuffled)
+    assert [policy.body for policy in learn(sightings)] == [policy.body for policy in learn(shuffled)]
+    split = [
+        part for one in sightings
+        for part in (msgspec.structs.replace(one, count=1), msgspec.structs.replace(one, count=5, first=one.last, last=one.last))
+    ]  # fmt: skip
+    assert [policy.body for policy in learn(sightings)] == [policy.body for policy in learn(split)]
+
+
+@RUN
+@given(
+    st.lists(SIGHTINGS, min_size=1, max_size=25), st.lists(SIGHTINGS, max_size=25), st.lists(BEHAVIOURS, max_size=25)
+)
+def test_more_data_never_shrinks_it(before: list[Sighting], later: list[Sighting], asked: list[Behaviour]) -> None:
+    # What a policy says nothing about is not kept from anybody: all three sections are there from the start.
+    before = [*before, *WHITELISTS]
+    end = max(one.last for one in before)
+    later = [msgspec.structs.replace(one, first=one.first + end, last=one.last + end) for one in later]
+    small, large = Replay([only(before).document]), Replay([only([*before, *later]).document])
+    questions = [seen(behaviour) for behaviour in asked] + before + later
+    lost = {id(one) for one in large.denied(questions)} - {id(one) for one in small.denied(questions)}
+    assert [one.behaviour for one in questions if id(one) in lost] == []
+
+
+def test_names_and_selectors_are_stable() -> None:
+    first = only([seen(opened("/srv/app/a"), 1)])
+    again = only([seen(opened("/srv/app/b"), 7)])
+    assert first.name == again.name == first.body["metadata"]["name"]
+    assert first.body["spec"]["selector"] == {"matchLabels": {"app": "web", "kubearmor.io/container.name": "[app]"}}
+    assert first.document.policy == checked(first.body).policy
+
+
+def test_containers_of_one_pod_have_policies_of_their_own() -> None:
+    app = seen(opened("/srv/a"))
+    sidecar = seen(opened("/srv/b"), identity=pod(1, container="sidecar", uid="other"))
+    assert [files(policy)["matchPaths"][0]["path"] for policy in learn([app, sidecar])] == ["/srv/a", "/srv/b"]
+
+
+def test_prefix_paths_are_kept() -> None:
+    """The leaf-only trie of the engine that this goes past lost the directory as soon as a file below it was seen."""
+    found = only(
+        [seen(opened("/usr/lib/locale/C", Access.READ | Access.DIRECTORY)), seen(opened("/usr/lib/locale/C/LC_TIME"))]
+    )
+    assert {item["path"] for item in files(found)["matchPaths"]} == {"/usr/lib/locale/C", "/usr/lib/locale/C/LC_TIME"}
+
+
+def test_paths_with_blanks_and_truncate_are_whole() -> None:
+    found = only(
+        [seen(opened("/srv/My Files/a b.txt")), seen(executed("/usr/bin/truncate")), seen(opened("/srv/runc/x"))]
+    )
+    assert {item["path"] for item in files(found)["matchPaths"]} == {"/srv/My Files/a b.txt", "/srv/runc/x"}
+    assert found.body["spec"]["process"]["matchPaths"][0]["path"] == "/usr/bin/truncate"
+
+
+def test_programs_are_exact_however_many() -> None:
+    found = only([seen(executed(f"/usr/bin/tool{number}")) for number in range(40)])
+    assert set(found.body["spec"]["process"]) == {"matchPaths"}
+    assert len(found.body["spec"]["process"]["matchPaths"]) == 40
+
+
+def test_a_set_complete_at_the_start_stays_a_list_and_an_open_one_becomes_its_directory() -> None:
+    closed = [seen(opened(f"/srv/app/{name}", Access.WRITE), run, run) for run in range(1, 6) for name in "abcdefgh"]
+    assert "matchDirectories" not in files(only(closed))
+    grown = [seen(opened(f"/srv/app/{name}", Access.WRITE), run, run) for run, name in enumerate("abcdefgh", 1)]
+    assert files(only(grown)) == {"matchDirectories": [{"dir": "/srv/app/"}]}
+    assert files(only(grown, patterns=False)) == files(only(grown))
+
+
+@pytest.mark.parametrize("top", ["/etc", "/usr/bin", "/proc/self", "/dev", "/root/.ssh", "/run/secrets/x", "/var", ""])
+def test_some_directories_are_never_opened(top: str) -> None:
+    found = only([seen(opened(f"{top}/{'abcdefghijklmnopqrst'[run]}"), run, run) for run in range(20)] * 2)
+    assert "matchDirectories" not in files(found)
+    assert "matchPatterns" not in files(found)
+
+
+def test_reading_and_changing_are_apart() -> None:
+    found = files(
+        only(
+            [
+                *(seen(opened(f"/srv/app/{name}"), run, run) for run, name in enumerate("abcdefgh", 1)),
+                seen(opened("/srv/app/b", Access.WRITE)),
+            ]
+        )
+    )
+    assert found == {
+        "matchPaths": [{"path": "/srv/app/b"}],
+        "matchDirectories": [{"dir": "/srv/app/", "readOnly": True}],
+    }
+
+
+def test_owner_only_where_all_of_it_is_the_callers() -> None:
+    mine, others = opened("/home/u/a", uid=7, owner=7), opened("/home/u/b", uid=7, owner=8)
+    assert files(only([seen(mine), seen(others)]))["matchPaths"] == [
+        {"path": "/home/u/a", "readOnly": True, "ownerOnly": True}, {"path": "/home/u/b", "readOnly": True},
+    ]  # fmt: skip
+
+
+def test_own_proc_only_is_kept_to_by_a_preset() -> None:
+    own = seen(opened("/proc/12/stat", Access.READ | Access.OWN))
+    assert only([own]).body["spec"]["presets"] == [{"name": "protectProc", "action": "Block"}]
+    assert "presets" not in only([own, seen(opened("/proc/13/stat"))]).body["spec"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"status": "Audit"}, "told as Audit"),
+        ({"status": "Deny"}, "told as Deny"),
+        ({"shadowed": True}, "a shadow policy would have blocked it"),
+        ({"behaviour": opened("/srv/x", result=-13)}, "denied"),
+        ({"behaviour": opened("/srv/x", result=-1, enforcer=Backend.SIGNAL)}, "denied"),
+        ({"behaviour": opened("/srv/x/...", Access.READ | Access.PARTIAL)}, "no rule can name it"),
+        ({"behaviour": executed("memfd:x")}, "no rule can name it"),
+    ],
+)
+def test_what_is_never_learnt_is_told(change: dict[str, object], why: str) -> None:
+    (item,) = only([msgspec.structs.replace(seen(opened("/srv/x")), **change), seen(opened("/srv/ok"))]).apart
+    assert item.reason == why
+    accepted = only(
+        [msgspec.structs.replace(seen(opened("/srv/x")), **change), seen(opened("/srv/ok"))], accept=(item.ident,)
+    )
+    assert accepted.apart == (item,)
+
+
+def test_what_failed_by_itself_is_nothing() -> None:
+    found = only([seen(opened("/srv/missing", result=-2)), seen(opened("/srv/ok"))])
+    assert not found.apart
+    assert [item["path"] for item in files(found)["matchPaths"]] == ["/srv/ok"]
+
+
+def test_odd_things_wait_for_a_second_instance_or_an_accept() -> None:
+    base = [seen(opened("/srv/ok"), run) for run in (1, 2)]
+    theft = seen(opened("/etc/shadow"), 1)
+    (item,) = only([*base, theft]).apart
+    assert (item.reason, item.resource, item.pods) == ("a secret", "/etc/shadow", ("web-1",))
+    for found in (only([*base, theft], accept=(item.ident,)), only([*base, theft, seen(opened("/etc/shadow"), 2)])):
+        assert not found.apart
+        assert {"path": "/etc/shadow", "readOnly": True, "fromSource": [{"path": "/usr/bin/app"}]} in files(found)[
+            "matchPaths"
+        ]
+
+
+def test_a_late_program_and_what_it_did_wait() -> None:
+    base = [seen(executed("/usr/bin/app", "/usr/bin/init"), run, run) for run in range(1, 5)]
+    late = [seen(executed("/usr/bin/id"), 4, 4), seen(opened("/srv/loot", Access.WRITE, "/usr/bin/id"), 4, 4)]
+    found = only([*base, *late])
+    assert [item.resource for item in found.apart] == ["/usr/bin/id", "/srv/loot"]
+    assert "file" not in found.body["spec"]
+
+
+def test_what_is_new_after_a_quiet_day_waits_and_known_kinds_go_on() -> None:
+    known = [seen(opened(f"/srv/app/job-{hour}", Access.WRITE), 1, hour) for hour in range(1, 60)]
+    found = only([*known, seen(opened("/srv/other/x", Access.WRITE), 1, 50)])
+    assert [item.resource for item in found.apart] == ["/srv/other/x"]
+    assert files(found) == {"matchPatterns": [{"pattern": "/srv/app/job-[0-9]*"}]}
+    assert found.completeness.state.value == "Stable"
+
+
+def test_jobs_of_a_cron_job_are_one_workload() -> None:
+    some = [seen(opened("/srv/a"), identity=pod(n, owner=f"backup-2839182{n}", uid=str(n))) for n in range(3)]
+    jobs = [msgspec.structs.replace(one, identity=msgspec.structs.replace(one.identity, owner=Owner("Job", one.identity.owner.name, "shop"), labels={"app": "backup", "job-name": "x"})) for one in some]  # fmt: skip
+    (found,) = learn(jobs)
+    assert found.workload.owner == "backup"
+    assert found.completeness.instances == 3
+
+
+def test_services_of_a_host_have_policies_limited_to_what_they_run() -> None:
+    host = Identity(kind=Kind.HOST, node="n1", uid="cg1", cgroup_path="/system.slice/nginx.service")
+    found = learn(
+        [
+            seen(opened("/srv/a", by="/usr/sbin/nginx"), identity=host),
+            seen(executed("/usr/sbin/nginx", "/usr/lib/systemd/systemd"), identity=host),
+        ]
+    )
+    assert [policy.body["kind"] for policy in found] == ["KubeArmorHostPolicy"]
+    assert found[0].body["spec"]["nodeSelector"] == {"matchLabels": {"kubernetes.io/hostname": "n1"}}
+    assert found[0].workload.label == "n1/nginx"
+
+
+def test_a_learnt_policy_has_nothing_that_lint_calls_a_mistake() -> None:
+    found = only([seen(opened(f"/srv/app/{name}", Access.WRITE), run, run) for run, name in enumerate("abcdefgh", 1)])
+    assert not [one for one in lint(compile_ruleset([found.document])) if one.level == "error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "glob"),
+    [
+        ("4711", "[0-9]*"),
+        ("6fa459ea-ee8a-3ca4-894e-db77e160355e", "[0-9a-f]*-[0-9a-f]*-[0-9a-f]*-[0-9a-f]*-[0-9a-f]*"),
+        ("backup-2026-11-28.tar.gz", "backup-[0-9]*.tar.gz"),
+        ("app.20261128", "app.[0-9]*"),
+        ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "[0-9a-f]*"),
+        ("tmp.Xa81kQ2bZz", "tmp.??????????"),
+        ("reportXk29Qa1z", "report????????"),
+        ("run.aBcDeF", "run.??????"),
+        ("lua_b6kSZr", "lua_??????"),
+        ("JsonParser", ""),
+        ("LC_MESSAGES", ""),
+        ("passwd", ""),
+        ("libc.so.6", ""),
+        ("x86_64-linux-gnu", ""),
+        ("python3.11", ""),
+        ("README", ""),
+        ("index.html", ""),
+    ],
+)
+def test_kinds_of_names(name: str, glob: str) -> None:
+    assert components.strong(name) == glob
