@@ -23,7 +23,7 @@ import msgspec
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
-from live import running  # noqa: E402
+import live  # noqa: E402
 
 from kernel.features import cgroup2_mount  # noqa: E402
 from sinks.store.queries import SqliteReader  # noqa: E402
@@ -45,6 +45,7 @@ echo key >/root/.ssh/id_ed25519; echo key >/root/.aws/credentials; echo {} >/roo
 echo token >/var/run/secrets/kubernetes.io/serviceaccount/token; echo ls >/root/.bash_history
 """
 SETTLE_SECONDS = 6.0
+live.START_SECONDS = 300.0
 
 
 def record(root: Path, runs: int, wanted: list[str]) -> None:
@@ -67,7 +68,7 @@ def record(root: Path, runs: int, wanted: list[str]) -> None:
     sets = (f"inventory.workloads={json.dumps(declared)}", 'postures.host_visibility=["none"]')
     cgroups = []
     try:
-        with running("up", sets=sets) as live:
+        with live.running("up", sets=sets) as running:
             os.mkdir(f"{mount}{top}")
             for name in names:
                 for run in range(1, runs + 1):
@@ -86,10 +87,10 @@ def record(root: Path, runs: int, wanted: list[str]) -> None:
                 # Each has a root of its own, which it may spoil.
                 with tempfile.TemporaryDirectory(prefix="hauberk-attack-") as spoilt:
                     subprocess.run(
-                        [throwaway[0], throwaway[1], spoilt, "timeout", "20", "bash", "-c", command], capture_output=True,
-                        env=os.environ | {"INSIDE": cgroups[-1], "BELOW": str(root / "upper")},
+                        [throwaway[0], throwaway[1], spoilt, "timeout", "20", "bash", "-c", command], stdout=subprocess.DEVNULL,
+                        env=os.environ | {"INSIDE": cgroups[-1], "BELOW": str(root)},
                     )  # fmt: skip
-            _write(live.state.parent / "summary.db")
+            _write(running.state.parent / "summary.db")
     finally:
         deadline = time.monotonic() + 10
         for path in [*cgroups, f"{mount}{top}"]:
@@ -117,6 +118,12 @@ def _write(store: Path) -> None:
         reader.close()
     behaviours: dict[bytes, int] = {}
     runs: dict[str, list[tuple[int, int]]] = {}
+    if CORPUS.exists():
+        # What was not recorded this time stays as it was.
+        old = msgspec.msgpack.decode(lzma.decompress(CORPUS.read_bytes()))
+        behaviours = {msgspec.msgpack.encode(one): number for number, one in enumerate(old["behaviours"])}
+        again = {row.identity.cgroup_path.rpartition("/")[2] for row in rows}
+        runs = {name: some for name, some in old["runs"].items() if name not in again}
     for row in sorted(rows, key=lambda row: row.first):
         body = msgspec.msgpack.encode(row.behaviour)
         number = behaviours.setdefault(body, len(behaviours))
@@ -128,7 +135,9 @@ def _write(store: Path) -> None:
 
 
 def _listed(script: str) -> list[str]:
-    return subprocess.run(["bash", str(HERE / script), "list"], check=True, capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        ["bash", str(HERE / script), "list"], check=True, capture_output=True, text=True
+    ).stdout.split()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,20 @@
 #!/bin/bash
 # `throwaway_root.sh DIRECTORY COMMAND...`: COMMAND in mount and pid namespaces of its own, on an overlay of this machine's root.
-# What it writes lies under DIRECTORY/upper; nothing of the machine changes. BELOW names an upper directory to build on. Root only.
+# What it writes lies under DIRECTORY/upper; nothing of the machine changes. BELOW: the
+# DIRECTORY of an earlier one to build on, which stays as it is. Root only.
 set -eu
-export THROWAWAY=$1 LAYERS=${BELOW:+$BELOW:}/
+export THROWAWAY=$1
 shift
 mkdir -p "$THROWAWAY"/{upper,work,root}
 exec unshare --mount --pid --fork --kill-child --propagation private bash -c '
 set -eu
-mount -t overlay overlay -o "lowerdir=$LAYERS,upperdir=$THROWAWAY/upper,workdir=$THROWAWAY/work" "$THROWAWAY/root"
+lower=/
+if [ -n "${BELOW:-}" ]; then
+    lower=$THROWAWAY/below
+    mkdir -p "$lower"
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$BELOW/upper,workdir=$BELOW/work" "$lower"
+fi
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=$THROWAWAY/upper,workdir=$THROWAWAY/work" "$THROWAWAY/root"
 cd "$THROWAWAY/root"
 mount -t proc proc proc
 mount --rbind /dev dev
