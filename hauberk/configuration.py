@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bus.contract import Bus
+    from bus.kafka.settings import KafkaSettings
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
 
@@ -101,6 +102,19 @@ async def client_bus(given: argparse.Namespace) -> Bus:
                 f"expected a bus in `{settings.directory}`, got: {error.strerror}; start `hauberk up`, or name another with --state or HAUBERK_STATE"
             ) from error
     return await open_bus(settings)
+
+
+def kafka_settings(given: argparse.Namespace) -> KafkaSettings:
+    """The settings of the Kafka bus, for a verb that is about the cluster. SettingsError when the bus is another."""
+    from bus.kafka.settings import KafkaSettings
+
+    settings = check(load(given)[0], BusOnly).bus
+    if not isinstance(settings, KafkaSettings):
+        raise SettingsError(
+            f"expected `bus.type` kafka, got `{settings.__struct_config__.tag}`, which makes its topics itself; "
+            "`--set bus.type=kafka --set bus.bootstrap=HOST:PORT` names a cluster"
+        )
+    return settings
 
 
 def _table(tree: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     HauberkError
     ├── Temporary                 the same call may succeed later; carries `retry_after`
     │   ├── Unavailable           the far side did not answer (broker, socket, server)
+    │   │   └── NotGranted        it answered, and refuses this to our account until somebody grants it
     │   ├── Backpressure          the far side is full; take less, later
     │   └── DiskFull              no space where the bus, a spool or a store writes
     └── Permanent                 the same call fails again until somebody changes something
@@ -63,6 +64,12 @@ class Temporary(HauberkError):
 
 class Unavailable(Temporary):
     """The far side did not answer."""
+
+
+class NotGranted(Unavailable):
+    """The far side refuses this to our account; the message names the grant. Nothing of what was asked is wrong, so it waits."""
+
+    reason = Reason.PERMISSION
 
 
 class Backpressure(Temporary):

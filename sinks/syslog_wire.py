@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from bus.secret import Secret
+from bus.secret import Secret, refuse_shared
 from schemas.errors import HauberkError, SettingsError, Unavailable
 
 _SEND_BUFFER_BYTES = 256 << 10
@@ -35,7 +35,10 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     cert_file: Annotated[
         str, msgspec.Meta(description="Our certificate, for servers that ask for one.", examples=["client.pem"])
     ] = ""
-    key_file: Annotated[str, msgspec.Meta(description="Key of `cert_file`.", examples=["client.key"])] = ""
+    key_file: Annotated[
+        str,
+        msgspec.Meta(description="Key of `cert_file`; one that others may read is refused.", examples=["client.key"]),
+    ] = ""
     key_password: Annotated[
         Secret, msgspec.Meta(description="Password of `key_file`.", examples=[{"env": "SYSLOG_KEY_PASSWORD"}])
     ] = Secret()
@@ -51,7 +54,9 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         try:
             context = ssl.create_default_context(cafile=self.ca_file or None)
             if self.cert_file:
-                context.load_cert_chain(self.cert_file, self.key_file or None, self.key_password.reveal() or None)
+                password = self.key_password.reveal() or None
+                refuse_shared(self.key_file or self.cert_file)
+                context.load_cert_chain(self.cert_file, self.key_file or None, password)
         except (OSError, ssl.SSLError) as error:
             files = ", ".join(f"`{name}`" for name in (self.ca_file, self.cert_file, self.key_file) if name)
             raise SettingsError(f"syslog: expected PEM files {files}, got {_words(error)}; check them") from error

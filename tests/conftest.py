@@ -92,6 +92,17 @@ def kafka(kafka_clusters_of_the_run: Callable[..., Any]) -> Iterator[Any]:
         cluster.close()
 
 
+@pytest.fixture(scope="session")
+def kafka_secure(kafka_clusters_of_the_run: Callable[..., Any]) -> Iterator[Any]:
+    """One broker with accounts and grants for the whole run: as `kafka`, with the listeners of `kafka_cluster.LISTENERS`."""
+    cluster = kafka_clusters_of_the_run(secure=True)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
 @pytest.fixture
 def kafka_clusters(kafka_clusters_of_the_run: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """kafka_clusters(brokers=1, secure=False, ...): a private cluster, not started yet; see `kafka_cluster.Cluster`."""

@@ -83,7 +83,7 @@ class KafkaBus:
     async def lag(self, group: str) -> dict[str, int]:
         self._check()
         names = {topic.named(self.settings.prefix): name for name, topic in BY_NAME.items()}
-        known = await self._offsets.committed(self.settings.prefix + group)
+        known = await self._offsets.committed(self.settings.prefix + group, "look at")
         lags: dict[str, int] = {}
         for channel in {channel for channel, _ in known if channel in names}:
             ends = await self._offsets.ends(channel)
@@ -98,7 +98,7 @@ class KafkaBus:
             if not group.startswith(self.settings.prefix):
                 continue
             sums = found.setdefault(group.removeprefix(self.settings.prefix), {})
-            for (channel, _), offset in (await self._offsets.committed(group)).items():
+            for (channel, _), offset in (await self._offsets.committed(group, "look at")).items():
                 if channel in names:
                     sums[names[channel]] = sums.get(names[channel], 0) + offset
         return found

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from aiokafka.client import ConnectionGroup
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bus.kafka.client import QuietClient
 from bus.kafka.failures import missing, said, translated
@@ -116,8 +116,9 @@ class BrokerLink:
         except (KafkaError, OSError, TimeoutError) as error:
             raise Unavailable(f"expected an answer of a broker, got {said(error)}") from error
 
-    async def partitions(self, channel: str) -> list[int]:
-        """Numbers of the topic's partitions. Raises `Unavailable`, also for a topic that is not there."""
+    async def partitions(self, channel: str, doing: str = "read") -> list[int]:
+        """Numbers of the topic's partitions. Raises `Unavailable`, also for a topic that is not there; `doing`: what for, as
+        `failures.translated` has it: who may neither read nor write a topic is not told of it."""
         client = await self.client()
         if known := client.cluster.partitions_for_topic(channel):
             return sorted(known)
@@ -131,13 +132,11 @@ class BrokerLink:
                     await client.refresh()
                     await self.pause(_LOOK_PAUSE)
         except (KafkaError, OSError, TimeoutError) as error:
-            raise translated(error, "find", channel) from error
+            raise translated(error, doing, channel) from error
         if known := client.cluster.partitions_for_topic(channel):
             return sorted(known)
         if channel in client.cluster.unauthorized_topics:
-            raise Unavailable(
-                f"expected to know of topic `{channel}`, the brokers refuse it to this principal; grant Describe on it"
-            )
+            raise translated(TopicAuthorizationFailedError(channel), doing, channel)
         raise missing(channel)
 
     async def leader(self, channel: str, partition: int) -> int | None:

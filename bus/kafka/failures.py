@@ -12,7 +12,8 @@ from typing import Final
 from aiokafka import errors
 from aiokafka.errors import KafkaError
 
-from schemas.errors import HauberkError, Incompatible, Refused, Unavailable
+from bus.kafka.acls import Grant
+from schemas.errors import HauberkError, Incompatible, NotGranted, Refused, Unavailable
 
 SLOW_SECONDS: Final = 5.0
 """Before the next try when somebody has to change something first."""
@@ -24,30 +25,36 @@ def missing(channel: str) -> Unavailable:
     )
 
 
+def denied(grant: Grant) -> NotGranted:
+    beside = ", or Read, Write or Alter, which bring it" if grant.operation == "Describe" else ""
+    return NotGranted(
+        f"expected to have the grant {grant}, the brokers say that this account has not; grant it{beside} "
+        "(`hauberk topic acls` lists what each role needs)",
+        SLOW_SECONDS,
+    )
+
+
+_OPERATIONS: Final = {"write to": "Write", "look at": "Describe", "forget": "Delete"}
+"""What is done: the grant for it. Reading, and committing what was read, are Read."""
+
+
 def translated(error: BaseException, doing: str, channel: str = "", group: str = "") -> HauberkError:
-    """`doing`: "write to", "read"; of `channel` or, for offsets, of `group`."""
+    """`doing`: "write to", "read", "look at" or "forget"; of `channel` or, for offsets, of `group`."""
     what = f"topic `{channel}`" if channel else f"group `{group}`"
+    operation = _OPERATIONS.get(doing, "Read")
     match error:
         case HauberkError():
             return error
-        case errors.TopicAuthorizationFailedError():
-            grant = "Write" if doing == "write to" else "Read"
-            return Unavailable(
-                f"expected to {doing} {what}, the brokers refuse it to this principal; grant {grant} on it "
-                "(`hauberk topic acls` lists what each role needs)",
-                SLOW_SECONDS,
-            )
+        case errors.TopicAuthorizationFailedError() if channel:
+            return denied(Grant("topic", channel, operation))
         case errors.GroupAuthorizationFailedError():
-            return Unavailable(
-                f"expected to read as group `{group}`, the brokers refuse it to this principal; grant Read on the group "
-                "(`hauberk topic acls` lists what each role needs)",
-                SLOW_SECONDS,
+            return denied(Grant("group", group, operation))
+        case errors.TopicAuthorizationFailedError():
+            return NotGranted(
+                f"expected to commit for {what}, the brokers refuse that; grant Read on its topics", SLOW_SECONDS
             )
         case errors.ClusterAuthorizationFailedError():
-            return Unavailable(
-                f"expected to {doing} {what}, the brokers refuse it; grant IdempotentWrite on the cluster or Write on the topic",
-                SLOW_SECONDS,
-            )
+            return denied(Grant("topic", channel, operation))
         case errors.UnknownTopicOrPartitionError():
             return missing(channel)
         case errors.MessageSizeTooLargeError() | errors.RecordListTooLargeError():

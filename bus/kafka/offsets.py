@@ -73,9 +73,11 @@ class BrokerOffsets:
         places = [(channel, number) for number in await self._link.partitions(channel)]
         return {number: offset for (_, number), offset in (await self.at(places, END)).items()}
 
-    async def committed(self, group: str) -> dict[Partition, int]:
+    async def committed(self, group: str, doing: str = "read") -> dict[Partition, int]:
         """Of every partition that the group has an offset of; empty for an unknown group."""
-        answer = await self._of_group(group, lambda: OffsetFetchRequest(group, None), lambda found: found.error_code)
+        answer = await self._of_group(
+            group, lambda: OffsetFetchRequest(group, None), lambda found: found.error_code, doing=doing
+        )
         return {
             (channel, number): offset
             for channel, parts in answer.topics
@@ -125,15 +127,15 @@ class BrokerOffsets:
         try:
             await self._of_group(
                 group, lambda: DeleteGroupsRequest([group]), code,
-                raised=(errors.GroupIdNotFound, errors.NonEmptyGroup),
+                raised=(errors.GroupIdNotFound, errors.NonEmptyGroup), doing="forget",
             )  # fmt: skip
         except errors.GroupIdNotFound:
             return
         except errors.NonEmptyGroup as error:
             raise Unavailable(f"expected group `{group}` to be empty, members are in it; stop them first") from error
 
-    async def coordinator(self, group: str) -> int:
-        """The broker that keeps the group."""
+    async def coordinator(self, group: str, doing: str = "read") -> int:
+        """The broker that keeps the group. `doing`: as `failures.translated` has it."""
         if group in self._coordinators:
             return self._coordinators[group]
         for _ in range(_TRIES):
@@ -143,13 +145,15 @@ class BrokerOffsets:
                 self._coordinators[group] = answer.coordinator_id
                 return int(answer.coordinator_id)
             if error not in _STALE:
-                raise translated(error(), "read", group=group)
+                raise translated(error(), doing, group=group)
             await self._link.pause(_WAIT)
         raise Unavailable(f"expected a broker to keep group `{group}`, none does for now")
 
-    async def _of_group(self, group: str, request: Any, code: Any, raised: tuple[type[Exception], ...] = ()) -> Any:
+    async def _of_group(
+        self, group: str, request: Any, code: Any, raised: tuple[type[Exception], ...] = (), doing: str = "read"
+    ) -> Any:
         for _ in range(_TRIES):
-            node = await self.coordinator(group)
+            node = await self.coordinator(group, doing)
             try:
                 answer = await self._link.ask(request(), node, ConnectionGroup.COORDINATION)
             except Unavailable:
@@ -161,7 +165,7 @@ class BrokerOffsets:
             if error in raised:
                 raise error()
             if error not in _STALE:
-                raise translated(error(), "read", group=group)
+                raise translated(error(), doing, group=group)
             self._coordinators.pop(group, None)
             await self._stale()
         raise Unavailable(f"expected a broker to keep group `{group}`, none does for now")

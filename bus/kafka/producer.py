@@ -102,7 +102,7 @@ class BatchProducer:
         self._waiting_bytes += size
         try:
             async with asyncio.timeout(settings.publish_seconds) as limit:
-                count = len(await self._link.partitions(channel))
+                count = len(await self._link.partitions(channel, "write to"))
                 queued = self._queue(channel, records, count)
                 try:
                     await asyncio.wait([one.done for _, one in queued])

@@ -183,6 +183,8 @@ class KafkaReader:
                 raise error
 
     def _named(self, error: BaseException) -> tuple[str, str]:
+        if isinstance(error, errors.TopicAuthorizationFailedError) and error.args and error.args[0] in self._topics:
+            return str(error.args[0]), ""
         return (", ".join(self._topics), "")
 
     def _arrived(self, place: TopicPartition, came: list[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from bus.backoff import Backoff
+from bus.kafka.topic_configs import TopicSettings
 from bus.secret import Secret
 from schemas.topics import PREFIX
 
@@ -37,7 +38,9 @@ class KafkaTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cert_file: Annotated[
         str, Meta(description="Our certificate, for brokers that ask for one.", examples=["node-1.pem"])
     ] = ""
-    key_file: Annotated[str, Meta(description="Key of `cert_file`.", examples=["node-1.key"])] = ""
+    key_file: Annotated[
+        str, Meta(description="Key of `cert_file`; one that others may read is refused.", examples=["node-1.key"])
+    ] = ""
     key_password: Annotated[
         Secret, Meta(description="Password of `key_file`.", examples=[{"file": "/etc/hauberk/kafka-key.password"}])
     ] = Secret()
@@ -130,3 +133,6 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     member_seconds: Annotated[
         Seconds, Meta(description="Time without asking for records after which a member leaves.", examples=[300.0])
     ] = 300.0
+    topics: Annotated[
+        TopicSettings, Meta(description="How `hauberk topic create` makes the topics.", examples=[{}])
+    ] = TopicSettings()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk topic list|tail|groups`: the bus as a consumer of Kafka topics would see it; `schema`: what its values look like."""
+"""`hauberk topic list|tail|groups`: the bus as a consumer of Kafka topics would see it; `schema`: what its values look like.
+
+`create|check|alter` and `acls` are for a Kafka cluster (`cluster_topics`, `topic_grants`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hauberk.client import add_output, sub_parser, with_bus
 from hauberk.client import parser as verb_parser
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Four sub-verbs."""
-    from schemas.topics import BY_NAME
+    """Eight sub-verbs."""
+    from schemas.topics import BY_NAME, Role
 
     made = verb_parser("topic", "List the topics of the bus, or print their records as they come.")
-    below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups|schema")
+    below = made.add_subparsers(dest="what", required=True, metavar="list|tail|groups|schema|create|check|alter|acls")
     add_output(sub_parser(below, "list", "the topic table, with how many records each has"))
     add_output(sub_parser(below, "groups", "consumer groups, their offsets and their lag"))
     tail = sub_parser(below, "tail", "print records, one JSON object a line")
@@ -37,7 +40,22 @@ def parser() -> argparse.ArgumentParser:
     schema.add_argument(
         "-f", "--format", choices=("json", "asyncapi"), default="json", help="JSON Schema or AsyncAPI 3.0"
     )
+    for name, text in _CLUSTER.items():
+        add_output(sub_parser(below, name, text))
+    acls = sub_parser(below, "acls", "what each role's account must be granted on the Kafka cluster")
+    acls.add_argument(
+        "--role", action="append", choices=[role.value for role in Role], help="only this role; repeatable"
+    )
+    acls.add_argument("--principal", metavar="TYPE:NAME", help="the account; default User:PREFIX-ROLE")
+    add_output(acls, "commands")
     return made
+
+
+_CLUSTER: Final = {
+    "create": "make the topics that a Kafka cluster lacks",
+    "check": "compare the topics of a Kafka cluster with the topic table; 1 when something differs",
+    "alter": "set what differs, as far as nothing is lost by it",
+}
 
 
 def decoded(delivery: Delivery) -> Any:
@@ -163,8 +181,21 @@ def _schema(name: str | None, form: str) -> Any:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the sub-verb; `schema` opens no bus."""
+    """Run the sub-verb; `schema` and `acls` open no bus."""
     given = parser().parse_args(argv)
+    if given.what in _CLUSTER:
+        from hauberk import cluster_topics
+        from hauberk.configuration import kafka_settings
+
+        code, text = asyncio.run(cluster_topics.run(kafka_settings(given), given.what, given))
+        print(text)
+        return code
+    if given.what == "acls":
+        from hauberk import topic_grants
+        from hauberk.configuration import counting_groups, kafka_settings
+
+        print(topic_grants.shown(kafka_settings(given), counting_groups(given)[0], given))
+        return 0
     if given.what == "schema":
         print(as_json(_schema(given.topic, given.format)))
         return 0

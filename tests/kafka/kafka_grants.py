@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grants on a test's broker, from what `hauberk topic acls -o json` prints; the client library has requests for it, no methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+
+# Numbers of Kafka's protocol: ResourceType, PatternType, AclOperation, AclPermissionType.
+RESOURCES = {"topic": 2, "group": 3, "cluster": 4}
+PATTERNS = {"literal": 3, "prefixed": 4}
+OPERATIONS = {
+    "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Alter": 7, "Describe": 8, "ClusterAction": 9, "DescribeConfigs": 10,
+    "AlterConfigs": 11, "IdempotentWrite": 12,
+}  # fmt: skip
+ALLOW = 3
+
+
+class Grants:
+    """As a super user at `bootstrap`: `add` and `remove` entries."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._client = AIOKafkaClient(bootstrap_servers=bootstrap)
+
+    async def __aenter__(self) -> Grants:
+        await self._client.bootstrap()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            answer = await self._client.send(self._client.get_random_node(), CreateAclsRequest(*_fields(entry)))
+            assert all(code == 0 for code, _ in answer.creation_responses), answer
+
+    async def remove(self, entry: Mapping[str, Any]) -> None:
+        answer = await self._client.send(self._client.get_random_node(), DeleteAclsRequest(*_fields(entry)))
+        [(code, _, matching)] = answer.filter_responses
+        assert code == 0, answer
+        assert len(matching) == 1, answer
+
+
+def _fields(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    resource = entry["resource"]
+    assert entry["permission"] == "allow"
+    return (
+        RESOURCES[resource["type"]], resource["name"], PATTERNS[resource["pattern"]], entry["principal"], entry["host"],
+        OPERATIONS[entry["operation"]], ALLOW,
+    )  # fmt: skip
