@@ -53,7 +53,7 @@ class Outcome(msgspec.Struct):
 
 
 class Applier:
-    """Carries plans out on the pins under `pin_dir`. Not for two threads at once. `writes`: kernel map writes so far. `chosen`:
+    """Carries plans out on the pins under `pin_dir`. `loaded`: profiles to have from the start. Not for two threads at once. `writes`: kernel map writes so far. `chosen`:
     backends made elsewhere, in the place of those that `backends` names."""
 
     def __init__(
@@ -65,23 +65,24 @@ class Applier:
         *,
         closed: bool = True,
         rings: bool = True,
+        loaded: Sequence[str] = (),
         chosen: Usable | None = None,
     ) -> None:
         self.node = node
         self._mount = cgroup2_mount()
         self._own = _own_cgroup(self._mount)
-        loaded = existing(pin_dir)
+        pinned = existing(pin_dir)
         self._tables: KernelTables | None = None
         if chosen is None:
-            chosen = usable(backends, pin_dir, closed=closed, rings=rings)
+            chosen = usable(backends, pin_dir, closed=closed, rings=rings, loaded=loaded)
         problems = [f"{backend_name(backend)}: {why}" for backend, why in chosen.problems]
-        if loaded is None:
+        if pinned is None:
             why = f"no programs are pinned under {pin_dir}; start the sensor first"
             unpinned = tuple((one.backend, why) for one in chosen.tables)
             chosen = Usable((), chosen.profiles, (*chosen.problems, *unpinned))
             problems = [why]
         else:
-            self._encoder = Encoder(chosen.tables, loaded.key)
+            self._encoder = Encoder(chosen.tables, pinned.key)
             # Visibility needs no backend.
             self._tables = KernelTables(pin_dir, chosen.tables, grace)
         self._backends = chosen

@@ -19,8 +19,10 @@ from policy.kernel_plan import plan_scope
 from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
+from schemas.backends import IMPLEMENTED
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
+from schemas.operations import Backend
 from schemas.refusals import RefusalCode
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 from schemas.visibility import bits
@@ -48,6 +50,13 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             description="Enforce a pod's Block rules on paths in its next containers from their birth. The runtime's own setup runs under "
             "them too: a rule on a file that it opens keeps the container from starting.",
+            examples=[True],
+        ),
+    ] = False
+    apparmor: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Put into plans also the rules that `apparmor` alone can hold: for nodes that have it among `enforcement.backends`.",
             examples=[True],
         ),
     ] = False
@@ -87,6 +96,7 @@ class Planner:
     def __init__(self, ruleset: Ruleset, settings: PlanSettings | None = None) -> None:
         self.ruleset = ruleset
         self._settings = settings or PlanSettings()
+        self._backends = (*IMPLEMENTED, Backend.APPARMOR) if self._settings.apparmor else IMPLEMENTED
         self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
         self._left_out = tuple(
             Refusal(ref=ref, reason=f"left out of the ruleset: {why}", code=RefusalCode.LEFT_OUT)
@@ -192,7 +202,7 @@ class Planner:
         key = (id(scope), host)
         kept = self._parts.get(key)
         if kept is None or kept[0] is not scope:
-            made, refused = plan_scope(scope, identity, signal=self._settings.signal)
+            made, refused = plan_scope(scope, identity, backends=self._backends, signal=self._settings.signal)
             if host and not self._settings.override_protected:
                 made = protected.fenced(made, self._settings.protected)
             kept = self._parts[key] = (scope, made, _told_once(refused))

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, assert_never, cast
 
+from enforcers.apparmor import AppArmorEnforcer
 from enforcers.cgroup import CgroupEnforcer
 from enforcers.contract import ProfileBackend, TableBackend
 from enforcers.signal import SignalEnforcer
@@ -21,10 +22,14 @@ class Usable(NamedTuple):
     problems: tuple[tuple[Backend, str], ...] = ()
 
 
-def make(name: Implemented, pin_dir: str, *, closed: bool = True, rings: bool = True) -> TableBackend | ProfileBackend:
+def make(
+    name: Implemented, pin_dir: str, *, closed: bool = True, rings: bool = True, names: Sequence[str] = ()
+) -> TableBackend | ProfileBackend:
     """The backend called `name`, over the pins in `pin_dir`. `closed`: what cannot be judged is stopped;
-    `rings`: io_uring may be used."""
+    `rings`: io_uring may be used. `names`: profiles to have loaded."""
     match name:
+        case "apparmor":
+            return AppArmorEnforcer(names)
         case "cgroup":
             return CgroupEnforcer(pin_dir)
         case "signal":
@@ -33,13 +38,15 @@ def make(name: Implemented, pin_dir: str, *, closed: bool = True, rings: bool = 
             assert_never(name)
 
 
-def usable(names: Iterable[Implemented], pin_dir: str, *, closed: bool = True, rings: bool = True) -> Usable:
-    """Makes each of `names` and asks it whether this node can use it."""
+def usable(
+    names: Iterable[Implemented], pin_dir: str, *, closed: bool = True, rings: bool = True, loaded: Sequence[str] = ()
+) -> Usable:
+    """Makes each of `names` and asks it whether this node can use it. `loaded`: profiles to have loaded."""
     tables: list[TableBackend] = []
     profiles: list[ProfileBackend] = []
     problems: list[tuple[Backend, str]] = []
     for name in dict.fromkeys(names):
-        made = make(name, pin_dir, closed=closed, rings=rings)
+        made = make(name, pin_dir, closed=closed, rings=rings, names=loaded)
         if why := made.unusable():
             problems.append((BY_NAME[name], why))
         elif BACKENDS[BY_NAME[name]].mechanism == "tables":

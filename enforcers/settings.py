@@ -19,6 +19,13 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             description="Backends to use, as far as this kernel offers them; none: only audit.", examples=[[]]
         ),
     ] = DEFAULTS
+    profiles: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description="Profiles that `apparmor` has loaded from the start, without rules, for container runtimes and units to name. Their names begin with `hauberk-`; with `hauberk-host` they have no baseline of denials for containers.",
+            examples=[["hauberk-web", "hauberk-host-backup"]],
+        ),
+    ] = ()
     state_dir: Annotated[
         str, msgspec.Meta(description="Directory of the saved plan; empty saves none.", examples=["/var/lib/hauberk"])
     ] = ""

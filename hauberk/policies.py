@@ -191,7 +191,7 @@ def explain(given: argparse.Namespace) -> int:
         names = list(rules[0].backends) if rules else []
         lines = [(entry.rule.policy, entry.rule.position, entry.action, *map(entry.cell, names)) for entry in rules]
         print(table(("POLICY", "RULE", "ACTION", *(name.upper() for name in names)), lines))
-        print(f"`later`: this version has no {' and no '.join(MISSING_HERE)} backend, whatever the kernel offers; until it has, "
+        print(f"`later`: no node uses {' or '.join(MISSING_HERE)} unless `enforcement.backends` names it; elsewhere "
               "such a rule is only audited where nothing else says `yes`")  # fmt: skip
         for name, position, unseen in dict.fromkeys(
             (one.rule.policy, one.rule.position, one.unseen) for one in rules if one.unseen

@@ -13,7 +13,7 @@ from schemas.operations import Backend
 
 Mechanism = Literal["tables", "profiles"]
 """`tables`: writes rules to BPF maps. `profiles`: writes profiles for a security module. See `enforcers.contract`."""
-Implemented = Literal["cgroup", "signal"]
+Implemented = Literal["cgroup", "signal", "apparmor"]
 """Names of the backends that this version has; the type of `enforcement.backends`."""
 
 
@@ -32,8 +32,11 @@ BACKENDS: Final = {
     Backend.SIGNAL: About("signal", "tables", "Hauberk signal"),
 }
 BY_NAME: Final = {about.name: backend for backend, about in BACKENDS.items()}
-IMPLEMENTED: Final = tuple(BY_NAME[name] for name in get_args(Implemented))
-DEFAULTS: Final[tuple[Implemented, ...]] = get_args(Implemented)
+DEFAULTS: Final[tuple[Implemented, ...]] = tuple(name for name in get_args(Implemented) if name != "apparmor")
+"""What a node uses unless its settings say otherwise. AppArmor holds nothing of a workload that was not started under a profile of
+Hauberk's, so it is asked for."""
+IMPLEMENTED: Final = tuple(BY_NAME[name] for name in DEFAULTS)
+"""What the planner, the lint and `explain` count on."""
 
 
 def backend_name(backend: Backend) -> str:

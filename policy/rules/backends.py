@@ -140,7 +140,14 @@ def _apparmor(rule: Rule) -> Cause | None:
         return Cause(RefusalCode.TERMINAL, "a profile cannot ask for a terminal")
     if rule.has_args:
         return Cause(RefusalCode.ARGUMENTS, "a profile cannot see arguments")
-    return _source(rule)
+    if rule.sources:
+        return Cause(
+            RefusalCode.SOURCE,
+            "a profile binds a rule to its program by a change of profile at exec, which no_new_privs forbids",
+        )
+    if rule.class_ is Class.NETWORK and rule.value not in _EVERY_FAMILY:
+        return Cause(RefusalCode.SOCKET_FAMILY, "a profile knows families and types of sockets, no protocols")
+    return None
 
 
 def _cgroup(rule: Rule) -> Cause | None:

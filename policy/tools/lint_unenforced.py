@@ -82,8 +82,8 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     if not here:
         return _finding(
             rule,
-            f"{_missing(could)}of those it has: {_reasons({backend: why[backend] for backend in HERE})}",
-            "use Audit until a version has one, or a rule that `hauberk policy explain` shows as enforceable",
+            f"{_missing(could)}of those that are: {_reasons({backend: why[backend] for backend in HERE})}",
+            "name one in `enforcement.backends` of a node that has it, or use Audit, or a rule that `hauberk policy explain` shows as enforceable",
         )
     if not (used := [backend for backend in here if backend in holding.backends]):
         left_out = _names(here, "and")
@@ -112,8 +112,8 @@ def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"
 def _missing(backends: Sequence[Backend]) -> str:
     if not backends:
         return ""
-    none = "no such backend" if len(backends) == 1 else "neither"
-    return f"{_names(backends, 'or')} could enforce it, and this version has {none}; "
+    none = "it is not" if len(backends) == 1 else "neither is"
+    return f"{_names(backends, 'or')} could enforce it, and {none} used by default; "
 
 
 def _reasons(why: Mapping[Backend, Cause | None]) -> str:

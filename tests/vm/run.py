@@ -23,12 +23,14 @@ def main() -> int:
     asked.add_argument("--kernel", choices=SOURCES, default="6.1", help="series of the kernel")
     asked.add_argument("--seconds", type=float, default=3600, help="how long the command may take")
     asked.add_argument("--cold", action="store_true", help="boot, instead of going on from a template")
+    asked.add_argument("--no-programs", action="store_true", help="do not compile the eBPF programs beforehand")
     asked.add_argument("--console", action="store_true", help="print the kernel's console at the end")
     asked.add_argument("command", nargs="+", help="after `--`: what to run")
     given = asked.parse_args()
     try:
         wanted = kernel(given.kernel)
-        precompile(wanted)
+        if not given.no_programs:
+            precompile(wanted)
         guest = Guest(wanted, template=not given.cold)
     except (NoKernel, GuestFailed) as error:
         print(f"run.py: {error}", file=sys.stderr)
@@ -40,7 +42,9 @@ def main() -> int:
 
     path = f"{CHECKOUT}/.venv/bin:{os.environ.get('PATH', '/usr/bin:/bin')}"
     try:
-        status = guest.lines(given.command, say, seconds=given.seconds, PATH=path, ROOM=str(guest.room))
+        status = guest.lines(
+            given.command, say, seconds=given.seconds, PATH=path, ROOM=str(guest.room), PYTHONUNBUFFERED="1"
+        )
         if given.console:
             print((guest.place / "console").read_text(errors="replace"))
     except GuestFailed as error:

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of a profile: what it says, and that it never says more than the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from enforcers.apparmor import BASELINE, source
+from enforcers.apparmor_profile import render
+from schemas.enforcement import NetworkRule, PathRule, ScopePlan
+from schemas.operations import Class
+from schemas.refusals import RefusalCode
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+
+
+def rule(
+    value: str, match: str = "path", cls: Class = Class.FILE, action: Action = Action.BLOCK, **more: Any
+) -> PathRule:
+    return PathRule(cls=cls, match=match, value=value, action=action, ref=RuleRef("p", position=value), **more)
+
+
+def scope(*rules: PathRule | NetworkRule, **more: Any) -> ScopePlan:
+    return ScopePlan(
+        uid="c", cgroups=(2,), paths=tuple(one for one in rules if isinstance(one, PathRule)),
+        network=tuple(one for one in rules if isinstance(one, NetworkRule)), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (rule("/etc/shadow"), ['audit deny "/etc/shadow{,/}" rwkl,', 'audit deny link "/{,**}" -> "/etc/shadow{,/}",']),
+        (rule("/a/", "directory"), ['audit deny "/a/{,*,*/}" rwkl,', 'audit deny link "/{,**}" -> "/a/{,*,*/}",']),
+        (rule("/a/", "directory_recursive", read_only=True), ['audit deny "/a/{,**}" wl,', 'audit deny link "/{,**}" -> "/a/{,**}",']),
+        (rule("/k", owner_only=True), ['audit deny other "/k{,/}" rwkl,']),
+        (
+            rule("/k", owner_only=True, read_only=True, action=Action.ALLOW),
+            ['audit deny other "/k{,/}" rwkl,', 'audit deny owner "/k{,/}" wl,', 'audit deny link "/{,**}" -> "/k{,/}",'],
+        ),
+        (rule("/bin/a [1]*{x}", cls=Class.PROCESS), [r'audit deny "/bin/a \[1\]\*\{x\}" x,']),
+        (rule('/q"@{HOME}', cls=Class.PROCESS), [r'audit deny "/q\"@\{HOME\}" x,']),
+        (rule("nc", "execname", Class.PROCESS), ['audit deny "/{,**/}nc" x,']),
+        (rule("/opt/*/run{a,b}?", "pattern", Class.PROCESS), ['audit deny "/opt/*/run{a,b}?" x,']),
+        (rule("/bin/x", cls=Class.PROCESS, owner_only=True), ['audit deny other "/bin/x" x,']),
+        (NetworkRule(protocol="raw", action=Action.BLOCK, ref=RuleRef("p")), ["audit deny network raw,"]),
+        (NetworkRule(protocol="all", action=Action.BLOCK, ref=RuleRef("p")), ["audit deny network,"]),
+    ],
+)  # fmt: skip
+def test_a_rule_as_text(given: PathRule | NetworkRule, lines: list[str]) -> None:
+    made = render(scope(given))
+    assert made.refused == ()
+    assert made.carried == {given.ref}
+    assert made.text.splitlines()[-len(lines) :] == lines
+    assert "file," in made.text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (rule("/etc/shadow", source="/bin/cat"), RefusalCode.SOURCE),
+        (rule("/a\nb"), RefusalCode.PATTERN),
+        (rule("/a\udc80"), RefusalCode.PATTERN),
+        (rule("/a/[!b]", "pattern"), RefusalCode.PATTERN),
+        (rule("/a/**/b", "pattern"), RefusalCode.PATTERN),
+        (NetworkRule(protocol="tcp", action=Action.BLOCK, ref=RuleRef("p")), RefusalCode.SOCKET_FAMILY),
+        (NetworkRule(protocol="all", port=80, end_port=80, action=Action.BLOCK, ref=RuleRef("p")), RefusalCode.ADDRESS),
+    ],
+)
+def test_what_a_profile_cannot_say_is_refused(given: PathRule | NetworkRule, code: RefusalCode) -> None:
+    made = render(scope(given))
+    assert (made.text, made.carried) == ("", frozenset())
+    assert [(one.ref, one.code) for one in made.refused] == [(given.ref, code)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "meets"),
+    [
+        (rule("/etc/hosts", action=Action.ALLOW), rule("/etc/", "directory_recursive"), True),
+        (rule("/etc/hosts", action=Action.ALLOW), rule("/var/", "directory_recursive"), False),
+        (rule("/etc/hosts", read_only=True), rule("/etc/", "directory"), True),
+        (rule("/a/b/", "directory", action=Action.ALLOW), rule("/a/", "directory_recursive"), True),
+        (rule("/x/*.key", "pattern", action=Action.ALLOW), rule("/etc/", "directory"), True),
+        (rule("/bin/nc", cls=Class.PROCESS, action=Action.ALLOW), rule("nc", "execname", Class.PROCESS), True),
+        (rule("/bin/ls", cls=Class.PROCESS, action=Action.ALLOW), rule("nc", "execname", Class.PROCESS), False),
+        (rule("/etc/hosts", action=Action.ALLOW, source="/bin/a"), rule("/etc/", "directory_recursive"), True),
+    ],
+)
+def test_a_deny_that_an_exception_meets_is_refused(first: PathRule, second: PathRule, meets: bool) -> None:
+    made = render(scope(first, second))
+    assert (second.ref not in made.carried) is meets
+    assert any((one.ref, one.code) == (second.ref, RefusalCode.EXCEPTION) for one in made.refused) is meets
+
+
+def test_a_posture_allows_what_is_named_and_nothing_else() -> None:
+    made = render(
+        scope(
+            rule("/bin/a", cls=Class.PROCESS, action=Action.ALLOW),
+            rule("/b/", "directory", cls=Class.PROCESS, action=Action.ALLOW, owner_only=True),
+            posture=((Class.PROCESS, Action.BLOCK),),
+        )
+    )
+    lines = made.text.splitlines()
+    assert "file," not in lines
+    assert '"/{,**}" ix,' not in lines
+    assert {'"/{,**}" rwkl,', '"/{,**}" m,', '"/bin/a" ix,', 'owner "/b/{,*,*/}" ix,'} <= set(lines)
+
+
+def test_a_posture_with_a_hole_is_not_held() -> None:
+    made = render(
+        scope(
+            rule("/bin/a", cls=Class.PROCESS, action=Action.ALLOW, source="/bin/sh"),
+            posture=((Class.PROCESS, Action.BLOCK),),
+        )
+    )
+    assert made.text == ""
+    assert (RuleRef(DEFAULT_POSTURE), RefusalCode.POSTURE) in [(one.ref, one.code) for one in made.refused]
+
+
+def test_containers_keep_what_their_runtime_denies_and_services_do_not_get_it() -> None:
+    text = source("hauberk-web", "", "empty")
+    assert all(f"  {line}\n" in text for line in BASELINE)
+    assert "deny" not in source("hauberk-host-backup", "", "empty")
+    assert "profile rules-empty {" in text
