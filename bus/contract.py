@@ -198,6 +198,10 @@ class Bus(Protocol):
         """Partition -> offset the next record will get: what "caught up" means for a reader at start."""
         ...
 
+    async def count(self, topic: Topic) -> int:
+        """How many records are kept. Of a compacted topic a broker knows only how many there were at most: offsets have holes."""
+        ...
+
     async def lag(self, group: str) -> dict[str, int]:
         """Topic name -> records published that the group has not committed. Empty for an unknown group."""
         ...

@@ -166,6 +166,10 @@ class MemoryBus:
         self._check("end")
         return {number: log.end for number, log in enumerate(self._of(topic))}
 
+    async def count(self, topic: Topic) -> int:
+        self._check("count")
+        return sum(len(log.rows) for log in self._of(topic))
+
     async def lag(self, group: str) -> dict[str, int]:
         lags: dict[str, int] = {}
         for (name, number), offset in self._offsets.get(group, {}).items():

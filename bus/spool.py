@@ -177,6 +177,9 @@ class SpooledBus:
     async def end(self, topic: Topic) -> dict[int, int]:
         return await self.inner.end(topic)
 
+    async def count(self, topic: Topic) -> int:
+        return await self.inner.count(topic)
+
     async def lag(self, group: str) -> dict[str, int]:
         return await self.inner.lag(group)
 

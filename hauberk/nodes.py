@@ -7,12 +7,16 @@ what a receipt says, only by when the bus took it. Neighbours: `verbs.apply`, `v
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from bus.contract import Bus
     from schemas.verdict import RuleRef
 
+DROP_SECONDS: Final = 10.0
+"""Time for the planner to drop the plan of a node that was forgotten: it hears at once, and gathers changes for a moment."""
 STALE_SECONDS: Final = 120.0
 """A node that was not heard of for longer is away: four of its receipts are missing."""
 
@@ -67,15 +71,32 @@ async def unheld(bus: Bus, *, partial: bool = False) -> list[RefusedRule]:
 
 
 async def forget(bus: Bus, node: str) -> int:
-    """Take the node's identities, plan and receipt off the bus; how many records that were. What it enforces it goes on enforcing."""
+    """Take the node's identities, plan and receipt off the bus; how many records that were. What it enforces it goes on enforcing.
+
+    Where only the planner may write plans (Kafka), its plan goes as soon as the planner hears that the identities are gone."""
     from bus.contract import Record
+    from schemas.errors import NotGranted
     from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, NODES, PROGRESS
 
     gone = 0
+    denied: NotGranted | None = None
     # Identities strictly first: the planner drops the node with them and makes no plan for it any more.
     for topic in (INVENTORY, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, PROGRESS, NODES):
         keys = [key for key in await bus.latest(topic) if key.split(b"/", 1)[0] == node.encode()]
         if keys:
-            await bus.publish(topic, [Record(key, None) for key in keys])
+            try:
+                await bus.publish(topic, [Record(key, None) for key in keys])
+            except NotGranted as error:
+                if topic is not ENFORCEMENT_DESIRED:
+                    raise
+                denied = error
         gone += len(keys)
+    if denied is not None:
+        deadline = time.monotonic() + DROP_SECONDS
+        while node.encode() in await bus.latest(ENFORCEMENT_DESIRED):
+            if time.monotonic() > deadline:
+                raise NotGranted(
+                    f"expected the planner to drop the plan of `{node}`, it did not within {DROP_SECONDS:g} s; start it and try again: {denied}"
+                )
+            await asyncio.sleep(0.1)
     return gone

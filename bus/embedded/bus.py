@@ -176,6 +176,16 @@ class EmbeddedBus:
         self.check_open("end")
         return {0: (await self._read_thread(self._log_span, topic))[1]}
 
+    async def count(self, topic: Topic) -> int:
+        self.check_open("count")
+
+        def read() -> int:
+            log = self._log(topic)
+            low, high = log.span()
+            return log.behind(low) if isinstance(log, CompactedLog) else high - low
+
+        return await self._read_thread(read)
+
     async def lag(self, group: str) -> dict[str, int]:
         self.check_open("lag")
 

@@ -80,6 +80,12 @@ class KafkaBus:
         self._check()
         return await self._offsets.ends(topic.named(self.settings.prefix))
 
+    async def count(self, topic: Topic) -> int:
+        self._check()
+        channel = topic.named(self.settings.prefix)
+        begins, ends = await self._offsets.begins(channel), await self._offsets.ends(channel)
+        return sum(end - begins.get(number, end) for number, end in ends.items())
+
     async def lag(self, group: str) -> dict[str, int]:
         self._check()
         names = {topic.named(self.settings.prefix): name for name, topic in BY_NAME.items()}

@@ -73,6 +73,10 @@ class BrokerOffsets:
         places = [(channel, number) for number in await self._link.partitions(channel)]
         return {number: offset for (_, number), offset in (await self.at(places, END)).items()}
 
+    async def begins(self, channel: str) -> dict[int, int]:
+        places = [(channel, number) for number in await self._link.partitions(channel)]
+        return {number: offset for (_, number), offset in (await self.at(places, BEGIN)).items()}
+
     async def committed(self, group: str, doing: str = "read") -> dict[Partition, int]:
         """Of every partition that the group has an offset of; empty for an unknown group."""
         answer = await self._of_group(

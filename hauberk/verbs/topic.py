@@ -138,17 +138,36 @@ async def _tail(bus: Bus, given: argparse.Namespace) -> int:
 
 
 async def _list(bus: Bus, given: argparse.Namespace) -> str:
-    from schemas.topics import TOPICS
+    from schemas.topics import PREFIX, TOPICS
 
+    prefix = getattr(getattr(bus, "settings", None), "prefix", PREFIX)
+    counts, behind = await asyncio.gather(asyncio.gather(*(bus.count(topic) for topic in TOPICS)), _behind(bus))
     ends = await asyncio.gather(*(bus.end(topic) for topic in TOPICS))
-    counted = list(zip(TOPICS, ends, strict=True))
+    counted = list(zip(TOPICS, counts, ends, strict=True))
     rows = [
-        (topic.name, topic.key, sum(end.values()), topic.cleanup.value, topic.channel, ",".join(topic.writers), ",".join(topic.readers), topic.value)
-        for topic, end in counted
+        (topic.name, topic.key, count, topic.cleanup.value, _lags(behind.get(topic.name, {})), topic.named(prefix),
+         ",".join(topic.writers), ",".join(topic.readers), topic.value)
+        for topic, count, _ in counted
     ]  # fmt: skip
-    value = [plain(topic) | {"channel": topic.channel, "end": end} for topic, end in counted]
-    return show(value, ("NAME", "KEY", "RECORDS", "CLEANUP"), rows, given.output, wide=("CHANNEL", "WRITERS", "READERS", "VALUE"),
+    value = [
+        plain(topic) | {"channel": topic.named(prefix), "records": count, "end": end, "lag": behind.get(topic.name, {})}
+        for topic, count, end in counted
+    ]
+    return show(value, ("NAME", "KEY", "RECORDS", "CLEANUP", "LAG"), rows, given.output, wide=("CHANNEL", "WRITERS", "READERS", "VALUE"),
                 names=[f"topic/{topic.name}" for topic in TOPICS], headings=not given.no_headers)  # fmt: skip
+
+
+async def _behind(bus: Bus) -> dict[str, dict[str, int]]:
+    """Topic -> group -> records that it has not committed."""
+    found: dict[str, dict[str, int]] = {}
+    for group in sorted(await bus.groups()):
+        for topic, many in (await bus.lag(group)).items():
+            found.setdefault(topic, {})[group] = many
+    return found
+
+
+def _lags(of: dict[str, int]) -> str:
+    return " ".join(f"{group}={many}" for group, many in of.items())
 
 
 async def _groups(bus: Bus, given: argparse.Namespace) -> str:

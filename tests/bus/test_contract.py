@@ -241,6 +241,15 @@ async def test_lag_counts_what_was_not_committed(world, drain, records):
     assert await bus.lag("nobody") == {}
 
 
+async def test_records_that_are_kept_are_counted(world, records):
+    bus = await world.open()
+    assert await bus.count(ALERTS) == await bus.count(POLICIES) == 0
+    await bus.publish(ALERTS, records(5))
+    await bus.publish(POLICIES, [Record(b"a", b"1"), Record(b"b", b"1")])
+    assert await bus.count(ALERTS) == 5
+    assert await bus.count(POLICIES) == 2
+
+
 async def test_a_forgotten_group_begins_anew(world, drain, records):
     bus = await world.open()
     await bus.publish(ALERTS, records(2))

@@ -268,8 +268,12 @@ def test_forms_of_summary(hauberk: Any) -> None:
 
 def test_topic(hauberk: Any) -> None:
     table = {row[0]: row[1:] for row in rows(out(hauberk, "topic list"))}
-    assert table["NAME"] == ["KEY", "RECORDS", "CLEANUP"]
-    assert table["alerts"] == ["workload", "5", "delete"]
+    assert table["NAME"] == ["KEY", "RECORDS", "CLEANUP", "LAG"]
+    assert table["alerts"][:3] == ["workload", "5", "delete"]
+    assert "sink.file=0" in table["alerts"][3]
+    listed = {one["name"]: one for one in json.loads(out(hauberk, "topic list -o json"))}
+    assert listed["alerts"]["records"] == 5
+    assert listed["events.raw"]["lag"] == {"processors": 0}
     assert table["dead"][1] == "0"
     assert "hauberk.events.raw.v1" in out(hauberk, "topic list -o wide")
     groups = {(row[0], row[1]): row[2:] for row in rows(out(hauberk, "topic groups"))}

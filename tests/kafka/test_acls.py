@@ -26,8 +26,12 @@ from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSasl, KafkaSettings, KafkaTls
 from bus.kafka.topic_configs import TopicSettings, wanted
 from bus.secret import Secret
+from enforcers.planner import PlannerEngine
+from hauberk.nodes import forget
 from schemas.errors import HauberkError, Unavailable
-from schemas.topics import BY_NAME, ENFORCEMENT_DESIRED, TOPICS, Role, Topic
+from schemas.identity import Identity, Kind
+from schemas.identity import encode as encode_identity
+from schemas.topics import BY_NAME, ENFORCEMENT_DESIRED, INVENTORY, TOPICS, Role, Topic
 
 PREFIX = "acl."
 USERS = {
@@ -90,7 +94,7 @@ def stand(kafka_secure: Any, tmp_path_factory: pytest.TempPathFactory) -> Stand:
         await administration.close()
         bus = await KafkaBus.open(made.settings())
         for topic in TOPICS:
-            await eventually(lambda topic=topic: bus.publish(topic, [Record(b"node-1/key", b"value")]))
+            await eventually(lambda topic=topic: bus.publish(topic, [record(topic)]))
         # Groups that are there, so that who may look at them finds some.
         for group in GROUPS.values():
             async with bus.subscribe((BY_NAME["alerts"],), group, "earliest") as subscription:
@@ -99,6 +103,11 @@ def stand(kafka_secure: Any, tmp_path_factory: pytest.TempPathFactory) -> Stand:
 
     asyncio.run(prepare())
     return made
+
+
+def record(topic: Topic) -> Record:
+    """One that no reader of the topic stumbles over."""
+    return Record(b"node-1/key", None if topic.compacted else b"value")
 
 
 async def eventually(work: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
@@ -146,7 +155,7 @@ class Work:
         topic = next((one for one in TOPICS if one.named(PREFIX) == name), BY_NAME["dead"])
         match kind, entry["operation"]:
             case "topic", "Write":
-                return lambda: self.bus.publish(topic, [Record(b"node-1/key", b"value")])
+                return lambda: self.bus.publish(topic, [record(topic)])
             case "topic", "Read":
                 return lambda: self.read(topic)
             case "topic", "DescribeConfigs":
@@ -229,6 +238,28 @@ async def test_only_the_planner_writes_plans(stand: Stand) -> None:
                     ends = await ends_of(stand, ENFORCEMENT_DESIRED)
                     assert f"Write on topic `{ENFORCEMENT_DESIRED.named(PREFIX)}`" in await refused(write)
                     assert await ends_of(stand, ENFORCEMENT_DESIRED) == ends
+
+
+async def test_who_forgets_a_node_leaves_its_plan_to_the_planner(stand: Stand, until: Any) -> None:
+    here = Identity(kind=Kind.NODE, node="left", uid="node-uid")
+    async with (
+        Grants(stand.kafka.bootstrap) as grants, Work(stand, Role.NODE) as node, Work(stand, Role.PLANNER) as planner,
+        Work(stand, Role.ADMIN) as admin,
+    ):  # fmt: skip
+        for role in (Role.NODE, Role.PLANNER, Role.ADMIN):
+            await grants.add(stand.lists[role])
+        await eventually(lambda: node.bus.publish(INVENTORY, [Record(here.key, encode_identity(here))]))
+        engine = PlannerEngine(planner.bus)
+        running = asyncio.create_task(engine.run())
+
+        async def planned() -> bool:
+            return b"left" in await admin.bus.latest(ENFORCEMENT_DESIRED)
+
+        await until(planned)
+        assert await eventually(lambda: forget(admin.bus, "left")) == 2, "its identity and its plan"
+        assert not await planned()
+        engine.stop()
+        await asyncio.wait_for(running, 60)
 
 
 async def ends_of(stand: Stand, topic: Topic) -> dict[int, int]:

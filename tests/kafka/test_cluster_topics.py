@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from bus.contract import Record
 from bus.kafka.administration import Administration
+from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
 from bus.kafka.topic_configs import TopicSettings, wanted
 from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, TOPICS
@@ -115,6 +118,35 @@ async def test_partitions_grow_only_where_no_order_is_lost(
     assert 'set bus.topics.partitions_of."events.raw" to 6' in by_topic[raw]["why"]
     states = await administration.states([raw, alerts])
     assert (states[raw].partitions, states[alerts].partitions) == (6, 12)
+
+
+async def test_the_list_shows_what_is_kept_and_who_is_behind(
+    topic: Verb, kafka: Any, kafka_prefix: str, administration: Administration
+) -> None:
+    code, _, said = topic("list")
+    assert code == 3
+    assert "it is not there; make it with `hauberk topic create`" in said
+    await administration.create(wanted(kafka_prefix, TopicSettings(), 1))
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, prefix=kafka_prefix, publish_seconds=90.0, call_seconds=60.0)
+    bus = await KafkaBus.open(settings)
+    try:
+        await bus.publish(ALERTS, [Record(b"%d" % number, b"v") for number in range(10)])
+        async with bus.subscribe((ALERTS,), "sink.file", "earliest") as subscription:
+            taken: list[Any] = []
+            async with asyncio.timeout(60):
+                while len(taken) < 10:
+                    taken += await subscription.take(10, 1.0)
+            await subscription.commit([one for one in taken if one.partition == taken[0].partition])
+            first = sum(one.partition == taken[0].partition for one in taken)
+    finally:
+        await bus.close()
+    code, rows, said = topic("list")
+    assert code == 0, said
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["alerts"]["records"] == 10
+    assert by_name["alerts"]["lag"] == {"sink.file": 10 - first}
+    assert by_name["alerts"]["channel"] == f"{kafka_prefix}alerts.v1"
+    assert by_name["policies"]["records"] == 0
 
 
 def test_more_copies_than_brokers(topic: Verb) -> None:
