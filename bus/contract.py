@@ -10,7 +10,7 @@ keeps it while the far side is away. The same test suite runs on all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -170,7 +170,11 @@ class Bus(Protocol):
         ...
 
     def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AbstractAsyncContextManager[Subscription]:
         """Read `topics`, sharing offsets under the name `group`; groups never see or slow each other.
 
@@ -180,6 +184,8 @@ class Bus(Protocol):
         offsets and holds nothing back from being forgotten. Within a group each partition goes to one member at a
         time. Whether a new member gets its share at once (memory, Kafka) or stands by until one leaves or dies
         (embedded) is the bus's choice; in either case every partition has an owner soon after.
+        `keys`: what a broadcast reader cares about; it may be spared the rest, partitions of which are then in neither
+        `owned` nor `position`.
         Who closes: the caller, by leaving the `async with`; uncommitted records go to the next member.
         """
         ...

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -64,7 +64,7 @@ class Follower:
     """`await run(apply)` until `stopping` is set, or for ever. `position`: after the newest record that was applied; `ready`: a
     whole read was applied; `problem`: of the latest failure; `failures`: since start; `damaged`: reads that met damage.
 
-    `wanted`: keys that are followed; the others are not kept. `prepare` is awaited before each whole read, for what must
+    `wanted`: keys that are followed; the others are not kept. `keys`: the same as a collection, so that a bus may read less. `prepare` is awaited before each whole read, for what must
     not be newer than it. `failed` is called with each error before the wait. `retry_permanent`: False ends `run` with a
     permanent error, for a stage that is started anew as a whole.
     """
@@ -76,6 +76,7 @@ class Follower:
         *,
         stopping: asyncio.Event | None = None,
         wanted: Callable[[bytes], bool] = _wanted,
+        keys: Collection[bytes] | None = None,
         prepare: Callable[[], Awaitable[None]] = _nothing,
         failed: Callable[[HauberkError], None] = lambda error: None,
         backoff: Backoff | None = None,
@@ -84,7 +85,8 @@ class Follower:
         self._bus = bus
         self._topics = tuple(topics)
         self._stopping = stopping or asyncio.Event()
-        self._wanted = wanted
+        self._only = keys
+        self._wanted = wanted if keys is None else keys.__contains__
         self._prepare = prepare
         self._failed = failed
         self._retried: type[HauberkError] = HauberkError if retry_permanent else Temporary
@@ -113,7 +115,7 @@ class Follower:
             try:
                 damaged = self._bus.damaged()
                 await self._prepare()
-                async with opened(self._bus, self._topics, self._stopping) as (subscription, found):
+                async with opened(self._bus, self._topics, self._stopping, self._only) as (subscription, found):
                     if self._stopping.is_set():
                         return
                     self._check(damaged)
@@ -193,21 +195,24 @@ class Follower:
 
 @asynccontextmanager
 async def opened(
-    bus: Bus, topics: Sequence[Topic], stopping: asyncio.Event | None = None
+    bus: Bus,
+    topics: Sequence[Topic],
+    stopping: asyncio.Event | None = None,
+    keys: Collection[bytes] | None = None,
 ) -> AsyncIterator[tuple[Subscription, Found]]:
     """A broadcast subscription and everything that `topics` said when it had caught up; it hands out what comes after. Less is
     found only when `stopping` is set. Raises what the bus raises."""
     stopping = stopping or asyncio.Event()
     found: Found = {topic.name: {} for topic in topics}
-    async with bus.subscribe(topics, None, "earliest") as subscription:
+    async with bus.subscribe(topics, None, "earliest", keys) as subscription:
         # Again until nothing moved: a key that is written anew while the table is read goes from where it was not read yet to
         # behind the end, and would be missing.
         while not stopping.is_set():
             ends = {(topic.name, number): end for topic in topics for number, end in (await bus.end(topic)).items()}
             place = subscription.position
-            if all(place.get(partition, 0) >= end for partition, end in ends.items()):
+            if all(place.get(partition, end) >= end for partition, end in ends.items()):
                 break
-            while any(place.get(partition, 0) < end for partition, end in ends.items()) and not stopping.is_set():
+            while any(place.get(partition, end) < end for partition, end in ends.items()) and not stopping.is_set():
                 for delivery in await take_or(subscription, _MOST, 0.2, stopping):
                     newest = found[delivery.topic.name]
                     newest.pop(delivery.record.key, None)

@@ -13,7 +13,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
 from zlib import crc32
@@ -132,7 +132,11 @@ class MemoryBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AsyncIterator[Subscription]:
         self._check("subscribe")
         subscription = _MemorySubscription(self, topics, group)

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -167,9 +167,13 @@ class SpooledBus:
         self._more.set()
 
     def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AbstractAsyncContextManager[Subscription]:
-        return self.inner.subscribe(topics, group, start)
+        return self.inner.subscribe(topics, group, start, keys)
 
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
         return await self.inner.latest(topic)

@@ -95,12 +95,11 @@ class Enforcement:
             saved = self._load()
             if saved is not None:
                 await self._apply(saved, save=False)
-            mine = self._node.encode()
             follower = Follower(
                 self._bus,
                 (ENFORCEMENT_DESIRED,),
                 stopping=self._stopping,
-                wanted=lambda key: key == mine,
+                keys={self._node.encode()},
                 failed=self._away,
                 retry_permanent=False,
             )

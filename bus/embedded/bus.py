@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,7 +127,11 @@ class EmbeddedBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AsyncIterator[Subscription]:
         self.check_open("subscribe")
         # Channels strictly before spans: what is published while a span is read must not be missed.

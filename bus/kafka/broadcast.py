@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of everything, without a group: all partitions, for good. Neighbour: `reader`."""
+"""A reader of everything, without a group: all partitions, for good. Neighbours: `reader`; `tables`, for
+compacted topics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import TopicPartition
 
@@ -15,7 +16,8 @@ from schemas.topics import Topic
 
 
 class BroadcastSubscription(KafkaReader):
-    """See `contract.Subscription`. After brokers were away it goes on where it was. `wanted`: of a topic's partitions, which."""
+    """See `contract.Subscription`. After brokers were away it goes on where it was. `wanted`: of a topic's partitions,
+    which; `kept`: where to begin."""
 
     def __init__(
         self,
@@ -24,11 +26,14 @@ class BroadcastSubscription(KafkaReader):
         topics: Sequence[Topic],
         start: Start,
         wanted: Callable[[Topic, int], bool] = lambda topic, number: True,
+        kept: Mapping[Partition, int] | None = None,
     ) -> None:
         super().__init__(link, offsets, topics)
         self._start: Start = start
         self._wanted = wanted
-        self._kept: dict[Partition, int] = {}
+        self._kept: dict[Partition, int] = dict(kept or {})
+        self.remade = 0
+        """Partitions whose offsets began anew."""
 
     async def join(self) -> None:
         await self._ensure()
@@ -50,6 +55,10 @@ class BroadcastSubscription(KafkaReader):
             self._skip(topic, place[1], self._kept.get(mine, first), begins[place], ends[place])
             self._grants[mine] = 1
             self._seek(TopicPartition(*place), self._position[mine])
+
+    def _skip(self, topic: Topic, number: int, offset: int, begin: int, end: int) -> None:
+        self.remade += offset > end
+        super()._skip(topic, number, offset, begin, end)
 
     def _lost_all(self) -> None:
         # Where it was: everything before the buffer was handed out.

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bus on Apache Kafka, for many machines; see `contract`. Opening it asks nothing of the brokers.
 
-Neighbours: `settings`, `connection` (brokers that come and go), `producer`, `group`, `broadcast`, `offsets`.
+Neighbours: `settings`, `connection` (brokers that come and go), `producer`, `group`, `broadcast`, `tables`, `offsets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from bus.contract import Record, Start, Subscription
+from bus.follow import opened
 from bus.kafka.batches import check_codec
 from bus.kafka.broadcast import BroadcastSubscription
 from bus.kafka.connection import BrokerLink
@@ -18,6 +19,7 @@ from bus.kafka.offsets import BrokerOffsets
 from bus.kafka.producer import BatchProducer
 from bus.kafka.security import arguments
 from bus.kafka.settings import KafkaSettings
+from bus.kafka.tables import SharedTables
 from schemas.errors import Refused
 from schemas.topics import BY_NAME, Topic
 
@@ -30,6 +32,8 @@ class KafkaBus:
         self.link = BrokerLink(settings)
         self.producer = BatchProducer(self.link)
         self._offsets = BrokerOffsets(self.link)
+        self.tables = SharedTables(self.link, self._offsets)
+        self._closing = False
         self._readers: set[GroupSubscription | BroadcastSubscription] = set()
 
     @classmethod
@@ -45,9 +49,21 @@ class KafkaBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AsyncIterator[Subscription]:
         self._check()
+        if group is None and start != "latest" and all(topic.compacted for topic in topics):
+            self.link.watch()
+            view = await self.tables.view(topics, keys)
+            try:
+                yield view
+            finally:
+                self.tables.leave(view)
+            return
         subscription: GroupSubscription | BroadcastSubscription
         if group is None:
             subscription = BroadcastSubscription(self.link, self._offsets, topics, start)
@@ -65,13 +81,8 @@ class KafkaBus:
     async def latest(self, topic: Topic) -> dict[bytes, Record]:
         if not topic.compacted:
             raise Refused(f"expected a compacted topic, got `{topic.name}`; read it with a subscription")
-        found: dict[bytes, Record] = {}
-        async with self.subscribe((topic,), None, "earliest") as subscription:
-            ends = await self.end(topic)
-            while any(subscription.position.get((topic.name, number), 0) < end for number, end in ends.items()):
-                for delivery in await subscription.take(1000, 1.0):
-                    found[delivery.record.key] = delivery.record
-        return {key: record for key, record in found.items() if record.value is not None}
+        async with opened(self, (topic,)) as (_, found):
+            return {key: record for key, record in found[topic.name].items() if record.value is not None}
 
     def damaged(self) -> int:
         return 0
@@ -114,13 +125,16 @@ class KafkaBus:
         await self._offsets.forget(self.settings.prefix + group)
 
     async def close(self) -> None:
-        if self.link.closed:
+        if self._closing:
             return
+        self._closing = True
         await self.producer.close()
+        self.link.closed = True
+        await self.tables.close()
         await self.link.close()
         for reader in self._readers:
             reader._tell()
 
     def _check(self) -> None:
-        if self.link.closed:
+        if self._closing:
             raise Refused("expected an open bus, this one was closed; open another")

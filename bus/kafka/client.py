@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""aiokafka's client with three changes: no topic is made by asking for it, the cluster's identity is known, and it is silent.
+"""aiokafka's client with its rough edges off: no topic is made by asking for it, the cluster's identity is known, it is silent.
 
 The library writes 115 lines a second while no broker answers; `connection` writes one. Its own metadata request makes topics
 on brokers that allow it, with one partition and no retention of ours.
@@ -13,10 +13,10 @@ import logging
 import random
 from typing import Any
 
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import CloseReason
-from aiokafka.errors import KafkaError
+from aiokafka.conn import CloseReason, create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
 if (library := logging.getLogger("aiokafka")).level == logging.NOTSET:
@@ -29,6 +29,41 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
 
     identity = ""
     changed = False
+    _ended = False
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        own = ("bootstrap_servers", "metadata_max_age_ms")
+        self._how = {name: value for name, value in arguments.items() if name not in own}
+
+    async def bootstrap(self) -> None:
+        """As the library's, but cancelling it leaves no connection open, and a silent address leaves time for the next."""
+        hosts = self.hosts
+        for host, port, _ in hosts:
+            place = ("bootstrap", ConnectionGroup.DEFAULT)
+            try:
+                async with asyncio.timeout(self._request_timeout_ms / 1000 / len(hosts)):
+                    connection = self._conns[place] = await create_conn(host, port, **self._how)
+                    answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+            except (OSError, KafkaError, TimeoutError):
+                if place in self._conns:
+                    self._conns.pop(place).close()
+                continue
+            self._conns.pop(place).close()
+            self._heard(answer)
+            self.cluster.update_metadata(answer)
+            break
+        else:
+            raise KafkaConnectionError(f"no broker at {', '.join(f'{host}:{port}' for host, port, _ in hosts)}")
+        self._sync_task: Any = asyncio.get_running_loop().create_task(self._md_synchronizer())
+
+    async def _get_conn(self, node_id: Any, **options: Any) -> Any:
+        connection = await super()._get_conn(node_id, **options)
+        if self._ended and connection is not None:
+            # Somebody was still waiting for it when the client ended.
+            connection.close()
+            return None
+        return connection
 
     async def _metadata_update(self, cluster_metadata: ClusterMetadata, topics: Any) -> bool:
         request = MetadataRequest(list(topics) if topics else [], allow_auto_topic_creation=False)
@@ -45,13 +80,16 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
                 continue
             if not answer.brokers:
                 return False
-            identity = getattr(answer, "cluster_id", "") or ""
-            self.changed = self.changed or bool(self.identity and identity != self.identity)
-            self.identity = identity
+            self._heard(answer)
             cluster_metadata.update_metadata(answer)
             return True
         cluster_metadata.failed_update(None)
         return False
+
+    def _heard(self, answer: Any) -> None:
+        identity = getattr(answer, "cluster_id", "") or ""
+        self.changed = self.changed or bool(self.identity and identity != self.identity)
+        self.identity = identity
 
     async def refresh(self) -> bool:
         """Ask anew now; whether a broker answered."""
@@ -65,6 +103,7 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
 
     async def end(self, seconds: float = 2.0) -> None:
         """Close everything; never raises and never takes longer than `seconds`."""
+        self._ended = True
         with contextlib.suppress(TimeoutError, KafkaError, OSError):
             async with asyncio.timeout(seconds):
                 await self.close()

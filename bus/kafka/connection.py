@@ -114,6 +114,7 @@ class BrokerLink:
             async with asyncio.timeout(self.settings.call_seconds):
                 return await client.send(client.get_random_node() if node is None else node, request, group=group)
         except (KafkaError, OSError, TimeoutError) as error:
+            self._check()
             raise Unavailable(f"expected an answer of a broker, got {said(error)}") from error
 
     async def partitions(self, channel: str, doing: str = "read") -> list[int]:
@@ -132,6 +133,7 @@ class BrokerLink:
                     await client.refresh()
                     await self.pause(_LOOK_PAUSE)
         except (KafkaError, OSError, TimeoutError) as error:
+            self._check()
             raise translated(error, doing, channel) from error
         if known := client.cluster.partitions_for_topic(channel):
             return sorted(known)
@@ -160,8 +162,7 @@ class BrokerLink:
             self._watch = asyncio.get_running_loop().create_task(self._look())
 
     async def close(self) -> None:
-        if self.closed:
-            return
+        """Once."""
         self.closed = True
         self._tell()
         if self._watch is not None:

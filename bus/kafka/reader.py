@@ -117,6 +117,8 @@ class KafkaReader:
         except (KafkaError, OSError, TimeoutError) as error:
             self._consumer = consumer
             self._drop()
+            if self._link.closed:
+                raise Refused("expected an open bus, this one was closed; open another") from error
             self._link.lost(error)
             raise translated(error, "read", ", ".join(self._topics)) from error
         except BaseException:

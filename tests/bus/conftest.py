@@ -64,9 +64,9 @@ class World:
             os.utime(lease, (0, 0))
         for bus in self._open:
             for reader in getattr(bus, "_readers", ()):
-                state = reader._consumer._subscription
-                if not state._fetch_count:
-                    state._last_fetch_ended -= 1000.0
+                consumer = reader._consumer
+                if consumer is not None and not consumer._subscription._fetch_count:
+                    consumer._subscription._last_fetch_ended -= 1000.0
 
     async def close(self) -> None:
         for bus in self._open:
