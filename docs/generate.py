@@ -2,7 +2,8 @@
 """Writes docs/reference from the objects themselves; `--check` compares instead and fails when a page is stale.
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), refusals.md (codes), metrics.md, topics.md (the topic table, msgpack layouts, checksums of
-the schemas that `hauberk topic schema` prints), and Grafana's dashboards (`hauberk.dashboards`). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks.
+the schemas that `hauberk topic schema` prints), and Grafana's dashboards (`hauberk.dashboards`). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks,
+docs/bus.md its table of faults from those in tests/.
 """
 
 from __future__ import annotations
@@ -252,6 +253,21 @@ def security(text: str) -> str:
     return f"{head}<!-- generated: attacks -->\n{made}\n<!-- end -->\n{tail}"
 
 
+def faults(text: str) -> str:
+    """docs/bus.md with its table of faults made again: one row per test marked `fault`. The markers are read, nothing is run."""
+    head, rest = text.split("<!-- generated: faults -->\n", 1)
+    tail = rest.split("<!-- end -->\n", 1)[1]
+    rows = ["| what breaks | what happens | test |", "|---|---|---|"]
+    for path in sorted((HERE.parent / "tests").rglob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            for decorator in getattr(node, "decorator_list", ()):
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.fault":
+                    what, seen = (ast.literal_eval(argument) for argument in decorator.args)
+                    rows.append(f"| {what} | {seen} | `{path.stem}.{node.name.removeprefix('test_')}` |")
+    made = "\n".join(rows)
+    return f"{head}<!-- generated: faults -->\n{made}\n<!-- end -->\n{tail}"
+
+
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     from hauberk.dashboards import dashboards
@@ -264,7 +280,9 @@ def pages() -> dict[Path, str]:
     boards = HERE.parent / "deploy/grafana/dashboards"
     made |= {boards / name: text for name, text in dashboards().items()}
     policies, limits = HERE / "policies.md", HERE.parent / "SECURITY.md"
-    return made | {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
+    bus = HERE / "bus.md"
+    made |= {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
+    return made | {bus: faults(bus.read_text())}
 
 
 def main() -> int:

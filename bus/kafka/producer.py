@@ -81,7 +81,7 @@ class BatchProducer:
     def __init__(self, link: BrokerLink) -> None:
         self._link = link
         self._settings = link.settings
-        self._lines: dict[tuple[str, int], _PartitionQueue] = {}
+        self._queues: dict[tuple[str, int], _PartitionQueue] = {}
         self._waiting_bytes = 0
         self._timeless_until = 0.0
         self.timeless = self.renewed = self.batches = self.bytes = 0
@@ -131,9 +131,9 @@ class BatchProducer:
             parts.setdefault(partition_of(record.key, count), []).append(record)
         queued = []
         for number, part in parts.items():
-            line = self._lines.get((channel, number))
+            line = self._queues.get((channel, number))
             if line is None:
-                line = self._lines[channel, number] = _PartitionQueue(channel, number)
+                line = self._queues[channel, number] = _PartitionQueue(channel, number)
             for piece in _pieces(part, self._settings.batch_bytes):
                 one = _Waiting(piece)
                 # Retrieved here, so that one that nobody looks at any more is no warning.
@@ -287,11 +287,11 @@ class BatchProducer:
 
     async def close(self) -> None:
         """What waits has `publish_seconds` in all; then it is given up, and its publishers hear of it."""
-        tasks = [line.task for line in self._lines.values() if line.task is not None and not line.task.done()]
+        tasks = [line.task for line in self._queues.values() if line.task is not None and not line.task.done()]
         if tasks and self._link.away is None:
             await asyncio.wait(tasks, timeout=self._settings.publish_seconds)
         closed = Refused("expected an open bus, this one was closed before the brokers had answered")
-        for line in self._lines.values():
+        for line in self._queues.values():
             for one in (*line.waiting, *line.under_way):
                 if not one.done.done():
                     one.done.set_exception(closed)

@@ -134,7 +134,14 @@ class SharedTables:
     async def _run(self) -> None:
         reader: BroadcastSubscription | None = None
         try:
-            while self._tables:
+            while True:
+                if not self._tables:
+                    if reader is not None:
+                        await reader.leave()
+                        reader = None
+                    # Somebody may have come meanwhile; from here to the end nobody can.
+                    if not self._tables:
+                        return
                 try:
                     if reader is None or self._changed.is_set():
                         if reader is not None:
