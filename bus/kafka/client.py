@@ -36,13 +36,13 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
         own = ("bootstrap_servers", "metadata_max_age_ms")
         self._how = {name: value for name, value in arguments.items() if name not in own}
 
-    async def bootstrap(self) -> None:
+    async def bootstrap(self, seconds: float = 10.0) -> None:
         """As the library's, but cancelling it leaves no connection open, and a silent address leaves time for the next."""
         hosts = self.hosts
         for host, port, _ in hosts:
             place = ("bootstrap", ConnectionGroup.DEFAULT)
             try:
-                async with asyncio.timeout(self._request_timeout_ms / 1000 / len(hosts)):
+                async with asyncio.timeout(seconds / len(hosts)):
                     connection = self._conns[place] = await create_conn(host, port, **self._how)
                     answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
             except (OSError, KafkaError, TimeoutError):

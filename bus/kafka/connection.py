@@ -73,17 +73,21 @@ class BrokerLink:
         return self._client
 
     async def _open(self) -> QuietClient:
-        seconds = self.settings.call_seconds
-        client = QuietClient(request_timeout_ms=int(seconds * 1000), metadata_max_age_ms=60_000, **self.arguments())
+        # With the probe after it, still within the deadline of whoever asks.
+        seconds = min(self.settings.call_seconds, self.settings.publish_seconds) / 3
+        client = QuietClient(
+            request_timeout_ms=int(self.settings.call_seconds * 1000), metadata_max_age_ms=60_000, **self.arguments()
+        )
         try:
             async with asyncio.timeout(seconds):
-                await client.bootstrap()
+                await client.bootstrap(seconds)
                 await client.refresh()
         except (KafkaError, OSError, TimeoutError) as error:
             await client.end()
-            self._went(Unavailable(f"expected a broker of Kafka, got none: {await self._why(error)}"))
-            assert self.away is not None
-            raise self.away from error
+            found = Unavailable(f"expected a broker of Kafka, got none: {await self._why(error)}")
+            self._check()
+            self._went(found)
+            raise found from error
         except asyncio.CancelledError:
             self._end(client)
             raise
@@ -219,7 +223,8 @@ class BrokerLink:
 
     async def _why(self, error: BaseException) -> str:
         try:
-            return await why(self.settings, _PROBE_SECONDS)
+            seconds = min(self.settings.call_seconds, self.settings.publish_seconds) / 3
+            return await why(self.settings, min(_PROBE_SECONDS, seconds))
         except (KafkaError, OSError) as other:
             return f"{said(error)}; {said(other)}"
 

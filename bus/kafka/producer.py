@@ -108,8 +108,10 @@ class BatchProducer:
                     await asyncio.wait([one.done for _, one in queued])
                 except asyncio.CancelledError:
                     problems = [line.problem for line, _ in queued if line.problem is not None]
-                    for line, one in queued:
-                        self._give_up(line, one)
+                    ending = [task for line, one in queued if (task := self._give_up(line, one)) is not None]
+                    if ending:
+                        # They end at once, and with them the connection that something of this may be on.
+                        await asyncio.wait(ending)
                     if limit.expired():
                         error: BaseException = problems[0] if problems else TimeoutError()
                         found = translated(error, "write to", channel)
@@ -147,16 +149,18 @@ class BatchProducer:
         if line.task is None or line.task.done():
             line.task = asyncio.get_running_loop().create_task(self._run(line))
 
-    def _give_up(self, line: _PartitionQueue, one: _Waiting) -> None:
-        """Nothing of `one` is sent from here on."""
+    def _give_up(self, line: _PartitionQueue, one: _Waiting) -> asyncio.Task[None] | None:
+        """Nothing of `one` is sent from here on, or from the end of the task on that is given."""
         if one.done.done():
-            return
+            return None
         one.done.cancel()
         if one in line.waiting:
             line.waiting.remove(one)
         elif one in line.under_way and line.task is not None:
             # It may be in a socket's buffer: `_run` cuts the connection; the rest of the batch goes again.
             line.task.cancel()
+            return line.task
+        return None
 
     async def _run(self, line: _PartitionQueue) -> None:
         while line.waiting:

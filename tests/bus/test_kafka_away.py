@@ -21,7 +21,7 @@ from bus.secret import Secret
 from schemas.errors import MissingDependency, Refused, SettingsError, Unavailable
 from schemas.topics import ALERTS, POLICIES
 
-QUICK = {"call_seconds": 3.0, "publish_seconds": 3.0, "away_seconds": 1.0}
+QUICK = {"call_seconds": 9.0, "publish_seconds": 9.0, "away_seconds": 3.0}
 
 
 @pytest.fixture

@@ -86,14 +86,17 @@ async def test_what_was_given_up_is_not_sent_later(kafka_clusters, drain, until)
         await bus.publish(ALERTS, [Record(b"k", b"first")])
         cluster.pause()
         # One is on its way, in the broker's hands for all we know; the others wait behind it.
-        tasks = [asyncio.create_task(bus.publish(ALERTS, [Record(b"k", b"a%d" % index)])) for index in range(10)]
-        await until(lambda: len(next(iter(bus.producer._queues.values())).waiting) == 9)
+        (queue,) = bus.producer._queues.values()
+        tasks = [asyncio.create_task(bus.publish(ALERTS, [Record(b"k", b"a0")]))]
+        await until(lambda: len(queue.under_way) == 1)
+        tasks += [asyncio.create_task(bus.publish(ALERTS, [Record(b"k", b"a%d" % index)])) for index in range(1, 10)]
+        await until(lambda: len(queue.waiting) == 9)
         for task in tasks[1:]:
             task.cancel()
         await asyncio.gather(*tasks[1:], return_exceptions=True)
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
-        assert not any(queue.waiting or queue.under_way for queue in bus.producer._queues.values())
+        assert not any(one.waiting or one.under_way for one in bus.producer._queues.values())
         cluster.resume()
         for index in range(10):
             await bus.publish(ALERTS, [Record(b"k", b"b%d" % index)])
@@ -119,7 +122,7 @@ async def test_a_deadline_gives_up_for_certain_and_says_so(kafka_clusters, until
         for _ in range(3):
             with pytest.raises(Unavailable):
                 await bus.publish(ALERTS, [Record(b"k", b"v")])
-        assert not any(queue.waiting or queue.under_way for queue in bus.producer._queues.values())
+        assert not any(one.waiting or one.under_way for one in bus.producer._queues.values())
         cluster.resume()
         await until(lambda: _published(bus))
     finally:
