@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records to a batch as it travels, a delivery of what came; which partition a key belongs to. Pure.
+"""Hot file: records to a batch as it travels, a delivery of what came; which partition a key belongs to. Pure.
 
 The partition is the one that Kafka's own clients take (murmur2), so other programs may write and find ours by key. A time
 that the broker refuses for being an hour ahead travels in a header of ours and is put back by the reader.
