@@ -37,7 +37,7 @@ _MOST_QUEUED: Final = 200_000
 _PAUSE: Final = 0.5
 
 
-class _Table:
+class _FollowedTable:
     """One topic. `keys` None: all. `position`: offset of the next record to read, per partition."""
 
     def __init__(self, topic: Topic) -> None:
@@ -76,7 +76,7 @@ class SharedTables:
     def __init__(self, link: BrokerLink, offsets: BrokerOffsets) -> None:
         self._link = link
         self._offsets = offsets
-        self._tables: dict[str, _Table] = {}
+        self._tables: dict[str, _FollowedTable] = {}
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -87,7 +87,7 @@ class SharedTables:
         view = TableView(self, topics, keys)
         changed = False
         for topic in topics:
-            table = self._tables.setdefault(topic.name, _Table(topic))
+            table = self._tables.setdefault(topic.name, _FollowedTable(topic))
             if table.keys is not None and (keys is None or not set(keys) <= table.keys):
                 table.keys = None if keys is None else table.keys | set(keys)
                 # Read again from the beginning; views that are further skip what they have had.
@@ -121,7 +121,7 @@ class SharedTables:
                     del self._tables[name]
                     self._changed.set()
 
-    def table(self, name: str) -> _Table:
+    def table(self, name: str) -> _FollowedTable:
         return self._tables[name]
 
     async def close(self) -> None:

@@ -253,7 +253,7 @@ async def test_a_poison_frame(broker, opened, until):
 
 @pytest.mark.fault("slow sink", "lag grows and is told, the group keeps its place, nothing is lost or repeated")
 async def test_a_slow_sink(broker, opened, until):
-    bus, handler = await opened(broker, member_seconds=3.0), Keep(slow=0.5)
+    bus, handler = await opened(broker, member_seconds=20.0), Keep(slow=0.5)
     load = Load(bus, pause=0.001)
     one = pump(bus, handler, max_records=20)
     running = asyncio.create_task(one.run())

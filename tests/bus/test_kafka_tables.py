@@ -16,7 +16,7 @@ from bus.contract import Delivery, Record
 from bus.kafka.batches import partition_of
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
-from bus.kafka.tables import _Table
+from bus.kafka.tables import _FollowedTable
 from schemas.errors import Unavailable
 from schemas.topics import ENFORCEMENT_DESIRED, EVENTS_RAW, INVENTORY, POLICIES
 
@@ -105,7 +105,7 @@ async def test_a_follower_of_a_topic_that_is_made_anew_begins_anew(kafka, kafka_
 
 
 def test_tombstones_that_nobody_needs_go():
-    table = _Table(INVENTORY)
+    table = _FollowedTable(INVENTORY)
     table.keys = None
     now = int(time.time() * 1000)
     for index in range(3000):
