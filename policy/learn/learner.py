@@ -47,8 +47,8 @@ class LearnSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload's policy. `body`: the document as plain data. `sightings`, `events`: what it was learnt from, and it was replayed on
-    all of them. `apart`: what was not learnt."""
+    """One workload's policy. `body`: the document as plain data. `evidence`: what it was learnt from, and it was replayed
+    on all of it. `apart`: what was not learnt."""
 
     workload: Workload
     name: str
@@ -57,8 +57,17 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[LearntRule, ...]
     completeness: Completeness
     apart: tuple[ReviewItem, ...]
-    sightings: int
-    events: int
+    evidence: tuple[Sighting, ...]
+
+    @property
+    def sightings(self) -> int:
+        """Stored behaviours that it was learnt from."""
+        return len(self.evidence)
+
+    @property
+    def events(self) -> int:
+        """Events that these were."""
+        return sum(one.count for one in self.evidence)
 
 
 def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings()) -> list[LearntPolicy]:  # noqa: B008
@@ -151,5 +160,5 @@ class _Draft:
         return LearntPolicy(
             workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
             completeness=completeness(rule.evidence for rule in self.rules), apart=tuple(self.apart),
-            sightings=len(self.evidence), events=sum(one.count for one in self.evidence),
+            evidence=tuple(self.evidence),
         )  # fmt: skip

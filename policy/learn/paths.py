@@ -121,7 +121,7 @@ class _Walk:
             if typed and self._patterns:
                 together = [node for name in names for node in children[name]]
                 found.append((together, f"{plain}/{names[0]}", f"{glob}/{kind}", True, opened))
-            elif typed and not zones.closed(directory):
+            elif typed and not zones.closed(directory) and not zones.top(directory):
                 together = [node for name in names for node in children[name]]
                 deep = any(node.children for node in together)
                 if not opened or deep:
@@ -134,7 +134,7 @@ class _Walk:
         return found
 
     def _open(self, children: list[tuple[str, Nodes]], directory: str) -> bool:
-        if len(children) < LEAST or zones.closed(directory):
+        if len(children) < LEAST or zones.closed(directory) or zones.top(directory):
             return False
         temporary = zones.temporary(directory)
         births: dict[str, tuple[int, tuple[str, int]]] = {}

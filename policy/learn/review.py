@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -27,6 +28,8 @@ KNOWN: Final = 3
 """Instances after which a program that none of them ran is new."""
 TWICE: Final = 2
 """Instances that must have done an odd thing before it is believed."""
+
+_SHADOWED: Final = "a shadow policy would have blocked or told it"
 
 Subject = tuple[str, str, str]
 """What is odd: the class, the path or protocol, the reason."""
@@ -65,14 +68,10 @@ def sort_out(
         match use(one):
             case Use.EVIDENCE:
                 evidence.append(one)
+            case Use.REFUSED if (heard := _heard(name, one, accepted)) is not None:
+                evidence.append(heard)
             case Use.REFUSED:
-                why = (
-                    "a shadow policy would have blocked it"
-                    if one.shadowed
-                    else f"told as {one.status}"
-                    if one.status != "Allow"
-                    else "denied"
-                )
+                why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
                 _put(items, one, why, final=True)
             case Use.NAMELESS:
                 _put(items, one, "no rule can name it", final=True)
@@ -178,10 +177,14 @@ def _features(one: Sighting) -> list[tuple[str, str]]:
     if behaviour.cls is Class.PROCESS:
         return [("exec", path) for path in paths(behaviour)]
     kind = "write" if writes(behaviour) else "read"
-    return [
-        (kind, "/".join(skeleton(name, temporary=zones.temporary(path)) for name in posixpath.dirname(path).split("/")))
-        for path in paths(behaviour)
-    ]
+    return [(kind, _directory(posixpath.dirname(path))) for path in paths(behaviour)]
+
+
+@lru_cache(maxsize=65536)
+def _directory(path: str) -> str:
+    """A directory by the kinds of its names."""
+    made_up = zones.temporary(path)
+    return "/".join(skeleton(name, temporary=made_up) for name in path.split("/"))
 
 
 class _Item:
@@ -206,6 +209,14 @@ def _subject(one: Sighting, why: str) -> Subject:
     if behaviour.cls is Class.PROCESS:
         resource = behaviour.resource
     return behaviour.cls.label, resource, why
+
+
+def _heard(name: str, one: Sighting, accepted: Collection[str]) -> Sighting | None:
+    """What only a shadow policy spoke against, once somebody has accepted it."""
+    plain = msgspec.structs.replace(one, shadowed=False)
+    if not one.shadowed or use(plain) is not Use.EVIDENCE or _ident(name, _subject(one, _SHADOWED)) not in accepted:
+        return None
+    return plain
 
 
 def _put(items: dict[Subject, _Item], one: Sighting, why: str, *, final: bool = False) -> None:

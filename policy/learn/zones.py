@@ -101,7 +101,12 @@ TOOLS: Final = frozenset(
 
 def closed(directory: str) -> bool:
     """Whether a directory is never stood for by a rule on the whole of it: what it holds is known one by one, or too dear."""
-    return directory in _TOPS or _CLOSED.fullmatch(directory) is not None
+    return _CLOSED.fullmatch(directory) is not None
+
+
+def top(directory: str) -> bool:
+    """Whether so much lies below a directory that no rule stands for all of it, though names in it may be of a kind."""
+    return directory in _TOPS
 
 
 def program(directory: str) -> bool:

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `hauberk discover` does: reads the summary store, asks the learner of `policy/learn`, and prints, writes or applies its answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hauberk.client import labels, seconds, with_bus
+from hauberk.output import as_json, as_yaml, printable, table
+from schemas.errors import PolicyError, SettingsError
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from policy.learn.learner import LearntPolicy
+    from policy.learn.sightings import Sighting
+    from policy.ruleset import Ruleset
+
+
+def discover(given: argparse.Namespace) -> int:
+    """Policies for what was asked for. Exit 1 when nothing was seen."""
+    from policy.learn.learner import LearnSettings, learn
+
+    settings = LearnSettings(
+        patterns=not given.no_patterns,
+        quiet_hours=given.quiet_hours,
+        accept=tuple(filter(None, given.accept.split(","))),
+        isolate=given.isolate,
+        shadow=given.apply and given.mode == "shadow",
+    )
+    learnt = learn(_sightings(given, _shadows(given)), settings)
+    learnt = [one for one in learnt if one.rules or given.review]
+    if not learnt:
+        print(f"hauberk discover: nothing in the last {given.since} for this selection", file=sys.stderr)
+        return 1
+    if given.review:
+        return _review(learnt, given)
+    if given.explain:
+        _explain(learnt, given)
+        return 0
+    bodies = _merged(given, learnt) if given.merge else [(one.body, _comment(one)) for one in learnt]
+    if given.apply:
+        return _apply(given, [body for body, _ in bodies])
+    if given.outdir:
+        for path in _write(Path(given.outdir), bodies, given.format):
+            print(path)
+    elif given.format == "json":
+        print(as_json([body for body, _ in bodies]))
+    else:
+        print("---\n".join(_yaml(body, comment) for body, comment in bodies), end="")
+    apart = sum(len(one.apart) for one in learnt)
+    if apart:
+        print(
+            f"hauberk discover: {apart} thing{'s' * (apart != 1)} not learnt; --review shows what and why",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _sightings(given: argparse.Namespace, shadows: Ruleset | None) -> Iterator[Sighting]:
+    """The stored behaviours that were asked for, with what a shadow policy in force says of them."""
+    from hauberk.configuration import store_path
+    from policy.learn.sightings import Sighting
+    from sinks.store.queries import SqliteReader
+    from sinks.store.store import Query
+
+    path = store_path(given)
+    if not path.exists():
+        raise SettingsError(
+            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
+        )
+    host = given.policy == "KubeArmorHostPolicy"
+    query = Query(
+        namespace=given.namespace, container=given.container, node=given.node, labels=tuple(labels(given.selector).items()),
+        kinds=("host", "node") if host else ("container",), since=int(time.time() - seconds(given.since)),
+    )  # fmt: skip
+    reader = SqliteReader(str(path))
+    try:
+        for row in reader.behaviours(query):
+            verdicts = shadows.scope(row.identity).judge(row.behaviour).shadow if shadows is not None else ()
+            yield Sighting(
+                identity=row.identity, behaviour=row.behaviour, status=row.status, count=row.count, first=row.first,
+                last=row.last, shadowed=any(one.tell for one in verdicts),
+            )  # fmt: skip
+    finally:
+        reader.close()
+
+
+def _shadows(given: argparse.Namespace) -> Ruleset | None:
+    """The policies on the bus, when one of them is a shadow; None without a bus."""
+    from hauberk.policies import postures
+    from policy.rules.normalise import normalise
+    from policy.ruleset import compile_ruleset
+    from schemas.verdict import Mode
+
+    try:
+        documents = [document for _, document in with_bus(given, _policies)]
+    except SettingsError:
+        return None
+    if not any(normalise(document).mode is Mode.SHADOW for document in documents):
+        return None
+    return compile_ruleset(documents, postures(given))
+
+
+async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
+    from policy.documents import from_json
+    from schemas.topics import POLICIES
+
+    return [
+        (key, from_json(record.value))
+        for key, record in (await bus.latest(POLICIES)).items()
+        if record.value is not None
+    ]
+
+
+def _comment(one: LearntPolicy) -> str:
+    return (
+        f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
+        f"{one.completeness.sentence()}."
+    )
+
+
+def _yaml(body: dict[str, Any], comment: str) -> str:
+    return f"# {printable(comment)}\n{as_yaml(body)}\n"
+
+
+def _write(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
+    """One file each, each whole or not there."""
+    written = []
+    for body, comment in bodies:
+        metadata = body["metadata"]
+        below = directory / metadata.get("namespace", "hosts")
+        below.mkdir(parents=True, exist_ok=True)
+        path = below / f"{metadata['name']}.{form}"
+        text = as_json(body) + "\n" if form == "json" else _yaml(body, comment)
+        descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+        written.append(str(path))
+    return written
+
+
+def _merged(given: argparse.Namespace, learnt: list[LearntPolicy]) -> list[tuple[dict[str, Any], str]]:
+    """The policies of `--merge` in their order, extended; then those that it does not have."""
+    from hauberk.policy_files import read
+    from policy.learn.merge import merged
+
+    new = {(one.body["kind"], one.body["metadata"].get("namespace", ""), one.name): one for one in learnt}
+    found = []
+    for document in read([given.merge], False, quiet=True):
+        body = json.loads(document.raw)
+        one = new.pop((document.kind, document.namespace, document.name), None)
+        if one is None:
+            found.append((body, "as it was: nothing of it was seen in this time"))
+            continue
+        extended, changed = merged(body, one)
+        found.append(
+            (extended, f"{changed} rule{'s' * (changed != 1)} added or widened. {one.completeness.sentence()}.")
+        )
+    return [*found, *((one.body, _comment(one)) for one in new.values())]
+
+
+def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
+    if given.format == "json":
+        print(as_json([
+            {"policy": one.name, "workload": one.workload.label, "completeness": one.completeness, "rules": [_evidence(one, rule) for rule in one.rules]}
+            for one in learnt
+        ]))  # fmt: skip
+        return
+    for one in learnt:
+        print(f"{one.name}: {_comment(one)}")
+        rows = [
+            (found["rule"], found["count"], _when(found["first"]), _when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
+            for found in (_evidence(one, rule) for rule in one.rules)
+        ]  # fmt: skip
+        print(table(("RULE", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows) + "\n")
+
+
+def _evidence(one: LearntPolicy, rule: Any) -> dict[str, Any]:
+    limits = [
+        name
+        for name, given in (("recursive", rule.recursive), ("readOnly", rule.read_only), ("ownerOnly", rule.owner_only))
+        if given
+    ]
+    found = rule.evidence
+    return {
+        "rule": " ".join((rule.section, rule.kind, rule.value, *limits)), "count": found.count, "first": found.first, "last": found.last,
+        "instances": sorted(found.instances), "sources": sorted(found.sources),
+    }  # fmt: skip
+
+
+def _review(learnt: list[LearntPolicy], given: argparse.Namespace) -> int:
+    items = [(one, item) for one in learnt for item in one.apart]
+    if given.format == "json":
+        print(as_json([{"workload": one.workload.label, **msgspec.structs.asdict(item)} for one, item in items]))
+    elif items:
+        rows = [
+            (item.ident, one.workload.label, item.reason, item.operation, item.resource, item.count, _when(item.first), ", ".join(item.sources))
+            for one, item in items
+        ]  # fmt: skip
+        print(table(("ID", "WORKLOAD", "REASON", "OPERATION", "RESOURCE", "COUNT", "FIRST SEEN", "BY"), rows))
+    else:
+        print("Nothing was set apart.")
+    return 1 if items else 0
+
+
+def _when(unix_ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_ns // 1_000_000_000))
+
+
+def _apply(given: argparse.Namespace, bodies: Sequence[dict[str, Any]]) -> int:
+    """Onto the bus, as `hauberk apply` does it."""
+    from hauberk.verbs.apply import publish
+    from policy.learn.documents import checked
+
+    documents = [checked(body) for body in bodies]
+    for name, what in with_bus(given, lambda bus: publish(bus, documents)):
+        print(f"{name.lower()} {what} ({given.mode})")
+    return 0
+
+
+def promote(given: argparse.Namespace) -> int:
+    """The shadow policy of this name enforces from now on. SettingsError when there is none, or none of a shadow."""
+    from hauberk.verbs.apply import publish
+    from policy.learn.documents import checked
+    from schemas.policy import ANNOTATION_MODE
+
+    async def work(bus: Bus) -> int:
+        found = [document for _, document in await _policies(bus) if document.name == given.promote]
+        if not found:
+            raise SettingsError(
+                f"expected an applied policy `{given.promote}`, there is none; `hauberk get policies` lists them"
+            )
+        for document in found:
+            body = json.loads(document.raw)
+            annotations = body["metadata"].get("annotations") or {}
+            if annotations.get(ANNOTATION_MODE) != "shadow":
+                raise PolicyError(f"expected `{given.promote}` to be a shadow policy, it enforces already", ())
+            annotations.pop(ANNOTATION_MODE)
+            if not annotations:
+                body["metadata"].pop("annotations")
+            for name, what in await publish(bus, [checked(body)]):
+                print(f"{name.lower()} {what} (enforce)")
+        return 0
+
+    return with_bus(given, work)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk discover` over a real store and a real bus: shown, explained, reviewed, merged, written, applied as a shadow and promoted."""
+
+import asyncio
+import itertools
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from hauberk.cli import main
+from policy.learn.replay import Replay
+from policy.learn.sightings import Sighting
+from policy.parse import parse
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity, Kind, Owner
+from schemas.operations import Access, Operation
+from schemas.summary import Summary, SummaryEntry
+from sinks.store.sqlite import SqliteStore
+
+NOW = time.time_ns()
+
+
+def pod(number: int) -> Identity:
+    return Identity(kind=Kind.CONTAINER, node="n", uid=f"u{number}", namespace="shop", pod=f"web-{number}", container_name="app",
+                    owner=Owner("Deployment", "web", "shop"), labels={"app": "web"}, orchestrated=True)  # fmt: skip
+
+
+def opened(path: str, access: Access = Access.READ) -> Behaviour:
+    return Behaviour(
+        operation=Operation.OPEN, access=access, resource=path, executable="/usr/bin/app", parent="/init", owner=0
+    )
+
+
+RUNS = itertools.count()
+
+
+def put(state: Path, number: int, *behaviours: Behaviour, status: str = "Allow") -> None:
+    state.mkdir(exist_ok=True)
+    store = SqliteStore(str(state / "summary.db"))
+    at = NOW - 3600 * 10**9 + number * 10**9
+    entries = tuple(SummaryEntry(behaviour=one, status=status, count=7, first=at, last=at) for one in behaviours)
+    store.apply([Summary(node="n", run=f"r{next(RUNS)}", first_frame=1, last_frame=1, bucket=at // 10**9 // 60 * 60, identity=pod(number), entries=entries)], [])  # fmt: skip
+    store.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    made = tmp_path / "state"
+    started = Behaviour(
+        operation=Operation.EXEC, access=Access.EXEC, resource="/usr/bin/app", executable="/init", parent="/init"
+    )
+    for number in (1, 2, 3):
+        put(made, number, started, opened("/etc/app.conf"), opened(f"/srv/job-{number}", Access.WRITE))
+    put(made, 2, opened("/etc/shadow"))
+    put(made, 3, opened("/srv/denied"), status="Deny")
+
+    async def bus() -> None:
+        await (await EmbeddedBus.open(EmbeddedSettings(directory=str(made / "bus")))).close()
+
+    asyncio.run(bus())
+    return made
+
+
+def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: int = 0) -> str:
+    capsys.readouterr()
+    got = main([*map(str, words), "--state", str(state)])
+    said = capsys.readouterr()
+    assert got == code, (words, said)
+    return said.out + (said.err if code > 1 else "")
+
+
+def test_the_policy_is_whole_and_allows_what_was_seen(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    text = run(capsys, state, "discover")
+    body = yaml.safe_load(text)
+    assert body["spec"]["selector"]["matchLabels"] == {"app": "web", "kubearmor.io/container.name": "[app]"}
+    assert body["spec"]["file"] == {
+        "matchPaths": [{"path": "/etc/app.conf", "readOnly": True}], "matchPatterns": [{"pattern": "/srv/job-[0-9]*"}],
+    }  # fmt: skip
+    assert text.startswith("# shop/web/app: 3 rules from 9 behaviours (63 events), of which it denies none. ")
+    assert run(capsys, state, "discover") == text
+    parsed = parse(text, "learnt")
+    assert not parsed.diagnostics
+    fine = [Sighting(identity=pod(9), behaviour=opened("/srv/job-17", Access.WRITE))]
+    assert not list(Replay(parsed.policies).denied(fine))
+    assert json.loads(run(capsys, state, "discover", "-f", "json")) == [body]
+
+
+def test_every_rule_has_its_evidence_and_what_is_apart_its_reason(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    (told,) = json.loads(run(capsys, state, "discover", "--explain", "-f", "json"))
+    jobs = next(rule for rule in told["rules"] if "job" in rule["rule"])
+    assert (jobs["count"], jobs["instances"], jobs["sources"]) == (21, ["u1", "u2", "u3"], ["/usr/bin/app"])
+    assert "file pattern /srv/job-[0-9]*" in run(capsys, state, "discover", "--explain")
+    items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
+    assert [(item["reason"], item["resource"]) for item in items] == [
+        ("a secret", "/etc/shadow"),
+        ("told as Deny", "/srv/denied"),
+    ]
+    accepted = run(capsys, state, "discover", "--accept", items[0]["ident"])
+    assert "/etc/shadow" in accepted
+    assert "a secret" in run(capsys, state, "discover", "--review", code=1)
+
+
+def test_a_file_is_extended_and_nothing_of_it_lost(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    body = yaml.safe_load(run(capsys, state, "discover"))
+    body["spec"]["message"] = "mine"
+    body["spec"]["file"]["matchPaths"].append({"path": "/opt/mine"})
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(body))
+    assert yaml.safe_load(run(capsys, state, "discover", "--merge", mine)) == body
+    put(state, 4, opened("/etc/more.conf"), opened("/etc/app.conf", Access.WRITE))
+    put(state, 5, opened("/etc/more.conf"), opened("/etc/app.conf", Access.WRITE))
+    again = yaml.safe_load(run(capsys, state, "discover", "--merge", mine))
+    body["spec"]["file"]["matchPaths"] = [
+        {"path": "/etc/app.conf"},
+        {"path": "/opt/mine"},
+        {"path": "/etc/more.conf", "readOnly": True},
+    ]
+    assert again == body
+
+
+def test_files_are_written_whole(capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path) -> None:
+    written = run(capsys, state, "discover", "--outdir", tmp_path / "out").split()
+    assert [str(path) for path in (tmp_path / "out").rglob("*") if path.is_file()] == written
+    assert run(capsys, state, "policy", "check", *written) == "1 policy: nothing to say\n"
+    # Two things were set apart: the secret, and what was denied.
+    assert "0 would be blocked, 14 audited" in run(capsys, state, "policy", "backtest", *written)
+
+
+def test_a_shadow_first_then_the_same_policy_enforces(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    name = yaml.safe_load(run(capsys, state, "discover"))["metadata"]["name"]
+    assert (
+        run(capsys, state, "discover", "--apply", "--mode", "shadow")
+        == f"kubearmorpolicy/shop/{name} created (shadow)\n"
+    )
+    # What the shadow would have blocked is not learnt from then on.
+    put(state, 6, opened("/srv/new", Access.WRITE))
+    put(state, 7, opened("/srv/new", Access.WRITE))
+    items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
+    waiting = {item["resource"]: item for item in items}
+    assert waiting["/srv/new"]["reason"] == "a shadow policy would have blocked or told it"
+    assert "/srv/new" not in run(capsys, state, "discover")
+    assert "/srv/new" in run(capsys, state, "discover", "--accept", waiting["/srv/new"]["ident"])
+    assert run(capsys, state, "discover", "--promote", name) == f"kubearmorpolicy/shop/{name} configured (enforce)\n"
+    assert "enforces already" in run(capsys, state, "discover", "--promote", name, code=2)
+    assert "there is none" in run(capsys, state, "discover", "--promote", "nobody", code=2)
+
+
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path) -> None:
+    assert "there is none" in run(capsys, tmp_path / "nowhere", "discover", code=2)
+    assert run(capsys, state, "discover", "-n", "other", code=1) == ""
+    assert "expected one of" in run(capsys, state, "discover", "--apply", "--explain", code=2)
+    assert "--quiet-hours above 0" in run(capsys, state, "discover", "--quiet-hours", "0", code=2)
