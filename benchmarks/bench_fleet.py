@@ -37,6 +37,7 @@ from hauberk.sections import Configuration  # noqa: E402
 from schemas import frame as frames  # noqa: E402
 from schemas import identity as identities  # noqa: E402
 from schemas.enforcement import Receipt, decode_plan, encode  # noqa: E402
+from schemas.errors import Temporary  # noqa: E402
 from schemas.topics import (  # noqa: E402
     ALERTS,
     ENFORCEMENT_DESIRED,
@@ -44,6 +45,7 @@ from schemas.topics import (  # noqa: E402
     EVENTS_RAW,
     INVENTORY,
     POLICIES,
+    Topic,
 )
 from sensors.recordings.replay import Replay, ReplaySettings  # noqa: E402
 
@@ -84,7 +86,16 @@ async def _all(cluster: Cluster, scale: float, directory: Path) -> Result:
 async def _world(cluster: Cluster) -> KafkaBus:
     prefix = f"b{uuid.uuid4().hex[:8]}."
     await create_topics(cluster.bootstrap, prefix, PARTITIONS)
-    return await KafkaBus.open(KafkaSettings(bootstrap=cluster.bootstrap, prefix=prefix))
+    return await KafkaBus.open(
+        KafkaSettings(
+            bootstrap=cluster.bootstrap,
+            prefix=prefix,
+            publish_seconds=120.0,
+            call_seconds=120.0,
+            away_seconds=120.0,
+            session_seconds=60.0,
+        )
+    )
 
 
 def recorded(node: str) -> tuple[list[Record], frames.Frame]:
@@ -102,6 +113,15 @@ def recorded(node: str) -> tuple[list[Record], frames.Frame]:
         header=header, occurrences=b"".join(one.occurrences for one in parts),
         definitions=b"".join(one.definitions for one in parts), folded=b"".join(one.folded for one in parts),
     )  # fmt: skip
+
+
+async def put(bus: KafkaBus, topic: Topic, records: list[Record]) -> None:
+    """Publish, again when a topic that was just made has no leader yet."""
+    while True:
+        try:
+            return await bus.publish(topic, records)
+        except Temporary:
+            await asyncio.sleep(0.1)
 
 
 def numbered(whole: frames.Frame, number: int, node: str) -> Record:
@@ -124,14 +144,14 @@ async def _costs(cluster: Cluster, count: int) -> Result:
     broker = cluster.nodes[1]
     known, whole = recorded("n0")
     events = whole.header.events
-    await bus.publish(POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
+    await put(bus, POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
     for index in range(PARTITIONS):
-        await bus.publish(INVENTORY, recorded(f"n{index}")[0] if index else known)
+        await put(bus, INVENTORY, recorded(f"n{index}")[0] if index else known)
     records = [numbered(whole, index // PARTITIONS, f"n{index % PARTITIONS}") for index in range(count)]
     size = sum(record.size for record in records) / count
     there, here = broker.cpu(), time.process_time()
     for start in range(0, count, PARTITIONS):
-        await bus.publish(EVENTS_RAW, records[start : start + PARTITIONS])
+        await put(bus, EVENTS_RAW, records[start : start + PARTITIONS])
     node, brokered = time.process_time() - here, broker.cpu() - there
     part = stages.processor(bus, UNTHROTTLED)
     stop = asyncio.Event()
@@ -169,8 +189,8 @@ async def _latency(cluster: Cluster, count: int) -> Result:
     """From a frame in hand to its alert in a reader's: node, broker, processor, broker, sink; all stages in this process."""
     bus = await _world(cluster)
     known, whole = recorded("n0")
-    await bus.publish(POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
-    await bus.publish(INVENTORY, known)
+    await put(bus, POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
+    await put(bus, INVENTORY, known)
     part = stages.processor(bus, UNTHROTTLED)
     stop = asyncio.Event()
     task = asyncio.create_task(part.stage(stop))
@@ -179,7 +199,7 @@ async def _latency(cluster: Cluster, count: int) -> Result:
         await part.engine.facts.ready.wait()
         for number in range(count + 5):
             began = time.monotonic()
-            await bus.publish(EVENTS_RAW, [numbered(whole, number, "n0")])
+            await put(bus, EVENTS_RAW, [numbered(whole, number, "n0")])
             while not (batch := await reader.take(1000, 5.0)):
                 continue
             if number >= 5:  # the first wait for groups to form
@@ -202,9 +222,7 @@ async def _fleet(cluster: Cluster, nodes: int, rounds: int) -> Result:
     bus = await _world(cluster)
     for index in range(nodes):
         known = [identities.decode(one.value or b"") for one in recorded(f"n{index}")[0]]
-        await bus.publish(
-            INVENTORY, [Record(f"{one.node}/{one.uid}".encode(), identities.encode(one)) for one in known]
-        )
+        await put(bus, INVENTORY, [Record(f"{one.node}/{one.uid}".encode(), identities.encode(one)) for one in known])
     part = stages.planner(bus, Configuration())
     stop = asyncio.Event()
     planning = asyncio.create_task(part.stage(stop))
@@ -220,7 +238,7 @@ async def _fleet(cluster: Cluster, nodes: int, rounds: int) -> Result:
                     for one in plans
                 ]  # fmt: skip
                 if receipts:
-                    await bus.publish(ENFORCEMENT_STATUS, [Record(one.node.encode(), encode(one)) for one in receipts])
+                    await put(bus, ENFORCEMENT_STATUS, [Record(one.node.encode(), encode(one)) for one in receipts])
 
     async def hear() -> None:
         async with bus.subscribe((ENFORCEMENT_STATUS,), None, "latest") as reader:
@@ -234,13 +252,13 @@ async def _fleet(cluster: Cluster, nodes: int, rounds: int) -> Result:
         async with asyncio.timeout(120):
             while len(answered) < nodes:
                 if part.engine.ready.is_set():
-                    await bus.publish(POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
+                    await put(bus, POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
                 await asyncio.sleep(0.5)
             for number in range(rounds):
                 answered.clear()
                 changed = POLICY | {"spec": POLICY["spec"] | {"severity": 1 + number % 9}}  # type: ignore[operator]
                 began = time.monotonic()
-                await bus.publish(POLICIES, [Record(KEY, json.dumps(changed).encode())])
+                await put(bus, POLICIES, [Record(KEY, json.dumps(changed).encode())])
                 while len(answered) < nodes:  # noqa: ASYNC110 - another task fills it
                     await asyncio.sleep(0.005)
                 times += [one - began for one in answered.values()]
@@ -268,18 +286,18 @@ async def _shares(cluster: Cluster, count: int, directory: Path) -> Result:
     _, whole = recorded("n0")
     for many in (1, 2):
         bus = await _world(cluster)
-        await bus.publish(POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
+        await put(bus, POLICIES, [Record(KEY, json.dumps(POLICY).encode())])
         for index in range(24):
-            await bus.publish(INVENTORY, recorded(f"n{index}")[0])
+            await put(bus, INVENTORY, recorded(f"n{index}")[0])
         records = [numbered(whole, index // 24, f"n{index % 24}") for index in range(count)]
         running = [_processor(bus.settings, directory / f"state-{many}-{index}") for index in range(many)]
         try:
             # Each has judged something before the count begins: imports, policies and the group's forming are over.
-            await bus.publish(EVENTS_RAW, records[:24])
+            await put(bus, EVENTS_RAW, records[:24])
             await _judged(bus)
             before = [_cpu(one.pid) for one in running]
             for start in range(24, count, 24):
-                await bus.publish(EVENTS_RAW, records[start : start + 24])
+                await put(bus, EVENTS_RAW, records[start : start + 24])
             await _judged(bus)
             spent[many] = sum(_cpu(one.pid) for one in running) - sum(before)
         finally:

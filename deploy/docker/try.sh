@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tries compose.embedded.yml for real: builds the image, starts the four services in a Docker engine of its own, makes events in a
+# Tries the compose stacks for real: builds the image, starts the services in a Docker engine of its own, makes events in a
 # container, looks for the alert and for the refusal, and removes everything. Too slow for `make test` (two to three minutes).
+# TRY_STACK=kafka takes docker-compose.yml (Kafka, two processors, Prometheus), else it is compose.embedded.yml. Without a registry
+# Kafka's jars (those of the tests) and this machine's Prometheus stand in for their images, and Grafana is left out.
 #   sudo deploy/docker/try.sh          the whole way
 #   sudo deploy/docker/try.sh idle     the same, and then what the stack takes in a minute of nothing else (what the host does is watched too)
 #   sudo deploy/docker/try.sh caps     the whole way, and then what `hauberk node` lacks without each of its capabilities
@@ -21,7 +23,14 @@ export HAUBERK_DOCKER_SOCKET=$work/docker.sock HAUBERK_PIN_DIR=/sys/fs/bpf/haube
 
 say() { printf '%4ds  %s\n' $((SECONDS - began)) "$*"; }
 die() { say "FAILED: $*" >&2; exit 1; }
-compose() { docker compose --project-directory "$root" -f "$root/compose.embedded.yml" "$@"; }
+stack=${TRY_STACK:-embedded}
+file=compose.embedded.yml services=() containers=(node-1 processor-1 planner-1 sink-1)
+if [ "$stack" = kafka ]; then
+    file=docker-compose.yml services=(kafka topics node processor planner sink prometheus)
+    containers=(node-1 processor-1 processor-2 planner-1 sink-1)
+    export HAUBERK_KAFKA_IMAGE=kafka:try HAUBERK_PROMETHEUS_IMAGE=prometheus:try
+fi
+compose() { docker compose --project-directory "$root" -f "$root/$file" "$@"; }
 until_true() { # SECONDS WHAT COMMAND...: poll
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
@@ -91,6 +100,25 @@ echo 'root:x:0:0:root:/:/bin/sh' >"$work/busy/etc/passwd"
 # The policy names the link, the kernel sees what it points at: the node has to look into the container.
 ln -s passwd "$work/busy/etc/accounts"
 tar -C "$work/busy" -c . | docker import - busy:try >/dev/null
+if [ "$stack" = kafka ]; then
+    jars=$("${PYTHON:-$root/.venv/bin/python}" -c 'import sys; sys.path.append(sys.argv[1]); import kafka_jars; print(kafka_jars.fetch())' "$root/tests/kafka")
+    java=${TRY_JAVA_TAR:-$work/java.tar}
+    [ -f "$java" ] || mmdebstrap --quiet --variant=minbase --include=default-jre-headless bookworm "$java"
+    mkdir -p "$work/kafka/opt/kafka/libs" "$work/kafka/usr/local/bin" "$work/kafka/var/lib/kafka/data"
+    tar -C "$work/kafka" --exclude=./dev -xf "$java" && mkdir -p "$work/kafka/dev"
+    cp "$jars"/jars/*.jar "$work/kafka/opt/kafka/libs/"
+    install -m 755 "$root/deploy/docker/kafka_in_place.sh" "$work/kafka/usr/local/bin/kafka"
+    tar -C "$work/kafka" -c . | docker import -c 'CMD ["/usr/local/bin/kafka"]' - kafka:try >/dev/null
+    rm -rf "$work/kafka"
+    say "in Kafka's place: $(docker images --format '{{.Size}}' kafka:try), $(basename "$jars")"
+    mkdir -p "$work/prom/bin" "$work/prom/tmp" "$work/prom/prometheus"
+    cp "$(command -v prometheus)" "$(command -v promtool)" "$work/prom/bin/"
+    # Debian's is linked dynamically, if only to the C library.
+    ldd "$work/prom/bin/prometheus" "$work/prom/bin/promtool" 2>/dev/null | grep -o '/[^ ]*' | grep -v ':$' | sort -u |
+        xargs -r -I{} cp -L --parents {} "$work/prom/"
+    chmod -R a+rwX "$work/prom/prometheus"
+    tar -C "$work/prom" -c . | docker import -c 'ENV PATH=/bin' -c 'ENTRYPOINT ["/bin/prometheus"]' - prometheus:try >/dev/null
+fi
 engine_down
 ip netns add "$name"
 inside=(nsenter "--net=/run/netns/$name")
@@ -101,13 +129,13 @@ inside=(nsenter "--net=/run/netns/$name")
 bridge=hb0
 engine_up "${inside[@]}"
 
-compose up -d --no-build --quiet-pull 2>/dev/null
+compose up -d --no-build --quiet-pull "${services[@]}" 2>"$work/up" || { cat "$work/up" >&2; die "compose up"; }
 for stage in node processor planner sink; do
-    until_true 60 "a healthy $stage" compose exec -T "$stage" health "$stage"
+    until_true "${TRY_SECONDS:-60}" "a healthy $stage" compose exec -T "$stage" health "$stage"
 done
 say "up and healthy"
-for stage in node processor planner sink; do
-    pid=$(docker inspect -f '{{.State.Pid}}' "$name-$stage-1")
+for stage in "${containers[@]}"; do
+    pid=$(docker inspect -f '{{.State.Pid}}' "$name-$stage")
     say "  $stage: $(awk '/^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp|VmRSS):/ {printf "%s %s  ", $1, $2}' "/proc/$pid/status")"
     [ "$(awk '/^Uid:/ {print $2}' "/proc/$pid/status")" != 0 ] || die "$stage runs as root"
 done
@@ -152,9 +180,32 @@ say "alert: $(shown)"
 say "metrics: $(grep -m1 'policy="try".*Block' "$work/metrics")" || die "expected alerts among the metrics"
 compose exec -T planner hauberk get nodes
 
+if [ "$stack" = kafka ]; then
+    compose exec -T planner hauberk topic list
+    targets() { [ "$("${inside[@]}" curl -sf http://127.0.0.1:9090/api/v1/targets | grep -o '"health":"up"' | wc -l)" -ge 6 ]; }
+    until_true 90 "six targets of Prometheus that answer" targets
+    say "Prometheus has $("${inside[@]}" curl -sf http://127.0.0.1:9090/api/v1/targets | grep -o '"health":"up"' | wc -l) targets up, $(
+        "${inside[@]}" curl -sf http://127.0.0.1:9090/api/v1/rules | grep -o '"type":"alerting"' | wc -l) alerting rules"
+    docker kill -s KILL "$name-processor-1" >/dev/null
+    say "one of two processors is killed"
+    docker exec try-web /bin/cat /etc/passwd >/dev/null
+    taken() { [ "$(compose exec -T sink grep -c '/etc/passwd' /var/lib/hauberk/alerts.jsonl)" -gt 1 ]; }
+    until_true 60 "the alert by way of the other" taken
+    say "the other took over: its alert is there"
+    compose stop kafka 2>/dev/null
+    docker exec try-web /bin/cat /etc/passwd >/dev/null
+    denied || die "expected the rule to hold without the broker, got: $(knock)"
+    say "the rule holds while the broker is away"
+    compose start kafka 2>/dev/null
+    taken() { [ "$(compose exec -T sink grep -c '/etc/passwd' /var/lib/hauberk/alerts.jsonl)" -gt 2 ]; }
+    until_true 120 "the alert of what happened while the broker was away" taken
+    say "what happened while the broker was away was told when it was back"
+fi
+
+seen=$(compose exec -T sink grep -c '/etc/passwd' /var/lib/hauberk/alerts.jsonl)
 before=$(date +%s%N)
 docker exec try-web /bin/cat /etc/passwd >/dev/null
-opens() { [ "$(compose exec -T sink grep -c '/etc/passwd' /var/lib/hauberk/alerts.jsonl)" -gt 1 ]; }
+opens() { [ "$(compose exec -T sink grep -c '/etc/passwd' /var/lib/hauberk/alerts.jsonl)" -gt "$seen" ]; }
 until_true 15 "the alert of a second open" opens
 say "a second open was in the file after $((($(date +%s%N) - before) / 1000000)) ms, two docker execs of it"
 
@@ -208,10 +259,11 @@ if [ "${1:-}" = caps ]; then
     compose start node 2>/dev/null
     until_true 60 "a healthy node" compose exec -T node health node
 fi
+[ "$stack" != kafka ] || docker start "$name-processor-1" >/dev/null
 
-compose stop 2>/dev/null
-for stage in node processor planner sink; do
-    code=$(docker inspect -f '{{.State.ExitCode}}' "$name-$stage-1")
+compose stop node processor planner sink 2>/dev/null
+for stage in "${containers[@]}"; do
+    code=$(docker inspect -f '{{.State.ExitCode}}' "$name-$stage")
     [ "$code" = 0 ] || die "expected $stage to end with 0, got $code"
 done
 say "stopped: every exit code is 0"

@@ -141,6 +141,27 @@ def _summaries(settings: Configuration) -> Iterator[Finding]:
             reader.close()
 
 
+def _brokers(settings: Configuration) -> Iterator[Finding]:
+    """Whether a bus that is elsewhere answers, and has what it needs."""
+    import asyncio
+
+    from bus.registry import elsewhere, open_bus
+    from schemas.topics import TOPICS
+
+    if not elsewhere(settings.bus):
+        return
+
+    async def asked() -> int:
+        bus = await open_bus(settings.bus)
+        try:
+            return sum([sum((await bus.end(topic)).values()) for topic in TOPICS])
+        finally:
+            await bus.close()
+
+    where = f"`{getattr(settings.bus, 'bootstrap', '')}`"
+    yield "ok", "brokers", f"{where} has the {len(TOPICS)} topics, with {asyncio.run(asked()):,} records ever published"
+
+
 def _bus(settings: Configuration) -> Iterator[Finding]:
     where = getattr(settings.bus, "directory", "")
     # os.walk passes over what may not be read, which `_places` has told already.
@@ -165,7 +186,7 @@ def _findings(given: argparse.Namespace) -> Iterator[Finding]:
         settings, _, state = configuration(given)
         checks += [
             ("settings", lambda: _settings(settings)), ("state", lambda: _places(settings, state)),
-            ("summaries", lambda: _summaries(settings)), ("bus", lambda: _bus(settings)),
+            ("summaries", lambda: _summaries(settings)), ("bus", lambda: _bus(settings)), ("brokers", lambda: _brokers(settings)),
         ]  # fmt: skip
     except HauberkError as error:
         wrong = str(error)
