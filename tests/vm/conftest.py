@@ -22,7 +22,7 @@ from vmrig.programs import precompile
 
 PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
 WHOLE = 5400.0
-"""Seconds that all suites may take in a guest. On a quiet machine the chosen part takes two minutes."""
+"""Seconds that all suites may take in a guest. Under emulation a load of all programs takes a minute of processor time."""
 
 
 class Outcome:
