@@ -68,7 +68,8 @@ async def _steps(settings: KafkaSettings, address: str) -> str:
         return f"it closed the connection without a word; is this listener for `security_protocol` {settings.security_protocol}?"
     finally:
         writer.close()
-    if answer[:4] == b"HTTP":
+    # What cannot be read as HTTP is answered as HTTP 0.9 was: with the page alone.
+    if answer[:4] == b"HTTP" or answer[:1] == b"<":
         return "an HTTP server answers there; `bus.bootstrap` wants a Kafka listener"
     if struct.unpack_from(">i", answer, 4)[0] != 1:
         return "something answers that is no Kafka broker; check the address"
