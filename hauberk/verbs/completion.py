@@ -8,13 +8,18 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from schemas.topics import Topic
 
 POLICY_KINDS: Final = {
     "policy": "", "policies": "", "ksp": "KubeArmorPolicy", "hsp": "KubeArmorHostPolicy", "csp": "KubeArmorClusterPolicy",
     "nsp": "KubeArmorNetworkPolicy",
 }  # fmt: skip
 """What `get`, `describe` and `delete` call policies -> the kind in a policy's key, "" for all."""
+ASKED: Final = 5.0
+"""Seconds that brokers have to answer: somebody waits at a prompt."""
 PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that are offered. bash expands what it completes with, so that `$(...)` in a container's name would run."""
 
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     """The shell, or the words typed so far."""
     made = argparse.ArgumentParser(prog="hauberk completion", description=__doc__, allow_abbrev=False,
         epilog="bash: source <(hauberk completion bash). After `get`, `describe` and `delete` the names of policies, workloads and "
-        "nodes are offered that are on this machine's bus, if it may be read; where a file or a number stands, what the shell has.")  # fmt: skip
+        "nodes are offered that are on the bus, if it may be read; where a file or a number stands, what the shell has.")  # fmt: skip
     made.add_argument("shell", nargs="?", choices=tuple(SCRIPTS), help="whose script to print")
     made.add_argument("--words", nargs=argparse.REMAINDER, help="print candidates for the last of these words")
     return made
@@ -111,41 +116,65 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _names(seen: dict[str, list[str]]) -> Iterator[str]:
-    """Names on the bus of the things that are spoken of, without opening it."""
-    from bus.embedded.read_only import peek
-    from hauberk.settings import merge, state_directory
-    from schemas.errors import HauberkError
+    """Names on the bus of the things that are spoken of."""
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY, POLICIES
 
     what = seen.get("what", [""])[0]
-    try:
-        tree = merge(seen.get("config", [None])[-1], seen.get("set", ())).tree
-    except HauberkError:
-        return
-    bus = tree.get("bus", {})
-    if not isinstance(bus, dict) or bus.get("type", "embedded") != "embedded":
-        return
-    state = state_directory(seen.get("state", [None])[-1] or tree.get("state"))
-    directory = str(bus.get("directory") or state / "bus")
     if what in POLICY_KINDS:
         namespace = seen.get("namespace", [""])[-1]
-        for key, _ in peek(directory, POLICIES):
+        for key, _ in _latest(seen, POLICIES):
             kind, _, rest = key.decode("utf-8", "replace").partition("/")
             of, _, name = rest.partition("/")
             if POLICY_KINDS[what] in ("", kind) and namespace in ("", of) and PLAIN.fullmatch(name):
                 yield name
     elif what in ("node", "nodes"):
-        keys = (key.decode("utf-8", "replace") for key, _ in peek(directory, ENFORCEMENT_STATUS))
+        keys = (key.decode("utf-8", "replace") for key, _ in _latest(seen, ENFORCEMENT_STATUS))
         yield from filter(PLAIN.fullmatch, keys)
     elif what in ("workload", "workloads"):
         from schemas.errors import DecodeError
         from schemas.identity import decode
 
-        for _, value in peek(directory, INVENTORY):
+        for _, value in _latest(seen, INVENTORY):
             with contextlib.suppress(DecodeError):
                 name = decode(value).container_name
                 if PLAIN.fullmatch(name):
                     yield name
+
+
+def _latest(seen: dict[str, list[str]], topic: Topic) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of a compacted topic: of files without opening the bus, of brokers within ASKED seconds. Nothing when it
+    cannot be had: whoever completes a word is told of no error."""
+    from bus.embedded.read_only import peek
+    from hauberk.settings import merge, state_directory
+    from schemas.errors import HauberkError
+
+    try:
+        tree = merge(seen.get("config", [None])[-1], seen.get("set", ())).tree
+    except HauberkError:
+        return
+    bus = tree.get("bus", {})
+    if not isinstance(bus, dict):
+        return
+    if bus.get("type", "embedded") == "embedded":
+        state = state_directory(seen.get("state", [None])[-1] or tree.get("state"))
+        yield from peek(str(bus.get("directory") or state / "bus"), topic)
+        return
+    import asyncio
+
+    import msgspec
+
+    from bus.registry import BusSettings, open_bus
+
+    async def asked() -> list[tuple[bytes, bytes]]:
+        async with asyncio.timeout(ASKED):
+            opened = await open_bus(msgspec.convert(bus, BusSettings))
+            try:
+                return [(key, one.value) for key, one in (await opened.latest(topic)).items() if one.value is not None]
+            finally:
+                await opened.close()
+
+    with contextlib.suppress(HauberkError, TimeoutError, msgspec.ValidationError):
+        yield from asyncio.run(asked())
 
 
 def main(argv: Sequence[str]) -> int:
