@@ -17,13 +17,6 @@
 
 enum { TIER_FAILED, TIER_PASSED, TIER_DENIED, TIER_SHED };
 
-/* The container's own cgroup: what it makes inside does not multiply its share. */
-static __always_inline u64 payer(u64 cgroup)
-{
-    u64 owner = scopes.lookup(&cgroup) ? 0 : nearest_with_scope(cgroup);
-    return owner ? owner : cgroup;
-}
-
 static __always_inline struct budget *budget_of(u64 key)
 {
     struct budget *found = budgets.lookup(&key);
@@ -50,8 +43,8 @@ static __always_inline u32 charge(u64 key, u64 window, u32 tier)
     return before;
 }
 
-/* `verdict`: it may yet be denied. */
-static __always_inline int affordable(struct behaviour *b, int verdict)
+/* `payer`: see scope_of; `verdict`: it may yet be denied. */
+static __always_inline int affordable(struct behaviour *b, u64 payer, int verdict)
 {
     u64 filled = DEFINITIONS_FILLED(), window = bpf_ktime_get_boot_ns() >> WINDOW_SHIFT;
     u32 spared = setting(CONFIG_SPARED) & 7;
@@ -68,7 +61,7 @@ static __always_inline int affordable(struct behaviour *b, int verdict)
         most = names / 16;
         share = shared / 64;
     }
-    u32 node = charge(NODE_BUDGET, window, tier), own = charge(payer(b->cgroup), window, tier);
+    u32 node = charge(NODE_BUDGET, window, tier), own = charge(payer, window, tier);
     if (filled < DEFINITION_BYTES / 2 && node < most)
         return 1;
     if (filled >= DEFINITION_BYTES / 4 * 3)
@@ -82,7 +75,7 @@ static __always_inline int affordable(struct behaviour *b, int verdict)
 static __always_inline int afford(struct work *w)
 {
     if (w->steer.afford == AFFORD_UNASKED || w->steer.afford == AFFORD_VERDICT)
-        w->steer.afford = affordable(&w->b, w->steer.afford == AFFORD_VERDICT) ? AFFORD_YES : AFFORD_NO;
+        w->steer.afford = affordable(&w->b, w->payer, w->steer.afford == AFFORD_VERDICT) ? AFFORD_YES : AFFORD_NO;
     return w->steer.afford == AFFORD_YES;
 }
 
@@ -99,13 +92,13 @@ static __always_inline void strip(struct behaviour *b)
 }
 
 /* Makes the behaviour the one that stands for all its container cannot afford to name, and says its id. */
-static __always_inline u64 shed(struct behaviour *b)
+static __always_inline u64 shed(struct behaviour *b, u64 payer)
 {
     strip(b);
     u64 id = hash_behaviour(b);
     if (behaviours.lookup(&id))
         return id;
-    if (charge(payer(b->cgroup), bpf_ktime_get_boot_ns() >> WINDOW_SHIFT, TIER_SHED) < NEW_PER_SECOND / 64)
+    if (charge(payer, bpf_ktime_get_boot_ns() >> WINDOW_SHIFT, TIER_SHED) < NEW_PER_SECOND / 64)
         return id;
     /* Even of these it makes too many: users, namespaces and executables without end. */
     b->executable = b->parent = b->script = 0;
@@ -116,18 +109,18 @@ static __always_inline u64 shed(struct behaviour *b)
     return hash_behaviour(b);
 }
 
-/* A loss of an event in this cgroup, for the node and for its container. */
-static __always_inline void lose_of(u64 cgroup, u32 what)
+/* A loss of an event, for the node and for the container that pays. */
+static __always_inline void lose_of(u64 payer, u32 what)
 {
     lose(what);
-    struct budget *budget = budget_of(payer(cgroup));
+    struct budget *budget = budget_of(payer);
     if (budget)
         __sync_fetch_and_add(&budget->lost[what == LOSS_UNREAD], 1); /* OWN_LOSSES */
 }
 
 /* Whether an event that is to be reported has a reader, as far as is known without asking for the time: `reported` asks, and
  * notes that the time is over. Nothing is read of a call that nobody will hear of; it is counted. */
-static __always_inline u32 attended(u32 visible, u64 cgroup)
+static __always_inline u32 attended(u32 visible, u64 payer)
 {
     if (!visible)
         return 0;
@@ -135,6 +128,6 @@ static __always_inline u32 attended(u32 visible, u64 cgroup)
     if (until > 1)
         return 1;
     if (until)
-        lose_of(cgroup, LOSS_UNREAD);
+        lose_of(payer, LOSS_UNREAD);
     return 0;
 }

@@ -83,10 +83,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 cgroup = cgroup_of(task);
     struct scope scope;
-    scope_of(cgroup, &scope);
+    u64 payer = scope_of(cgroup, &scope);
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
-    u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, cgroup);
+    u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, payer);
     if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
         return 0;
     u32 tgid = tgid_of(task);
@@ -108,6 +108,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     w->ret = ret;
     w->number = w->row = number;
     w->cgroup = cgroup;
+    w->payer = payer;
     if (image)
         begin(w, task, image);
     if (!image || w->o.pid != tgid) { /* another process's: the map gave the entry away while it was read */

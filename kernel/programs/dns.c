@@ -74,7 +74,7 @@ int hop_query(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 query = w->query;
     w->query = 0;
-    u32 length = question(w, gather(w, query, w->query_size));
+    u32 length = question(w, hidden(gather(w, query, w->query_size)));
     if (!length) {
         next_message(ctx, w);
         return 0;

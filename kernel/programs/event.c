@@ -108,7 +108,7 @@ static __always_inline int reported(struct work *w)
     u64 *until = config.lookup(&index);
     if (until && *until) { /* else nobody has asked for events yet */
         *until = 1;
-        lose_of(w->b.cgroup, LOSS_UNREAD);
+        lose_of(w->payer, LOSS_UNREAD);
     }
     return 0;
 }
@@ -126,7 +126,7 @@ static __always_inline void occur(struct work *w, u64 id, u32 told)
     if (!(number & 1023))
         flags = wakeup(OCCURRENCES_FILLED(), OCCURRENCE_BYTES);
     if (occurrences.ringbuf_output(&w->o, sizeof(w->o), flags))
-        lose_of(w->b.cgroup, LOSS_OCCURRENCES_FULL);
+        lose_of(w->payer, LOSS_OCCURRENCES_FULL);
     if (told == TOLD)
         call_reader(SLEEP_ASLEEP);
     else
@@ -143,13 +143,13 @@ static __always_inline void finish(struct work *w, u64 text)
     if (!told) {
         /* Also without room in the ring: the behaviour it then counts for was announced long ago. */
         if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(&w->behaviour_head, id)) {
-            id = shed(&w->b);
+            id = shed(&w->b, w->payer);
             told = TOLD;
             if (!behaviours.lookup(&id))
                 announce_behaviour(&w->behaviour_head, id);
             if (OCCURRENCES_FILLED() > OCCURRENCE_BYTES / 2) { /* the other half is for what has a name */
                 w->steer.afford = AFFORD_UNASKED;
-                lose_of(w->b.cgroup, LOSS_OCCURRENCES_FULL);
+                lose_of(w->payer, LOSS_OCCURRENCES_FULL);
                 return;
             }
         }

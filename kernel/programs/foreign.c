@@ -53,10 +53,10 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 cgroup = cgroup_of(task);
     struct scope scope;
-    scope_of(cgroup, &scope);
+    u64 payer = scope_of(cgroup, &scope);
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
-    u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, cgroup);
+    u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, payer);
     if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
         return 0;
     u32 tgid = tgid_of(task);
@@ -70,6 +70,7 @@ int hop_foreign(struct bpf_raw_tracepoint_args *ctx)
     w->number = call->number;
     w->row = row;
     w->cgroup = cgroup;
+    w->payer = payer;
     if (image)
         begin(w, task, image);
     if (!image || w->o.pid != tgid) { /* see on_sys_exit */

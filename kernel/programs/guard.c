@@ -25,7 +25,7 @@ static __always_inline int ends_watched(u32 number)
 }
 
 /* A denial is told. Its records are on the stack: unlike the tracepoints a guard may be preempted, so the scratch is not its own. */
-static __always_inline void tell_denial(struct question *q, struct denial *d, struct image *image, u64 cgroup, u32 visibility)
+static __always_inline void tell_denial(struct question *q, struct denial *d, struct image *image, u64 cgroup, u64 payer, u32 visibility)
 {
     struct {
         struct definition head;
@@ -93,7 +93,7 @@ static __always_inline void tell_denial(struct question *q, struct denial *d, st
     for (int i = 0; i < 2; i++) {
         u32 known;
         o.id = id_of(b, &known);
-        if (known || ((i || affordable(b, 0)) && !announce_behaviour(&told.head, o.id)))
+        if (known || ((i || affordable(b, payer, 0)) && !announce_behaviour(&told.head, o.id)))
             break;
         strip(b);
     }
@@ -110,7 +110,7 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
     u32 tgid = bpf_get_current_pid_tgid() >> 32;
     u16 port = q->key.port;
     struct scope scope;
-    scope_of(cgroup, &scope);
+    u64 payer = scope_of(cgroup, &scope);
     if (!(scope.flags & SCOPE_ENFORCE_CGROUP) || is_excluded(tgid))
         return 1;
     struct image *image = processes.lookup(&tgid);
@@ -129,7 +129,7 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
     q->key.port = port;
     /* Sent again by a timer, in whatever task that interrupts: told when it was sent first. */
     if (!d->packet || bpf_get_current_cgroup_id() == cgroup)
-        tell_denial(q, d, image, cgroup, scope.visibility);
+        tell_denial(q, d, image, cgroup, payer, scope.visibility);
     return 0;
 }
 

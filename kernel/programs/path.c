@@ -132,13 +132,15 @@ static __always_inline void component(struct work *w, u32 start, u32 end)
     start &= TEXT_MAX - 1;
     if (length == 0)
         return;
-    if (w->raw[start] == '.') {
-        if (length == 1)
-            return;
-        if (length == 2 && w->raw[start + 1] == '.') {
-            w->skip++;
-            return;
-        }
+    /* Without a branch for each byte: the verifier would follow every way through them, for each byte of the text. */
+    u32 first = w->raw[start] ^ '.', same = first | (length ^ 1), above = first | (w->raw[start + 1] ^ '.') | (length ^ 2);
+    KEEP(same);
+    KEEP(above);
+    if (!same)
+        return;
+    if (!above) {
+        w->skip++;
+        return;
     }
     if (w->skip) {
         w->skip--;
@@ -270,7 +272,7 @@ int hop_again(struct bpf_raw_tracepoint_args *ctx)
             break;
         w->at--;
     }
-    w->at &= TEXT_MAX - 1;
+    w->at = hidden(w->at) & (TEXT_MAX - 1);
     w->name = hash_text(w);
     w->steer.flaw |= FLAW_CUT;
     w->steer.beyond = w->steer.excess + 1 + CUT_BYTES;

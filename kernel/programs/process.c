@@ -312,9 +312,9 @@ int hop_exec(struct bpf_raw_tracepoint_args *ctx)
     w->b.operation = OP_EXEC;
     w->b.access = ACCESS_EXEC;
     struct scope scope;
-    scope_of(cgroup, &scope);
+    w->payer = scope_of(cgroup, &scope);
     w->scope = scope;
-    w->steer.visible = attended(scope.visibility >> CLASS_PROCESS & 1, cgroup);
+    w->steer.visible = attended(scope.visibility >> CLASS_PROCESS & 1, w->payer);
     if (w->steer.visible && is_excluded(tgid))
         w->steer.visible = 0;
     void *mm = (void *)LOAD64(task, K_task_struct__mm);
@@ -355,8 +355,8 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     u64 cgroup = cgroup_of(task);
     struct scope scope;
-    scope_of(cgroup, &scope);
-    if (attended(scope.visibility >> CLASS_PROCESS & 1, cgroup)) {
+    w->payer = scope_of(cgroup, &scope);
+    if (attended(scope.visibility >> CLASS_PROCESS & 1, w->payer)) {
         actor(w, task, image, cgroup);
         u32 code = LOAD32(task, K_task_struct__exit_code);
         w->b.operation = OP_EXIT;

@@ -24,7 +24,7 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
     u64 owner = kin->owner;
     if (kin->check == kin_check(cgroup, owner, generation))
         return owner;
-    owner = 0;
+    owner = hidden(0); /* a zero that it knew would be told apart from each level's answer, in every program, from here to its end */
     for (int level = 1; level < LEVELS; level++) {
         u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
         if (!ancestor || ancestor == cgroup)
@@ -37,22 +37,27 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
     return owner;
 }
 
-static __always_inline void scope_of(u64 cgroup, struct scope *out)
+/* Returns the cgroup whose scope it is, which pays for its new names: what a container makes inside does not multiply its share. */
+static __always_inline u64 scope_of(u64 cgroup, struct scope *out)
 {
     struct scope *scope = scopes.lookup(&cgroup);
+    u64 payer = cgroup;
     if (!scope) {
         u64 owner = nearest_with_scope(cgroup);
-        if (owner)
+        if (owner) {
+            payer = owner;
             scope = scopes.lookup(&owner);
+        }
     }
     if (scope) {
         *out = *scope;
-        return;
+        return payer;
     }
     out->table = 0;
     out->reserved = 0;
     out->flags = 0;
     out->visibility = setting(CONFIG_HOST_VISIBILITY);
+    return payer;
 }
 
 static __always_inline int is_excluded(u32 tgid)

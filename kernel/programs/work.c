@@ -97,6 +97,7 @@ struct work {
     struct call call;
     u64 args[6];
     u64 cgroup;
+    u64 payer;  /* the cgroup whose scope is in force: new names and losses are charged to it */
     s64 ret;
     u32 number; /* native number of the call, whatever entry it came by */
     u32 row;    /* which row of `calls` it is */
@@ -212,6 +213,14 @@ static void *(*cast_)(u64 address, u64 type) = (void *)K_CAST;
 
 /* Hides from the compiler what it knows of a number, so that the mask the verifier needs to see is not optimised away. */
 #define KEEP(number) asm volatile("" : "+r"(number))
+
+/* Hides a number from the verifier: where paths meet that differ in it alone, it then goes on once and not for each. */
+static __always_inline u64 hidden(u64 number)
+{
+    u64 copy;
+    bpf_probe_read_kernel(&copy, sizeof(copy), &number);
+    return copy;
+}
 
 /* Eight bytes of text anywhere: the compiler itself would move them one by one, as nothing tells it that they are aligned. */
 #define LOAD_WORD(p) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(v_) : "r"(p) : "memory"); v_; })
