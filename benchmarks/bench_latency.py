@@ -8,9 +8,7 @@ reader are two processes with one clock (CLOCK_REALTIME); the reader sleeps in i
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import select
 import shutil
 import statistics
 import struct
@@ -20,20 +18,15 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from alerting import ANSWER_SECONDS, Tail, policy, publish
 from live import PINS, Live, missing, running
 
-from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from kernel.maps import Map
-from policy.documents import key, to_json
-from policy.parse import parse
 from schemas.topics import POLICIES
 
 Result = dict[str, dict[str, Any]]
 THROTTLE_OFF: Final = "processor.throttle.max_alerts_per_second=0"
-_ANSWER: Final = 30.0
-_IN_MODIFY: Final = 2
 
 # Opens one watched file at random distances, so that no timer of the pipeline is met in step; prints the time of each call.
 OPENER = """
@@ -48,12 +41,6 @@ for number in range(count):
     os.close(os.open(path, os.O_RDONLY))
     print(at, path, flush=True)
 """
-
-
-class _Line(msgspec.Struct):
-    Resource: str = ""
-    PolicyName: str = ""
-    Message: str = ""
 
 
 def run(scale: float) -> Result:
@@ -71,16 +58,12 @@ def run(scale: float) -> Result:
             for number in range(count):
                 Path(watched, name, str(number)).touch()
         asyncio.run(
-            _publish(
+            publish(
                 up,
-                [
-                    _policy(
-                        "watch", f"file: {{matchDirectories: [{{dir: {watched}/, recursive: true}}]}}, action: Audit"
-                    )
-                ],
+                [policy("watch", f"file: {{matchDirectories: [{{dir: {watched}/, recursive: true}}]}}, action: Audit")],
             )
         )
-        reader = _Tail(up.alerts)
+        reader = Tail(up.alerts)
         _first_alert(up, reader, watched)
         for name, mode in (("syscall_to_alert", "same"), ("new_behaviour_to_alert", "fresh")):
             took = _alerts(up, reader, f"{watched}/{mode}", count, mode)
@@ -94,66 +77,18 @@ def run(scale: float) -> Result:
     return result
 
 
-def _policy(name: str, spec: str) -> Record:
-    text = (
-        "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\n"
-        f"metadata: {{name: {name}, namespace: bench, annotations: {{hauberk.io/signal: enabled}}}}\n"
-        f"spec: {{selector: {{matchLabels: {{app: bench}}}}, {spec}}}\n"
-    )
-    document = parse(text, "bench").policies[0]
-    return Record(key(document), to_json(document))
-
-
-async def _publish(up: Live, records: list[Record]) -> None:
-    bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(up.state / "bus")))
-    await bus.publish(POLICIES, records)
-    await bus.close()
-
-
-class _Tail:
-    """Reads whole lines of a growing file as they are written: (Unix ns at which it was readable, line)."""
-
-    def __init__(self, path: Path) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        deadline = time.monotonic() + _ANSWER
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"expected {path} within {_ANSWER:g} s")
-            time.sleep(0.05)
-        self._notify = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._libc.inotify_add_watch(self._notify, os.fsencode(path), _IN_MODIFY)
-        self._file = os.open(path, os.O_RDONLY)
-        self._rest = b""
-
-    def lines(self, wait: float) -> list[tuple[int, _Line]]:
-        """What came within `wait` seconds; empty when nothing did."""
-        data = os.read(self._file, 1 << 20)
-        if not data:
-            if not select.select([self._notify], [], [], wait)[0]:
-                return []
-            os.read(self._notify, 1 << 16)
-            data = os.read(self._file, 1 << 20)
-        at = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        return [(at, msgspec.json.decode(line, type=_Line)) for line in whole]
-
-    def close(self) -> None:
-        os.close(self._file)
-        os.close(self._notify)
-
-
-def _first_alert(up: Live, reader: _Tail, watched: str) -> None:
+def _first_alert(up: Live, reader: Tail, watched: str) -> None:
     """The policy is in force once an open is told."""
-    deadline = time.monotonic() + _ANSWER
+    deadline = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < deadline:
         child = up.box.popen(OPENER, f"{watched}/probe", "1", "same", "0", stdin=subprocess.PIPE)
         child.communicate("\n")
         if any(line.Resource.startswith(watched) for _, line in reader.lines(1.0)):
             return
-    raise TimeoutError(f"expected a first alert within {_ANSWER:g} s, got none")
+    raise TimeoutError(f"expected a first alert within {ANSWER_SECONDS:g} s, got none")
 
 
-def _alerts(up: Live, reader: _Tail, watched: str, count: int, mode: str) -> list[float]:
+def _alerts(up: Live, reader: Tail, watched: str, count: int, mode: str) -> list[float]:
     """Milliseconds of each open. Alerts of one path come in order; each path's are matched in that order."""
     child = up.box.popen(OPENER, watched, str(count), mode, str(count), stdin=subprocess.PIPE)
     assert child.stdin is not None
@@ -161,7 +96,7 @@ def _alerts(up: Live, reader: _Tail, watched: str, count: int, mode: str) -> lis
     child.stdin.write("\n")
     child.stdin.flush()
     came: dict[str, list[int]] = {}
-    left, deadline = count, time.monotonic() + _ANSWER + count * 0.1
+    left, deadline = count, time.monotonic() + ANSWER_SECONDS + count * 0.1
     while left and time.monotonic() < deadline:
         for at, line in reader.lines(0.5):
             if line.Resource.startswith(watched + "/"):
@@ -185,12 +120,12 @@ async def _policies(up: Live, count: int) -> list[float]:
     with Map.open(f"{PINS}/maps/scopes") as scopes:
         table = (scopes.get(scope) or b"")[:8]
         for number in range(-3, count):
-            record = _policy("hold", f"process: {{matchPaths: [{{path: /opt/tool-{number}}}]}}, action: Block")
+            record = policy("hold", f"process: {{matchPaths: [{{path: /opt/tool-{number}}}]}}, action: Block")
             started = time.perf_counter()
             await bus.publish(POLICIES, [record])
             while (now := (scopes.get(scope) or b"")[:8]) == table:
-                if time.perf_counter() - started > _ANSWER:
-                    raise TimeoutError(f"expected another rule table within {_ANSWER:g} s, the old one stayed")
+                if time.perf_counter() - started > ANSWER_SECONDS:
+                    raise TimeoutError(f"expected another rule table within {ANSWER_SECONDS:g} s, the old one stayed")
                 await asyncio.sleep(0.0005)
             took.append((time.perf_counter() - started) * 1000)
             table = now

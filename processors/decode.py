@@ -19,7 +19,7 @@ from schemas import socket_names
 from schemas.behaviour import Behaviour
 from schemas.decoding import LARGEST
 from schemas.errors import DecodeError, Incompatible
-from schemas.kernel import BEHAVIOUR, PROCESS, DefinitionKind, ProcessFlag
+from schemas.kernel import BEHAVIOUR, DEFINITION, PROCESS, DefinitionKind, ProcessFlag
 from schemas.operations import Access, Backend, Operation
 from schemas.syscalls import BY_ARCHITECTURE
 from schemas.syscalls import name as syscall_name
@@ -28,6 +28,8 @@ from schemas.watched import CALLS, texts
 
 _BEHAVIOUR: Final = BEHAVIOUR.struct.unpack_from
 _PROCESS: Final = PROCESS.struct.unpack_from
+_HEAD: Final = DEFINITION.struct.unpack_from
+_PLACE: Final = DefinitionKind.CGROUP.value
 _OPERATIONS: Final[dict[int, Operation]] = {member.value: member for member in Operation}
 _BACKENDS: Final[dict[int, Backend]] = {member.value: member for member in Backend}
 _CAPABLE: Final = Operation.CAPABLE
@@ -79,6 +81,21 @@ def tellable_behaviour(behaviour: Behaviour) -> Behaviour:
     return msgspec.structs.replace(behaviour, **changed) if changed else behaviour
 
 
+def leading_cgroups(data: bytes) -> dict[int, str]:
+    """Paths of the cgroups that a frame's definitions begin with: id -> path. Without reading further, for every frame has some.
+    What is no record there is left to `DecodedDefinitions`."""
+    found: dict[int, str] = {}
+    at, end, head = 0, len(data), DEFINITION.size
+    while at + head <= end:
+        ident, kind, size = _HEAD(data, at)
+        at += head
+        if kind != _PLACE or at + size > end:
+            break
+        found[ident] = tellable(text(data[at : at + size].rstrip(b"\0")))
+        at += size + (-size % 8)
+    return found
+
+
 class DecodedDefinitions:
     """The definitions of one frame by kind. `odd`: ids of behaviours decoded here that hold a string that was not UTF-8.
     Raises DecodeError when the run of records is not one."""
@@ -90,7 +107,6 @@ class DecodedDefinitions:
         "_surrogates",
         "_texts",
         "behaviours",
-        "cgroups",
         "odd",
         "processes",
     )
@@ -103,7 +119,6 @@ class DecodedDefinitions:
         self._surrogates: set[int] = set()
         self.behaviours: dict[int, bytes] = {}
         self.processes: dict[int, bytes] = {}
-        self.cgroups: dict[int, str] = {}
         self.odd: set[int] = set()
         by_kind: dict[int, dict[int, bytes]] = {
             DefinitionKind.STRING: self._strings,
@@ -114,8 +129,6 @@ class DecodedDefinitions:
             table = by_kind.get(kind)
             if table is not None:
                 table[ident] = body
-            elif kind == DefinitionKind.CGROUP:
-                self.cgroups[ident] = tellable(text(body.rstrip(b"\0")))
 
     def string(self, ident: int) -> str:
         """The string called `ident`; "" for 0 and for one the agent did not get."""

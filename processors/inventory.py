@@ -26,6 +26,9 @@ _CONTAINER_PATH: Final = re.compile(r"[0-9a-f]{64}|libpod|kubepods|docker|contai
 
 _CONTAINER_ID: Final = re.compile(r"[0-9a-f]{64}")
 
+_PATHS: Final = 65536
+"""Cgroups of a node whose paths are remembered, and asked for."""
+
 Place = tuple[int, int, int]
 """cgroup, pid namespace, mount namespace: where a behaviour happened, as far as identity goes."""
 
@@ -44,7 +47,7 @@ class InventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 class _Node:
     """What is known of one node."""
 
-    __slots__ = ("by_cgroup", "by_namespaces", "by_path", "host", "paths", "unknown")
+    __slots__ = ("asked", "by_cgroup", "by_namespaces", "by_path", "host", "paths", "unknown")
 
     def __init__(self) -> None:
         self.host: Identity | None = None
@@ -52,6 +55,8 @@ class _Node:
         self.by_namespaces: dict[tuple[int, int], Identity] = {}
         self.by_path: dict[str, Identity] = {}
         self.paths: dict[int, str] = {}
+        # Cgroups whose path was not known when somebody asked whose they are.
+        self.asked: set[int] = set()
         self.unknown: dict[Place, Identity] = {}
 
 
@@ -98,13 +103,17 @@ class Inventory:
             self._remove(identity)
 
     def learn_cgroups(self, node: str, paths: dict[int, str]) -> None:
-        """Paths of cgroups as the kernel announced them; nested ones are attributed by their path."""
-        table = self._node(node).paths
+        """Paths of cgroups as the kernel announced them; nested ones are attributed by their path. A new epoch only for those
+        that were asked for before: thousands of new ones must not have everything else looked at again."""
+        known = self._node(node)
+        table = known.paths
         for cgroup, path in paths.items():
             if path and table.get(cgroup) != path:
                 table[cgroup] = path
-                self.epoch += 1
-        while len(table) > 65536:
+                if cgroup in known.asked:
+                    known.asked.discard(cgroup)
+                    self.epoch += 1
+        while len(table) > _PATHS:
             del table[next(iter(table))]
 
     def find(self, node: str, behaviour: Behaviour) -> Identity | None:
@@ -178,6 +187,10 @@ class Inventory:
             # The root of the hierarchy holds no container.
             return host
         path = known.paths.get(cgroup, "")
+        if not path:
+            if len(known.asked) >= _PATHS:
+                known.asked.clear()
+            known.asked.add(cgroup)
         found = self._by_ancestor(known, path)
         if found is not None:
             return found

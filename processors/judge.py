@@ -15,7 +15,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from processors.alert_action import SILENT, AlertAction, outcome
-from processors.decode import DecodedDefinitions, tellable_behaviour
+from processors.decode import DecodedDefinitions, leading_cgroups, tellable_behaviour
 from processors.inventory import Inventory
 from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED, Frame, FrameHeader
@@ -170,8 +170,8 @@ class FrameJudge:
         cache = self._young.get(run)
         if cache is None:
             cache = self._young[run] = {}
-        if self._inventory_moves(tally):
-            self._inventory.learn_cgroups(header.node, tally.definitions.cgroups)
+        if places := leading_cgroups(frame.definitions):
+            self._inventory.learn_cgroups(header.node, places)
         stamp, entries, get = self._inventory.epoch, tally.entries, cache.get
         missing = []
         for ident in tally.counts:
@@ -190,10 +190,6 @@ class FrameJudge:
         """Whether a definition of `ident` was seen in this run."""
         run = (header.node, header.boot, header.run)
         return ident in self._young.get(run, ()) or ident in self._old.get(run, ())
-
-    def _inventory_moves(self, tally: Tally) -> bool:
-        """Whether the frame announces cgroups: looked for in the bytes, as most frames announce none."""
-        return _CGROUP_KIND in tally.frame.definitions and bool(tally.definitions.cgroups)
 
     def _misses(self, tally: Tally, run: Run, missing: list[int]) -> None:
         """Judge ids that are not in the young generation, or whose answer may be old."""
@@ -279,6 +275,3 @@ def _settle(entry: JudgedBehaviour, verdict: Verdict) -> None:
     action = entry.outcome = outcome(entry.raw, verdict)
     shadows = entry.shadows = tuple(shadow for shadow in verdict.shadow if shadow.tell)
     entry.rows = action.due or verdict.needs_arguments or bool(shadows)
-
-
-_CGROUP_KIND: Final = (4).to_bytes(4, "little")

@@ -3,7 +3,7 @@
 
 Self-contained, so processors stay stateless. `occurrences` is a table of `schemas.kernel.STRIDE` bytes a row, ring headers
 included; row field offsets are `RING_HEADER + OCCURRENCE.offsets[...]`. `definitions` is a run of definition records, each
-`DEFINITION` header + bytes, padded to 8. `folded` holds rows of `FOLDED` for behaviours whose repeats were counted on the
+`DEFINITION` header + bytes, padded to 8; those of the cgroups come first. `folded` holds rows of `FOLDED` for behaviours whose repeats were counted on the
 node instead of being sent one by one (under flood, or in edge mode): counted, never hidden.
 """
 

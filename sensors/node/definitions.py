@@ -8,6 +8,9 @@ occurrences that were in the ring by then still find theirs.
 
     learn -> young -> old -> leaving (kernel told) -> gone        a use moves the definition back to young
 
+A cgroup's path is said once, when it is made, and never again. So those are kept apart, the ones used last, and each frame
+has the paths of the cgroups in it: that is how readers find whose a cgroup is that no identity lists.
+
 Must never decode more of a body than the ids of the strings it refers to. Neighbours: `rings` (who feeds it), `frames`.
 """
 
@@ -24,10 +27,16 @@ OVERHEAD: Final = 200
 
 _HEAD: Final = DEFINITION.struct
 _STRING, _BEHAVIOUR, _PROCESS = DefinitionKind.STRING, DefinitionKind.BEHAVIOUR, DefinitionKind.PROCESS
+_CGROUPS: Final = (DefinitionKind.CGROUP, DefinitionKind.CGROUP_GONE)
+PLACES_MOST: Final = 16_384
+"""Paths of cgroups that are kept: as many as `sensor.load.scopes`."""
+_PLACES_SHARE: Final = 4
+"""And a quarter of the memory at most: a workload may make the longest names there are."""
 # Both bodies keep the ids of their strings in four u64 in a row; this fails at import when a layout changes that.
 _REFERENCES: Final = struct.Struct("=4Q")
 _AT: Final = DEFINITION.size + BEHAVIOUR.offsets["executable"]
 _SCRIPT: Final = DEFINITION.size + BEHAVIOUR.offsets["script"]
+_CGROUP: Final = DEFINITION.size + BEHAVIOUR.offsets["cgroup"]
 if (
     [BEHAVIOUR.offsets[name] for name in ("executable", "parent", "resource", "resource2")] != [8, 16, 24, 32]
     or [PROCESS.offsets[name] for name in ("executable", "parent", "arguments", "cwd")] != [8, 16, 24, 32]
@@ -77,6 +86,8 @@ class Definitions:
         living: Callable[[], Iterable[tuple[int, ...]]] | None = None,
     ) -> None:
         self._limit = limit_bytes // 3
+        self._places: dict[int, bytes] = {}
+        self._places_bytes, self._places_limit = 0, limit_bytes // _PLACES_SHARE
         self._living = living
         self._forget = forget
         self._seen = seen
@@ -105,8 +116,12 @@ class Definitions:
                 continue
             table = young.get(kind)
             if table is None:
-                if self._cgroup is not None and kind in (DefinitionKind.CGROUP, DefinitionKind.CGROUP_GONE):
-                    self._cgroup(DefinitionKind(kind), ident, record[head:end].rstrip(b"\0"))
+                if kind in _CGROUPS:
+                    path = record[head:end].rstrip(b"\0")
+                    if path and kind == DefinitionKind.CGROUP:
+                        self.place(ident, path)
+                    if self._cgroup is not None:
+                        self._cgroup(DefinitionKind(kind), ident, path)
                 continue
             if ident not in table:
                 self._bytes += len(record) + OVERHEAD
@@ -116,6 +131,19 @@ class Definitions:
             table[ident] = record if len(record) == padded else record[:end] + bytes(padded - end)
             if kind == _BEHAVIOUR and seen is not None and size >= BEHAVIOUR.offsets["script"]:
                 seen(int.from_bytes(record[head : head + 8], _ORDER))
+
+    def place(self, cgroup: int, path: bytes) -> None:
+        """Where a cgroup lies. What is gone stays until others need the room: rows may still be on their way."""
+        record = _HEAD.pack(cgroup, DefinitionKind.CGROUP, len(path)) + path + bytes(-len(path) % 8)
+        self._displace(cgroup)
+        self._places[cgroup] = record
+        self._places_bytes += len(record) + OVERHEAD
+        while len(self._places) > PLACES_MOST or self._places_bytes > self._places_limit:
+            self._displace(next(iter(self._places)))
+
+    def _displace(self, cgroup: int) -> None:
+        if old := self._places.pop(cgroup, None):
+            self._places_bytes -= len(old) + OVERHEAD
 
     def settle(self, *, behind: bool = False) -> None:
         """Forget what is too much. Called between chunks, never while one is being closed.
@@ -139,7 +167,8 @@ class Definitions:
         self.learn((_HEAD.pack(ident, kind, len(body)) + body,))
 
     def closure(self, behaviours: set[int], processes: set[int]) -> Closure:
-        """The definitions of these ids and of every string they refer to, each once. 0 means "none" and is skipped."""
+        """The definitions of these ids and of every string they refer to, each once, after the paths of the cgroups they are
+        of. 0 means "none" and is skipped."""
         strings: set[int] = set()
         acted, no_behaviours = self._fetch(_BEHAVIOUR, behaviours)
         ran, no_processes = self._fetch(_PROCESS, processes)
@@ -149,10 +178,23 @@ class Definitions:
         # Most behaviours have fewer than four strings: 0 would send every closure down the slow path.
         strings.discard(0)
         texts, no_strings = self._fetch(_STRING, strings)
-        run = b"".join((acted_run, ran_run, *texts))
+        run = b"".join((*self._places_of(acted, acted_run), acted_run, ran_run, *texts))
         if not (no_strings or no_behaviours or no_processes):
             return Closure(run, NOTHING_MISSING)
         return Closure(run, Missing(tuple(no_behaviours), tuple(no_strings), tuple(no_processes)))
+
+    def _places_of(self, records: list[bytes], run: bytes) -> list[bytes]:
+        size = DEFINITION.size + BEHAVIOUR.size
+        if len(run) == size * len(records):
+            cgroups = set(memoryview(run).cast("Q")[_CGROUP // 8 :: size // 8].tolist())
+        else:
+            cgroups = {int.from_bytes(record[_CGROUP : _CGROUP + 8], _ORDER) for record in records}
+        places, found = self._places, []
+        for cgroup in cgroups:
+            if record := places.pop(cgroup, None):
+                places[cgroup] = record
+                found.append(record)
+        return found
 
     def _fetch(self, kind: int, idents: set[int]) -> tuple[list[bytes], list[int]]:
         # Records found and ids not found. In the steady state all are young, and this is one pass in C.
@@ -177,6 +219,7 @@ class Definitions:
 
     def records(self) -> Iterable[bytes]:
         """Everything held, oldest generation first."""
+        yield from self._places.values()
         for generation in (self._leaving, self._old, self._young):
             for table in generation.values():
                 yield from table.values()

@@ -120,6 +120,34 @@ async def test_nested_cgroups_belong_to_the_container_above(node, stage, web):
     assert stage.telemetry[0].identities[0].container_name == "web"
 
 
+async def test_cgroups_beyond_those_an_identity_lists_have_their_owner_at_once(node, stage, web):
+    """A container lists 512 of its cgroups (`sensors.containers.inner`): the others are found by their paths."""
+    for cgroup in range(1000, 1600):
+        node.cgroups = {cgroup: f"{web.cgroup_path}/made/{cgroup}".encode()}
+        node.row(node.behaviour(Operation.OPEN, "/a", syscall=257, cgroup=cgroup))
+        await stage.take(node.record())
+    stats = stage.processor.stats()
+    assert (stats.waiting, stats.told_unknown) == (0, 0)
+    assert {one.container_name for frame in stage.telemetry for one in frame.identities} == {"web"}
+
+
+async def test_new_cgroups_have_nothing_else_judged_again(node, stage, web):
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    await stage.take(node.record())
+    for cgroup in range(1000, 1020):
+        node.cgroups = {cgroup: f"{web.cgroup_path}/{cgroup}".encode()}
+        node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+        await stage.take(node.record())
+    assert stage.processor.stats().revalidated == 0
+    node.row(node.behaviour(Operation.OPEN, "/b", syscall=257, cgroup=2000))
+    await stage.take(node.record())
+    assert stage.processor.stats().waiting == 1, "its path is not known"
+    node.cgroups = {2000: f"{web.cgroup_path}/late".encode()}
+    node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))
+    await stage.take(node.record())
+    assert stage.processor.stats().waiting == 0, "whoever waits for the path is asked again"
+
+
 async def test_ended_containers_are_kept_for_late_events(node, stage, web):
     stage.gone(web)
     node.row(node.behaviour(Operation.OPEN, "/a", syscall=257))

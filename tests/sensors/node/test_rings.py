@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from kernel.features import cgroup2_mount
 from kernel.maps import Map
 from kernel.siphash import siphash13
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import Config, DefinitionKind, Loss
+from schemas.kernel import BEHAVIOUR, Config, DefinitionKind, Loss
 from schemas.wakeup import CALLS, Sleep
+from sensors.node.definitions import OVERHEAD, Definitions
 from sensors.node.frames import FrameSettings
 from sensors.node.rings import RingSettings, RingSource
 
@@ -56,6 +58,64 @@ def test_rows_arrive_with_everything_they_refer_to(stand_in: Any) -> None:
     assert defined(again) == defined(frame)
     assert again.header.number == 1
     source.close()
+
+
+def test_every_frame_says_where_its_cgroups_lie(stand_in: Any, tmp_path: Path) -> None:
+    """A cgroup's path is announced once, before anything happens in it; readers of any later frame need it."""
+    source = open_source(stand_in, state_dir=str(tmp_path), fold="never", frames=FrameSettings(limit_bytes=4096))
+    stand_in.say(DefinitionKind.CGROUP, 70, b"/docker/made")
+    stand_in.say(DefinitionKind.CGROUP, 71, b"/docker/other")
+    stand_in.behaviour(5, cgroup=70)
+    stand_in.behaviour(6, cgroup=7)
+    for _ in range(100):
+        stand_in.happen(5)
+    stand_in.happen(6)
+    frames = list(source.drain().frames)
+    assert len(frames) > 1
+    source.release()
+    stand_in.say(DefinitionKind.CGROUP_GONE, 70, b"")
+    stand_in.happen(5)
+    frames += source.drain().frames
+    source.release()
+    for frame in frames:
+        first = words.definitions(frame.definitions)[0]
+        if 5 in ids_of(frame):
+            assert first == (70, DefinitionKind.CGROUP, b"/docker/made"), "strictly first, for readers look no further"
+        assert (DefinitionKind.CGROUP, 71) not in defined(frame)
+    source.close()
+    after = open_source(stand_in, state_dir=str(tmp_path))
+    stand_in.happen(5)
+    assert (DefinitionKind.CGROUP, 70) in defined(after.drain().frames[0]), "nobody announces it to the next agent"
+    after.close()
+
+
+def test_cgroups_older_than_the_programs_are_looked_for(stand_in: Any) -> None:
+    mount = cgroup2_mount()
+    assert mount is not None
+    where = Path(f"{mount}/hauberk-test-older-{os.getpid()}/inner")
+    where.mkdir(parents=True)
+    try:
+        source = open_source(stand_in)
+        stand_in.behaviour(5, cgroup=where.stat().st_ino)
+        stand_in.happen(5)
+        (frame,) = source.drain().frames
+        source.close()
+    finally:
+        where.rmdir()
+        where.parent.rmdir()
+    assert words.definitions(frame.definitions)[0][2] == os.fsencode(where)[len(mount) :]
+
+
+def test_paths_of_cgroups_are_bounded_and_those_in_use_stay() -> None:
+    definitions = Definitions(1 << 20)
+    behaviour = BEHAVIOUR.struct.pack(1, *[0] * 21, b"", 0)
+    definitions.define(DefinitionKind.BEHAVIOUR, 5, behaviour)
+    for cgroup in range(1, 50_000):
+        definitions.place(cgroup, b"/docker/" + b"x" * 100)
+        if cgroup % 100 == 0:
+            assert b"/docker/" in definitions.closure({5}, set()).run
+    held = sum(len(record) + OVERHEAD for record in definitions.records())
+    assert 200_000 < held < (1 << 18) + 1000
 
 
 def test_what_was_not_released_is_handed_out_again(stand_in: Any, tmp_path: Path) -> None:
