@@ -9,6 +9,7 @@ Must be called before the first thread starts; does nothing under another C libr
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Final
 
 # Numbers of mallopt(3), <malloc.h>.
@@ -19,8 +20,14 @@ _ARENAS: Final = 2
 """One for the loop, one for the threads; more only helps threads that allocate at the same time, which the GIL forbids."""
 
 
+_YOUNG: Final = 20_000
+"""Objects made before the garbage collector looks at them. Judged behaviours and records hold no cycles, and are freed without
+it; at CPython's 700 it took a sixth of what a new behaviour costs (benchmarks/bench_judge.py's frames)."""
+
+
 def settle() -> bool:
     """Whether the allocator took it."""
+    gc.set_threshold(_YOUNG, 10, 10)
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

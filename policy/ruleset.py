@@ -31,6 +31,9 @@ from schemas.rules import Policy, Rule, Target
 from schemas.verdict import ALLOWED, Action, Mode, RuleRef, Verdict
 from schemas.visibility import EVERYTHING
 
+_UNTOLD: Final = int(Access.UNTOLD)
+_bits: Final = int.__and__
+"""Of flags, without making an enum of the answer: a fifth of what a new behaviour costs here."""
 Posture = Literal["audit", "block", "allow"]
 KEPT: Final = 65536
 """Identities whose scope is remembered; then all are forgotten. An entry is about 300 bytes."""
@@ -124,7 +127,7 @@ class Scope:
 
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
         """What is said of `behaviour`; `arguments`: argv of this occurrence, None when not known."""
-        if behaviour.access & Access.UNTOLD:
+        if _bits(behaviour.access, _UNTOLD):
             # What was left out of it cannot be held against it.
             return ALLOWED
         verdict = self.enforced.judge(behaviour, arguments)

@@ -27,6 +27,7 @@ from processors.commit_tracker import CommitTracker
 from processors.followed import Compile, Followed
 from processors.inventory import Inventory, InventorySettings
 from processors.judge import FrameJudge, JudgeSettings
+from processors.names import Names, NameSettings
 from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
 from processors.pipeline import Pipeline
@@ -73,6 +74,9 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     parking: Annotated[
         ParkingSettings, msgspec.Meta(description="How long events of unknown containers wait.", examples=[{}])
     ] = ParkingSettings()
+    names: Annotated[NameSettings, msgspec.Meta(description="How many names the summaries list.", examples=[{}])] = (
+        NameSettings()
+    )
     throttle: Annotated[
         ThrottleSettings, msgspec.Meta(description="When repeated alerts are suppressed.", examples=[{}])
     ] = ThrottleSettings()
@@ -112,8 +116,9 @@ class Processor:
         )
         self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
         self.pipeline = Pipeline(
-            self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due
-        )
+            self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due,
+            Names(self.settings.names),
+        )  # fmt: skip
         self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         self._complete = complete
         self._owners: Mapping[Partition, int] | None = None
@@ -133,6 +138,7 @@ class Processor:
             parked_events=self.parking.total,
             waiting=self.parking.waiting,
             throttled=self.throttle.suppressed,
+            unlisted=self.pipeline.names.left_out,
             bad_frames=self._bad_frames,
             refused_records=self._refused_records,
             open_frames=self.tracker.open_frames,

@@ -22,6 +22,7 @@ from processors.commit_tracker import CommitTracker
 from processors.inventory import Inventory
 from processors.judge import FrameJudge, JudgedBehaviour, Tally
 from processors.losses import ReportedLosses
+from processors.names import Names
 from processors.parking import Parked, Parking
 from processors.summaries import FrameCounts, count, summaries
 from processors.telemetry import telemetry
@@ -40,6 +41,9 @@ _NAMED: Final = 1 << 14
 _NAME_AGAIN: Final = 60.0
 _RUNS: Final = 4096
 """Agent runs whose last frame number is remembered."""
+
+_UNTOLD: Final = int(Access.UNTOLD)
+_bits: Final = int.__and__
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ class Pipeline:
         clock: Callable[[], float],
         log: bool = True,
         due: Callable[[FrameHeader, list[int]], None] | None = None,
+        names: Names | None = None,
     ) -> None:
         self._due = due
         self._named: set[int] = set()
@@ -94,6 +99,7 @@ class Pipeline:
         self._tracker = tracker
         self._clock = clock
         self._log = log
+        self.names = names or Names()
         self._clocks = Clocks(clock)
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._read_from: dict[tuple[str, str, str], tuple[str, int]] = {}
@@ -118,7 +124,7 @@ class Pipeline:
         times = tally.times
         at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
         unix = at + header.clock_offset_ns
-        frame_counts = FrameCounts(header, unix // _SECOND, self._clock())
+        frame_counts = FrameCounts(header, unix // _SECOND, self._clock(), self.names)
         if at:
             self._clocks.heard(header, at)
         self._tell(tally, frame_counts)
@@ -271,7 +277,7 @@ class Pipeline:
     def _unnamed(self, tally: Tally) -> None:
         """Events that a container made too many new ones of to be told by name: counted for it, never judged."""
         for ident, entry in tally.entries.items():
-            if entry.raw.access & Access.UNTOLD:
+            if _bits(entry.raw.access, _UNTOLD):
                 many = tally.count(ident)
                 self.counts.unnamed += many
                 times = tally.times

@@ -13,7 +13,8 @@ from schemas.stats import Gauge
 
 class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
-    `unnamed`: events counted without their paths and addresses; `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
+    `unnamed`: events counted without their paths and addresses; `unlisted`: events that the summaries count by directory alone (`processor.names.per_minute`);
+    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
     as lost; `policies_damaged`: policies that plans were made of are missing on the bus; `outages`: times that policies and
     identities could not be read, `damaged_reads`: of these, because a file of the bus was damaged."""
@@ -32,6 +33,7 @@ class ProcessorStats(msgspec.Struct):
     unnamed: int = 0
     undefined: int = 0
     throttled: int = 0
+    unlisted: int = 0
     repeats: int = 0
     holes: int = 0
     lost: dict[str, int] = {}

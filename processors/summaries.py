@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from processors.judge import JudgedBehaviour, Tally
+from processors.names import Names
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.summary import BUCKET_SECONDS, Summary, SummaryEntry
@@ -33,10 +34,11 @@ Cell = dict[JudgedBehaviour, list[int]]
 class FrameCounts:
     """The counts of one frame. `open`: parts of it that are still parked."""
 
-    __slots__ = ("cells", "events", "header", "identities", "open", "received", "second")
+    __slots__ = ("cells", "events", "header", "identities", "names", "open", "received", "second")
 
-    def __init__(self, header: FrameHeader, second: int, received: float) -> None:
+    def __init__(self, header: FrameHeader, second: int, received: float, names: Names | None = None) -> None:
         self.header = header
+        self.names = names or Names()
         self.second = second
         self.received = received
         self.open = 0
@@ -48,8 +50,11 @@ class FrameCounts:
         """`count` events of `entry` between Unix ns `first` and `last`, both in one bucket."""
         uid = entry.identity.uid
         self.identities[uid] = entry.identity
-        cell = self.cells.setdefault((uid, first // _BUCKET), {})
-        _merge(cell, entry, count, first, last)
+        key = (uid, first // _BUCKET)
+        cell = self.cells.get(key)
+        if cell is None:
+            cell = self.cells[key] = {}
+        _merge(cell, self.names.entry(key, entry, count), count, first, last)
         self.events += count
 
 
@@ -65,9 +70,10 @@ def count(frame_counts: FrameCounts, tally: Tally, apart: set[int]) -> None:
             last = dict(zip(tally.ids, times, strict=True))
             first = dict(zip(tally.ids[::-1], times[::-1], strict=True))
             for ident, many in tally.counts.items():
-                if ident in entries and ident not in apart:
-                    start, end = sorted((first[ident] + offset, last[ident] + offset))
-                    frame_counts.add(entries[ident], many, start, end)
+                entry = entries.get(ident)
+                if entry is not None and ident not in apart:
+                    start, end = first[ident] + offset, last[ident] + offset
+                    frame_counts.add(entry, many, *((start, end) if start <= end else (end, start)))
         else:
             for ident, many in tally.counts.items():
                 if ident in entries and ident not in apart:

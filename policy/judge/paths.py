@@ -22,6 +22,8 @@ KEPT_LENGTH: Final = 256
 """Longer directories are not remembered: together the chains stay below about half a megabyte."""
 
 Entry = tuple[Candidate, Source | None]
+NOWHERE: Final[list[Group]] = []
+"""What covers a path in a directory that no rule reaches. Never added to."""
 
 
 class Group:
@@ -58,7 +60,9 @@ def gather(groups: Iterable[Group], actor: str, actors: Actors, script: str = ""
 class PathTable:
     """All rules of one class on paths."""
 
-    __slots__ = ("_automaton", "_chains", "_deep", "_exact", "_flat", "_longest", "_names", "_objects", "_patterns")
+    __slots__ = (
+        "_automaton", "_chains", "_deep", "_exact", "_flat", "_free", "_longest", "_names", "_objects", "_parents", "_patterns",
+    )  # fmt: skip
 
     def __init__(self, entries: list[Entry], actors: Actors) -> None:
         self._names = _groups(entries, actors, Match.EXECNAME)
@@ -76,16 +80,21 @@ class PathTable:
         self._longest = max((len(value) for value in (*self._deep, *self._flat)), default=0)
         self._exact = _groups(entries, actors, Match.PATH)
         self._chains: dict[str, list[Group]] = {}
+        self._parents = {path[: path.rfind("/") + 1] for path in (*self._exact, *self._objects)}
+        self._free: dict[str, bool] = {}
 
     def lookup(self, path: str) -> list[Group]:
         """The groups that cover `path`, in no particular order."""
         cut = path.rfind("/") + 1
+        parent = path[:cut]
+        free = self._free.get(parent)
+        if free:
+            return NOWHERE
         found = []
         group = self._exact.get(path)
         if group is not None:
             found.append(group)
         if self._longest:
-            parent = path[:cut]
             chain = self._chains.get(parent)
             if chain is None:
                 chain = self._chain(parent)
@@ -97,7 +106,17 @@ class PathTable:
         if self._automaton is not None:
             for number in self._automaton.match(path):
                 found.append(self._patterns[number])
+        if free is None and not found and len(parent) <= KEPT_LENGTH:
+            if len(self._free) >= KEPT:
+                self._free.clear()
+            self._free[parent] = self._nothing_in(parent)
         return found
+
+    def _nothing_in(self, parent: str) -> bool:
+        # Whether nothing that lies in this directory can ever match: then its files are not looked up one by one.
+        if self._names or parent in self._parents or (self._longest and self._chain(parent)):
+            return False
+        return self._automaton is None or self._automaton.ends(parent)
 
     def _chain(self, parent: str) -> list[Group]:
         chain = []

@@ -65,6 +65,18 @@ class Automaton:
             return self._build(symbols)
         return found
 
+    def ends(self, prefix: str) -> bool:
+        """Whether no path that begins with `prefix` can match any pattern, as far as is known by now: False is no promise."""
+        bounds = self._bounds
+        state = self._start
+        for letter in prefix:
+            state = state[bisect_right(bounds, ord(letter)) - 1]
+            if state is None:
+                return False
+            if not state:
+                return True
+        return False
+
     def _build(self, symbols: Iterable[int]) -> tuple[int, ...]:
         # The same walk, adding what is missing. A flush on the way leaves `state` outside the table, which harms nothing:
         # it carries its own nodes and is dropped with the loop.

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot. What never repeats is not worth a row of its own: of each workload so many names a minute, then one row a directory.
+
+A build or a backup opens every file once. Each would be a row in the summaries and in every store behind them, and nobody would
+ever look at it. So what a workload names beyond its budget of a minute is counted in the remainder of its directory: an entry
+with the directory as `resource` and Access.UNTOLD, as the kernel leaves names out. Counts stay exact. Never left out:
+what runs, what a rule speaks of, and what was stopped. Neighbours: `processors.summaries` (asks), `kernel/programs/budget.c`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from processors.judge import JudgedBehaviour
+from schemas.behaviour import NO_OWNER, Behaviour
+from schemas.operations import Access, Operation
+
+_MINUTES: Final = 4
+"""Minutes that are remembered: frames of several nodes come at once, and some late."""
+_WORKLOADS: Final = 4096
+"""Workloads and minutes that are remembered; then all are forgotten, which gives out a budget once more."""
+_RUNS: Final = frozenset({Operation.EXEC, Operation.EXIT})
+
+Key = tuple[str, int]
+"""Workload's uid and minute."""
+
+
+class NameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what is new gets a row of its own in the summaries."""
+
+    per_minute: Annotated[
+        int,
+        msgspec.Meta(
+            ge=16,
+            le=1 << 24,
+            description="Behaviours of one workload that a minute's summaries list one by one, and as many directories again; what is over is counted by directory, and then by operation alone.",
+            examples=[4096],
+        ),
+    ] = 4096
+
+
+class _Minute:
+    """One workload's: ids that are listed, and the remainders."""
+
+    __slots__ = ("directories", "listed")
+
+    def __init__(self) -> None:
+        self.listed: set[int] = set()
+        self.directories: dict[_Place, JudgedBehaviour] = {}
+
+
+class Names:
+    """`entry(key, judged)` is what a summary lists it as. `left_out`: events counted in a remainder, since start."""
+
+    def __init__(self, settings: NameSettings | None = None) -> None:
+        self._most = (settings or NameSettings()).per_minute
+        self._minutes: dict[Key, _Minute] = {}
+        self._newest = 0
+        self.left_out = 0
+
+    def entry(self, key: Key, judged: JudgedBehaviour, count: int) -> JudgedBehaviour:
+        """`judged` itself while the budget lasts, else the remainder that its `count` events belong to."""
+        minute = self._minutes.get(key)
+        if minute is None:
+            minute = self._begin(key)
+        listed, ident = minute.listed, judged.raw.id
+        if ident in listed:
+            return judged
+        if len(listed) < self._most:
+            listed.add(ident)
+            return judged
+        behaviour, verdict = judged.behaviour, judged.verdict
+        if behaviour.operation in _RUNS or behaviour.enforcer or verdict.rule is not None or verdict.policy is not None:
+            return judged
+        self.left_out += count
+        resource = behaviour.resource
+        directory = resource[: resource.rfind("/") + 1]
+        place = _place(behaviour, directory)
+        found = minute.directories.get(place)
+        if found is None:
+            if directory and len(minute.directories) >= self._most:
+                directory = ""
+                place = _place(behaviour, "")
+                found = minute.directories.get(place)
+            if found is None:
+                found = minute.directories[place] = _remainder(judged, directory)
+        return found
+
+    def _begin(self, key: Key) -> _Minute:
+        if key[1] > self._newest:
+            self._newest = key[1]
+            for old in [old for old in self._minutes if old[1] <= key[1] - _MINUTES]:
+                del self._minutes[old]
+        if len(self._minutes) >= _WORKLOADS:
+            self._minutes.clear()
+        minute = self._minutes[key] = _Minute()
+        return minute
+
+
+_Place = tuple[int, int, int, int, bool, int, str, str, str, str]
+
+
+def _place(behaviour: Behaviour, directory: str) -> _Place:
+    # What `_remainder` keeps. Plain numbers: an enum's hash is a Python function.
+    return (
+        int(behaviour.operation), int(behaviour.access), behaviour.result, behaviour.uid, behaviour.tty, behaviour.syscall,
+        behaviour.executable, behaviour.parent, behaviour.script, directory,
+    )  # fmt: skip
+
+
+def _remainder(judged: JudgedBehaviour, directory: str) -> JudgedBehaviour:
+    behaviour = judged.behaviour
+    short = Behaviour(
+        operation=behaviour.operation,
+        access=Access(int(behaviour.access) | _UNTOLD),
+        result=behaviour.result,
+        uid=behaviour.uid,
+        owner=NO_OWNER,
+        tty=behaviour.tty,
+        executable=behaviour.executable,
+        parent=behaviour.parent,
+        resource=directory,
+        syscall=behaviour.syscall,
+        syscall_name=behaviour.syscall_name,
+        script=behaviour.script,
+    )
+    found = JudgedBehaviour()
+    found.behaviour = found.raw = found.plain = short
+    for name in ("identity", "outcome", "verdict"):
+        setattr(found, name, getattr(judged, name))
+    return found
+
+
+_UNTOLD: Final = int(Access.UNTOLD)
