@@ -23,7 +23,7 @@ ANSWER_SECONDS: Final = 30.0
 _IN_MODIFY: Final = 2
 
 
-class Line(msgspec.Struct):
+class AlertLine(msgspec.Struct):
     """Of an alert, what benchmarks look at."""
 
     Resource: str = ""
@@ -66,7 +66,7 @@ class Tail:
         self._file = os.open(path, os.O_RDONLY)
         self._rest = b""
 
-    def lines(self, wait: float) -> list[tuple[int, Line]]:
+    def lines(self, wait: float) -> list[tuple[int, AlertLine]]:
         """What came within `wait` seconds; empty when nothing did."""
         data = os.read(self._file, 1 << 20)
         if not data:
@@ -76,7 +76,7 @@ class Tail:
             data = os.read(self._file, 1 << 20)
         at = time.clock_gettime_ns(time.CLOCK_REALTIME)
         *whole, self._rest = (self._rest + data).split(b"\n")
-        return [(at, msgspec.json.decode(line, type=Line)) for line in whole]
+        return [(at, msgspec.json.decode(line, type=AlertLine)) for line in whole]
 
     def close(self) -> None:
         """Give its descriptors back."""

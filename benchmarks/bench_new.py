@@ -53,7 +53,7 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
 """
 
 
-class Counts(msgspec.Struct):
+class CountedOpens(msgspec.Struct):
     """Opens of the storm in the store: by name, by class alone, and in all."""
 
     named: int = 0
@@ -101,7 +101,7 @@ def _storm(up: Live, reader: Tail, audited: Path, files: Path, count: int, rate:
     storm = up.box.popen(OPENER, str(files), str(count), str(rate), stdin=subprocess.DEVNULL)
     came: list[int] = []
     lost: dict[str, int] = {}
-    found, ended, deadline = Counts(), 0.0, began + _LATE + count / RATE
+    found, ended, deadline = CountedOpens(), 0.0, began + _LATE + count / RATE
     while time.monotonic() < deadline:
         _hear(reader, audited, came, lost, 0.25)
         if storm.poll() is not None and canary.stdin is not None and not canary.stdin.closed:
@@ -173,9 +173,9 @@ def _total(up: Live) -> int:
     return int(total) - sum(_before.values())
 
 
-def _counts(up: Live, files: str) -> Counts:
+def _counts(up: Live, files: str) -> CountedOpens:
     decode = msgspec.msgpack.Decoder(Behaviour).decode
-    found = Counts()
+    found = CountedOpens()
     db = _store(up)
     try:
         for body, many in db.execute(f"SELECT body, count {_OPENS}", (int(Operation.OPEN),)):
