@@ -13,23 +13,21 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from kernel.cgroup_tree import walk
-from kernel.features import cgroup2_mount
 from kernel.ring import TAKE_BYTES
 from schemas.frame import Frame, FrameHeader
 from schemas.kernel import STRIDE, DefinitionKind
 from schemas.wakeup import Sleep
 from sensors.node.definition_log import DefinitionLog
-from sensors.node.definitions import PLACES_MOST, Definitions
+from sensors.node.definitions import Definitions
 from sensors.node.frames import Fold, FrameSettings, columns, frames
 from sensors.node.late_rows import LateRows
 from sensors.node.losses import KernelLosses
 from sensors.node.pins import Pins
+from sensors.node.places import look_around
 from sensors.source import Batch
 
 log = logging.getLogger(__name__)
@@ -126,7 +124,7 @@ class RingSource:
         try:
             self._losses = KernelLosses(self._pins)
             self._recall(settings.state_dir)
-            self._look_around()
+            look_around(self._definitions.place)
             self.exclude(os.getpid())
         except BaseException:
             self._pins.close()
@@ -378,12 +376,6 @@ class RingSource:
         self.events += events
         self.undefined += undefined
         return header
-
-    def _look_around(self) -> None:
-        # The cgroups that are older than the programs: nobody has announced them.
-        for cgroup, path in islice(walk(cgroup2_mount() or ""), PLACES_MOST):
-            if path:
-                self._definitions.place(cgroup, os.fsencode(path))
 
     def _recall(self, state_dir: str) -> None:
         # What was announced before this agent: from the file, or the kernel is made to say everything again.
