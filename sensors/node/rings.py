@@ -111,8 +111,7 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._resting = False
-        self._losses_at = 0.0
-        self._observed_at = float("-inf")
+        self._losses_at, self._observed_at = 0.0, float("-inf")
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
         self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
