@@ -256,7 +256,8 @@ async def test_who_forgets_a_node_leaves_its_plan_to_the_planner(stand: Stand, u
             return b"left" in await admin.bus.latest(ENFORCEMENT_DESIRED)
 
         await until(planned)
-        assert await eventually(lambda: forget(admin.bus, "left")) == 2, "its identity and its plan"
+        # Its identity, and its plan unless the planner was quicker.
+        assert await eventually(lambda: forget(admin.bus, "left")) in (1, 2)
         assert not await planned()
         engine.stop()
         await asyncio.wait_for(running, 60)
