@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--host", action="store_true", help="the host's own processes too")
     made.add_argument("-t", "--type", metavar="KIND,...", default=",".join(KINDS), help="which tables (default all)")
     made.add_argument("--since", metavar="DURATION", default="24h", help="how far back (default 24h)")
+    made.add_argument("--until", metavar="DURATION", default="0s", help="up to so long ago (default 0s: now)")
+    made.add_argument("--by", choices=("pod", "workload"), default="pod", help="tables for each pod, or for all pods of an owner")  # fmt: skip
     made.add_argument("--wait", metavar="DURATION", default="10s",
                       help="longest wait for counts that are on their way to the store (default 10s; 0s: answer at once)")  # fmt: skip
     made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
@@ -42,7 +44,12 @@ def main(argv: Sequence[str]) -> int:
     kinds = [kind.strip() for kind in given.type.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         made.error(f"expected --type of {', '.join(KINDS)}, got `{unknown[0]}`")
-    since, patience = int(time.time() - seconds(given.since)), seconds(given.wait)
+    patience = seconds(given.wait)
+    now = time.time()
+    since, ago = int(now - seconds(given.since)), seconds(given.until)
+    until = int(now - ago) if ago else None
+    if until is not None and until <= since:
+        made.error(f"expected --until to be less long ago than --since {given.since}, got {given.until}")
     wanted = tuple(labels(given.selector).items())
 
     from hauberk.configuration import store_path
@@ -61,10 +68,10 @@ def main(argv: Sequence[str]) -> int:
     reader = SqliteReader(str(path))
     try:
         query = Query(
-            namespace=given.namespace, pod=given.pod, container=given.container, node=given.node, labels=wanted, since=since,
+            namespace=given.namespace, pod=given.pod, container=given.container, node=given.node, labels=wanted, since=since, until=until,
             kinds=() if given.host else ("container",),
         )  # fmt: skip
-        tables = build_each(reader.totals(query), agg=given.agg)
+        tables = build_each(reader.totals(query), agg=given.agg, by_workload=given.by == "workload")
     finally:
         reader.close()
     if given.output == "json":

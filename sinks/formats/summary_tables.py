@@ -124,12 +124,14 @@ def build(
 
 
 def build_each(
-    rows: Iterable[StoredRow], *, agg: bool = False, resolve: Callable[[str], PeerName | None] | None = None
-) -> list[SummaryTables]:
-    """One set of tables per container, in order of namespace, pod, container; the host's cgroups are one set per node."""
+    rows: Iterable[StoredRow], *, agg: bool = False, by_workload: bool = False,
+    resolve: Callable[[str], PeerName | None] | None = None,
+) -> list[SummaryTables]:  # fmt: skip
+    """One set of tables per container, in order of namespace, pod, container; the host's cgroups are one set per node.
+    `by_workload`: the same container of all pods of an owner is one set."""
     groups: dict[tuple[str, ...], list[StoredRow]] = {}
     for row in rows:
-        groups.setdefault(_whose(row.identity), []).append(row)
+        groups.setdefault(_of_owner(row.identity) if by_workload else _whose(row.identity), []).append(row)
     return [build(groups[key], agg=agg, resolve=resolve) for key in sorted(groups)]
 
 
@@ -139,6 +141,11 @@ def _whose(of: Identity) -> tuple[str, ...]:
         return "", "", "", of.cluster, of.node
     said = ",".join(f"{key}={value}" for key, value in sorted(of.labels.items()))
     return of.namespace, of.pod, of.container_name, of.cluster, of.node, said, "" if of.container_name else of.uid
+
+
+def _of_owner(of: Identity) -> tuple[str, ...]:
+    """A pod without an owner, and the host, are their own workload."""
+    return (of.cluster, of.workload, of.container_name) if of.kind is Kind.CONTAINER else _whose(of)
 
 
 def _protocol(behaviour: Behaviour) -> str:

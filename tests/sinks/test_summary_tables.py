@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from schemas.identity import Kind
+from schemas.identity import Kind, Owner
 from schemas.operations import Operation
 from sinks.formats import summary_tables, table_text
 from sinks.formats.summary_tables import PeerName
@@ -164,6 +164,15 @@ def test_generations_of_a_container_and_the_cgroups_of_a_host_are_one_set_each(r
         for uid, kind in (("node", Kind.NODE), ("ssh.service", Kind.HOST), ("cron.service", Kind.HOST))
     ]
     assert [tables.header.container for tables in summary_tables.build_each(host)] == ["n1", "n2"]
+
+
+def test_all_pods_of_an_owner_are_one_set_when_asked(row, make):
+    owner = Owner("Deployment", "web", "shop")
+    rows = [row(3, identity=make.identity(f"uid-{pod}", pod=pod, owner=owner, namespace="shop", container_name="app")) for pod in ("web-1", "web-2")]  # fmt: skip
+    assert [tables.header.pod for tables in summary_tables.build_each(rows)] == ["web-1", "web-2"]
+    (tables,) = summary_tables.build_each(rows, by_workload=True)
+    assert (tables.header.pod, tables.header.namespace, tables.header.container) == ("", "shop", "app")
+    assert [line.count for line in tables.file] == [6]
 
 
 def test_peers_get_their_names(row):
