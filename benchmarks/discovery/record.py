@@ -45,7 +45,7 @@ echo key >/root/.ssh/id_ed25519; echo key >/root/.aws/credentials; echo {} >/roo
 echo token >/var/run/secrets/kubernetes.io/serviceaccount/token; echo ls >/root/.bash_history
 """
 SETTLE_SECONDS = 6.0
-live.START_SECONDS = 300.0
+live.START_SECONDS = 600.0
 
 
 def record(root: Path, runs: int, wanted: list[str]) -> None:
@@ -65,7 +65,11 @@ def record(root: Path, runs: int, wanted: list[str]) -> None:
         {"name": name, "cgroup": f"{top}/{name}-*", "namespace": "bench", "labels": {"app": name}}
         for name in [*names, "attack"]
     ]
-    sets = (f"inventory.workloads={json.dumps(declared)}", 'postures.host_visibility=["none"]')
+    sets = (
+        f"inventory.workloads={json.dumps(declared)}",
+        'postures.host_visibility=["none"]',
+        "sensor.load.timeout=500",
+    )
     cgroups = []
     try:
         with live.running("up", sets=sets) as running:
