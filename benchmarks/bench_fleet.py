@@ -71,9 +71,15 @@ def run(scale: float) -> Result:
             raise SystemExit(f"bench_fleet: no Kafka: {error}") from error
         try:
             cluster.start()
-            return asyncio.run(_all(cluster, scale, Path(directory)))
+            return asyncio.run(_within(cluster, scale, Path(directory)))
         finally:
             cluster.close()
+
+
+async def _within(cluster: Cluster, scale: float, directory: Path) -> Result:
+    # Whatever waits for another group's offsets must not wait for ever.
+    async with asyncio.timeout(240 + 600 * scale):
+        return await _all(cluster, scale, directory)
 
 
 async def _all(cluster: Cluster, scale: float, directory: Path) -> Result:
