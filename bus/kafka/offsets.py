@@ -31,7 +31,6 @@ _STALE: Final = (
     errors.NotCoordinatorForGroupError,
     errors.GroupLoadInProgressError,
 )
-_TRIES: Final = 40
 _WAIT: Final = 0.1
 """A group's coordinator or a partition's leader that is just being chosen answers within seconds."""
 
@@ -42,12 +41,14 @@ class BrokerOffsets:
     def __init__(self, link: BrokerLink) -> None:
         self._link = link
         self._coordinators: dict[str, int] = {}
+        # A broker that has just started takes seconds to make the topic in which groups are kept.
+        self._tries = max(10, int(link.settings.call_seconds / _WAIT))
 
     async def at(self, places: Iterable[Partition], when: int) -> dict[Partition, int]:
         """`when`: END, the offset that the next record will get, or BEGIN, that of the oldest one kept."""
         left = set(places)
         found: dict[Partition, int] = {}
-        for _ in range(_TRIES):
+        for _ in range(self._tries):
             by_leader: dict[int, dict[str, list[tuple[int, int]]]] = {}
             for channel, number in left:
                 leader = await self._link.leader(channel, number)
@@ -114,7 +115,7 @@ class BrokerOffsets:
         client = await self._link.client()
         found: set[str] = set()
         for broker in client.cluster.brokers():
-            for _ in range(_TRIES):
+            for _ in range(self._tries):
                 answer = await self._link.ask(ListGroupsRequest(), broker.nodeId)
                 if errors.for_code(answer.error_code) not in _STALE:
                     break
@@ -142,7 +143,7 @@ class BrokerOffsets:
         """The broker that keeps the group. `doing`: as `failures.translated` has it."""
         if group in self._coordinators:
             return self._coordinators[group]
-        for _ in range(_TRIES):
+        for _ in range(self._tries):
             answer = await self._link.ask(FindCoordinatorRequest(group, CoordinationType.GROUP))
             error = errors.for_code(answer.error_code)
             if error is errors.NoError:
@@ -156,7 +157,7 @@ class BrokerOffsets:
     async def _of_group(
         self, group: str, request: Any, code: Any, raised: tuple[type[Exception], ...] = (), doing: str = "read"
     ) -> Any:
-        for _ in range(_TRIES):
+        for _ in range(self._tries):
             node = await self.coordinator(group, doing)
             try:
                 answer = await self._link.ask(request(), node, ConnectionGroup.COORDINATION)
