@@ -31,6 +31,7 @@ from schemas.enforcement import InForce, Plan, Receipt, Refusal, ScopePlan
 from schemas.errors import HauberkError, KernelError
 from schemas.kernel import ScopeFlag
 from schemas.operations import Backend
+from schemas.verdict import RuleRef
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class Applier:
         self._tables: KernelTables | None = None
         if chosen is None:
             chosen = usable(backends, pin_dir, closed=closed, rings=rings, loaded=loaded)
-        problems = [f"{backend_name(backend)}: {why}" for backend, why in chosen.problems]
+        # A kernel without LSM programs is no failure where the others work: `in_force` says so, and refusals what it means.
+        problems = [f"{backend_name(one)}: {why}" for one, why in chosen.problems if one is not Backend.BPF_LSM]
         if pinned is None:
             why = f"no programs are pinned under {pin_dir}; start the sensor first"
             unpinned = tuple((one.backend, why) for one in chosen.tables)
@@ -165,6 +167,9 @@ class Applier:
             wanted.append((scope, encoded))
         for one in self._encoder.made:
             done.refused.update(dict.fromkeys(one.refused))
+        # What the plan says that a backend leaves of a rule, another may hold.
+        whole = frozenset[RuleRef]().union(*(one.carried for one in self._encoder.made))
+        done.refused = {one: None for one in done.refused if not (one.code.partial and one.ref in whole)}
         return wanted
 
     def _carry_out(self, wanted: list[tuple[ScopePlan, Encoded | None]], tables: KernelTables, done: Outcome) -> None:

@@ -35,8 +35,7 @@ class CgroupEnforcer:
     """See `contract.TableBackend`. `pin_dir`: where the sensor's programs are pinned."""
 
     backend = Backend.CGROUP
-    map_name = "net_rules"
-    table_offset = NET_KEY.offsets["table"]
+    maps: Final = {"net_rules": NET_KEY.offsets["table"]}
     enforces = ScopeFlag.ENFORCE_CGROUP
 
     def __init__(self, pin_dir: str) -> None:
@@ -68,7 +67,7 @@ class CgroupEnforcer:
             else:
                 flags |= ScopeFlag.ENFORCE_CGROUP | ScopeFlag.WHITELIST_NETWORK
         carried = {rule.ref for rule in scope.network} - {one.ref for one in refused}
-        return TablePart(entries=entries, flags=flags, rules=len(carried), refused=refused)
+        return TablePart(entries={"net_rules": entries}, flags=flags, rules=len(carried), refused=refused)
 
     def hold(self, cgroup: int, path: str) -> None:
         if cgroup == ROOT_CGROUP or path in ("", "/"):

@@ -17,7 +17,7 @@ import msgspec
 
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.kernel import ScopeFlag
-from schemas.operations import Backend
+from schemas.operations import Backend, Class
 from schemas.verdict import RuleRef
 
 Ident = Callable[[str], int]
@@ -28,15 +28,18 @@ Entries = tuple[tuple[bytes, bytes], ...]
 
 
 class TablePart(msgspec.Struct, frozen=True, kw_only=True):
-    """A table backend's share of a scope. `entries` go to `TableBackend.map_name`. `flags`: what the scope must have for them to
+    """A table backend's share of a scope. `entries`: map name -> entries. `flags`: what the scope must have for them to
     act; 0 when there is nothing to enforce. `rules`: how many rules of the plan are in `entries`. `partial`: those of them of
-    which a part is not enforced."""
+    which a part is not enforced. `carried`: those that it enforces whole, whatever another backend leaves of them. `whole`:
+    classes of which nothing is left for backends after it."""
 
-    entries: Entries = ()
+    entries: Mapping[str, Entries] = {}
     flags: ScopeFlag = ScopeFlag(0)
     rules: int = 0
     refused: tuple[Refusal, ...] = ()
     partial: tuple[Refusal, ...] = ()
+    carried: frozenset[RuleRef] = frozenset()
+    whole: frozenset[Class] = frozenset()
 
 
 class ProfilePart(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +59,10 @@ class TableBackend(Protocol):
     def backend(self) -> Backend: ...
 
     @property
-    def map_name(self) -> str:
-        """The map its entries go to; `table_offset` is where the table id stands in its keys. Backends that share a map give
-        equal values for equal keys, or the scope keeps what it had."""
+    def maps(self) -> Mapping[str, int]:
+        """The maps its entries go to -> where the table id stands in their keys. Backends that share a map give equal values for
+        equal keys, or the scope keeps what it had."""
         ...
-
-    @property
-    def table_offset(self) -> int: ...
 
     @property
     def enforces(self) -> ScopeFlag:

@@ -19,7 +19,8 @@ from schemas.backends import backend_name
 from schemas.enforcement import Refusal, ScopePlan, encode
 from schemas.errors import KernelError
 from schemas.kernel import ScopeFlag
-from schemas.operations import Backend
+from schemas.operations import Backend, Class
+from schemas.verdict import RuleRef
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -43,8 +44,14 @@ class Encoded(msgspec.Struct, frozen=True):
 
     @property
     def refused(self) -> Iterable[Refusal]:
-        """Of all backends: what is not enforced, and what only in part."""
-        return (one for part in self.parts.values() for one in (*part.refused, *part.partial))
+        """What no backend enforces, and what only in part."""
+        carried = self.carried
+        return (one for part in self.parts.values() for one in (*part.refused, *part.partial) if one.ref not in carried)
+
+    @property
+    def carried(self) -> frozenset[RuleRef]:
+        """Rules that some backend enforces whole."""
+        return frozenset[RuleRef]().union(*(part.carried for part in self.parts.values()))
 
 
 class Encoder:
@@ -81,7 +88,11 @@ class Encoder:
                 ids[text] = string_id(self._key, text)
             return ids[text]
 
-        parts = {one.backend: one.encode(scope, ident) for one in self._backends}
+        parts: dict[Backend, TablePart] = {}
+        left = scope
+        for one in self._backends:
+            part = parts[one.backend] = one.encode(left, ident)
+            left = _without(left, part.whole)
         entries = joined(self._backends, parts)
         # Named by what the kernel will have, whichever backends it is for.
         return Encoded(table=table_id(entries), entries=entries, parts=parts)
@@ -93,14 +104,27 @@ def joined(backends: Iterable[TableBackend], parts: Mapping[Backend, TablePart])
     maps: dict[str, dict[bytes, bytes]] = {}
     owners: dict[tuple[str, bytes], Backend] = {}
     for one in backends:
-        entries = maps.setdefault(one.map_name, {})
-        for key, value in parts[one.backend].entries:
-            if entries.setdefault(key, value) != value:
-                names = f"`{backend_name(owners[one.map_name, key])}` and `{backend_name(one.backend)}`"
-                raise KernelError(
-                    f"expected {names} to agree on what they write to map `{one.map_name}`, got two values for one key; leave "
-                    "one of them out of `enforcement.backends`",
-                    operation="encode",
-                )
-            owners.setdefault((one.map_name, key), one.backend)
+        for name in one.maps:
+            entries = maps.setdefault(name, {})
+            for key, value in parts[one.backend].entries.get(name, ()):
+                if entries.setdefault(key, value) != value:
+                    both = f"`{backend_name(owners[name, key])}` and `{backend_name(one.backend)}`"
+                    raise KernelError(
+                        f"expected {both} to agree on what they write to map `{name}`, got two values for one key; leave "
+                        "one of them out of `enforcement.backends`",
+                        operation="encode",
+                    )
+                owners.setdefault((name, key), one.backend)
     return {name: tuple(entries.items()) for name, entries in maps.items()}
+
+
+def _without(scope: ScopePlan, classes: frozenset[Class]) -> ScopePlan:
+    """`scope` without the rules on processes and files that are held already."""
+    if not classes:
+        return scope
+    return msgspec.structs.replace(
+        scope,
+        paths=tuple(rule for rule in scope.paths if rule.cls not in classes),
+        posture=tuple(one for one in scope.posture if one[0] not in classes),
+        whitelist=tuple(class_ for class_ in scope.whitelist if class_ not in classes),
+    )

@@ -30,6 +30,11 @@ _LONGEST: Final = STRING_LIMIT - 5
 ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT, Action.BLOCK: RuleAction.BLOCK}
 
 
+def stops(rule: PathRule) -> bool:
+    """Whether anything is ever denied by the rule."""
+    return rule.action is Action.BLOCK or rule.owner_only or rule.read_only
+
+
 def encode(
     rules: Iterable[PathRule], ident: Ident, backend: Backend, uid: str
 ) -> tuple[Entries, tuple[Refusal, ...], set[Class]]:
@@ -41,7 +46,7 @@ def encode(
         if rule.match not in _KINDS:
             code, why = (
                 RefusalCode.PATTERN,
-                f"the program that kills looks up whole paths and names, not a `{rule.match}`",
+                f"whole paths, names and directories are looked up in the kernel, not a `{rule.match}`",
             )
         elif len(rule.value.encode()) > _LONGEST:
             code, why = RefusalCode.PATH_TOO_LONG, f"its path is longer than {_LONGEST} bytes"

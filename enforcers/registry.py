@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, assert_never, cast
 
 from enforcers.apparmor import AppArmorEnforcer
+from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.cgroup import CgroupEnforcer
 from enforcers.contract import ProfileBackend, TableBackend
 from enforcers.signal import SignalEnforcer
@@ -30,6 +31,8 @@ def make(
     match name:
         case "apparmor":
             return AppArmorEnforcer(names)
+        case "bpf-lsm":
+            return LsmEnforcer(pin_dir, closed=closed)
         case "cgroup":
             return CgroupEnforcer(pin_dir)
         case "signal":

@@ -9,11 +9,12 @@ programs run with the sensor and look at the scope's flag. Neighbours: `paths` (
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from enforcers import paths
 from enforcers.contract import Ident, TablePart
 from policy.rules.backends import LATE
-from schemas.enforcement import PathRule, Refusal, ScopePlan
+from schemas.enforcement import Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
 from schemas.operations import Backend, Class
 from schemas.refusals import RefusalCode
@@ -22,16 +23,11 @@ from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 _WHITELIST = {Class.PROCESS: ScopeFlag.WHITELIST_PROCESS, Class.FILE: ScopeFlag.WHITELIST_FILE}
 
 
-def _stops(rule: PathRule) -> bool:
-    return rule.action is Action.BLOCK or rule.owner_only or rule.read_only
-
-
 class SignalEnforcer:
     """See `contract.TableBackend`."""
 
     backend = Backend.SIGNAL
-    map_name = "rules"
-    table_offset = RULE_KEY.offsets["table"]
+    maps: Final = {"rules": RULE_KEY.offsets["table"]}
     enforces = ScopeFlag.ENFORCE_SIGNAL
 
     def __init__(self, pin_dir: str, *, closed: bool = True, rings: bool = True) -> None:
@@ -67,17 +63,17 @@ class SignalEnforcer:
                 )
             else:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
-        if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(_stops, scope.paths))):
+        if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(paths.stops, scope.paths))):
             flags |= ScopeFlag.CLOSED
         if flags and not self._rings:
             flags |= ScopeFlag.STOP_IO_URING
         held = {rule.ref for rule in scope.paths} - {one.ref for one in refused}
-        files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and _stops(rule)} & held
+        files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and paths.stops(rule)} & held
         late = tuple(
             Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=LATE.text, code=LATE.code)
             for ref in sorted(files, key=lambda ref: (ref.policy, ref.index))
         )
-        return TablePart(entries=entries, flags=flags, rules=len(held), refused=refused, partial=late)
+        return TablePart(entries={"rules": entries}, flags=flags, rules=len(held), refused=refused, partial=late)
 
     def hold(self, cgroup: int, path: str) -> None:
         return

@@ -48,7 +48,7 @@ class KernelTables:
     """The maps under `pin_dir`, opened. `writes`: entries and scopes written or deleted since start."""
 
     def __init__(self, pin_dir: str, backends: Iterable[TableBackend], grace: float) -> None:
-        self._offsets = {one.map_name: one.table_offset for one in backends}
+        self._offsets = {name: offset for one in backends for name, offset in one.maps.items()}
         self._maps = {name: Map.open(f"{pin_dir}/maps/{name}") for name in self._offsets}
         self._scopes = Map.open(f"{pin_dir}/maps/scopes")
         self._config = Map.open(f"{pin_dir}/maps/config")

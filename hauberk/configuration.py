@@ -16,6 +16,7 @@ from msgspec import Meta
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
 from hauberk.settings import LoadedSettings, check, merge, state_directory
+from schemas.backends import DEFAULTS
 from schemas.errors import PermissionMissing, SettingsError
 from schemas.visibility import EVERYTHING
 
@@ -173,6 +174,9 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
         for stage in ("processor", "planner"):
             _table(tree, stage)["postures"] = tree["postures"]
     _table(sensor, "load")["host_visibility"] = _host_visibility(tree)
+    # Nobody verifies programs, some seconds of it, that no backend would use.
+    backends = _table(tree, "enforcement").get("backends", DEFAULTS)
+    _table(sensor, "load")["hooks"] = isinstance(backends, list | tuple) and "bpf-lsm" in backends
     return loaded, state
 
 

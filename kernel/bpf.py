@@ -36,6 +36,7 @@ PROG_DETACH: Final = 9
 MAP_GET_FD_BY_ID: Final = 14
 OBJ_GET_INFO: Final = 15
 RAW_TRACEPOINT_OPEN: Final = 17
+BTF_LOAD: Final = 18
 MAP_LOOKUP_BATCH: Final = 24
 MAP_UPDATE_BATCH: Final = 26
 MAP_DELETE_BATCH: Final = 27
@@ -46,7 +47,7 @@ LINK_DETACH: Final = 34
 COMMANDS: Final = {
     value: name
     for name, value in dict(globals()).items()
-    if name.startswith(("MAP_", "PROG_", "OBJ_", "LINK_", "RAW_", "ENABLE_")) and isinstance(value, int)
+    if name.startswith(("MAP_", "PROG_", "OBJ_", "LINK_", "RAW_", "ENABLE_", "BTF_")) and isinstance(value, int)
 }
 
 ANY: Final = 0
@@ -208,6 +209,12 @@ def raw_tracepoint_open(program: int, name: str) -> int:
     """fd of a link of `program` to the raw tracepoint `name`; closing it detaches unless it is pinned."""
     label = ctypes.create_string_buffer(name.encode())
     return check(RAW_TRACEPOINT_OPEN, struct.pack("=QII", ctypes.addressof(label), program, 0), name)
+
+
+def btf_load(blob: bytes) -> int:
+    """fd of a program's own BTF."""
+    data = ctypes.create_string_buffer(blob, len(blob))
+    return check(BTF_LOAD, struct.pack("=QQIIII", ctypes.addressof(data), 0, len(blob), 0, 0, 0), "BTF")
 
 
 def program_load(kind: int, instructions: bytes, *, name: str = "", attach_type: int = 0, flags: int = 0) -> int:

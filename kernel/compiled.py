@@ -48,6 +48,10 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     maps: dict[str, MapInfo]
     programs: dict[str, bytes]
     attach_to: dict[str, str]
+    starts: dict[str, tuple[int, ...]] = {}
+    """Of a program with subprograms: the instruction that each starts at."""
+    targets: dict[str, int] = {}
+    """Of a program for a kernel function: its BTF id."""
 
 
 def placeholders() -> dict[str, str]:

@@ -26,7 +26,7 @@ from schemas.errors import HauberkError, KernelError
 
 _KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
 _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
-_SEND_SIGNAL, _TASK_BTF = 109, 158
+_PID_TGID, _SEND_SIGNAL, _TASK_BTF = 14, 109, 158
 _NET_ADMIN, _SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39  # include/uapi/linux/capability.h
 DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
@@ -164,26 +164,58 @@ def _fentry() -> Feature:
     return _tracing("fentry", _TRACE_FENTRY, "do_exit", "func", "load and attach", "refused; tracepoints are used")
 
 
-def _lsm_load() -> Feature:
-    return _tracing(
-        "LSM programs",
-        _LSM_MAC,
-        "bpf_lsm_file_open",
-        "func",
-        "load and attach; not used, this version has no LSM backend",
-        "refused; not used either, this version has no LSM backend",
-        _LSM,
+_NO_LSM: Final = "no `bpf-lsm` enforcement"
+
+
+def lsm_programs() -> Feature:
+    """Whether the kernel asks LSM programs, by effect: one that denies sched_getscheduler(2) to this process is attached for a
+    moment. A kernel without `bpf` in its list of modules attaches such programs too, and never asks them."""
+    name = "LSM programs"
+    try:
+        btf = Btf.of_kernel()
+    except HauberkError:
+        return Feature(name, False, f"{_NO_LSM} (no BTF)")
+    target = btf.function_id("bpf_lsm_task_getscheduler")
+    if target is None:
+        return Feature(name, False, f"{_NO_LSM}: this kernel is built without CONFIG_BPF_LSM")
+    if btf.enumerator("bpf_func_id", "BPF_FUNC_loop") is None:
+        return Feature(name, False, f"{_NO_LSM}: this kernel has no bpf_loop (5.17 has)")
+    # r0 = pid_tgid >> 32; deny when it is this process
+    code = _call(_PID_TGID) + _insn(0x77, 0, value=32) + _insn(0x55, 0, offset=2, value=os.getpid())
+    code += _insn(0xB7, 0, value=-1) + _insn(0x95) + _END
+    text, instructions = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(code, len(code))
+    attributes = struct.pack(
+        "=IIQQIIQII16sIIIIQIIQII",
+        _LSM, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
+        0, _LSM_MAC, 0, 0, 0, 0, 0, 0, 0, target,
+    )  # fmt: skip
+    program = bpf.call(bpf.PROG_LOAD, attributes)
+    if program < 0:
+        return Feature(name, False, _refused(_NO_LSM, -program))
+    try:
+        link = bpf.call(bpf.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, program, 0))
+        if link < 0:
+            return Feature(name, False, _refused(f"{_NO_LSM}: they load and do not attach", -link))
+        try:
+            os.sched_getscheduler(0)
+        except PermissionError:
+            return Feature(name, True, "`bpf-lsm` enforcement denies before it happens")
+        finally:
+            os.close(link)
+    finally:
+        os.close(program)
+    return Feature(
+        name, False, f"{_NO_LSM}: they attach and are not asked; boot with `bpf` in the list of modules (lsm=...,bpf)"
     )
 
 
 def _lsm_list() -> Feature:
-    for path in (Path("/sys/kernel/security/lsm"),):
-        if path.exists():
-            names = path.read_text().strip()
-            return Feature(
-                "bpf in LSM list", "bpf" in names.split(","), f"{names}; not used, this version has no LSM backend"
-            )
-    return Feature("bpf in LSM list", False, "securityfs is not mounted at /sys/kernel/security")
+    path = Path("/sys/kernel/security/lsm")
+    try:
+        names = path.read_text().strip()
+    except OSError:
+        return Feature("bpf in LSM list", False, "securityfs is not mounted at /sys/kernel/security")
+    return Feature("bpf in LSM list", "bpf" in names.split(","), names)
 
 
 def _kprobe() -> Feature:
@@ -243,7 +275,7 @@ def _loop() -> Feature:
     return Feature(
         "bpf_loop",
         found,
-        "offered; not used, tail calls carry deep paths everywhere" if found else "absent; not needed",
+        "offered; `bpf-lsm` enforcement walks paths in it" if found else f"absent; {_NO_LSM}",
     )
 
 
@@ -321,5 +353,5 @@ def _bcc() -> Feature:
 
 _TESTS: Final[tuple[Callable[[], Feature], ...]] = (
     _btf, _headers, _bcc, _bpffs, _cgroup2, _raw_tracepoint, _tp_btf, typed_loads, _ring_buffer, _lru, _lpm, _loop,
-    _signal, _sock_addr, _lsm_list, _lsm_load, _fentry, _kprobe, _cap_capable,
+    _signal, _sock_addr, _lsm_list, lsm_programs, _fentry, _kprobe, _cap_capable,
 )  # fmt: skip

@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from kernel import bpf
+from kernel import bpf, hook_compiler, hook_loading
 from kernel.catalogue import ENFORCING, GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES
 from kernel.compiled import Compiled, forget, relocated, store, stored
 from kernel.compiler import compile_programs, name_of
+from kernel.features import lsm_programs
 from kernel.generation import FIRST
 from kernel.maps import possible_cpus
 from kernel.syscalls import call_records
@@ -68,6 +69,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     os.close(bpf.map_create(2, 4, 8, 1, name="hauberk_test"))
     key = (secrets.randbits(64), secrets.randbits(64))
     compiled, kept, not_kept = prepare(request, step)
+    asked, without = prepare_hooks(request, step)
     maps = create(compiled)
     try:
         programs, refused = verify(compiled, maps, key)
@@ -79,6 +81,10 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         compiled, _, not_kept = prepare(request, step)
         programs, refused = verify(compiled, maps, key)
     step("verify")
+    if without:
+        refused["lsm"] = without
+    if asked is not None and (why := load_hooks(asked, maps, key, request)):
+        refused["lsm"] = why
     install(compiled, maps, programs, request, key)
     step("attach")
     status = Path("/proc/self/status").read_text().splitlines()
@@ -97,6 +103,42 @@ def prepare(request: dict[str, Any], step: Callable[[str], None]) -> tuple[Compi
         return found, True, ""
     made = compile_programs(request, step)
     return made, False, store(directory, name, made)
+
+
+def prepare_hooks(request: dict[str, Any], step: Callable[[str], None]) -> tuple[Compiled | None, str]:
+    """The LSM hooks, compiled now or before; None with the reason where this kernel or this machine cannot have them."""
+    if not request.get("hooks"):
+        return None, ""
+    offered = lsm_programs()
+    if not offered.available:
+        return None, offered.why
+    directory = request.get("cache", "")
+    try:
+        name = hook_compiler.name_of(request)
+        found = stored(directory, name) if directory else None
+        if found is None:
+            found = hook_compiler.compile_hooks(request, step)
+            if directory:
+                store(directory, name, found)
+    except HauberkError as error:
+        return None, str(error)
+    return found, ""
+
+
+def load_hooks(compiled: Compiled, maps: dict[str, int], key: tuple[int, int], request: dict[str, Any]) -> str:
+    """Why the kernel did not take the hooks; "" when they are attached and pinned. What observes goes on without them."""
+    pin_dir = Path(request["pin_dir"])
+    try:
+        own = hook_loading.shared(compiled, maps)
+        programs = hook_loading.verify(compiled, own, key)
+        for room in ("maps", "programs", "links"):
+            (pin_dir / room).mkdir(parents=True, exist_ok=True)
+        hook_loading.install(programs, own, pin_dir)
+    except KernelError as error:
+        if request.get("cache"):
+            forget(request["cache"], hook_compiler.name_of(request))
+        return str(error)
+    return ""
 
 
 def create(compiled: Compiled) -> dict[str, int]:

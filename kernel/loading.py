@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import struct
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from kernel import attach, bpf
+from kernel import attach, bpf, hooks
 from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
 from kernel.compiled import DIRECTORY
 from kernel.generation import renew
@@ -33,6 +34,8 @@ from schemas.c_header import c_header
 from schemas.errors import KernelError, PermissionMissing
 from schemas.kernel import Config
 from schemas.visibility import EVERYTHING, bits_of
+
+log = logging.getLogger(__name__)
 
 _ITERATORS: Final = frozenset({"maps.debug", "progs.debug"})
 """What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs by itself."""
@@ -103,6 +106,10 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[["process", "network"]],
         ),
     ] = EVERYTHING
+    hooks: Annotated[
+        bool,
+        msgspec.Meta(description="load the LSM hooks too, where this kernel asks them", extra={"setting": "derived"}),
+    ] = False
     timeout: Annotated[
         float,
         msgspec.Meta(gt=0, le=86_400, description="seconds the loader may take before it is ended", examples=[180.0]),
@@ -152,7 +159,13 @@ def layout_hash(settings: LoadSettings) -> int:
         for name in settings.__struct_fields__
         if name not in ("timeout", "host_visibility", "new_visibility")
     }
-    text = [source(), c_header(), json.dumps(sizes, sort_keys=True), repr((TABLES, PROBES, GUARDS, HOPS))]
+    text = [
+        source(),
+        hooks.source(),
+        c_header(),
+        json.dumps(sizes, sort_keys=True),
+        repr((TABLES, PROBES, GUARDS, HOPS, hooks.HOOKS)),
+    ]
     text.append(repr(call_records({name: index for index, name in enumerate(HOPS)})))
     return int.from_bytes(hashlib.blake2b("\0".join(text).encode(), digest_size=8).digest(), "little")
 
@@ -199,6 +212,8 @@ def load(
     except BaseException:
         unload(beside)
         raise
+    if why := done["refused"].get("lsm"):
+        log.info("no LSM hooks are attached: %s", why)
     # Not undone: from here on the rules may be on the new ones alone.
     _take_place(beside, pin_dir)
     found = existing(pin_dir, expected)

@@ -13,7 +13,7 @@ from schemas.operations import Backend
 
 Mechanism = Literal["tables", "profiles"]
 """`tables`: writes rules to BPF maps. `profiles`: writes profiles for a security module. See `enforcers.contract`."""
-Implemented = Literal["cgroup", "signal", "apparmor"]
+Implemented = Literal["bpf-lsm", "cgroup", "signal", "apparmor"]
 """Names of the backends that this version has; the type of `enforcement.backends`."""
 
 
@@ -37,6 +37,8 @@ DEFAULTS: Final[tuple[Implemented, ...]] = tuple(name for name in get_args(Imple
 Hauberk's, so it is asked for."""
 IMPLEMENTED: Final = tuple(BY_NAME[name] for name in DEFAULTS)
 """What the planner, the lint and `explain` count on."""
+FLOOR: Final = (Backend.CGROUP, Backend.SIGNAL)
+"""Those that every supported kernel offers. What is said of a policy without looking at a node counts on these alone."""
 
 
 def backend_name(backend: Backend) -> str:

@@ -17,6 +17,7 @@ from schemas.kernel import (
     RuleKind,
     ScopeFlag,
 )  # fmt: skip
+from schemas.lsm import HookCount, TableFlag
 from schemas.operations import Access, Backend, Class, Operation
 from schemas.syscalls import ENTRIES
 from schemas.wakeup import CALLS, Sleep
@@ -32,6 +33,7 @@ def c_header() -> str:
         ("CLASS", Class), ("PROCESS", ProcessFlag), ("SCOPE", ScopeFlag), ("RULE", RuleKind), ("ACTION", RuleAction),
         ("FLAG", RuleFlag), ("DIRECTION", Direction), ("CONFIG", Config), ("MARK", Mark),
         ("SLEEP", Sleep),
+        ("TABLE", TableFlag), ("COUNT", HookCount),
     ):  # fmt: skip
         parts += [f"#define {prefix}_{member.name} {member.value}" for member in members]
     numbers = {

@@ -236,6 +236,7 @@ class ScopeFlag(IntFlag):
     FRESH = 64
     STOP_IO_URING = 128
     CLOSED = 256
+    ENFORCE_LSM = 512
 
 
 SCOPE: Final = Layout(
@@ -252,12 +253,15 @@ ancestor with one; without any, `config[HOST_VISIBILITY]`. Whoever adds or delet
 class RuleKind(IntEnum):
     """How `rule_key.path` is meant. A directory's id is the hash of its path *with* the trailing slash; an EXECNAME's that of
     the last component alone. Looked up in the judge's order: limited to the source before not; then EXACT, EXECNAME, and
-    directories from the deepest upwards, DIRECTORY (its own entries) before RECURSIVE. The first that is there decides."""
+    directories from the deepest upwards, DIRECTORY (its own entries) before RECURSIVE. The first that is there decides.
+    LSM backend: HEADER, see `schemas.lsm.TableFlag`; GUARD, a directory that may not be renamed."""
 
     EXACT = 0
     DIRECTORY = 1
     RECURSIVE = 2
     EXECNAME = 3
+    HEADER = 4
+    GUARD = 5
 
 
 class RuleAction(IntEnum):
@@ -288,9 +292,7 @@ RULE: Final = Layout(
     Field("action", "u32", "RuleAction"),
     Field("flags", "u32", "RuleFlag"),
     Field("index", "u32", "the planner's number of the rule"),
-    Field(
-        "rank", "u32", "network rules: of all that match the greatest rank decides, then BLOCK over AUDIT over ALLOW"
-    ),
+    Field("rank", "u32", "network rules: of all that match the greatest decides, then BLOCK over AUDIT over ALLOW"),
 )
 
 

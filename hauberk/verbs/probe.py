@@ -66,9 +66,6 @@ def chosen() -> list[tuple[str, str]]:
     def has(name: str) -> bool:
         return name in features and features[name].available
 
-    # What the kernel offers is told, not promised: no kernel makes this version enforce through an LSM.
-    offered = "would take LSM programs" if has("LSM programs") else "takes no LSM programs from this process"
-    lsm = f"this version has no LSM backend; this kernel {offered}"
     return [
         ("observe", "raw tracepoints" if has("raw tracepoints") else "nothing: " + features["raw tracepoints"].why),
         ("read tasks", "typed loads" if has("typed loads") else "probe reads"),
@@ -87,7 +84,7 @@ def chosen() -> list[tuple[str, str]]:
             "block exec and open",
             "signal, opt-in per policy" if has("bpf_send_signal") else "nothing: " + features["bpf_send_signal"].why,
         ),
-        ("LSM", lsm),
+        ("LSM", "bpf-lsm" if has("LSM programs") else "nothing: " + features["LSM programs"].why),
     ]
 
 

@@ -46,6 +46,19 @@ static __always_inline int comes_again(struct call *call, s64 ret)
     return ret <= -512 && ret > -4096 && call->hop != HOP_ADDRESS && call->hop != HOP_SEND;
 }
 
+#define EPERM_RETURNED (-1)
+
+/* Whether an LSM hook has stopped this call and told so. */
+static __always_inline int told_by_hook(u32 number)
+{
+    u64 key = bpf_get_current_pid_tgid();
+    struct note *note = notes.lookup(&key);
+    if (!note || note->kind != NOTE_TOLD || (note->number && note->number != number))
+        return 0;
+    notes.delete(&key);
+    return 1;
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
     /* What every call of the machine pays: no helper, but for those whose number is a watched call of another entry. */
@@ -86,6 +99,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     u64 payer = scope_of(cgroup, &scope);
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
+    if (ret == EPERM_RETURNED && scope.flags & SCOPE_ENFORCE_LSM && told_by_hook(number))
+        return 0;
     u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, payer);
     if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
         return 0;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.backends import BACKENDS, IMPLEMENTED
+from schemas.backends import BACKENDS, FLOOR, IMPLEMENTED
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause, RefusalCode
 from schemas.rules import Match, Rule, SourceKind
@@ -65,8 +65,8 @@ def frees(rule: Rule) -> bool:
 
 
 def held(rule: Rule, *, signal: bool = True) -> bool:
-    """Whether a backend of this version can carry out `rule` as it is written."""
-    return any(reason(rule, backend, signal=signal) is None for backend in HERE)
+    """Whether a backend that every kernel offers can carry out `rule` as it is written."""
+    return any(reason(rule, backend, signal=signal) is None for backend in FLOOR)
 
 
 def reason(rule: Rule, backend: Backend, *, signal: bool = True) -> Cause | None:
@@ -130,6 +130,16 @@ def _source(rule: Rule) -> Cause | None:
 def _bpf_lsm(rule: Rule) -> Cause | None:
     if rule.class_ is Class.SYSCALL:
         return Cause(RefusalCode.SYSCALL, "system call rules only audit")
+    if rule.match is Match.PRESET:
+        return Cause(RefusalCode.PRESET, "the LSM hooks of this version carry no presets")
+    if rule.match is Match.PATTERN:
+        return Cause(RefusalCode.PATTERN, "the LSM hooks look up whole paths, names and directories, not patterns")
+    if rule.match is Match.CAPABILITY:
+        return Cause(RefusalCode.NOT_IN_PLAN, "the LSM hooks of this version are not on capabilities")
+    if rule.pts is False:
+        return Cause(RefusalCode.TERMINAL, "the LSM hooks do not look at the terminal")
+    if rule.has_args:
+        return Cause(RefusalCode.ARGUMENTS, "the LSM hooks do not look at arguments")
     return _source(rule)
 
 

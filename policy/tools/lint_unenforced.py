@@ -9,15 +9,18 @@ nothing of kernels: whether a node offers a backend is for `hauberk probe` and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
-from policy.rules.backends import ALL, HERE, NAMES, reason
+from policy.rules.backends import ALL, NAMES, reason
 from policy.text.coverage import CANNOT, WATCHED, listed, missing, unseen
 from policy.tools.lint_findings import Finding, Together
+from schemas.backends import FLOOR, IMPLEMENTED
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause
 from schemas.rules import Rule
 from schemas.verdict import Action
+
+_WHERE: Final = "where the kernel does not offer"
 
 
 def unenforceable(together: Together) -> Iterator[Finding]:
@@ -74,15 +77,15 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     holding = together.holding
     why = {backend: reason(rule, backend, signal=True) for backend in ALL}
     could = [backend for backend in ALL if why[backend] is None]
-    here = [backend for backend in could if backend in HERE]
-    later = [backend for backend in could if backend not in HERE]
+    here = [backend for backend in could if backend in FLOOR]
+    later = [backend for backend in could if backend not in FLOOR]
     if not could:
         return _finding(rule, f"no backend can enforce it: {_reasons(why)}",
                         "use Audit, or a rule that `hauberk policy explain` shows as enforceable", "warning")  # fmt: skip
     if not here:
         return _finding(
             rule,
-            f"{_missing(could)}of those that are: {_reasons({backend: why[backend] for backend in HERE})}",
+            f"{_missing(could)}of those that are: {_reasons({backend: why[backend] for backend in FLOOR})}",
             "name one in `enforcement.backends` of a node that has it, or use Audit, or a rule that `hauberk policy explain` shows as enforceable",
         )
     if not (used := [backend for backend in here if backend in holding.backends]):
@@ -105,13 +108,19 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
 
 
 def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"] = "note", form: str = "") -> Finding:
-    code, message = ("L113", form.format(why)) if form else ("L110", f"is only audited: {why}")
+    code, message = (
+        ("L113", form.format(why))
+        if form
+        else ("L110", f"is only audited{'' if why.startswith(_WHERE) else ':'} {why}")
+    )
     return Finding(code=code, rule=rule.ref, message=message, recommendation=advice, level=level)
 
 
 def _missing(backends: Sequence[Backend]) -> str:
     if not backends:
         return ""
+    if offered := [backend for backend in backends if backend in IMPLEMENTED]:
+        return f"{_WHERE} {_names(offered, 'or')}: "
     none = "it is not" if len(backends) == 1 else "neither is"
     return f"{_names(backends, 'or')} could enforce it, and {none} used by default; "
 

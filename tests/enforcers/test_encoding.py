@@ -22,10 +22,8 @@ SCOPE = ScopePlan(uid="u", cgroups=(7,))
 class Fixed:
     """A table backend that always writes the same."""
 
-    table_offset = 0
-
     def __init__(self, backend: Backend, map_name: str, entries: Entries, flag: ScopeFlag) -> None:
-        self.backend, self.map_name, self.enforces = backend, map_name, flag
+        self.backend, self.maps, self.enforces = backend, {map_name: 0}, flag
         self._entries = entries
         self.calls = 0
 
@@ -34,7 +32,7 @@ class Fixed:
 
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         self.calls += 1
-        return TablePart(entries=self._entries, flags=self.enforces, rules=len(self._entries))
+        return TablePart(entries=dict.fromkeys(self.maps, self._entries), flags=self.enforces, rules=len(self._entries))
 
     def hold(self, cgroup: int, path: str) -> None:
         return
@@ -84,6 +82,6 @@ def test_each_name_makes_its_backend_and_those_on_one_map_agree_on_its_layout() 
     made = [make(name, "/nowhere") for name in get_args(Implemented)]
     assert [one.backend for one in made] == [BY_NAME[name] for name in get_args(Implemented)]
     tables = [one for one in made if BACKENDS[one.backend].mechanism == "tables"]
-    offsets = {(one.map_name, one.table_offset) for one in tables}
+    offsets = {found for one in tables for found in one.maps.items()}
     assert len(offsets) == len({name for name, _ in offsets})
     assert len({one.enforces for one in tables}) == len(tables)

@@ -73,9 +73,8 @@ def test_a_reason_is_told_once_for_all_containers(policies: Any, ksp: Any, ident
     )
     plan = planner.plan("n1", [identity(box(n)) for n in range(50)], 1)
     reasons = {one.ref.position.split(".")[1].split("[")[0]: one.reason for one in plan.refused}
-    assert len(plan.refused) == 3
-    assert "opt in" in reasons["process"]
-    assert "opt in" in reasons["file"]
+    assert len(plan.refused) == 1
+    assert "not watched" in reasons["capabilities"]
 
 
 def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) -> None:

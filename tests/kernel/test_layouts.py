@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernel import hooks
 from kernel.btf import VMLINUX, Btf
 from kernel.catalogue import GUARDS, HOPS, PROBES, PROGRAM_DIRECTORY, SOURCES, TABLES
 from kernel.features import survey, typed_loads
@@ -159,7 +160,12 @@ def test_docs_list_every_pin() -> None:
     for guard in GUARDS:
         assert f"| `{guard.name}` | per cgroup, attach type {guard.attach_type} | {guard.why} |" in text
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert len(listed) == len(TABLES) + len(PROBES) + len(GUARDS)
+    for hook in hooks.HOOKS:
+        assert f"| `lsm_{hook.name}` | {hook.why} |" in text
+    for table in hooks.TABLES:
+        row = f"| `{table.name}` | {table.kind} | {table.key} | {table.value} | {table.writer} | {table.why} |"
+        assert row in text
+    assert len(listed) == len(TABLES) + len(PROBES) + len(GUARDS) + len(hooks.HOOKS) + len(hooks.TABLES)
 
 
 @pytest.mark.kernel

@@ -122,7 +122,7 @@ def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
     assert pattern is not None
     assert pattern.level == "note"
     assert pattern.message == (
-        "is only audited: bpf-lsm or apparmor could enforce it, and neither is used by default; of those that are: cgroup programs see "
+        "is only audited: apparmor could enforce it, and it is not used by default; of those that are: cgroup programs see "
         "sockets only (cgroup); the program that kills looks up whole paths, names and directories, not patterns (signal)"
     )
     assert "hauberk.io/signal" not in pattern.recommendation
@@ -151,8 +151,7 @@ def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
     assert found is not None
     assert found.level == "note"
     assert found.message == (
-        "is only audited: bpf-lsm or apparmor could enforce it, and neither is used by default; signal could, and the policy does not "
-        "opt in to kills"
+        "is only audited where the kernel does not offer bpf-lsm: signal could, and the policy does not opt in to kills"
     )
     assert "add the annotation `hauberk.io/signal: enabled`" in found.recommendation
     assert unheld(spec, annotations=SIGNAL) is None

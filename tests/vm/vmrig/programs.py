@@ -17,8 +17,11 @@ from pathlib import Path
 from vmrig.kernels import Kernel, NoKernel
 
 CHECKOUT = Path(__file__).parents[3]
-WARM: tuple[dict[str, object], ...] = ({"new_visibility": ["none"], "definition_pages": 4096},)
-"""Settings of loads worth compiling for: those of the session of `tests/kernel`."""
+WARM: tuple[dict[str, object], ...] = (
+    {"new_visibility": ["none"], "definition_pages": 4096},
+    {"new_visibility": ["none"], "occurrence_pages": 256, "definition_pages": 256, "hooks": True},
+)
+"""Settings of loads worth compiling for: those of the sessions of `tests/kernel` and `tests/enforcers`."""
 
 _CHILD = """
 import ctypes, json, os, sys, tempfile
@@ -35,12 +38,16 @@ name = os.uname_result((name.sysname, name.nodename, asked["release"], asked["ve
 os.uname = lambda: name
 import msgspec
 from kernel.loading import LoadSettings
+from kernel.compiled import store, stored
+from kernel.hook_compiler import compile_hooks, name_of
 from kernel.loader_child import prepare
 os.chdir("/")
 for wanted in asked["settings"]:
     request = msgspec.convert(wanted, LoadSettings).request() | {"cache": asked["cache"]}
     with tempfile.TemporaryDirectory(prefix="hauberk-headers-") as request["directory"]:
         _, kept, why = prepare(request, lambda step: None)
+        if wanted.get("hooks") and not why and stored(asked["cache"], name := name_of(request)) is None:
+            why = store(asked["cache"], name, compile_hooks(request, lambda step: None))
     if why:
         raise SystemExit(why)
 """
