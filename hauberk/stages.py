@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.service import Stage
     from hauberk.supervision import Supervision
-    from processors.engine import Complete, Due, Processor
+    from processors.engine import Complete, Processor
+    from processors.pipeline import Due
     from sensors.containers.inventory import NodeInventory
     from sensors.node.agent import Agent
     from sensors.node.backlog import Read
     from sensors.node.following import Following
     from sensors.node.sensor import Node
     from sensors.recordings.replay import ReplaySettings
+    from sensors.source import Batch
     from sinks.delivery.engine import SinkEngine
 
 log = logging.getLogger(__name__)
@@ -140,16 +142,17 @@ def processor(
     last: bool = False,
     complete: Complete | None = None,
     due: Due | None = None,
+    logged: Callable[[], bool] | None = None,
 ) -> StagePart[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is, and no
-    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`, `due`: see `Processor`."""
+    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`, `due`, `logged`: see `Processor`."""
     from processors.engine import Processor
 
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
     return StagePart(
-        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete, due=due),
+        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete, due=due, logged=logged),
         work,
         Processor.stop,
     )
@@ -175,8 +178,10 @@ def following(bus: Bus, node: str) -> StagePart[Following]:
     return StagePart(lambda: Following(bus, node), run)
 
 
-def sensor(bus: Bus, node: Node, read: Read | None = None) -> StagePart[Agent]:
-    """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named."""
+def sensor(
+    bus: Bus, node: Node, read: Read | None = None, published: Callable[[Batch], None] | None = None
+) -> StagePart[Agent]:
+    """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named. `published`: see `Agent`."""
 
     # Made again, it begins with the rings opened anew too.
     first = [True]
@@ -185,7 +190,7 @@ def sensor(bus: Bus, node: Node, read: Read | None = None) -> StagePart[Agent]:
         if not first:
             node.reopen()
         first.clear()
-        return node.agent(bus, read=read)
+        return node.agent(bus, published, read)
 
     return StagePart(make, run)
 

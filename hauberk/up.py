@@ -23,6 +23,7 @@ from bus.registry import open_bus
 from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
+from hauberk.handing_over import handing_over, logged, needs_of, put_aside, word_of
 from hauberk.lock import sole
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
@@ -155,6 +156,8 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
             flush=True,
         )
         bus = await open_bus(settings.bus)
+        if not given.replay:
+            bus = handing_over(bus, settings)
         watch = asyncio.create_task(_watch(bus))
         telling = asyncio.create_task(disk.report(bus))
         try:
@@ -206,6 +209,8 @@ async def _run(
         await _say_where(bus, settings, sinks)
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling.stage)], over, signals=False, hurry=hurry, supervision=kept)
+        if left := await put_aside(bus):
+            service.say(f"frames that were not judged are lost, the log did not take them: {left}")
         if kept is not None and over.is_set() and not settings.sensor.keep:
             # What a receipt says is in force is taken down next: nobody should go on reading that it holds.
             try:
@@ -274,8 +279,8 @@ async def _live(
         hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill,
-                               due=lambda _, idents: call_for(node, idents))  # fmt: skip
-    sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header))
+                               due=needs_of(bus, node), logged=logged(bus))  # fmt: skip
+    sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header), word_of(bus, node))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)
     exposure.collect(lambda: {
@@ -300,12 +305,6 @@ async def _live(
         ("sensor", sensing.stage), ("inventory", inventory.part.stage), ("planner", planning.stage),
         ("enforcement", enforcing.stage), ("processor", judging.stage),
     ], judging  # fmt: skip
-
-
-def call_for(node: Node, idents: list[int]) -> None:
-    """Have what may be an alert call the sensor. What cannot be marked is told all the same, a moment later."""
-    with contextlib.suppress(KernelError):
-        node.source.call_for(idents)
 
 
 async def tell_runtimes(status: Callable[[], list[str]]) -> None:

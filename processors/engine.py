@@ -30,12 +30,11 @@ from processors.judge import FrameJudge, JudgeSettings
 from processors.names import Names, NameSettings
 from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
-from processors.pipeline import Pipeline
+from processors.pipeline import Due, Pipeline
 from processors.progress import Reporting
 from processors.stats import ProcessorStats
 from processors.throttle import Throttle, ThrottleSettings
 from schemas.errors import DecodeError, HauberkError
-from schemas.frame import FrameHeader
 from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY, Topic
 
 _CHUNK = 500
@@ -52,9 +51,6 @@ log = logging.getLogger(__name__)
 
 Complete = Callable[[list[Record]], Awaitable[list[Record]]]
 """The same alerts in the same order, completed. Bounded in time."""
-
-Due = Callable[[FrameHeader, list[int]], None]
-"""Events of these behaviours of a frame's node may be alerts."""
 
 
 class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +86,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 class Processor:
     """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
-    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
+    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`, `logged`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
 
     def __init__(
         self,
@@ -102,6 +98,7 @@ class Processor:
         reports: bool = True,
         complete: Complete | None = None,
         due: Due | None = None,
+        logged: Callable[[], bool] | None = None,
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
@@ -117,7 +114,7 @@ class Processor:
         self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
         self.pipeline = Pipeline(
             self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due,
-            Names(self.settings.names),
+            Names(self.settings.names), logged,
         )  # fmt: skip
         self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         self._complete = complete

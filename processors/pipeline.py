@@ -47,6 +47,10 @@ _bits: Final = int.__and__
 
 log = logging.getLogger(__name__)
 
+Due = Callable[[FrameHeader, list[int], list[int] | None], None]
+"""(of a frame's node, behaviours whose events may be alerts or are asked about one by one, behaviours whose events need only be
+counted; None: from now on none)."""
+
 
 class PipelineCounts(msgspec.Struct):
     """Plain counts since start; see `processors.stats.ProcessorStats`."""
@@ -74,8 +78,8 @@ class Outbox:
 
 
 class Pipeline:
-    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made. `due(header, ids)`: events of
-    these behaviours may be alerts; each is named once in a while."""
+    """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made. `due`: told of each
+    behaviour once in a while whether it is needed row by row. `logged()`: whether anybody reads it."""
 
     def __init__(
         self,
@@ -86,11 +90,14 @@ class Pipeline:
         tracker: CommitTracker,
         clock: Callable[[], float],
         log: bool = True,
-        due: Callable[[FrameHeader, list[int]], None] | None = None,
+        due: Due | None = None,
         names: Names | None = None,
+        logged: Callable[[], bool] | None = None,
     ) -> None:
+        self._logged = logged
         self._due = due
-        self._named: set[int] = set()
+        self._named: dict[int, bool] = {}
+        self._logging = True
         self._name_again = 0.0
         self._inventory = inventory
         self._judge = judge
@@ -223,31 +230,44 @@ class Pipeline:
 
     def _tell(self, tally: Tally, frame_counts: FrameCounts) -> None:
         """Alerts, telemetry and counts of what is resolved."""
-        said = telemetry(tally) if self._log else None
+        logging = self._log and (self._logged is None or self._logged())
+        said = telemetry(tally) if logging else None
         apart = {ident for ident, entry in tally.entries.items() if entry.verdict.needs_arguments}
         alerts = list(self._alerts.of(tally))
         if apart:
             alerts += self._per_occurrence(tally, frame_counts, apart)
         count(frame_counts, tally, apart)
         if self._due is not None:
-            self._name(tally)
+            self._name(tally, logging)
         self._unnamed(tally)
         self.outbox.alerts += alerts
         if said is not None:
             self.counts.telemetry_events += said.header.events
             self.outbox.telemetry.append(Record(said.header.node.encode(), telemetry_words.encode(said)))
 
-    def _name(self, tally: Tally) -> None:
+    def _name(self, tally: Tally, logging: bool) -> None:
+        """Say of what is new whether it is needed row by row: for alerts, for arguments, for the log."""
         assert self._due is not None
-        now = self._clock()
-        if now >= self._name_again or len(self._named) >= _NAMED:
+        now, named = self._clock(), self._named
+        if now >= self._name_again or len(named) >= _NAMED:
             # The kernel forgets behaviours, and what was said of them.
-            self._named.clear()
+            named.clear()
             self._name_again = now + _NAME_AGAIN
-        fresh = [ident for ident, entry in tally.entries.items() if entry.rows and ident not in self._named]
-        if fresh:
-            self._named.update(fresh)
-            self._due(tally.header, fresh)
+        if logging and not self._logging:
+            named.clear()
+            self._due(tally.header, [], None)
+        self._logging = logging
+        rows, counted = [], []
+        for ident, entry in tally.entries.items():
+            if entry.rows:
+                if named.get(ident) is not True:
+                    rows.append(ident)
+            elif ident not in named and not (logging and entry.log):
+                counted.append(ident)
+        if rows or counted:
+            named.update(dict.fromkeys(rows, True))
+            named.update(dict.fromkeys(counted, False))
+            self._due(tally.header, rows, counted)
 
     def _per_occurrence(self, tally: Tally, frame_counts: FrameCounts, apart: set[int]) -> list[Record]:
         """Rows whose verdict hangs on the arguments of each."""

@@ -195,6 +195,8 @@ class Loss(IntEnum):
     """A call by a 32-bit entry of a machine for which there is no table of those (arm64); what it did is not told."""
     UNREAD = 8
     """An event after `config[OBSERVED_UNTIL]`: nobody had drained the rings for so long that reporting stopped."""
+    HANDED_OVER = 9
+    """Counted by an agent: events that the one before it had in hand when it was killed. They may have been judged and counted."""
 
 
 IMAGE: Final = Layout(
@@ -391,6 +393,8 @@ class Config(IntEnum):
     """`schemas.wakeup.Sleep`: what calls the reader. The event that calls it writes AWAKE, so that the next ones cost a look at this word."""
     HASTE = 10
     """Events since the reader put 0 here that cannot wait: what it finds when it is about to doze."""
+    IN_HAND = 11
+    """Events that were handed over in memory and are not committed; what the next agent tells as HANDED_OVER."""
 
 
 LAYOUTS: Final = (

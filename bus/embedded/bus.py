@@ -23,10 +23,12 @@ from bus.disk import capped, segment
 from bus.embedded.compacted import CompactedLog
 from bus.embedded.database import Corrupt
 from bus.embedded.disk_cap import check_cap
+from bus.embedded.handed import PARTITION, handed_over
 from bus.embedded.layout import DirectoryLayout, Log
 from bus.embedded.notify import WriteNotifier
 from bus.embedded.offsets import Lease
 from bus.embedded.reader import Channel, EmbeddedSubscription
+from bus.embedded.readers import TopicReaders
 from bus.embedded.segments import SegmentedLog
 from bus.embedded.settings import EmbeddedSettings as EmbeddedSettings
 from bus.embedded.settings import EmbeddedStats as EmbeddedStats
@@ -34,10 +36,12 @@ from bus.embedded.writer import Append, Commit, Done, Forget, LogWriter, Stop
 from bus.permissions import private_directory
 from bus.record_size import measure
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
-from schemas.topics import BY_NAME, Topic
+from schemas.topics import BY_NAME, EVENTS_RAW, TELEMETRY, Topic
 
 T = TypeVar("T")
 
+# Written only while somebody reads them, where the bus is `bus.handover`'s.
+_ASKED_FOR = frozenset((EVENTS_RAW.name, TELEMETRY.name))
 # A WAL this long is moved into its file in the background; by feel: 16 MB is 32 frames of 512 KB.
 _WAL_BYTES = 16 << 20
 
@@ -85,6 +89,8 @@ class EmbeddedBus:
         # One thread: SQLite gives the GIL back, and a second reader would only fight the first for the disk.
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bus-reader")
         self._logs: dict[str, Log] = {}
+        self.directory, self.record_bytes = root, settings.record_bytes
+        self.readers = TopicReaders(root)
         self._offsets = self._layout.offsets()
         self._looking = self._loop.create_task(self._look_around())
 
@@ -154,9 +160,14 @@ class EmbeddedBus:
                 subscription.begin(topic, spans[topic.name][start == "latest"])
         for channel in channels:
             channel.readers.add(subscription)
+        reading = contextlib.ExitStack()
+        for topic in topics:
+            if topic.name in _ASKED_FOR:
+                reading.enter_context(self.readers.reading(topic.name))
         try:
             yield subscription
         finally:
+            reading.close()
             subscription.close()
             for channel in channels:
                 channel.readers.discard(subscription)
@@ -178,7 +189,10 @@ class EmbeddedBus:
 
     async def end(self, topic: Topic) -> dict[int, int]:
         self.check_open("end")
-        return {0: (await self._read_thread(self._log_span, topic))[1]}
+        ends = {0: (await self._read_thread(self._log_span, topic))[1]}
+        if topic.name == EVENTS_RAW.name and (handed := handed_over(self.directory)) is not None:
+            ends[PARTITION] = handed.end
+        return ends
 
     async def count(self, topic: Topic) -> int:
         self.check_open("count")
@@ -202,13 +216,21 @@ class EmbeddedBus:
                     log = self._log(topic)
                     low, high = log.span()
                     lags[name] = log.behind(offset) if isinstance(log, CompactedLog) else high - max(low, offset)
+            if (handed := handed_over(self.directory)) is not None and handed.group == group:
+                lags[EVENTS_RAW.name] = lags.get(EVENTS_RAW.name, 0) + handed.end - handed.committed
             return lags
 
         return await self._read_thread(read)
 
     async def groups(self) -> dict[str, dict[str, int]]:
         self.check_open("groups")
-        return await self._read_thread(self._offsets.all)
+        found = await self._read_thread(self._offsets.all)
+        handed = handed_over(self.directory)
+        if handed is not None and EVENTS_RAW.name in found.get(handed.group, {}):
+            found[handed.group] = found[handed.group] | {
+                EVENTS_RAW.name: found[handed.group][EVENTS_RAW.name] + handed.committed
+            }
+        return found
 
     async def forget(self, group: str) -> None:
         self.check_open("forget")

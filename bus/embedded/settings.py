@@ -71,6 +71,15 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     record_bytes: Annotated[
         int, Meta(ge=1, le=1 << 50, description="Largest record accepted, in bytes.", examples=[16777216])
     ] = 16 << 20
+    hand_over_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 50,
+            description="Bytes of raw frames that `hauberk up` holds in memory between sensor and processor; what is over goes to the log. 0: all do, and telemetry is written whether anybody reads it or not.",
+            examples=[16777216, 0],
+        ),
+    ] = 16 << 20
     memory_bytes: Annotated[
         int,
         Meta(

@@ -6,12 +6,14 @@ distinct id. A frame over `limit_bytes` is split in halves, each with its own de
 
 Folding. Under pressure, rows of an id that repeats very often are counted instead of kept: the first `keep` rows of it
 stay as they are, the rest becomes one row of `FOLDED`: exact count, first and last time, first sequence and process.
-What is lost is the time, pids and return value of the repeats; never their number. Neighbours: `definitions`, `rings`.
+What is lost is the time, pids and return value of the repeats; never their number. So are, at any time, rows of ids of which the
+processor of this process has said that nobody needs them one by one (`only`). Neighbours: `definitions`, `rings`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from itertools import compress
 from typing import Annotated, Final, Protocol
 
@@ -67,9 +69,11 @@ class Stamp(Protocol):
 
 
 class Fold:
-    """Chunks of one frame, with the repeats of busy behaviours counted. Feed `add`, then read `rows` and `folded`."""
+    """Chunks of one frame, with the repeats of busy behaviours counted. Feed `add`, then read `rows` and `folded`. `only`: ids
+    that may be folded; None: all."""
 
-    def __init__(self, settings: FrameSettings, few: int = FEW) -> None:
+    def __init__(self, settings: FrameSettings, few: int = FEW, only: Set[int] | None = None) -> None:
+        self._only = only
         self._from, self._keep, self._few = settings.fold_from, settings.keep, few
         self._parts: list[bytes] = []
         self._kept: Counter[int] = Counter()
@@ -106,6 +110,8 @@ class Fold:
         self.behaviours.update(counts)
         floor, counted = self._from, self._counted
         heavy = {ident: count for ident, count in counts.items() if count >= floor or ident in counted}
+        if self._only is not None:
+            heavy = {ident: count for ident, count in heavy.items() if ident in self._only}
         if not heavy:
             self._append(chunk)
             return

@@ -22,7 +22,7 @@ from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
 from schemas.errors import KernelError
-from schemas.kernel import IMAGE, Config, DefinitionKind
+from schemas.kernel import IMAGE, Config, DefinitionKind, Loss
 from schemas.wakeup import CALLS, Sleep
 
 TOLD: Final = struct.Struct("=16Q")
@@ -100,6 +100,22 @@ class Pins:
     def calm(self) -> None:
         """From here on `haste` counts. Call it strictly before taking from the rings."""
         self._config.put(_U32(Config.HASTE), _U64(0))
+
+    def in_hand(self, events: int) -> None:
+        """Leave word that so many events are lost if this process is killed now."""
+        self._config.put(_U32(Config.IN_HAND), _U64(events))
+
+    def take_over(self) -> int:
+        """Have what an agent before this one had in hand counted as lost: how many. Strictly in this order: a kill in between has
+        it told twice, and never not at all."""
+        events = self._config.sum_u64(_U32(Config.IN_HAND))
+        if events:
+            key = _U32(Loss.HANDED_OVER)
+            counts = list(memoryview(self.losses.get(key) or b"").cast("Q"))
+            counts[0] += events
+            self.losses.put(key, struct.pack(f"={len(counts)}Q", *counts))
+            self.in_hand(0)
+        return events
 
     def call_for(self, idents: Iterable[int]) -> None:
         """Have the events of these BEHAVIOUR ids call a reader that dozes. Those that are not announced now do so anyway."""

@@ -13,9 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Final, Literal
-
-import msgspec
+from typing import Final
 
 from kernel.ring import TAKE_BYTES
 from schemas.frame import Frame, FrameHeader
@@ -23,17 +21,23 @@ from schemas.kernel import STRIDE, DefinitionKind
 from schemas.wakeup import Sleep
 from sensors.node.definition_log import DefinitionLog
 from sensors.node.definitions import Definitions
-from sensors.node.frames import Fold, FrameSettings, columns, frames
+from sensors.node.frames import Fold, columns, frames
 from sensors.node.late_rows import LateRows
 from sensors.node.losses import KernelLosses
 from sensors.node.pins import Pins
 from sensors.node.places import look_around
+from sensors.node.ring_settings import RingSettings as RingSettings
+from sensors.node.ring_settings import RingStats as RingStats
 from sensors.source import Batch
 
 log = logging.getLogger(__name__)
 
 _FRAMES_FOLDED: Final = 4
 """Frames of one drain when folding does not help (every behaviour new): what memory pays."""
+_FOLD_FROM: Final = 64 * STRIDE
+"""Bytes of a chunk from which counting pays."""
+_COUNTABLE: Final = 1 << 15
+"""Behaviours remembered that may be counted; then all are forgotten, and named again when they are judged anew."""
 _PIECE: Final = 128 * 1024
 _LOSSES_EVERY: Final = 0.1
 _OBSERVE_EVERY: Final = 1.0
@@ -41,53 +45,6 @@ _CGROUPS_SEEN: Final = 1 << 16
 
 OnCgroup = Callable[[int, str | None, bool], None]
 """(cgroup id, path or None when it was only seen in use, whether it is gone). Called inside `drain`; must not wait."""
-
-
-class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the rings are drained."""
-
-    frames: Annotated[FrameSettings, msgspec.Meta(description="How chunks become frames.", examples=[{}])] = (
-        FrameSettings()
-    )
-    definitions_bytes: Annotated[
-        int,
-        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536, le=1 << 50),
-    ] = 4 << 20
-    drain_bytes: Annotated[
-        int,
-        msgspec.Meta(
-            description="Rows taken per drain without folding, in bytes.", examples=[1048576], ge=65536, le=1 << 50
-        ),
-    ] = 1 << 20
-    fold: Annotated[
-        Literal["never", "pressure", "always"],
-        msgspec.Meta(description="When repeats are counted instead of sent one by one.", examples=["pressure"]),
-    ] = "pressure"
-    pressure: Annotated[
-        float,
-        msgspec.Meta(
-            ge=0, le=1, description="Share of the ring that is full from which `pressure` folds, 0..1.", examples=[0.5]
-        ),
-    ] = 0.5
-    state_dir: Annotated[
-        str,
-        msgspec.Meta(
-            description="Directory where definitions survive a kill of the agent; empty: they do not.",
-            examples=["/var/lib/hauberk/sensor"],
-        ),
-    ] = ""
-
-
-class RingStats(msgspec.Struct, kw_only=True):
-    """Rows read from the kernel's rings since this source was opened. `folded`: events counted in the row of another;
-    `undefined`: events whose definition never came; `unlogged`: definitions that could not be kept on disk, so that a kill of the
-    agent has them announced again; `discarded`: rows that their kernel program took back."""
-
-    rows: int = 0
-    folded: int = 0
-    undefined: int = 0
-    unlogged: int = 0
-    discarded: int = 0
 
 
 class RingSource:
@@ -111,6 +68,7 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._resting = False
+        self._countable: set[int] = set()
         self._losses_at, self._observed_at = 0.0, float("-inf")
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
@@ -175,9 +133,29 @@ class RingSource:
             return not self._pins.haste()
         return self._occurrences.empty and self._ring.empty
 
+    def in_hand(self, events: int) -> None:
+        """Leave word that so many events are in this process's hands alone."""
+        self._pins.in_hand(events)
+
+    def take_over(self) -> int:
+        """Count as lost what a killed agent had in its hands. Once in a process: `reopen` finds its own."""
+        return self._pins.take_over()
+
     def call_for(self, idents: Iterable[int]) -> None:
-        """Have the kernel call also a reader that dozes for events of these behaviours."""
+        """Have the kernel call also a reader that dozes for events of these behaviours; each of them is sent."""
+        idents = list(idents)
+        self._countable.difference_update(idents)
         self._pins.call_for(idents)
+
+    def count_only(self, idents: Iterable[int]) -> None:
+        """Nobody needs events of these behaviours one by one: from now on repeats are counted."""
+        if len(self._countable) >= _COUNTABLE:
+            self._countable.clear()
+        self._countable.update(idents)
+
+    def count_none(self) -> None:
+        """Send each event of every behaviour."""
+        self._countable.clear()
 
     def observe(self) -> None:
         """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
@@ -256,17 +234,39 @@ class RingSource:
             parked = b""
             behaviours, processes = columns(rows)
             self._learn(behaviours)
-            closure = self._definitions.closure(behaviours, processes)
-            if closure.missing.total:
-                rows, closure = self._parking.sort_out(rows, closure)
-            if rows:
-                made += frames(rows, closure, self._definitions, self._stamp, limit)
-                self.rows += len(rows) // STRIDE
+            if not self._fold_countable(rows, made):
+                closure = self._definitions.closure(behaviours, processes)
+                if closure.missing.total:
+                    rows, closure = self._parking.sort_out(rows, closure)
+                if rows:
+                    made += frames(rows, closure, self._definitions, self._stamp, limit)
+                    self.rows += len(rows) // STRIDE
             self._settle()
         if len(chunk) > wanted - STRIDE:
             return True
         self._learn()
         return False
+
+    def _fold_countable(self, rows: bytes, made: list[Frame]) -> bool:
+        """Make frames of `rows` with what may be counted folded. False when there is nothing to gain, or something is missing."""
+        if self.settings.fold == "never" or len(rows) < _FOLD_FROM or not self._countable:
+            return False
+        fold = Fold(self.settings.frames, only=self._countable)
+        fold.add(rows)
+        kept, folded = fold.rows, fold.folded
+        if not folded:
+            return False
+        processes = fold.processes | (columns(kept)[1] if kept else set())
+        closure = self._definitions.closure(fold.behaviours, processes)
+        if closure.missing.total:
+            return False
+        count = len(kept) // STRIDE
+        counted = fold.events - count
+        limit = self.settings.frames.limit_bytes
+        made += frames(kept, closure, self._definitions, self._stamp, limit, folded, counted)
+        self.rows += count
+        self.folded += counted
+        return True
 
     def _drain_folding(self, made: list[Frame]) -> bool:
         left = self._occurrences.size

@@ -92,6 +92,7 @@ class Node:
         self.settings = settings
         self.loaded = loaded
         self.source = opening()
+        self.source.take_over()
         self._opening = opening
         self._mounted = mounted
         self._nice = current()

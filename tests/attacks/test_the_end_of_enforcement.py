@@ -248,6 +248,35 @@ def test_timeout_ends_it_clean(node: Any) -> None:
     assert not Path(node.pins).exists()
 
 
+@pytest.mark.attack("SIGKILL of the agent with events in its hands", "told", by="hauberk up")
+def test_what_a_killed_agent_had_in_hand_is_told_by_the_next(up: Any, eventually: Callable[..., Any]) -> None:
+    from kernel.maps import Map
+    from schemas.kernel import Config
+
+    key = Config.IN_HAND.to_bytes(4, sys.byteorder)
+    with Map.open(f"{up.pins}/maps/config") as config:
+
+        def stopped_with_events() -> int:
+            assert holds(up)
+            eventually(lambda: config.sum_u64(key))
+            up.process.send_signal(signal.SIGSTOP)
+            # Until it is stopped it may commit.
+            eventually(lambda: Path(f"/proc/{up.process.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
+            events = config.sum_u64(key)
+            if not events:
+                up.process.send_signal(signal.SIGCONT)
+            return events
+
+        events = eventually(stopped_with_events)
+        up.process.kill()
+        up.process.wait(60)
+        assert config.sum_u64(key) == events
+        start(up)
+        lost = up.alert("handed_over=", Operation="EventsLost")
+        assert int(lost["EventData"]["handed_over"]) == events
+    assert holds(up)
+
+
 @pytest.mark.attack("SIGKILL of the agent: a machine whose calls nobody reads any more", "held", by="hauberk up")
 def test_what_nobody_drains_stops_by_itself_and_is_told_when_somebody_does(
     up: Any, eventually: Callable[..., Any]

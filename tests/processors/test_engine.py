@@ -226,3 +226,41 @@ async def test_alerts_are_completed_before_they_go_and_go_all_the_same_when_that
     assert [decode_alert(record.value).HashAlgo for record in bus.records(ALERTS)[:2]] == ["", "sha256"]
     processor.stop()
     await task
+
+
+async def test_the_sensor_hears_what_is_needed_row_by_row(node, host, web, make_policy):
+    bus = MemoryBus()
+    await bus.publish(INVENTORY, [Record(item.key, identities.encode(item)) for item in (host, web)])
+    heard, logged = [], [True]
+    processor = Processor(
+        bus, due=lambda header, rows, counted: heard.append((header.node, rows, counted)), logged=lambda: logged[0]
+    )
+    task = asyncio.create_task(processor.run())
+    plain = node.behaviour(Operation.OPEN, "/etc/hosts", syscall=257, access=Access.READ)
+    watched = node.behaviour(Operation.OPEN, "/etc/shadow", syscall=257, access=Access.READ)
+
+    async def both(frames):
+        node.row(plain)
+        node.row(watched)
+        await bus.publish(EVENTS_RAW, [node.record()])
+        await until(lambda: processor.stats().frames == frames)
+
+    await both(1)
+    # Somebody reads telemetry, so each is needed.
+    assert heard == []
+    logged[0] = False
+    await both(2)
+    assert heard.pop() == ("node-1", [], [plain, watched])
+    await both(3)
+    assert heard == []
+    document = make_policy(file={"matchPaths": [{"path": "/etc/shadow", "action": "Audit"}]}, action="Audit")
+    await bus.publish(POLICIES, [Record(b"KubeArmorPolicy/demo/p", json.dumps(document).encode())])
+    await until(lambda: processor.stats().policies)
+    await both(4)
+    assert heard.pop() == ("node-1", [watched], [])
+    logged[0] = True
+    await both(5)
+    assert heard[0] == ("node-1", [], None)
+    processor.stop()
+    await task
+    await bus.close()

@@ -381,3 +381,62 @@ def test_only_behaviours_that_are_announced_are_marked(stand_in: Any) -> None:
     assert stand_in.behaviours.get(struct.pack("=Q", 5)) == struct.pack("=Q", CALLS)
     assert not stand_in.announced(6)
     source.close()
+
+
+def test_what_a_killed_agent_had_in_hand_is_told_once(stand_in: Any) -> None:
+    killed = open_source(stand_in)
+    killed.in_hand(9)
+    killed.in_hand(7)
+    killed.close()
+    source = open_source(stand_in)
+    assert source.take_over() == 7
+    (told,) = source.drain().frames
+    assert told.header.lost[Loss.HANDED_OVER] == 7
+    source.release()
+    # Opened anew in the same process, it has its own in hand.
+    source.in_hand(3)
+    source.close()
+    source = open_source(stand_in)
+    assert source.drain().frames == ()
+    source.in_hand(0)
+    source.close()
+    source = open_source(stand_in)
+    assert source.take_over() == 0
+    assert source.drain().frames == ()
+    source.close()
+
+
+def test_what_nobody_needs_one_by_one_is_counted(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    for ident in (5, 6):
+        stand_in.behaviour(ident)
+    source.count_only([5, 6])
+    source.call_for([6])
+    for _ in range(100):
+        stand_in.happen(5)
+        stand_in.happen(6)
+    (frame,) = source.drain().frames
+    assert Counter(ids_of(frame)) == {5: 8, 6: 100}
+    ((ident, count, first, last, *_),) = FOLDED.iter_unpack(frame.folded)
+    assert (ident, count) == (5, 92)
+    assert first < last
+    assert frame.header.events == 200
+    assert defined(frame) >= {(DefinitionKind.BEHAVIOUR, 5), (DefinitionKind.BEHAVIOUR, 6)}
+    source.release()
+    source.count_none()
+    for _ in range(100):
+        stand_in.happen(5)
+    assert Counter(ids_of(source.drain().frames[0])) == {5: 100}
+    source.close()
+
+
+def test_counting_waits_for_what_is_not_defined_yet(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    stand_in.behaviour(5)
+    source.count_only([5])
+    for _ in range(100):
+        stand_in.happen(5)
+    stand_in.happen(9)
+    (frame,) = source.drain().frames
+    assert Counter(ids_of(frame)) == {5: 100}
+    source.close()

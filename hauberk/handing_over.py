@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wires what sensor and processor of one process tell each other: frames in memory, the word left of them, what may be an alert."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bus.embedded.bus import EmbeddedBus
+from bus.handover import HandoverBus
+from schemas.errors import HauberkError, KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bus.contract import Bus
+    from hauberk.sections import Configuration
+    from schemas.frame import FrameHeader
+    from sensors.node.sensor import Node
+    from sensors.source import Batch
+
+
+def handing_over(bus: Bus, settings: Configuration) -> Bus:
+    """`bus`, with raw frames in memory where it is this machine's own and that is not switched off."""
+    most = getattr(settings.bus, "hand_over_bytes", 0)
+    return HandoverBus(bus, most) if isinstance(bus, EmbeddedBus) and most else bus
+
+
+def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
+    """What the sensor calls with each published batch; None where nothing is handed over."""
+    if not isinstance(bus, HandoverBus):
+        return None
+    from sensors.node.in_hand import InHand
+
+    def write(events: int) -> None:
+        # Rings that are being opened anew: the next batch writes it.
+        with contextlib.suppress(KernelError):
+            node.source.in_hand(events)
+
+    handing = bus
+    word = InHand(lambda: handing.end_handed, write)
+    handing.outstanding = lambda end, committed: word.settled(committed)
+
+    def published(batch: Batch) -> None:
+        word.handed(batch)
+        if handing.watched:
+            # A recording is to have each event.
+            node.source.count_none()
+
+    return published
+
+
+def needs_of(bus: Bus, node: Node) -> Callable[[FrameHeader, list[int], list[int] | None], None]:
+    """What the processor calls with what it needs of the sensor. What cannot be marked is told all the same, a moment later."""
+
+    def needs(_: FrameHeader, rows: list[int], counted: list[int] | None) -> None:
+        with contextlib.suppress(KernelError):
+            if counted is None or not isinstance(bus, HandoverBus) or bus.watched:
+                node.source.count_none()
+            else:
+                node.source.count_only(counted)
+            if rows:
+                node.source.call_for(rows)
+
+    return needs
+
+
+def logged(bus: Bus) -> Callable[[], bool] | None:
+    """Whether telemetry is wanted; None: always."""
+    return bus.logged if isinstance(bus, HandoverBus) else None
+
+
+async def put_aside(bus: Bus) -> str:
+    """At the end, what nobody here has judged goes to the log for the next start; why it did not, "" when it did."""
+    if isinstance(bus, HandoverBus):
+        try:
+            await bus.spill()
+        except HauberkError as error:
+            return str(error)
+    return ""
