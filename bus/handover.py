@@ -22,7 +22,7 @@ from contextlib import ExitStack, asynccontextmanager
 import msgspec
 
 from bus.contract import Delivery, Gap, Partition, Record, Start, Subscription
-from bus.embedded.bus import EmbeddedBus
+from bus.embedded.bus import EmbeddedBus, stamped
 from bus.embedded.handed import PARTITION, HandedOverFile
 from bus.interruptible import take_or
 from bus.record_size import measure
@@ -81,7 +81,7 @@ class HandoverBus:
         self._inner.check_open("publish")
         size = measure(topic, records, self._inner.record_bytes)
         if self._takes(size):
-            for record in records:
+            for record in stamped(records):
                 self._waiting.append(Delivery(topic, PARTITION, self.end_handed, record))
                 self.end_handed += 1
             self.handover.handed += len(records)

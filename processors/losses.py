@@ -59,9 +59,9 @@ class ReportedLosses:
     def due(
         self, now: float, ready: Callable[[FrameHeader], bool] | None = None, everything: bool = False
     ) -> Iterator[Lost]:
-        """What is to be told now. `ready`: whether the time on the frame's node is known; else it waits."""
+        """What is to be told now. `ready`: whether the time on the frame's node is known; what has none waits for it."""
         for key in list(self._sums):
-            if not everything and ready is not None and not ready(self._sums[key][1]):
+            if not everything and ready is not None and not self._sums[key][2] and not ready(self._sums[key][1]):
                 continue
             if not everything and now - self._told.get(key, float("-inf")) < QUIET_SECONDS:
                 continue

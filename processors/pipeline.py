@@ -135,8 +135,12 @@ class Pipeline:
         if at:
             self._clocks.heard(header, at)
         self._tell(tally, frame_counts)
-        # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's.
-        self._losses(header, unix if times or tally.folded else 0)
+        # A frame that brings nothing but losses has no time of its own: the notice takes the latest event's. Where none was heard
+        # of, and may never be, a node's frame is of when it was published; a recording's is not.
+        of_frame = unix if times or tally.folded else 0
+        if not of_frame and header.origin == "ring" and not self._clocks.knows(header):
+            of_frame = delivery.record.timestamp_ms * 1_000_000
+        self._losses(header, of_frame)
         run = (header.node, header.boot, header.run)
         if run in self._numbers:
             self._read_from[run] = (delivery.topic.name, delivery.partition)

@@ -128,7 +128,7 @@ class EmbeddedBus:
             )
         self._stats.queue_bytes += size
         future: asyncio.Future[int] = self._loop.create_future()
-        self._writer.submit(Append(topic, _stamped(records), size, future))
+        self._writer.submit(Append(topic, stamped(records), size, future))
         await future
 
     @asynccontextmanager
@@ -374,7 +374,8 @@ class EmbeddedBus:
             raise Unavailable(f"expected a readable log, found {error}; it was put aside, call again", 0.0) from error
 
 
-def _stamped(records: Sequence[Record]) -> Sequence[Record]:
+def stamped(records: Sequence[Record]) -> Sequence[Record]:
+    """The same, with the time of now where there is none."""
     if all(record.timestamp_ms for record in records):
         return records
     now = time.time_ns() // 1_000_000

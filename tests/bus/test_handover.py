@@ -63,6 +63,7 @@ async def test_in_memory_while_the_reader_keeps_up(bus: HandoverBus, tmp_path: P
         found = await taken(reader, 2)
         assert [(one.partition, one.offset) for one in found] == [(PARTITION, 0), (PARTITION, 1)]
         assert reader.position[HANDED] == 2
+        assert all(one.record.timestamp_ms > 1_600_000_000_000 for one in found)
         assert await bus.lag("g") == {"events.raw": 2}
         await reader.commit(found[:1])
         assert await bus.lag("g") == {"events.raw": 1}
