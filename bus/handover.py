@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 import msgspec
@@ -122,7 +122,11 @@ class HandoverBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], group: str | None, start: Start = "committed"
+        self,
+        topics: Sequence[Topic],
+        group: str | None,
+        start: Start = "committed",
+        keys: Collection[bytes] | None = None,
     ) -> AsyncIterator[Subscription]:
         names = [topic.name for topic in topics]
         mine = names == [EVENTS_RAW.name] and group is not None and self._reader is None
@@ -133,7 +137,7 @@ class HandoverBus:
             if EVENTS_RAW.name in names and not mine:
                 self._others += 1
                 stack.callback(self._fewer, "_others")
-            async with self._inner.subscribe(topics, group, start) as inner:
+            async with self._inner.subscribe(topics, group, start, keys) as inner:
                 if not mine:
                     yield inner
                     return
@@ -213,6 +217,9 @@ class HandoverBus:
 
     async def end(self, topic: Topic) -> dict[int, int]:
         return await self._inner.end(topic)
+
+    async def count(self, topic: Topic) -> int:
+        return await self._inner.count(topic)
 
     async def lag(self, group: str) -> dict[str, int]:
         return await self._inner.lag(group)
