@@ -23,7 +23,7 @@ from discovery import baselines, corpus
 
 from policy.learn.documents import count
 from policy.learn.learner import LearnSettings, learn
-from policy.learn.replay import Replay
+from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting, paths, writes
 from schemas.behaviour import Behaviour
 from schemas.operations import Class
@@ -37,7 +37,7 @@ Method = Callable[[list[Sighting]], baselines.Learnt]
 def hauberk(training: list[Sighting]) -> baselines.Learnt:
     """Ours, as `discover --isolate` does it."""
     (policy,) = learn(training, LearnSettings(isolate=True))
-    replay = Replay([policy.document])
+    replay = TrainingReplay([policy.document])
     judge = replay.scope(training[0].identity).judge
     return (lambda one: judge(one).action.value == "Allow"), count(policy.body)
 
@@ -173,7 +173,7 @@ def poisoned(workloads: list[str], seed: int) -> Score:
                 Sighting(identity=victim[0].identity, behaviour=one, count=each, first=at, last=at) for one in steps
             ]
             (policy,) = learn([*training, *injected], LearnSettings(isolate=True))
-            denied = list(Replay([policy.document]).denied(injected))
+            denied = list(TrainingReplay([policy.document]).denied(injected))
             made.add("denied", bool(denied), 1)
             made.add("told", any(item.resource in paths(one) for item in policy.apart for one in steps), 1)
     return made

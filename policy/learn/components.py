@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a name in a path is: a number, a hex string, a UUID, a date, a temporary name; and the glob that stands for its kind.
 
-Two strengths. A *strong* name says by itself that the next one will differ (`5f0c9a1e77d2`, `report-2026-11-28`, `tmp.Xa81kQ2b`). A *weak* one
+Two strengths. A *strong* name says by itself that the next one will differ (`5f0c9a1e77d2`, `report-2026-11-28`, tmp.Xa81kQ2b). A *weak* one
 (`worker-7`) does so only beside another of its skeleton. Pure; the same name always gives the same answer.
 """
 
@@ -95,7 +95,7 @@ def _joined(parts: list[tuple[str, str]]) -> str:
 
 
 def _random(name: str, temporary: bool) -> str:
-    """`mktemp`'s names: a run of letters and digits that nobody would write, after a mark or in a directory of such names."""
+    """mktemp(1)'s names: a run of letters and digits that nobody would write, after a mark or in a directory of such names."""
     match = _AFTER_MARK.fullmatch(name)
     if match is None:
         return ""
@@ -123,7 +123,7 @@ def _mixed(text: str) -> bool:
 
 def _made_up(text: str) -> bool:
     """Lower and upper case in turns and digits between them: at least three changes of kind. Without a digit only in the lengths that
-    mkstemp(3) and mktemp(1) make, and never what people write as `CamelCase`."""
+    mkstemp(3) and mktemp(1) make, and never what people write as camel case."""
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in text if c != "_"]
     turns = sum(before != after for before, after in pairwise(kinds))
     if len(text) > 12 or turns < 3:

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from policy.learn import documents
 from policy.learn.completeness import Completeness, completeness
-from policy.learn.replay import Replay
+from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
 from policy.learn.sightings import Sighting
@@ -83,7 +83,7 @@ def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings
     drafts = [_Draft(of, grouped[of], settings) for of in sorted(grouped)]
     drafts = [draft for draft in drafts if draft.evidence or draft.apart]
     for left in reversed(range(ROUNDS)):
-        replay = Replay(draft.document for draft in drafts if draft.evidence)
+        replay = TrainingReplay(draft.document for draft in drafts if draft.evidence)
         denied = [(draft, list(replay.denied(draft.evidence))) for draft in drafts]
         if not any(some for _, some in denied):
             break
@@ -132,7 +132,7 @@ class _Draft:
 
     def _denied(self, base: list[Sighting], late: list[Sighting]) -> list[Sighting]:
         self._build(base)
-        return list(Replay([self.document]).denied(late))
+        return list(TrainingReplay([self.document]).denied(late))
 
     def add(self, denied: list[Sighting]) -> None:
         """Rules for exactly what was denied, as wide as the evidence asks for."""

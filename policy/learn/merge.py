@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from policy.learn.documents import checked
 from policy.learn.learner import LearntPolicy
-from policy.learn.replay import Replay
+from policy.learn.replay import TrainingReplay
 from schemas.errors import PolicyError
 
 _POSITION: Final = re.compile(r"spec\.(\w+)\.(\w+)\[(\d+)\]")
@@ -23,9 +23,9 @@ def merged(body: Mapping[str, Any], learnt: LearntPolicy) -> tuple[dict[str, Any
 
     PolicyError when it cannot: a Block rule of `body` denies something that was seen."""
     made: dict[str, Any] = copy.deepcopy(dict(body))
-    own = Replay([learnt.document])
+    own = TrainingReplay([learnt.document])
     changed: set[tuple[str, str, int]] = set()
-    denied = list(Replay([checked(made)]).denied(learnt.evidence))
+    denied = list(TrainingReplay([checked(made)]).denied(learnt.evidence))
     for one in denied:
         scope = own.scope(one.identity)
         for _, candidates, _ in scope.enforced.candidates(one.behaviour):
@@ -36,7 +36,7 @@ def merged(body: Mapping[str, Any], learnt: LearntPolicy) -> tuple[dict[str, Any
     for section, name, number in sorted(changed):
         _put(made, section, name, learnt.body["spec"][section][name][number])
     if denied:
-        left = next(Replay([checked(made)]).denied(learnt.evidence), None)
+        left = next(TrainingReplay([checked(made)]).denied(learnt.evidence), None)
         if left is not None:
             raise PolicyError(
                 f"expected `{made['metadata']['name']}` to take what was seen, its own rules deny {left.behaviour.operation.name.lower()} of "

@@ -20,7 +20,7 @@ STRICT: Final = PostureSettings(
 )  # fmt: skip
 
 
-class Replay:
+class TrainingReplay:
     """Policies as they would be if nothing softened them: no audited workloads, no namespace annotations, no untracked namespaces."""
 
     def __init__(self, documents: Iterable[PolicyDocument]) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk.cli import main
-from policy.learn.replay import Replay
+from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting
 from policy.parse import parse
 from schemas.behaviour import Behaviour
@@ -85,7 +85,7 @@ def test_the_policy_is_whole_and_allows_what_was_seen(capsys: pytest.CaptureFixt
     parsed = parse(text, "learnt")
     assert not parsed.diagnostics
     fine = [Sighting(identity=pod(9), behaviour=opened("/srv/job-17", Access.WRITE))]
-    assert not list(Replay(parsed.policies).denied(fine))
+    assert not list(TrainingReplay(parsed.policies).denied(fine))
     assert json.loads(run(capsys, state, "discover", "-f", "json")) == [body]
 
 

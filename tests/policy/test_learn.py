@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policy.learn import components
 from policy.learn.documents import checked
 from policy.learn.learner import LearnSettings, LearntPolicy, learn
-from policy.learn.replay import Replay
+from policy.learn.replay import TrainingReplay
 from policy.learn.rules import word
 from policy.learn.sightings import Sighting, Use, use
 from policy.ruleset import compile_ruleset
@@ -116,7 +116,7 @@ RUN = settings(
 def test_a_policy_allows_everything_it_was_learnt_from(sightings: list[Sighting], patterns: bool) -> None:
     policies = learn(sightings, LearnSettings(patterns=patterns))
     apart = {item.resource for policy in policies for item in policy.apart}
-    denied = list(Replay(policy.document for policy in policies).denied(sightings))
+    denied = list(TrainingReplay(policy.document for policy in policies).denied(sightings))
     # What it denies of them is what it said that it does not learn.
     for one in denied:
         about = {one.behaviour.resource, one.behaviour.resource2, one.behaviour.executable}
@@ -149,7 +149,7 @@ def test_more_data_never_shrinks_it(before: list[Sighting], later: list[Sighting
     before = [*before, *WHITELISTS]
     end = max(one.last for one in before)
     later = [msgspec.structs.replace(one, first=one.first + end, last=one.last + end) for one in later]
-    small, large = Replay([only(before).document]), Replay([only([*before, *later]).document])
+    small, large = TrainingReplay([only(before).document]), TrainingReplay([only([*before, *later]).document])
     questions = [seen(behaviour) for behaviour in asked] + before + later
     lost = {id(one) for one in large.denied(questions)} - {id(one) for one in small.denied(questions)}
     assert [one.behaviour for one in questions if id(one) in lost] == []
