@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from policy.learn.rules import LearntRule
-from policy.learn.workloads import Workload
+from policy.learn.workloads import LearntWorkload
 from policy.parse import parse
 from schemas.errors import PolicyError
 from schemas.policy import ANNOTATION_MODE, API_VERSION, PolicyDocument
@@ -26,7 +26,7 @@ OFFLINE: Final = ("tcp", "udp", "icmp", "icmpv6", "sctp", "raw")
 
 
 def document(
-    of: Workload, match: Mapping[str, str], rules: Iterable[LearntRule], *, presets: Iterable[str] = (), isolate: bool = False,
+    of: LearntWorkload, match: Mapping[str, str], rules: Iterable[LearntRule], *, presets: Iterable[str] = (), isolate: bool = False,
     shadow: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The document, keys in the order in which people read them."""

@@ -23,7 +23,7 @@ from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
 from policy.learn.sightings import Sighting
-from policy.learn.workloads import Workload, selector, workload
+from policy.learn.workloads import LearntWorkload, selector, workload
 from schemas.errors import PolicyError
 from schemas.identity import Identity
 from schemas.policy import PolicyDocument
@@ -50,7 +50,7 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's policy. `body`: the document as plain data. `evidence`: what it was learnt from, and it was replayed
     on all of it. `apart`: what was not learnt."""
 
-    workload: Workload
+    workload: LearntWorkload
     name: str
     body: dict[str, Any]
     document: PolicyDocument
@@ -72,8 +72,8 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings()) -> list[LearntPolicy]:  # noqa: B008
     """A policy for each workload that was seen, in order of workload. PolicyError when one would deny its own evidence."""
-    grouped: dict[Workload, list[Sighting]] = {}
-    known: dict[tuple[str, str], Workload] = {}
+    grouped: dict[LearntWorkload, list[Sighting]] = {}
+    known: dict[tuple[str, str], LearntWorkload] = {}
     for one in sightings:
         key = (one.identity.node, one.identity.uid)
         of = known.get(key)
@@ -102,7 +102,7 @@ def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings
 
 
 class _Draft:
-    def __init__(self, of: Workload, sightings: list[Sighting], settings: LearnSettings) -> None:
+    def __init__(self, of: LearntWorkload, sightings: list[Sighting], settings: LearnSettings) -> None:
         self.of = of
         self._settings = settings
         found = sort_out(of.label, sightings, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)

@@ -32,7 +32,7 @@ MODULES: Final = 8
 """Names of a package directory after which reading is allowed to all of it. For the size of a policy, not for what is to come."""
 
 
-class PathRule(msgspec.Struct, frozen=True, kw_only=True):
+class PlaceRule(msgspec.Struct, frozen=True, kw_only=True):
     """A place and its evidence. `kind`: `path`, `dir` or `pattern`; `value` as a policy has it, a `dir` with a slash at its end."""
 
     kind: str
@@ -43,39 +43,39 @@ class PathRule(msgspec.Struct, frozen=True, kw_only=True):
     """Paths that it stands for, in order; of a whole directory only some."""
 
 
-class _Node:
+class _PathNode:
     __slots__ = ("children", "evidence")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
+        self.children: dict[str, _PathNode] = {}
         self.evidence: Evidence | None = None
 
 
-Nodes = list[_Node]
+Nodes = list[_PathNode]
 
 
-def generalise(seen: Mapping[str, Evidence], *, reading: bool, patterns: bool = True) -> list[PathRule]:
+def generalise(seen: Mapping[str, Evidence], *, reading: bool, patterns: bool = True) -> list[PlaceRule]:
     """The rules for `seen` (absolute paths). `reading`: only reading is meant, so package directories count as one.
     `patterns` False: no globs; what would need one becomes its directory."""
-    root = _Node()
+    root = _PathNode()
     for path, evidence in seen.items():
         node = root
         for name in path.split("/"):
             if name:
                 below = node.children.get(name)
                 if below is None:
-                    below = node.children[name] = _Node()
+                    below = node.children[name] = _PathNode()
                 node = below
         if node.evidence is None:
             node.evidence = Evidence()
         node.evidence.merge(evidence)
-    made: list[PathRule] = []
+    made: list[PlaceRule] = []
     _Walk(made, reading, patterns).visit([root], "", "", False)
     return made
 
 
 class _Walk:
-    def __init__(self, made: list[PathRule], reading: bool, patterns: bool) -> None:
+    def __init__(self, made: list[PlaceRule], reading: bool, patterns: bool) -> None:
         self._made = made
         self._reading = reading
         self._patterns = patterns
@@ -156,7 +156,7 @@ class _Walk:
         # `dir` takes one line of text; what has a line break in it is named by a glob.
         if kind == "dir" and (is_glob or not plain.isprintable()):
             self._made.append(
-                PathRule(
+                PlaceRule(
                     kind="pattern",
                     value=f"{glob}/{'**' if recursive else '*'}",
                     evidence=Evidence.of(found),
@@ -168,11 +168,11 @@ class _Walk:
         if kind == "path" and value == "":
             kind, value = "pattern", "/"
         self._made.append(
-            PathRule(kind=kind, value=value, recursive=recursive, evidence=Evidence.of(found), samples=samples)
+            PlaceRule(kind=kind, value=value, recursive=recursive, evidence=Evidence.of(found), samples=samples)
         )
 
 
-def _birth(node: _Node) -> tuple[int, tuple[str, int]]:
+def _birth(node: _PathNode) -> tuple[int, tuple[str, int]]:
     """When anything at or below `node` was seen first."""
     best = (1 << 63, ("", 0))
     waiting = [node]

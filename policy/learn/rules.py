@@ -16,7 +16,7 @@ from policy.judge.sockets import LOCAL, words
 from policy.learn import zones
 from policy.learn.components import escape
 from policy.learn.evidence import Evidence
-from policy.learn.paths import PathRule, generalise
+from policy.learn.paths import PlaceRule, generalise
 from policy.learn.sightings import SLOT, Sighting, owned, paths, writes
 from policy.match import glob
 from policy.match.automata import Automaton
@@ -119,7 +119,7 @@ def rules(uses: Uses, *, patterns: bool = True) -> list[LearntRule]:
 
 
 def _files(uses: Uses, patterns: bool) -> list[LearntRule]:
-    joined: dict[tuple[str, str, bool], tuple[PathRule, bool]] = {}
+    joined: dict[tuple[str, str, bool], tuple[PlaceRule, bool]] = {}
     for rule in generalise(uses.changed, reading=False, patterns=patterns):
         joined[rule.kind, rule.value, rule.recursive] = (rule, True)
     for rule in generalise(uses.files, reading=True, patterns=patterns):
@@ -152,12 +152,12 @@ def _files(uses: Uses, patterns: bool) -> list[LearntRule]:
     return made
 
 
-def _stands_for(wide: LearntRule, rule: PathRule) -> bool:
+def _stands_for(wide: LearntRule, rule: PlaceRule) -> bool:
     """Whether `wide` holds for everything that `rule` does: a directory for what lies in it, a glob for one path."""
     return rule.kind == "path" or wide.kind == "dir"
 
 
-def _specificity(item: tuple[PathRule, bool]) -> tuple[int, int, bool, str]:
+def _specificity(item: tuple[PlaceRule, bool]) -> tuple[int, int, bool, str]:
     rule = item[0]
     fixed = glob.literals(glob.parse(rule.value)) if rule.kind == "pattern" else len(rule.value)
     return _ORDER[rule.kind], fixed, not rule.recursive, rule.value
@@ -166,12 +166,12 @@ def _specificity(item: tuple[PathRule, bool]) -> tuple[int, int, bool, str]:
 class _Covering:
     """Which rules hold for a place of another: directories by walking up, patterns by one automaton over samples."""
 
-    def __init__(self, every: list[PathRule]) -> None:
+    def __init__(self, every: list[PlaceRule]) -> None:
         self._directories = {(rule.value, rule.recursive) for rule in every if rule.kind == "dir"}
         self._patterns = sorted({rule.value for rule in every if rule.kind == "pattern"})
         self._automaton = Automaton([glob.parse(value) for value in self._patterns]) if self._patterns else None
 
-    def over(self, rule: PathRule) -> list[tuple[str, str, bool]]:
+    def over(self, rule: PlaceRule) -> list[tuple[str, str, bool]]:
         found: list[tuple[str, str, bool]] = []
         # Of a pattern what is fixed at its beginning says in which directories all of it lies.
         place = rule.value

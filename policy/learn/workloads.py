@@ -31,7 +31,7 @@ _BAD: Final = re.compile(r"[^a-z0-9-]+")
 NAME_LENGTH: Final = 56
 
 
-class Workload(msgspec.Struct, frozen=True, order=True):
+class LearntWorkload(msgspec.Struct, frozen=True, order=True):
     """Whose policy. `namespace` "" for a host, whose `owner` is the service and `node` its name."""
 
     cluster: str
@@ -63,12 +63,12 @@ class Workload(msgspec.Struct, frozen=True, order=True):
         return f"{said or 'workload'}-{digest.hexdigest()}"
 
 
-def workload(identity: Identity) -> Workload:
+def workload(identity: Identity) -> LearntWorkload:
     """The workload that an identity is an instance of."""
     if identity.kind is not Kind.CONTAINER:
         units = _UNIT.findall(identity.cgroup_path)
         name = next((unit for unit in reversed(units) if unit not in ("system", "user", "-")), "host")
-        return Workload(identity.cluster, "", "Service", re.sub(r"[0-9]+", "N", name), "", node=identity.node)
+        return LearntWorkload(identity.cluster, "", "Service", re.sub(r"[0-9]+", "N", name), "", node=identity.node)
     owner = identity.owner
     name, kind = owner.name, owner.ref
     if kind == "Job" and _RUN.search(name):
@@ -80,12 +80,12 @@ def workload(identity: Identity) -> Workload:
             identity.pod or identity.container_name or identity.uid[:12],
             "Pod" if identity.pod else "Container",
         )
-    return Workload(
+    return LearntWorkload(
         identity.cluster, identity.namespace or "default", kind, name, identity.container_name, orchestrated=identity.orchestrated
     )  # fmt: skip
 
 
-def selector(of: Workload, identities: Iterable[Identity]) -> dict[str, str]:
+def selector(of: LearntWorkload, identities: Iterable[Identity]) -> dict[str, str]:
     """The `matchLabels` that select every instance: what all of them carry, and the container's name."""
     if of.host:
         return {"kubernetes.io/hostname": of.node}
