@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that turns policies and inventory into one plan per node, on the bus.
+"""The engine that turns policies, inventory and facts of the cluster into one plan per node, on the bus.
 
-Follows both compacted topics from their latest values, waits a few milliseconds for what comes together, and publishes a
+Follows the three compacted topics from their latest values, waits a few milliseconds for what comes together, and publishes a
 plan when its content changed, or when the policies did: then the same content gets a new generation and `created_ns`, so
 that its receipt tells who applied a policy that it was seen (the node finds no difference and writes no map). Generations only grow, also across restarts. It keeps no state of its own: everything is
 on the bus. It must never touch a kernel. Neighbours: `plan` (the pure part), `apply` (who carries a plan out).
@@ -19,6 +19,7 @@ import msgspec
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from enforcers.plan import Planner, PlanSettings
+from policy.cluster_facts import ClusterFacts
 from policy.policy_set import PolicySet
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
 from schemas.enforcement import Plan, decode_plan, encode
@@ -26,7 +27,7 @@ from schemas.errors import DecodeError, HauberkError, Permanent, Refused, Tempor
 from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
 from schemas.stats import Gauge, Level
-from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
+from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class PlannerEngine:
             lambda documents: compile_ruleset(documents, postures), self._refuse
         )
         self._identities: dict[str, dict[bytes, Identity]] = {}
+        self._facts = ClusterFacts()
         self._desired: set[str] = set()
         self._published: dict[str, Plan] = {}
         self._gone: set[str] = set()
@@ -103,7 +105,7 @@ class PlannerEngine:
         self._stale = True
         self._stopping = asyncio.Event()
         self._follower = Follower(
-            bus, (INVENTORY, POLICIES), stopping=self._stopping, prepare=self._read_plans, failed=self._failed
+            bus, (CLUSTER, INVENTORY, POLICIES), stopping=self._stopping, prepare=self._read_plans, failed=self._failed
         )
         self.ready = self._follower.ready
         self.stats = PlannerStats()
@@ -155,10 +157,12 @@ class PlannerEngine:
         nodes: set[str] = set()
         policies: list[Record] = []
         if changes.whole:
-            self._identities = {}
+            self._identities, self._facts = {}, ClusterFacts()
         for topic, record in changes.records:
             if topic.name == POLICIES.name:
                 policies.append(record)
+            elif topic.name == CLUSTER.name:
+                nodes |= self._fact(record)
             elif node := self._identity(record):
                 nodes.add(node)
         rows = [(record.key, record.value, record.timestamp_ms) for record in policies]
@@ -175,6 +179,7 @@ class PlannerEngine:
     def _identity(self, record: Record) -> str:
         node = record.key.split(b"/", 1)[0].decode("utf-8", "replace")
         if record.value is None:
+            self._facts.identity(record.key, None)
             mine = self._identities.get(node, {})
             known = mine.pop(record.key, None)
             # A node may have had two: one before its machine id changed.
@@ -186,13 +191,26 @@ class PlannerEngine:
                 self._gone.add(node)
             return node if known is not None else ""
         try:
-            identity = decode_identity(record.value)
+            identity = self._facts.identity(record.key, decode_identity(record.value))
         except DecodeError as error:
             self._refuse(error)
             return ""
+        assert identity is not None
+        return self._put(node, record.key, identity)
+
+    def _fact(self, record: Record) -> set[str]:
+        """Nodes with an identity that a fact of the cluster changed."""
+        try:
+            changed = self._facts.fact(record.key, record.value)
+        except DecodeError as error:
+            self._refuse(error)
+            return set()
+        return {self._put(identity.node, key, identity) for key, identity in changed} - {""}
+
+    def _put(self, node: str, key: bytes, identity: Identity) -> str:
         mine = self._identities.setdefault(node, {})
-        before = mine.get(record.key)
-        mine[record.key] = identity
+        before = mine.get(key)
+        mine[key] = identity
         # Cgroups below its own are not in plans: one that makes them all the time must not have them all made anew.
         if before is not None and _planned(before) == _planned(identity):
             return ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What events are judged with: the policies and the inventory, followed on the bus from their latest values on.
+"""What events are judged with: the policies, the inventory and facts of the cluster, followed on the bus from their latest values on.
 
-A broadcast reader: every processor sees all of both topics. A policy that cannot be read is left out and counted, and the
+A broadcast reader: every processor sees all of these topics. A policy that cannot be read is left out and counted, and the
 others stay in force. Compiling runs in a thread, judging goes on with the old set meanwhile; the new one is used from the
 next frame on. Neighbours: `bus.follow`, `policy.policy_set` (the set of policies), `processors.inventory`, `processors.engine`.
 """
@@ -22,7 +22,7 @@ from processors.judge import CompiledPolicies
 from schemas.enforcement import Plan, decode_plan
 from schemas.errors import DecodeError, HauberkError, Permanent, Refused
 from schemas.policy import PolicyDocument
-from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
+from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, INVENTORY, POLICIES, Topic
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Followed:
             compile_documents or (lambda documents: compile_ruleset(documents, postures)), self._refuse
         )
         self._plans: list[Plan] = []
-        self._follower = Follower(bus, (INVENTORY, POLICIES), prepare=self._read_plans, failed=self._failed)
+        self._follower = Follower(bus, (CLUSTER, INVENTORY, POLICIES), prepare=self._read_plans, failed=self._failed)
         self.ready = self._follower.ready
         self.refused = 0
         self.problem = ""
@@ -73,7 +73,7 @@ class Followed:
 
     @property
     def outages(self) -> int:
-        """Times that both topics could not be read, since start."""
+        """Times that the topics could not be read, since start."""
         return self._follower.failures
 
     @property
@@ -82,7 +82,7 @@ class Followed:
         return self._follower.damaged
 
     async def run(self) -> None:
-        """Follow both topics. Ends only by cancelling. What is in force is judged with while they cannot be read; before the
+        """Follow the topics. Ends only by cancelling. What is in force is judged with while they cannot be read; before the
         first time nothing is judged at all."""
         await self._follower.run(self._apply)
 
@@ -92,7 +92,7 @@ class Followed:
             if topic.name == POLICIES.name:
                 mine.append((record.key, record.value, record.timestamp_ms))
             else:
-                self._identity(record)
+                self._identity(topic, record)
         if changes.whole:
             changed = self._policies.whole(mine, changes.vanished[POLICIES.name])
             self._look()
@@ -124,9 +124,10 @@ class Followed:
         if not why:
             self._plans = []
 
-    def _identity(self, record: Record) -> None:
+    def _identity(self, topic: Topic, record: Record) -> None:
+        apply = self._inventory.apply_fact if topic.name == CLUSTER.name else self._inventory.apply
         try:
-            self._inventory.apply(record.key, record.value)
+            apply(record.key, record.value)
         except DecodeError as error:
             self._refuse(error)
 

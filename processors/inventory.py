@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from policy.cluster_facts import ClusterFacts
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind, decode
 
@@ -66,6 +67,7 @@ class Inventory:
     def __init__(self, settings: InventorySettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or InventorySettings()
         self._clock = clock
+        self._facts = ClusterFacts()
         self._nodes: dict[str, _Node] = {}
         self._by_key: dict[bytes, Identity] = {}
         self._ended: dict[bytes, tuple[float, Identity]] = {}
@@ -77,12 +79,20 @@ class Inventory:
     def apply(self, key: bytes, value: bytes | None) -> None:
         """One record of `inventory.v1`; None is a tombstone. Raises DecodeError."""
         self.forget_ended()
-        if value is None:
-            gone = self._by_key.pop(key, None)
-            if gone is not None:
-                self._ended[key] = (self._clock() + self._settings.keep_ended, gone)
+        identity = self._facts.identity(key, None if value is None else decode(value))
+        if identity is not None:
+            self._put(key, identity)
             return
-        identity = decode(value)
+        gone = self._by_key.pop(key, None)
+        if gone is not None:
+            self._ended[key] = (self._clock() + self._settings.keep_ended, gone)
+
+    def apply_fact(self, key: bytes, value: bytes | None) -> None:
+        """One record of `cluster.v1`; None is a tombstone. Raises DecodeError."""
+        for changed, identity in self._facts.fact(key, value):
+            self._put(changed, identity)
+
+    def _put(self, key: bytes, identity: Identity) -> None:
         old = self._by_key.get(key)
         if old is None and key in self._ended:
             old = self._ended.pop(key)[1]

@@ -32,6 +32,7 @@ class Role(StrEnum):
     PROCESSOR = "processor"
     PLANNER = "planner"
     SINK = "sink"
+    CLUSTER = "cluster"
     CLI = "cli"
     ADMIN = "admin"
 
@@ -92,7 +93,12 @@ INVENTORY = Topic(
 POLICIES = Topic(
     name="policies", key="kind/namespace/name", value="policy document, as JSON",
     content_type=JSON, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
-    writers=(Role.CLI,), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLI),
+    writers=(Role.CLI, Role.CLUSTER), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
+)  # fmt: skip
+CLUSTER = Topic(
+    name="cluster", key="kind/uid or name", value="fact of a pod, namespace, node or service; tombstone when it is gone",
+    content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
+    writers=(Role.CLUSTER,), readers=(Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
 TELEMETRY = Topic(
     name="telemetry", key="node", value="enriched behaviours and the rows that index them",
@@ -141,7 +147,7 @@ DEAD = Topic(
 
 TOPICS: tuple[Topic, ...] = (
     EVENTS_RAW, INVENTORY, POLICIES, TELEMETRY, ALERTS, SUMMARIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS,
-    PROGRESS, NODES, DEAD,
+    PROGRESS, NODES, DEAD, CLUSTER,
 )  # fmt: skip
 
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in TOPICS}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster says of itself: facts of pods, namespaces, nodes and services, as `cluster.v1` carries them.
+
+A fact is written by one role alone (`cluster`), so that no node can say what labels the pods of another have. Facts of an object
+have one key for its whole life; the tombstone comes when the object is gone. `policy.cluster_facts` joins them to identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, cast
+
+import msgspec
+
+from schemas.decoding import Port, Word, decoder
+from schemas.identity import Owner
+
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Named = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+
+class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="pod"):
+    """`labels`: of the pod, without what controllers add to tell revisions apart. `owner`: the workload at the top: a
+    Deployment, not its ReplicaSet. `addresses`: of the pod's own network, none with `host_network`. `started`: Unix seconds."""
+
+    uid: Named
+    namespace: Named
+    name: Named
+    node: Word = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner: Owner = Owner()
+    addresses: tuple[Word, ...] = ()
+    host_network: bool = False
+    service_account: Word = ""
+    started: float = 0.0
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"pod/{self.uid}".encode()
+
+
+class NamespaceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="namespace"):
+    """Postures and visibility are annotations; network policies select by labels."""
+
+    name: Named
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"namespace/{self.name}".encode()
+
+
+class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="node"):
+    """`name`: as the cluster knows it; the node's own agent is told it as `inventory.node`. `addresses`: internal and external."""
+
+    name: Named
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    addresses: tuple[Word, ...] = ()
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"node/{self.name}".encode()
+
+
+class ServicePort(msgspec.Struct, frozen=True, array_like=True):
+    """`target`: a number or the name of a container's port."""
+
+    port: Port
+    protocol: Word = "TCP"
+    name: Word = ""
+    target: int | Word = 0
+
+
+class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="service"):
+    """`addresses`: cluster and load balancer addresses; none of a headless service."""
+
+    namespace: Named
+    name: Named
+    addresses: tuple[Word, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    selector: dict[str, str] = {}
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"service/{self.namespace}/{self.name}".encode()
+
+
+Fact = PodFact | NamespaceFact | NodeFact | ServiceFact
+
+encode = msgspec.msgpack.Encoder(order="deterministic").encode
+"""Bytes of a fact; the same for the same fact, so that what did not change need not be published."""
+
+decode: Callable[[bytes], Fact] = decoder(cast("type[Fact]", Fact), "a fact of a cluster")
