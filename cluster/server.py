@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One API server: requests with the credentials of a kubeconfig or a pod, answers as bytes, refusals as sentences.
+
+kubernetes-asyncio finds the configuration, renews tokens and holds the TLS session; bodies stay bytes, because its objects cost
+675 us a pod where a partial struct costs 3. A call ends within its deadline, with an answer or an error of
+`schemas.errors`. Neighbours: `reflector` (lists and watches), `lease`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from cluster.settings import ServerSettings
+from schemas.errors import HauberkError, Incompatible, Refused, SettingsError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOST_LINE: Final = 8 << 20
+"""Bytes of one event of a watch: etcd takes objects of 1.5 MiB, a list of managed fields may triple them."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """`Status` of the API server, which every refusal has as its body."""
+
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+
+
+class Conflict(HauberkError):
+    """Somebody else wrote the object since it was read, or made it first: read it again."""
+
+
+class Gone(HauberkError):
+    """The version that a list or watch goes on from is not kept any more (410): list again."""
+
+
+class Server:
+    """Use `connected`. `where`: the address, for sentences."""
+
+    def __init__(self, api: Any, where: str, settings: ServerSettings) -> None:
+        self._api = api
+        self._settings = settings
+        self.where = where
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self._settings
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None, accept: str = "application/json") -> bytes:
+        """The body of an answer."""
+        return await self._whole("GET", path, query, accept)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, str] | None = None,
+        content: str = "application/json",
+    ) -> bytes:
+        """POST, PUT, PATCH or DELETE of `body` (what JSON has); the body of the answer. Conflict at 409."""
+        return await self._whole(method, path, query, "application/json", body, content)
+
+    @asynccontextmanager
+    async def lines(
+        self, path: str, query: Mapping[str, str], accept: str, seconds: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The lines of a watch, which ends by itself before `seconds` are over. Unavailable when it does not, or breaks."""
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=self._settings.timeout_seconds)
+        answer = await self._asked("GET", path, query, accept, None, "application/json", timeout)
+        try:
+            if answer.status != 200:
+                raise self._refusal("watch", path, answer.status, await self._read(answer))
+            yield self._split(answer.content)
+        finally:
+            answer.close()
+
+    async def _split(self, stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+        rest = bytearray()
+        try:
+            async for data in stream.iter_any():
+                rest += data
+                *lines, last = rest.split(b"\n")
+                for line in lines:
+                    if line:
+                        yield bytes(line)
+                rest = bytearray(last)
+                if len(rest) > MOST_LINE:
+                    raise Unavailable(
+                        f"expected events of at most {MOST_LINE} bytes from {self.where}, got a longer one; asked again"
+                    )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._away(error) from error
+
+    async def _whole(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        accept: str,
+        body: object = None,
+        content: str = "application/json",
+    ) -> bytes:
+        timeout = aiohttp.ClientTimeout(
+            total=self._settings.timeout_seconds * 3, sock_read=self._settings.timeout_seconds
+        )
+        answer = await self._asked(method, path, query or {}, accept, body, content, timeout)
+        try:
+            data = await self._read(answer)
+            if not 200 <= answer.status < 300:
+                raise self._refusal(_verb(method, path), path, answer.status, data)
+            return data
+        finally:
+            answer.release()
+
+    async def _asked(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        accept: str,
+        body: object,
+        content: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": accept, "Content-Type": content}
+        pairs: Sequence[tuple[str, str]] = list(query.items())
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                answer: aiohttp.ClientResponse = await self._api.call_api(
+                    path, method, query_params=pairs, header_params=headers, body=body, auth_settings=["BearerToken"],
+                    _preload_content=False, _request_timeout=timeout,
+                )  # fmt: skip
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._away(error) from error
+        return answer
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._away(error) from error
+
+    def _away(self, error: BaseException) -> HauberkError:
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return Refused(
+                f"expected the API server {self.where} to show a certificate of the kubeconfig's authority, got: {error}; "
+                "renew `certificate-authority-data` of the kubeconfig"
+            )
+        return Unavailable(
+            f"expected an answer of the API server {self.where}, got {type(error).__name__}: {error}; tried again"
+        )
+
+    def _refusal(self, verb: str, path: str, status: int, body: bytes) -> HauberkError:
+        try:
+            said = msgspec.json.decode(body, type=Status)
+        except (msgspec.MsgspecError, ValueError):
+            said = Status(message=body[:200].decode("utf-8", "replace"))
+        got = f"got {status}: {said.message or said.reason}"
+        asked = f"to {verb} {path} at {self.where}"
+        if status == 401:
+            return Refused(
+                f"expected {asked}, {got}; the token or certificate is wrong or expired: renew the kubeconfig"
+            )
+        if status == 403:
+            return Refused(
+                f"expected {asked}, {got}; give the account that right (deploy/kubernetes lists what each role needs)"
+            )
+        if status == 404:
+            return Incompatible(f"expected {asked}, {got}; the cluster does not have this kind or object")
+        if status == 409:
+            return Conflict(f"expected {asked}, {got}")
+        if status == 410:
+            return Gone(f"expected {asked}, {got}")
+        if status == 429 or status >= 500:
+            return Unavailable(f"expected {asked}, {got}; tried again")
+        return Refused(f"expected {asked}, {got}")
+
+
+def _verb(method: str, path: str) -> str:
+    return {"GET": "read", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[method]
+
+
+@asynccontextmanager
+async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
+    """A server by `settings`, whether or not it is there now. SettingsError when there is no usable configuration."""
+    from kubernetes_asyncio import client, config
+    from kubernetes_asyncio.config import ConfigException
+
+    made = client.Configuration()
+    file, source = _found(settings)
+    try:
+        if file:
+            await config.load_kube_config(config_file=file, context=settings.context or None, client_configuration=made)
+        else:
+            config.load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise SettingsError(
+            f"expected a cluster's address and credentials in {source}, got: {error}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
+        ) from error
+    async with client.ApiClient(made) as api:
+        yield Server(api, str(made.host), settings)
+
+
+def _found(settings: ServerSettings) -> tuple[str, str]:
+    """The kubeconfig to read, "" in a pod; and its name for sentences."""
+    usual = Path("~/.kube/config").expanduser()
+    named = settings.kubeconfig or os.environ.get("KUBECONFIG", "")
+    if not named and not usual.is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "", "the pod's service account"
+    return named or str(usual), f"the kubeconfig `{named or usual}`"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods, namespaces, nodes, services and owners as they change, made into facts; a fact that is as before is not published.
+
+Each kind is told of by a reflector: a whole list, which alone may say that something is gone, then changes. A pod's fact is
+made again when an owner above it becomes known. Neighbours: `facts` (the pure part), `published` (the way to the bus).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import ChainMap
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from cluster.reflector import Apply, Resource, decoded
+from schemas.cluster import encode
+from sensors.kubernetes import facts
+from sensors.kubernetes.objects import Metadata, Node, Pod, Service
+from sensors.kubernetes.published import Published
+
+log = logging.getLogger(__name__)
+
+PODS: Final = Resource(name="pods", path="/api/v1/pods")
+OWNERS: Final = (
+    Resource(name="replicasets", path="/apis/apps/v1/replicasets", metadata=True),
+    Resource(name="jobs", path="/apis/batch/v1/jobs", metadata=True),
+)
+"""Followed because they have owners themselves: a Deployment, a CronJob."""
+NAMESPACES: Final = Resource(name="namespaces", path="/api/v1/namespaces", metadata=True)
+NODES: Final = Resource(name="nodes", path="/api/v1/nodes")
+SERVICES: Final = Resource(name="services", path="/api/v1/services")
+
+_metadata = decoded(Metadata)
+_pod = decoded(Pod)
+
+
+class FactsWatch:
+    """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them."""
+
+    def __init__(self, published: Published) -> None:
+        self._published = published
+        self._pods: dict[str, Pod] = {}
+        self._owners: dict[str, dict[str, Metadata]] = {one.name: {} for one in OWNERS}
+        self._owned: dict[str, set[str]] = {}
+        self.undecoded = 0
+        self.problem = ""
+
+    @property
+    def applies(self) -> list[tuple[Resource, Apply]]:
+        """Owners first: a pod's first fact then names its Deployment."""
+        return [
+            *((resource, self._owners_of(resource.name)) for resource in OWNERS),
+            (NAMESPACES, self._each(b"namespace/", _metadata, facts.namespace)),
+            (NODES, self._each(b"node/", decoded(Node), facts.node)),
+            (SERVICES, self._each(b"service/", decoded(Service), facts.service)),
+            (PODS, self._pods_changed),
+        ]
+
+    def _each(self, prefix: bytes, decode: Callable[[msgspec.Raw], Any], fact: Callable[[Any], Any]) -> Apply:
+        def apply(whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
+            seen: set[bytes] = set()
+            complete = True
+            for there, raw in changes:
+                try:
+                    one = fact(decode(raw))
+                    value = encode(one)
+                except (msgspec.MsgspecError, ValueError) as error:
+                    complete = False
+                    self._unreadable(prefix, error)
+                    continue
+                seen.add(one.key)
+                self._published.put(one.key, value if there else None)
+            if whole and complete:
+                for key in self._published.keys(prefix) - seen:
+                    self._published.put(key, None)
+
+        return apply
+
+    def _owners_of(self, kind: str) -> Apply:
+        mine = self._owners[kind]
+
+        def apply(whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
+            seen: set[str] = set()
+            for there, raw in changes:
+                try:
+                    one = _metadata(raw)
+                except (msgspec.MsgspecError, ValueError) as error:
+                    self._unreadable(kind.encode(), error)
+                    continue
+                uid = one.metadata.uid
+                seen.add(uid)
+                before = mine.get(uid)
+                if not there:
+                    mine.pop(uid, None)
+                elif before is None or before.metadata.owner_references != one.metadata.owner_references:
+                    mine[uid] = Metadata(msgspec.structs.replace(one.metadata, annotations=None, labels=None))
+                    for pod in self._owned.get(uid, ()):
+                        self._tell(self._pods[pod])
+            if whole:
+                for uid in mine.keys() - seen:
+                    del mine[uid]
+
+        return apply
+
+    def _pods_changed(self, whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
+        seen: set[str] = set()
+        complete = True
+        for there, raw in changes:
+            try:
+                one = _pod(raw)
+                seen.add(one.metadata.uid)
+                self._forget(one.metadata.uid)
+                if there:
+                    self._pods[one.metadata.uid] = one
+                    for reference in one.metadata.owner_references or ():
+                        self._owned.setdefault(reference.uid, set()).add(one.metadata.uid)
+                    self._tell(one)
+                else:
+                    self._published.put(f"pod/{one.metadata.uid}".encode(), None)
+            except (msgspec.MsgspecError, ValueError) as error:
+                complete = False
+                self._unreadable(b"pod/", error)
+        if whole and complete:
+            for uid in self._pods.keys() - seen:
+                self._forget(uid)
+            for key in self._published.keys(b"pod/") - {f"pod/{uid}".encode() for uid in seen}:
+                self._published.put(key, None)
+
+    def _forget(self, uid: str) -> None:
+        known = self._pods.pop(uid, None)
+        for reference in (known.metadata.owner_references if known else None) or ():
+            owned = self._owned.get(reference.uid, set())
+            owned.discard(uid)
+            if not owned:
+                self._owned.pop(reference.uid, None)
+
+    def _tell(self, one: Pod) -> None:
+        fact = facts.pod(one, ChainMap(*self._owners.values()))
+        self._published.put(fact.key, encode(fact))
+
+    def _unreadable(self, kind: bytes, error: Exception) -> None:
+        self.undecoded += 1
+        said = f"expected a {kind.decode().strip('/')} as the API reference describes it, got: {error}; what was known of it stays"
+        if said != self.problem:
+            log.warning("%s", said)
+        self.problem = said

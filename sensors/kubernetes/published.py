@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compacted topic has of ours, and what is on its way there: of each key the newest, nothing that is there already.
+
+Neighbours: `facts_watch`, `policy_watch` (who put it here), `bus.attempts` (waits while the bus is away).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from bus.attempts import Attempts
+from bus.backoff import Backoff
+from bus.contract import Bus, Headers, Record
+from schemas.topics import Topic
+
+MOST: Final = 500
+"""Records of one publish."""
+
+
+class Published:
+    """`run` publishes until cancelled. All of one event loop."""
+
+    def __init__(self, bus: Bus, topic: Topic, headers: Headers = ()) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._headers = headers
+        self._there: dict[bytes, bytes] = {}
+        self._waiting: dict[bytes, bytes | None] = {}
+        self._unsure: set[bytes] = set()
+        self._wake = asyncio.Event()
+        self._attempts = Attempts(f"the topic {topic.name}", Backoff(max_seconds=5.0), drain_seconds=0.0)
+        self.published = 0
+        self.removed = 0
+        self.unchanged = 0
+
+    async def load(self) -> dict[bytes, Record]:
+        """Read what the topic has; call it before anything is put. Raises what the bus raises."""
+        found = await self._bus.latest(self._topic)
+        self._there = {key: record.value for key, record in found.items() if record.value is not None}
+        return found
+
+    def keys(self, prefix: bytes = b"") -> set[bytes]:
+        """Keys that are there, or will be when all is published."""
+        keys = {key for key in self._there if key.startswith(prefix)}
+        for key, value in self._waiting.items():
+            if key.startswith(prefix):
+                (keys.discard if value is None else keys.add)(key)
+        return keys
+
+    def forget(self, key: bytes) -> None:
+        """Somebody else's: never removed by us."""
+        self._there.pop(key, None)
+        self._waiting.pop(key, None)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """The newest of `key`; None removes it."""
+        known = self._waiting[key] if key in self._waiting else self._there.get(key)
+        if known == value:
+            self.unchanged += 1
+            return
+        self._waiting.pop(key, None)
+        if key in self._unsure or self._there.get(key) != value:
+            self._waiting[key] = value
+            self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not on the bus yet."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Publish as changes come."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._attempts.insist(self._flush)
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            batch = dict(list(self._waiting.items())[:MOST])
+            # What is asked for while this is on its way is compared with what will be there then.
+            for key, value in batch.items():
+                del self._waiting[key]
+                if value is None:
+                    self._there.pop(key, None)
+                else:
+                    self._there[key] = value
+            try:
+                await self._bus.publish(
+                    self._topic, [Record(key, value, self._headers) for key, value in batch.items()]
+                )
+            except BaseException:
+                self._unsure |= batch.keys()
+                self._waiting = {**batch, **self._waiting}
+                raise
+            self._unsure -= batch.keys()
+            self.removed += sum(value is None for value in batch.values())
+            self.published += sum(value is not None for value in batch.values())

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of the watch of a cluster."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.stats import Gauge
+
+
+class ClusterStats(msgspec.Struct):
+    """Plain counts since start. `facts`: known now; `published`, `removed`: records written; `unchanged`: changes of objects that
+    changed no fact; `undecoded`: objects that are not what the API reference says, whose last fact stays; `waiting`: not
+    on the bus yet; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
+    `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now."""
+
+    facts: Gauge = 0
+    published: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    undecoded: int = 0
+    waiting: Gauge = 0
+    policies: Gauge = 0
+    refused_policies: Gauge = 0
+    foreign_policies: Gauge = 0
+    away: Gauge = 0

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of `hauberk cluster`: watches the API server, and publishes facts and policies as they change.
+
+It keeps no state of its own: what is on the bus is read at the start, what a whole list does not have any more is removed.
+An API server or a bus that is away changes nothing. Neighbours: `facts_watch`, `policy_watch`, `cluster.reflector`, `cluster.lease`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from collections.abc import Coroutine
+from typing import Any
+
+from bus.contract import Bus
+from bus.follow import Follower
+from cluster.lease import Lease
+from cluster.reflector import Reflector
+from cluster.server import Server
+from schemas.topics import CLUSTER, POLICIES
+from sensors.kubernetes.facts_watch import FactsWatch
+from sensors.kubernetes.policy_watch import HEADERS, Check, PolicyWatch
+from sensors.kubernetes.published import Published
+from sensors.kubernetes.settings import ClusterSettings
+from sensors.kubernetes.stats import ClusterStats
+
+
+class ClusterWatch:
+    """`run` until cancelled. `ready`: everything the cluster has was on the bus once, or this replica stands by."""
+
+    def __init__(self, bus: Bus, server: Server, settings: ClusterSettings, check: Check) -> None:
+        self._bus = bus
+        self._server = server
+        self._settings = settings
+        self._check = check
+        self._begin()
+        lease = settings.lease
+        me = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        self.lease = Lease(server, lease.namespace, lease.name, me, lease.seconds) if lease.enabled else None
+
+    def _begin(self) -> None:
+        """Everything anew: what another replica wrote meanwhile is read again."""
+        self._facts = Published(self._bus, CLUSTER)
+        self._policies = Published(self._bus, POLICIES, HEADERS)
+        self._facts_watch = FactsWatch(self._facts)
+        self.policies = PolicyWatch(self._policies, self._check)
+        applies = self._facts_watch.applies + (self.policies.applies if self._settings.policies else [])
+        self._reflected = [(Reflector(self._server, resource), apply) for resource, apply in applies]
+
+    async def run(self) -> None:
+        """Work, or stand by while another replica does."""
+        if self.lease is None:
+            await self._work()
+        else:
+            await self.lease.run(self._work)
+
+    async def _work(self) -> None:
+        self._begin()
+        await self._facts.load()
+        await self._policies.load()
+        follower = Follower(self._bus, (POLICIES,))
+        tasks = [asyncio.create_task(follower.run(self.policies.follow))]
+        try:
+            # Strictly before an object is put on the bus: what others own there must be known.
+            await _either(follower.ready.wait(), tasks)
+            tasks += [asyncio.create_task(one.run()) for one in (self._facts, self._policies)]
+            for reflector, apply in self._reflected:
+                tasks.append(asyncio.create_task(reflector.run(apply)))
+                if reflector is self._reflected[0][0] or reflector is self._reflected[1][0]:
+                    # Owners before pods: a pod's first fact names its Deployment, not its ReplicaSet.
+                    await _either(reflector.ready.wait(), tasks)
+            await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether another replica works."""
+        return self.lease is not None and not self.lease.held
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each kind that cannot be followed, and for a lease that cannot be read."""
+        told = [one.problem for one, _ in self._reflected if one.problem]
+        return ([self.lease.problem] if self.lease is not None and self.lease.problem else []) + told
+
+    @property
+    def ready(self) -> bool:
+        """Every kind that the cluster has was listed whole, and all of it is on the bus; or this replica stands by."""
+        if self.standing_by:
+            return bool(self.lease and self.lease.holder)
+        listed = all(one.ready.is_set() or one.absent for one, _ in self._reflected)
+        return listed and not self._facts.waiting and not self._policies.waiting
+
+    @property
+    def stats(self) -> ClusterStats:
+        """The counts as of now."""
+        return ClusterStats(
+            facts=len(self._facts.keys()), published=self._facts.published + self._policies.published,
+            removed=self._facts.removed + self._policies.removed, unchanged=self._facts.unchanged,
+            undecoded=self._facts_watch.undecoded, waiting=self._facts.waiting + self._policies.waiting,
+            policies=self.policies.in_force, refused_policies=len(self.policies.refused),
+            foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
+        )  # fmt: skip
+
+
+async def _either(wanted: Coroutine[Any, Any, object], tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for `wanted`, or raise what ended a task of `tasks` meanwhile."""
+    waiting = asyncio.create_task(wanted)
+    try:
+        await asyncio.wait((waiting, *tasks), return_when="FIRST_COMPLETED")
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        waiting.cancel()
