@@ -22,6 +22,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "processor": ("Run the processors: frames in, alerts, telemetry and summaries out", "run"),
     "planner": ("Run the planner: policies and inventory in, plans out", "run"),
     "sink": ("Run the configured sinks", "run"),
+    "cluster": ("Watch a Kubernetes cluster: pods, namespaces, nodes and policies to the bus", "run"),
     "probe": ("Show what this kernel offers, what was chosen, and why not the rest", "node"),
     "record": ("Record the raw ring of this node to a file", "node"),
     "doctor": ("Check this installation and show how to fix what is wrong", "node"),

@@ -41,6 +41,7 @@ SECTIONS: Final = (
     "processor",
     "planner",
     "enforcement",
+    "cluster",
     "postures",
     "sinks",
     "spool",

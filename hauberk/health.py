@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hauberk.supervision import Supervision
     from processors.engine import Processor
     from sensors.containers.inventory import NodeInventory
+    from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
 
 Checks = Callable[[], Mapping[str, str]]
@@ -83,6 +84,18 @@ def of_planner(part: PlannerPart) -> Checks:
         if engine.unplanned:
             return {"planner": f"no plan for {', '.join(engine.unplanned)}: {engine.stats.problem or 'not made yet'}"}
         return {}
+
+    return checks
+
+
+def of_cluster(part: StagePart[ClusterWatch]) -> Checks:
+    """Every kind is listed and on the bus, or another replica works. A kind that cannot be followed is not ready."""
+
+    def checks() -> dict[str, str]:
+        engine = part.engine
+        if engine.problems:
+            return {"cluster": engine.problems[0]}
+        return {} if engine.ready else {"cluster": "objects of the cluster are not on the bus yet"}
 
     return checks
 

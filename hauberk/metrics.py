@@ -34,6 +34,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from processors.stats import ProcessorStats
     from sensors.containers.hashes import HashStats
     from sensors.containers.stats import InventoryStats
+    from sensors.kubernetes.stats import ClusterStats
     from sensors.node.agent import AgentStats as SensorStats
     from sensors.node.rings import RingStats
     from sinks.delivery.stats import DeliveryStats, SyslogStats
@@ -41,7 +42,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "hashes": HashStats, "inventory": InventoryStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "hashes": HashStats, "inventory": InventoryStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip

@@ -31,6 +31,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     processor: Any = None
     planner: Any = None
     enforcement: EnforceSettings = EnforceSettings()
+    cluster: Any = None
     postures: Any = None
     sinks: Any = None
     spool: SpoolSettings = SpoolSettings()

@@ -17,6 +17,7 @@ from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
 from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.inventory_settings import NodeInventorySettings
+from sensors.kubernetes.settings import ClusterSettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
 from sinks.registry import SinkSettings
@@ -50,6 +51,9 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     enforcement: Annotated[EnforceSettings, Meta(description="How this node enforces plans.", examples=[{}])] = (
         EnforceSettings()
     )
+    cluster: Annotated[
+        ClusterSettings, Meta(description="The Kubernetes cluster that `hauberk cluster` watches.", examples=[{}])
+    ] = ClusterSettings()
     postures: Annotated[
         PostureSettings, Meta(description="Default postures and visibility, for processors and planner.", examples=[{}])
     ] = PostureSettings()

@@ -182,3 +182,24 @@ async def run_planner(given: argparse.Namespace) -> int:
         return [("planner", planning.stage)], exposure
 
     return await _part(given, "planner", build, configuration)
+
+
+async def run_cluster(given: argparse.Namespace) -> int:
+    """A Kubernetes cluster in; facts and policies out."""
+    from cluster.server import connected
+
+    async def build(
+        bus: Bus,
+        settings: Configuration,
+        opened: contextlib.AsyncExitStack,
+        kept: supervision.Supervision,
+        stop: asyncio.Event,
+    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+        server = await opened.enter_async_context(connected(settings.cluster.server))
+        watching = stages.cluster(bus, server, settings)
+        exposure = await expose(settings.metrics, opened)
+        exposure.collect(lambda: [("cluster", watching.engine.stats)])
+        exposure.ready_when(health.of_cluster(watching))
+        return [("cluster", watching.stage)], exposure
+
+    return await _part(given, "cluster", build, configuration)

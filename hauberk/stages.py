@@ -18,6 +18,7 @@ from schemas.errors import DecodeError, SettingsError
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from cluster.server import Server
     from enforcers.agent import Enforcement
     from enforcers.planner import PlannerEngine
     from hauberk.node_sections import NodeConfiguration
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from processors.engine import Complete, Processor
     from processors.pipeline import Due
     from sensors.containers.inventory import NodeInventory
+    from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
     from sensors.node.backlog import Read
     from sensors.node.following import Following
@@ -267,6 +269,21 @@ def planner(bus: Bus, configuration: Configuration) -> PlannerPart:
     from enforcers.planner import PlannerEngine
 
     return PlannerPart(bus, lambda: PlannerEngine(bus, configuration.planner))
+
+
+def cluster(bus: Bus, server: Server, configuration: Configuration) -> StagePart[ClusterWatch]:
+    """A cluster watched; facts and policies out."""
+    from policy.parse import parse
+    from sensors.kubernetes.watch import ClusterWatch
+
+    def check(document: bytes) -> tuple[str, ...]:
+        parsed = parse(document, "policy")
+        return () if parsed.ok else tuple(str(one) for one in parsed.diagnostics if one.level == "error")
+
+    async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
+        await unless(stop, engine.run())
+
+    return StagePart(lambda: ClusterWatch(bus, server, configuration.cluster, check), work)
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

@@ -35,23 +35,28 @@ class ClusterFacts:
     def identity(self, key: bytes, identity: Identity | None) -> Identity | None:
         """What a node told (None: it is gone), joined. The caller keeps what it needs of those that are gone."""
         before = self._told.pop(key, None)
-        if before is not None:
-            for fact in _concerns(before):
-                keys = self._concerned.get(fact, set())
-                keys.discard(key)
-                if not keys:
-                    self._concerned.pop(fact, None)
-                    if fact in self._gone:
-                        self._gone.discard(fact)
-                        self._facts.pop(fact, None)
         self._joined.pop(key, None)
+        left = set(_concerns(before)) if before is not None else set()
+        if identity is not None:
+            self._told[key] = identity
+            for fact in _concerns(identity):
+                self._concerned.setdefault(fact, set()).add(key)
+                left.discard(fact)
+        for fact in left:
+            self._leave(fact, key)
         if identity is None:
             return None
-        self._told[key] = identity
-        for fact in _concerns(identity):
-            self._concerned.setdefault(fact, set()).add(key)
         self._joined[key] = joined = self._join(identity)
         return joined
+
+    def _leave(self, fact: bytes, key: bytes) -> None:
+        keys = self._concerned[fact]
+        keys.discard(key)
+        if not keys:
+            del self._concerned[fact]
+            if fact in self._gone:
+                self._gone.discard(fact)
+                del self._facts[fact]
 
     def fact(self, key: bytes, value: bytes | None) -> Joined:
         """One record of `cluster.v1`; the identities that it changed. Raises DecodeError."""

@@ -12,7 +12,7 @@ import pytest
 from kernel import catalogue, hooks
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
+ROOMS = ("hauberk", "bus", "cluster", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PROGRAMS = sorted((ROOT / "kernel" / "programs").glob("*.c"))
 CEILING = 400

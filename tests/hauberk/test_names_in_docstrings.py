@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("schemas", "bus", "policy", "kernel", "sensors", "processors", "enforcers", "sinks", "hauberk")
+ROOMS = ("schemas", "bus", "cluster", "policy", "kernel", "sensors", "processors", "enforcers", "sinks", "hauberk")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NAME = re.compile(r"`([A-Za-z_][\w./]*)(?:\(\))?`")
 ELSEWHERE = {

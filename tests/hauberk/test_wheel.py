@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks"}
+ROOMS = {"hauberk", "bus", "cluster", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks"}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What objects of the API server become, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from schemas.cluster import decode, encode
+from schemas.identity import Owner
+from sensors.kubernetes import facts
+from sensors.kubernetes.objects import Metadata, Node, Pod, Service
+
+
+def pod(**more: Any) -> Pod:
+    metadata = {"name": "web-7c9d-x1", "namespace": "shop", "uid": "u1", "creationTimestamp": "2026-11-28T10:00:00Z"}
+    return msgspec.convert({"metadata": {**metadata, **more.pop("metadata", {})}, **more}, Pod)
+
+
+def owned(kind: str, name: str, uid: str) -> dict[str, Any]:
+    return {
+        "ownerReferences": [
+            {"kind": "Ignored", "name": "x", "uid": "x"},
+            {"kind": kind, "name": name, "uid": uid, "controller": True},
+        ]
+    }
+
+
+def above(name: str, uid: str, **more: Any) -> Metadata:
+    return msgspec.convert({"metadata": {"name": name, "namespace": "shop", "uid": uid, **more}}, Metadata)
+
+
+@pytest.mark.parametrize(
+    ("chain", "owner"),
+    [
+        ([], Owner("Pod", "web-7c9d-x1", "shop")),
+        ([("ReplicaSet", "web-7c9d", "r1"), ("Deployment", "web", "d1")], Owner("Deployment", "web", "shop")),
+        ([("StatefulSet", "db", "s1")], Owner("StatefulSet", "db", "shop")),
+        ([("Job", "mail-291", "j1"), ("CronJob", "mail", "c1")], Owner("CronJob", "mail", "shop")),
+        ([("Node", "n1", "n1")], Owner("Node", "n1", "")),
+    ],
+    ids=["bare", "deployment", "stateful", "cron", "static"],
+)
+def test_the_owner_is_the_top_of_the_chain(chain: list[tuple[str, str, str]], owner: Owner) -> None:
+    owners = {
+        uid: above(name, uid, **(owned(*chain[number + 1]) if number + 1 < len(chain) else {}))
+        for number, (_, name, uid) in enumerate(chain)
+    }
+    one = pod(metadata=owned(*chain[0]) if chain else {})
+    assert facts.pod(one, owners).owner == owner
+
+
+def test_a_chain_that_is_not_known_yet_ends_where_it_is_known() -> None:
+    assert facts.pod(pod(metadata=owned("ReplicaSet", "web-7c9d", "r1")), {}).owner == Owner(
+        "ReplicaSet", "web-7c9d", "shop"
+    )
+
+
+def test_a_circle_of_owners_ends() -> None:
+    circle = {"a": above("a", "a", **owned("A", "b", "b")), "b": above("b", "b", **owned("A", "a", "a"))}
+    assert facts.pod(pod(metadata=owned("A", "a", "a")), circle).owner.ref == "A"
+
+
+def test_labels_of_revisions_and_the_applied_object_are_left_out() -> None:
+    one = pod(metadata={
+        "labels": {"app": "web", "pod-template-hash": "7c9d", "controller-revision-hash": "x"},
+        "annotations": {"kubearmor-policy": "audited", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    })  # fmt: skip
+    fact = facts.pod(one, {})
+    assert fact.labels == {"app": "web"}
+    assert fact.annotations == {"kubearmor-policy": "audited"}
+
+
+@pytest.mark.parametrize(
+    ("status", "spec", "addresses"),
+    [
+        (
+            {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]},
+            {},
+            ("10.0.0.1", "fd00::1"),
+        ),
+        ({"phase": "Running", "podIP": "10.0.0.1"}, {}, ("10.0.0.1",)),
+        ({"phase": "Succeeded", "podIP": "10.0.0.1"}, {}, ()),
+        ({"phase": "Running", "podIP": "192.168.0.9"}, {"hostNetwork": True}, ()),
+        ({"phase": "Pending"}, {}, ()),
+    ],
+)
+def test_addresses_are_the_pods_own_while_it_has_them(status: Any, spec: Any, addresses: tuple[str, ...]) -> None:
+    assert facts.pod(pod(status=status, spec=spec), {}).addresses == addresses
+
+
+def test_a_heartbeat_of_a_node_is_the_same_fact() -> None:
+    def node(version: str) -> Node:
+        return msgspec.convert({
+            "metadata": {"name": "n1", "resourceVersion": version, "labels": {"zone": "a"}},
+            "status": {"addresses": [{"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "10.1.0.1"}]},
+        }, Node)  # fmt: skip
+
+    assert encode(facts.node(node("1"))) == encode(facts.node(node("2")))
+    assert facts.node(node("1")).addresses == ("10.1.0.1",)
+
+
+def test_a_headless_service_has_no_address() -> None:
+    one = msgspec.convert({
+        "metadata": {"name": "db", "namespace": "shop"},
+        "spec": {"clusterIPs": ["None"], "ports": [{"port": 5432, "targetPort": "pg"}], "selector": {"app": "db"}},
+    }, Service)  # fmt: skip
+    fact = facts.service(one)
+    assert fact.addresses == ()
+    assert fact.ports[0].target == "pg"
+    assert decode(encode(fact)) == fact
+
+
+@pytest.mark.parametrize("labels", [{"b": "1", "a": "2"}, {"a": "2", "b": "1"}])
+def test_the_same_fact_is_the_same_bytes(labels: dict[str, str]) -> None:
+    assert encode(facts.pod(pod(metadata={"labels": labels}), {})) == encode(
+        facts.pod(pod(metadata={"labels": dict(sorted(labels.items()))}), {})
+    )
