@@ -47,7 +47,7 @@ class _Lease(msgspec.Struct, rename="camel"):
 _decode = msgspec.json.Decoder(_Lease).decode
 
 
-class Lease:
+class LeaderLease:
     """`held`: it is ours now. `holder`: who had it when it was last read. `problem`: why it cannot be read or written.
 
     `seconds`: after which a silent holder is replaced; a holder that could not renew for two thirds of that stops by itself, so

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cluster.server import Gone, Server, Status
+from cluster.server import ApiStatus, Gone, Server
 from schemas.errors import HauberkError, Incompatible, Permanent
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ Apply = Callable[[bool, list[tuple[bool, msgspec.Raw]]], None]
 _page = msgspec.json.Decoder(_Page).decode
 _event = msgspec.json.Decoder(_Event).decode
 _versioned = msgspec.json.Decoder(_Versioned).decode
-_status = msgspec.json.Decoder(Status).decode
+_status = msgspec.json.Decoder(ApiStatus).decode
 
 
 class Reflector:

@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from cluster.settings import ServerSettings
-from schemas.errors import HauberkError, Incompatible, Refused, SettingsError, Unavailable
+from schemas.errors import HauberkError, Incompatible, Refused, SettingsError, Temporary, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ MOST_LINE: Final = 8 << 20
 """Bytes of one event of a watch: etcd takes objects of 1.5 MiB, a list of managed fields may triple them."""
 
 
-class Status(msgspec.Struct, frozen=True):
+class ApiStatus(msgspec.Struct, frozen=True):
     """`Status` of the API server, which every refusal has as its body."""
 
     message: str = ""
@@ -36,11 +36,11 @@ class Status(msgspec.Struct, frozen=True):
     code: int = 0
 
 
-class Conflict(HauberkError):
+class Conflict(Temporary):
     """Somebody else wrote the object since it was read, or made it first: read it again."""
 
 
-class Gone(HauberkError):
+class Gone(Temporary):
     """The version that a list or watch goes on from is not kept any more (410): list again."""
 
 
@@ -163,9 +163,9 @@ class Server:
 
     def _refusal(self, verb: str, path: str, status: int, body: bytes) -> HauberkError:
         try:
-            said = msgspec.json.decode(body, type=Status)
+            said = msgspec.json.decode(body, type=ApiStatus)
         except (msgspec.MsgspecError, ValueError):
-            said = Status(message=body[:200].decode("utf-8", "replace"))
+            said = ApiStatus(message=body[:200].decode("utf-8", "replace"))
         got = f"got {status}: {said.message or said.reason}"
         asked = f"to {verb} {path} at {self.where}"
         if status == 401:

@@ -9,7 +9,7 @@ from typing import Final
 
 from schemas.cluster import NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 from schemas.identity import Owner
-from sensors.kubernetes.objects import Meta, Metadata, Node, OwnerReference, Pod, Service
+from sensors.kubernetes.objects import MetadataOnly, NodeObject, ObjectMeta, OwnerReference, PodObject, ServiceObject
 
 REVISION_LABELS: Final = frozenset({"pod-template-hash", "pod-template-generation", "controller-revision-hash"})
 """What controllers add to tell revisions apart: no policy selects by them (KubeArmor, updateIdentities)."""
@@ -18,11 +18,11 @@ NOT_TOLD: Final = frozenset({"kubectl.kubernetes.io/last-applied-configuration"}
 _DEPTH: Final = 8
 """Controllers above a pod that are climbed; a circle ends there."""
 
-Owners = Mapping[str, Metadata]
+Owners = Mapping[str, MetadataOnly]
 """Objects that own others, by uid: ReplicaSets and Jobs. What is not there is a top."""
 
 
-def pod(one: Pod, owners: Owners) -> PodFact:
+def pod(one: PodObject, owners: Owners) -> PodFact:
     """Of a pod. Its addresses are none once it has ended: they are another pod's by then."""
     meta, status = one.metadata, one.status
     ended = status.phase in ("Succeeded", "Failed")
@@ -36,7 +36,7 @@ def pod(one: Pod, owners: Owners) -> PodFact:
     )  # fmt: skip
 
 
-def owner(meta: Meta, owners: Owners) -> Owner:
+def owner(meta: ObjectMeta, owners: Owners) -> Owner:
     """The workload at the top of the chain of controllers; of a pod that nobody controls, the pod itself."""
     top = Owner("Pod", meta.name, meta.namespace)
     for _ in range(_DEPTH):
@@ -55,13 +55,13 @@ def _controller(references: list[OwnerReference] | None) -> OwnerReference | Non
     return next((one for one in references or () if one.controller), None)
 
 
-def namespace(one: Metadata) -> NamespaceFact:
+def namespace(one: MetadataOnly) -> NamespaceFact:
     """Of a namespace."""
     meta = one.metadata
     return NamespaceFact(name=meta.name, labels=meta.labels or {}, annotations=_annotations(meta))
 
 
-def node(one: Node) -> NodeFact:
+def node(one: NodeObject) -> NodeFact:
     """Of a node, without its heartbeats: a status that only says "still here" is the same fact."""
     meta = one.metadata
     addresses = {address.address for address in one.status.addresses or () if address.type.endswith("IP")}
@@ -70,7 +70,7 @@ def node(one: Node) -> NodeFact:
     )
 
 
-def service(one: Service) -> ServiceFact:
+def service(one: ServiceObject) -> ServiceFact:
     """Of a service; `None` among the addresses says that it is headless."""
     spec = one.spec
     balanced = [entry.ip for entry in one.status.load_balancer.ingress or ()]
@@ -82,7 +82,7 @@ def service(one: Service) -> ServiceFact:
     )  # fmt: skip
 
 
-def _annotations(meta: Meta) -> dict[str, str]:
+def _annotations(meta: ObjectMeta) -> dict[str, str]:
     return {key: value for key, value in (meta.annotations or {}).items() if key not in NOT_TOLD}
 
 

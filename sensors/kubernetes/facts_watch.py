@@ -17,7 +17,7 @@ import msgspec
 from cluster.reflector import Apply, Resource, decoded
 from schemas.cluster import encode
 from sensors.kubernetes import facts
-from sensors.kubernetes.objects import Metadata, Node, Pod, Service
+from sensors.kubernetes.objects import MetadataOnly, NodeObject, PodObject, ServiceObject
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ NAMESPACES: Final = Resource(name="namespaces", path="/api/v1/namespaces", metad
 NODES: Final = Resource(name="nodes", path="/api/v1/nodes")
 SERVICES: Final = Resource(name="services", path="/api/v1/services")
 
-_metadata = decoded(Metadata)
-_pod = decoded(Pod)
+_metadata = decoded(MetadataOnly)
+_pod = decoded(PodObject)
 
 
 class FactsWatch:
@@ -41,8 +41,8 @@ class FactsWatch:
 
     def __init__(self, published: Published) -> None:
         self._published = published
-        self._pods: dict[str, Pod] = {}
-        self._owners: dict[str, dict[str, Metadata]] = {one.name: {} for one in OWNERS}
+        self._pods: dict[str, PodObject] = {}
+        self._owners: dict[str, dict[str, MetadataOnly]] = {one.name: {} for one in OWNERS}
         self._owned: dict[str, set[str]] = {}
         self.undecoded = 0
         self.problem = ""
@@ -53,8 +53,8 @@ class FactsWatch:
         return [
             *((resource, self._owners_of(resource.name)) for resource in OWNERS),
             (NAMESPACES, self._each(b"namespace/", _metadata, facts.namespace)),
-            (NODES, self._each(b"node/", decoded(Node), facts.node)),
-            (SERVICES, self._each(b"service/", decoded(Service), facts.service)),
+            (NODES, self._each(b"node/", decoded(NodeObject), facts.node)),
+            (SERVICES, self._each(b"service/", decoded(ServiceObject), facts.service)),
             (PODS, self._pods_changed),
         ]
 
@@ -95,7 +95,7 @@ class FactsWatch:
                 if not there:
                     mine.pop(uid, None)
                 elif before is None or before.metadata.owner_references != one.metadata.owner_references:
-                    mine[uid] = Metadata(msgspec.structs.replace(one.metadata, annotations=None, labels=None))
+                    mine[uid] = MetadataOnly(msgspec.structs.replace(one.metadata, annotations=None, labels=None))
                     for pod in self._owned.get(uid, ()):
                         self._tell(self._pods[pod])
             if whole:
@@ -136,7 +136,7 @@ class FactsWatch:
             if not owned:
                 self._owned.pop(reference.uid, None)
 
-    def _tell(self, one: Pod) -> None:
+    def _tell(self, one: PodObject) -> None:
         fact = facts.pod(one, ChainMap(*self._owners.values()))
         self._published.put(fact.key, encode(fact))
 

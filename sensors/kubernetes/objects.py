@@ -13,7 +13,7 @@ class OwnerReference(msgspec.Struct, frozen=True):
     controller: bool | None = None
 
 
-class Meta(msgspec.Struct, frozen=True, rename="camel"):
+class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     namespace: str = ""
     uid: str = ""
@@ -25,10 +25,10 @@ class Meta(msgspec.Struct, frozen=True, rename="camel"):
     owner_references: list[OwnerReference] | None = None
 
 
-class Metadata(msgspec.Struct, frozen=True):
+class MetadataOnly(msgspec.Struct, frozen=True):
     """Any object of which only metadata is wanted: a namespace, a ReplicaSet, a Job."""
 
-    metadata: Meta
+    metadata: ObjectMeta
 
 
 class PodIp(msgspec.Struct, frozen=True):
@@ -47,27 +47,27 @@ class PodStatus(msgspec.Struct, frozen=True, rename={"pod_ip": "podIP", "pod_ips
     pod_ips: list[PodIp] | None = None
 
 
-class Pod(msgspec.Struct, frozen=True):
-    metadata: Meta
+class PodObject(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
 
-class Address(msgspec.Struct, frozen=True):
+class NodeAddress(msgspec.Struct, frozen=True):
     type: str = ""
     address: str = ""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    addresses: list[Address] | None = None
+    addresses: list[NodeAddress] | None = None
 
 
-class Node(msgspec.Struct, frozen=True):
-    metadata: Meta
+class NodeObject(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
     status: NodeStatus = NodeStatus()
 
 
-class Port(msgspec.Struct, frozen=True, rename="camel"):
+class ServicePortSpec(msgspec.Struct, frozen=True, rename="camel"):
     port: int = 0
     protocol: str = "TCP"
     name: str = ""
@@ -77,23 +77,23 @@ class Port(msgspec.Struct, frozen=True, rename="camel"):
 class ServiceSpec(msgspec.Struct, frozen=True, rename={"cluster_ips": "clusterIPs", "external_ips": "externalIPs"}):
     cluster_ips: list[str] | None = None
     external_ips: list[str] | None = None
-    ports: list[Port] | None = None
+    ports: list[ServicePortSpec] | None = None
     selector: dict[str, str] | None = None
 
 
-class Ingress(msgspec.Struct, frozen=True):
+class BalancerIngress(msgspec.Struct, frozen=True):
     ip: str = ""
 
 
-class LoadBalancer(msgspec.Struct, frozen=True):
-    ingress: list[Ingress] | None = None
+class BalancerStatus(msgspec.Struct, frozen=True):
+    ingress: list[BalancerIngress] | None = None
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
-    load_balancer: LoadBalancer = LoadBalancer()
+    load_balancer: BalancerStatus = BalancerStatus()
 
 
-class Service(msgspec.Struct, frozen=True):
-    metadata: Meta
+class ServiceObject(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus = ServiceStatus()

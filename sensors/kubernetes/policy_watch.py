@@ -40,7 +40,7 @@ Check = Callable[[bytes], tuple[str, ...]]
 """Errors of a policy as JSON, each with the path of its field; none when it is valid."""
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class PolicyRefusal(msgspec.Struct, frozen=True):
     """An object without effect. `errors`: why; `generation`: of the object they are about."""
 
     errors: tuple[str, ...]
@@ -55,7 +55,7 @@ class PolicyWatch:
         self._check = check
         self._documents: dict[bytes, bytes] = {}
         self._foreign: dict[bytes, str] = {}
-        self.refused: dict[bytes, Refusal] = {}
+        self.refused: dict[bytes, PolicyRefusal] = {}
 
     @property
     def applies(self) -> list[tuple[Resource, Apply]]:
@@ -116,7 +116,7 @@ class PolicyWatch:
                 log.warning(
                     "policy %s of the cluster is not applied: %s", key.decode("utf-8", "replace"), "; ".join(errors)
                 )
-            self.refused[key] = Refusal(errors, generation)
+            self.refused[key] = PolicyRefusal(errors, generation)
             return
         self.refused.pop(key, None)
         self._documents[key] = document

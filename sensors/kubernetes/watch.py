@@ -15,7 +15,7 @@ from typing import Any
 
 from bus.contract import Bus
 from bus.follow import Follower
-from cluster.lease import Lease
+from cluster.lease import LeaderLease
 from cluster.reflector import Reflector
 from cluster.server import Server
 from schemas.topics import CLUSTER, POLICIES
@@ -37,7 +37,7 @@ class ClusterWatch:
         self._begin()
         lease = settings.lease
         me = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        self.lease = Lease(server, lease.namespace, lease.name, me, lease.seconds) if lease.enabled else None
+        self.lease = LeaderLease(server, lease.namespace, lease.name, me, lease.seconds) if lease.enabled else None
 
     def _begin(self) -> None:
         """Everything anew: what another replica wrote meanwhile is read again."""

@@ -24,7 +24,7 @@ ELSEWHERE = {
     "hop_NAME": "a pattern of names", "K_owner__member": "a pattern of names",
     "untrackedNs": "a setting of KubeArmor", "KubeArmorConfig": "a kind of KubeArmor",
     "xxtcp": "an example", "syscall_499": "an example", "chown32": "an example",
-    "Accept": "a header of HTTP", "HBK1": "the number of an SQLite file, in hexadecimal in the code",
+    "HBK1": "the number of an SQLite file, in hexadecimal in the code",
 }  # fmt: skip
 """Word: why the code does not have it."""
 

@@ -11,12 +11,12 @@ import pytest
 from schemas.cluster import decode, encode
 from schemas.identity import Owner
 from sensors.kubernetes import facts
-from sensors.kubernetes.objects import Metadata, Node, Pod, Service
+from sensors.kubernetes.objects import MetadataOnly, NodeObject, PodObject, ServiceObject
 
 
-def pod(**more: Any) -> Pod:
+def pod(**more: Any) -> PodObject:
     metadata = {"name": "web-7c9d-x1", "namespace": "shop", "uid": "u1", "creationTimestamp": "2026-11-28T10:00:00Z"}
-    return msgspec.convert({"metadata": {**metadata, **more.pop("metadata", {})}, **more}, Pod)
+    return msgspec.convert({"metadata": {**metadata, **more.pop("metadata", {})}, **more}, PodObject)
 
 
 def owned(kind: str, name: str, uid: str) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def owned(kind: str, name: str, uid: str) -> dict[str, Any]:
     }
 
 
-def above(name: str, uid: str, **more: Any) -> Metadata:
-    return msgspec.convert({"metadata": {"name": name, "namespace": "shop", "uid": uid, **more}}, Metadata)
+def above(name: str, uid: str, **more: Any) -> MetadataOnly:
+    return msgspec.convert({"metadata": {"name": name, "namespace": "shop", "uid": uid, **more}}, MetadataOnly)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_addresses_are_the_pods_own_while_it_has_them(status: Any, spec: Any, ad
 
 
 def test_a_heartbeat_of_a_node_is_the_same_fact() -> None:
-    def node(version: str) -> Node:
+    def node(version: str) -> NodeObject:
         return msgspec.convert({
             "metadata": {"name": "n1", "resourceVersion": version, "labels": {"zone": "a"}},
             "status": {"addresses": [{"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "10.1.0.1"}]},
-        }, Node)  # fmt: skip
+        }, NodeObject)  # fmt: skip
 
     assert encode(facts.node(node("1"))) == encode(facts.node(node("2")))
     assert facts.node(node("1")).addresses == ("10.1.0.1",)
@@ -106,7 +106,7 @@ def test_a_headless_service_has_no_address() -> None:
     one = msgspec.convert({
         "metadata": {"name": "db", "namespace": "shop"},
         "spec": {"clusterIPs": ["None"], "ports": [{"port": 5432, "targetPort": "pg"}], "selector": {"app": "db"}},
-    }, Service)  # fmt: skip
+    }, ServiceObject)  # fmt: skip
     fact = facts.service(one)
     assert fact.addresses == ()
     assert fact.ports[0].target == "pg"
