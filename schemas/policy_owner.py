@@ -9,6 +9,10 @@ OWNER: Final = "owner"
 """Header of a record of `policies.v1`; none means that `hauberk apply` wrote it."""
 
 
+CLUSTER_OWNER: Final = "cluster"
+"""The value of the header for an object of a cluster."""
+
+
 class _WithHeaders(Protocol):
     @property
     def headers(self) -> tuple[tuple[str, bytes], ...]: ...

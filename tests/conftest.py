@@ -18,6 +18,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import api_server as kube
 import kafka_cluster
 import kafka_jars
 import pytest
@@ -65,6 +66,24 @@ def eventually() -> Callable[..., Any]:
 def until() -> Callable[..., Any]:
     """`waiting.until`: the same for tests that run a loop."""
     return waiting.until
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One running API server of Kubernetes for the whole run (`api_server.ApiServer`), with the definitions of policies. Its
+    `kill` and `start` are for one test at a time: leave it running."""
+    try:
+        server = kube.ApiServer(tmp_path_factory.mktemp("kube"))
+    except kube.NoServer as error:
+        pytest.skip(f"no API server: {error}")
+    try:
+        server.start()
+        crds = Path(__file__).parents[1] / "deploy/kubernetes/crds"
+        server.kubectl("apply", "--server-side", "-f", str(crds))
+        server.kubectl("wait", "--for=condition=Established", "-f", str(crds), "--timeout=60s")
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-TOGETHER = {"kernel": "kernel", "containers": "kernel", "kafka": "kafka", "vm": "vm"}
+TOGETHER = {"kernel": "kernel", "containers": "kernel", "kafka": "kafka", "kubernetes": "kubernetes", "vm": "vm"}
 """Mark to share. Containers are with the kernel's tests: both make cgroups and look at all of them."""
 
 

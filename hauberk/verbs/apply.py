@@ -37,12 +37,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> list[tuple[str, str]]:
-    """(policy, created|configured|unchanged) for each document, published where it changed."""
+    """(policy, created|configured|unchanged) for each document, published where it changed. Refused for one that the cluster owns."""
     from bus.contract import Record
     from policy.documents import key, to_json
+    from schemas.errors import Refused
+    from schemas.policy_owner import CLUSTER_OWNER, owner_of
     from schemas.topics import POLICIES
 
     known = await bus.latest(POLICIES)
+    owned = [
+        document.key for document in documents if (old := known.get(key(document))) and owner_of(old) == CLUSTER_OWNER
+    ]
+    if owned:
+        raise Refused(
+            f"expected policies of your own, got {', '.join(owned)}, which {'is an object' if len(owned) == 1 else 'are objects'} "
+            "of the cluster; change them there with kubectl, or apply under another name"
+        )
     told, records = [], []
     for document in documents:
         name, value = key(document), to_json(document)

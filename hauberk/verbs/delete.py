@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--force",
         action="store_true",
-        help="node: also one that was heard of in the last 2 minutes; it comes back if it runs",
+        help="node: also one that was heard of in the last 2 minutes; it comes back if it runs; policy: also an object of a cluster",
     )
     made.epilog = (
         "A node that is deleted is no longer waited for and no longer planned for. What its kernel enforces it goes on "
@@ -60,9 +60,14 @@ def main(argv: Sequence[str]) -> int:
     async def work(bus: Bus) -> int:
         from bus.contract import Record
         from schemas.enforcement import decode_plan
+        from schemas.policy_owner import CLUSTER_OWNER, owner_of
         from schemas.topics import ENFORCEMENT_DESIRED, POLICIES
 
-        known = [key.decode("utf-8", "surrogateescape") for key in await bus.latest(POLICIES)]
+        records = await bus.latest(POLICIES)
+        known = [key.decode("utf-8", "surrogateescape") for key in records]
+        owned = {
+            key.decode("utf-8", "surrogateescape") for key, one in records.items() if owner_of(one) == CLUSTER_OWNER
+        }
         for plan in readable(
             [one.value for one in (await bus.latest(ENFORCEMENT_DESIRED)).values() if one.value], decode_plan, "plans"
         ):
@@ -87,6 +92,14 @@ def main(argv: Sequence[str]) -> int:
             hits = [key for key in known if key.split("/", 1)[-1] == name or key.split("/")[-1] == name]
             wanted += hits
             missing += [] if hits else [name]
+        kept = [] if given.force else [key for key in dict.fromkeys(wanted) if key in owned]
+        for key in kept:
+            print(
+                f"hauberk delete: {key} is an object of the cluster: delete it with kubectl; --force deletes it here all the same, "
+                "until the cluster's watch starts again",
+                file=sys.stderr,
+            )
+        wanted = [key for key in wanted if key not in kept]
         if wanted:
             await bus.publish(
                 POLICIES, [Record(key.encode("utf-8", "surrogateescape"), None) for key in dict.fromkeys(wanted)]
@@ -98,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
                 f"hauberk delete: expected policy `{name}`, there is none; `hauberk get policies` lists them",
                 file=sys.stderr,
             )
-        return 1 if missing else 0
+        return 1 if missing or kept else 0
 
     return with_bus(given, work)
 

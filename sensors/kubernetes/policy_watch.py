@@ -18,7 +18,7 @@ import msgspec
 from bus.contract import Record
 from bus.follow import Changes
 from cluster.reflector import Apply, Resource
-from schemas.policy_owner import OWNER, owner_of
+from schemas.policy_owner import CLUSTER_OWNER, OWNER, owner_of
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ KINDS: Final = {
 }
 """Plural of the resource, and its kind."""
 RESOURCES: Final = tuple(Resource(name=plural, path=f"/apis/{GROUP}/{plural}", optional=True) for plural in KINDS)
-HEADERS: Final = ((OWNER, b"cluster"),)
+HEADERS: Final = ((OWNER, CLUSTER_OWNER.encode()),)
 KEPT: Final = frozenset({"name", "namespace", "labels", "annotations"})
 _APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -81,7 +81,7 @@ class PolicyWatch:
     def _owned(self, record: Record) -> None:
         key = record.key
         owner = owner_of(record)
-        if record.value is not None and owner != "cluster":
+        if record.value is not None and owner != CLUSTER_OWNER:
             self._foreign[key] = owner
             self._published.forget(key)
             if key in self._documents:

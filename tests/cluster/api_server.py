@@ -82,13 +82,20 @@ class ApiServer:
         self.port, self._etcd_port, self._peer_port = _free_ports(3)
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        subprocess.run(["openssl", "genrsa", "-out", self.directory / "sa.key", "2048"], check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", "genrsa", "-out", self.directory / "sa.key", "2048"], check=True, capture_output=True
+        )
         lines = [f'{token},{user},{token},"{group}"' for token, (user, group) in TOKENS.items()]
         (self.directory / "tokens.csv").write_text("\n".join(lines) + "\n")
 
     @property
     def address(self) -> str:
         return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def etcd(self) -> str:
+        """Address of etcd's HTTP gateway."""
+        return f"http://127.0.0.1:{self._etcd_port}"
 
     def kubeconfig(self, token: str = "admin", **more: Any) -> Path:
         """A kubeconfig for the user of `token`, which trusts the server's own certificate. `more`: of its cluster."""
@@ -147,7 +154,9 @@ class ApiServer:
             self._etcd.send_signal(signal.SIGKILL)
             self._etcd.wait()
 
-    def kubectl(self, *words: str, given: str = "", token: str = "admin", check: bool = True) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *words: str, given: str = "", token: str = "admin", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """kubectl with the rights of `token`."""
         done = subprocess.run(
             ["kubectl", "--kubeconfig", str(self.kubeconfig(token)), *words],
@@ -158,7 +167,14 @@ class ApiServer:
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Objects, made or changed."""
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given="\n".join(msgspec.json.encode(one).decode() for one in objects))
+        self.kubectl(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            "-",
+            given="\n".join(msgspec.json.encode(one).decode() for one in objects),
+        )
 
     def status(self, kind: str, namespace: str, name: str, status: dict[str, Any]) -> None:
         """Write the status of an object, as a kubelet does."""
