@@ -109,7 +109,7 @@ TELEMETRY = Topic(
 ALERTS = Topic(
     name="alerts", key="workload", value="one alert, KubeArmor field names",
     content_type=JSON, cleanup=Cleanup.DELETE, retention_hours=168, partitions=6,
-    writers=(Role.PROCESSOR, Role.NODE, Role.PLANNER, Role.SINK), readers=(Role.SINK, Role.CLI),
+    writers=(Role.PROCESSOR, Role.NODE, Role.PLANNER, Role.SINK, Role.CLUSTER), readers=(Role.SINK, Role.CLI),
 )  # fmt: skip
 SUMMARIES = Topic(
     name="summaries", key="workload and bucket", value="counts per behaviour in one time bucket",

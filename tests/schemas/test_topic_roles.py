@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[2]
 NAMES = {name: value for name, value in vars(topics).items() if isinstance(value, Topic)}
 
 ROLES: dict[str, tuple[Role, ...]] = {
-    "sensors": (Role.NODE,), "enforcers/agent.py": (Role.NODE,), "enforcers/planner.py": (Role.PLANNER,),
+    "sensors/node": (Role.NODE,), "sensors/containers": (Role.NODE,), "sensors/recordings": (Role.NODE,),
+    "sensors/kubernetes": (Role.CLUSTER,), "enforcers/agent.py": (Role.NODE,), "enforcers/planner.py": (Role.PLANNER,),
     "processors": (Role.PROCESSOR,), "sinks": (Role.SINK,), "bus/dead_letters.py": (Role.PROCESSOR, Role.SINK, Role.NODE),
-    "hauberk/supervision.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK),
-    "hauberk/disk.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK),
+    "hauberk/supervision.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLUSTER),
+    "hauberk/disk.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLUSTER),
     "hauberk/verbs/apply.py": (Role.CLI,), "hauberk/verbs/get.py": (Role.CLI,), "hauberk/verbs/delete.py": (Role.CLI,),
     "hauberk/verbs/logs.py": (Role.CLI,), "hauberk/rollout.py": (Role.CLI,),
 }  # fmt: skip
