@@ -165,7 +165,7 @@ class Server:
         try:
             said = msgspec.json.decode(body, type=ApiStatus)
         except (msgspec.MsgspecError, ValueError):
-            said = ApiStatus(message=body[:200].decode("utf-8", "replace"))
+            said = ApiStatus(message=body[:200].decode("utf-8", "replace").strip())
         got = f"got {status}: {said.message or said.reason}"
         asked = f"to {verb} {path} at {self.where}"
         if status == 401:
