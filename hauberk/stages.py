@@ -279,7 +279,9 @@ def cluster(bus: Bus, server: Server, configuration: Configuration) -> StagePart
     def check(document: bytes) -> tuple[str, ...]:
         parsed = parse(document, "policy")
         errors = [one for one in parsed.diagnostics if one.level == "error"]
-        return tuple(f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors)
+        return tuple(
+            f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
+        )
 
     async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
         await unless(stop, engine.run())
