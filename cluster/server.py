@@ -196,6 +196,7 @@ async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
     """A server by `settings`, whether or not it is there now. SettingsError when there is no usable configuration."""
     from kubernetes_asyncio import client, config
     from kubernetes_asyncio.config import ConfigException
+    from yaml import YAMLError
 
     made = client.Configuration()
     file, source = _found(settings)
@@ -204,9 +205,9 @@ async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
             await config.load_kube_config(config_file=file, context=settings.context or None, client_configuration=made)
         else:
             config.load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise SettingsError(
-            f"expected a cluster's address and credentials in {source}, got: {error}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
+            f"expected a cluster's address and credentials in {source}, got: {' '.join(str(error).split())}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
         ) from error
     async with client.ApiClient(made) as api:
         yield Server(api, str(made.host), settings)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def parts() -> dict[str, type[msgspec.Struct]]:
     """Part -> the struct of its counts."""
     from bus.embedded.settings import EmbeddedStats
+    from bus.handover import HandoverStats
     from bus.pump import PumpStats
     from bus.spool import SpoolStats
     from enforcers.agent import EnforcementStats
@@ -42,16 +43,19 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "hashes": HashStats, "inventory": InventoryStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip
 
 
 def of_bus(bus: Bus) -> Iterator[tuple[str, msgspec.Struct]]:
-    """What the bus of this process counts, if it counts, and its spool, if it has one."""
+    """What the bus of this process counts, if it counts, and its spool and its hand-over, if it has them."""
+    from bus.handover import HandoverBus
     from bus.spool import SpooledBus
 
+    if isinstance(bus, HandoverBus):
+        yield "handover", bus.handover
     if isinstance(bus, SpooledBus):
         yield "spool", bus.stats
         bus = bus.inner

@@ -20,6 +20,7 @@ from msgspec import inspect
 from schemas import alert
 from schemas.alert import Alert
 from schemas.claim import NodeClaim
+from schemas.cluster import Fact
 from schemas.enforcement import Plan, Receipt
 from schemas.frame import FOLDED, Frame
 from schemas.identity import Identity
@@ -29,10 +30,10 @@ from schemas.summary import Summary
 from schemas.telemetry import TelemetryFrame
 from schemas.topics import ALERTS, TOPICS, Topic
 
-VALUES: Final[dict[str, type]] = {
+VALUES: Final[dict[str, Any]] = {
     "events.raw": Frame, "inventory": Identity, "telemetry": TelemetryFrame, "alerts": Alert, "summaries": Summary,
     "enforcement.desired": Plan, "enforcement.status": Receipt, "progress": Progress,
-    "nodes": NodeClaim,
+    "nodes": NodeClaim, "cluster": Fact,
 }  # fmt: skip
 """Topic name -> the struct of its values; `policies` (documents as they were applied) and `dead` (any bytes) have none."""
 

@@ -352,16 +352,9 @@ CALL: Final = Layout(
 BUDGET: Final = Layout(
     "budget",
     Field("window", "u64", "boot time ns >> 30 that `asked` is of"),
-    Field(
-        "asked",
-        "u32",
-        "new behaviours asked for in it: calls that failed, that passed, denials and execs, shed ones",
-        4,
-    ),
-    Field(
-        "lost", "u64", "events lost since the entry was made: to a full ring, and because nobody read (OWN_LOSSES)", 2
-    ),
-)
+    Field("asked", "u32", "new behaviours asked for in it: calls that failed, that passed, denials and execs, shed ones", 4),
+    Field("lost", "u64", "events lost since the entry was made: to a full ring, and because nobody read (OWN_LOSSES)", 2),
+)  # fmt: skip
 """Value of the `budgets` map, keyed by cgroup id (u64; ~0 is the node). A cgroup made inside a container is charged to it."""
 
 OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD)

@@ -42,8 +42,18 @@ def home() -> Path:
     return cache / "hauberk-tests" / f"kube-{VERSION}-{mark}"
 
 
+def found() -> Path:
+    """The program, where somebody has built it before. Raises NoServer."""
+    program = home() / "kube"
+    if not program.exists():
+        raise NoServer(
+            "the API server is not built yet, which takes 11 minutes of processor time: `make test-kubernetes` does it"
+        )
+    return program
+
+
 def build() -> Path:
-    """The program, built when it is not there: 11 minutes of processor time. Several processes may ask at once. Raises NoServer."""
+    """The program, built when it is not there. Several processes may ask at once. Raises NoServer."""
     program = home() / "kube"
     if program.exists():
         return program
@@ -76,7 +86,7 @@ class ApiServer:
     """`start`, `stop`, `kill`; `kubeconfig(token)` is a file. State in `directory`; whoever made it calls `close`."""
 
     def __init__(self, directory: Path) -> None:
-        self.program = build()
+        self.program = found()
         self.directory = directory.resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port, self._etcd_port, self._peer_port = _free_ports(3)

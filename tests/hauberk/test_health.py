@@ -26,6 +26,7 @@ SHOWN = {
     "up": {
         "applier",
         "bus",
+        "handover",
         "inventory",
         "listener",
         "planner",
