@@ -92,8 +92,7 @@ class GroupSubscription(KafkaReader):
             return
         coordinator = consumer._coordinator
         self._buffer.clear()
-        if self._fetch is not None and self._fetch.done():
-            self._fetch = None
+        self._forget_fetched()
         if coordinator.generation > 0:
             self._released.clear()
             self._revoking = set(self._grants)
@@ -137,6 +136,8 @@ class GroupSubscription(KafkaReader):
             return
         self._ends.clear()
         self._generation, self._member = generation, member
+        # The library begins to fetch by itself while the above is asked.
+        self._forget_fetched()
         for place in places:
             topic = self._topics[place[0]]
             mine = (topic.name, place[1])
@@ -165,18 +166,22 @@ class GroupSubscription(KafkaReader):
         if not done:
             return
         offsets = {(self._channels[name], number): offset for (name, number), offset in done.items()}
+        grants = dict(self._grants)
         try:
             await self._offsets.commit(self._group, offsets, self._generation, self._member)
         except (errors.UnknownMemberIdError, errors.IllegalGenerationError):
             # The brokers gave up on this member: whoever has these partitions handles the records again.
             self.disowned += sum(counts.get(mine, 0) for mine in done)
-            self._lost_all()
-            self._released.set()
+            if grants == self._grants:
+                self._lost_all()
+                self._released.set()
+            # Otherwise it was given partitions anew while the answer was on its way: those stay.
             return
         except (errors.RebalanceInProgressError, errors.UnknownTopicOrPartitionError) as error:
             raise Unavailable(f"expected group `{self._group}` to take a commit, it is changing now", 0.1) from error
         for mine, offset in done.items():
-            self._committed[mine] = max(offset, self._committed.get(mine, 0))
+            if self._grants.get(mine) == grants.get(mine):
+                self._committed[mine] = max(offset, self._committed.get(mine, 0))
 
     async def release(self) -> None:
         for mine in self._revoking:

@@ -159,6 +159,15 @@ class KafkaReader:
         )
         self._fetch.add_done_callback(lambda _: self._tell())
 
+    def _forget_fetched(self) -> None:
+        """Drop what a finished `getmany` brought from where the partitions stood before they are set anew: what was fetched before
+        it may have been dropped as nobody's, and taking the later part would leave that out for good."""
+        if self._fetch is not None and self._fetch.done():
+            fetch, self._fetch = self._fetch, None
+            if not fetch.cancelled():
+                # Retrieved; what is the matter is met again.
+                fetch.exception()
+
     async def _collect(self) -> None:
         """What a finished `getmany` brought."""
         fetch, self._fetch = self._fetch, None

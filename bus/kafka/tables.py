@@ -47,6 +47,20 @@ class _FollowedTable:
         self.position: dict[Partition, int] = {}
         self.views: set[TableView] = set()
         self.tombstones = 0
+        self.read = False
+        """Whether `position` says where the table stands; before that, its being empty says nothing."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether somebody wants anything of it and it is not known yet how far it was read."""
+        return not self.read and (self.keys is None or bool(self.keys))
+
+    def clear(self) -> None:
+        """Forget everything: it is read again from the beginning."""
+        self.rows.clear()
+        self.position.clear()
+        self.tombstones = 0
+        self.read = False
 
     def partitions(self, count: int) -> set[int]:
         return set(range(count)) if self.keys is None else {partition_of(key, count) for key in self.keys}
@@ -90,15 +104,14 @@ class SharedTables:
             table = self._tables.setdefault(topic.name, _FollowedTable(topic))
             if table.keys is not None and (keys is None or not set(keys) <= table.keys):
                 table.keys = None if keys is None else table.keys | set(keys)
-                # Read again from the beginning; views that are further skip what they have had.
-                table.rows.clear()
-                table.position.clear()
-                table.tombstones = 0
+                # Views that are further skip what they have had.
+                table.clear()
                 changed = True
             table.views.add(view)
         if changed:
             self._changed.set()
-        if changed or self._waiting:
+        # One that is being read, or that failed and is to be read anew, is not empty for whoever comes meanwhile.
+        if changed or any(self._tables[name].unread for name in view.names):
             opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             opened.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._waiting.append(opened)
@@ -193,6 +206,12 @@ class SharedTables:
         self.reads += 1
         for place, offset in reader.position.items():
             tables[place[0]].position[place] = offset
+        if not self._changed.is_set():
+            for table in tables.values():
+                table.read = True
+            # Who came while it was opened wants nothing else.
+            waiting += self._waiting
+            self._waiting = []
         for one in waiting:
             if not one.done():
                 one.set_result(None)
@@ -209,9 +228,7 @@ class SharedTables:
     def _fail(self, error: HauberkError, *, anew: bool) -> None:
         for table in self._tables.values():
             if anew:
-                table.rows.clear()
-                table.position.clear()
-                table.tombstones = 0
+                table.clear()
             for view in table.views:
                 view.fail(error, anew)
         waiting, self._waiting = self._waiting, []
