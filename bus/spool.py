@@ -210,22 +210,31 @@ class SpooledBus:
 
     async def _drain(self) -> None:
         attempt = 0
+        problem: Exception | None = None
         while True:
-            if not any(line.busy for line in self._lines):
-                self._more.clear()
-                await self._more.wait()
             try:
+                if problem is not None:
+                    # No jitter: a node has one spool, and nodes lose the broker at different batches.
+                    asked = problem.retry_after if isinstance(problem, Temporary) else None
+                    await asyncio.sleep(self._settings.retry.delay(attempt, asked=asked))
+                    attempt += 1
+                    problem = None
+                    with contextlib.suppress(HauberkError):
+                        await self._thread(self._lines.tidy)
+                    self._count()
+                if not any(line.busy for line in self._lines):
+                    self._more.clear()
+                    await self._more.wait()
                 await self._drain_batch()
                 attempt = 0
             except HauberkError as error:
+                problem = error
                 self._went_away(error)
-                # No jitter: a node has one spool, and nodes lose the broker at different batches.
-                asked = error.retry_after if isinstance(error, Temporary) else None
-                await asyncio.sleep(self._settings.retry.delay(attempt, asked=asked))
-                attempt += 1
-                with contextlib.suppress(HauberkError):
-                    await self._thread(self._lines.tidy)
-                self._count()
+            except Exception as error:
+                # A drain that ended would have everything shed that comes from here on, in silence.
+                log.error("draining the spool failed in a way it should not; that is a bug", exc_info=error)
+                problem = error
+                self._went_away(error)
 
     async def _drain_batch(self) -> None:
         """Publish the oldest batch there is and remember that it went."""
@@ -242,21 +251,32 @@ class SpooledBus:
                     for record in records:
                         await self._pass_on_or_give_up(line, record)
                 self._came_back()
-            self._lines.published(line, first, past)
-        finally:
-            self._lines.settle(line)
-        if line.untold is not None:
+        except BaseException:
+            self._pool.submit(self._lines.settle, line)
+            raise
+        await self._thread(self._lines.published, line, first, past)
+        shed, place = await self._thread(self._lines.to_tell, line)
+        if shed is not None:
             # Strictly before the place is saved: a process that is killed here tells again.
-            await self._tell(line.untold)
-            line.untold = None
-        await self._thread(self._lines.advance, line, past)
+            try:
+                await self._tell(shed)
+            except BaseException:
+                self._pool.submit(self._lines.not_told, line, shed)
+                raise
+        await self._thread(self._lines.advance, line, place)
         self._count()
         self._notify()
 
     async def _tell(self, shed: Shed) -> None:
         log.error("%d records of `%s` were shed: %s", shed.records, shed.topic, shed.why)
         if self._notice is not None:
-            await self._pass_on(ALERTS, [self._notice(shed)], drained=False)
+            try:
+                await self._pass_on(ALERTS, [self._notice(shed)], drained=False)
+            except Permanent as error:
+                # The line above is all that there is of it; the topic must not wait for ever.
+                log.error("the bus refuses the alert about it: %s", error)
+                self.stats.refused += 1
+                self.stats.last_error = f"{type(error).__name__}: {error}"
 
     async def _let_it_catch_up(self, line: SpoolLine) -> None:
         """Wait a moment while the bus answers and the spool drains: a tight publisher would otherwise keep it from ever emptying."""

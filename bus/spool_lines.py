@@ -44,7 +44,8 @@ class Shed(msgspec.Struct, frozen=True):
 
 
 class SpoolLine:
-    """One topic's queue on disk: `position` is the next offset to drain, `under_way` counts publishers that are writing to it.
+    """One topic's queue on disk: everything below `position` is done with, below `sent` the bus has it; `under_way` counts
+    publishers that are writing to it.
 
     `gaps`: (first, past) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
     """
@@ -52,7 +53,7 @@ class SpoolLine:
     def __init__(self, topic: Topic, log: SegmentedLog, position: int, end: int) -> None:
         self.topic = topic
         self.log = log
-        self.position = position
+        self.position = self.sent = position
         self.end = end
         self.under_way = 0
         self.draining = False
@@ -66,7 +67,12 @@ class SpoolLine:
     @property
     def busy(self) -> bool:
         """Whether the drain has anything to do here."""
-        return self.position < self.end or self.untold is not None
+        return self.next < self.end or self.untold is not None
+
+    @property
+    def next(self) -> int:
+        """The offset to drain next. What was sent but not saved, because a loss could not be told, is not sent again."""
+        return max(self.position, self.sent)
 
 
 class SpoolLines:
@@ -154,7 +160,7 @@ class SpoolLines:
         for line in self:
             if not line.busy:
                 continue
-            head = line.log.read(line.position, 1, 1).found if line.position < line.end else []
+            head = line.log.read(line.next, 1, 1).found if line.next < line.end else []
             if not head:
                 # Gone altogether: nothing to publish, only a place to move and a loss to tell.
                 return line, line.end, [], line.end
@@ -163,7 +169,7 @@ class SpoolLines:
                 chosen, oldest = line, at
         if chosen is None:
             return None
-        found = chosen.log.read(chosen.position, 1000, self.batch_bytes).found
+        found = chosen.log.read(chosen.next, 1000, self.batch_bytes).found
         chosen.draining = True
         return chosen, found[0][0], [record for _, record in found], found[-1][0] + 1
 
@@ -177,6 +183,7 @@ class SpoolLines:
             for part in ((low, min(high, first)), (max(low, past), high))
             if part[0] < part[1]
         ]
+        line.sent = max(line.sent, past)
         self.settle(line)
 
     def settle(self, line: SpoolLine) -> None:
@@ -189,10 +196,21 @@ class SpoolLines:
             line.untold = Shed(line.topic.name, records, before.first if before else low, self._why)
             self.shed[line.topic.name] = self.shed.get(line.topic.name, 0) + high - low
 
+    def to_tell(self, line: SpoolLine) -> tuple[Shed | None, int]:
+        """What is to be told, and the place up to which everything is published or in it: for `advance`, once it was told."""
+        shed, line.untold = line.untold, None
+        return shed, line.next
+
+    def not_told(self, line: SpoolLine, shed: Shed) -> None:
+        """Together with what was shed meanwhile, next time."""
+        since = line.untold
+        records = shed.records + (since.records if since else 0)
+        line.untold = Shed(shed.topic, records, shed.first, shed.why)
+
     def advance(self, line: SpoolLine, position: int) -> None:
-        """Everything below `position` is published, or lost and told."""
+        """Everything below `position` is published, or lost and told. What was shed since lies behind it."""
         line.position = max(line.position, position)
-        self._offsets.commit([(_GROUP, line.topic.name, line.position)], durable=False)
+        self._offsets.commit([(_GROUP, line.topic.name, position)], durable=False)
         line.log.rotate(self._clock(), force=line.position >= line.end and line.log.size() > self._segment_bytes)
         line.log.drop(line.position, 0, 1 << 62)
         if not line.busy:
@@ -229,11 +247,11 @@ class SpoolLines:
 
     def _look(self, line: SpoolLine) -> None:
         bases = line.log.bases()
-        if bases and bases[0] > line.position:
+        if bases and bases[0] > line.next:
             self._lost(line, bases[0])
 
     def _lost(self, line: SpoolLine, past: int) -> None:
-        line.gaps.append((line.position, past))
+        line.gaps.append((line.next, past))
         line.position = past
         if not line.draining:
             self.settle(line)

@@ -289,6 +289,76 @@ async def test_what_is_shed_while_it_is_published_is_not_lost(tmp_path):
     lines.close()
 
 
+async def shed_some(bus: SpooledBus, inner: MemoryBus) -> None:
+    """Eighty raw frames in a spool that holds some forty of them."""
+    away(inner)
+    for index in range(80):
+        await bus.publish(EVENTS_RAW, numbered(index, 1, 20_000))
+    assert bus.stats.shed["events.raw"] > 0
+
+
+async def test_what_is_shed_while_an_earlier_loss_is_told_is_told_too(spool, until):
+    inner = MemoryBus()
+    bus = await spool(inner, told, max_bytes=1 << 20)
+    await shed_some(bus, inner)
+    publish, telling, go_on = inner.publish, asyncio.Event(), asyncio.Event()
+
+    async def slow(topic, records):
+        if topic is ALERTS and not go_on.is_set():
+            telling.set()
+            await go_on.wait()
+        await publish(topic, records)
+
+    inner.publish = slow
+    back(inner)
+    await telling.wait()
+    before = bus.stats.shed["events.raw"]
+    for index in range(80, 240):
+        await bus.publish(EVENTS_RAW, numbered(index, 1, 20_000))
+    assert bus.stats.shed["events.raw"] > before
+    go_on.set()
+    await until(lambda: bus.stats.waiting == 0 and len(notices(inner)) > 1)
+    frames = values(inner, EVENTS_RAW)
+    assert sum(one[1] for one in notices(inner)) == bus.stats.shed["events.raw"] == 240 - len(frames)
+    assert frames == sorted(set(frames))
+
+
+@pytest.mark.parametrize("error", [Unavailable("no leader", 0.01), Refused("too large")])
+async def test_a_loss_that_cannot_be_told_has_nothing_sent_twice(spool, until, error):
+    inner = MemoryBus()
+    bus = await spool(inner, told, max_bytes=1 << 20)
+    await shed_some(bus, inner)
+    publish, tries, failing = inner.publish, [], True
+
+    async def without_alerts(topic, records):
+        if topic is ALERTS and failing:
+            tries.append(records)
+            raise error
+        await publish(topic, records)
+
+    inner.publish = without_alerts
+    back(inner)
+    permanent = isinstance(error, Refused)
+    await until(lambda: bus.stats.waiting == 0 if permanent else len(tries) > 3)
+    failing = False
+    await until(lambda: bus.stats.waiting == 0 and (permanent or notices(inner)))
+    frames = values(inner, EVENTS_RAW)
+    assert frames == list(range(80 - len(frames), 80)), "each once"
+    assert bus.stats.refused == permanent
+
+
+async def test_a_bug_below_the_spool_does_not_end_its_drain(spool, until, caplog):
+    inner = MemoryBus()
+    bus = await spool(inner)
+    away(inner)
+    await bus.publish(ALERTS, numbered(0, 3))
+    back(inner)
+    inner.fail(KeyError("a bug"))
+    await until(lambda: bus.stats.waiting == 0)
+    assert values(inner) == [0, 1, 2]
+    assert "that is a bug" in caplog.text
+
+
 async def test_a_publisher_is_not_held_up_for_as_long_as_the_spool_drains(spool, until):
     """A sensor that waits drains no rings."""
     inner = MemoryBus()
