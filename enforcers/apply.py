@@ -22,7 +22,7 @@ import msgspec
 
 from enforcers import profiles
 from enforcers.cgroup import ROOT_CGROUP, cgroup2_mount
-from enforcers.encoding import Encoded, Encoder
+from enforcers.encoding import Encoded, Encoder, nobodys
 from enforcers.registry import Usable, usable
 from enforcers.tables import KernelTables, scope_exists
 from kernel.loading import existing
@@ -76,8 +76,7 @@ class Applier:
         self._tables: KernelTables | None = None
         if chosen is None:
             chosen = usable(backends, pin_dir, closed=closed, rings=rings, loaded=loaded)
-        # A kernel without LSM programs is no failure where the others work: `in_force` says so, and refusals what it means.
-        problems = [f"{backend_name(one)}: {why}" for one, why in chosen.problems if one is not Backend.BPF_LSM]
+        problems = [f"{backend_name(one)}: {why}" for one, why in chosen.problems]
         if pinned is None:
             why = f"no programs are pinned under {pin_dir}; start the sensor first"
             unpinned = tuple((one.backend, why) for one in chosen.tables)
@@ -165,6 +164,8 @@ class Applier:
             except Exception as error:  # noqa: BLE001 - it is this scope's, whatever it is
                 done.failed.append(f"{scope.workload or scope.cgroup_path}: {_why(error)}")
             wanted.append((scope, encoded))
+            if self.usable:
+                done.refused.update(dict.fromkeys(nobodys(scope, self._used())))
         for one in self._encoder.made:
             done.refused.update(dict.fromkeys(one.refused))
         # What the plan says that a backend leaves of a rule, another may hold.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `bpf-lsm` backend: process, file and network rules asked by the kernel before anything happens. A denied call sees EPERM.
+Off by default: single hooks were seen to deny in guests, the way from the loader to a denied call was not run yet.
 
 The hooks (`kernel/hooks.py`) were loaded, attached and pinned with the sensor where the kernel asks such programs; here only
 tables are written. A class of which it carries every rule needs no other backend (`TablePart.whole`). Neighbours: `paths` and
@@ -103,11 +104,13 @@ class LsmEnforcer:
             RULE_KEY.struct.pack(0, 0, 0, 0, RuleKind.HEADER),
             RULE.struct.pack(_depths(held), flags, 0, len(held)),
         )
-        carried = {rule.ref for rule in held} | {rule.ref for rule in scope.network} - left_out
+        # Of a network rule these hooks leave what the guards leave: other families, a listen without bind.
+        carried = {rule.ref for rule in held}
+        networked = {rule.ref for rule in scope.network} - left_out
         lost = {rule.cls for rule in scope.paths if rule.ref in left_out}
         return TablePart(
             entries={"rules": (header, *entries, *guards), "net_rules": peers}, flags=ScopeFlag.ENFORCE_LSM,
-            rules=len(carried), refused=refused, carried=frozenset(carried),
+            rules=len(carried | networked), refused=refused, carried=frozenset(carried),
             whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes),
         )  # fmt: skip
 

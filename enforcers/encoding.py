@@ -8,11 +8,13 @@ backends may share one. Neighbours: `contract` (who encodes), `tables` (who writ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from enforcers.contract import Entries, TableBackend, TablePart
+from enforcers.paths import stops
 from enforcers.tables import table_id
 from kernel.siphash import string_id
 from schemas.backends import backend_name
@@ -20,7 +22,15 @@ from schemas.enforcement import Refusal, ScopePlan, encode
 from schemas.errors import KernelError
 from schemas.kernel import ScopeFlag
 from schemas.operations import Backend, Class
-from schemas.verdict import RuleRef
+from schemas.refusals import RefusalCode
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+
+_HOLDING: Final = {
+    Class.PROCESS: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.SIGNAL}),
+    Class.FILE: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.SIGNAL}),
+    Class.NETWORK: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.CGROUP}),
+}
+"""Who says of a rule of the class that it is held, or refuses it."""
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -96,6 +106,20 @@ class Encoder:
         entries = joined(self._backends, parts)
         # Named by what the kernel will have, whichever backends it is for.
         return Encoded(table=table_id(entries), entries=entries, parts=parts)
+
+
+def nobodys(scope: ScopePlan, used: Iterable[Backend]) -> Iterator[Refusal]:
+    """Rules of `scope` of whose class none of the backends `used` holds anything: no backend would tell of them. Pure."""
+    asked = frozenset(used)
+    held = {class_ for class_, backends in _HOLDING.items() if asked & backends}
+    denying = [(rule.cls, rule.ref) for rule in scope.paths if stops(rule)]
+    denying += [(Class.NETWORK, rule.ref) for rule in scope.network if rule.action is Action.BLOCK]
+    denying += [(class_, RuleRef(DEFAULT_POSTURE)) for class_, action in scope.posture if action is Action.BLOCK]
+    for class_, ref in dict.fromkeys(denying):
+        if class_ in _HOLDING and class_ not in held:
+            names = " or ".join(f"`{backend_name(one)}`" for one in sorted(_HOLDING[class_]))
+            why = f"no backend that this node uses holds {class_.name.lower()} rules; {names} in `enforcement.backends` could"
+            yield Refusal(ref=ref, uid=scope.uid, reason=why, code=RefusalCode.WRONG_CLASS)
 
 
 def joined(backends: Iterable[TableBackend], parts: Mapping[Backend, TablePart]) -> dict[str, Entries]:

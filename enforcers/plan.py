@@ -19,7 +19,7 @@ from policy.kernel_plan import plan_scope
 from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
-from schemas.backends import IMPLEMENTED
+from schemas.backends import PLANNED
 from schemas.enforcement import Plan, Refusal, ScopePlan, digest
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend
@@ -96,7 +96,7 @@ class Planner:
     def __init__(self, ruleset: Ruleset, settings: PlanSettings | None = None) -> None:
         self.ruleset = ruleset
         self._settings = settings or PlanSettings()
-        self._backends = (*IMPLEMENTED, Backend.APPARMOR) if self._settings.apparmor else IMPLEMENTED
+        self._backends = (*PLANNED, Backend.APPARMOR) if self._settings.apparmor else PLANNED
         self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
         self._left_out = tuple(
             Refusal(ref=ref, reason=f"left out of the ruleset: {why}", code=RefusalCode.LEFT_OUT)

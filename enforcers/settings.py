@@ -38,7 +38,7 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     unresolved: Annotated[
         Literal["stop", "pass"],
         msgspec.Meta(
-            description="What the `signal` backend does with an exec or open whose path the kernel cannot resolve (thousands of directories deep, or closed by another thread meanwhile), where the scope has rules that stop something.",
+            description="What the `signal` and `bpf-lsm` backends do with an exec or open whose path the kernel cannot resolve (thousands of directories deep, or closed by another thread meanwhile), where the scope has rules that stop something.",
             examples=["pass"],
         ),
     ] = "stop"

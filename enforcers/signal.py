@@ -43,10 +43,12 @@ class SignalEnforcer:
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         if not scope.signal:
             why = "neither its policies nor the node opt in to kills (annotation `hauberk.io/signal: enabled`)"
-            asked = [rule for rule in scope.paths if rule.action is Action.BLOCK]
+            asked = [rule.ref for rule in scope.paths if paths.stops(rule)]
+            if any((class_, Action.BLOCK) in scope.posture for class_ in _WHITELIST):
+                asked.append(RuleRef(DEFAULT_POSTURE))
             refused = tuple(
-                Refusal(ref=rule.ref, uid=scope.uid, backend=self.backend, reason=why, code=RefusalCode.NO_OPT_IN)
-                for rule in asked
+                Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=why, code=RefusalCode.NO_OPT_IN)
+                for ref in asked
             )
             return TablePart(refused=refused)
         entries, refused, holes = paths.encode(scope.paths, ident, self.backend, scope.uid)

@@ -230,7 +230,7 @@ def explain(given: argparse.Namespace) -> int:
 def holding(given: argparse.Namespace) -> Holding:
     """With what Block rules are held where the configuration is in force."""
     from hauberk.configuration import load
-    from policy.rules.backends import HERE, NAMES
+    from policy.rules.backends import ALL, HERE, NAMES
     from policy.tools.lint_findings import Holding
 
     tree = load(given)[0].tree
@@ -242,7 +242,7 @@ def holding(given: argparse.Namespace) -> Holding:
         return found
 
     named = at("enforcement", "backends")
-    backends = tuple(one for one in HERE if NAMES[one] in named) if isinstance(named, list | tuple) else HERE
+    backends = tuple(one for one in ALL if NAMES[one] in named) if isinstance(named, list | tuple) else HERE
     return Holding(
         backends=backends,
         signal=kills(given),

@@ -199,7 +199,7 @@ def lsm_programs() -> Feature:
         try:
             os.sched_getscheduler(0)
         except PermissionError:
-            return Feature(name, True, "`bpf-lsm` enforcement denies before it happens")
+            return Feature(name, True, "`bpf-lsm` enforcement can be had: `enforcement.backends` must name it")
         finally:
             os.close(link)
     finally:

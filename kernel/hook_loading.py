@@ -70,7 +70,7 @@ def install(programs: Mapping[str, int], maps: Mapping[str, int], pin_dir: Path)
             link = bpf.check(bpf.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, program, 0), name)
             keep(link, pin_dir / "links" / name)
             os.close(link)
-    except KernelError:
+    except BaseException:
         for place in reversed(done):
             with contextlib.suppress(OSError):
                 place.unlink()

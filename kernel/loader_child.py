@@ -122,6 +122,8 @@ def prepare_hooks(request: dict[str, Any], step: Callable[[str], None]) -> tuple
                 store(directory, name, found)
     except HauberkError as error:
         return None, str(error)
+    except Exception as error:  # noqa: BLE001 - BCC raises bare ones; whatever it is, the sensor can do without the hooks
+        return None, f"the LSM hooks could not be compiled: {type(error).__name__}: {error}"
     return found, ""
 
 
@@ -134,10 +136,10 @@ def load_hooks(compiled: Compiled, maps: dict[str, int], key: tuple[int, int], r
         for room in ("maps", "programs", "links"):
             (pin_dir / room).mkdir(parents=True, exist_ok=True)
         hook_loading.install(programs, own, pin_dir)
-    except KernelError as error:
+    except Exception as error:  # noqa: BLE001 - `install` has taken back what it did; the sensor can do without the hooks
         if request.get("cache"):
             forget(request["cache"], hook_compiler.name_of(request))
-        return str(error)
+        return str(error) if isinstance(error, HauberkError) else f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -213,7 +213,7 @@ def load(
         unload(beside)
         raise
     if why := done["refused"].get("lsm"):
-        log.info("no LSM hooks are attached: %s", why)
+        log.warning("no LSM hooks are attached: %s", why)
     # Not undone: from here on the rules may be on the new ones alone.
     _take_place(beside, pin_dir)
     found = existing(pin_dir, expected)

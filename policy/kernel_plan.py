@@ -19,7 +19,7 @@ from policy.rules.backends import AUTOBIND, OTHER_FAMILIES, denies, frees, reaso
 from policy.rules.specificity import Rank, rank
 from policy.ruleset import Scope
 from policy.text.coverage import CANNOT, missing, unseen
-from schemas.backends import IMPLEMENTED
+from schemas.backends import PLANNED
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.identity import Identity
 from schemas.operations import Backend, Class
@@ -31,7 +31,7 @@ _DIRECTIONS: Final = ("egress", "ingress")
 
 
 def plan_scope(
-    scope: Scope, identity: Identity, *, backends: Iterable[Backend] = IMPLEMENTED, signal: bool = False
+    scope: Scope, identity: Identity, *, backends: Iterable[Backend] = PLANNED, signal: bool = False
 ) -> tuple[ScopePlan, tuple[Refusal, ...]]:
     """What `identity` shall be held to by `backends`, and what is not carried out or only in part (`code.partial`). `signal`: the
     node opts in to kills for every policy."""

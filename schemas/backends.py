@@ -32,11 +32,15 @@ BACKENDS: Final = {
     Backend.SIGNAL: About("signal", "tables", "Hauberk signal"),
 }
 BY_NAME: Final = {about.name: backend for backend, about in BACKENDS.items()}
-DEFAULTS: Final[tuple[Implemented, ...]] = tuple(name for name in get_args(Implemented) if name != "apparmor")
+_ASKED_FOR: Final = ("bpf-lsm", "apparmor")
+DEFAULTS: Final[tuple[Implemented, ...]] = tuple(name for name in get_args(Implemented) if name not in _ASKED_FOR)
 """What a node uses unless its settings say otherwise. AppArmor holds nothing of a workload that was not started under a profile of
-Hauberk's, so it is asked for."""
+Hauberk's, so it is asked for. So are the LSM hooks: their rules are taken from `signal`, and the way from the loader through
+planner and applier to a denied call was not seen to run yet."""
 IMPLEMENTED: Final = tuple(BY_NAME[name] for name in DEFAULTS)
-"""What the planner, the lint and `explain` count on."""
+"""What the lint and `explain` count on."""
+PLANNED: Final = (Backend.BPF_LSM, *IMPLEMENTED)
+"""Whose rules are in every plan: a planner does not know what its nodes use. What a node leaves of them is in its receipt."""
 FLOOR: Final = (Backend.CGROUP, Backend.SIGNAL)
 """Those that every supported kernel offers. What is said of a policy without looking at a node counts on these alone."""
 

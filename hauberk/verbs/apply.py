@@ -109,7 +109,7 @@ def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
         if found.unheld:
             said.append(
                 f"{found.unheld} of {found.blocks} Block rule{'s' * (found.blocks != 1)} {'is' if found.unheld == 1 else 'are'} "
-                "only audited on nodes whose kernel asks no LSM programs (`hauberk probe`)"
+                "only audited by the backends that a node uses by default"
             )
             if found.by_signal:
                 which = "" if found.by_signal == found.unheld else f" ({found.by_signal} of them)"

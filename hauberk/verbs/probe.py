@@ -84,7 +84,12 @@ def chosen() -> list[tuple[str, str]]:
             "block exec and open",
             "signal, opt-in per policy" if has("bpf_send_signal") else "nothing: " + features["bpf_send_signal"].why,
         ),
-        ("LSM", "bpf-lsm" if has("LSM programs") else "nothing: " + features["LSM programs"].why),
+        (
+            "LSM",
+            "bpf-lsm, where `enforcement.backends` names it"
+            if has("LSM programs")
+            else "nothing: " + features["LSM programs"].why,
+        ),
     ]
 
 

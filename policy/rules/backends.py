@@ -17,7 +17,7 @@ from schemas.verdict import Action
 
 ALL: Final = tuple(BACKENDS)
 HERE: Final = IMPLEMENTED
-"""Those that this version has. A policy can be written for the others; they enforce nothing yet."""
+"""Those that every node uses unless its settings say otherwise; the others are asked for."""
 NAMES: Final = {backend: about.name for backend, about in BACKENDS.items()}
 _INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
 
@@ -140,6 +140,8 @@ def _bpf_lsm(rule: Rule) -> Cause | None:
         return Cause(RefusalCode.TERMINAL, "the LSM hooks do not look at the terminal")
     if rule.has_args:
         return Cause(RefusalCode.ARGUMENTS, "the LSM hooks do not look at arguments")
+    if rule.class_ is Class.NETWORK and rule.value not in _INTERNET:
+        return Cause(RefusalCode.SOCKET_FAMILY, f"the LSM hooks decide on internet sockets only, not `{rule.value}`")
     return _source(rule)
 
 

@@ -38,7 +38,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EVERYTHING: Final = Holding()
-"""All backends of this version, and no opt-in but those of the policies."""
+"""The backends that a node uses by default, and no opt-in but those of the policies."""
 
 
 class Together:

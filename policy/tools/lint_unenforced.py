@@ -14,7 +14,7 @@ from typing import Final, Literal
 from policy.rules.backends import ALL, NAMES, reason
 from policy.text.coverage import CANNOT, WATCHED, listed, missing, unseen
 from policy.tools.lint_findings import Finding, Together
-from schemas.backends import FLOOR, IMPLEMENTED
+from schemas.backends import FLOOR
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause
 from schemas.rules import Rule
@@ -85,7 +85,7 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     if not here:
         return _finding(
             rule,
-            f"{_missing(could)}of those that are: {_reasons({backend: why[backend] for backend in FLOOR})}",
+            f"{_missing(could, holding.backends)}of those that are: {_reasons({backend: why[backend] for backend in FLOOR})}",
             "name one in `enforcement.backends` of a node that has it, or use Audit, or a rule that `hauberk policy explain` shows as enforceable",
         )
     if not (used := [backend for backend in here if backend in holding.backends]):
@@ -95,7 +95,7 @@ def _unheld(rule: Rule, together: Together) -> Finding | None:
     if used == [Backend.SIGNAL] and not (holding.signal or together.signal[rule.key]):
         return _finding(
             rule,
-            f"{_missing(later)}signal could, and the policy does not opt in to kills",
+            f"{_missing(later, holding.backends)}signal could, and the policy does not opt in to kills",
             "add the annotation `hauberk.io/signal: enabled`, and the process is ended instead; or use Audit",
         )
     if together.host and not holding.hosts:
@@ -116,10 +116,10 @@ def _finding(rule: Rule, why: str, advice: str, level: Literal["warning", "note"
     return Finding(code=code, rule=rule.ref, message=message, recommendation=advice, level=level)
 
 
-def _missing(backends: Sequence[Backend]) -> str:
+def _missing(backends: Sequence[Backend], named: Sequence[Backend]) -> str:
     if not backends:
         return ""
-    if offered := [backend for backend in backends if backend in IMPLEMENTED]:
+    if offered := [backend for backend in backends if backend in named]:
         return f"{_WHERE} {_names(offered, 'or')}: "
     none = "it is not" if len(backends) == 1 else "neither is"
     return f"{_names(backends, 'or')} could enforce it, and {none} used by default; "

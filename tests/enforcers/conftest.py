@@ -32,6 +32,7 @@ from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unlo
 from policy.documents import key, to_json
 from policy.parse import parse
 from policy.ruleset import PostureSettings
+from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import decode_plan
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
@@ -207,10 +208,12 @@ def ksp(name: str, spec: str, annotations: str = "{}") -> str:
 class House:
     """Planner and enforcement on one bus, as `hauberk up` runs them."""
 
-    def __init__(self, pin_dir: str, state_dir: Path, plan: PlanSettings, postures: PostureSettings) -> None:
+    def __init__(
+        self, pin_dir: str, plan: PlanSettings, postures: PostureSettings, enforcement: EnforceSettings
+    ) -> None:
         self.bus = MemoryBus()
         self.planner = PlannerEngine(self.bus, PlannerSettings(plan=plan, postures=postures))
-        self.agent = Enforcement(self.bus, pin_dir, NODE, EnforceSettings(state_dir=str(state_dir), grace_seconds=0.05))
+        self.agent = Enforcement(self.bus, pin_dir, NODE, enforcement)
 
     async def know(self, *identities: Identity) -> None:
         await self.bus.publish(INVENTORY, [Record(one.key, encode_identity(one)) for one in identities])
@@ -245,10 +248,17 @@ class House:
 
 
 @pytest.fixture
-def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
+def backends() -> tuple[Implemented, ...]:
+    """What the node of `house` uses; a module that tests another one says so."""
+    return DEFAULTS
+
+
+@pytest.fixture
+def house(pin_dir: str, tmp_path: Path, backends: tuple[Implemented, ...]) -> Callable[..., Any]:
     @asynccontextmanager
     async def opened(postures: PostureSettings | None = None, **settings: Any) -> AsyncIterator[House]:
-        one = House(pin_dir, tmp_path / "state", PlanSettings(**settings), postures or PostureSettings())
+        node = EnforceSettings(state_dir=str(tmp_path / "state"), grace_seconds=0.05, backends=backends)
+        one = House(pin_dir, PlanSettings(**settings), postures or PostureSettings(), node)
         tasks = [asyncio.create_task(one.planner.run()), asyncio.create_task(one.agent.run())]
         try:
             await one.until(lambda: any(task.done() for task in tasks) or one.agent.ready.is_set())
@@ -257,7 +267,7 @@ def house(pin_dir: str, tmp_path: Path) -> Callable[..., Any]:
             one.planner.stop()
             one.agent.stop()
             await asyncio.wait_for(asyncio.gather(*tasks), 60)
-            rest = Applier(pin_dir, NODE)
+            rest = Applier(pin_dir, NODE, backends)
             rest.clear()
             rest.close()
 

@@ -19,6 +19,7 @@ from enforcers.tables import KernelTables
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, encode
 from schemas.kernel import ScopeFlag
+from schemas.refusals import RefusalCode
 
 pytestmark = pytest.mark.kernel
 
@@ -247,6 +248,7 @@ def test_a_signal_only_node_denies_no_socket(
     try:
         receipt = one.apply(make_plan(identity(box)))
         assert receipt.rules == 0
+        assert [(one.code, "`cgroup`" in one.reason) for one in receipt.refused] == [(RefusalCode.WRONG_CLASS, True)]
         assert box.connect(server) == "ok"
     finally:
         one.clear()

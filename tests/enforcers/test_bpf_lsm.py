@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `bpf-lsm` backend on a kernel that asks LSM programs: a policy becomes EPERM before anything happens, inside only.
 
-From the policy to the maps as `hauberk up` does it. On a kernel that asks none all of it is skipped with the reason; the guests
-of tests/vm run it.
+From the policy to the maps as `hauberk up` does it. On a kernel that asks none all of it is skipped with the reason; `make test-vm` runs it in guests.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,8 +21,12 @@ from enforcers.bpf_lsm import LsmEnforcer
 from kernel.features import lsm_programs
 from kernel.hooks import HOOKS
 from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
+from schemas.backends import DEFAULTS, Implemented
+from schemas.enforcement import NetworkRule, PathRule, ScopePlan
+from schemas.kernel import NET_KEY
 from schemas.lsm import HookCount
-from schemas.operations import Backend
+from schemas.operations import Backend, Class
+from schemas.verdict import Action, RuleRef
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
@@ -50,6 +54,12 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
             unload(f"{home}/pins")
     finally:
         unmount(home)
+
+
+@pytest.fixture
+def backends() -> tuple[Implemented, ...]:
+    """Asked for: a node does not use it by default."""
+    return ("bpf-lsm", *DEFAULTS)
 
 
 def count(loaded: LoadedPrograms, which: HookCount) -> int:
@@ -186,3 +196,17 @@ async def test_swaps_under_a_hammer_let_nothing_through(
 def test_without_its_hooks_it_says_why(tmp_path: Path) -> None:
     why = LsmEnforcer(str(tmp_path)).unusable()
     assert "not attached" in why or "boot with lsm=" in why
+
+
+def test_what_the_guards_leave_of_a_network_rule_it_leaves_too() -> None:
+    """Its table has internet families alone, and there is no hook on listen: nothing of that may be said to be whole."""
+    files, sockets = (RuleRef("p", "KubeArmorPolicy", "shop", where) for where in ("spec.file[0]", "spec.network[0]"))
+    scope = ScopePlan(
+        uid="u", cgroups=(7,),
+        paths=(PathRule(cls=Class.FILE, match="path", value="/a", action=Action.BLOCK, ref=files),),
+        network=(NetworkRule(protocol="raw", action=Action.BLOCK, ref=sockets),),
+    )  # fmt: skip
+    part = LsmEnforcer("/nowhere").encode(scope, len)
+    assert (part.rules, part.carried, part.refused) == (2, {files}, ())
+    families = {NET_KEY.struct.unpack(key)[3] for key, _ in part.entries["net_rules"]}
+    assert families == {socket.AF_INET, socket.AF_INET6}

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
 
 from enforcers.contract import Entries, Ident, TablePart
-from enforcers.encoding import Encoder, joined
+from enforcers.encoding import Encoder, joined, nobodys
 from enforcers.registry import make
 from schemas.backends import BACKENDS, BY_NAME, Implemented
-from schemas.enforcement import ScopePlan
+from schemas.enforcement import NetworkRule, PathRule, ScopePlan
 from schemas.errors import KernelError
 from schemas.kernel import ScopeFlag
-from schemas.operations import Backend
+from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 SCOPE = ScopePlan(uid="u", cgroups=(7,))
 
@@ -52,6 +55,30 @@ def test_backends_on_one_map_are_both_in_the_table() -> None:
     assert {backend: part.rules for backend, part in encoded.parts.items()} == {Backend.BPF_LSM: 2, Backend.SIGNAL: 2}
     assert encoded.flags == ScopeFlag.CLOSED | ScopeFlag.ENFORCE_SIGNAL
     assert encoded.holds(Backend.BPF_LSM)
+
+
+REF = RuleRef("p", "KubeArmorPolicy", "shop", "spec.x[0]")
+
+
+def test_a_rule_that_no_backend_of_the_node_answers_for_is_told() -> None:
+    path = PathRule(cls=Class.FILE, match="path", value="/a", action=Action.BLOCK, ref=REF)
+    peer = NetworkRule(protocol="tcp", action=Action.BLOCK, ref=msgspec.structs.replace(REF, index=1))
+    free = msgspec.structs.replace(path, value="/b", action=Action.ALLOW, ref=msgspec.structs.replace(REF, index=2))
+    scope = msgspec.structs.replace(
+        SCOPE, paths=(path, path, free), network=(peer,), posture=((Class.FILE, Action.BLOCK),)
+    )
+
+    def told(*used: Backend) -> list[RuleRef]:
+        return [one.ref for one in nobodys(scope, used)]
+
+    assert told(Backend.CGROUP) == [path.ref, RuleRef(DEFAULT_POSTURE)]
+    assert told(Backend.SIGNAL) == [peer.ref]
+    assert told(Backend.CGROUP, Backend.SIGNAL) == told(Backend.BPF_LSM) == []
+    (one,) = nobodys(scope, (Backend.SIGNAL,))
+    assert (one.code, one.reason) == (
+        RefusalCode.WRONG_CLASS,
+        "no backend that this node uses holds network rules; `bpf-lsm` or `apparmor` or `cgroup` in `enforcement.backends` could",
+    )
 
 
 def test_two_values_for_one_key_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from enforcers.paths import encode
@@ -12,7 +13,8 @@ from enforcers.signal import SignalEnforcer
 from schemas.enforcement import PathRule, ScopePlan
 from schemas.kernel import RULE, RULE_KEY, RuleAction, RuleFlag, RuleKind, ScopeFlag
 from schemas.operations import Backend, Class
-from schemas.verdict import Action, RuleRef
+from schemas.refusals import RefusalCode
+from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 REF = RuleRef("p", "KubeArmorPolicy", "shop", "spec.file.matchPaths[0]")
 
@@ -71,6 +73,19 @@ def test_a_rule_is_no_longer_than_what_is_kept_of_a_long_path() -> None:
     rules = [rule("directory_recursive", "/" + "d" * (length - 2) + "/") for length in (4091, 4092)]
     entries, refused, _ = encode(rules, ident, Backend.SIGNAL, "u")
     assert (len(entries), [one.reason for one in refused]) == (1, ["its path is longer than 4091 bytes"])
+
+
+def test_without_an_opt_in_all_that_would_deny_is_told() -> None:
+    """The limits of an Allow rule and the posture too: nobody else says that nothing holds them."""
+    rules = (rule("path", "/a"), rule("path", "/b", Action.ALLOW), rule("path", "/c", Action.ALLOW, read_only=True))
+    numbered = tuple(
+        msgspec.structs.replace(one, ref=msgspec.structs.replace(REF, index=at)) for at, one in enumerate(rules)
+    )
+    scope = ScopePlan(uid="u", cgroups=(7,), paths=numbered, posture=((Class.FILE, Action.BLOCK),))
+    part = SignalEnforcer("/nowhere").encode(scope, ident)
+    assert (part.flags, part.rules) == (ScopeFlag(0), 0)
+    assert [one.ref for one in part.refused] == [numbered[0].ref, numbered[2].ref, RuleRef(DEFAULT_POSTURE)]
+    assert {one.code for one in part.refused} == {RefusalCode.NO_OPT_IN}
 
 
 @pytest.mark.parametrize(

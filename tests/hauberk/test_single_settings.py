@@ -45,6 +45,13 @@ def test_the_sensor_begins_with_what_judge_and_planner_have(tmp_path: Path, word
     assert node.sensor.load.host_visibility == words
 
 
+def test_hooks_are_loaded_where_they_are_asked_for_alone(tmp_path: Path) -> None:
+    assert not given(tmp_path).sensor.load.hooks
+    asked = given(tmp_path, 'enforcement.backends=["bpf-lsm", "cgroup"]')
+    assert asked.sensor.load.hooks
+    assert asked.enforcement.backends == ("bpf-lsm", "cgroup")
+
+
 def test_one_name_of_the_node(tmp_path: Path) -> None:
     found = given(tmp_path, "node=n1")
     assert (found.node, found.sensor.node, found.inventory.node) == ("n1", "n1", "n1")

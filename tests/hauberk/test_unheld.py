@@ -44,9 +44,9 @@ def hauberk(make_hauberk: Callable[..., Any]) -> Any:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (policy(), "demo: 2 of 3 Block rules are only audited on nodes whose kernel asks no LSM programs (`hauberk probe`): add the annotation "
+        (policy(), "demo: 2 of 3 Block rules are only audited by the backends that a node uses by default: add the annotation "
          "hauberk.io/signal: enabled to end the process instead (1 of them); `hauberk policy explain -f FILE` says which"),
-        (policy(annotations=SIGNAL), "demo: 1 of 3 Block rules is only audited on nodes whose kernel asks no LSM programs (`hauberk probe`); `hauberk"),
+        (policy(annotations=SIGNAL), "demo: 1 of 3 Block rules is only audited by the backends that a node uses by default; `hauberk"),
         (HOST, "demo: Block rules of host policies are enforced only in the cgroups of `planner.plan.host_cgroups`"),
         (policy("Audit"), ""),
         (policy(annotations="hauberk.io/mode: shadow"), ""),
@@ -69,12 +69,12 @@ def test_explain_marks_what_this_version_does_not_have(hauberk: Any) -> None:
     (hauberk.home / "demo.yaml").write_text(policy(annotations=SIGNAL))
     done = hauberk("policy", "explain", "-f", "demo.yaml")
     rows = {line.split()[1]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("demo ")}
-    assert rows["spec.process.matchPaths[0]"] == ["yes", "later", "no", "yes"]
-    assert rows["spec.network.matchProtocols[0]"] == ["yes", "no", "yes", "no"]
-    assert "no node uses apparmor unless `enforcement.backends` names it" in done.stdout
+    assert rows["spec.process.matchPaths[0]"] == ["later", "later", "no", "yes"]
+    assert rows["spec.network.matchProtocols[0]"] == ["later", "no", "yes", "no"]
+    assert "no node uses bpf-lsm or apparmor unless `enforcement.backends` names it" in done.stdout
     assert "host_cgroups" not in done.stdout
     first = json.loads(hauberk("policy", "explain", "-f", "demo.yaml", "-o", "json").stdout)[0]
-    assert first["not_in_this_version"] == ["apparmor"]
+    assert first["not_in_this_version"] == ["bpf-lsm", "apparmor"]
     assert first["note"] == ""
 
 

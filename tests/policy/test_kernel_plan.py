@@ -17,6 +17,7 @@ from schemas.backends import FLOOR
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend, Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import Action
 
 CONTAINER = Identity(kind=Kind.CONTAINER, node="n1", uid="u1", namespace="demo", labels={"app": "web"}, cgroups=(7,), orchestrated=True)  # fmt: skip
@@ -75,6 +76,16 @@ def test_path_rules_need_an_opt_in_to_kills() -> None:
     assert plan.signal
     assert not refused
     assert [(rule.match, rule.value, rule.action) for rule in plan.paths] == [("path", "/bin/x", Action.BLOCK)]
+
+
+def test_a_family_that_no_table_has_is_refused_by_every_backend() -> None:
+    plan, refused = planned({"network": {"matchProtocols": [{"protocol": "packet"}]}})
+    assert plan.network == ()
+    assert {one.backend: one.code for one in refused} == {
+        Backend.BPF_LSM: RefusalCode.SOCKET_FAMILY,
+        Backend.CGROUP: RefusalCode.SOCKET_FAMILY,
+        Backend.SIGNAL: RefusalCode.WRONG_CLASS,
+    }
 
 
 def test_first_match_is_the_judges_choice() -> None:

@@ -13,6 +13,7 @@ from policy.parse import parse
 from policy.ruleset import PostureSettings, compile_ruleset
 from policy.tools.lint import CHECKS, lint
 from policy.tools.lint_findings import EVERYTHING, Finding, Holding
+from schemas.backends import FLOOR
 from schemas.operations import Backend
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
@@ -151,11 +152,17 @@ def test_a_block_that_could_be_held_by_a_kill_says_how() -> None:
     assert found is not None
     assert found.level == "note"
     assert found.message == (
-        "is only audited where the kernel does not offer bpf-lsm: signal could, and the policy does not opt in to kills"
+        "is only audited: bpf-lsm or apparmor could enforce it, and neither is used by default; signal could, and the policy does "
+        "not opt in to kills"
     )
     assert "add the annotation `hauberk.io/signal: enabled`" in found.recommendation
     assert unheld(spec, annotations=SIGNAL) is None
     assert unheld(spec, holding=Holding(signal=True)) is None
+    asked = unheld(spec, holding=Holding(backends=(Backend.BPF_LSM, *FLOOR)))
+    assert asked is not None
+    assert asked.message == (
+        "is only audited where the kernel does not offer bpf-lsm: signal could, and the policy does not opt in to kills"
+    )
 
 
 def test_a_backend_that_the_settings_leave_out_holds_nothing() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.backends import BACKENDS, BY_NAME, DEFAULTS, IMPLEMENTED, backend_name
+from schemas.backends import BACKENDS, BY_NAME, DEFAULTS, FLOOR, IMPLEMENTED, PLANNED, backend_name
 from schemas.enforcement import InForce, Refusal, decode_plan, decode_receipt, encode
 from schemas.operations import Backend
 from schemas.refusals import MEANING, RefusalCode
@@ -54,7 +54,8 @@ def test_only_some_codes_leave_the_rule_in_force(code: RefusalCode) -> None:
 
 def test_one_table_names_every_backend() -> None:
     assert set(BACKENDS) == set(Backend) - {Backend.OBSERVER}
-    assert [BY_NAME[name] for name in DEFAULTS] == list(IMPLEMENTED)
+    assert [BY_NAME[name] for name in DEFAULTS] == list(IMPLEMENTED) == list(FLOOR)
+    assert list(PLANNED) == [Backend.BPF_LSM, *IMPLEMENTED]
     assert [backend_name(one) for one in Backend] == ["observer", "bpf-lsm", "apparmor", "cgroup", "signal"]
 
 
