@@ -123,10 +123,10 @@ class AppArmorEnforcer:
     def _marks(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         try:
-            text = Path(self._securityfs, "apparmor", "profiles").read_text()
+            text = Path(self._securityfs, "apparmor", "profiles").read_text("utf-8", "replace")
         except OSError as error:
             raise _failed("read the loaded profiles", error.strerror or str(error), error.errno or 0) from error
-        for line in text.splitlines():
+        for line in text.split("\n"):
             name, _, mark = line.rpartition(" ")[0].partition("//")
             # Not enforced: it holds nothing, whatever its text is.
             if name.startswith(PREFIX) and line.endswith("(enforce)"):
@@ -140,7 +140,7 @@ class AppArmorEnforcer:
         try:
             done = subprocess.run(
                 [self._parser, "--replace", "--skip-cache"], input=source(name, text, mark), capture_output=True,
-                text=True, timeout=_PARSING, check=False,
+                encoding="utf-8", errors="surrogateescape", timeout=_PARSING, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise _failed(f"load `{name}`", str(error)) from error
@@ -158,7 +158,8 @@ def source(name: str, text: str, mark: str) -> str:
     """The whole profile as the parser takes it. Pure."""
     body = text or "\n".join((*apparmor_profile.OPEN, "file,"))
     baseline = () if name.startswith(HOST) else BASELINE
-    lines = "\n".join(f"  {line}" for line in (*body.splitlines(), *baseline))
+    # Not splitlines: a path may hold what that takes for the end of a line (U+2028).
+    lines = "\n".join(f"  {line}" for line in (*body.split("\n"), *baseline))
     flags = "flags=(attach_disconnected,mediate_deleted)"
     return f"abi <abi/3.0>,\nprofile {name} {flags} {{\n{lines}\n  profile {_MARK}{mark} {{\n  }}\n}}\n"
 
@@ -194,7 +195,7 @@ def _confined(pid: int) -> str | None:
     """The profile of a process, without mode and child; the word "unconfined" for none; None when the process is gone."""
     for file in ("attr/apparmor/current", "attr/current"):
         try:
-            text = Path(f"/proc/{pid}/{file}").read_text()
+            text = Path(f"/proc/{pid}/{file}").read_text("utf-8", "replace")
         except FileNotFoundError:
             continue
         except OSError:

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,6 +19,9 @@ NAME: Final = "handed-over"
 _FORM: Final = struct.Struct("=QQ255p")
 PARTITION: Final = 1
 """Number under which what was handed over counts, beside 0, the log's."""
+_TRIES: Final = 100
+_TRY_AGAIN: Final = 0.01
+"""Seconds."""
 
 
 class HandedOver(NamedTuple):
@@ -35,7 +39,7 @@ class HandedOverFile:
         self._path = directory / NAME
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Who else hands over on this directory writes his numbers over these: `up` holds a lock on its state for that.
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(self._descriptor)
         os.ftruncate(self._descriptor, _FORM.size)
         self._memory = mmap.mmap(self._descriptor, _FORM.size)
 
@@ -50,6 +54,18 @@ class HandedOverFile:
         self._path.unlink(missing_ok=True)
         self._memory.close()
         os.close(self._descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    # Who only looks whether a killed process left the file holds it for some microseconds.
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TRY_AGAIN)
+        else:
+            return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def handed_over(directory: Path) -> HandedOver | None:

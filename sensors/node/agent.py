@@ -51,10 +51,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     idle: Annotated[
         float,
         msgspec.Meta(
-            description="Longest sleep when nothing happens; the first event ends it. Under 60, after which observation stops.",
+            description="Longest sleep when nothing happens; the first event ends it. Half of the 60 at most after which observation stops.",
             examples=[5.0],
             gt=0,
-            le=315_360_000,
+            le=30,
         ),
     ] = 5.0
     coalesce: Annotated[
@@ -63,7 +63,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             description="Longest time between drains while events come; what is new or may be an alert does not wait for it.",
             examples=[0.2],
             gt=0,
-            le=315_360_000,
+            le=30,
         ),
     ] = 0.2
     share: Annotated[

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from bus.contract import Delivery, Record, Subscription
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
-from bus.embedded.handed import NAME, PARTITION
+from bus.embedded.handed import NAME, PARTITION, HandedOverFile
 from bus.handover import HandoverBus
 from schemas.topics import ALERTS, EVENTS_RAW, TELEMETRY
 
@@ -218,3 +220,16 @@ async def test_telemetry_is_wanted_by_whoever_reads_or_has_read_it(bus: Handover
             assert bus.logged()
         await bus.look()
         assert bus.logged()
+
+
+def test_who_looks_at_what_a_killed_process_left_keeps_no_other_from_starting(tmp_path: Path) -> None:
+    """A verb that asks for the lag holds the file's lock for a moment."""
+    (tmp_path / NAME).write_bytes(bytes(32))
+    with open(tmp_path / NAME, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        done = threading.Timer(0.05, fcntl.flock, (looking, fcntl.LOCK_UN))
+        done.start()
+        try:
+            HandedOverFile(tmp_path).close()
+        finally:
+            done.join()

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enforcers.apparmor import BASELINE, source
+from enforcers.apparmor import BASELINE, AppArmorEnforcer, source
 from enforcers.apparmor_profile import render
 from schemas.enforcement import NetworkRule, PathRule, ScopePlan
 from schemas.operations import Class
@@ -123,3 +124,20 @@ def test_containers_keep_what_their_runtime_denies_and_services_do_not_get_it() 
     assert all(f"  {line}\n" in text for line in BASELINE)
     assert "deny" not in source("hauberk-host-backup", "", "empty")
     assert "profile rules-empty {" in text
+
+
+@pytest.mark.parametrize("letter", ["\x85", "\u2028", "\u2029", "\xa0"])
+def test_a_path_stays_one_line_whatever_is_in_it(letter: str) -> None:
+    """Broken in two, the rule would be in force for another path."""
+    made = render(scope(rule(f"/a{letter}b")))
+    assert made.carried
+    lines = [line.strip(" ") for line in source("hauberk-x", made.text, "m").split("\n")]
+    assert f'audit deny "/a{letter}b{{,/}}" rwkl,' in lines
+
+
+def test_profiles_of_others_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "apparmor").mkdir()
+    (tmp_path / "apparmor/profiles").write_bytes(
+        b"caf\xe9 (enforce)\nhauberk-x (enforce)\nhauberk-x//rules-abc (enforce)\nhauberk-y (complain)\n"
+    )
+    assert AppArmorEnforcer(securityfs=str(tmp_path)).loaded() == {"hauberk-x": "abc"}

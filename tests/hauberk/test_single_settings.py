@@ -52,6 +52,13 @@ def test_hooks_are_loaded_where_they_are_asked_for_alone(tmp_path: Path) -> None
     assert asked.enforcement.backends == ("bpf-lsm", "cgroup")
 
 
+@pytest.mark.parametrize("name", ["idle", "coalesce"])
+def test_nobody_sleeps_past_the_end_of_observation(name: str, tmp_path: Path) -> None:
+    """The kernel reports nothing once the rings were not drained for a minute."""
+    with pytest.raises(SettingsError, match=name):
+        given(tmp_path, f"sensor.agent.{name}=61")
+
+
 def test_one_name_of_the_node(tmp_path: Path) -> None:
     found = given(tmp_path, "node=n1")
     assert (found.node, found.sensor.node, found.inventory.node) == ("n1", "n1", "n1")
