@@ -105,6 +105,12 @@ class Subscription(Protocol):
         ...
 
     @property
+    def joining(self) -> bool:
+        """Whether the far side has yet to say what this reader gets: at first, and while its group changes. A partition that is not
+        in `owned` then may be in a moment; otherwise it is another member's."""
+        ...
+
+    @property
     def disowned(self) -> int:
         """Deliveries whose commit was dropped because their partition was lost: another member handles them again."""
         ...

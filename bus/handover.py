@@ -263,6 +263,10 @@ class _HandoverSubscription:
         return self._inner.revoking
 
     @property
+    def joining(self) -> bool:
+        return self._inner.joining
+
+    @property
     def disowned(self) -> int:
         return self._inner.disowned
 

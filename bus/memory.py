@@ -230,6 +230,8 @@ class MemoryBus:
 
 
 class _MemorySubscription:
+    joining = False
+
     def __init__(self, bus: MemoryBus, topics: Sequence[Topic], group: str | None) -> None:
         self._bus = bus
         self._group = group

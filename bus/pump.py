@@ -263,8 +263,10 @@ class Pump:
             return self.attempts.stopping.is_set()
         position = subscription.position
         behind = [place for place, end in self._mark.items() if position.get(place, 0) < end]
-        # After a take, a partition without a position is another member's.
-        return not behind or (dry and (self.attempts.left <= 0 or not any(place in position for place in behind)))
+        if not behind or (dry and self.attempts.left <= 0):
+            return True
+        # After a take, a partition without a position is another member's, unless the group is changing.
+        return dry and not subscription.joining and not any(place in position for place in behind)
 
     async def _take(self, subscription: Subscription) -> list[Delivery]:
         most, wait = self._settings.max_records, self._settings.max_wait

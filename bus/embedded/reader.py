@@ -93,6 +93,7 @@ class EmbeddedSubscription:
     it would only cost. It is lost when this reader hung and another one waited, or the directory was cleaned."""
 
     revoking: frozenset[Partition] = frozenset()
+    joining = False
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class GroupSubscription(KafkaReader):
         self._ends: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
         self._granted = 0
+        self.joining = True
         self._generation = -1
         self._member = ""
         self._released = asyncio.Event()
@@ -88,7 +89,10 @@ class GroupSubscription(KafkaReader):
 
     async def revoked(self, consumer: Any) -> None:
         """Called by the library before it joins again; what it waits for is this."""
-        if consumer is not self._consumer or not self._grants:
+        if consumer is not self._consumer:
+            return
+        self.joining = True
+        if not self._grants:
             return
         coordinator = consumer._coordinator
         self._buffer.clear()
@@ -147,6 +151,7 @@ class GroupSubscription(KafkaReader):
             self._granted += 1
             self._grants[mine] = self._granted
             self._seek(TopicPartition(*place), self._position[mine])
+        self.joining = False
 
     async def commit(self, deliveries: Sequence[Delivery] | None = None) -> None:
         if self._link.closed:
@@ -193,6 +198,10 @@ class GroupSubscription(KafkaReader):
 
     def _named(self, error: BaseException) -> tuple[str, str]:
         return ("", self._group) if isinstance(error, errors.GroupAuthorizationFailedError) else super()._named(error)
+
+    def _lost_all(self) -> None:
+        self.joining = True
+        super()._lost_all()
 
     async def leave(self) -> None:
         self._released.set()

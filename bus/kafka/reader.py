@@ -54,6 +54,7 @@ class KafkaReader:
         self._record_size = 4096.0
         self._broken: BaseException | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self.joining = False
         self.skipped = 0
         self.disowned = 0
 

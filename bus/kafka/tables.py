@@ -244,6 +244,7 @@ class TableView:
     disowned = 0
     gaps: Sequence[Gap] = ()
     revoking: frozenset[Partition] = frozenset()
+    joining = False
 
     def __init__(self, tables: SharedTables, topics: Sequence[Topic], keys: Collection[bytes] | None) -> None:
         self._tables = tables

@@ -231,3 +231,17 @@ async def test_a_commit_that_is_refused_takes_what_the_member_had():
     offsets.refuses = [errors.IllegalGenerationError()]
     await subscription.commit([batch[-1]])
     assert (subscription.disowned, subscription.owned) == (1, {})
+
+
+async def test_a_member_says_when_it_does_not_know_yet_what_it_gets():
+    subscription, _, consumer = member()
+    assert subscription.joining
+    await subscription.assigned(consumer, [])
+    assert not subscription.joining, "it stands by, and knows it"
+    await subscription.revoked(consumer)
+    assert subscription.joining
+    await give(subscription, consumer)
+    assert not subscription.joining
+    consumer._coordinator.generation = -1
+    await subscription.revoked(consumer)
+    assert (subscription.joining, subscription.owned) == (True, {})

@@ -323,6 +323,56 @@ async def test_finish_does_not_wait_for_what_another_member_reads(world, records
         assert second.stats.records == 0
 
 
+class Late:
+    """A place in a group that is changing: nothing is this reader's yet for so many looks."""
+
+    def __init__(self, inner, looks) -> None:
+        self._inner = inner
+        self._looks = looks
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    @property
+    def joining(self):
+        return self._looks > 0
+
+    @property
+    def position(self):
+        return {} if self.joining else self._inner.position
+
+    async def take(self, most, seconds):
+        if self._looks > 1:
+            self._looks -= 1
+            await asyncio.sleep(0.01)
+            return []
+        batch = await self._inner.take(most, seconds)
+        self._looks = 0
+        return batch
+
+
+@pytest.mark.parametrize(("looks", "handled"), [(3, 5), (1 << 30, 0)])
+async def test_a_finish_waits_for_a_group_that_is_changing_but_not_for_ever(records, looks, handled):
+    bus = MemoryBus()
+    await bus.publish(ALERTS, records(5))
+    subscribe = bus.subscribe
+
+    @contextlib.asynccontextmanager
+    async def late(*given):
+        async with subscribe(*given) as subscription:
+            yield Late(subscription, looks)
+
+    async def nothing(batch):
+        return
+
+    bus.subscribe = late
+    settings = PumpSettings(max_wait=0.05, retry=RETRY, drain_seconds=0.5)
+    pump = Pump(bus, [ALERTS], "g", Doing(nothing), stage="test", settings=settings)
+    await pump.finish()
+    await asyncio.wait_for(pump.run(), 60)
+    assert pump.stats.records == handled
+
+
 async def test_a_finish_waits_for_who_gets_on_and_leaves_who_is_stuck(records):
     bus = MemoryBus()
     await bus.publish(ALERTS, records(12))
