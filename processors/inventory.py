@@ -56,8 +56,8 @@ class _Node:
         self.by_namespaces: dict[tuple[int, int], Identity] = {}
         self.by_path: dict[str, Identity] = {}
         self.paths: dict[int, str] = {}
-        # Cgroups whose path was not known when somebody asked whose they are.
-        self.asked: set[int] = set()
+        # Cgroups whose path was not known when somebody asked whose they are, the oldest question first.
+        self.asked: dict[int, None] = {}
         self.unknown: dict[Place, Identity] = {}
 
 
@@ -121,7 +121,7 @@ class Inventory:
             if path and table.get(cgroup) != path:
                 table[cgroup] = path
                 if cgroup in known.asked:
-                    known.asked.discard(cgroup)
+                    del known.asked[cgroup]
                     self.epoch += 1
         while len(table) > _PATHS:
             del table[next(iter(table))]
@@ -197,10 +197,11 @@ class Inventory:
             # The root of the hierarchy holds no container.
             return host
         path = known.paths.get(cgroup, "")
-        if not path:
+        if not path and cgroup not in known.asked:
+            # Not all at once: whose path comes after that would stay nobody's until something else changes.
             if len(known.asked) >= _PATHS:
-                known.asked.clear()
-            known.asked.add(cgroup)
+                del known.asked[next(iter(known.asked))]
+            known.asked[cgroup] = None
         found = self._by_ancestor(known, path)
         if found is not None:
             return found

@@ -30,6 +30,19 @@ def test_a_container_under_a_host_cgroup_is_not_the_host():
     assert inventory.give_up("n", Behaviour(cgroup=9)).uid == HEX
 
 
+def test_more_cgroups_than_are_remembered_make_none_but_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is learned later must have those judged again that were asked about before."""
+    monkeypatch.setattr("processors.inventory._PATHS", 3)
+    inventory = Inventory()
+    put(inventory, Identity(kind=Kind.NODE, node="n", uid="n", cgroups=(1,), pid_ns=1, mnt_ns=2))
+    for cgroup in (11, 12, 13, 13, 14):
+        assert inventory.find("n", Behaviour(cgroup=cgroup)) is None
+    for cgroup, again in ((11, 0), (12, 1), (13, 1), (14, 1)):
+        before = inventory.epoch
+        inventory.learn_cgroups("n", {cgroup: f"/{cgroup}"})
+        assert inventory.epoch - before == again, cgroup
+
+
 def test_host_namespaces_do_not_make_a_container_the_host():
     inventory = Inventory()
     put(inventory, Identity(kind=Kind.NODE, node="n", uid="n", cgroups=(1,), pid_ns=1, mnt_ns=2))
