@@ -7,19 +7,24 @@ Neighbours: `facts_watch`, `policy_watch` (who put it here), `bus.attempts` (wai
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
 from bus.attempts import Attempts
 from bus.backoff import Backoff
 from bus.contract import Bus, Headers, Record
+from schemas.errors import Refused
 from schemas.topics import Topic
+
+log = logging.getLogger(__name__)
 
 MOST: Final = 500
 """Records of one publish."""
 
 
 class Published:
-    """`run` publishes until cancelled. All of one event loop."""
+    """`run` publishes until cancelled. All of one event loop. `refused`: records that the bus will never take, each told in the
+    log; what was there of their keys stays."""
 
     def __init__(self, bus: Bus, topic: Topic, headers: Headers = ()) -> None:
         self._bus = bus
@@ -33,6 +38,8 @@ class Published:
         self.published = 0
         self.removed = 0
         self.unchanged = 0
+        self.refused = 0
+        self._alone = 0
 
     async def load(self) -> dict[bytes, Record]:
         """Read what the topic has; call it before anything is put. Raises what the bus raises."""
@@ -78,7 +85,9 @@ class Published:
 
     async def _flush(self) -> None:
         while self._waiting:
-            batch = dict(list(self._waiting.items())[:MOST])
+            batch = dict(list(self._waiting.items())[: 1 if self._alone else MOST])
+            self._alone = max(0, self._alone - 1)
+            before = {key: self._there.get(key) for key in batch}
             # What is asked for while this is on its way is compared with what will be there then.
             for key, value in batch.items():
                 del self._waiting[key]
@@ -90,10 +99,27 @@ class Published:
                 await self._bus.publish(
                     self._topic, [Record(key, value, self._headers) for key, value in batch.items()]
                 )
-            except BaseException:
+            except BaseException as error:
                 self._unsure |= batch.keys()
+                if isinstance(error, Refused) and len(batch) == 1:
+                    self._give_up(before, error)
+                    continue
                 self._waiting = {**batch, **self._waiting}
+                if isinstance(error, Refused):
+                    # One of them is refused for good; alone, it cannot hold up the rest.
+                    self._alone = len(batch)
+                    continue
                 raise
             self._unsure -= batch.keys()
             self.removed += sum(value is None for value in batch.values())
             self.published += sum(value is not None for value in batch.values())
+
+    def _give_up(self, before: dict[bytes, bytes | None], error: Refused) -> None:
+        """The bus has of these keys what it had `before`."""
+        for key, value in before.items():
+            if value is None:
+                self._there.pop(key, None)
+            else:
+                self._there[key] = value
+            self.refused += 1
+            log.error("`%s` is not published, what was known of it stays: %s", key.decode("utf-8", "replace"), error)

@@ -11,7 +11,7 @@ from schemas.stats import Gauge
 class ClusterStats(msgspec.Struct):
     """Plain counts since start. `facts`: known now; `published`, `removed`: records written; `unchanged`: changes of objects that
     changed no fact; `undecoded`: objects that are not what the API reference says, whose last fact stays; `waiting`: not
-    on the bus yet; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
+    on the bus yet; `unpublished`: records that the bus refused for good, larger than it takes; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
     `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now."""
 
     facts: Gauge = 0
@@ -20,6 +20,7 @@ class ClusterStats(msgspec.Struct):
     unchanged: int = 0
     undecoded: int = 0
     waiting: Gauge = 0
+    unpublished: int = 0
     policies: Gauge = 0
     refused_policies: Gauge = 0
     foreign_policies: Gauge = 0

@@ -105,6 +105,7 @@ class ClusterWatch:
             facts=len(self._facts.keys()), published=self._facts.published + self._policies.published,
             removed=self._facts.removed + self._policies.removed, unchanged=self._facts.unchanged,
             undecoded=self._facts_watch.undecoded, waiting=self._facts.waiting + self._policies.waiting,
+            unpublished=self._facts.refused + self._policies.refused,
             policies=self.policies.in_force, refused_policies=len(self.policies.refused),
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
         )  # fmt: skip
