@@ -212,8 +212,7 @@ def load(
     except BaseException:
         unload(beside)
         raise
-    if why := done["refused"].get("lsm"):
-        log.warning("no LSM hooks are attached: %s", why)
+    _hand_on(pin_dir, beside)
     # Not undone: from here on the rules may be on the new ones alone.
     _take_place(beside, pin_dir)
     found = existing(pin_dir, expected)
@@ -221,6 +220,8 @@ def load(
         raise KernelError(
             f"the loader ended well but left no usable pins under `{pin_dir}`", operation="load", target=pin_dir
         )
+    if why := done["refused"].get("lsm"):
+        log.warning("no LSM hooks are attached: %s", why)
     return msgspec.structs.replace(
         found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"],
         compiled="compile" in done["seconds"], not_kept=done["not_kept"],
@@ -249,6 +250,16 @@ def unload(pin_dir: str) -> None:
         shutil.rmtree(f"{pin_dir}/{room}", ignore_errors=True)
     if os.path.isdir(pin_dir):
         shutil.rmtree(pin_dir, ignore_errors=True)
+
+
+def _hand_on(pin_dir: str, beside: str) -> None:
+    """What a killed agent left word of, the next one is to find on the new programs too."""
+    key = struct.pack("=I", Config.IN_HAND)
+    # Nothing is there, or it is of a version without.
+    with contextlib.suppress(KernelError), Map.open(f"{pin_dir}/maps/config") as old:
+        if events := old.sum_u64(key):
+            with Map.open(f"{beside}/maps/config") as new:
+                new.put(key, struct.pack("=Q", events))
 
 
 def _take_place(beside: str, pin_dir: str) -> None:

@@ -20,6 +20,7 @@ from kernel.catalogue import GUARDS, PROBES, TABLES
 from kernel.compiled import store, stored
 from kernel.loader import Halt
 from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
+from kernel.maps import Map
 from schemas.errors import KernelError, MissingDependency, PermissionMissing, Unavailable
 from schemas.kernel import Config
 from schemas.operations import Operation
@@ -127,6 +128,29 @@ def test_a_load_that_was_killed_while_it_replaced_others_is_finished_by_the_next
     finally:
         for place in (pins, beside, f"{bpffs}/aside"):
             unload(place)
+
+
+@pytest.mark.parametrize("entries", [len(Config), Config.IN_HAND])
+def test_what_a_killed_agent_had_in_hand_is_told_by_the_programs_after_it(bpffs: str, entries: int) -> None:
+    """An upgrade after a kill: the events were told by nobody. The version before may have no such word."""
+    key = struct.pack("=I", Config.IN_HAND)
+    places = [f"{bpffs}/{name}" for name in ("hand-old", "hand-new")]
+    try:
+        for place, many in zip(places, (entries, len(Config)), strict=True):
+            os.makedirs(f"{place}/maps")
+            fd = bpf.map_create(2, 4, 8, many, name="config")
+            bpf.pin(fd, f"{place}/maps/config")
+            os.close(fd)
+        if entries > Config.IN_HAND:
+            with Map.open(f"{places[0]}/maps/config") as old:
+                old.put(key, struct.pack("=Q", 41))
+        loading._hand_on(*places)
+        with Map.open(f"{places[1]}/maps/config") as new:
+            assert new.sum_u64(key) == (41 if entries > Config.IN_HAND else 0)
+    finally:
+        for place in places:
+            unload(place)
+    loading._hand_on(*places)
 
 
 def test_programs_that_cannot_take_the_place_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
