@@ -13,8 +13,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from bus.permissions import private_directory
+
+_TRIES: Final = 20
+"""A file is unprotected for microseconds; who looks in them takes it away once."""
 
 
 class TopicReaders:
@@ -31,10 +35,7 @@ class TopicReaders:
         """Somebody in this process reads `topic`. A directory that cannot be written lets nobody stand here."""
         self._number += 1
         path = self._directory / f"{topic}@{self._mine}-{self._number}"
-        descriptor = -1
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = _locked(path)
         try:
             yield
         finally:
@@ -51,6 +52,21 @@ class TopicReaders:
         mine = f"{topic}@{self._mine}-"
         others = [name for name in names if name.startswith(f"{topic}@") and not name.startswith(mine)]
         return any(_held(self._directory / name) for name in others)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of `path`, made and locked; -1 where that cannot be. Whoever looked between the two took it for nobody's."""
+    for _ in range(_TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return -1
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+    return -1
 
 
 def _held(path: Path) -> bool:
