@@ -62,6 +62,7 @@ class LeaderLease:
         self._me = me
         self._seconds = seconds
         self._seen: tuple[str, float] = ("", 0.0)
+        self._asked = 0.0
         self.held = False
         self.holder = ""
         self.problem = ""
@@ -104,24 +105,25 @@ class LeaderLease:
 
     async def _keep(self) -> None:
         """Renew until that was not possible for two thirds of the time."""
-        renewed = time.monotonic()
+        # Since it was asked for: others count from when the server wrote it, which may be long before the answer was here.
+        renewed = self._asked
         while time.monotonic() - renewed < self._seconds * 2 / 3:
             await asyncio.sleep(self._seconds / 6)
             try:
                 async with asyncio.timeout(self._seconds / 3):
-                    started = time.monotonic()
                     await self._try()
             except (HauberkError, TimeoutError) as error:
                 self.problem = str(error) or "no answer in time"
                 continue
             if not self.held:
                 return
-            renewed, self.problem = started, ""
+            renewed, self.problem = self._asked, ""
         self.held = False
 
     async def _try(self) -> None:
         """Read, and write when it is ours or nobody's."""
         self.held, was = False, self.held
+        self._asked = time.monotonic()
         try:
             lease = _decode(await self._server.get(f"{self._path}/{self._name}"))
         except Incompatible:

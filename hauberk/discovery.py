@@ -104,7 +104,11 @@ def _shadows(given: argparse.Namespace) -> Ruleset | None:
 
     try:
         documents = [document for _, document in with_bus(given, _policies)]
-    except SettingsError:
+    except SettingsError as error:
+        print(
+            f"hauberk discover: what shadow policies spoke against is not known, and is learnt: {error}",
+            file=sys.stderr,
+        )
         return None
     if not any(normalise(document).mode is Mode.SHADOW for document in documents):
         return None

@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -151,6 +152,16 @@ def test_a_shadow_first_then_the_same_policy_enforces(capsys: pytest.CaptureFixt
     assert run(capsys, state, "discover", "--promote", name) == f"kubearmorpolicy/shop/{name} configured (enforce)\n"
     assert "enforces already" in run(capsys, state, "discover", "--promote", name, code=2)
     assert "there is none" in run(capsys, state, "discover", "--promote", "nobody", code=2)
+
+
+def test_that_shadows_are_not_known_is_said(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    text = run(capsys, state, "discover")
+    shutil.rmtree(state / "bus")
+    capsys.readouterr()
+    assert main(["discover", "--state", str(state)]) == 0
+    said = capsys.readouterr()
+    assert said.out == text
+    assert "what shadow policies spoke against is not known" in said.err
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path) -> None:
