@@ -189,15 +189,21 @@ async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
 
 
 async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
-    """Containers (and host cgroups with `-o wide`) of the inventory."""
+    """Containers (and host cgroups with `-o wide`) of the inventory, with what the cluster says of their pods."""
+    from policy.cluster_facts import ClusterFacts
     from schemas.identity import Kind, decode
-    from schemas.topics import INVENTORY
+    from schemas.topics import CLUSTER, INVENTORY
 
     wanted = labels(given.selector)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     names: list[str] = []
-    found = readable(_values(await bus.latest(INVENTORY)), decode, "identities")
+    facts = ClusterFacts()
+    readable(
+        (await bus.latest(CLUSTER)).items(), lambda fact: facts.fact(fact[0], fact[1].value), "facts of the cluster"
+    )
+    told = readable(_values(await bus.latest(INVENTORY)), decode, "identities")
+    found = [joined for one in told if (joined := facts.identity(one.key, one)) is not None]
     for one in sorted(found, key=lambda one: (one.kind, one.namespace, one.pod, one.container_name)):
         if one.kind is not Kind.CONTAINER and given.output == "table":
             continue
