@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import pytest
 
-TOGETHER = {"kernel": "kernel", "containers": "kernel", "kafka": "kafka", "kubernetes": "kubernetes", "vm": "vm"}
+MARKED = {"kernel": "kernel", "containers": "kernel"}
 """Mark to share. Containers are with the kernel's tests: both make cgroups and look at all of them."""
+SERVED = {
+    "api_server": "kubernetes",
+    "kafka": "kafka",
+    "kafka_secure": "kafka",
+    "kafka_clusters": "kafka",
+    "guest": "vm",
+    "results": "vm",
+}
+"""Fixture to share."""
 
 
 def share(item: pytest.Item) -> str:
     """The name of the share that `item` belongs to."""
-    for mark, name in TOGETHER.items():
+    for mark, name in MARKED.items():
         if item.get_closest_marker(mark):
             return name
-    return item.nodeid.partition("::")[0]
+    # A suite that runs over several buses asks for the broker by the value of its parameter.
+    called = getattr(item, "callspec", None)
+    wanted = [*getattr(item, "fixturenames", ()), *(called.params.values() if called else ())]
+    return next(
+        (SERVED[one] for one in wanted if isinstance(one, str) and one in SERVED), item.nodeid.partition("::")[0]
+    )
 
 
 class Shares:
