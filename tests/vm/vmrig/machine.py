@@ -171,7 +171,7 @@ class Guest:
 
     def _go(self) -> None:
         python = os.path.realpath(sys.executable)
-        self._agent.sendall(f"{int(time.time())} {self.room} {self.kernel.modules} {python}\n".encode())
+        self._agent.sendall(f"{int(time.time())} {self.room} {self.kernel.modules} {python} {CHECKOUT}\n".encode())
         answer = json.loads(self._read(self._agent, self._from_agent, 120))
         if answer != {"up": True}:
             raise self._failed(f"expected the agent to say that it is up, got {answer}")
