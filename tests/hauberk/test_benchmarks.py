@@ -18,7 +18,7 @@ FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("ben
 KERNEL = {"enforce", "flood", "idle", "latency", "memory", "new", "overhead", "rates"}
 NONE = ("_lost", "_missing", "_undefined")
 """Counts that are wanted to be 0."""
-DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu")
+DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")
 """With and without: at this scale the noise may be larger than the difference, and of either sign."""
 
 
