@@ -156,7 +156,7 @@ def test_what_a_killed_agent_had_in_hand_is_told_by_the_programs_after_it(bpffs:
 def test_programs_that_cannot_take_the_place_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def attached(request: dict[str, Any], *_: Any) -> dict[str, Any]:
         Path(request["pin_dir"], "links").mkdir(parents=True)
-        return {}
+        return {"refused": {}}
 
     def busy(old: str, new: str) -> None:
         raise OSError(errno.ENOTEMPTY, "Directory not empty")
