@@ -63,11 +63,10 @@ def test_a_disk_that_is_filled_under_the_agent(small_disk: Any, home: Path, buil
     for _ in range(3):
         box.run(flood, "3", "2")
     # The rest of the disk as well, as somebody else on the machine would take it.
-    with (node.state / "ballast").open("wb") as file:
+    with (node.state / "ballast").open("wb", buffering=0) as file:
         while True:
             try:
                 file.write(bytes(1 << 16))
-                file.flush()
             except OSError:
                 break
     assert box.run("cat", f"{home}/blocked").returncode == -9
