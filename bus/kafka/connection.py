@@ -202,6 +202,10 @@ class BrokerLink:
                     self._went(error)
                 await asyncio.sleep(max(0.0, self._next - time.monotonic()))
                 continue
+            except Exception as error:
+                # Without this look readers would wait for ever on brokers that are gone.
+                log.error("looking for brokers failed in a way it should not; that is a bug", exc_info=error)
+                self.lost(error)
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _went(self, error: HauberkError) -> None:

@@ -12,6 +12,7 @@ from aiokafka import TopicPartition, errors
 
 from bus.contract import Delivery, Record
 from bus.kafka import tables
+from bus.kafka.connection import BrokerLink
 from bus.kafka.group import GroupSubscription
 from bus.kafka.offsets import BEGIN
 from bus.kafka.settings import KafkaSettings
@@ -245,3 +246,23 @@ async def test_a_member_says_when_it_does_not_know_yet_what_it_gets():
     consumer._coordinator.generation = -1
     await subscription.revoked(consumer)
     assert (subscription.joining, subscription.owned) == (True, {})
+
+
+async def test_the_look_for_brokers_outlives_a_bug_below_it(until, caplog):
+    link = BrokerLink(KafkaSettings(bootstrap="127.0.0.1:1"))
+
+    async def refresh():
+        raise ValueError("a field that nobody expected")
+
+    async def end():
+        return
+
+    link._client = SimpleNamespace(refresh=refresh, end=end, changed=False)
+    link.watch()
+    try:
+        await until(lambda: link.away is not None)
+        assert "a field that nobody expected" in str(link.away)
+        assert not link._watch.done()
+        assert "that is a bug" in caplog.text
+    finally:
+        await link.close()
