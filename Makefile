@@ -39,10 +39,10 @@ run: setup ## start `hauberk up` with the example policies; Ctrl-C ends it
 	    exec $(BIN)/hauberk up --replay examples/recordings/host.hbrk -f examples/policies/host-audit-shadow.yaml; \
 	fi
 
-test: setup-dev ## install what the tests need and run all of them, on WORKERS (2) processes
+test: setup-dev ## install what the tests need and run all of them, on WORKERS (3) processes
 	@deploy/packages.sh test
 	@$(BIN)/python tests/kafka/kafka_jars.py
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadgroup $(PYTEST)
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),3) --dist loadgroup $(PYTEST)
 
 test-vm: setup-dev ## all kernel suites in Debian's kernels 6.1 and 6.12 under qemu
 	@deploy/packages.sh test

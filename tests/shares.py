@@ -22,8 +22,15 @@ SERVED = {
 """Fixture to share."""
 
 
+WHOLE = ("tests/hauberk/test_benchmarks.py",)
+"""Files that stay together whatever their tests are marked: what one measured the next one reads."""
+
+
 def share(item: pytest.Item) -> str:
     """The name of the share that `item` belongs to."""
+    file = item.nodeid.partition("::")[0]
+    if file in WHOLE:
+        return file
     for mark, name in MARKED.items():
         if item.get_closest_marker(mark):
             return name
