@@ -82,6 +82,7 @@ class BatchProducer:
         self._link = link
         self._settings = link.settings
         self._queues: dict[tuple[str, int], _PartitionQueue] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
         self._waiting_bytes = 0
         self._timeless_until = 0.0
         self.timeless = self.renewed = self.batches = self.bytes = 0
@@ -102,8 +103,10 @@ class BatchProducer:
         self._waiting_bytes += size
         try:
             async with asyncio.timeout(settings.publish_seconds) as limit:
-                count = len(await self._link.partitions(channel, "write to"))
-                queued = self._queue(channel, records, count)
+                # In the order of the calls, also while the first one still asks what partitions there are.
+                async with self._asking.setdefault(channel, asyncio.Lock()):
+                    count = len(await self._link.partitions(channel, "write to"))
+                    queued = self._queue(channel, records, count)
                 try:
                     await asyncio.wait([one.done for _, one in queued])
                 except asyncio.CancelledError:
