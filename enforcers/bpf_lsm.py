@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from enforcers import networks, paths
-from enforcers.contract import Entries, Ident, TablePart
+from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.hooks import HOOKS
 from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import NET_KEY, RULE, RULE_KEY, RuleAction, RuleKind, ScopeFlag
@@ -39,7 +39,7 @@ _DEEPEST: Final = 31
 """Directories this deep or deeper share a bit of the header."""
 
 
-class LsmEnforcer:
+class LsmEnforcer(Everywhere):
     """See `contract.TableBackend`. `closed`: what no rule can be asked about is denied where rules deny something."""
 
     backend = Backend.BPF_LSM
@@ -113,15 +113,6 @@ class LsmEnforcer:
             rules=len(carried | networked), refused=refused, carried=frozenset(carried),
             whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes),
         )  # fmt: skip
-
-    def hold(self, cgroup: int, path: str) -> None:
-        return
-
-    def release(self, cgroup: int) -> None:
-        return
-
-    def held(self) -> set[int]:
-        return set()
 
 
 def _depths(rules: Iterable[PathRule]) -> int:

@@ -91,6 +91,19 @@ class TableBackend(Protocol):
         ...
 
 
+class Everywhere:
+    """The half of a table backend whose programs see every cgroup: the flags of a scope put it under the backend, nothing else."""
+
+    def hold(self, cgroup: int, path: str) -> None:
+        return
+
+    def release(self, cgroup: int) -> None:
+        return
+
+    def held(self) -> set[int]:
+        return set()
+
+
 class ProfileBackend(Protocol):
     """A backend that writes profiles. A workload is started under a profile by its runtime; here only the rules in it change.
     Not for two threads at once."""

@@ -12,7 +12,7 @@ import os
 from typing import Final
 
 from enforcers import paths
-from enforcers.contract import Ident, TablePart
+from enforcers.contract import Everywhere, Ident, TablePart
 from policy.rules.backends import LATE
 from schemas.enforcement import Refusal, ScopePlan
 from schemas.kernel import RULE_KEY, ScopeFlag
@@ -23,7 +23,7 @@ from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 _WHITELIST = {Class.PROCESS: ScopeFlag.WHITELIST_PROCESS, Class.FILE: ScopeFlag.WHITELIST_FILE}
 
 
-class SignalEnforcer:
+class SignalEnforcer(Everywhere):
     """See `contract.TableBackend`."""
 
     backend = Backend.SIGNAL
@@ -76,12 +76,3 @@ class SignalEnforcer:
             for ref in sorted(files, key=lambda ref: (ref.policy, ref.index))
         )
         return TablePart(entries={"rules": entries}, flags=flags, rules=len(held), refused=refused, partial=late)
-
-    def hold(self, cgroup: int, path: str) -> None:
-        return
-
-    def release(self, cgroup: int) -> None:
-        return
-
-    def held(self) -> set[int]:
-        return set()

@@ -16,7 +16,7 @@ from typing import Any
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import CloseReason, create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
 if (library := logging.getLogger("aiokafka")).level == logging.NOTSET:
@@ -45,6 +45,9 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
                 async with asyncio.timeout(seconds / len(hosts)):
                     connection = self._conns[place] = await create_conn(host, port, **self._how)
                     answer = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+            except NotImplementedError as error:
+                self._conns.pop(place).close()
+                raise _no_version(error) from error
             except (OSError, KafkaError, TimeoutError):
                 if place in self._conns:
                     self._conns.pop(place).close()
@@ -56,6 +59,13 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
         else:
             raise KafkaConnectionError(f"no broker at {', '.join(f'{host}:{port}' for host, port, _ in hosts)}")
         self._sync_task: Any = asyncio.get_running_loop().create_task(self._md_synchronizer())
+
+    async def send(self, node_id: Any, request: Any, **options: Any) -> Any:
+        """As the library's; IncompatibleBrokerVersion where a broker speaks no version of `request` that the library does."""
+        try:
+            return await super().send(node_id, request, **options)
+        except NotImplementedError as error:
+            raise _no_version(error) from error
 
     async def _get_conn(self, node_id: Any, **options: Any) -> Any:
         connection = await super()._get_conn(node_id, **options)
@@ -107,3 +117,8 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
         with contextlib.suppress(TimeoutError, KafkaError, OSError):
             async with asyncio.timeout(seconds):
                 await self.close()
+
+
+def _no_version(error: NotImplementedError) -> IncompatibleBrokerVersion:
+    """The library's name for "no version in common" (aiokafka/protocol/api.py, `Request.prepare`) is no error of Kafka's."""
+    return IncompatibleBrokerVersion(str(error))

@@ -63,9 +63,9 @@ def translated(error: BaseException, doing: str, channel: str = "", group: str =
             )
         case errors.InvalidTopicError():
             return Refused(f"`{channel}`: the brokers do not take this name; change `bus.prefix`")
-        case errors.UnsupportedVersionError() | errors.IncompatibleBrokerVersion() | NotImplementedError():
+        case errors.UnsupportedVersionError() | errors.IncompatibleBrokerVersion():
             return Incompatible(
-                f"expected brokers of Kafka 4.0 or newer to {doing} {what}, got {said(error)}; upgrade them"
+                f"expected brokers of Kafka 4 to {doing} {what}, got {said(error)}; upgrade the brokers, or Hauberk where they are newer"
             )
         case KafkaError() | OSError() | TimeoutError():
             return Unavailable(f"expected to {doing} {what}, got {said(error)}")

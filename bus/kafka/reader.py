@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -32,7 +33,7 @@ _ROUND_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 3.0
 
 
-class KafkaReader:
+class KafkaReader(ABC):
     """The half of `contract.Subscription` that does not depend on who owns what. For one task at a time, as the contract says."""
 
     def __init__(self, link: BrokerLink, offsets: BrokerOffsets, topics: Sequence[Topic]) -> None:
@@ -148,9 +149,9 @@ class KafkaReader:
     def _request_seconds(self) -> float:
         return self._settings.call_seconds
 
+    @abstractmethod
     async def _begin(self) -> None:
         """The consumer stands: say what it is to read."""
-        raise NotImplementedError
 
     def _ask(self, most: int) -> None:
         count = max(1, min(most, int(self._settings.take_bytes / self._record_size)))

@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from enforcers.contract import Entries, Ident, TablePart
+from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from enforcers.encoding import Encoder, joined, nobodys
 from enforcers.registry import make
 from schemas.backends import BACKENDS, BY_NAME, Implemented
@@ -22,7 +22,7 @@ from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 SCOPE = ScopePlan(uid="u", cgroups=(7,))
 
 
-class Fixed:
+class Fixed(Everywhere):
     """A table backend that always writes the same."""
 
     def __init__(self, backend: Backend, map_name: str, entries: Entries, flag: ScopeFlag) -> None:
@@ -36,15 +36,6 @@ class Fixed:
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         self.calls += 1
         return TablePart(entries=dict.fromkeys(self.maps, self._entries), flags=self.enforces, rules=len(self._entries))
-
-    def hold(self, cgroup: int, path: str) -> None:
-        return
-
-    def release(self, cgroup: int) -> None:
-        return
-
-    def held(self) -> set[int]:
-        return set()
 
 
 def test_backends_on_one_map_are_both_in_the_table() -> None:
