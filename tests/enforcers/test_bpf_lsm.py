@@ -79,7 +79,7 @@ DENIED = "Operation not permitted"
 
 
 async def test_a_policy_denies_inside_and_nowhere_else(
-    loaded: LoadedPrograms, house: Any, new_cgroup: Any, identity: Any, ksp: Any, server: int, tmp_path: Path
+    loaded: LoadedPrograms, house: Any, new_cgroup: Any, identity: Any, ksp: Any, tmp_path: Path
 ) -> None:
     inside, outside = new_cgroup(), new_cgroup()
     for name in ("secret", "free", "flat/in", "flat/deep/in", "tree/deep/in", "tree/deep/open"):

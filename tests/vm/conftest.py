@@ -21,8 +21,6 @@ from vmrig.machine import CHECKOUT, Guest, why_not
 from vmrig.programs import precompile
 
 PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
-EVERYTHING = os.environ.get("HAUBERK_TEST_VM") == "all"
-"""Otherwise only files that load no programs, in one kernel: a guest costs two minutes of processor time before its first test."""
 WHOLE = 5400.0
 """Seconds that all suites may take in a guest. Under emulation a load of all programs takes a minute of processor time."""
 
@@ -87,8 +85,7 @@ def results(
 
 
 def _suite(found: object, files: list[str]) -> dict[str, list[Outcome]]:
-    if EVERYTHING:
-        precompile(found)
+    precompile(found)
     guest = Guest(found)
     try:
         report = guest.room / "report.xml"
