@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from bus.secret import Secret, refuse_shared
+from bus.secret import Secret
+from bus.tls import client_context
 from schemas.errors import HauberkError, SettingsError, Unavailable
 
 _SEND_BUFFER_BYTES = 256 << 10
@@ -51,16 +52,7 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def context(self) -> ssl.SSLContext:
         """Ready to use; SettingsError names the file that is wrong."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file or None)
-            if self.cert_file:
-                password = self.key_password.reveal() or None
-                refuse_shared(self.key_file or self.cert_file)
-                context.load_cert_chain(self.cert_file, self.key_file or None, password)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(f"`{name}`" for name in (self.ca_file, self.cert_file, self.key_file) if name)
-            raise SettingsError(f"syslog: expected PEM files {files}, got {_words(error)}; check them") from error
-        return context
+        return client_context("syslog", self.ca_file, self.cert_file, self.key_file, self.key_password)
 
 
 Transport = Literal["tcp", "tls", "udp", "unix"]

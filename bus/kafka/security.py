@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 
 from bus.kafka.settings import KafkaSettings
-from bus.secret import refuse_shared
+from bus.tls import client_context
 from schemas.errors import SettingsError
 
 
@@ -16,17 +16,7 @@ def context(settings: KafkaSettings) -> ssl.SSLContext | None:
     if settings.security_protocol not in ("SSL", "SASL_SSL"):
         return None
     tls = settings.tls
-    try:
-        made = ssl.create_default_context(cafile=tls.ca_file or None)
-        if tls.cert_file:
-            password = tls.key_password.reveal() or None
-            refuse_shared(tls.key_file or tls.cert_file)
-            made.load_cert_chain(tls.cert_file, tls.key_file or None, password)
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(f"`{name}`" for name in (tls.ca_file, tls.cert_file, tls.key_file) if name)
-        why = error.strerror or (error.reason if isinstance(error, ssl.SSLError) else "") or str(error)
-        raise SettingsError(f"bus.tls: expected PEM files {files}, got {why}; check them") from error
-    return made
+    return client_context("bus.tls", tls.ca_file, tls.cert_file, tls.key_file, tls.key_password)
 
 
 def arguments(settings: KafkaSettings) -> dict[str, Any]:
