@@ -118,6 +118,17 @@ def _raw_tracepoint() -> Feature:
     return _loads("raw tracepoints", _END, "every event is seen through these", "nothing can be observed")
 
 
+def _attachable(kind: int, code: bytes, attach_type: int, target: int) -> int:
+    """A program on the BTF id `target`; its descriptor, or minus the errno."""
+    text, instructions = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(code, len(code))
+    attributes = struct.pack(
+        "=IIQQIIQII16sIIIIQIIQII",
+        kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
+        0, attach_type, 0, 0, 0, 0, 0, 0, 0, target,
+    )  # fmt: skip
+    return bpf.call(bpf.PROG_LOAD, attributes)
+
+
 def _tracing(
     name: str, attach_type: int, target: str, function: str, good: str, bad: str, kind: int = _TRACING
 ) -> Feature:
@@ -127,14 +138,7 @@ def _tracing(
         return Feature(name, False, f"{bad} (no BTF)")
     if ident is None:
         return Feature(name, False, f"{bad} (`{target}` is not in BTF)")
-    code = ctypes.create_string_buffer(_END, len(_END))
-    text = ctypes.create_string_buffer(b"GPL")
-    attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQIIQII",
-        kind, len(_END) // 8, ctypes.addressof(code), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
-        0, attach_type, 0, 0, 0, 0, 0, 0, 0, ident,
-    )  # fmt: skip
-    result = bpf.call(bpf.PROG_LOAD, attributes)
+    result = _attachable(kind, _END, attach_type, ident)
     if result < 0:
         return Feature(name, False, _refused(bad, -result))
     try:
@@ -183,13 +187,7 @@ def lsm_programs() -> Feature:
     # r0 = pid_tgid >> 32; deny when it is this process
     code = _call(_PID_TGID) + _insn(0x77, 0, value=32) + _insn(0x55, 0, offset=2, value=os.getpid())
     code += _insn(0xB7, 0, value=-1) + _insn(0x95) + _END
-    text, instructions = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(code, len(code))
-    attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQIIQII",
-        _LSM, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
-        0, _LSM_MAC, 0, 0, 0, 0, 0, 0, 0, target,
-    )  # fmt: skip
-    program = bpf.call(bpf.PROG_LOAD, attributes)
+    program = _attachable(_LSM, code, _LSM_MAC, target)
     if program < 0:
         return Feature(name, False, _refused(_NO_LSM, -program))
     try:
