@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wires the parts of `up` that run as processes of their own: `hauberk node`, `processor`, `planner`, `sink`."""
+"""Wires the parts of `up` that run as processes of their own: `hauberk node`, `processor`, `planner`, `sink`; and `hauberk cluster`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from bus.registry import open_bus
 from hauberk import disk, health, service, stages, supervision
@@ -31,15 +31,24 @@ if TYPE_CHECKING:
     from hauberk.settings import LoadedSettings
 
 S = TypeVar("S", "Configuration", "NodeConfiguration")
+Built = tuple[list[tuple[str, service.Stage]], Exposure]
+"""The stages of a role, in the order of their end, and where its metrics and health are shown."""
+
+
+class Starting(NamedTuple, Generic[S]):
+    """What a role is built of. `opened`: closed when it ends; `stop`: set when it is asked to end, perhaps while it is built."""
+
+    bus: Bus
+    settings: S
+    opened: contextlib.AsyncExitStack
+    kept: supervision.Supervision
+    stop: asyncio.Event
 
 
 async def _part(
     given: argparse.Namespace,
     name: str,
-    build: Callable[
-        [Bus, S, contextlib.AsyncExitStack, supervision.Supervision, asyncio.Event],
-        Awaitable[tuple[list[tuple[str, service.Stage]], Exposure]],
-    ],
+    build: Callable[[Starting[S]], Awaitable[Built]],
     read: Callable[[argparse.Namespace], tuple[S, LoadedSettings, Path]],
     spool: Callable[[S], SpoolSettings] | None = None,
 ) -> int:
@@ -55,7 +64,7 @@ async def _part(
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
-                    wanted, exposure = await build(bus, settings, opened, kept, stop)
+                    wanted, exposure = await build(Starting(bus, settings, opened, kept, stop))
                 except HauberkError:
                     if stop.is_set():
                         return 130
@@ -84,13 +93,8 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
 
     given.set = ["sensor.keep=true", *given.set]
 
-    async def build(
-        bus: Bus,
-        settings: NodeConfiguration,
-        opened: contextlib.AsyncExitStack,
-        kept: supervision.Supervision,
-        stop: asyncio.Event,
-    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+    async def build(start: Starting[NodeConfiguration]) -> Built:
+        bus, settings, opened, kept, stop = start
         prefer(settings.sensor.nice or usual)
         if settings.sensor.hashes.enabled:
             service.say(
@@ -128,13 +132,8 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
 async def run_processor(given: argparse.Namespace) -> int:
     """Frames in; alerts, telemetry, summaries out."""
 
-    async def build(
-        bus: Bus,
-        settings: Configuration,
-        opened: contextlib.AsyncExitStack,
-        kept: supervision.Supervision,
-        stop: asyncio.Event,
-    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+    async def build(start: Starting[Configuration]) -> Built:
+        bus, settings, opened, _, _ = start
         judging = stages.processor(bus, settings)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [("processor", judging.engine.stats()), ("pump", judging.engine.pump.stats)])
@@ -147,13 +146,8 @@ async def run_processor(given: argparse.Namespace) -> int:
 async def run_sink(given: argparse.Namespace) -> int:
     """Every configured sink."""
 
-    async def build(
-        bus: Bus,
-        settings: Configuration,
-        opened: contextlib.AsyncExitStack,
-        kept: supervision.Supervision,
-        stop: asyncio.Event,
-    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+    async def build(start: Starting[Configuration]) -> Built:
+        bus, settings, opened, kept, _ = start
         part = stages.sinks(bus, settings, kept)
         await part.engine.check()
         exposure = await expose(settings.metrics, opened, part.engine)
@@ -168,13 +162,8 @@ async def run_sink(given: argparse.Namespace) -> int:
 async def run_planner(given: argparse.Namespace) -> int:
     """Policies and inventory in; plans out."""
 
-    async def build(
-        bus: Bus,
-        settings: Configuration,
-        opened: contextlib.AsyncExitStack,
-        kept: supervision.Supervision,
-        stop: asyncio.Event,
-    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+    async def build(start: Starting[Configuration]) -> Built:
+        bus, settings, opened, _, _ = start
         planning = stages.planner(bus, settings)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [("planner", planning.engine.stats)])
@@ -188,13 +177,8 @@ async def run_cluster(given: argparse.Namespace) -> int:
     """A Kubernetes cluster in; facts and policies out."""
     from cluster.server import connected
 
-    async def build(
-        bus: Bus,
-        settings: Configuration,
-        opened: contextlib.AsyncExitStack,
-        kept: supervision.Supervision,
-        stop: asyncio.Event,
-    ) -> tuple[list[tuple[str, service.Stage]], Exposure]:
+    async def build(start: Starting[Configuration]) -> Built:
+        bus, settings, opened, _, _ = start
         server = await opened.enter_async_context(connected(settings.cluster.server))
         watching = stages.cluster(bus, server, settings)
         exposure = await expose(settings.metrics, opened)
