@@ -18,7 +18,18 @@ from schemas.errors import HauberkError
 if TYPE_CHECKING:
     from hauberk.sections import Configuration
 
-ROOMS: Final = ("hauberk", "bus", "policy", "kernel", "schemas", "sensors", "processors", "enforcers", "sinks")
+ROOMS: Final = (
+    "hauberk",
+    "bus",
+    "cluster",
+    "policy",
+    "kernel",
+    "schemas",
+    "sensors",
+    "processors",
+    "enforcers",
+    "sinks",
+)
 Finding = tuple[str, str, str]
 """(`ok`, `warn` or `bad`; what was checked; what was found and what to do)."""
 
@@ -54,7 +65,7 @@ def _packages() -> Iterator[Finding]:
                 f"also shipped by {', '.join(foreign)}: it may overwrite ours; use an environment of its own",
             )
     if "hauberk" in owners.get("hauberk", ["hauberk"]):
-        yield "ok", "packages", "the nine top-level packages are ours alone" if not any(
+        yield "ok", "packages", f"the {len(ROOMS)} top-level packages are ours alone" if not any(
             set(owners.get(room, ())) - {"hauberk"} for room in ROOMS
         ) else "see above"  # fmt: skip
 

@@ -11,6 +11,7 @@ import msgspec
 from policy.learn.rules import LearntRule
 from policy.learn.workloads import LearntWorkload
 from policy.parse import parse
+from policy.rules.select import UNORCHESTRATED
 from schemas.errors import PolicyError
 from schemas.policy import ANNOTATION_MODE, API_VERSION, PolicyDocument
 
@@ -32,7 +33,7 @@ def document(
     """The document, keys in the order in which people read them."""
     metadata: dict[str, Any] = {"name": of.policy_name}
     if not of.host:
-        metadata["namespace"] = of.namespace
+        metadata["namespace"] = _namespace(of)
     metadata["labels"] = dict(MANAGED)
     if shadow:
         metadata["annotations"] = {ANNOTATION_MODE: "shadow"}
@@ -51,6 +52,12 @@ def document(
         spec["presets"] = named
     kind = "KubeArmorHostPolicy" if of.host else "KubeArmorPolicy"
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _namespace(of: LearntWorkload) -> str:
+    """The common namespace of containers outside Kubernetes is no name that Kubernetes takes, and there a policy's own says nothing
+    (docs/policies.md)."""
+    return "default" if of.namespace == UNORCHESTRATED else of.namespace
 
 
 def entry(rule: LearntRule) -> dict[str, Any]:

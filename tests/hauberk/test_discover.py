@@ -16,10 +16,12 @@ from hauberk.cli import main
 from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting
 from policy.parse import parse
+from policy.ruleset import compile_ruleset
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
+from schemas.verdict import Action
 from sinks.store.sqlite import SqliteStore
 
 NOW = time.time_ns()
@@ -39,12 +41,12 @@ def opened(path: str, access: Access = Access.READ) -> Behaviour:
 RUNS = itertools.count()
 
 
-def put(state: Path, number: int, *behaviours: Behaviour, status: str = "Allow") -> None:
+def put(state: Path, number: int, *behaviours: Behaviour, status: str = "Allow", of: Identity | None = None) -> None:
     state.mkdir(exist_ok=True)
     store = SqliteStore(str(state / "summary.db"))
     at = NOW - 3600 * 10**9 + number * 10**9
     entries = tuple(SummaryEntry(behaviour=one, status=status, count=7, first=at, last=at) for one in behaviours)
-    store.apply([Summary(node="n", run=f"r{next(RUNS)}", first_frame=1, last_frame=1, bucket=at // 10**9 // 60 * 60, identity=pod(number), entries=entries)], [])  # fmt: skip
+    store.apply([Summary(node="n", run=f"r{next(RUNS)}", first_frame=1, last_frame=1, bucket=at // 10**9 // 60 * 60, identity=of or pod(number), entries=entries)], [])  # fmt: skip
     store.close()
 
 
@@ -88,6 +90,22 @@ def test_the_policy_is_whole_and_allows_what_was_seen(capsys: pytest.CaptureFixt
     fine = [Sighting(identity=pod(9), behaviour=opened("/srv/job-17", Access.WRITE))]
     assert not list(TrainingReplay(parsed.policies).denied(fine))
     assert json.loads(run(capsys, state, "discover", "-f", "json")) == [body]
+
+
+def test_containers_outside_kubernetes_have_policies_that_can_be_applied(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    """Of docker's containers: their common namespace is no name for a policy, whose own says nothing there."""
+    box = Identity(kind=Kind.CONTAINER, node="n", uid="box", namespace="container_namespace", container_name="box")
+    started = Behaviour(
+        operation=Operation.EXEC, access=Access.EXEC, resource="/bin/sh", executable="/init", parent="/init"
+    )
+    put(state, 4, started, opened("/etc/box.conf"), of=box)
+    file = tmp_path / "box.yaml"
+    file.write_text(run(capsys, state, "discover", "-c", "box"))
+    (document,) = parse(file.read_bytes(), "box").policies
+    assert document.namespace == "default"
+    assert compile_ruleset([document]).scope(box).judge(started).action is Action.ALLOW
 
 
 def test_every_rule_has_its_evidence_and_what_is_apart_its_reason(

@@ -82,3 +82,10 @@ def test_somebody_without_rights_is_told_and_not_thrown_out(said, tmp_path: Path
     finally:
         os.seteuid(0)
     assert [one["what"] for one in found if one["level"] == "bad"] == ["state"]
+
+
+def test_it_looks_at_every_package_of_the_wheel() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert set(doctor.ROOMS) == set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"])

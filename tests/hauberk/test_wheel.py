@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel holds our nine packages and nothing else, and its command starts where nothing else is installed."""
+"""The wheel holds our packages and nothing else, and its command starts where nothing else is installed."""
 
 import os
 import subprocess
