@@ -214,9 +214,16 @@ async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
 
 
 def _found(settings: ServerSettings) -> tuple[str, str]:
-    """The kubeconfig to read, "" in a pod; and its name for sentences."""
+    """The kubeconfig to read, "" in a pod; and its name for sentences. SettingsError when there is none."""
     usual = Path("~/.kube/config").expanduser()
     named = settings.kubeconfig or os.environ.get("KUBECONFIG", "")
     if not named and not usual.is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:
         return "", "the pod's service account"
-    return named or str(usual), f"the kubeconfig `{named or usual}`"
+    file = named or str(usual)
+    # $KUBECONFIG may name several, of which not all need be there.
+    if not any(Path(one).is_file() for one in file.split(os.pathsep)):
+        raise SettingsError(
+            f"expected a cluster's address and credentials in the kubeconfig `{file}`, there is no such file; "
+            "set `cluster.server.kubeconfig`, or $KUBECONFIG"
+        )
+    return file, f"the kubeconfig `{file}`"

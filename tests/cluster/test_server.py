@@ -66,6 +66,12 @@ async def test_a_silent_server_is_given_up(api_server: Any) -> None:
             await asked(api_server.kubeconfig(server=address))
 
 
+async def test_a_kubeconfig_that_is_not_there_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SettingsError, match="there is no such file"):
+        await asked(tmp_path / "none")
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("text", [None, "", "not: [yaml", "kind: Config\n", "clusters: 7\n"])
 async def test_a_kubeconfig_that_is_none(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "config"
