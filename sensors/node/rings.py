@@ -50,7 +50,7 @@ OnCgroup = Callable[[int, str | None, bool], None]
 class RingSource:
     """A `Source` over pins. KernelError when a pin is missing or of another build; SettingsError for `state_dir`.
 
-    Plain counters, read by the agent: `events rows folded undefined lost parked`; `stats` has them for metrics. `run` names
+    Plain counters, read by the agent: `events rows folded undefined lost`; `stats` has them for metrics. `run` names
     this agent's run.
     """
 
@@ -102,6 +102,11 @@ class RingSource:
             unlogged=self.unlogged,
             discarded=self._occurrences.discarded + self._ring.discarded,
         )
+
+    @property
+    def parked(self) -> int:
+        """Rows that wait here for their definitions."""
+        return len(self._parking.rows) // STRIDE
 
     @property
     def fill(self) -> float:
@@ -204,9 +209,12 @@ class RingSource:
 
     def finish(self) -> Batch:
         """The last drain: also what was waiting for definitions goes out."""
-        self._parking.patience = 0.0
+        patience, self._parking.patience = self._parking.patience, 0.0
         self._losses_at = 0.0
-        return self.drain()
+        try:
+            return self.drain()
+        finally:
+            self._parking.patience = patience
 
     def close(self) -> None:
         """Give fds and mappings back; pins and what lies in the rings stay."""

@@ -21,10 +21,11 @@ ALLOW = 3
 
 
 class Grants:
-    """As a super user at `bootstrap`: `add` and `remove` entries."""
+    """As a super user at `bootstrap`: `add` and `remove` entries. What was added and is left at the end is removed."""
 
     def __init__(self, bootstrap: str) -> None:
         self._client = AIOKafkaClient(bootstrap_servers=bootstrap)
+        self._added: dict[tuple[Any, ...], Mapping[str, Any]] = {}
 
     async def __aenter__(self) -> Grants:
         await self._client.bootstrap()
@@ -33,18 +34,24 @@ class Grants:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.close()
+        try:
+            for entry in list(self._added.values()):
+                await self.remove(entry)
+        finally:
+            await self._client.close()
 
     async def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
         for entry in entries:
             answer = await self._client.send(self._client.get_random_node(), CreateAclsRequest(*_fields(entry)))
             assert all(code == 0 for code, _ in answer.creation_responses), answer
+            self._added[_fields(entry)] = entry
 
     async def remove(self, entry: Mapping[str, Any]) -> None:
         answer = await self._client.send(self._client.get_random_node(), DeleteAclsRequest(*_fields(entry)))
         [(code, _, matching)] = answer.filter_responses
         assert code == 0, answer
         assert len(matching) == 1, answer
+        del self._added[_fields(entry)]
 
 
 def _fields(entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from zlib import crc32
 
 HERE = Path(__file__).resolve().parent
 PASSWORD = "a-password-of-the-tests"
-USERS = ("admin", "node", "processor", "planner", "sink", "cli", "nobody")
+USERS = ("admin", "node", "processor", "planner", "sink", "cli", "cluster", "nobody")
 """SCRAM users of a secure cluster, all with `PASSWORD`. `admin` may do everything, the others what they are granted."""
 PROGRAMS = {"java": "default-jre-headless", "mvn": "maven", "setpriv": "util-linux"}
 

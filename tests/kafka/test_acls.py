@@ -36,6 +36,7 @@ from schemas.topics import BY_NAME, ENFORCEMENT_DESIRED, INVENTORY, TOPICS, Role
 PREFIX = "acl."
 USERS = {
     Role.PROCESSOR: "processor", Role.PLANNER: "planner", Role.SINK: "sink", Role.CLI: "cli", Role.ADMIN: "nobody",
+    Role.CLUSTER: "cluster",
 }  # fmt: skip
 GROUPS = {Role.PROCESSOR: "processors", Role.PLANNER: "planners", Role.SINK: "sink.file"}
 SECONDS = 20.0
@@ -52,7 +53,7 @@ class Stand:
         self.lists = {role: self._listed(role) for role in Role}
 
     def principal(self, role: Role) -> str:
-        return f"User:{USERS[role]}" if role in USERS else "User:CN=node-1"
+        return "User:CN=node-1" if role is Role.NODE else f"User:{USERS[role]}"
 
     def _listed(self, role: Role) -> list[dict[str, Any]]:
         program = Path(sys.executable).parent / "hauberk"
@@ -68,7 +69,7 @@ class Stand:
         if role is None:
             return KafkaSettings(bootstrap=self.kafka.bootstrap, prefix=PREFIX, call_seconds=SECONDS)
         authority, certificate, key = self.kafka.tls("node-1")
-        if role not in USERS:
+        if role is Role.NODE:
             tls = KafkaTls(ca_file=authority, cert_file=certificate, key_file=key)
             return KafkaSettings(
                 bootstrap=self.kafka.addresses("MTLS"),

@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from vmrig.kernels import NoKernel, kernel
+from vmrig.debian import NoPackage
+from vmrig.kernels import kernel
 from vmrig.machine import CHECKOUT, Guest, why_not
 from vmrig.programs import precompile
 
@@ -41,7 +42,7 @@ def kernels() -> Callable[[str], object]:
             pytest.skip(reason)
         try:
             found = kernel(series)
-        except NoKernel as error:
+        except NoPackage as error:
             pytest.skip(str(error))
         return found
 

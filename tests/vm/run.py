@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from vmrig.kernels import SOURCES, NoKernel, kernel
+from vmrig.debian import NoPackage
+from vmrig.kernels import SOURCES, kernel
 from vmrig.machine import CHECKOUT, Guest, GuestFailed
 from vmrig.programs import precompile
 
@@ -32,7 +33,7 @@ def main() -> int:
         if not given.no_programs:
             precompile(wanted)
         guest = Guest(wanted, template=not given.cold)
-    except (NoKernel, GuestFailed) as error:
+    except (NoPackage, GuestFailed) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
 

@@ -9,7 +9,8 @@ import os
 import stat
 from pathlib import Path
 
-from vmrig.kernels import Kernel, NoKernel
+from vmrig.debian import NoPackage
+from vmrig.kernels import Kernel
 
 GUEST = Path(__file__).with_name("guest")
 MODULES = ("virtio_pci", "virtio_console", "virtio_rng", "9p", "9pnet_virtio", "overlay")
@@ -20,7 +21,7 @@ def initramfs(kernel: Kernel) -> Path:
     """A file beside the kernel, written anew when one of its parts changed."""
     busybox = next((Path(path) for path in _BUSYBOX if os.path.exists(path)), None)
     if busybox is None:
-        raise NoKernel("no busybox here; install the package `busybox-static`")
+        raise NoPackage("no busybox here; install the package `busybox-static`")
     files = [
         ("init", (GUEST / "init").read_bytes(), 0o755),
         ("agent.py", (GUEST / "agent.py").read_bytes(), 0o644),

@@ -2,29 +2,27 @@
 """Debian's kernels by series ("6.1", "6.12"): looked up, downloaded, unpacked, and kept in the user's cache directory.
 
 Kept per package version: `vmlinux` (uncompressed: starting it in the guest saves 3 s), `btf`, `banner`, `lib/modules/RELEASE`.
-apt checks Debian's signatures; its lists lie in the cache too and the machine's own are not touched.
+Neighbour: `debian` (asks apt).
 """
 
 from __future__ import annotations
 
 import json
 import lzma
-import os
 import re
 import shutil
 import struct
 import subprocess
-import tempfile
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-MIRROR = "http://deb.debian.org"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+from vmrig.debian import Archive, NoPackage, cache, run
+
 SOURCES = {
-    "6.1": (f"{MIRROR}/debian bookworm main", f"{MIRROR}/debian-security bookworm-security main"),
-    "6.12": (f"{MIRROR}/debian bookworm-backports main",),
+    "6.1": ("bookworm", "bookworm-security"),
+    "6.12": ("bookworm-backports",),
 }
 """Where each series comes from: the stable kernel of Debian 12, and what its backports carry."""
 KEPT_DAYS = 30
@@ -35,10 +33,6 @@ _LEFT_OUT = (
     "drivers/scsi", "drivers/usb", "drivers/iio", "drivers/staging", "drivers/input", "drivers/hwmon", "drivers/mtd",
     "drivers/isdn", "drivers/platform", "drivers/accel", "drivers/comedi", "drivers/bluetooth",
 )  # fmt: skip
-
-
-class NoKernel(Exception):
-    """A kernel cannot be had here; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +60,15 @@ class Kernel:
         return self.home / "lib" / "modules" / self.release
 
 
-def cache() -> Path:
-    """The directory that everything is kept in; it may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hauberk-vm"
-
-
 def kernel(series: str) -> Kernel:
-    """The kernel of `series`, fetched when it is not here. Raises NoKernel."""
+    """The kernel of `series`, fetched when it is not here. Raises NoPackage."""
     latest = cache() / f"{series}.json"
     known = _known(series, latest)
     if known is not None and time.time() - latest.stat().st_mtime < KEPT_DAYS * 86_400:
         return known
     try:
         made = _fetch(series)
-    except NoKernel:
+    except NoPackage:
         if known is None:
             raise
         return known
@@ -97,36 +86,17 @@ def _known(series: str, latest: Path) -> Kernel | None:
 
 
 def _fetch(series: str) -> Kernel:
-    for program in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
-        if shutil.which(program) is None:
-            raise NoKernel(f"no `{program}` here, and Debian's kernels come as packages of Debian")
-    if not Path(KEYRING).exists():
-        raise NoKernel(f"`{KEYRING}` is missing; run `deploy/packages.sh test` as root")
-    apt = cache() / f"apt-{series}"
-    (apt / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (apt / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    (apt / "list").write_text("".join(f"deb [signed-by={KEYRING}] {source}\n" for source in SOURCES[series]))
-    (apt / "status").touch()
-    options = [
-        f"Dir::Etc::sourcelist={apt}/list", "Dir::Etc::sourceparts=-", f"Dir::State::lists={apt}/lists",
-        f"Dir::Cache={apt}", f"Dir::State::status={apt}/status", "APT::Sandbox::User=root",
-        "APT::Architecture=amd64", "Acquire::Languages=none", "Acquire::Retries=2",
-    ]  # fmt: skip
-    given = [word for option in options for word in ("-o", option)]
-    _run("apt-get", *given, "update", "-qq")
-    shown = _run("apt-cache", *given, "show", "--no-all-versions", "linux-image-amd64")
+    if shutil.which("depmod") is None:
+        raise NoPackage("no `depmod` here; run `deploy/packages.sh test` as root")
+    archive = Archive(series, SOURCES[series])
+    shown = archive.shown("linux-image-amd64")
     depends = next(line for line in shown.splitlines() if line.startswith("Depends: "))
     package, version = depends.removeprefix("Depends: ").replace("(", "").replace(")", "").split(" = ")
     release = package.removeprefix("linux-image-")
     home = cache() / f"{package}_{version}"
     if not (home / "complete").exists():
-        with tempfile.TemporaryDirectory(dir=cache()) as work:
-            _run("apt-get", *given, "download", "-q", f"{package}={version}", cwd=work)
-            (archive,) = Path(work).glob("*.deb")
-            _run("dpkg-deb", "-x", str(archive), f"{work}/unpacked")
-            _unpack(Path(work) / "unpacked", release)
-            shutil.rmtree(home, ignore_errors=True)
-            (Path(work) / "unpacked").rename(home)
+        archive.unpack(f"{package}={version}", home)
+        _unpack(home, release)
         (home / "complete").touch()
     return Kernel(series, release, (home / "banner").read_text(), home)
 
@@ -141,7 +111,7 @@ def _unpack(home: Path, release: str) -> None:
     modules = home / "lib" / "modules" / release / "kernel"
     for name in _LEFT_OUT:
         shutil.rmtree(modules / name, ignore_errors=True)
-    _run("depmod", "-b", str(home), release)
+    run("depmod", "-b", str(home), release)
 
 
 def _uncompressed(image: bytes) -> bytes:
@@ -155,10 +125,10 @@ def _uncompressed(image: bytes) -> bytes:
         return zlib.decompressobj(31).decompress(payload)
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
         if shutil.which("zstd") is None:
-            raise NoKernel("no `zstd` here; run `deploy/packages.sh test` as root")
+            raise NoPackage("no `zstd` here; run `deploy/packages.sh test` as root")
         # Behind the frame stands the size of what is in it (scripts/Makefile.lib, size_append), which zstd calls an error.
         return subprocess.run(["zstd", "-dc"], input=payload, capture_output=True, check=False).stdout
-    raise NoKernel(f"the kernel image is compressed in a way not known here: it starts {payload[:4].hex()}")
+    raise NoPackage(f"the kernel image is compressed in a way not known here: it starts {payload[:4].hex()}")
 
 
 def _section(elf: bytes, wanted: bytes) -> bytes:
@@ -169,7 +139,7 @@ def _section(elf: bytes, wanted: bytes) -> bytes:
     for name, _, _, _, offset, length in rows:
         if elf[strings + name : elf.index(b"\0", strings + name)] == wanted:
             return elf[offset : offset + length]
-    raise NoKernel(f"this kernel has no section {wanted.decode()}")
+    raise NoPackage(f"this kernel has no section {wanted.decode()}")
 
 
 def _version(image: bytes) -> str:
@@ -177,12 +147,5 @@ def _version(image: bytes) -> str:
     # There is another one for the time before the build's number is known, with `# SMP`.
     found = re.search(rb"Linux version 6\.[^\n\0]* (#\d+ [^\n\0]*)\n", image)
     if found is None:
-        raise NoKernel("this kernel image has no banner of the form `Linux version 6.X ... #N ...`")
+        raise NoPackage("this kernel image has no banner of the form `Linux version 6.X ... #N ...`")
     return found[1].decode()
-
-
-def _run(*words: str, cwd: str | None = None) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
-    if done.returncode:
-        raise NoKernel(f"`{words[0]} {words[-1]}` failed: {done.stderr.strip()[-500:]}")
-    return done.stdout

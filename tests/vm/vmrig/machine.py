@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmrig.debian import NoPackage
 from vmrig.initramfs import initramfs
-from vmrig.kernels import Kernel, NoKernel
+from vmrig.kernels import Kernel
 
 CHECKOUT = Path(__file__).parents[3]
 MEMORY = "1536M"
@@ -60,9 +61,9 @@ class Guest:
     """A running guest. `run` and `lines` ask it for something; `off` ends it."""
 
     def __init__(self, kernel: Kernel, *, template: bool = True) -> None:
-        """Boots, or thaws a template (made first when there is none). Raises GuestFailed, NoKernel."""
+        """Boots, or thaws a template (made first when there is none). Raises GuestFailed, NoPackage."""
         if (reason := why_not()) is not None:
-            raise NoKernel(reason)
+            raise NoPackage(reason)
         self.kernel = kernel
         self.place = Path(tempfile.mkdtemp(prefix="hauberk-vm-"))
         self.room = self.place / "room"

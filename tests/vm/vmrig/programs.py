@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vmrig.kernels import Kernel, NoKernel
+from vmrig.debian import NoPackage
+from vmrig.kernels import Kernel
 
 CHECKOUT = Path(__file__).parents[3]
 WARM: tuple[dict[str, object], ...] = (
@@ -54,7 +55,7 @@ for wanted in asked["settings"]:
 
 
 def precompile(kernel: Kernel, settings: tuple[dict[str, object], ...] = WARM) -> None:
-    """What the guest will find under `kernel.home / "programs"`. Raises NoKernel with the compiler's words."""
+    """What the guest will find under `kernel.home / "programs"`. Raises NoPackage with the compiler's words."""
     where = kernel.home / "programs"
     where.mkdir(mode=0o700, exist_ok=True)
     asked = {
@@ -66,4 +67,4 @@ def precompile(kernel: Kernel, settings: tuple[dict[str, object], ...] = WARM) -
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
     )  # fmt: skip
     if done.returncode:
-        raise NoKernel(f"programs for {kernel.release} could not be compiled here: {done.stderr.strip()[-1500:]}")
+        raise NoPackage(f"programs for {kernel.release} could not be compiled here: {done.stderr.strip()[-1500:]}")
