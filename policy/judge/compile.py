@@ -129,9 +129,14 @@ def _peers(rule: Rule, mode: Mode) -> list[tuple[str, Ports, Candidate]]:
     peer = rule.peer
     assert peer is not None
     found = []
+    # Entries that rank alike share one: a rule may have a thousand networks times sixty ranges of ports.
+    candidates: dict[tuple[int, int], Candidate] = {}
     for network in peer.networks or ("",):
         prefix = int(network.partition("/")[2] or (128 if ":" in network else 32)) if network else -1
         for ports in peer.ports or (Ports(),):
             width = 0 if not ports.first else 2 if ports.first == ports.last else 1
-            found.append((network, ports, Candidate(rule, rank(rule, prefix=prefix, ports=width), mode)))
+            candidate = candidates.get((prefix, width))
+            if candidate is None:
+                candidate = candidates[prefix, width] = Candidate(rule, rank(rule, prefix=prefix, ports=width), mode)
+            found.append((network, ports, candidate))
     return found

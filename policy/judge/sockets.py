@@ -146,6 +146,13 @@ class _Ported:
         return found
 
 
+def _masked(network: str) -> tuple[int, int, int]:
+    """(IP version, host bits, address without them)."""
+    parsed = ipaddress.ip_network(network, strict=False)
+    shift = parsed.max_prefixlen - parsed.prefixlen
+    return parsed.version, shift, int(parsed.network_address) >> shift
+
+
 class PeerTable:
     """Ingress or egress entries of network policies."""
 
@@ -154,13 +161,14 @@ class PeerTable:
     def __init__(self, entries: list[tuple[str, Ports, Candidate]]) -> None:
         self._anywhere = _Ported()
         self._networks: dict[tuple[int, int, int], _Ported] = {}
+        parsed: dict[str, tuple[int, int, int]] = {}
         for network, ports, candidate in entries:
             if not network:
                 self._anywhere.add(ports, candidate)
                 continue
-            parsed = ipaddress.ip_network(network, strict=False)
-            shift = parsed.max_prefixlen - parsed.prefixlen
-            where = (parsed.version, shift, int(parsed.network_address) >> shift)
+            where = parsed.get(network)
+            if where is None:
+                where = parsed[network] = _masked(network)
             self._networks.setdefault(where, _Ported()).add(ports, candidate)
         self._lengths = {
             version: tuple(sorted({shift for other, shift, _ in self._networks if other == version}))
