@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cluster says of itself: facts of pods, namespaces, nodes and services, as `cluster.v1` carries them.
+"""What a cluster says of itself: facts of pods, namespaces, nodes, services and their endpoints, as `cluster.v1` carries them.
 
 A fact is written by one role alone (`cluster`), so that no node can say what labels the pods of another have. Facts of an object
-have one key for its whole life; the tombstone comes when the object is gone. `policy.cluster_facts` joins them to identities.
+have one key for its whole life; the tombstone comes when the object is gone, of a pod some hours later: until then `ended` says
+since when its addresses may be another's. `policy.cluster_facts` joins facts to identities, `policy.cluster_peers` to addresses.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Named = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="pod"):
     """`labels`: of the pod, without what controllers add to tell revisions apart. `owner`: the workload at the top: a
-    Deployment, not its ReplicaSet. `addresses`: of the pod's own network, none with `host_network`. `started`: Unix seconds."""
+    Deployment, not its ReplicaSet. `addresses`: of the pod's own network, none with `host_network`; of an ended pod those it had.
+    `started`, `ended`: Unix seconds, when it was made and when it was seen to be over; 0: it is not."""
 
     uid: Named
     namespace: Named
@@ -34,6 +36,7 @@ class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="p
     host_network: bool = False
     service_account: Word = ""
     started: float = 0.0
+    ended: float = 0.0
 
     @property
     def key(self) -> bytes:
@@ -61,6 +64,7 @@ class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     addresses: tuple[Word, ...] = ()
+    started: float = 0.0
 
     @property
     def key(self) -> bytes:
@@ -85,6 +89,8 @@ class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, ta
     addresses: tuple[Word, ...] = ()
     ports: tuple[ServicePort, ...] = ()
     selector: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    started: float = 0.0
 
     @property
     def key(self) -> bytes:
@@ -92,7 +98,22 @@ class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, ta
         return f"service/{self.namespace}/{self.name}".encode()
 
 
-Fact = PodFact | NamespaceFact | NodeFact | ServiceFact
+class EndpointsFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="endpoints"):
+    """One EndpointSlice: addresses behind a service of its namespace, ready or not. They may be of pods, or of nobody in the cluster."""
+
+    namespace: Named
+    name: Named
+    service: Word = ""
+    addresses: tuple[Word, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"endpoints/{self.namespace}/{self.name}".encode()
+
+
+Fact = PodFact | NamespaceFact | NodeFact | ServiceFact | EndpointsFact
 
 encode = msgspec.msgpack.Encoder(order="deterministic").encode
 """Bytes of a fact; the same for the same fact, so that what did not change need not be published."""

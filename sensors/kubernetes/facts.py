@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from schemas.cluster import NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 from schemas.identity import Owner
-from sensors.kubernetes.objects import MetadataOnly, NodeObject, ObjectMeta, OwnerReference, PodObject, ServiceObject
+from sensors.kubernetes.objects import (
+    EndpointSliceObject,
+    MetadataOnly,
+    NodeObject,
+    ObjectMeta,
+    OwnerReference,
+    PodObject,
+    ServiceObject,
+)
 
 REVISION_LABELS: Final = frozenset({"pod-template-hash", "pod-template-generation", "controller-revision-hash"})
 """What controllers add to tell revisions apart: no policy selects by them (KubeArmor, updateIdentities)."""
 NOT_TOLD: Final = frozenset({"kubectl.kubernetes.io/last-applied-configuration"})
 """Annotations that repeat the object."""
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+"""Label of an EndpointSlice: which service of its namespace it is of."""
 _DEPTH: Final = 8
 """Controllers above a pod that are climbed; a circle ends there."""
 
@@ -22,17 +32,21 @@ Owners = Mapping[str, MetadataOnly]
 """Objects that own others, by uid: ReplicaSets and Jobs. What is not there is a top."""
 
 
-def pod(one: PodObject, owners: Owners) -> PodFact:
-    """Of a pod. Its addresses are none once it has ended: they are another pod's by then."""
+def over(one: PodObject) -> bool:
+    """Whether all its containers ended for good: its addresses may be another pod's by now."""
+    return one.status.phase in ("Succeeded", "Failed")
+
+
+def pod(one: PodObject, owners: Owners, ended: float = 0.0) -> PodFact:
+    """Of a pod. `ended`: Unix seconds when it was seen to be over, 0 while it is not."""
     meta, status = one.metadata, one.status
-    ended = status.phase in ("Succeeded", "Failed")
     addresses = tuple(sorted({ip.ip for ip in status.pod_ips or () if ip.ip} or ({status.pod_ip} - {""})))
     return PodFact(
         uid=meta.uid, namespace=meta.namespace, name=meta.name, node=one.spec.node_name,
         labels={key: value for key, value in (meta.labels or {}).items() if key not in REVISION_LABELS},
         annotations=_annotations(meta), owner=owner(meta, owners), host_network=one.spec.host_network,
-        addresses=() if ended or one.spec.host_network else addresses,
-        service_account=one.spec.service_account_name, started=_seconds(meta.creation_timestamp),
+        addresses=() if one.spec.host_network else addresses,
+        service_account=one.spec.service_account_name, started=_seconds(meta.creation_timestamp), ended=ended,
     )  # fmt: skip
 
 
@@ -66,8 +80,9 @@ def node(one: NodeObject) -> NodeFact:
     meta = one.metadata
     addresses = {address.address for address in one.status.addresses or () if address.type.endswith("IP")}
     return NodeFact(
-        name=meta.name, labels=meta.labels or {}, annotations=_annotations(meta), addresses=tuple(sorted(addresses))
-    )
+        name=meta.name, labels=meta.labels or {}, annotations=_annotations(meta), addresses=tuple(sorted(addresses)),
+        started=_seconds(meta.creation_timestamp),
+    )  # fmt: skip
 
 
 def service(one: ServiceObject) -> ServiceFact:
@@ -78,7 +93,18 @@ def service(one: ServiceObject) -> ServiceFact:
     return ServiceFact(
         namespace=one.metadata.namespace, name=one.metadata.name, addresses=tuple(sorted(addresses)),
         ports=tuple(ServicePort(port.port, port.protocol, port.name, port.target_port) for port in spec.ports or ()),
-        selector=spec.selector or {},
+        selector=spec.selector or {}, labels=one.metadata.labels or {}, started=_seconds(one.metadata.creation_timestamp),
+    )  # fmt: skip
+
+
+def endpoints(one: EndpointSliceObject) -> EndpointsFact:
+    """Of an EndpointSlice, without what says how its endpoints are: one that is not ready for a moment is the same fact."""
+    meta = one.metadata
+    found = {address for endpoint in one.endpoints or () for address in endpoint.addresses or ()}
+    return EndpointsFact(
+        namespace=meta.namespace, name=meta.name, service=(meta.labels or {}).get(SERVICE_NAME, ""),
+        addresses=() if one.address_type == "FQDN" else tuple(sorted(found)),
+        ports=tuple(ServicePort(port.port or 0, port.protocol or "TCP", port.name or "") for port in one.ports or ()),
     )  # fmt: skip
 
 

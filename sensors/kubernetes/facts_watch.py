@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods, namespaces, nodes, services and owners as they change, made into facts; a fact that is as before is not published.
+"""Pods, namespaces, nodes, services, endpoints and owners as they change, made into facts; a fact that is as before is not published.
 
 Each kind is told of by a reflector: a whole list, which alone may say that something is gone, then changes. A pod's fact is
 made again when an owner above it becomes known. Neighbours: `facts` (the pure part), `published` (the way to the bus).
@@ -8,6 +8,7 @@ made again when an owner above it becomes known. Neighbours: `facts` (the pure p
 from __future__ import annotations
 
 import logging
+import time
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,7 +18,8 @@ import msgspec
 from cluster.reflector import Apply, Resource, decoded
 from schemas.cluster import encode
 from sensors.kubernetes import facts
-from sensors.kubernetes.objects import MetadataOnly, NodeObject, PodObject, ServiceObject
+from sensors.kubernetes.ended_pods import EndedPods
+from sensors.kubernetes.objects import EndpointSliceObject, MetadataOnly, NodeObject, PodObject, ServiceObject
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ OWNERS: Final = (
 NAMESPACES: Final = Resource(name="namespaces", path="/api/v1/namespaces", metadata=True)
 NODES: Final = Resource(name="nodes", path="/api/v1/nodes")
 SERVICES: Final = Resource(name="services", path="/api/v1/services")
+ENDPOINTS: Final = Resource(name="endpointslices", path="/apis/discovery.k8s.io/v1/endpointslices")
 
 _metadata = decoded(MetadataOnly)
 _pod = decoded(PodObject)
@@ -39,8 +42,10 @@ _pod = decoded(PodObject)
 class FactsWatch:
     """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them."""
 
-    def __init__(self, published: Published) -> None:
+    def __init__(self, published: Published, ended: EndedPods, clock: Callable[[], float] = time.time) -> None:
         self._published = published
+        self._ended = ended
+        self._clock = clock
         self._pods: dict[str, PodObject] = {}
         self._owners: dict[str, dict[str, MetadataOnly]] = {one.name: {} for one in OWNERS}
         self._owned: dict[str, set[str]] = {}
@@ -55,6 +60,7 @@ class FactsWatch:
             (NAMESPACES, self._each(b"namespace/", _metadata, facts.namespace)),
             (NODES, self._each(b"node/", decoded(NodeObject), facts.node)),
             (SERVICES, self._each(b"service/", decoded(ServiceObject), facts.service)),
+            (ENDPOINTS, self._each(b"endpoints/", decoded(EndpointSliceObject), facts.endpoints)),
             (PODS, self._pods_changed),
         ]
 
@@ -118,7 +124,7 @@ class FactsWatch:
                         self._owned.setdefault(reference.uid, set()).add(one.metadata.uid)
                     self._tell(one)
                 else:
-                    self._published.put(f"pod/{one.metadata.uid}".encode(), None)
+                    self._ended.gone(f"pod/{one.metadata.uid}".encode(), self._clock())
             except (msgspec.MsgspecError, ValueError) as error:
                 complete = False
                 self._unreadable(b"pod/", error)
@@ -126,7 +132,11 @@ class FactsWatch:
             for uid in self._pods.keys() - seen:
                 self._forget(uid)
             for key in self._published.keys(b"pod/") - {f"pod/{uid}".encode() for uid in seen}:
-                self._published.put(key, None)
+                self._ended.gone(key, self._clock())
+
+    def sweep(self) -> None:
+        """Remove the facts of pods that have been over for long enough."""
+        self._ended.sweep(self._clock(), self._pods.keys())
 
     def _forget(self, uid: str) -> None:
         known = self._pods.pop(uid, None)
@@ -137,7 +147,9 @@ class FactsWatch:
                 self._owned.pop(reference.uid, None)
 
     def _tell(self, one: PodObject) -> None:
-        fact = facts.pod(one, ChainMap(*self._owners.values()))
+        key = f"pod/{one.metadata.uid}".encode()
+        ended = self._ended.since(key, self._clock()) if facts.over(one) else 0.0
+        fact = facts.pod(one, ChainMap(*self._owners.values()), ended)
         self._published.put(fact.key, encode(fact))
 
     def _unreadable(self, kind: bytes, error: Exception) -> None:

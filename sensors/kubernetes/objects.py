@@ -97,3 +97,20 @@ class ServiceObject(msgspec.Struct, frozen=True):
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus = ServiceStatus()
+
+
+class SliceEndpoint(msgspec.Struct, frozen=True):
+    addresses: list[str] | None = None
+
+
+class SlicePort(msgspec.Struct, frozen=True):
+    port: int | None = None
+    protocol: str | None = None
+    name: str | None = None
+
+
+class EndpointSliceObject(msgspec.Struct, frozen=True, rename="camel"):
+    metadata: ObjectMeta
+    address_type: str = ""
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[SlicePort] | None = None

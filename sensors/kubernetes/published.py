@@ -55,6 +55,10 @@ class Published:
                 (keys.discard if value is None else keys.add)(key)
         return keys
 
+    def value(self, key: bytes) -> bytes | None:
+        """What `key` has, or will have when all is published."""
+        return self._waiting[key] if key in self._waiting else self._there.get(key)
+
     def forget(self, key: bytes) -> None:
         """Somebody else's: never removed by us."""
         self._there.pop(key, None)
@@ -62,8 +66,7 @@ class Published:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """The newest of `key`; None removes it."""
-        known = self._waiting[key] if key in self._waiting else self._there.get(key)
-        if known == value:
+        if self.value(key) == value:
             self.unchanged += 1
             return
         self._waiting.pop(key, None)
@@ -81,9 +84,10 @@ class Published:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._attempts.insist(self._flush)
+            await self._attempts.insist(self.flush)
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Publish what waits. Raises what the bus raises; it waits on then."""
         while self._waiting:
             batch = dict(list(self._waiting.items())[: 1 if self._alone else MOST])
             self._alone = max(0, self._alone - 1)

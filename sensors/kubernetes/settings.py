@@ -35,3 +35,16 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     policies: Annotated[
         bool, msgspec.Meta(description="Put policies that are objects of the cluster in force.", examples=[True])
     ] = True
+    ended_hours: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=8760, examples=[72.0],
+            description="Hours in which the fact of a pod that is over stays, so that its addresses are told as its own.",
+        ),
+    ] = 24.0  # fmt: skip
+    ended_most: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, le=1_000_000, description="Pods that are over whose facts stay at a time.", examples=[20000]
+        ),
+    ] = 5000

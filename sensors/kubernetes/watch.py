@@ -11,7 +11,7 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 from bus.contract import Bus
 from bus.follow import Follower
@@ -19,11 +19,15 @@ from cluster.lease import LeaderLease
 from cluster.reflector import Reflector
 from cluster.server import Server
 from schemas.topics import CLUSTER, POLICIES
+from sensors.kubernetes.ended_pods import EndedPods
 from sensors.kubernetes.facts_watch import FactsWatch
 from sensors.kubernetes.policy_watch import HEADERS, Check, PolicyWatch
 from sensors.kubernetes.published import Published
 from sensors.kubernetes.settings import ClusterSettings
 from sensors.kubernetes.stats import ClusterStats
+
+_SWEEP: Final = 60.0
+"""Seconds between looks for facts whose time is over."""
 
 
 class ClusterWatch:
@@ -43,7 +47,9 @@ class ClusterWatch:
         """Everything anew: what another replica wrote meanwhile is read again."""
         self._facts = Published(self._bus, CLUSTER)
         self._policies = Published(self._bus, POLICIES, HEADERS)
-        self._facts_watch = FactsWatch(self._facts)
+        settings = self._settings
+        self._ended = EndedPods(self._facts, settings.ended_hours * 3600, settings.ended_most)
+        self._facts_watch = FactsWatch(self._facts, self._ended)
         self.policies = PolicyWatch(self._policies, self._check)
         applies = self._facts_watch.applies + (self.policies.applies if self._settings.policies else [])
         self._reflected = [(Reflector(self._server, resource), apply) for resource, apply in applies]
@@ -58,6 +64,7 @@ class ClusterWatch:
     async def _work(self) -> None:
         self._begin()
         await self._facts.load()
+        self._ended.load()
         await self._policies.load()
         follower = Follower(self._bus, (POLICIES,))
         tasks = [asyncio.create_task(follower.run(self.policies.follow))]
@@ -65,6 +72,7 @@ class ClusterWatch:
             # Strictly before an object is put on the bus: what others own there must be known.
             await _either(follower.ready.wait(), tasks)
             tasks += [asyncio.create_task(one.run()) for one in (self._facts, self._policies)]
+            tasks.append(asyncio.create_task(self._sweep()))
             for reflector, apply in self._reflected:
                 tasks.append(asyncio.create_task(reflector.run(apply)))
                 if reflector is self._reflected[0][0] or reflector is self._reflected[1][0]:
@@ -78,6 +86,11 @@ class ClusterWatch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP)
+            self._facts_watch.sweep()
 
     @property
     def standing_by(self) -> bool:
@@ -108,6 +121,7 @@ class ClusterWatch:
             unpublished=self._facts.refused + self._policies.refused,
             policies=self.policies.in_force, refused_policies=len(self.policies.refused),
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
+            ended_pods=len(self._ended), dropped_pods=self._ended.dropped,
         )  # fmt: skip
 
 

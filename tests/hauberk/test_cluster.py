@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from bus.contract import Bus, Record
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import open_bus
+from policy.cluster_peers import ClusterPeers
 from schemas.cluster import Fact, NodeFact, PodFact, ServiceFact, decode
 from schemas.enforcement import decode_plan
 from schemas.identity import Identity, Kind, Owner, encode
@@ -112,10 +114,35 @@ async def test_a_pod_becomes_a_fact_with_its_owner(
         api_server.kubectl, "delete", "pod", "web-7c9d-x1", "-n", place, "--grace-period=0", "--force"
     )
 
-    async def gone() -> bool:
-        return f"pod/{uid}".encode() not in await facts(bus)
+    async def over() -> bool:
+        one = (await facts(bus)).get(f"pod/{uid}".encode())
+        return isinstance(one, PodFact) and one.ended > 0
 
-    await until(gone)
+    await until(over)
+    assert running.end() == 0
+
+
+async def test_endpoints_become_facts_and_name_the_peer(
+    hauberk: Any, bus: Bus, api_server: Any, place: str, until: Callable[..., Any]
+) -> None:
+    running = hauberk.start("cluster", **settings(api_server, place))
+    await asyncio.to_thread(make_web, api_server, place, f"{place}-n1")
+    await asyncio.to_thread(api_server.apply, {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{"port": 8080}],
+        "metadata": {"name": "web-abc", "namespace": place, "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": ["10.9.0.1"]}],
+    })  # fmt: skip
+
+    async def peer() -> Any:
+        peers = ClusterPeers()
+        for key, record in (await bus.latest(CLUSTER)).items():
+            peers.fact(key, record.value)
+        found = peers.peer("10.9.0.1", time.time())
+        return found if found is not None and found.services else None
+
+    found = await until(peer)
+    assert (found.name, found.namespace, found.services) == ("pod/web-7c9d-x1", place, ("web",))
+    assert found.owner == Owner("Deployment", "web", place)
     assert running.end() == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 from schemas.cluster import decode, encode
 from schemas.identity import Owner
 from sensors.kubernetes import facts
-from sensors.kubernetes.objects import MetadataOnly, NodeObject, PodObject, ServiceObject
+from sensors.kubernetes.objects import EndpointSliceObject, MetadataOnly, NodeObject, PodObject, ServiceObject
 
 
 def pod(**more: Any) -> PodObject:
@@ -82,12 +82,12 @@ def test_labels_of_revisions_and_the_applied_object_are_left_out() -> None:
             ("10.0.0.1", "fd00::1"),
         ),
         ({"phase": "Running", "podIP": "10.0.0.1"}, {}, ("10.0.0.1",)),
-        ({"phase": "Succeeded", "podIP": "10.0.0.1"}, {}, ()),
+        ({"phase": "Succeeded", "podIP": "10.0.0.1"}, {}, ("10.0.0.1",)),
         ({"phase": "Running", "podIP": "192.168.0.9"}, {"hostNetwork": True}, ()),
         ({"phase": "Pending"}, {}, ()),
     ],
 )
-def test_addresses_are_the_pods_own_while_it_has_them(status: Any, spec: Any, addresses: tuple[str, ...]) -> None:
+def test_addresses_are_the_pods_own(status: Any, spec: Any, addresses: tuple[str, ...]) -> None:
     assert facts.pod(pod(status=status, spec=spec), {}).addresses == addresses
 
 
@@ -118,3 +118,22 @@ def test_the_same_fact_is_the_same_bytes(labels: dict[str, str]) -> None:
     assert encode(facts.pod(pod(metadata={"labels": labels}), {})) == encode(
         facts.pod(pod(metadata={"labels": dict(sorted(labels.items()))}), {})
     )
+
+
+def slice_of(**more: Any) -> EndpointSliceObject:
+    metadata = {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}
+    return msgspec.convert({"metadata": metadata, "addressType": "IPv4", **more}, EndpointSliceObject)
+
+
+def test_endpoints_are_a_fact_of_their_service_whether_or_not_they_are_ready() -> None:
+    def told(ready: bool) -> EndpointSliceObject:
+        return slice_of(
+            endpoints=[{"addresses": ["10.0.0.2"], "conditions": {"ready": ready}}, {"addresses": ["10.0.0.1"]}],
+            ports=[{"port": 8080, "name": "http", "protocol": "TCP"}, {"port": None}],
+        )
+
+    fact = facts.endpoints(told(True))
+    assert (fact.service, fact.addresses, fact.ports[0].port) == ("web", ("10.0.0.1", "10.0.0.2"), 8080)
+    assert encode(fact) == encode(facts.endpoints(told(False)))
+    assert facts.endpoints(slice_of(addressType="FQDN", endpoints=[{"addresses": ["db.example"]}])).addresses == ()
+    assert facts.endpoints(slice_of(endpoints=None, ports=None)).addresses == ()
