@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from bus.registry import open_bus
+from bus.registry import elsewhere, open_bus
 from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
@@ -108,8 +108,10 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         opened.callback(node.close, take_down=False)
         await claiming.check()
         opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
-        following = stages.following(bus, node_name(settings.sensor))
-        sensing = stages.sensor(bus, node, lambda header: following.engine.read(header))
+        following = stages.following(bus, node)
+        sensing = stages.sensor(
+            bus, node, lambda header: following.engine.read(header), elsewhere=elsewhere(settings.bus)
+        )
         enforcing = stages.enforcement(bus, settings, inventory.engine.node)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [

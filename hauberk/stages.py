@@ -173,17 +173,27 @@ def sinks(bus: Bus, configuration: Configuration, supervision: Supervision | Non
     return StagePart(lambda: only, work, SinkEngine.stop)
 
 
-def following(bus: Bus, node: str) -> StagePart[Following]:
-    """How far the processors of other processes have read this node's frames."""
+def following(bus: Bus, node: Node) -> StagePart[Following]:
+    """What the processors of other processes say: how far they have read this node's frames, and which events they wait for."""
     from sensors.node.following import Following
+    from sensors.node.sensor import node_name
 
-    return StagePart(lambda: Following(bus, node), run)
+    # Asked each time: the rings may have been opened anew.
+    return StagePart(
+        lambda: Following(bus, node_name(node.settings), call_for=lambda idents: node.source.call_for(idents)), run
+    )
 
 
 def sensor(
-    bus: Bus, node: Node, read: Read | None = None, published: Callable[[Batch], None] | None = None
+    bus: Bus,
+    node: Node,
+    read: Read | None = None,
+    published: Callable[[Batch], None] | None = None,
+    *,
+    elsewhere: bool = False,
 ) -> StagePart[Agent]:
-    """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named. `published`: see `Agent`."""
+    """This kernel's rings to frames. `read`: how far they are judged: while that is behind, less is named. `published`,
+    `elsewhere`: see `Agent`."""
 
     # Made again, it begins with the rings opened anew too.
     first = [True]
@@ -192,7 +202,7 @@ def sensor(
         if not first:
             node.reopen()
         first.clear()
-        return node.agent(bus, published, read)
+        return node.agent(bus, published, read, elsewhere=elsewhere)
 
     return StagePart(make, run)
 

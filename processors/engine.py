@@ -85,8 +85,8 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Processor:
-    """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read, for nodes
-    elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`, `logged`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
+    """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read and which
+    behaviours may be alerts, for nodes elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`, `logged`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
 
     def __init__(
         self,
@@ -112,11 +112,13 @@ class Processor:
             bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged
         )
         self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
+        self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
+        if due is None and self._reporting is not None:
+            due = self._reporting.due
         self.pipeline = Pipeline(
             self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due,
             Names(self.settings.names), logged,
         )  # fmt: skip
-        self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         self._complete = complete
         self._owners: Mapping[Partition, int] | None = None
         self._waits_for_owners = False

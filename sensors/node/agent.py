@@ -4,7 +4,8 @@
 Drain, publish, release, in that order and one at a time. When the bus is full or away the batch in hand is offered again and
 the rest stays in the ring; what the ring cannot hold is counted by the kernel and told in the next frame. ::
 
-    drained something ─► pause (`tick`, or what keeps this loop below `share` of a core) ─► doze (until `coalesce` is over)
+    drained something ─► pause (`tick`, or what keeps this loop below `share` of a core; `spacing` where the bus is elsewhere)
+                         ─► doze (until `coalesce` is over)
     drained nothing ───► sleep (`idle`)
 
 A source that cannot call (a recording) is asked each `tick`. Dozing it calls for what cannot wait, asleep for anything, and a
@@ -66,6 +67,15 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             le=30,
         ),
     ] = 0.2
+    spacing: Annotated[
+        float,
+        msgspec.Meta(
+            description="Least seconds between two publications to a bus on other machines, where each costs its brokers and its readers as much as a thousand events do; also for what cannot wait.",
+            examples=[0.05],
+            ge=0,
+            le=30,
+        ),
+    ] = 0.05
     share: Annotated[
         float,
         msgspec.Meta(
@@ -119,7 +129,7 @@ class AgentStats(msgspec.Struct):
 class Agent:
     """Publishes `source` to `bus` until `stop` is called or the source is finished.
 
-    `published(batch)` is called after each acknowledged batch (recorders, metrics). Errors of the source and Permanent
+    `published(batch)` is called after each acknowledged batch (recorders, metrics). `elsewhere`: the bus is on other machines. Errors of the source and Permanent
     errors of the bus that concern all frames end `run`; a frame that is refused is counted, said once and dropped.
     """
 
@@ -130,11 +140,14 @@ class Agent:
         settings: AgentSettings | None = None,
         published: Callable[[Batch], None] | None = None,
         backlog: Backlog | None = None,
+        *,
+        elsewhere: bool = False,
     ) -> None:
         self.source = source
         self.stats = AgentStats()
         self._bus = bus
         self._settings = settings or AgentSettings()
+        self._pause = max(self._settings.tick, self._settings.spacing if elsewhere else 0.0)
         self._published = published
         self._backlog = backlog
         self._stopping = False
@@ -202,7 +215,7 @@ class Agent:
         how, longest = Sleep.ASLEEP, settings.idle
         if drained:
             # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
-            pause = min(max(settings.tick, busy / settings.share), settings.coalesce)
+            pause = min(max(self._pause, busy / settings.share), settings.coalesce)
             await self._wait(pause)
             how, longest = Sleep.DOZING, settings.coalesce - pause
         elif self._backlog is not None and (self._backlog.step or self._backlog.seconds):

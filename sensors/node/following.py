@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far processors of other processes have read this node's frames, by what they publish (`progress`).
+"""What processors of other processes say of this node's frames (`progress`): how far they are read, and which events are waited for.
 
 The slowest group counts. One that reports nothing for FORGOTTEN seconds while others read is not waited for: processors that were
 stopped for good must not keep this node from naming what is new. Nobody heard of means nobody is behind. Neighbours: `backlog`
@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from bus.attempts import Attempts, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Delivery
 from bus.interruptible import take_or
-from schemas.errors import DecodeError
+from schemas.errors import DecodeError, KernelError
 from schemas.frame import FrameHeader
 from schemas.progress import Progress, decode
 from schemas.topics import PROGRESS
@@ -32,9 +32,16 @@ _GROUPS: Final = 64
 
 
 class Following:
-    """`run` until `stop`. `read(header)` any time: see `backlog.Read`."""
+    """`run` until `stop`. `read(header)` any time: see `backlog.Read`. `call_for`: told of behaviours that may be alerts."""
 
-    def __init__(self, bus: Bus, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        node: str,
+        clock: Callable[[], float] = time.monotonic,
+        call_for: Callable[[Sequence[int]], None] = lambda idents: None,
+    ) -> None:
+        self._call_for = call_for
         self._bus, self._node, self._clock = bus, node, clock
         self._groups: dict[str, tuple[Progress, float]] = {}
         self._attempts = Attempts("following the processors", Backoff(max_seconds=5.0), drain_seconds=0.0)
@@ -77,3 +84,7 @@ class Following:
                 continue
             if one.node == self._node and (one.group in self._groups or len(self._groups) < _GROUPS):
                 self._groups[one.group] = (one, now)
+                # Rings that are being opened anew: what cannot be marked is sent all the same, a moment later.
+                with contextlib.suppress(KernelError):
+                    if one.calls:
+                        self._call_for(one.calls)

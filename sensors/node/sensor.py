@@ -99,12 +99,20 @@ class Node:
         if settings.nice:
             prefer(settings.nice)
 
-    def agent(self, bus: Bus, published: Callable[[Batch], None] | None = None, read: Read | None = None) -> Agent:
-        """The engine over this node's rings. `read`: how far those who judge its frames are, where that is known here."""
+    def agent(
+        self,
+        bus: Bus,
+        published: Callable[[Batch], None] | None = None,
+        read: Read | None = None,
+        *,
+        elsewhere: bool = False,
+    ) -> Agent:
+        """The engine over this node's rings. `read`: how far those who judge its frames are, where that is known here. `elsewhere`:
+        see `Agent`."""
         backlog = None
         if read is not None:
             backlog = Backlog(read, self.source.spare, steps=steps_of(self.settings.load.new_per_second))
-        return Agent(self.source, bus, self.settings.agent, published, backlog)
+        return Agent(self.source, bus, self.settings.agent, published, backlog, elsewhere=elsewhere)
 
     def reopen(self) -> None:
         """Open the rings anew, with nothing left of what was known of them. Raises what `RingSource` raises."""

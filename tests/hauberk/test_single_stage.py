@@ -21,6 +21,7 @@ import pytest
 
 from kernel.maps import Map
 from schemas.kernel import Config
+from schemas.wakeup import CALLS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("live")]
 
@@ -190,6 +191,16 @@ def test_a_name_that_is_asked_for_is_told(parts: Any, eventually: Callable[..., 
         ("Network", "API.Example.test", "Audit", "parts")
     ]
     assert found[0]["Data"] == "kfunc=UDP_SENDSKB domain=API.Example.test daddr=127.0.0.1"
+
+
+def test_events_that_are_alerts_call_the_sensor(parts: Any, eventually: Callable[..., Any]) -> None:
+    parts.workload.ask("called.example.test")
+
+    def called() -> int:
+        with Map.open(f"{parts.pins}/maps/behaviours") as behaviours:
+            return sum(struct.unpack("=Q", value) == (CALLS,) for _, value in behaviours.items())
+
+    assert eventually(called) > 0
 
 
 def spared(parts: Any) -> int:

@@ -132,6 +132,38 @@ async def test_a_full_bus_leaves_data_in_the_ring(stand_in: Any) -> None:
     await bus.close()
 
 
+class Hurried(Agent):
+    """Remembers what it waits for, and waits for none of it."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.delays: list[float] = []
+
+    async def _wait(self, delay: float) -> None:
+        self.delays.append(delay)
+        await asyncio.sleep(0)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("elsewhere", "pause"), [(True, 0.05), (False, 0.002)])
+async def test_publications_are_spaced_where_the_bus_is_elsewhere(stand_in: Any, elsewhere: bool, pause: float) -> None:
+    bus = MemoryBus()
+    source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
+    agent = Hurried(source, bus, AgentSettings(share=1.0, tick=0.002, coalesce=0.2), elsewhere=elsewhere)
+    stand_in.behaviour(5)
+    stand_in.happen(5)
+    task = asyncio.create_task(agent.run())
+    await until(lambda: len(agent.delays) >= 2)
+    agent.stop()
+    await asyncio.wait_for(task, 60)
+    # After a drain with something in it, then until `coalesce` is over.
+    assert agent.delays[0] == pytest.approx(pause, rel=0.9)
+    assert agent.delays[0] >= pause
+    assert agent.delays[0] + agent.delays[1] == pytest.approx(0.2)
+    source.close()
+    await bus.close()
+
+
 @pytest.mark.kernel
 async def test_stop_drains_what_there_is(stand_in: Any) -> None:
     bus = MemoryBus()

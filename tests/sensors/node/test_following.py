@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from bus.contract import Record
@@ -26,10 +27,13 @@ class Scene:
 
     def __init__(self) -> None:
         self.bus, self.now = MemoryBus(), 100.0
-        self.following = Following(self.bus, "n", lambda: self.now)
+        self.called: list[int] = []
+        self.following = Following(self.bus, "n", lambda: self.now, self.called.extend)
 
-    async def report(self, number: int, *, group: str = "g", node: str = "n", run: str = "r") -> None:
-        one = Progress(node=node, group=group, boot="b", run=run, number=number)
+    async def report(
+        self, number: int, *, group: str = "g", node: str = "n", run: str = "r", calls: tuple[int, ...] = ()
+    ) -> None:
+        one = Progress(node=node, group=group, boot="b", run=run, number=number, calls=calls)
         await self.bus.publish(
             PROGRESS, [Record(one.key, encode(one)), Record(b"n/bad", b"\xc1"), Record(b"n/gone", None)]
         )
@@ -60,6 +64,16 @@ async def test_the_slowest_group_counts_and_only_of_this_node_and_run(scene: Sce
     await scene.report(6, group="other")
     await scene.reads(5)
     assert scene.following.read(header(0, "new")) == -1, "they are at an older run's frames still"
+
+
+async def test_what_may_be_an_alert_is_marked_and_nothing_of_other_nodes(scene: Scene) -> None:
+    await scene.report(1, node="m", calls=(9,))
+    await scene.report(1, calls=(5, (1 << 64) - 1))
+    bad = msgspec.msgpack.encode(["n", "g", "b", "r", 2, [-1]])
+    await scene.bus.publish(PROGRESS, [Record(b"n/g", bad)])
+    await scene.report(3)
+    await scene.reads(3)
+    assert scene.called == [5, (1 << 64) - 1]
 
 
 async def test_who_is_silent_for_long_is_not_followed(scene: Scene) -> None:
