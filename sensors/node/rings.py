@@ -19,6 +19,7 @@ from kernel.ring import TAKE_BYTES
 from schemas.frame import Frame, FrameHeader
 from schemas.kernel import STRIDE, DefinitionKind
 from schemas.wakeup import Sleep
+from sensors.node.boot import boot_id, clock_offset_ns
 from sensors.node.definition_log import DefinitionLog
 from sensors.node.definitions import Definitions
 from sensors.node.frames import Fold, columns, frames
@@ -392,17 +393,3 @@ class RingSource:
                 self._definitions.learn(self._log.read())
                 return
         self._pins.forget_all()
-
-
-def boot_id() -> str:
-    """The kernel's random id of this boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
-def clock_offset_ns() -> int:
-    """CLOCK_REALTIME - CLOCK_BOOTTIME: add to a row's time for Unix ns. Read between two readings of the other clock."""
-    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    real = time.clock_gettime_ns(time.CLOCK_REALTIME)
-    after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return real - (before + after) // 2
