@@ -7,7 +7,7 @@ Neighbours: `compiler` (the same for the sensor), `linker` (callbacks and subpro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,8 +51,16 @@ def name_of(request: dict[str, Any]) -> str:
     return fingerprint({"text": source(), "records": c_header(), "flags": " ".join(definitions(request))})
 
 
-def compile_hooks(request: dict[str, Any], step: Callable[[str], None]) -> Compiled:
-    """Every hook that this kernel has, compiled and linked. Raises MissingDependency, Incompatible, KernelError."""
+def compile_hooks(
+    request: dict[str, Any],
+    step: Callable[[str], None],
+    *,
+    more: str = "",
+    programs: Sequence[str] = (),
+    maps: Sequence[str] = (),
+) -> Compiled:
+    """Every hook that this kernel has, compiled and linked. `more`: C text behind the unit, of which `programs` are made instead and
+    whose `maps` are kept. Raises MissingDependency, Incompatible, KernelError."""
     root = Path(request["directory"])
     btf = Btf.of_kernel()
     write_tree(root)
@@ -62,26 +70,30 @@ def compile_hooks(request: dict[str, Any], step: Callable[[str], None]) -> Compi
     flags = ["-I" + request["directory"], "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-int-conversion"]
     compiler = import_bcc()
     try:
-        module = compiler(text=source(), cflags=[*flags, "-DTYPED_LOADS=1", *definitions(request)])
+        module = compiler(text=source() + more, cflags=[*flags, "-DTYPED_LOADS=1", *definitions(request)])
     except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
         raise KernelError(f"BCC could not compile the LSM hooks: {error}", operation="compile") from error
-    maps: dict[str, int] = {}
-    for name in (*(table.name for table in (*SENSORS, *TABLES)), *UNPINNED):
+    found: dict[str, int] = {}
+    for name in (*(table.name for table in (*SENSORS, *TABLES)), *UNPINNED, *maps):
         try:
-            maps[name] = module[name.encode()].map_fd
+            found[name] = module[name.encode()].map_fd
         except KeyError:  # of the sensor alone
             continue
-    here = {hook.name: found for hook in HOOKS if (found := btf.function_id(f"bpf_lsm_{hook.name}")) is not None}
-    functions = (*CALLBACKS.values(), *SUBPROGRAMS.values(), *(f"lsm_{name}" for name in here))
-    code = {name: casts.resolve(bytes(module.dump_func(name.encode())), btf) for name in functions}
-    programs: dict[str, bytes] = {}
+    targets = {f"lsm_{hook.name}": at for hook in HOOKS if (at := btf.function_id(f"bpf_lsm_{hook.name}")) is not None}
+    wanted = tuple(programs) or tuple(targets)
+    code = {
+        name: casts.resolve(bytes(module.dump_func(name.encode())), btf)
+        for name in (*CALLBACKS.values(), *SUBPROGRAMS.values(), *wanted)
+    }
+    made: dict[str, bytes] = {}
     starts: dict[str, tuple[int, ...]] = {}
-    for name in here:
-        made, starts[f"lsm_{name}"] = linked(f"lsm_{name}", code, btf.function_id)
-        programs[f"lsm_{name}"] = without_descriptors(made, maps)
-    shapes = {name: bpf.map_info(fd, name)._replace(id=0) for name, fd in maps.items()}
+    for name in wanted:
+        instructions, starts[name] = linked(name, code, btf.function_id)
+        made[name] = without_descriptors(instructions, found)
+    shapes = {name: bpf.map_info(fd, name)._replace(id=0) for name, fd in found.items()}
     module.cleanup()
     step("compile hooks")
     return Compiled(
-        maps=shapes, programs=programs, attach_to={}, starts=starts, targets={f"lsm_{name}": at for name, at in here.items()}
+        maps=shapes, programs=made, attach_to={}, starts=starts,
+        targets={name: targets[name] for name in wanted if name in targets},
     )  # fmt: skip

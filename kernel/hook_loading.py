@@ -47,7 +47,7 @@ def verify(compiled: Compiled, maps: Mapping[str, int], key: tuple[int, int]) ->
 
     def one(name: str) -> int:
         code = relocated(compiled.programs[name], maps, key)
-        return _load(name, code, compiled.starts[name], compiled.targets[name])
+        return load_program(name, code, compiled.starts[name], target=compiled.targets[name])
 
     with ThreadPoolExecutor(_VERIFYING) as pool:
         return dict(zip(compiled.programs, pool.map(one, compiled.programs), strict=True))
@@ -83,7 +83,9 @@ def _create(name: str, shape: bpf.MapInfo) -> int:
     )  # fmt: skip
 
 
-def _load(name: str, code: bytes, starts: tuple[int, ...], target: int) -> int:
+def load_program(name: str, code: bytes, starts: tuple[int, ...], *, kind: int = _LSM, target: int = 0) -> int:
+    """A descriptor of the program `code` of `kind` (BPF_PROG_TYPE_*) with subprograms at `starts`; `target`: BTF id of its hook.
+    KernelError carries the verifier's last words."""
     blob, ids = subprogram_btf(len(starts))
     records = b"".join(struct.pack("=II", start, ident) for start, ident in zip(starts, ids, strict=True))
     instructions = ctypes.create_string_buffer(code, len(code))
@@ -94,9 +96,9 @@ def _load(name: str, code: bytes, starts: tuple[int, ...], target: int) -> int:
     def attributes(log: int) -> bytes:
         # union bpf_attr of BPF_PROG_LOAD up to attach_prog_fd (include/uapi/linux/bpf.h).
         return struct.pack(
-            "=IIQQIIQII16sIIIIQIIQIII", _LSM, len(code) // 8, ctypes.addressof(instructions),
+            "=IIQQIIQII16sIIIIQIIQIII", kind, len(code) // 8, ctypes.addressof(instructions),
             ctypes.addressof(license_text), 1 if log else 0, _LOG if log else 0, log, 0, 0, name.encode()[:15].ljust(16, b"\0"),
-            0, _LSM_MAC, btf, 8, ctypes.addressof(about), len(starts), 0, 0, 0, target, 0,
+            0, _LSM_MAC if target else 0, btf, 8, ctypes.addressof(about), len(starts), 0, 0, 0, target, 0,
         )  # fmt: skip
 
     try:

@@ -18,7 +18,7 @@ HIGH: Final = 0x48415542
 CALLBACKS: Final = {1: "cb_climb", 2: "cb_scan"}
 SUBPROGRAMS: Final = {
     0x7FFFFE01 + place: f"sub_{name}"
-    for place, name in enumerate(("enter", "sources", "object", "tell", "climb", "verdict", "lookup"))
+    for place, name in enumerate(("enter", "sources", "object", "tell", "climb", "verdict", "lookup", "sockets"))
 }
 FUNCTIONS: Final = {0x7FFFFF02: "bpf_preempt_disable", 0x7FFFFF03: "bpf_preempt_enable"}
 _INSTRUCTION: Final = struct.Struct("=BBhi")

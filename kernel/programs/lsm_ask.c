@@ -44,6 +44,8 @@ struct asked {
     u32 inode_owner;
     u32 uid;
     u32 tty;
+    u32 direction; /* sockets: DIRECTION_* of the question about the address, 0: none */
+    u32 number;    /* sockets: the protocol as rules name it */
     u32 index; /* of the rule that decided; ~0: the posture did */
     u64 inode;
     struct {
@@ -87,6 +89,7 @@ static long (*sub_tell_)(struct asked *w) = (void *)0x7ffffe04;
 static long (*sub_climb_)(struct asked *w) = (void *)0x7ffffe05;
 static long (*sub_verdict_)(struct asked *w) = (void *)0x7ffffe06;
 static long (*sub_lookup_)(struct asked *w) = (void *)0x7ffffe07;
+static long (*sub_sockets_)(struct asked *w) = (void *)0x7ffffe08;
 static long (*bpf_loop_)(u32 count, u64 callback, void *context, u64 flags) = (void *)181;
 #ifdef K_PREEMPT
 static void (*preempt_disable_)(void) = (void *)0x7fffff02;

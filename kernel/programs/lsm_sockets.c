@@ -6,6 +6,41 @@
 #define AF_SMC_ 43
 #define AF_UNSPEC_ 0
 
+/* `ask` for whoever acts: the executable, and the script that it runs. */
+static __always_inline u32 ask_both(struct asked *w, struct question *q, u32 direction, u8 kind, u16 port)
+{
+    u32 answered = ask(q, direction, w->sources[0], w->number, kind, port), rank = q->rank;
+    if (w->sources[1]) {
+        u32 other = ask(q, direction, w->sources[1], w->number, kind, port);
+        if (other != NO_OPINION && (answered == NO_OPINION || q->rank > rank))
+            answered = other;
+    }
+    return answered;
+}
+
+/* What the rules say of the socket and address in the behaviour, asked in `direction`: 1 to stop. */
+int sub_sockets(u64 argument)
+{
+    struct asked *w = ASKED(argument);
+    struct question q = {};
+    u32 family = w->b.family, direction = w->direction;
+    u8 kind = 0xf0 | (w->b.socket_type & 0xf);
+    q.key.table = w->table;
+    q.key.family = family;
+    q.key.prefix = NET_FIXED_BITS;
+    u32 answered = ask_both(w, &q, DIRECTION_CREATE, kind, 0);
+    if (answered == ACTION_BLOCK || (answered == NO_OPINION && w->header.flags & TABLE_WHITELIST_NETWORK))
+        return 1;
+    if (!direction)
+        return 0;
+    u32 bound[4] = {};
+    __builtin_memcpy(q.key.address, w->b.address, 16);
+    if (direction == DIRECTION_SEND)
+        destination(family, (u32 *)q.key.address, bound);
+    q.key.prefix = NET_FIXED_BITS + (family == AF_INET_ ? 32 : 128);
+    return ask_both(w, &q, direction, kind, w->b.port) == ACTION_BLOCK;
+}
+
 static __always_inline int on_socket(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u64 address, int length)
 {
     u8 peer[16] = {};
@@ -30,28 +65,14 @@ static __always_inline int on_socket(u32 operation, u32 direction, u32 family, u
     if (carried == AF_UNIX_ || carried == 16 /* AF_NETLINK: neither leaves the machine */)
         return 0;
     ENTER(CLASS_NETWORK, TABLE_HAS_NETWORK, operation, 0);
-    struct question q = {};
-    u8 number = protocol_of(type, protocol), kind = 0xf0 | (type & 0xf);
-    if (family == AF_SMC_)
-        number = 6;
     w->b.family = carried;
     w->b.socket_type = type;
     w->b.protocol = protocol;
     w->b.port = port;
     __builtin_memcpy(w->b.address, peer, 16);
-    q.key.table = w->table;
-    q.key.family = carried;
-    q.key.prefix = NET_FIXED_BITS;
-    u32 answered = ask(&q, DIRECTION_CREATE, w->sources[0], number, kind, 0);
-    int stop = answered == ACTION_BLOCK || (answered == NO_OPINION && w->header.flags & TABLE_WHITELIST_NETWORK);
-    if (!stop && direction) {
-        u32 bound[4] = {};
-        __builtin_memcpy(q.key.address, peer, 16);
-        if (direction == DIRECTION_SEND)
-            destination(carried, (u32 *)q.key.address, bound);
-        q.key.prefix = NET_FIXED_BITS + (carried == AF_INET_ ? 32 : 128);
-        stop = ask(&q, direction, w->sources[0], number, kind, port) == ACTION_BLOCK;
-    }
+    w->direction = direction;
+    w->number = family == AF_SMC_ ? 6 : protocol_of(type, protocol);
+    int stop = sub_sockets_(w);
     stop = answer(w, stop);
     return leave(w, stop);
 }

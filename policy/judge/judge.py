@@ -31,6 +31,7 @@ SENT: Final = frozenset(
 """A connect() that ends so has left the machine: it counts as passed."""
 _DENIED: Final = frozenset((0, -errno.EPERM, -errno.EACCES))
 _WEIGHT: Final = {Action.ALLOW: 0, Action.AUDIT: 1, Action.BLOCK: 2}
+_AT_BIND: Final = frozenset((Backend.CGROUP, Backend.BPF_LSM))
 _ATTEMPTS: Final = frozenset(name for name, row in CALLS.items() if row.operation is Operation.CALL)
 NOTHING: Final = Unmatched(False, "allow", Mode.ENFORCE, False)
 
@@ -248,8 +249,8 @@ class Judge:
         elif operation is Operation.CONNECT or operation is Operation.SEND:
             direction, table, unmatched = "egress", self.tables.egress, self._unmatched_egress
             address = destination(address)
-        elif operation is Operation.BIND and behaviour.enforcer is Backend.CGROUP:
-            # A guard stops a forbidden port when it is taken, before anybody connects: who would is not known.
+        elif operation is Operation.BIND and behaviour.enforcer in _AT_BIND:
+            # They stop a forbidden port when it is taken, before anybody connects: who would is not known.
             direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
             address = ""
         else:

@@ -328,12 +328,18 @@ def cidr(text: str, say: Say) -> None:
         say(codes.CIDR, f"`{text}` is not a network", expected="an IPv4 or IPv6 network such as `10.0.0.0/8`")
 
 
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
 def network(text: str) -> str | None:
-    """An IP network in its canonical form; None for what is none."""
+    """An IP network in its canonical form; None for what is none. One of IPv4 addresses inside of IPv6 is that of IPv4."""
     try:
-        return str(ipaddress.ip_network(text, strict=False))
+        made = ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
+    if isinstance(made, ipaddress.IPv6Network) and made.subnet_of(_MAPPED):
+        return str(ipaddress.IPv4Network((made.network_address.packed[-4:], made.prefixlen - _MAPPED.prefixlen)))
+    return str(made)
 
 
 def port(text: str, say: Say) -> None:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make fuzz`: mutated inputs through every door, for as long as asked; anything outside the error tree ends it with the case.
 
-    python tests/fuzz/fuzz.py [--minutes 10] [--inputs 1000000] [--seed 1] [--target frames ...]
+    python tests/fuzz/fuzz.py [--minutes 10] [--inputs 1000000] [--pairs 1000000] [--seed 1] [--target frames ...]
 
 Each input is made from (seed, target, number) alone, so that a crash is found again by its line. What crashed is cut down and
 written to `build/fuzz/`; keep it in `tests/fuzz/cases/`, which `tests/fuzz/test_doors.py` runs with every `make test`.
+At last the kernel's matcher is held against the judge (`agreement.py`): --pairs of policies and behaviours, 0 for none.
 Mutations: bytes changed, cut out, doubled, swapped with another sample's, lengths and numbers replaced by their extremes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -22,7 +24,11 @@ ROOT: Final = Path(__file__).parents[2]
 CASES: Final = Path(__file__).parent / "cases"
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from doors import DOORS, Door  # noqa: E402 - the paths come first, so that it runs from anywhere
+from agreement import compare  # noqa: E402 - the paths come first, so that it runs from anywhere
+from doors import DOORS, Door  # noqa: E402
+from matcher import Matcher, compile_matcher  # noqa: E402
+
+from schemas.errors import HauberkError  # noqa: E402
 
 _NUMBERS: Final = tuple(
     number.to_bytes(size, order)
@@ -95,6 +101,7 @@ def main() -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     made.add_argument("--minutes", type=float, default=10.0)
     made.add_argument("--inputs", type=int, default=1_000_000)
+    made.add_argument("--pairs", type=int, default=1_000_000)
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--target", action="append", choices=sorted(DOORS), default=[])
     given = made.parse_args()
@@ -156,7 +163,28 @@ def main() -> int:
             f"slowest {1e3 * slowest[name]:.0f} ms"
         )
     print(f"{sum(done.values())} inputs of seed {given.seed} in {seconds:.0f} s, {crashes} outside the error tree")
-    return 1 if crashes else 0
+    return 1 if crashes + disagreements(given.seed, given.pairs) else 0
+
+
+def disagreements(seed: int, pairs: int) -> int:
+    """How many answers of the kernel's matcher were not the judge's, each kept under `build/fuzz/`."""
+    if not pairs:
+        return 0
+    started = time.monotonic()
+    try:
+        matcher = Matcher(compile_matcher())
+    except HauberkError as error:
+        print(f"agreement: not asked: {error}")
+        return 0
+    asked, found = compare(matcher, seed, pairs)
+    matcher.close()
+    for number, (small, why) in enumerate(found):
+        kept = ROOT / "build/fuzz" / f"agreement-{seed}-{number}.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(small, ensure_ascii=False, indent=1) + "\n")
+        print(f"agreement: {why}; {kept}", file=sys.stderr, flush=True)
+    print(f"agreement: {asked} pairs of seed {seed} in {time.monotonic() - started:.0f} s, {len(found)} disagreements")
+    return len(found)
 
 
 if __name__ == "__main__":

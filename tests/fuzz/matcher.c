@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The matcher of the LSM hooks as a program that the kernel runs on request (BPF_PROG_TEST_RUN of a raw tracepoint's), so that its
+ * answers can be compared with the judge's on any kernel. Compiled behind the files of the hooks: the same text, the same functions.
+ */
+struct matcher_question {
+    u64 table;
+    u64 sources[2];
+    u32 class_;
+    u32 access;
+    u32 inode_owner;
+    u32 uid;
+    u32 at;
+    u32 direction;
+    u16 family;
+    u16 socket_type;
+    u16 protocol;
+    u16 port;
+    u8 address[16];
+    u8 text[TEXT_MAX];
+};
+
+BPF_F_TABLE("array", u32, struct matcher_question, matcher_questions, 1, 1024 /* BPF_F_MMAPABLE */);
+
+int match(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0;
+    struct matcher_question *q = matcher_questions.lookup(&zero);
+    struct asked *w = lsm_scratch.lookup(&zero);
+    if (!q || !w)
+        return 16;
+    struct rule *header = rule_of(q->table, 0, 0, 0, RULE_HEADER);
+    if (!header)
+        return 17;
+    u32 has = q->class_ == CLASS_PROCESS ? TABLE_HAS_PROCESS : q->class_ == CLASS_FILE ? TABLE_HAS_FILE : TABLE_HAS_NETWORK;
+    if (!(header->flags & has))
+        return 0; /* as sub_enter */
+    w->header = *header;
+    w->table = q->table;
+    w->class_ = q->class_;
+    w->access = q->access;
+    w->sources[0] = q->sources[0];
+    w->sources[1] = q->sources[1];
+    w->inode_owner = q->inode_owner;
+    w->uid = q->uid;
+    w->at = q->at;
+    w->index = ~0U;
+    __builtin_memset(&w->b, 0, sizeof(w->b));
+    if (q->class_ == CLASS_NETWORK) {
+        w->b.family = q->family;
+        w->b.socket_type = q->socket_type;
+        w->b.port = q->port;
+        __builtin_memcpy(w->b.address, q->address, 16);
+        w->direction = q->direction;
+        w->number = protocol_of(q->socket_type, q->protocol);
+        return sub_sockets_(w) != 0;
+    }
+    bpf_probe_read_kernel(w->text, TEXT_MAX, q->text);
+    return sub_verdict_(w) != 0;
+}
