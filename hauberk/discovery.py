@@ -16,18 +16,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hauberk.client import labels, seconds, with_bus
+from hauberk.network_discovery import when
 from hauberk.output import as_json, as_yaml, printable, table
 from schemas.errors import PolicyError, SettingsError
+from schemas.operations import Class
 
 if TYPE_CHECKING:
     from bus.contract import Bus
     from policy.learn.learner import LearntPolicy
+    from policy.learn.review import ReviewItem
     from policy.learn.sightings import Sighting
     from policy.ruleset import Ruleset
 
 
 def discover(given: argparse.Namespace) -> int:
     """Policies for what was asked for. Exit 1 when nothing was seen."""
+    if given.policy.endswith("NetworkPolicy"):
+        return _network(given)
     from policy.learn.learner import LearnSettings, learn
 
     settings = LearnSettings(
@@ -48,6 +53,11 @@ def discover(given: argparse.Namespace) -> int:
         _explain(learnt, given)
         return 0
     bodies = _merged(given, learnt) if given.merge else [(one.body, _comment(one)) for one in learnt]
+    return _give(given, bodies, sum(len(one.apart) for one in learnt))
+
+
+def _give(given: argparse.Namespace, bodies: list[tuple[dict[str, Any], str]], apart: int) -> int:
+    """Applied, written or printed."""
     if given.apply:
         return _apply(given, [body for body, _ in bodies])
     if given.outdir:
@@ -57,7 +67,6 @@ def discover(given: argparse.Namespace) -> int:
         print(as_json([body for body, _ in bodies]))
     else:
         print("---\n".join(_yaml(body, comment) for body, comment in bodies), end="")
-    apart = sum(len(one.apart) for one in learnt)
     if apart:
         print(
             f"hauberk discover: {apart} thing{'s' * (apart != 1)} not learnt; --review shows what and why",
@@ -66,8 +75,32 @@ def discover(given: argparse.Namespace) -> int:
     return 0
 
 
-def _sightings(given: argparse.Namespace, shadows: Ruleset | None) -> Iterator[Sighting]:
-    """The stored behaviours that were asked for, with what a shadow policy in force says of them."""
+def _network(given: argparse.Namespace) -> int:
+    from hauberk.network_discovery import learnt, verify
+
+    shadows = _shadows(given)
+
+    def read(**scope: bool) -> Iterator[Sighting]:
+        return _sightings(given, shadows, **scope)
+
+    if given.verify:
+        return verify(given, read)
+    bodies, apart = learnt(given, read)
+    if given.review:
+        return _show_apart(apart, given)
+    if given.explain and bodies:
+        return 0
+    if not bodies:
+        print(f"hauberk discover: no connections of pods in the last {given.since} for this selection", file=sys.stderr)
+        return 1
+    return _give(given, bodies, len(apart))
+
+
+def _sightings(
+    given: argparse.Namespace, shadows: Ruleset | None, *, everywhere: bool = False, network: bool = False
+) -> Iterator[Sighting]:
+    """The stored behaviours that were asked for, with what a shadow policy in force says of them. `everywhere`: of every namespace;
+    `network`: of sockets alone."""
     from hauberk.configuration import store_path
     from policy.learn.sightings import Sighting
     from sinks.store.queries import SqliteReader
@@ -78,11 +111,15 @@ def _sightings(given: argparse.Namespace, shadows: Ruleset | None) -> Iterator[S
         raise SettingsError(
             f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
         )
-    host = given.policy == "KubeArmorHostPolicy"
+    host = given.policy in ("KubeArmorHostPolicy", "KubeArmorNetworkPolicy")
     query = Query(
-        namespace=given.namespace, container=given.container, node=given.node, labels=tuple(labels(given.selector).items()),
-        kinds=("host", "node") if host else ("container",), since=int(time.time() - seconds(given.since)),
+        kinds=("host", "node") if host else ("container",), since=int(time.time() - seconds(given.since)), node=given.node,
+        classes=(Class.NETWORK,) if network else (),
     )  # fmt: skip
+    if not everywhere:
+        query = msgspec.structs.replace(
+            query, namespace=given.namespace, container=given.container, labels=tuple(labels(given.selector).items())
+        )
     reader = SqliteReader(str(path))
     try:
         for row in reader.behaviours(query):
@@ -189,7 +226,7 @@ def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
     for one in learnt:
         print(f"{one.name}: {_comment(one)}")
         rows = [
-            (found["rule"], found["count"], _when(found["first"]), _when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
+            (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
             for found in (_evidence(one, rule) for rule in one.rules)
         ]  # fmt: skip
         print(table(("RULE", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows) + "\n")
@@ -209,22 +246,21 @@ def _evidence(one: LearntPolicy, rule: Any) -> dict[str, Any]:
 
 
 def _review(learnt: list[LearntPolicy], given: argparse.Namespace) -> int:
-    items = [(one, item) for one in learnt for item in one.apart]
+    return _show_apart([(one.workload.label, item) for one in learnt for item in one.apart], given)
+
+
+def _show_apart(items: list[tuple[str, ReviewItem]], given: argparse.Namespace) -> int:
     if given.format == "json":
-        print(as_json([{"workload": one.workload.label, **msgspec.structs.asdict(item)} for one, item in items]))
+        print(as_json([{"workload": label, **msgspec.structs.asdict(item)} for label, item in items]))
     elif items:
         rows = [
-            (item.ident, one.workload.label, item.reason, item.operation, item.resource, item.count, _when(item.first), ", ".join(item.sources))
-            for one, item in items
+            (item.ident, label, item.reason, item.operation, item.resource, item.count, when(item.first), ", ".join(item.sources))
+            for label, item in items
         ]  # fmt: skip
         print(table(("ID", "WORKLOAD", "REASON", "OPERATION", "RESOURCE", "COUNT", "FIRST SEEN", "BY"), rows))
     else:
         print("Nothing was set apart.")
     return 1 if items else 0
-
-
-def _when(unix_ns: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_ns // 1_000_000_000))
 
 
 def _apply(given: argparse.Namespace, bodies: Sequence[dict[str, Any]]) -> int:

@@ -10,12 +10,19 @@ from hauberk.client import parser as verb_parser
 from schemas.errors import SettingsError
 
 KINDS = ("KubeArmorPolicy", "KubeArmorHostPolicy")
+NETWORK_KINDS = ("NetworkPolicy", "CiliumNetworkPolicy", "CalicoNetworkPolicy", "KubeArmorNetworkPolicy")
 
 
 def parser() -> argparse.ArgumentParser:
     """Whose, since when, in which form; and what is done with it."""
     made = verb_parser("discover", "Learn policies from what workloads did. Each was judged against everything it was learnt from before it is shown.")  # fmt: skip
-    made.add_argument("-p", "--policy", choices=KINDS, default=KINDS[0], help="what to write (default KubeArmorPolicy)")
+    made.add_argument(
+        "-p",
+        "--policy",
+        choices=(*KINDS, *NETWORK_KINDS),
+        default=KINDS[0],
+        help="what to write (default KubeArmorPolicy)",
+    )
     made.add_argument("-n", "--namespace", help="only this namespace")
     made.add_argument("-l", "--selector", "--labels", metavar="K=V,...", default="", help="only workloads with these labels")  # fmt: skip
     made.add_argument("-c", "--container", help="only this container")
@@ -26,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--merge", metavar="FILE", help="extend the policies of this file by what they would deny, and show them")  # fmt: skip
     made.add_argument("--explain", action="store_true", help="each rule with its evidence, instead of the policies")
     made.add_argument("--review", action="store_true", help="what was not learnt, and why, instead of the policies; exit 1 when there is any")  # fmt: skip
+    made.add_argument("--verify", nargs="?", const="-", metavar="FILE", help="would the network policies of FILE (without one: those that would be learnt) let through every connection that was seen; exit 1 when not")  # fmt: skip
     made.add_argument("--accept", metavar="ID,...", default="", help="learn these items of --review all the same")
     made.add_argument("--no-patterns", action="store_true", help="no globs, for enforcers that have none: directories instead")  # fmt: skip
     made.add_argument("--isolate", action="store_true", help="keep workloads that never used the internet off it")
@@ -41,8 +49,23 @@ def main(argv: Sequence[str]) -> int:
     given = parser().parse_args(argv)
     if given.quiet_hours <= 0:
         raise SettingsError(f"expected --quiet-hours above 0, got {given.quiet_hours:g}")
-    if sum(map(bool, (given.outdir, given.apply, given.explain, given.review, given.promote))) > 1:
-        raise SettingsError("expected one of --outdir, --apply, --explain, --review and --promote, got several")
+    if sum(map(bool, (given.outdir, given.apply, given.explain, given.review, given.promote, given.verify))) > 1:
+        raise SettingsError(
+            "expected one of --outdir, --apply, --explain, --review, --promote and --verify, got several"
+        )
+    if given.verify and given.policy == KINDS[0]:
+        given.policy = NETWORK_KINDS[0]
+    network = given.policy in NETWORK_KINDS
+    if given.verify and (not network or given.policy == NETWORK_KINDS[3]):
+        raise SettingsError(
+            f"expected --verify with {', '.join(NETWORK_KINDS[:3])}, got {given.policy}, which is verified whenever it is learnt"
+        )
+    if network and (given.merge or (given.apply and given.policy != NETWORK_KINDS[3])):
+        raise SettingsError(
+            f"expected a kind of policy that Hauberk enforces with --apply and --merge, got {given.policy}; `kubectl apply -f` takes what is printed"
+        )
+    if given.policy == NETWORK_KINDS[3] and given.merge:
+        raise SettingsError("expected --merge with KubeArmorPolicy and KubeArmorHostPolicy, got KubeArmorNetworkPolicy")
     from hauberk import discovery
 
     return discovery.promote(given) if given.promote else discovery.discover(given)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk.cli import main
 from policy.learn.replay import TrainingReplay
@@ -18,9 +19,12 @@ from policy.learn.sightings import Sighting
 from policy.parse import parse
 from policy.ruleset import compile_ruleset
 from schemas.behaviour import Behaviour
+from schemas.cluster import PodFact, ServiceFact, ServicePort
+from schemas.cluster import encode as encode_fact
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
+from schemas.topics import CLUSTER
 from schemas.verdict import Action
 from sinks.store.sqlite import SqliteStore
 
@@ -35,6 +39,18 @@ def pod(number: int) -> Identity:
 def opened(path: str, access: Access = Access.READ) -> Behaviour:
     return Behaviour(
         operation=Operation.OPEN, access=access, resource=path, executable="/usr/bin/app", parent="/init", owner=0
+    )
+
+
+def connected(address: str, port: int) -> Behaviour:
+    return Behaviour(
+        operation=Operation.CONNECT,
+        address=address,
+        port=port,
+        family=2,
+        socket_type=1,
+        executable="/usr/bin/app",
+        parent="/init",
     )
 
 
@@ -180,6 +196,65 @@ def test_that_shadows_are_not_known_is_said(capsys: pytest.CaptureFixture[str], 
     said = capsys.readouterr()
     assert said.out == text
     assert "what shadow policies spoke against is not known" in said.err
+
+
+def test_network_policies_of_what_pods_spoke_to(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    """From the store and the facts on the bus: a service by its pods' port, checked, written, and broken files found out."""
+    put(state, 1, connected("10.96.0.4", 5432), connected("127.0.0.1", 1))
+    put(state, 2, connected("10.66.0.1", 22), status="Deny")
+    host = Identity(kind=Kind.HOST, node="n", uid="h", cgroup_path="/system.slice/ssh.service")
+    put(state, 1, connected("93.184.216.34", 443), of=host)
+    facts = (
+        ServiceFact(namespace="data", name="db", addresses=("10.96.0.4",), ports=(ServicePort(5432, "TCP", "sql", 15432),), selector={"app": "db"}),
+        PodFact(uid="d", namespace="data", name="db-1", labels={"app": "db"}, addresses=("10.0.0.4",)),
+    )  # fmt: skip
+
+    async def tell() -> None:
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(state / "bus")))
+        await bus.publish(CLUSTER, [Record(key=one.key, value=encode_fact(one)) for one in facts])
+        await bus.close()
+
+    asyncio.run(tell())
+    text = run(capsys, state, "discover", "-p", "NetworkPolicy")
+    body = yaml.safe_load(text)
+    assert body["metadata"]["namespace"] == "shop"
+    assert body["spec"]["egress"] == [
+        {
+            "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "data"}}, "podSelector": {"matchLabels": {"app": "db"}}}],
+            "ports": [{"protocol": "TCP", "port": 15432}],
+        }
+    ]  # fmt: skip
+    assert "all of which pass the whole set" in text
+    assert "pods data: app=db" in run(capsys, state, "discover", "-p", "NetworkPolicy", "--explain")
+    for kind in ("CiliumNetworkPolicy", "CalicoNetworkPolicy"):
+        assert "15432" in run(capsys, state, "discover", "-p", kind, "-n", "shop")
+        assert run(capsys, state, "discover", "-p", kind, "-n", "other", code=1) == ""
+    assert "1 flows that were seen: 1 pass, 0 are denied" in run(capsys, state, "discover", "--verify")
+    (file,) = run(capsys, state, "discover", "-p", "NetworkPolicy", "--outdir", tmp_path / "out").split()
+    assert "0 are denied" in run(capsys, state, "discover", "--verify", file)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(text.replace("15432", "5432"))
+    assert "shop/web -> data/svc/db TCP 15432" in run(capsys, state, "discover", "--verify", broken, code=1)
+    told = json.loads(run(capsys, state, "discover", "--verify", broken, "-f", "json", code=1))
+    assert (told["flows"], len(told["refused"]), told["policies"]) == (1, 1, 1)
+    firewall = run(capsys, state, "discover", "-p", "KubeArmorNetworkPolicy")
+    assert "93.184.216.34/32" in firewall
+    assert "created (shadow)" in run(capsys, state, "discover", "-p", "KubeArmorNetworkPolicy", "--apply")
+    name = yaml.safe_load(firewall)["metadata"]["name"]
+    assert "configured (enforce)" in run(capsys, state, "discover", "--promote", name), "it was a shadow"
+    for words, said in (
+        (("--verify", tmp_path / "none.yaml"), "expected a readable file of policies"),
+        (("-p", "NetworkPolicy", "--apply"), "`kubectl apply -f` takes what is printed"),
+        (("-p", "KubeArmorHostPolicy", "--verify"), "expected --verify with NetworkPolicy"),
+        (("--verify", "--review"), "got several"),
+    ):  # fmt: skip
+        assert said in run(capsys, state, "discover", *words, code=2)
+    broken.write_text("a: [")
+    assert "expected YAML" in run(capsys, state, "discover", "--verify", broken, code=2)
+    broken.write_text("kind: Pod")
+    assert "expected a NetworkPolicy" in run(capsys, state, "discover", "--verify", broken, code=2)
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path) -> None:

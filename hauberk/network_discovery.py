@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `hauberk discover -p NetworkPolicy` and its like do: stored connections and what the cluster says, to policies that let all of
+them through, and to the check of a set of policies. Neighbours: `hauberk.discovery`, `policy.learn.network`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hauberk.client import readable, with_bus
+from hauberk.output import as_json, table
+from schemas.errors import PolicyError, SettingsError
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from policy.learn.network.directory import Directory, PortRange
+    from policy.learn.network.evaluate import Connectivity
+    from policy.learn.network.flows import Flows, Subject
+    from policy.learn.network.intermediate import ConnectPolicy
+    from policy.learn.review import ReviewItem
+    from policy.learn.sightings import Sighting
+    from policy.learn.workloads import LearntWorkload
+
+Bodies = list[tuple[dict[str, Any], str]]
+"""A document as plain data, and the line above it."""
+
+
+def learnt(
+    given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]
+) -> tuple[Bodies, list[tuple[str, ReviewItem]]]:
+    """(policies with comments, what was set apart by workload). PolicyError when a flow would be denied."""
+    if given.policy == "KubeArmorNetworkPolicy":
+        return _firewalls(read, shadow=given.apply and given.mode == "shadow"), []
+    from policy.learn.completeness import completeness
+    from policy.learn.network.evaluate import connectivity
+    from policy.learn.network.forms import FORMS
+    from policy.learn.network.intermediate import policies
+
+    directory = _directory(given)
+    found, apart = _flows(given, read, directory)
+    wanted = _wanted(given)
+    made = policies(found, directory)
+    form = FORMS[given.policy]
+    check = connectivity(found, directory, [form(one) for one in made])
+    if check.refused:
+        raise PolicyError(
+            f"expected the learnt policies to let through all {check.flows} flows that were seen, they would deny {len(check.refused)}, the first "
+            f"{check.refused[0].flow} by {', '.join(check.refused[0].by)}; this is a bug in Hauberk", (),
+        )  # fmt: skip
+    bodies: Bodies = []
+    for one in made:
+        if not wanted(one.subject):
+            continue
+        flows = sum(key.subject == one.subject for key in found.seen)
+        bodies.append((form(one), (
+            f"{one.namespace}/{one.subject.workload.owner}: {len(one.ingress)} rules in, {len(one.egress)} out, from {flows} flows, all of which "
+            f"pass the whole set. {completeness(rule.evidence for rule in one.rules).sentence()}."
+        )))  # fmt: skip
+    _tell(check, given)
+    if given.explain:
+        _explain([one for one in made if wanted(one.subject)], given)
+    return bodies, [(of.label, item) for of, item in apart if given.namespace in (None, of.namespace)]
+
+
+def _explain(made: list[ConnectPolicy], given: argparse.Namespace) -> None:
+    """Each rule with its evidence."""
+    rules = [
+        (one, way, rule) for one in made for way, some in (("ingress", one.ingress), ("egress", one.egress)) for rule in some
+    ]  # fmt: skip
+    if given.format == "json":
+        print(as_json([
+            {
+                "policy": one.name, "direction": way, "peer": str(rule.peer), "ports": [_port(port) for port in rule.ports],
+                "count": rule.evidence.count, "first": rule.evidence.first, "last": rule.evidence.last,
+                "instances": sorted(rule.evidence.instances), "sources": sorted(rule.evidence.sources),
+            }
+            for one, way, rule in rules
+        ]))  # fmt: skip
+        return
+    rows = [
+        (one.name, way, str(rule.peer), ", ".join(map(_port, rule.ports)), rule.evidence.count, when(rule.evidence.first),
+         when(rule.evidence.last), len(rule.evidence.instances), ", ".join(sorted(rule.evidence.sources)))
+        for one, way, rule in rules
+    ]  # fmt: skip
+    print(table(("POLICY", "WAY", "PEER", "PORTS", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows))
+
+
+def _port(port: PortRange) -> str:
+    number = str(port.first) if port.first == port.last else f"{port.first}-{port.last}"
+    return f"{port.protocol} {port.name or number}"
+
+
+def when(unix_ns: int) -> str:
+    """A time as people write it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_ns // 1_000_000_000))
+
+
+def verify(given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]) -> int:
+    """The policies of `--verify FILE`, or those that would be learnt, against every flow. Exit 1 when one is denied."""
+    from policy.learn.network.evaluate import connectivity
+    from policy.learn.network.forms import FORMS
+    from policy.learn.network.intermediate import policies
+
+    directory = _directory(given)
+    found, _ = _flows(given, read, directory)
+    if not found.seen:
+        print(f"hauberk discover: no connections in the last {given.since} for this selection", file=sys.stderr)
+        return 1
+    documents = (
+        [FORMS[given.policy](one) for one in policies(found, directory)]
+        if given.verify == "-"
+        else _documents(given.verify)
+    )
+    check = connectivity(found, directory, documents)
+    if given.format == "json":
+        print(as_json({**msgspec.to_builtins(check), "policies": len(documents), "over_permission": check.over}))
+        return 1 if check.refused else 0
+    print(
+        f"{len(documents)} policies, {check.flows} flows that were seen: {check.flows - len(check.refused)} pass, {len(check.refused)} are denied."
+    )
+    if check.refused:
+        print(table(("DENIED FLOW", "BY"), [(one.flow, ", ".join(one.by)) for one in check.refused]))
+    print(
+        f"Of {check.pairs} combinations of workload, workload and port, {check.allowed} are open, {check.needed} of them were seen in use: "
+        f"over-permission {check.over:.1%}."
+    )
+    if check.uncovered:
+        print(
+            f"No policy selects {len(check.uncovered)} kinds of pods, which stay open: {'; '.join(check.uncovered[:10])}"
+        )
+    _tell(check, given)
+    return 1 if check.refused else 0
+
+
+def _documents(path: str) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        found = [one for one in yaml.safe_load_all(Path(path).read_text(encoding="utf-8")) if one is not None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"expected a readable file of policies at `{path}`, got: {error}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"expected YAML in `{path}`, got: {' '.join(str(error).split())}") from error
+    if not found or not all(isinstance(one, dict) for one in found):
+        raise SettingsError(f"expected network policies in `{path}`, found none")
+    return found
+
+
+def _flows(
+    given: argparse.Namespace, read: Callable[..., Iterator[Sighting]], directory: Directory
+) -> tuple[Flows, list[tuple[LearntWorkload, ReviewItem]]]:
+    """Of all namespaces: who is spoken to from elsewhere needs a rule for it. What programs that are set apart did is no flow."""
+    from policy.learn.network.flows import flows
+    from policy.learn.network.late import known_programs, set_apart
+
+    accepted = tuple(filter(None, given.accept.split(",")))
+    kept, strange = known_programs(read(everywhere=True), accepted)
+    found = flows(kept, directory)
+    return found, strange + set_apart(found, accepted, int(given.quiet_hours * 3600e9))
+
+
+def _wanted(given: argparse.Namespace) -> Callable[[Subject], bool]:
+    from hauberk.client import labels
+
+    asked = labels(given.selector).items()
+
+    def wanted(subject: Subject) -> bool:
+        return given.namespace in (None, subject.workload.namespace) and asked <= dict(subject.labels).items()
+
+    return wanted
+
+
+def _directory(given: argparse.Namespace) -> Directory:
+    from policy.learn.network.directory import Directory
+    from schemas.cluster import decode
+    from schemas.topics import CLUSTER
+
+    async def facts(bus: Bus) -> list[bytes]:
+        return [record.value for record in (await bus.latest(CLUSTER)).values() if record.value is not None]
+
+    return Directory(readable(with_bus(given, facts), decode, "facts of the cluster"))
+
+
+def _firewalls(read: Callable[..., Iterator[Sighting]], *, shadow: bool) -> Bodies:
+    from policy.learn.completeness import completeness
+    from policy.learn.network.firewall import firewalls
+    from schemas.policy import ANNOTATION_MODE
+
+    bodies: Bodies = []
+    for one in firewalls(read(everywhere=True, network=True)):
+        if shadow:
+            one.body["metadata"]["annotations"] = {ANNOTATION_MODE: "shadow"}
+        said = completeness([one.evidence]).sentence()
+        bodies.append((one.body, f"{one.node}: from {one.sightings:,} behaviours, of which it denies none. {said}."))
+    return bodies
+
+
+def _tell(check: Connectivity, given: argparse.Namespace) -> None:
+    for why, count in sorted(check.unsure.items()):
+        print(f"hauberk discover: {count} connection{'s' * (count != 1)} not learnt: {why}", file=sys.stderr)
+    if check.left and given.explain:
+        for why, count in sorted(check.left.items()):
+            print(f"hauberk discover: {count} left out, no policy is about it: {why}", file=sys.stderr)

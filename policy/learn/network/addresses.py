@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses outside the cluster: which are left out, and few networks for many of them. Pure.
+
+More addresses only ever widen a network: a policy that is learnt again from more of the same allows no less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
+from typing import Final
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+MOST: Final = 16
+"""Networks of one rule. Above, they are told by wider ones: /24, /16, all of the internet (of IPv6 /64, /48)."""
+_STEPS: Final = {4: (24, 16), 6: (64, 48)}
+PRIVATE: Final = tuple(ip_network(text) for text in (
+    "10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10",
+))  # fmt: skip
+"""Networks that are not of the internet (RFC 1918, 6598, 3927, 4193, 4291): pods, nodes and neighbours live there."""
+INTERNET: Final = {4: "0.0.0.0/0", 6: "2000::/3"}
+_METADATA: Final = frozenset({"169.254.169.254", "fd00:ec2::254", "100.100.100.200"})
+"""Where clouds hand out credentials of the machine."""
+
+
+@lru_cache(maxsize=65536)
+def parsed(text: str) -> Address | None:
+    """An address; that of IPv4 inside of IPv6 as itself; None for what is none."""
+    try:
+        found = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found
+
+
+def loopback(address: Address) -> bool:
+    """Whether it never leaves the pod: "any" as a destination is the loopback."""
+    return address.is_loopback or address.is_unspecified
+
+
+def many(address: Address) -> bool:
+    """Multicast and broadcast: no form of a network policy speaks of them."""
+    return address.is_multicast or address == IPv4Address("255.255.255.255")
+
+
+def private(address: Address) -> bool:
+    """Whether it is not of the internet."""
+    return any(address in network for network in PRIVATE if network.version == address.version)
+
+
+def metadata_service(address: Address) -> bool:
+    """Whether a cloud answers there with credentials of the machine."""
+    return str(address) in _METADATA
+
+
+def summarised(addresses: Iterable[str]) -> list[str]:
+    """At most about `MOST` networks for each version that cover `addresses`; private and public ones never share a network."""
+    groups: dict[tuple[int, bool], set[Address]] = {}
+    for text in addresses:
+        if (address := parsed(text)) is not None:
+            groups.setdefault((address.version, private(address)), set()).add(address)
+    made: list[str] = []
+    for (version, inside), some in sorted(groups.items()):
+        networks = [ip_network(address) for address in some]
+        found = _collapsed(networks)
+        for length in _STEPS[version]:
+            if len(found) <= MOST:
+                break
+            found = _collapsed(network.supernet(new_prefix=length) for network in networks)
+        if len(found) > MOST:
+            made += [str(n) for n in _private(version)] if inside else [INTERNET[version]]
+        else:
+            made += [str(network) for network in found]
+    return made
+
+
+def _collapsed(networks: Iterable[Network]) -> list[Network]:
+    return list(collapse_addresses(networks))  # type: ignore[type-var]
+
+
+def _private(version: int) -> list[Network]:
+    return [network for network in PRIVATE if network.version == version]
+
+
+def excluded(network: str) -> list[str]:
+    """What a rule on the whole internet leaves out: CNIs would let it reach pods and nodes."""
+    if network not in INTERNET.values():
+        return []
+    version = 4 if "." in network else 6
+    whole = ip_network(network)
+    return [str(one) for one in _private(version) if one.overlaps(whole)]

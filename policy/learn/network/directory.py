@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who had an address when, which pods stand behind a service, which port of theirs it reaches: the cluster, asked by the learner. Pure.
+
+Neighbours: `policy.cluster_peers` decides whose an address was at a time; `schemas.cluster` has the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from policy.cluster_peers import ClusterPeers
+from policy.learn.network.addresses import parsed
+from policy.learn.workloads import OF_ONE_POD
+from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact
+
+Labels = tuple[tuple[str, str], ...]
+"""Sorted pairs: a selector that can be a key."""
+Holder = PodFact | ServiceFact | NodeFact
+METADATA_NAME = "kubernetes.io/metadata.name"
+
+
+class PortRange(msgspec.Struct, frozen=True, order=True):
+    """Ports of a pod. `protocol`: TCP, UDP or SCTP. `name`: of a container's port, then the numbers are what it was seen to be (0:
+    not known)."""
+
+    protocol: str
+    first: int
+    last: int
+    name: str = ""
+
+
+def lasting(labels: Iterable[tuple[str, str]]) -> Labels:
+    """Labels that name the workload, not one pod or revision of it."""
+    return tuple(sorted((key, value) for key, value in labels if key not in OF_ONE_POD))
+
+
+def carries(labels: dict[str, str], wanted: Labels) -> bool:
+    """Whether all of `wanted` are there."""
+    return all(labels.get(key) == value for key, value in wanted)
+
+
+class Directory:
+    """The facts, each once."""
+
+    def __init__(self, facts: Iterable[Fact] = ()) -> None:
+        self._peers = ClusterPeers()
+        self.pods: dict[str, PodFact] = {}
+        self.services: dict[tuple[str, str], ServiceFact] = {}
+        self.nodes: dict[str, NodeFact] = {}
+        self._namespaces: dict[str, NamespaceFact] = {}
+        self._endpoints: dict[tuple[str, str], list[EndpointsFact]] = {}
+        self._named: dict[tuple[str, str, float], PodFact] = {}
+        self._carried: dict[tuple[str, str, str], Labels] = {}
+        for fact in facts:
+            self._peers.put(fact.key, fact)
+            match fact:
+                case PodFact():
+                    self.pods[fact.uid] = fact
+                    self._named[fact.namespace, fact.name, fact.started] = fact
+                case ServiceFact():
+                    self.services[fact.namespace, fact.name] = fact
+                case NodeFact():
+                    self.nodes[fact.name] = fact
+                case NamespaceFact():
+                    self._namespaces[fact.name] = fact
+                case EndpointsFact():
+                    self._endpoints.setdefault((fact.namespace, fact.service), []).append(fact)
+
+    def holder(self, address: str, at_ns: int) -> Holder | None:
+        """Whose `address` was then; None when nobody of the cluster is known to have had it."""
+        peer = self._peers.peer(address, at_ns / 1e9)
+        if peer is None:
+            return None
+        kind, _, name = peer.name.partition("/")
+        if kind == "pod":
+            return self._named.get((peer.namespace, name, peer.since))
+        if kind == "svc":
+            service = self.services.get((peer.namespace, name))
+            own = service is not None and parsed(address) in {parsed(text) for text in service.addresses}
+            # What merely stands behind a service is spoken to as itself.
+            return service if own else None
+        return self.nodes.get(name)
+
+    def labels_of(self, pod: PodFact) -> Labels:
+        """What all pods of its owner carry."""
+        key = (pod.namespace, pod.owner.ref, pod.owner.name or pod.name)
+        found = self._carried.get(key)
+        if found is None:
+            siblings = [
+                one for one in self.pods.values() if (one.namespace, one.owner.ref, one.owner.name or one.name) == key
+            ]
+            common = set.intersection(*(set(lasting(one.labels.items())) for one in siblings))
+            found = self._carried[key] = tuple(sorted(common))
+        return found
+
+    def once_a_pods(self, address: str) -> bool:
+        """Whether a pod had `address` at some other time: then it is no address outside."""
+        peer = self._peers.peer(address)
+        return peer is not None and peer.name.startswith("pod/")
+
+    def backends(self, service: ServiceFact) -> list[PodFact]:
+        """Pods that its selector names now."""
+        wanted = tuple(service.selector.items())
+        if not wanted:
+            return []
+        return [
+            pod
+            for pod in self.pods.values()
+            if pod.namespace == service.namespace and not pod.ended and carries(pod.labels, wanted)
+        ]
+
+    def outside_of(self, service: ServiceFact) -> list[tuple[str, int, str]]:
+        """(address, port, protocol) behind a service that selects no pods."""
+        slices = self._endpoints.get((service.namespace, service.name), ())
+        return sorted(
+            {(address, port.port, port.protocol) for one in slices for address in one.addresses for port in one.ports}
+        )
+
+    def target(self, service: ServiceFact, port: int, protocol: str) -> PortRange | None:
+        """The pods' port behind a service's: what is enforced on, for addresses of services are translated first."""
+        for one in service.ports:
+            if (one.port, one.protocol) == (port, protocol):
+                break
+        else:
+            return None
+        if isinstance(one.target, int):
+            number = one.target or one.port
+            return PortRange(protocol, number, number)
+        number = next(
+            (known.port for piece in self._endpoints.get((service.namespace, service.name), ()) for known in piece.ports
+             if (known.name, known.protocol) == (one.name, protocol)),
+            0,
+        )  # fmt: skip
+        return PortRange(protocol, number, number, one.target)
+
+    def namespace_labels(self, name: str) -> dict[str, str]:
+        """With the one that Kubernetes gives every namespace."""
+        known = self._namespaces.get(name)
+        return {**(known.labels if known is not None else {}), METADATA_NAME: name}
+
+    def node_addresses(self) -> list[str]:
+        """Of every node that is known."""
+        return sorted(
+            {str(found) for node in self.nodes.values() for text in node.addresses if (found := parsed(text))}
+        )

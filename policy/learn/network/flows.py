@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sightings of sockets -> flows: who spoke to whom, on which port of a pod. Pure.
+
+What a policy cannot be about is left out and counted: loopback, a pod's own address, multicast, protocols without ports, what the
+kubelet of the pod's own node asks (every CNI lets it in). A denied connection is no evidence. An address is whose it was at the time.
+A datagram to a port that nobody serves, from a program that serves one, is an answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from policy.judge.sockets import INET, INET6, words
+from policy.learn.evidence import Evidence
+from policy.learn.network.addresses import Address, loopback, many, parsed
+from policy.learn.network.directory import Directory, Labels, PortRange, lasting
+from policy.learn.sightings import ALLOWED, SLOT, Sighting, Use, use
+from policy.learn.workloads import LearntWorkload, workload
+from schemas.cluster import NodeFact, PodFact, ServiceFact
+from schemas.identity import Identity
+from schemas.operations import Access, Class, Operation
+
+EPHEMERAL: Final = 32768
+"""Linux's range of local ports (ip_local_port_range) begins here: from there on a port is whoever asks', not a service's."""
+EPHEMERAL_LAST: Final = 65535
+_PROTOCOLS: Final = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
+KINDS: Final = ("pods", "node", "outside")
+
+
+class Party(msgspec.Struct, frozen=True, order=True):
+    """An end of a flow. `kind`: `pods` (of `namespace`, with `labels`), `node` (`name`), `outside` (`name` is the address)."""
+
+    kind: str
+    namespace: str = ""
+    name: str = ""
+    labels: Labels = ()
+
+    def __str__(self) -> str:
+        if self.kind == "pods":
+            return f"{self.namespace}/{self.name or ','.join('='.join(pair) for pair in self.labels)}"
+        return f"node/{self.name}" if self.kind == "node" else self.name
+
+
+class Subject(msgspec.Struct, frozen=True, order=True):
+    """Whose policy: a workload of pods, whatever their containers."""
+
+    workload: LearntWorkload
+    labels: Labels
+
+
+class FlowKey(msgspec.Struct, frozen=True, order=True):
+    """A flow. `ingress`: the subject was spoken to, on `port` of its own; else `port` is the peer's."""
+
+    subject: Subject
+    ingress: bool
+    peer: Party
+    port: PortRange
+
+
+class Flows(msgspec.Struct, kw_only=True):
+    """`seen`: flows with their evidence. `left`: reason -> how many events no policy is about. `services`: names that pods asked
+    for, by subject and program. `unsure`: why some were not learnt."""
+
+    seen: dict[FlowKey, Evidence] = {}
+    subjects: dict[Subject, set[str]] = {}
+    left: Counter[str] = msgspec.field(default_factory=Counter)
+    unsure: Counter[str] = msgspec.field(default_factory=Counter)
+    names: dict[tuple[Subject, str], set[str]] = {}
+
+
+def pods_workload(identity: Identity) -> LearntWorkload:
+    """The workload of the pod, not of one container."""
+    return msgspec.structs.replace(workload(identity), container="")
+
+
+def flows(sightings: Iterable[Sighting], directory: Directory) -> Flows:
+    """The flows of containers in pods, the same whatever the order."""
+    return _Reading(directory).read(list(sightings))
+
+
+def learnable(one: Sighting) -> bool:
+    """Whether a sighting of a socket is evidence; a question for a name is one, too."""
+    if one.behaviour.operation is not Operation.DNS:
+        return one.behaviour.cls is Class.NETWORK and use(one) is Use.EVIDENCE
+    behaviour = one.behaviour
+    return one.status == ALLOWED and not one.shadowed and behaviour.result == 0 and not behaviour.access & Access.UNTOLD
+
+
+class _Reading:
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.found = Flows()
+        self._subjects: dict[tuple[str, str], Subject | None] = {}
+        self._carried: dict[LearntWorkload, set[tuple[str, str]]] = {}
+        self._served: dict[tuple[str, str], set[int]] = {}
+        self._streams: set[tuple[str, str, str, int]] = set()
+
+    def read(self, sightings: list[Sighting]) -> Flows:
+        some = [one for one in sightings if learnable(one) and one.behaviour.family in (INET, INET6)]
+        for one in some:
+            self._carry(one.identity)
+        for one in some:
+            behaviour = one.behaviour
+            said = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
+            uid = one.identity.uid
+            if behaviour.operation is Operation.BIND and "udp" in said and behaviour.port:
+                self._served.setdefault((uid, behaviour.executable), set()).add(behaviour.port)
+            if behaviour.operation is Operation.CONNECT and "tcp" in said:
+                self._streams.add((uid, behaviour.executable, behaviour.address, behaviour.port))
+        for one in some:
+            self._one(one)
+        return self.found
+
+    def _carry(self, identity: Identity) -> None:
+        if not identity.pod or not identity.orchestrated:
+            return
+        of = pods_workload(identity)
+        mine = set(lasting(identity.labels.items()))
+        known = self._carried.get(of)
+        self._carried[of] = mine if known is None else known & mine
+
+    def _subject(self, identity: Identity) -> Subject | None:
+        """None for what is in no pod, and for pods in their node's network, which no policy reaches."""
+        key = (identity.node, identity.uid)
+        if key in self._subjects:
+            return self._subjects[key]
+        made: Subject | None = None
+        pod = self.directory.pods.get(identity.pod_uid)
+        of = pods_workload(identity)
+        if of in self._carried and not (pod is not None and pod.host_network):
+            labels = tuple(sorted(self._carried[of]))
+            made = Subject(of, labels) if labels else None
+        if made is not None:
+            self.found.subjects.setdefault(made, set()).add(identity.pod)
+        self._subjects[key] = made
+        return made
+
+    def _one(self, one: Sighting) -> None:
+        behaviour, found = one.behaviour, self.found
+        subject = self._subject(one.identity)
+        if subject is None:
+            pod = self.directory.pods.get(one.identity.pod_uid)
+            why = "a pod in its node's network" if pod is not None and pod.host_network else "a process in no pod"
+            if one.identity.pod and not (pod is not None and pod.host_network):
+                why = "a pod without labels, which no policy can select"
+            found.left[why] += one.count
+            return
+        operation = behaviour.operation
+        if operation is Operation.DNS:
+            found.names.setdefault((subject, behaviour.executable), set()).add(behaviour.detail.rstrip(".").lower())
+        if operation not in (Operation.CONNECT, Operation.SEND, Operation.ACCEPT, Operation.DNS):
+            return
+        address = parsed(behaviour.address)
+        said = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
+        protocol = next((_PROTOCOLS[name] for name in said if name in _PROTOCOLS), "")
+        if address is None:
+            found.left["no address"] += one.count
+        elif loopback(address):
+            found.left["loopback"] += one.count
+        elif many(address):
+            found.left["multicast and broadcast"] += one.count
+        elif not protocol:
+            found.left["a protocol without ports"] += one.count
+        elif not behaviour.port:
+            # connect(2) of a datagram socket to port 0 is how getaddrinfo(3) sorts addresses; nothing is sent.
+            found.left["no port"] += one.count
+        elif self._sorting(one, protocol):
+            found.left["an address that was only compared (RFC 6724)"] += one.count
+        else:
+            self._known(one, subject, address, protocol)
+
+    def _sorting(self, one: Sighting, protocol: str) -> bool:
+        behaviour = one.behaviour
+        return (
+            protocol == "UDP" and behaviour.operation is Operation.CONNECT
+            and (one.identity.uid, behaviour.executable, behaviour.address, behaviour.port) in self._streams
+        )  # fmt: skip
+
+    def _known(self, one: Sighting, subject: Subject, address: Address, protocol: str) -> None:
+        behaviour, text = one.behaviour, str(address)
+        ingress = behaviour.operation is Operation.ACCEPT
+        ports = [behaviour.port]
+        served = self._served.get((one.identity.uid, behaviour.executable))
+        if not ingress and protocol == "UDP" and behaviour.port >= EPHEMERAL and served:
+            ingress, ports = True, sorted(served)
+        # Events lie between first and last; of an address that changed hands in between both ends are known.
+        holders = [self.directory.holder(text, at) for at in dict.fromkeys((one.first, one.last))]
+        for holder in {getattr(found, "key", None): found for found in holders}.values():
+            for port in ports:
+                self._flow(one, subject, ingress, holder, text, PortRange(protocol, port, port))
+
+    def _flow(
+        self, one: Sighting, subject: Subject, ingress: bool, holder: PodFact | ServiceFact | NodeFact | None, address: str, port: PortRange,
+    ) -> None:  # fmt: skip
+        found = self.found
+        match holder:
+            case PodFact() if holder.uid == one.identity.pod_uid:
+                found.left["a pod's own address"] += one.count
+            case PodFact() if labels := self.directory.labels_of(holder):
+                self._put(
+                    one,
+                    subject,
+                    ingress,
+                    Party("pods", holder.namespace, holder.owner.name or holder.name, labels),
+                    port,
+                )
+            case PodFact():
+                found.unsure[f"pod {holder.namespace}/{holder.name} has no labels that select it"] += one.count
+            case NodeFact() if ingress and holder.name == one.identity.node:
+                found.left["the pod's own node, its kubelet's probes among it"] += one.count
+            case NodeFact():
+                self._put(one, subject, ingress, Party("node", name=holder.name), port)
+            case ServiceFact() if not ingress:
+                self._service(one, subject, holder, address, port)
+            case _ if self.directory.once_a_pods(address):
+                found.unsure[f"{address} was a pod's at another time"] += one.count
+            case _:
+                self._put(one, subject, ingress, Party("outside", name=address), port)
+
+    def _service(self, one: Sighting, subject: Subject, service: ServiceFact, address: str, port: PortRange) -> None:
+        if service.selector:
+            target = self.directory.target(service, port.first, port.protocol)
+            if target is None:
+                self.found.unsure[
+                    f"service {service.namespace}/{service.name} has no port {port.first}/{port.protocol}"
+                ] += one.count
+                return
+            labels = lasting(service.selector.items())
+            self._put(one, subject, False, Party("pods", service.namespace, f"svc/{service.name}", labels), target)
+            return
+        behind = self.directory.outside_of(service)
+        for where, number, protocol in behind:
+            if protocol != port.protocol:
+                continue
+            holder = self.directory.holder(where, one.last)
+            peer = Party("node", name=holder.name) if isinstance(holder, NodeFact) else Party("outside", name=where)
+            self._put(one, subject, False, peer, PortRange(protocol, number, number))
+        if not behind:
+            self.found.unsure[f"nobody is known behind service {service.namespace}/{service.name}"] += one.count
+
+    def _put(self, one: Sighting, subject: Subject, ingress: bool, peer: Party, port: PortRange) -> None:
+        key = FlowKey(subject, ingress, peer, port)
+        evidence = self.found.seen.get(key)
+        if evidence is None:
+            evidence = self.found.seen[key] = Evidence()
+        evidence.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), one.behaviour.executable)

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network policies learnt from connections: every flow that was seen passes in every form, what was not seen does not."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.learn.network.addresses import MOST, summarised
+from policy.learn.network.directory import Directory, PortRange
+from policy.learn.network.evaluate import Evaluator, connectivity
+from policy.learn.network.firewall import firewalls
+from policy.learn.network.flows import Flows, flows
+from policy.learn.network.forms import FORMS
+from policy.learn.network.intermediate import merged_ports, policies
+from policy.learn.network.late import known_programs, set_apart
+from policy.learn.network.written import PodEnd, written
+from policy.learn.sightings import Sighting
+from schemas.behaviour import Behaviour
+from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.errors import PolicyError
+from schemas.identity import Identity, Kind, Owner
+from schemas.operations import Access, Operation
+
+SECOND = 10**9
+HOUR = 3600 * SECOND
+INET, INET6, STREAM, DGRAM, RAW = 2, 10, 1, 2, 3
+
+
+def pod_fact(namespace: str, name: str, address: str, *, number: int = 1, node: str = "n1", **more: Any) -> PodFact:
+    fields: dict[str, Any] = {
+        "uid": f"uid-{namespace}-{name}-{number}", "namespace": namespace, "name": f"{name}-{number}", "node": node,
+        "labels": {"app": name, "job-name": f"run-{number}"}, "owner": Owner("Deployment", name, namespace), "addresses": (address,),
+        "started": 1.0,
+    }  # fmt: skip
+    return PodFact(**(fields | more))
+
+
+WEB = pod_fact("shop", "web", "10.0.1.2")
+WEB_TWO = pod_fact("shop", "web", "10.0.2.2", number=2, node="n2")
+API = pod_fact("shop", "api", "10.0.1.3", addresses=("10.0.1.3", "fd00::13"))
+DB = pod_fact("data", "db", "10.0.1.4")
+DNS = pod_fact("kube-system", "coredns", "10.0.1.5", labels={"k8s-app": "kube-dns"})
+AGENT = pod_fact("infra", "agent", "192.168.0.1", addresses=(), host_network=True)
+FACTS: list[Fact] = [
+    WEB, WEB_TWO, API, DB, DNS, AGENT,
+    NodeFact(name="n1", addresses=("192.168.0.1",)), NodeFact(name="n2", addresses=("192.168.0.2", "fd00::2")),
+    NodeFact(name="n3", addresses=("192.168.0.3",)), NamespaceFact(name="data", labels={"team": "data"}),
+    # The port of the service is another than the pods'.
+    ServiceFact(namespace="data", name="db", addresses=("10.96.0.4", "fd96::4"), ports=(ServicePort(5432, "TCP", "sql", 15432),), selector={"app": "db"}),
+    ServiceFact(namespace="shop", name="api", addresses=("10.96.0.3",), ports=(ServicePort(80, "TCP", "http", "web"),), selector={"app": "api"}),
+    EndpointsFact(namespace="shop", name="api-x", service="api", addresses=("10.0.1.3",), ports=(ServicePort(8080, "TCP", "http"),)),
+    ServiceFact(namespace="kube-system", name="kube-dns", addresses=("10.96.0.10",), selector={"k8s-app": "kube-dns"},
+                ports=(ServicePort(53, "UDP", "dns", 53), ServicePort(53, "TCP", "dns-tcp", 53))),
+    ServiceFact(namespace="default", name="kubernetes", addresses=("10.96.0.1",), ports=(ServicePort(443, "TCP", "https", 6443),)),
+    EndpointsFact(namespace="default", name="kubernetes", service="kubernetes", addresses=("192.168.0.1",), ports=(ServicePort(6443, "TCP", "https"),)),
+]  # fmt: skip
+
+
+def identity(of: PodFact, container: str = "app") -> Identity:
+    return Identity(
+        kind=Kind.CONTAINER, node=of.node, uid=f"c-{of.uid}-{container}", namespace=of.namespace, pod=of.name, pod_uid=of.uid,
+        owner=of.owner, labels=of.labels, container_name=container, orchestrated=True,
+    )  # fmt: skip
+
+
+def socket(
+    operation: Operation, address: str, port: int, *, kind: int = STREAM, by: str = "/usr/bin/app", **more: Any
+) -> Behaviour:
+    return Behaviour(
+        operation=operation, access=Access(0), address=address, port=port, family=INET6 if ":" in address else INET, socket_type=kind,
+        executable=by, parent="/init", **more,
+    )  # fmt: skip
+
+
+def seen(
+    of: PodFact, operation: Operation, address: str, port: int, *, at: int = HOUR, last: int = 0, **more: Any
+) -> Sighting:
+    told = {name: more.pop(name) for name in ("status", "shadowed") if name in more}
+    return Sighting(
+        identity=identity(of),
+        behaviour=socket(operation, address, port, **more),
+        count=3,
+        first=at,
+        last=last or at,
+        **told,
+    )
+
+
+CONNECT, ACCEPT, SEND, BIND, ASK = Operation.CONNECT, Operation.ACCEPT, Operation.SEND, Operation.BIND, Operation.DNS
+SEEN = [
+    seen(WEB, CONNECT, "10.96.0.4", 5432),  # a service of another namespace, port != targetPort
+    seen(WEB, CONNECT, "10.96.0.3", 80),  # a named target port
+    seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail="api.shop.svc.cluster.local"),
+    seen(WEB, CONNECT, "10.0.1.4", 9000),  # headless: a pod's own address
+    seen(WEB, CONNECT, "93.184.216.34", 443),
+    seen(WEB, CONNECT, "fd00::13", 9100),  # dual stack: the same pod by its other address
+    seen(WEB, CONNECT, "192.168.0.2", 10250),  # a node, and pods in its network
+    seen(WEB, CONNECT, "10.96.0.1", 443),  # a service without pods: the API server
+    seen(WEB, ACCEPT, "192.168.0.1", 8080),  # the kubelet of its own node
+    seen(WEB, ACCEPT, "192.168.0.2", 8081),  # through a node port
+    seen(WEB, ACCEPT, "192.168.0.3", 8081),
+    seen(WEB, ACCEPT, "::ffff:10.0.1.3", 8080),
+    seen(WEB, CONNECT, "127.0.0.1", 9), seen(WEB, CONNECT, "10.0.1.2", 8080), seen(WEB, CONNECT, "224.0.0.1", 5353, kind=DGRAM),
+    seen(WEB, CONNECT, "10.9.9.9", 0, kind=RAW, protocol=1),
+    seen(DB, BIND, "0.0.0.0", 8125, kind=DGRAM), seen(DB, SEND, "10.0.1.3", 41234, kind=DGRAM),  # an answer
+    seen(AGENT, CONNECT, "10.0.1.2", 8080),
+    seen(WEB, CONNECT, "10.66.0.1", 22, status="Deny"), seen(WEB, CONNECT, "10.66.0.2", 22, result=-13),
+    seen(WEB, CONNECT, "10.66.0.3", 22, shadowed=True), seen(WEB, CONNECT, "10.66.0.4", 22, result=-111),
+]  # fmt: skip
+
+
+def learnt(
+    sightings: list[Sighting], facts: list[Fact] = FACTS
+) -> tuple[Flows, Directory, dict[str, list[dict[str, Any]]]]:
+    directory = Directory(facts)
+    found = flows(sightings, directory)
+    made = policies(found, directory)
+    return found, directory, {name: [form(one) for one in made] for name, form in FORMS.items()}
+
+
+def of(documents: list[dict[str, Any]], owner: str) -> dict[str, Any]:
+    (found,) = [one for one in documents if one["metadata"]["name"].startswith(owner)]
+    return found
+
+
+def test_a_policy_of_kubernetes_says_it_as_its_engines_decide() -> None:
+    _, _, made = learnt(SEEN)
+    web = of(made["NetworkPolicy"], "web")
+    assert web["spec"]["podSelector"] == {"matchLabels": {"app": "web"}}, "not the label of one run"
+    assert web["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    data = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "data"}},
+        "podSelector": {"matchLabels": {"app": "db"}},
+    }
+    system = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }
+    api = {"podSelector": {"matchLabels": {"app": "api"}}}
+    assert sorted(web["spec"]["egress"], key=str) == sorted([
+        {"to": [{"ipBlock": {"cidr": "93.184.216.34/32"}}], "ports": [{"protocol": "TCP", "port": 443}]},
+        {"to": [{"ipBlock": {"cidr": "10.66.0.4/32"}}], "ports": [{"protocol": "TCP", "port": 22}]},  # refused by the far end alone
+        {"to": [{"ipBlock": {"cidr": "192.168.0.1/32"}}], "ports": [{"protocol": "TCP", "port": 6443}]},
+        {"to": [{"ipBlock": {"cidr": "192.168.0.2/32"}}, {"ipBlock": {"cidr": "fd00::2/128"}}], "ports": [{"protocol": "TCP", "port": 10250}]},
+        {"to": [data], "ports": [{"protocol": "TCP", "port": 9000}, {"protocol": "TCP", "port": 15432}]},
+        {"to": [api], "ports": [{"protocol": "TCP", "port": "web"}, {"protocol": "TCP", "port": 9100}]},
+        {"to": [system], "ports": [{"protocol": "TCP", "port": 53}, {"protocol": "UDP", "port": 53}]},
+    ], key=str)  # fmt: skip
+    nodes = [{"ipBlock": {"cidr": text}} for text in ("192.168.0.1/32", "192.168.0.2/31", "fd00::2/128")]
+    assert sorted(web["spec"]["ingress"], key=str) == sorted(
+        [
+            {"from": nodes, "ports": [{"protocol": "TCP", "port": 8081}]},
+            {"from": [api], "ports": [{"protocol": "TCP", "port": 8080}]},
+        ],
+        key=str,
+    )
+    # Each end decides: the other workload's policy has it, too, with the pods' port.
+    db = of(made["NetworkPolicy"], "db")
+    shop = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}
+    assert sorted(db["spec"]["ingress"], key=str) == sorted([
+        {"from": [{**shop, "podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"protocol": "TCP", "port": 9000}, {"protocol": "TCP", "port": 15432}]},
+        {"from": [{**shop, "podSelector": {"matchLabels": {"app": "api"}}}], "ports": [{"protocol": "UDP", "port": 8125}]},
+    ], key=str)  # fmt: skip
+    assert db["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_flow_passes_and_what_was_denied_or_never_seen_does_not(form: str) -> None:
+    found, directory, made = learnt(SEEN)
+    check = connectivity(found, directory, made[form])
+    assert (check.refused, check.flows) == ((), len(found.seen))
+    assert check.unsure == {}
+    assert check.left == {
+        "loopback": 3, "a pod's own address": 3, "multicast and broadcast": 3, "a protocol without ports": 3,
+        "the pod's own node, its kubelet's probes among it": 3, "a pod in its node's network": 3,
+    }  # fmt: skip
+    evaluator = Evaluator(made[form])
+    ends = {
+        name: PodEnd(namespace=namespace, labels={"app": name}, namespace_labels={"kubernetes.io/metadata.name": namespace}, uid=name,
+                     named={("web", "TCP"): 8080})
+        for name, namespace in (("web", "shop"), ("api", "shop"), ("db", "data"), ("other", "shop"))
+    }  # fmt: skip
+    outside = flows([seen(WEB, CONNECT, "10.66.0.1", 22)], Directory())
+    (denied,) = outside.seen
+    assert denied.peer.name == "10.66.0.1"
+    for text in ("10.66.0.1", "10.66.0.2", "10.66.0.3", "93.184.216.35"):
+        target = PodEnd(addresses=(ipaddress.ip_address(text),))
+        assert evaluator.passes(ends["web"], target, "TCP", 22) is not None
+        assert evaluator.passes(ends["web"], target, "TCP", 443) is not None
+    assert evaluator.passes(ends["web"], ends["db"], "TCP", 5432) is not None, "the service's own port"
+    assert evaluator.passes(ends["web"], ends["db"], "TCP", 15432) is None
+    assert evaluator.passes(ends["web"], ends["api"], "TCP", 8080) is None
+    assert evaluator.passes(ends["other"], ends["db"], "TCP", 15432) is not None
+    assert evaluator.passes(ends["db"], ends["web"], "TCP", 8080) is not None
+    assert check.over < 0.3
+    assert len(check.uncovered) == 2, "pods of which nothing was seen have no policy, and are what stays open"
+    assert connectivity(found, directory, []).over == 1.0, "without policies everything is open"
+
+
+def test_the_check_sees_a_wrong_port_a_lost_rule_and_a_lost_namespace() -> None:
+    """Mistakes that generators made (the service's port, a peer of another namespace) are found in the documents."""
+    found, directory, made = learnt(SEEN)
+    for break_it, flow in (
+        (lambda web: web["spec"]["egress"].clear(), "shop/web -> data/svc/db TCP 15432"),
+        (lambda web: [rule["ports"].clear() or rule["ports"].append({"protocol": "TCP", "port": 5432}) for rule in web["spec"]["egress"]], "shop/web -> data/svc/db TCP 15432"),
+        (lambda web: [peer.pop("namespaceSelector", None) for rule in web["spec"]["egress"] for peer in rule["to"]], "shop/web -> data/svc/db TCP 15432"),
+        (lambda web: web["spec"]["ingress"].clear(), "shop/api -> shop/web TCP 8080"),
+    ):  # fmt: skip
+        _, _, made = learnt(SEEN)
+        break_it(of(made["NetworkPolicy"], "web"))
+        refused = connectivity(found, directory, made["NetworkPolicy"]).refused
+        assert flow in {one.flow for one in refused}
+        assert all(any("web" in name for name in one.by) for one in refused)
+
+
+def test_cilium_names_entities_and_dns() -> None:
+    asked = [
+        seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail="api.example.com"),
+        seen(WEB, CONNECT, "93.184.216.34", 443),
+    ]
+    _, _, made = learnt([*asked, seen(WEB, ACCEPT, "192.168.0.3", 8081)])
+    web = of(made["CiliumNetworkPolicy"], "web")["spec"]
+    assert {
+        "toFQDNs": [{"matchName": "api.example.com"}],
+        "toPorts": [{"ports": [{"port": "443", "protocol": "TCP"}]}],
+    } in web["egress"]
+    dns = next(rule for rule in web["egress"] if "toEndpoints" in rule)
+    assert dns["toPorts"][0]["rules"] == {"dns": [{"matchPattern": "*"}]}, (
+        "without it no name is ever learnt by the proxy"
+    )
+    assert web["ingress"] == [
+        {"fromEntities": ["host", "remote-node"], "toPorts": [{"ports": [{"port": "8081", "protocol": "TCP"}]}]}
+    ]
+    _, _, made = learnt(asked)
+    assert of(made["CiliumNetworkPolicy"], "web")["spec"]["ingress"] == [{}], "an empty list would deny nothing"
+    two = [*asked, seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail="other.example.com")]
+    assert "toFQDNs" not in str(learnt(two)[2]["CiliumNetworkPolicy"]), "nobody says which of the two it was"
+
+
+def test_an_address_is_whose_it_was_then() -> None:
+    old = pod_fact("shop", "old", "10.0.7.7", started=1.0, ended=100.0)
+    new = pod_fact("bank", "new", "10.0.7.7", started=200.0)
+    facts = [*FACTS, old, new]
+    found, _, _ = learnt([seen(WEB, CONNECT, "10.0.7.7", 1, at=50 * SECOND), seen(WEB, CONNECT, "10.0.7.7", 2, at=250 * SECOND),
+                          seen(WEB, CONNECT, "10.0.7.7", 3, at=150 * SECOND), seen(WEB, CONNECT, "10.0.7.7", 4, at=50 * SECOND, last=250 * SECOND)], facts)  # fmt: skip
+    assert {(str(key.peer), key.port.first) for key in found.seen} == {
+        ("shop/old", 1),
+        ("bank/new", 2),
+        ("shop/old", 4),
+        ("bank/new", 4),
+    }
+    assert found.unsure == {"10.0.7.7 was a pod's at another time": 3}
+
+
+def test_answers_and_comparisons_of_addresses_are_no_connections() -> None:
+    sightings = [
+        seen(DB, BIND, "0.0.0.0", 8125, kind=DGRAM), seen(DB, SEND, "10.0.1.3", 41234, kind=DGRAM),
+        seen(WEB, CONNECT, "93.184.216.34", 443, kind=DGRAM), seen(WEB, CONNECT, "93.184.216.34", 443), seen(WEB, CONNECT, "1.2.3.4", 0, kind=DGRAM),
+    ]  # fmt: skip
+    found, _, _ = learnt(sightings)
+    assert {(key.ingress, str(key.peer), key.port) for key in found.seen} == {
+        (True, "shop/api", PortRange("UDP", 8125, 8125)), (False, "93.184.216.34", PortRange("TCP", 443, 443)),
+    }  # fmt: skip
+    assert found.left == {"an address that was only compared (RFC 6724)": 3, "no port": 3}
+
+
+def test_only_a_bind_opens_nothing() -> None:
+    _, _, made = learnt([seen(DB, BIND, "0.0.0.0", 5432), seen(DB, Operation.LISTEN, "0.0.0.0", 5432)])
+    assert of(made["NetworkPolicy"], "db")["spec"]["ingress"] == [] if made["NetworkPolicy"] else True
+
+
+def test_ports_side_by_side_are_a_range_and_ephemeral_ones_all_of_them() -> None:
+    tcp = lambda *numbers: [PortRange("TCP", number, number) for number in numbers]  # noqa: E731
+    assert merged_ports(tcp(80, 81, 82)) == tuple(tcp(80, 81, 82))
+    assert merged_ports(tcp(21, 80, 81, 82, 83)) == (PortRange("TCP", 21, 21), PortRange("TCP", 80, 83))
+    assert merged_ports(tcp(40000, 50001, 60000, 33333)) == (PortRange("TCP", 32768, 65535),)
+    _, _, made = learnt([seen(WEB, CONNECT, "10.0.1.4", port) for port in range(7000, 7006)])
+    assert of(made["NetworkPolicy"], "web")["spec"]["egress"][0]["ports"] == [
+        {"protocol": "TCP", "port": 7000, "endPort": 7005}
+    ]
+    assert of(made["CalicoNetworkPolicy"], "web")["spec"]["egress"][0]["destination"]["ports"] == ["7000:7005"]
+
+
+ADDRESSES = st.one_of(
+    st.integers(0, 2**32 - 1).map(lambda n: str(ipaddress.IPv4Address(n))),
+    st.integers(0, 2**128 - 1).map(lambda n: str(ipaddress.IPv6Address(n))),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ADDRESSES, max_size=60), st.lists(ADDRESSES, max_size=20))
+def test_networks_are_few_cover_every_address_and_only_grow(some: list[str], more: list[str]) -> None:
+
+    from policy.learn.network.addresses import parsed
+
+    def covers(networks: list[str], text: str) -> bool:
+        address = parsed(text)
+        return any(address in ipaddress.ip_network(one) for one in networks if (":" in one) == (address.version == 6))  # type: ignore[union-attr, operator]
+
+    small, large = summarised(some), summarised([*some, *more])
+    public = [text for text in some if parsed(text) is not None and (parsed(text).version == 4 or text[0] in "23")]  # type: ignore[union-attr]
+    assert all(covers(small, text) and covers(large, text) for text in public)
+    assert len(small) <= 2 * (MOST + 8)
+
+
+def test_what_was_denied_odd_or_late_is_no_flow() -> None:
+    started = Behaviour(
+        operation=Operation.EXEC, access=Access.EXEC, resource="/tmp/x", executable="/usr/bin/app", parent="/init"
+    )
+    dropped = [Sighting(identity=identity(WEB), behaviour=started, first=HOUR, last=HOUR), seen(WEB, CONNECT, "6.6.6.6", 443, by="/tmp/x"),
+               seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, by="/tmp/x", detail="evil.example")]  # fmt: skip
+    kept, apart = known_programs([*SEEN, *dropped], ())
+    assert [(item.resource, item.reason) for _, item in apart] == [
+        ("/tmp/x", "a program in a directory for temporary files")
+    ]
+    assert not any(one.behaviour.executable == "/tmp/x" for one in kept)
+    assert any(one.behaviour.executable == "/tmp/x" for one in known_programs(dropped, [apart[0][1].ident])[0])
+
+    late = [seen(WEB, CONNECT, "6.6.6.6", 443, at=40 * HOUR), seen(WEB, CONNECT, "169.254.169.254", 80)]
+    found, _, _ = learnt([*SEEN, *late])
+    apart_now = set_apart(found, (), 24 * HOUR)
+    assert {(item.resource, item.operation) for _, item in apart_now} == {
+        ("6.6.6.6 TCP 443", "egress"),
+        ("169.254.169.254 TCP 80", "egress"),
+    }
+    found, _, _ = learnt([*SEEN, *late])
+    assert set_apart(found, [item.ident for _, item in apart_now], 24 * HOUR) == []
+    found, _, _ = learnt([*SEEN, *late, seen(WEB_TWO, CONNECT, "6.6.6.6", 443, at=41 * HOUR)])
+    assert {item.resource for _, item in set_apart(found, (), 24 * HOUR)} == {"169.254.169.254 TCP 80"}, (
+        "a second pod did it"
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_and_repetition_change_nothing(seed: int) -> None:
+    _, _, made = learnt(SEEN)
+    mixed = SEEN * 2
+    random.Random(seed).shuffle(mixed)
+    facts = list(FACTS)
+    random.Random(seed).shuffle(facts)
+    assert learnt(mixed, facts)[2] == made
+
+
+PEERS = st.sampled_from(["10.96.0.4", "10.96.0.3", "10.0.1.2", "10.0.2.2", "10.0.1.3", "fd00::13", "10.0.1.4", "10.0.1.5", "192.168.0.1", "192.168.0.3",
+                         "8.8.8.8", "2606:4700::1", "10.77.0.9", "127.0.0.1", "10.96.0.10", "10.96.0.1"])  # fmt: skip
+SIGHTINGS = st.builds(
+    seen, st.sampled_from([WEB, WEB_TWO, API, DB, DNS, AGENT]), st.sampled_from([CONNECT, ACCEPT, SEND, BIND]), PEERS,
+    st.sampled_from([53, 80, 443, 5432, 8080, 8081, 40000, 40001, 50000, 60000]), kind=st.sampled_from([STREAM, DGRAM]),
+    by=st.sampled_from(["/usr/bin/app", "/usr/bin/other"]),
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(SIGHTINGS, max_size=25))
+def test_whatever_was_seen_passes_in_every_form(sightings: list[Sighting]) -> None:
+    found, directory, made = learnt(sightings)
+    for form, documents in made.items():
+        assert connectivity(found, directory, documents).refused == (), form
+
+
+def test_a_host_has_a_firewall_that_the_judge_replays() -> None:
+    host = Identity(kind=Kind.HOST, node="n1", uid="h1", cgroup_path="/system.slice/ssh.service")
+    some = [socket(ACCEPT, "10.1.1.1", 22), socket(CONNECT, "93.184.216.34", 443), socket(ASK, "192.168.0.53", 53, kind=DGRAM, detail="a.example"),
+            socket(CONNECT, "127.0.0.1", 631), socket(SEND, "9.9.9.9", 0, kind=RAW, protocol=1), socket(CONNECT, "7.7.7.7", 0, kind=DGRAM), socket(CONNECT, "6.6.6.6", 443, result=-1)]  # fmt: skip
+    (one,) = firewalls([Sighting(identity=host, behaviour=behaviour, first=HOUR, last=HOUR) for behaviour in some])
+    assert one.body["spec"] == {
+        "severity": 5, "action": "Allow", "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}},
+        "ingress": [{"from": [{"ipBlock": {"cidr": "10.1.1.1/32"}}], "ports": [{"port": 22, "protocol": "TCP"}]}],
+        "egress": [
+            {"to": [{"ipBlock": {"cidr": "127.0.0.0/8"}}, {"ipBlock": {"cidr": "9.9.9.9/32"}}]},
+            {"to": [{"ipBlock": {"cidr": "93.184.216.34/32"}}], "ports": [{"port": 443, "protocol": "TCP"}]},
+            {"to": [{"ipBlock": {"cidr": "192.168.0.53/32"}}], "ports": [{"port": 53, "protocol": "UDP"}]},
+        ],
+    }  # fmt: skip
+
+
+def test_what_cannot_be_judged_is_said() -> None:
+    with pytest.raises(PolicyError, match="expected a NetworkPolicy"):
+        written({"apiVersion": "v1", "kind": "Pod"})
+    with pytest.raises(PolicyError, match="Calico rules that allow, got `Deny`"):
+        written(
+            {
+                "apiVersion": "projectcalico.org/v3",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "x"},
+                "spec": {"ingress": [{"action": "Deny"}]},
+            }
+        )
+    with pytest.raises(PolicyError, match="lacks or mistypes"):
+        written({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {}})
+    with pytest.raises(PolicyError, match="got `fromEntities`"):
+        written({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "x"},
+                 "spec": {"endpointSelector": {}, "ingress": [{"fromEntities": ["world"]}]}})  # fmt: skip
