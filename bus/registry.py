@@ -18,8 +18,9 @@ def elsewhere(settings: BusSettings) -> bool:
     return not isinstance(settings, EmbeddedSettings | MemorySettings)
 
 
-async def open_bus(settings: BusSettings) -> Bus:
-    """Open the bus that `settings` names, on the running loop. The caller closes it."""
+async def open_bus(settings: BusSettings, *, aloud: bool = True) -> Bus:
+    """Open the bus that `settings` names, on the running loop. The caller closes it. `aloud`: a far side that comes and goes is told
+    in the log; False for who ends with the error, which says the same."""
     match settings:
         case EmbeddedSettings():
             return await EmbeddedBus.open(settings)
@@ -29,6 +30,6 @@ async def open_bus(settings: BusSettings) -> Bus:
             # 6 MB of memory and 0.1 s that only who speaks to Kafka pays.
             from bus.kafka.bus import KafkaBus
 
-            return await KafkaBus.open(settings)
+            return await KafkaBus.open(settings, aloud=aloud)
         case _:
             assert_never(settings)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hauberk.client import seconds
 from hauberk.output import as_json, plain, table
 from hauberk.policies import ruleset_of
-from schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from policy.tools.backtest import BacktestRow
@@ -21,18 +20,13 @@ if TYPE_CHECKING:
 
 def observed(given: argparse.Namespace) -> Iterator[Observed]:
     """The stored behaviours of the last `--since`."""
-    from hauberk.configuration import store_path
+    from hauberk.configuration import existing_store
     from policy.tools.diff import Observed
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
 
     since = int(time.time() - seconds(given.since))
-    path = store_path(given)
-    if not path.exists():
-        raise SettingsError(
-            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
-        )
-    reader = SqliteReader(str(path))
+    reader = SqliteReader(str(existing_store(given)))
     try:
         for row in reader.behaviours(Query(since=since)):
             yield Observed(

@@ -103,7 +103,7 @@ async def client_bus(given: argparse.Namespace) -> Bus:
             raise SettingsError(
                 f"expected a bus in `{settings.directory}`, got: {error.strerror}; start `hauberk up`, or name another with --state or HAUBERK_STATE"
             ) from error
-    return await open_bus(settings)
+    return await open_bus(settings, aloud=False)
 
 
 def kafka_settings(given: argparse.Namespace) -> KafkaSettings:
@@ -198,6 +198,21 @@ def store_path(given: argparse.Namespace) -> Path:
     loaded, state = load(given)
     path = _store_sink(loaded).get("path")
     return Path(str(path)) if path else state / STORE_FILE
+
+
+def existing_store(given: argparse.Namespace) -> Path:
+    """`store_path`, where something is. SettingsError when nothing is."""
+    from bus.registry import elsewhere
+
+    path = store_path(given)
+    if path.exists():
+        return path
+    advice = "is a `store` sink running? name its state with --state"
+    if elsewhere(check(load(given)[0], BusOnly).bus):
+        advice = (
+            "it lies on the machine whose `hauberk sink` has a `store`: run this there, or look at the page it serves"
+        )
+    raise SettingsError(f"expected a summary store at `{path}`, there is none; {advice}")
 
 
 def counting_groups(given: argparse.Namespace) -> tuple[str, str]:

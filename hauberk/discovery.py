@@ -101,16 +101,12 @@ def _sightings(
 ) -> Iterator[Sighting]:
     """The stored behaviours that were asked for, with what a shadow policy in force says of them. `everywhere`: of every namespace;
     `network`: of sockets alone."""
-    from hauberk.configuration import store_path
+    from hauberk.configuration import existing_store
     from policy.learn.sightings import Sighting
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
 
-    path = store_path(given)
-    if not path.exists():
-        raise SettingsError(
-            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
-        )
+    path = existing_store(given)
     host = given.policy in ("KubeArmorHostPolicy", "KubeArmorNetworkPolicy")
     query = Query(
         kinds=("host", "node") if host else ("container",), since=int(time.time() - seconds(given.since)), node=given.node,

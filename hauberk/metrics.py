@@ -27,6 +27,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     """Part -> the struct of its counts."""
     from bus.embedded.settings import EmbeddedStats
     from bus.handover import HandoverStats
+    from bus.kafka.stats import KafkaStats
     from bus.pump import PumpStats
     from bus.spool import SpoolStats
     from enforcers.agent import EnforcementStats
@@ -43,7 +44,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip
@@ -52,6 +53,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
 def of_bus(bus: Bus) -> Iterator[tuple[str, msgspec.Struct]]:
     """What the bus of this process counts, if it counts, and its spool and its hand-over, if it has them."""
     from bus.handover import HandoverBus
+    from bus.kafka.stats import KafkaStats
     from bus.spool import SpooledBus
 
     if isinstance(bus, HandoverBus):
@@ -61,7 +63,7 @@ def of_bus(bus: Bus) -> Iterator[tuple[str, msgspec.Struct]]:
         bus = bus.inner
     stats = getattr(bus, "stats", None)
     if stats is not None:
-        yield "bus", stats
+        yield "kafka" if isinstance(stats, KafkaStats) else "bus", stats
 
 
 class Exposure:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import difflib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from bus.registry import elsewhere, open_bus
 from hauberk import disk, health, service, stages, supervision
@@ -20,7 +23,7 @@ from hauberk.node_claim import Claiming
 from hauberk.page import listening, open_page
 from hauberk.spooling import spooled
 from hauberk.up import load_sensor, prepare, say, tell_runtimes
-from schemas.errors import HauberkError
+from schemas.errors import HauberkError, SettingsError
 from sensors.node.sensor import node_name
 
 if TYPE_CHECKING:
@@ -145,8 +148,27 @@ async def run_processor(given: argparse.Namespace) -> int:
     return await _part(given, "processor", build, configuration)
 
 
+def only(settings: Configuration, name: str) -> Configuration:
+    """`settings` with the sink `name` alone. SettingsError when there is none."""
+    names = [one.name or str(one.__struct_config__.tag) for one in settings.sinks]
+    if name not in names:
+        near = "".join(f"; did you mean `{one}`?" for one in difflib.get_close_matches(name, names, n=1))
+        raise SettingsError(
+            f"expected the name of a sink of the settings ({', '.join(names) or 'there is none'}), got `{name}`{near}; "
+            "`hauberk settings` shows them"
+        )
+    # Two of one name are refused by the engine, which is to see both.
+    return msgspec.structs.replace(
+        settings, sinks=[one for one, called in zip(settings.sinks, names, strict=True) if called == name]
+    )
+
+
 async def run_sink(given: argparse.Namespace) -> int:
-    """Every configured sink."""
+    """Every configured sink, or the one that `given.name` names."""
+
+    def read(given: argparse.Namespace) -> tuple[Configuration, LoadedSettings, Path]:
+        settings, loaded, state = configuration(given)
+        return only(settings, given.name) if given.name else settings, loaded, state
 
     async def build(start: Starting[Configuration]) -> Built:
         bus, settings, opened, kept, _ = start
@@ -158,7 +180,7 @@ async def run_sink(given: argparse.Namespace) -> int:
             exposure.collect(listening(page))
         return [("sinks", part.stage)], exposure
 
-    return await _part(given, "sink", build, configuration)
+    return await _part(given, f"sink {given.name}" if given.name else "sink", build, read)
 
 
 async def run_planner(given: argparse.Namespace) -> int:

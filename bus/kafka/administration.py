@@ -77,7 +77,7 @@ class Administration:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._link = BrokerLink(settings)
+        self._link = BrokerLink(settings, aloud=False)
 
     async def close(self) -> None:
         """Twice is once."""

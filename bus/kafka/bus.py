@@ -19,6 +19,7 @@ from bus.kafka.offsets import BrokerOffsets
 from bus.kafka.producer import BatchProducer
 from bus.kafka.security import arguments
 from bus.kafka.settings import KafkaSettings
+from bus.kafka.stats import KafkaStats
 from bus.kafka.tables import SharedTables
 from schemas.errors import Refused
 from schemas.topics import BY_NAME, Topic
@@ -27,9 +28,9 @@ from schemas.topics import BY_NAME, Topic
 class KafkaBus:
     """See `contract.Bus`."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, *, aloud: bool = True) -> None:
         self.settings = settings
-        self.link = BrokerLink(settings)
+        self.link = BrokerLink(settings, aloud=aloud)
         self.producer = BatchProducer(self.link)
         self._offsets = BrokerOffsets(self.link)
         self.tables = SharedTables(self.link, self._offsets)
@@ -37,11 +38,16 @@ class KafkaBus:
         self._readers: set[GroupSubscription | BroadcastSubscription] = set()
 
     @classmethod
-    async def open(cls, settings: KafkaSettings) -> KafkaBus:
-        """No broker is needed. SettingsError for what can be seen to be wrong without one."""
+    async def open(cls, settings: KafkaSettings, *, aloud: bool = True) -> KafkaBus:
+        """No broker is needed. `aloud`: see `BrokerLink`. SettingsError for what can be seen to be wrong without one."""
         arguments(settings)
         check_codec(settings.compression)
-        return cls(settings)
+        return cls(settings, aloud=aloud)
+
+    @property
+    def stats(self) -> KafkaStats:
+        """The counts as of now."""
+        return self.link.stats
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         self._check()

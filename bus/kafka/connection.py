@@ -27,6 +27,7 @@ from bus.kafka.failures import missing, said, translated
 from bus.kafka.probe import why
 from bus.kafka.security import arguments
 from bus.kafka.settings import KafkaSettings
+from bus.kafka.stats import KafkaStats
 from schemas.errors import HauberkError, Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,14 @@ _LOOK_PAUSE = 0.1
 
 
 class BrokerLink:
-    """`opened`: times that a client was started. `away`: what is the matter, None while all is well."""
+    """`opened`: times that a client was started. `away`: what is the matter, None while all is well. `aloud`: brokers that come and
+    go are told in the log; not where the error, which says the same, is what whoever asked gets to read."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, *, aloud: bool = True) -> None:
         self.settings = settings
+        self._level = logging.WARNING if aloud else logging.DEBUG
+        self._stats = KafkaStats()
+        self._away_since = 0.0
         self.opened = 0
         self.away: HauberkError | None = None
         self.identity = ""
@@ -55,6 +60,17 @@ class BrokerLink:
         self.closed = False
         self.news = asyncio.Event()
         """Set and replaced whenever the state changes."""
+
+    @property
+    def stats(self) -> KafkaStats:
+        """The counts as of now: one struct for the whole bus, added to by its parts."""
+        stats, now = self._stats, time.monotonic()
+        stats.away, stats.connects = self.away is not None, self.opened
+        stats.problem = "" if self.away is None else str(self.away)
+        if self.away is not None:
+            stats.away_seconds += now - self._away_since
+            self._away_since = now
+        return stats
 
     async def client(self) -> QuietClient:
         """A client that has seen a broker. Raises `Unavailable` at once while the back-off lasts."""
@@ -100,7 +116,8 @@ class BrokerLink:
                 self.settings.bootstrap, client.identity, self.identity,
             )  # fmt: skip
         if self.away is not None:
-            log.warning("kafka: brokers answer again at %s", self.settings.bootstrap)
+            log.log(self._level, "kafka: brokers answer again at %s", self.settings.bootstrap)
+            self._stats.away_seconds += time.monotonic() - self._away_since
         self.identity, self.away, self._attempt = client.identity, None, 0
         self.opened += 1
         self._client = client
@@ -212,7 +229,10 @@ class BrokerLink:
         if self.closed:
             return
         if self.away is None or str(self.away) != str(error):
-            log.warning("kafka: away: %s", error)
+            log.log(self._level, "kafka: away: %s", error)
+        if self.away is None:
+            self._stats.outages += 1
+            self._away_since = time.monotonic()
         self.away = error
         self._next = time.monotonic() + self.settings.retry.delay(self._attempt, random.uniform(0.5, 1.0))
         self._attempt += 1

@@ -117,6 +117,7 @@ class GroupSubscription(KafkaReader):
         """Called by the library when it has joined: find out where to begin, and begin."""
         if consumer is not self._consumer:
             return
+        self._link.stats.rebalances += 1
         coordinator = consumer._coordinator
         generation, member = coordinator.generation, coordinator.member_id
         try:

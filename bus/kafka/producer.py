@@ -76,16 +76,16 @@ class _PartitionQueue:
 
 
 class BatchProducer:
-    """`timeless`: batches whose clock was refused; `renewed`: producer ids that were given up; `bytes`: that went out, compressed."""
+    """Counts in the link's `stats`."""
 
     def __init__(self, link: BrokerLink) -> None:
         self._link = link
+        self._stats = link.stats
         self._settings = link.settings
         self._queues: dict[tuple[str, int], _PartitionQueue] = {}
         self._asking: dict[str, asyncio.Lock] = {}
         self._waiting_bytes = 0
         self._timeless_until = 0.0
-        self.timeless = self.renewed = self.batches = self.bytes = 0
 
     async def publish(self, topic: Topic, records: Sequence[Record]) -> None:
         """See `contract.Bus`."""
@@ -101,6 +101,8 @@ class BatchProducer:
             )
         channel = topic.named(settings.prefix)
         self._waiting_bytes += size
+        self._stats.queue_bytes = self._waiting_bytes
+        began = time.monotonic()
         try:
             async with asyncio.timeout(settings.publish_seconds) as limit:
                 # In the order of the calls, also while the first one still asks what partitions there are.
@@ -129,6 +131,9 @@ class BatchProducer:
             raise Unavailable(f"expected to write to topic `{channel}`, no broker answered in time") from error
         finally:
             self._waiting_bytes -= size
+            self._stats.queue_bytes = self._waiting_bytes
+            self._stats.publications += 1
+            self._stats.publish_seconds += time.monotonic() - began
 
     def _queue(self, channel: str, records: Sequence[Record], count: int) -> list[tuple[_PartitionQueue, _Waiting]]:
         parts: dict[int, list[Record]] = {}
@@ -224,10 +229,12 @@ class BatchProducer:
                 ((_, ((_, code, *_),)),) = answer.topics
                 error = errors.for_code(code)
                 if error is errors.NoError or error is errors.DuplicateSequenceNumber:
-                    line.sequence += sum(len(one.records) for one in line.under_way)
+                    many = sum(len(one.records) for one in line.under_way)
+                    line.sequence += many
                     line.problem = None
-                    self.batches += 1
-                    self.bytes += len(data)
+                    self._stats.records += many
+                    self._stats.batches += 1
+                    self._stats.bytes += len(data)
                     _settle(line, None)
                     return
                 raise error()
@@ -263,7 +270,7 @@ class BatchProducer:
 
     def _forget(self, line: _PartitionQueue) -> None:
         if line.identity is not None:
-            self.renewed += 1
+            self._stats.renewed += 1
         line.identity = None
 
     async def _too_large(self, line: _PartitionQueue, error: KafkaError) -> None:
@@ -283,7 +290,7 @@ class BatchProducer:
                 _settle(line, other)
 
     def _clock_is_ahead(self, line: _PartitionQueue) -> None:
-        self.timeless += 1
+        self._stats.timeless += 1
         if time.monotonic() >= self._timeless_until:
             log.warning(
                 "kafka: the brokers refuse the times of `%s` for being far from theirs; is the clock of this machine right? "

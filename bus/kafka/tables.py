@@ -85,7 +85,7 @@ class _FollowedTable:
 
 
 class SharedTables:
-    """All tables of one bus. `reads`: consumers that were opened."""
+    """All tables of one bus."""
 
     def __init__(self, link: BrokerLink, offsets: BrokerOffsets) -> None:
         self._link = link
@@ -94,7 +94,6 @@ class SharedTables:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
-        self.reads = 0
 
     async def view(self, topics: Sequence[Topic], keys: Collection[bytes] | None) -> TableView:
         """Raises what the brokers' absence raises. Whoever has it calls `leave`."""
@@ -203,7 +202,7 @@ class SharedTables:
                 if not one.done():
                     one.set_exception(error) if isinstance(error, Exception) else one.cancel()
             raise
-        self.reads += 1
+        self._link.stats.reads += 1
         for place, offset in reader.position.items():
             tables[place[0]].position[place] = offset
         if not self._changed.is_set():

@@ -167,7 +167,7 @@ def _latest(seen: dict[str, list[str]], topic: Topic) -> Iterator[tuple[bytes, b
 
     async def asked() -> list[tuple[bytes, bytes]]:
         async with asyncio.timeout(ASKED):
-            opened = await open_bus(msgspec.convert(bus, BusSettings))
+            opened = await open_bus(msgspec.convert(bus, BusSettings), aloud=False)
             try:
                 return [(key, one.value) for key, one in (await opened.latest(topic)).items() if one.value is not None]
             finally:

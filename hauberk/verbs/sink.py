@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk sink`: one part of `up` as a process of its own, over the configured bus."""
+"""`hauberk sink`: one part of `up` as a process of its own, over the configured bus; one sink or all of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from hauberk.client import parser as verb_parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """Only settings."""
-    return verb_parser("sink", "Run the configured sinks.")
+    """Which one, and settings."""
+    made = verb_parser("sink", "Run the configured sinks, or one of them.")
+    made.add_argument(
+        "name", metavar="SINK", nargs="?", default="", help="only this sink of the settings; all when left out"
+    )
+    return made
 
 
 def main(argv: Sequence[str]) -> int:

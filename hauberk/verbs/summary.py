@@ -52,18 +52,13 @@ def main(argv: Sequence[str]) -> int:
         made.error(f"expected --until to be less long ago than --since {given.since}, got {given.until}")
     wanted = tuple(labels(given.selector).items())
 
-    from hauberk.configuration import store_path
-    from schemas.errors import SettingsError
+    from hauberk.configuration import existing_store
     from sinks.formats.summary_tables import build_each
     from sinks.formats.table_text import as_csv, as_json, text
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
 
-    path = store_path(given)
-    if not path.exists():
-        raise SettingsError(
-            f"expected a summary store at `{path}`, there is none; is a `store` sink running? name its state with --state"
-        )
+    path = existing_store(given)
     whole = patience == 0 or _wait(given, patience)
     reader = SqliteReader(str(path))
     try:
@@ -101,7 +96,7 @@ def _wait(given: argparse.Namespace, patience: float) -> bool:
     from hauberk.arriving import arrived
     from hauberk.client import with_bus
     from hauberk.configuration import counting_groups
-    from schemas.errors import SettingsError
+    from schemas.errors import SettingsError, Temporary
 
     shown = sys.stderr.isatty()
 
@@ -112,6 +107,9 @@ def _wait(given: argparse.Namespace, patience: float) -> bool:
     try:
         return with_bus(given, lambda bus: arrived(bus, *counting_groups(given), patience, progress))
     except SettingsError:
+        return True
+    except Temporary as error:
+        print(f"hauberk summary: the bus does not say what is still on its way: {error}", file=sys.stderr)
         return True
     finally:
         if shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from schemas.stats import Gauge, Label
+from schemas.stats import Gauge, Label, Level
 
 
 class SyslogStats(msgspec.Struct, kw_only=True):
@@ -20,7 +20,8 @@ class SyslogStats(msgspec.Struct, kw_only=True):
 class DeliveryStats(msgspec.Struct, kw_only=True):
     """Counters of one sink's delivery since it started.
 
-    `skipped`: records lost to it because retention ran past it. `lag`: records not committed, as of the last look."""
+    `skipped`: records lost to it because retention ran past it. `lag`: records not committed, as of the last look. `partitions`,
+    `rebalances`, `work_seconds`, `late_seconds`: see `bus.pump.PumpStats`."""
 
     sink: Label
     taken: int = 0
@@ -35,6 +36,10 @@ class DeliveryStats(msgspec.Struct, kw_only=True):
     committed: int = 0
     skipped: int = 0
     lag: Gauge = 0
+    partitions: Gauge = 0
+    rebalances: int = 0
+    work_seconds: float = 0.0
+    late_seconds: Level = 0.0
     waiting_items: Gauge = 0
     failing: Gauge = 0
     up: Gauge = 0

@@ -41,7 +41,7 @@ async def read(bus, topic, count, drain) -> list[bytes]:
 async def test_what_is_published_in_parallel_goes_out_together(bus, drain):
     await asyncio.gather(*(bus.publish(ALERTS, [Record(b"k", b"%d" % index)]) for index in range(300)))
     # How many depends on how fast the broker answers; one publication each would be 300.
-    assert bus.producer.batches < 150
+    assert bus.stats.batches < 150
     assert sorted(map(int, await read(bus, ALERTS, 300, drain))) == list(range(300))
 
 
@@ -58,7 +58,7 @@ async def test_one_that_is_too_large_takes_nobody_with_it(bus, drain):
 async def test_a_publication_larger_than_a_batch_goes_in_pieces(bus, drain):
     values = [os.urandom(300_000) for _ in range(8)]
     await bus.publish(ALERTS, [Record(b"k", value) for value in values])
-    assert bus.producer.batches >= 3
+    assert bus.stats.batches >= 3
     assert await read(bus, ALERTS, 8, drain) == values
 
 
@@ -105,7 +105,7 @@ async def test_what_was_given_up_is_not_sent_later(kafka_clusters, drain, until)
         assert values[0] == b"first"
         assert [value for value in values if value.startswith(b"b")] == [b"b%d" % index for index in range(10)]
         assert {value for value in values if value.startswith(b"a")} <= {b"a0"}
-        assert bus.producer.renewed == 1
+        assert bus.stats.renewed == 1
     finally:
         await bus.close()
 

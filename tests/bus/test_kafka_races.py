@@ -16,6 +16,7 @@ from bus.kafka.connection import BrokerLink
 from bus.kafka.group import GroupSubscription
 from bus.kafka.offsets import BEGIN
 from bus.kafka.settings import KafkaSettings
+from bus.kafka.stats import KafkaStats
 from bus.kafka.tables import SharedTables
 from schemas.errors import Unavailable
 from schemas.topics import EVENTS_RAW, POLICIES
@@ -30,6 +31,7 @@ class Link:
 
     def __init__(self) -> None:
         self.settings = SETTINGS
+        self.stats = KafkaStats()
         self.closed = False
         self.away = None
         self.opened = 1
@@ -102,7 +104,7 @@ async def test_who_follows_a_table_that_is_being_opened_does_not_take_it_for_an_
     for view in (await first, await second):
         assert await keys(view, 3, until) == {b"p0", b"p1", b"p2"}
         assert view.position == {(POLICIES.name, 0): 3}
-    assert shared.reads == 1
+    assert shared._link.stats.reads == 1
 
 
 async def test_who_comes_after_a_topic_was_made_anew_waits_until_it_is_read_again(shared, until):

@@ -54,11 +54,11 @@ async def test_followers_of_a_process_share_one_consumer(bus, until):
         first = await state(one, 50, until)
         async with bus.subscribe([POLICIES], None, "earliest") as two:
             assert await state(two, 50, until) == first
-            assert bus.tables.reads == 1
+            assert bus.stats.reads == 1
             await bus.publish(POLICIES, [Record(b"p7", b"2")])
             assert (await state(one, 1, until), await state(two, 1, until)) == ({b"p7": b"2"}, {b"p7": b"2"})
             assert len(await bus.latest(POLICIES)) == 50
-            assert bus.tables.reads == 1
+            assert bus.stats.reads == 1
             assert one.position == two.position
     await until(lambda: bus.tables._task.done())
 
@@ -71,7 +71,7 @@ async def test_who_wants_one_key_has_its_partition_read_alone(bus, until):
         assert set(bus.tables.table(ENFORCEMENT_DESIRED.name).rows) == {NODES[3]}
         async with bus.subscribe([ENFORCEMENT_DESIRED], None, "earliest") as everything:
             assert set(await state(everything, 20, until)) == set(NODES)
-            assert bus.tables.reads == 2
+            assert bus.stats.reads == 2
             assert await mine.take(10, 0.2) == [], "nothing older comes again"
             await bus.publish(ENFORCEMENT_DESIRED, [Record(node, b"2") for node in NODES])
             assert await state(mine, 1, until) == {NODES[3]: b"2"}

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one types works against Kafka and a store elsewhere, and says in one sentence what it lacks; one sink is a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka_roles import POLICY_FILE, Roles, eventually, metric, played, roles_on
+
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES
+
+pytestmark = pytest.mark.timeout(400)
+
+NOTHING = """apiVersion: security.kubearmor.com/v1
+kind: KubeArmorHostPolicy
+metadata:
+  name: nothing
+spec:
+  nodeSelector: {matchLabels: {kubernetes.io/hostname: "*"}}
+  file: {matchPaths: [{path: /nowhere}]}
+  action: Audit
+"""
+
+
+@pytest.fixture
+async def cluster(hauberk: Any, kafka: Any, kafka_prefix: str) -> AsyncIterator[Roles]:
+    async with roles_on(kafka, kafka_prefix, hauberk) as made:
+        yield made
+
+
+async def _read(cluster: Roles, group: str, topic: str) -> None:
+    """Wait until `group` has committed what is on `topic`."""
+    async with asyncio.timeout(120):
+        while (await cluster.bus.lag(group)).get(topic, 1):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+
+
+def _fetched(url: str) -> bytes:
+    """What `url` answers; HTTPError when that is not a success."""
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+async def test_verbs_with_the_brokers_and_a_store(cluster: Roles) -> None:
+    home = cluster.hauberk.home
+    store, lines, other = home / "counts" / "summary.db", home / "alerts.jsonl", home / "other.jsonl"
+    store.parent.mkdir()
+    sinks = json.dumps(
+        [
+            {"type": "store", "name": "counts", "path": str(store)},
+            {"type": "file", "name": "siem", "path": str(lines)},
+            {"type": "file", "name": "other", "path": str(other)},
+        ]
+    )
+    await cluster.judge()
+    identities, records = played("n0")
+    await cluster.put(INVENTORY, identities)
+    await cluster.put(EVENTS_RAW, records)
+    processor = cluster.start("processor")
+    counts, siem = (cluster.start("sink", name, HAUBERK__SINKS=sinks) for name in ("counts", "siem"))
+    for one in (processor, counts, siem):
+        await asyncio.to_thread(one.ready)
+    assert "hauberk sink siem: running" in siem.said()
+    await cluster.judged()
+    await _read(cluster, "sink.counts", SUMMARIES.name)
+    await _read(cluster, "sink.siem", ALERTS.name)
+
+    # One sink, as a process of its own.
+    def up() -> bool:
+        return metric(siem, 'hauberk_sink_up{sink="siem"}') == 1 and metric(siem, "hauberk_sink_accepted_total") > 0
+
+    await eventually(up)
+    assert await asyncio.to_thread(metric, siem, "hauberk_sink_partitions") == 6
+    assert await asyncio.to_thread(metric, siem, "hauberk_kafka_rebalances_total") >= 1
+    assert await asyncio.to_thread(metric, siem, "hauberk_kafka_away") == 0
+    assert await asyncio.to_thread(metric, processor, "hauberk_kafka_records_total") > 100
+    url = re.search(r"metrics and health: (http://\S+)/metrics", siem.said())
+    assert url is not None
+    assert b'"ready":true' in await asyncio.to_thread(_fetched, f"{url[1]}/readyz")
+    assert siem.end(signal.SIGTERM) == 0, siem.said()
+    told = await cluster.alerts()
+    assert len(lines.read_text().splitlines()) == len(told) > 100, "what was on the topic is out"
+    assert not other.exists(), "the other sink of the settings is another process's"
+    assert "page" not in siem.said(), "the store is another process's too"
+
+    # The store's own process serves the page.
+    page = re.search(r"(?m)^  page       (http://127\.0\.0\.1:\d+/)$", counts.said())
+    assert page is not None
+    assert json.loads(await asyncio.to_thread(_fetched, f"{page[1]}api/survey"))["workloads"]
+    there = {"HAUBERK__SINKS": sinks}
+    assert "/etc/shadow" in await cluster.says("summary", "--host", "--agg", **there)
+    backtest = await cluster.says("policy", "backtest", "-f", POLICY_FILE, **there)
+    assert "audit-password-hashes" in backtest
+    assert "/etc/shadow" in backtest
+    nothing = home / "nothing.yaml"
+    nothing.write_text(NOTHING)
+    diff = await cluster.says("policy", "diff", str(nothing), POLICY_FILE, code=1, **there)
+    assert "/etc/shadow" in diff
+    assert "kind: KubeArmorPolicy" in await cluster.says("discover", **there)
+    doctor = await cluster.says("doctor", HAUBERK_STATE=str(home), **there)
+    assert re.search(r"(?m)^ok +brokers +`\S+` has the 12 topics", doctor), doctor
+    assert re.search(r"(?m)^ok +summaries +`\S+` holds [1-9]\d* identities", doctor), doctor
+    assert counts.end(signal.SIGTERM) == 0, counts.said()
+    assert processor.end(signal.SIGTERM) == 0, processor.said()
+
+
+async def test_verbs_say_what_they_lack(cluster: Roles) -> None:
+    await cluster.judge()
+    assert "everything" in await cluster.says("completion", "--words", "describe", "policy", "")
+    # The store is another machine's.
+    for verb in (
+        ("summary", "--host"), ("policy", "backtest", "-f", POLICY_FILE), ("policy", "diff", POLICY_FILE, POLICY_FILE),
+        ("discover",),
+    ):  # fmt: skip
+        lacking = await cluster.says(*verb, code=2)
+        assert "expected a summary store at" in lacking
+        assert "whose `hauberk sink` has a `store`" in lacking
+        assert len(lacking.splitlines()) == 1
+    lacking = await cluster.says("sink", "sime", code=2, HAUBERK__SINKS='[{"type": "blackhole", "name": "siem"}]')
+    assert "expected the name of a sink of the settings (siem), got `sime`; did you mean `siem`?" in lacking
+    assert len(lacking.splitlines()) == 1
+
+
+async def test_without_brokers_each_verb_says_so_once(cluster: Roles) -> None:
+    nobody = json.dumps({"type": "kafka", "bootstrap": "127.0.0.1:1", "call_seconds": 3.0, "publish_seconds": 3.0})
+    there = {"HAUBERK__BUS": nobody}
+    for verb in (
+        ("get", "policies"), ("logs", "--no-follow"), ("topic", "create"), ("apply", "-f", POLICY_FILE),
+    ):  # fmt: skip
+        said = await cluster.says(*verb, code=3, **there)
+        assert "expected a broker of Kafka, got none: 127.0.0.1:1: nobody there" in said
+        assert len(said.splitlines()) == 1, (verb, said)
+    assert await cluster.says("completion", "--words", "describe", "policy", "", **there) == "\n"
+    doctor = await cluster.says("doctor", code=1, HAUBERK_STATE=str(Path(cluster.hauberk.home)), **there)
+    assert len(re.findall(r"(?m)^bad +brokers +expected a broker of Kafka, got none", doctor)) == 1, doctor
