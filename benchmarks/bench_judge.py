@@ -3,7 +3,7 @@
 
 One process, one core, frames made beforehand; the figures are of `process_time`, so a busy machine does not lower them.
 `run(scale)`: scale 1.0 takes about fifteen seconds. Measured: `processors.decode` and `processors.judge` (judge_*),
-`schemas.expand` (telemetry_json), `processors.rows` (alert_flood), all of them with `processors.telemetry` (stage_*).
+`schemas.expand` (telemetry_json), `processors.quiet` (quiet_look), `processors.rows` (alert_flood), all of them with `processors.telemetry` (stage_*).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from processors.engine import Processor, ProcessorSettings
 from processors.inventory import Inventory
 from processors.judge import FrameJudge, JudgeSettings
 from processors.names import NameSettings
+from processors.quiet import QuietDirectories
 from processors.telemetry import telemetry
 from processors.throttle import ThrottleSettings
 from schemas import expand
@@ -158,6 +159,21 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
         rates.append(n / (time.process_time() - start))
     how = "as judge_new, to telemetry and summary records; names beyond the budget of a minute are counted by directory"
     note("stage_new", max(rates), n, how)
+
+    inventory = _inventory()
+    entries = list(FrameJudge(JudgeSettings(), inventory, ruleset).tally(pieces[0]).entries.values())
+
+    def look() -> int:
+        QuietDirectories(inventory, lambda places: None).look("bench", entries)
+        return len(entries)
+
+    rate, n = _rate(look, seconds)
+    note(
+        "quiet_look",
+        rate,
+        n,
+        "which directories' names nobody needs: 2,048 new files in 97 directories of 8 containers",
+    )
 
     for name, rows, behaviours in (("stage_flood", 32_768, 400), ("stage_mixed", 4096, 400)):
         rate, n = _rate(_stage(ruleset, rows, behaviours), seconds)

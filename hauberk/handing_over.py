@@ -45,7 +45,7 @@ def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
         word.handed(batch)
         if handing.watched:
             # A recording is to have each event.
-            node.source.count_none()
+            node.source.wanted.count_none()
 
     return published
 
@@ -56,13 +56,29 @@ def needs_of(bus: Bus, node: Node) -> Callable[[FrameHeader, list[int], list[int
     def needs(_: FrameHeader, rows: list[int], counted: list[int] | None) -> None:
         with contextlib.suppress(KernelError):
             if counted is None or not isinstance(bus, HandoverBus) or bus.watched:
-                node.source.count_none()
+                node.source.wanted.count_none()
             else:
-                node.source.count_only(counted)
+                node.source.wanted.count_only(counted)
             if rows:
-                node.source.call_for(rows)
+                node.source.wanted.call_for(rows)
 
     return needs
+
+
+def needless_of(bus: Bus, node: Node) -> Callable[[list[tuple[int, str]] | None], None] | None:
+    """What the processor calls with directories whose names nobody needs; None where others may read them too."""
+    if not isinstance(bus, HandoverBus):
+        return None
+
+    def needless(places: list[tuple[int, str]] | None) -> None:
+        # Rings that are being opened anew: that takes every mark back.
+        with contextlib.suppress(KernelError):
+            if places is None:
+                node.source.wanted.name_by_file()
+            elif not bus.watched:
+                node.source.wanted.name_by_directory(places)
+
+    return needless
 
 
 def logged(bus: Bus) -> Callable[[], bool] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hauberk.supervision import Supervision
     from processors.engine import Complete, Processor
     from processors.pipeline import Due
+    from processors.quiet import Needless
     from sensors.containers.inventory import NodeInventory
     from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
@@ -145,16 +146,19 @@ def processor(
     complete: Complete | None = None,
     due: Due | None = None,
     logged: Callable[[], bool] | None = None,
+    needless: Needless | None = None,
 ) -> StagePart[Processor]:
     """Frames in; alerts, telemetry, summaries out. `last`: the sensor is in this process and asks it how far it is, and no
-    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`, `due`, `logged`: see `Processor`."""
+    inventory producer outlives this stage, so rows whose owner is not known at its end are not waited for. `complete`, `due`, `logged`, `needless`: see `Processor`."""
     from processors.engine import Processor
 
     async def work(engine: Processor, stop: asyncio.Event) -> None:
         await until(stop, engine.run(), lambda: engine.finish(last=last))
 
     return StagePart(
-        lambda: Processor(bus, configuration.processor, reports=not last, complete=complete, due=due, logged=logged),
+        lambda: Processor(
+            bus, configuration.processor, reports=not last, complete=complete, due=due, logged=logged, needless=needless
+        ),
         work,
         Processor.stop,
     )
@@ -180,7 +184,8 @@ def following(bus: Bus, node: Node) -> StagePart[Following]:
 
     # Asked each time: the rings may have been opened anew.
     return StagePart(
-        lambda: Following(bus, node_name(node.settings), call_for=lambda idents: node.source.call_for(idents)), run
+        lambda: Following(bus, node_name(node.settings), call_for=lambda idents: node.source.wanted.call_for(idents)),
+        run,
     )
 
 

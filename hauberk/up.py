@@ -23,7 +23,7 @@ from bus.registry import open_bus
 from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
-from hauberk.handing_over import handing_over, logged, needs_of, put_aside, word_of
+from hauberk.handing_over import handing_over, logged, needless_of, needs_of, put_aside, word_of
 from hauberk.lock import sole
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
@@ -279,7 +279,7 @@ async def _live(
         hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill,
-                               due=needs_of(bus, node), logged=logged(bus))  # fmt: skip
+                               due=needs_of(bus, node), logged=logged(bus), needless=needless_of(bus, node))  # fmt: skip
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header), word_of(bus, node))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)

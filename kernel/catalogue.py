@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 SOURCES: Final = (
-    "hash", "work", "scope", "budget", "event", "caller", "question", "jobs", "path", "process", "adopt", "script", "file", "call",
+    "hash", "work", "scope", "budget", "announce", "quiet", "event", "caller", "question", "jobs", "path", "process", "adopt", "script", "file", "call",
     "network", "send", "dns", "identity", "enforce", "foreign", "guard",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
@@ -101,6 +101,7 @@ TABLES: Final = (
     KernelMap("processes", "lru hash", "u32 tgid", "image", "kernel; the agent deletes", "who acts"),
     KernelMap("losses", "per-cpu array", "u32 Loss", "u64", "kernel", "what could not be said"),
     KernelMap("budgets", "lru hash", "u64 cgroup id, ~0: the node", "budget", "kernel", "new names asked for, by whom; events lost"),
+    KernelMap("quiet", "lru hash", "quiet_key", "u64 1", "agent", "directories whose new names nobody asks for"),
     KernelMap("sequences", "per-cpu array", "u32 0", "u64", "kernel", "last sequence number of each cpu"),
     KernelMap("config", "array", "u32 Config", "u64", "loader, agent", "layout hash, hash key, default visibility"),
     KernelMap("calls", "array", "u32 row", "call", "loader", "which calls are watched, and their arguments"),

@@ -143,6 +143,10 @@ class Scope:
                 verdict = msgspec.structs.replace(verdict, shadow=(other,), needs_arguments=needs)
         return verdict
 
+    def free(self, directory: str) -> bool:
+        """Whether no policy says anything of what is done to one file in this directory, given with its trailing slash."""
+        return all(judge.free(directory) for judge in (self.enforced, self.audited, self.shadow) if judge is not None)
+
 
 class DoubtfulScope(Scope):
     """Of a container that no runtime confirms: its own scope, and beside it the host's, whose policies hold for it too. Each is judged by
@@ -160,6 +164,10 @@ class DoubtfulScope(Scope):
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
         """The stronger of both verdicts."""
         return stronger(self._own.judge(behaviour, arguments), self.beside.judge(behaviour, arguments))
+
+    def free(self, directory: str) -> bool:
+        """Whether neither says anything."""
+        return self._own.free(directory) and self.beside.free(directory)
 
 
 class Ruleset:

@@ -32,6 +32,7 @@ from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
 from processors.pipeline import Due, Pipeline
 from processors.progress import Reporting
+from processors.quiet import Needless
 from processors.stats import ProcessorStats
 from processors.throttle import Throttle, ThrottleSettings
 from schemas.errors import DecodeError, HauberkError
@@ -43,7 +44,7 @@ _TICK = 0.2
 """Seconds between looks at what has waited long enough; a policy or identity that arrives wakes the pump at once."""
 _REST = 5.0
 """The same when nothing waits; a frame wakes the pump at once."""
-_ALERTS = 0.1
+_ALERTS = 0.01
 """Seconds that an alert waits at most for the rest of a batch of frames."""
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 class Processor:
     """`await run()` until `stop()` or `finish()`. `stats()` any time. `reports`: publish how far frames are read and which
-    behaviours may be alerts, for nodes elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`, `logged`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
+    behaviours may be alerts, for nodes elsewhere. `complete`: what only the node itself can add to its alerts, asked just before they are published. `due`, `logged`, `needless`: see `Pipeline`. The handler of its pump: see `bus.handler`."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class Processor:
         complete: Complete | None = None,
         due: Due | None = None,
         logged: Callable[[], bool] | None = None,
+        needless: Needless | None = None,
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
@@ -117,8 +119,10 @@ class Processor:
             due = self._reporting.due
         self.pipeline = Pipeline(
             self.inventory, self.judge, self.parking, self.alerts, self.tracker, clock, self.settings.telemetry, due,
-            Names(self.settings.names), logged,
+            Names(self.settings.names), logged, needless,
         )  # fmt: skip
+        if self.pipeline.quiet is not None:
+            self.inventory.on_change = self.judge.on_change = self.pipeline.quiet.forget
         self._complete = complete
         self._owners: Mapping[Partition, int] | None = None
         self._waits_for_owners = False

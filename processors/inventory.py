@@ -72,6 +72,8 @@ class Inventory:
         self._by_key: dict[bytes, Identity] = {}
         self._ended: dict[bytes, tuple[float, Identity]] = {}
         self.epoch = 0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called with each change, before a frame is judged by it."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -100,7 +102,11 @@ class Inventory:
             self._remove(old)
         self._by_key[key] = identity
         self._add(identity)
+        self._changed()
+
+    def _changed(self) -> None:
         self.epoch += 1
+        self.on_change()
 
     def forget_ended(self) -> None:
         """Drop containers whose time after the tombstone is over. No new epoch: what was answered stays true."""
@@ -122,7 +128,7 @@ class Inventory:
                 table[cgroup] = path
                 if cgroup in known.asked:
                     del known.asked[cgroup]
-                    self.epoch += 1
+                    self._changed()
         while len(table) > _PATHS:
             del table[next(iter(table))]
 
@@ -161,7 +167,7 @@ class Inventory:
         known.unknown[place] = identity
         while len(known.unknown) > 16384:
             del known.unknown[next(iter(known.unknown))]
-        self.epoch += 1
+        self._changed()
         return identity
 
     def node_identity(self, node: str) -> Identity:

@@ -10,6 +10,7 @@ moved it is kept if the behaviour's owner is still the same object. Neighbours: 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Annotated, Final, Protocol
 
 import msgspec
@@ -42,6 +43,8 @@ class CompiledScope(Protocol):
     def dns_visible(self) -> bool: ...
 
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict: ...
+
+    def free(self, directory: str) -> bool: ...
 
 
 class CompiledPolicies(Protocol):
@@ -152,9 +155,12 @@ class FrameJudge:
         self.hits = 0
         self.judged = 0
         self.revalidated = 0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called strictly before other policies are in force."""
 
     def use(self, ruleset: CompiledPolicies) -> None:
         """Judge by `ruleset` from the next frame on."""
+        self.on_change()
         self._ruleset = ruleset
         self._policies += 1
         self._scopes.clear()

@@ -21,6 +21,8 @@ _MINUTES: Final = 4
 """Minutes that are remembered: frames of several nodes come at once, and some late."""
 _WORKLOADS: Final = 4096
 """Workloads and minutes that are remembered; then all are forgotten, which gives out a budget once more."""
+_UNTOLD: Final = int(Access.UNTOLD)
+_bits: Final = int.__and__
 _RUNS: Final = frozenset({Operation.EXEC, Operation.EXIT})
 
 Key = tuple[str, int]
@@ -67,6 +69,10 @@ class Names:
             minute = self._begin(key)
         listed, ident = minute.listed, judged.raw.id
         if ident in listed:
+            return judged
+        if _bits(judged.raw.access, _UNTOLD):
+            # A remainder already: the kernel's, of a directory or of a whole container.
+            self.left_out += count if judged.raw.resource else 0
             return judged
         if len(listed) < self._most:
             listed.add(ident)
@@ -131,6 +137,3 @@ def _remainder(judged: JudgedBehaviour, directory: str) -> JudgedBehaviour:
     for name in ("identity", "outcome", "verdict"):
         setattr(found, name, getattr(judged, name))
     return found
-
-
-_UNTOLD: Final = int(Access.UNTOLD)

@@ -24,6 +24,7 @@ from processors.judge import FrameJudge, JudgedBehaviour, Tally
 from processors.losses import ReportedLosses
 from processors.names import Names
 from processors.parking import Parked, Parking
+from processors.quiet import FROM, Needless, QuietDirectories
 from processors.summaries import FrameCounts, count, summaries
 from processors.telemetry import telemetry
 from schemas import frame as frames
@@ -79,7 +80,7 @@ class Outbox:
 
 class Pipeline:
     """`read` frames, `settle` now and then, publish the `outbox`. `log`: whether telemetry is made. `due`: told of each
-    behaviour once in a while whether it is needed row by row. `logged()`: whether anybody reads it."""
+    behaviour once in a while whether it is needed row by row. `logged()`: whether anybody reads it. `needless`: see `processors.quiet`."""
 
     def __init__(
         self,
@@ -93,8 +94,10 @@ class Pipeline:
         due: Due | None = None,
         names: Names | None = None,
         logged: Callable[[], bool] | None = None,
+        needless: Needless | None = None,
     ) -> None:
         self._logged = logged
+        self.quiet = None if needless is None else QuietDirectories(inventory, needless)
         self._due = due
         self._named: dict[int, bool] = {}
         self._logging = True
@@ -260,6 +263,8 @@ class Pipeline:
         if logging and not self._logging:
             named.clear()
             self._due(tally.header, [], None)
+            if self.quiet is not None:
+                self.quiet.forget()
         self._logging = logging
         rows, counted = [], []
         for ident, entry in tally.entries.items():
@@ -272,6 +277,8 @@ class Pipeline:
             named.update(dict.fromkeys(rows, True))
             named.update(dict.fromkeys(counted, False))
             self._due(tally.header, rows, counted)
+            if self.quiet is not None and len(counted) >= FROM:
+                self.quiet.look(tally.header.node, map(tally.entries.__getitem__, counted))
 
     def _per_occurrence(self, tally: Tally, frame_counts: FrameCounts, apart: set[int]) -> list[Record]:
         """Rows whose verdict hangs on the arguments of each."""
@@ -301,7 +308,7 @@ class Pipeline:
     def _unnamed(self, tally: Tally) -> None:
         """Events that a container made too many new ones of to be told by name: counted for it, never judged."""
         for ident, entry in tally.entries.items():
-            if _bits(entry.raw.access, _UNTOLD):
+            if _bits(entry.raw.access, _UNTOLD) and not entry.raw.resource:
                 many = tally.count(ident)
                 self.counts.unnamed += many
                 times = tally.times

@@ -126,11 +126,7 @@ BEHAVIOUR: Final = Layout(
 
 PROCESS: Final = Layout(
     "process",
-    Field(
-        "process",
-        "u64",
-        "this image's id: the sequence number of its exec, or pid-derived for tasks older than the agent",
-    ),
+    Field("process", "u64", "this image's id: of its exec, or pid-derived for tasks older than the agent"),
     Field("executable", "u64", "string id of its path"),
     Field("parent", "u64", "string id of the path of the image that called exec"),
     Field(
@@ -361,6 +357,12 @@ OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD)
 """Losses that are counted for each container too, in the order of `budget.lost`."""
 
 
+QUIET_KEY: Final = Layout(
+    "quiet_key", Field("cgroup", "u64", "cgroup id"), Field("directory", "u64", "string id of its path with a trailing slash")
+)  # fmt: skip
+"""Key of the `quiet` map: no rule of that cgroup can match what lies in that directory. Deleted before that changes."""
+
+
 class Config(IntEnum):
     """Index into the `config` map (array of u64)."""
 
@@ -373,7 +375,7 @@ class Config(IntEnum):
     NEW_VISIBILITY = 4
     """Visibility of a cgroup made while the programs run, until userspace claims it; 0: new cgroups get no scope."""
     GENERATION = 5
-    """Counts up when `behaviours` lost an id or `excluded` got a process: what the programs remember is valid for one value."""
+    """Counts up when `behaviours` lost an id or `excluded` got a process: what programs remember is valid for one value."""
     OBSERVED_UNTIL = 6
     """Boot time ns until which events are reported. The reader moves it on while it drains, so that nothing fills the rings
     before there is a reader (0), and the machine stops paying for one that is gone (1, put there by the first event that comes
@@ -391,5 +393,5 @@ class Config(IntEnum):
 
 
 LAYOUTS: Final = (
-    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET,
+    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY
 )  # fmt: skip

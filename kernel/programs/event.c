@@ -1,62 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The end of every event: the behaviour gets its id, what is new is announced, and the occurrence leaves.
- *
- * Strictly in this order: text, behaviour, mark of the behaviour. Who finds the mark need not ask for the text, which
- * is one lookup less for each event; so an agent that has lost a text deletes the behaviours that name it too.
+ * The end of every event: the behaviour gets its id, what is new is announced (announce.c), and the occurrence leaves.
  */
-static __always_inline void unresolved(struct work *w, u32 loss)
-{
-    w->steer.flaw |= FLAW_UNKNOWN;
-    lose(loss);
-}
-
-/* New data calls a reader that sleeps (`call_reader`); one that is awake and late is called when a ring is half full. */
-static __always_inline u64 wakeup(u64 filled, u64 size)
-{
-    return filled > size / 2 ? 2 /* BPF_RB_FORCE_WAKEUP */ : 1 /* BPF_RB_NO_WAKEUP */;
-}
-
-/* The text that begins at `at`, unless it was told. 0 when somebody can read it in the ring. */
-static __always_inline long announce_text(struct work *w, u64 id, u32 at)
-{
-    if (strings.lookup(&id))
-        return 0;
-    if (!observed(bpf_ktime_get_boot_ns()) || !afford(w))
-        return -1;
-    at &= TEXT_MAX - 1;
-    u32 length = TEXT_MAX - at;
-    struct definition *head = (struct definition *)((u8 *)&w->text_room + at);
-    head->id = id;
-    head->kind = DEFINE_STRING;
-    head->size = length;
-    u64 filled = DEFINITIONS_FILLED();
-    /* Strictly announced before it is marked as announced: another CPU may use the mark at once. */
-    if (definitions.ringbuf_output(head, sizeof(*head) + length, wakeup(filled, DEFINITION_BYTES))) {
-        lose(LOSS_DEFINITIONS_FULL);
-        w->steer.afford = AFFORD_NO;
-        return -1;
-    }
-    u64 one = 1;
-    strings.update(&id, &one);
-    return 0;
-}
-
-/* The behaviour that lies behind `head`. 0 when somebody can read it in the ring. */
-static __always_inline long announce_behaviour(struct definition *head, u64 id)
-{
-    head->id = id;
-    head->kind = DEFINE_BEHAVIOUR;
-    head->size = sizeof(struct behaviour);
-    if (definitions.ringbuf_output(head, sizeof(*head) + sizeof(struct behaviour), 1)) {
-        lose(LOSS_DEFINITIONS_FULL);
-        return -1;
-    }
-    u64 one = 1;
-    behaviours.update(&id, &one);
-    return 0;
-}
-
 /* What `recent` holds for a behaviour that was found announced: one word, so that no reader sees half of two. */
 static __always_inline u64 recent_word(u64 id, u64 generation)
 {
@@ -140,6 +85,8 @@ static __always_inline void finish(struct work *w, u64 text)
     if (!reported(w))
         return;
     u64 id = identify(w, &told);
+    if (!told && text)
+        id = name_or_directory(w, text, id, &told);
     if (!told) {
         /* Also without room in the ring: the behaviour it then counts for was announced long ago. */
         if (!afford(w) || (text && announce_text(w, text, w->steer.text_at)) || announce_behaviour(&w->behaviour_head, id)) {

@@ -7,7 +7,6 @@
  */
 #define WALK_STEPS 256 /* components per program: the 2048 that fit in PATH_MAX take 8 of the 33 tail calls */
 #define JOIN_STEPS 1024
-#define NAME_BYTES 256 /* NAME_MAX and a slash */
 
 #ifdef K_CAST
 /* Pointers that can be read through: each member is one load, and only what is looked at is read. */

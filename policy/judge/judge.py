@@ -124,6 +124,12 @@ class Judge:
                 verdict = stronger(verdict, other)
         return verdict
 
+    def free(self, directory: str) -> bool:
+        """Whether nothing is ever said of an operation on one file that lies in this directory, given with its trailing slash."""
+        tables = self.tables
+        asked = tables.presets or tables.syscalls is not None or tables.syscall_paths is not None
+        return not asked and not self._unmatched_file.whitelist and tables.file.free(directory)
+
     def candidates(self, behaviour: Behaviour) -> list[tuple[str, list[Candidate], Unmatched]]:
         """Every table asked for `behaviour`, with the rules found in it: for `policy.tools.explain`, not for speed."""
         operation = behaviour.operation

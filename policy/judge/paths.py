@@ -112,8 +112,12 @@ class PathTable:
             self._free[parent] = self._nothing_in(parent)
         return found
 
+    def free(self, directory: str) -> bool:
+        """Whether nothing that lies in this directory, given with its trailing slash, can ever match."""
+        return self._nothing_in(directory)
+
     def _nothing_in(self, parent: str) -> bool:
-        # Whether nothing that lies in this directory can ever match: then its files are not looked up one by one.
+        # Then its files are not looked up one by one.
         if self._names or parent in self._parents or (self._longest and self._chain(parent)):
             return False
         return self._automaton is None or self._automaton.ends(parent)

@@ -202,8 +202,11 @@ class Agent:
             # Of this whole loop since the last drain: a frame costs those who judge it here more than it costs to take it.
             now = time.thread_time()
             busy, before = now - before, now
-            if batch.more or batch.fill >= self._settings.urgent:
+            if batch.fill >= self._settings.urgent or (batch.more and not self._calls):
                 await asyncio.sleep(0)
+            elif batch.more:
+                # Those who judge it may run in this loop too, and are to be heard before there is more of it.
+                await self._wait(self._settings.tick)
             elif not self._calls:
                 await self._wait(self._settings.tick)
             else:

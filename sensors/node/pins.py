@@ -21,8 +21,9 @@ from kernel import bpf
 from kernel.generation import renew
 from kernel.maps import Map
 from kernel.ring import Ring
+from kernel.siphash import siphash13
 from schemas.errors import KernelError
-from schemas.kernel import IMAGE, Config, DefinitionKind, Loss
+from schemas.kernel import IMAGE, QUIET_KEY, Config, DefinitionKind, Loss
 from schemas.wakeup import CALLS, Sleep
 
 TOLD: Final = struct.Struct("=16Q")
@@ -55,6 +56,7 @@ class Pins:
             self.strings = stack.enter_context(Map.open(f"{maps}/strings"))
             self.processes = stack.enter_context(Map.open(f"{maps}/processes"))
             self.budgets = stack.enter_context(Map.open(f"{maps}/budgets"))
+            self._quiet = stack.enter_context(Map.open(f"{maps}/quiet"))
             self.losses = stack.enter_context(Map.open(f"{maps}/losses"))
             self.reported = stack.enter_context(_open_reported(f"{maps}/told"))
             self._excluded = stack.enter_context(Map.open(f"{maps}/excluded"))
@@ -67,6 +69,8 @@ class Pins:
             self.key = (self._config.sum_u64(_U32(Config.HASH_K0)), self._config.sum_u64(_U32(Config.HASH_K1)))
             # Of an agent that was killed: another process may have its pid by now, and must not go unseen.
             self._excluded.clear()
+            # What an agent before this one knew of policies and readers, this one does not.
+            self._quiet.clear()
             self._pids: list[int] = []
             self._stack = stack.pop_all()
         self.load = f"{self.behaviours.info.id} {self.strings.info.id}"
@@ -129,6 +133,17 @@ class Pins:
                     raise
         if marked:
             renew(self._config)
+
+    def name_by_directory(self, places: Iterable[tuple[int, str]]) -> None:
+        """Have new files in these (cgroup id, directory with its trailing slash) told as the directory, once their container has
+        its share of new names."""
+        for cgroup, directory in places:
+            body = directory.encode("utf-8", "surrogateescape")
+            self._quiet.put(QUIET_KEY.struct.pack(cgroup, siphash13(self.key, body)), _U64(1))
+
+    def name_by_file(self) -> None:
+        """Take all of that back."""
+        self._quiet.clear()
 
     def living(self) -> set[tuple[int, ...]]:
         """(process, executable, parent, script) of every image that runs, as the kernel's map says.

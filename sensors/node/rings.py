@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from kernel.ring import TAKE_BYTES
@@ -29,6 +29,7 @@ from sensors.node.pins import Pins
 from sensors.node.places import look_around
 from sensors.node.ring_settings import RingSettings as RingSettings
 from sensors.node.ring_settings import RingStats as RingStats
+from sensors.node.wanted import Wanted
 from sensors.source import Batch
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ _FRAMES_FOLDED: Final = 4
 """Frames of one drain when folding does not help (every behaviour new): what memory pays."""
 _FOLD_FROM: Final = 64 * STRIDE
 """Bytes of a chunk from which counting pays."""
-_COUNTABLE: Final = 1 << 15
-"""Behaviours remembered that may be counted; then all are forgotten, and named again when they are judged anew."""
+_MANY_NEW: Final = 64 * 1024
+"""Bytes in the ring of definitions from which rows are taken `_FEW_ROWS` bytes at a time: each of them may have to be judged, some 50
+us each, and what is judged first may spare the kernel the names of the rest (kernel/programs/quiet.c)."""
+_FEW_ROWS: Final = 512 * STRIDE
 _PIECE: Final = 128 * 1024
 _LOSSES_EVERY: Final = 0.1
 _OBSERVE_EVERY: Final = 1.0
@@ -52,7 +55,7 @@ class RingSource:
     """A `Source` over pins. KernelError when a pin is missing or of another build; SettingsError for `state_dir`.
 
     Plain counters, read by the agent: `events rows folded undefined lost`; `stats` has them for metrics. `run` names
-    this agent's run.
+    this agent's run. `wanted`: what the processor of this process needs one by one, and by name.
     """
 
     finished = False
@@ -69,10 +72,10 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._resting = False
-        self._countable: set[int] = set()
         self._losses_at, self._observed_at = 0.0, float("-inf")
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
+        self.wanted = Wanted(self._pins)
         self._occurrences, self._ring = self._pins.occurrences, self._pins.definitions
         self._definitions = Definitions(
             settings.definitions_bytes, self._pins.forget, self._saw, self._cgroup, self._pins.living
@@ -147,22 +150,6 @@ class RingSource:
         """Count as lost what a killed agent had in its hands. Once in a process: `reopen` finds its own."""
         return self._pins.take_over()
 
-    def call_for(self, idents: Iterable[int]) -> None:
-        """Have the kernel call also a reader that dozes for events of these behaviours; each of them is sent."""
-        idents = list(idents)
-        self._countable.difference_update(idents)
-        self._pins.call_for(idents)
-
-    def count_only(self, idents: Iterable[int]) -> None:
-        """Nobody needs events of these behaviours one by one: from now on repeats are counted."""
-        if len(self._countable) >= _COUNTABLE:
-            self._countable.clear()
-        self._countable.update(idents)
-
-    def count_none(self) -> None:
-        """Send each event of every behaviour."""
-        self._countable.clear()
-
     def observe(self) -> None:
         """Have the kernel report events from now on. `drain` does so too, and goes on asking."""
         self._observed_at = time.monotonic()
@@ -228,6 +215,8 @@ class RingSource:
         limit = self.settings.frames.limit_bytes
         # A quarter is left for definitions; more of them than that, and the frame is split.
         room = limit * 3 // 4
+        if self._ring.waiting > _MANY_NEW:
+            left = min(left, _FEW_ROWS)
         parked = self._parking.take()
         while left > 0:
             if not parked and not self._parking.rows:
@@ -258,9 +247,9 @@ class RingSource:
 
     def _fold_countable(self, rows: bytes, made: list[Frame]) -> bool:
         """Make frames of `rows` with what may be counted folded. False when there is nothing to gain, or something is missing."""
-        if self.settings.fold == "never" or len(rows) < _FOLD_FROM or not self._countable:
+        if self.settings.fold == "never" or len(rows) < _FOLD_FROM or not self.wanted.countable:
             return False
-        fold = Fold(self.settings.frames, only=self._countable)
+        fold = Fold(self.settings.frames, only=self.wanted.countable)
         fold.add(rows)
         kept, folded = fold.rows, fold.folded
         if not folded:

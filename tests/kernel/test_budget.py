@@ -14,7 +14,7 @@ import pytest
 
 from kernel.loading import LoadedPrograms, LoadSettings, load, unload
 from kernel.siphash import string_id
-from schemas.kernel import BUDGET, RULE, RULE_KEY, Config, Loss, RuleAction, RuleKind, ScopeFlag
+from schemas.kernel import BUDGET, QUIET_KEY, RULE, RULE_KEY, Config, Loss, RuleAction, RuleKind, ScopeFlag
 from schemas.operations import Access, Backend, Class, Operation
 
 PER_SECOND = 256
@@ -250,3 +250,50 @@ def test_once_the_time_is_over_a_call_is_not_even_read_and_what_is_enforced_is(f
         finally:
             rules.delete(rule)
     assert until() == 1
+
+
+def test_where_nobody_asks_for_names_a_directory_is_told_and_counted_exactly(flooder: Any, tmp_path: Path) -> None:
+    """`quiet` says of which directories; what is denied there, what has two paths and what lies elsewhere keeps its name."""
+    quiet, other = tmp_path / "quiet", tmp_path / "other"
+    for directory in (quiet, other):
+        directory.mkdir()
+        for number in range(600):
+            (directory / f"{number}").touch()
+    (quiet / "below").mkdir()
+    (quiet / "below" / "file").touch()
+
+    def act() -> None:
+        for number in range(600):
+            os.close(os.open(quiet / f"{number}", os.O_RDONLY))
+        os.close(os.open(quiet / "below" / "file", os.O_RDONLY))
+        os.close(os.open(quiet / f"{0}", os.O_RDONLY))
+        os.rename(quiet / "599", quiet / "600")
+        for number in range(100):
+            os.close(os.open(other / f"{number}", os.O_RDONLY))
+
+    key = QUIET_KEY.struct.pack(flooder.cgroup_id, string_id(flooder.key, f"{quiet}/"))
+    with flooder.map("quiet") as table:
+        table.put(key, struct.pack("=Q", 1))
+        try:
+            events = of(flooder.run(act), flooder.cgroup_id)
+        finally:
+            table.delete(key)
+    named = [event for event in events if event.resource.startswith(f"{quiet}/") and not event.access & Access.UNTOLD]
+    whole = [event for event in events if event.resource == f"{quiet}/"]
+    assert all(event.access & Access.UNTOLD for event in whole)
+    assert len({event.id for event in whole}) == 1
+    # A container's share, and what another window begins with.
+    assert PER_SECOND // 16 <= len({event.resource for event in named}) <= 4 * PER_SECOND // 16
+    assert len(named) + len(whole) >= 601
+    assert len([event for event in named if event.resource == f"{quiet}/0"]) == 2, "what is known by name stays so"
+    elsewhere = [event for event in events if event.resource.startswith(f"{other}/")]
+    assert not any(event.access & Access.UNTOLD for event in elsewhere)
+    assert {event.resource for event in elsewhere} == {f"{other}/{number}" for number in range(100)}
+
+    def later() -> None:
+        for number in range(200):
+            (quiet / f"later-{number}").touch()
+
+    events = of(flooder.run(later), flooder.cgroup_id, Operation.CREATE)
+    assert len(events) == 200
+    assert f"{quiet}/" not in {event.resource for event in events}, "taken back, so that no name is told so any more"

@@ -187,10 +187,10 @@ class Node:
 class Stage:
     """A processor read by hand: no tasks, a clock that is turned. `alerts`, `summaries`, `telemetry`: what it published."""
 
-    def __init__(self, settings: ProcessorSettings | None = None) -> None:
+    def __init__(self, settings: ProcessorSettings | None = None, **wiring: object) -> None:
         self.bus = MemoryBus()
         self.now = 100.0
-        self.processor = Processor(self.bus, settings, clock=lambda: self.now)
+        self.processor = Processor(self.bus, settings, clock=lambda: self.now, **wiring)
         self.processor.facts.ready.set()
         self._offset = 0
 

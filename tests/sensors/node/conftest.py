@@ -18,7 +18,7 @@ from kernel import bpf
 from kernel.maps import Map
 from schemas.errors import KernelError
 from schemas.frame import definition
-from schemas.kernel import BEHAVIOUR, BUDGET, IMAGE, OCCURRENCE, PROCESS, DefinitionKind
+from schemas.kernel import BEHAVIOUR, BUDGET, IMAGE, OCCURRENCE, PROCESS, QUIET_KEY, DefinitionKind
 
 
 def run_program(program: int) -> int:
@@ -88,6 +88,7 @@ class StandIn:
             "strings": bpf.map_create(9, 8, 8, 65536, name="strings"),
             "processes": bpf.map_create(1, 4, IMAGE.size, 1024, name="processes"),
             "budgets": bpf.map_create(9, 8, BUDGET.size, 1024, name="budgets"),
+            "quiet": bpf.map_create(9, QUIET_KEY.size, 8, 1024, name="quiet"),
             "losses": bpf.map_create(6, 4, 8, 16, name="losses"),
             "config": bpf.map_create(2, 4, 8, 16, name="config"),
             "excluded": bpf.map_create(1, 4, 4, 1024, name="excluded"),

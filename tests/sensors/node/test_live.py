@@ -305,7 +305,7 @@ def test_what_cannot_wait_calls_a_reader_that_dozes(loaded: LoadedPrograms, cgro
         open_file("/etc/hosts")
         assert called(source, 30)
         settled(source, frames)
-        source.call_for(behaviours_of(frames, ident, "/etc/hostname"))
+        source.wanted.call_for(behaviours_of(frames, ident, "/etc/hostname"))
         doze()
         open_file("/etc/hostname")
         assert called(source, 30)

@@ -13,11 +13,11 @@ import pytest
 
 from kernel.features import cgroup2_mount
 from kernel.maps import Map
-from kernel.siphash import siphash13
+from kernel.siphash import siphash13, string_id
 from schemas import frame as words
 from schemas.errors import KernelError
 from schemas.frame import FOLDED, Frame
-from schemas.kernel import BEHAVIOUR, Config, DefinitionKind, Loss
+from schemas.kernel import BEHAVIOUR, QUIET_KEY, Config, DefinitionKind, Loss
 from schemas.wakeup import CALLS, Sleep
 from sensors.node.definitions import OVERHEAD, Definitions
 from sensors.node.frames import FrameSettings
@@ -379,7 +379,7 @@ def test_rows_that_wait_keep_the_reader_awake(stand_in: Any) -> None:
 def test_only_behaviours_that_are_announced_are_marked(stand_in: Any) -> None:
     source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
     stand_in.behaviour(5)
-    source.call_for([5, 6])
+    source.wanted.call_for([5, 6])
     assert stand_in.behaviours.get(struct.pack("=Q", 5)) == struct.pack("=Q", CALLS)
     assert not stand_in.announced(6)
     source.close()
@@ -408,12 +408,29 @@ def test_what_a_killed_agent_had_in_hand_is_told_once(stand_in: Any) -> None:
     source.close()
 
 
+def test_directories_whose_names_nobody_needs_are_taken_back(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    with Map.open(str(stand_in.pins / "maps" / "quiet")) as quiet:
+        source.wanted.name_by_directory([(7, "/data/"), (7, "/caf\udce9/")])
+        assert quiet.get(QUIET_KEY.struct.pack(7, string_id(source._pins.key, "/data/"))) is not None
+        assert quiet.get(QUIET_KEY.struct.pack(7, string_id(source._pins.key, b"/caf\xe9/"))) is not None
+        source.wanted.name_by_file()
+        assert list(quiet.keys()) == []
+        source.wanted.name_by_directory([(7, "/data/")])
+        source.wanted.count_none()
+        assert list(quiet.keys()) == []
+        source.wanted.name_by_directory([(7, "/data/")])
+        source.close()
+        open_source(stand_in).close()
+        assert list(quiet.keys()) == [], "an agent does not know what the one before it was told"
+
+
 def test_what_nobody_needs_one_by_one_is_counted(stand_in: Any) -> None:
     source = open_source(stand_in)
     for ident in (5, 6):
         stand_in.behaviour(ident)
-    source.count_only([5, 6])
-    source.call_for([6])
+    source.wanted.count_only([5, 6])
+    source.wanted.call_for([6])
     for _ in range(100):
         stand_in.happen(5)
         stand_in.happen(6)
@@ -425,7 +442,7 @@ def test_what_nobody_needs_one_by_one_is_counted(stand_in: Any) -> None:
     assert frame.header.events == 200
     assert defined(frame) >= {(DefinitionKind.BEHAVIOUR, 5), (DefinitionKind.BEHAVIOUR, 6)}
     source.release()
-    source.count_none()
+    source.wanted.count_none()
     for _ in range(100):
         stand_in.happen(5)
     assert Counter(ids_of(source.drain().frames[0])) == {5: 100}
@@ -435,7 +452,7 @@ def test_what_nobody_needs_one_by_one_is_counted(stand_in: Any) -> None:
 def test_counting_waits_for_what_is_not_defined_yet(stand_in: Any) -> None:
     source = open_source(stand_in)
     stand_in.behaviour(5)
-    source.count_only([5])
+    source.wanted.count_only([5])
     for _ in range(100):
         stand_in.happen(5)
     stand_in.happen(9)
