@@ -23,7 +23,6 @@ from sensors.node.frames import Fold, FrameSettings, columns, frames
 from sensors.recordings.recording import BlockKind, RecordingReader
 
 CHUNK = 384 * 1024 // STRIDE
-BUDGET = 8_000_000
 
 
 class Synthetic:
@@ -136,7 +135,7 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
 
     def say(name: str, value: float, n: int, how: str) -> None:
-        found[name] = {"value": round(value), "unit": "events/s", "n": n, "how": f"{how}; budget {BUDGET}"}
+        found[name] = {"value": round(value), "unit": "events/s", "n": n, "how": how}
 
     for behaviours, processes in ((50, 5), (2000, 200)):
         source = Synthetic(behaviours, processes)
@@ -154,7 +153,34 @@ def run(scale: float) -> dict[str, dict[str, Any]]:
         if name.endswith(".hbrk"):
             value, n = recorded(os.path.join(recordings, name), events // 10)
             say(f"recording_to_frame_{name[:-5]}", value, n, f"frames of {name} closed again, small chunks, CPU time")
+    for behaviours in (50, 2000):
+        for name, size, how in sizes(Synthetic(behaviours, behaviours // 10)):
+            found[f"{name}_{behaviours}"] = {
+                "value": round(size, 2),
+                "unit": "bytes/event",
+                "n": CHUNK,
+                "how": f"{how}, {behaviours} behaviours",
+            }
     return found
+
+
+def sizes(source: Synthetic) -> list[tuple[str, float, str]]:
+    """(name, bytes an event, how) of one chunk: as rows, and counted."""
+    source.fill()
+    chunk = source.ring.take_table(CHUNK * STRIDE)
+    events = len(chunk) // STRIDE
+    fold = Fold(FrameSettings())
+    fold.add(chunk)
+    rows = fold.rows
+    closure = source.definitions.closure(*columns(chunk))
+    plain = frames(chunk, closure, source.definitions, stamp, 1 << 30)
+    closure = source.definitions.closure(fold.behaviours, fold.processes | (columns(rows)[1] if rows else set()))
+    folded = frames(rows, closure, source.definitions, stamp, 1 << 30, fold.folded, fold.events - len(rows) // STRIDE)
+    how = "encoded frames of one chunk with their definitions"
+    return [
+        ("frame_bytes", sum(len(words.encode(one)) for one in plain) / events, f"{how}, each event a row"),
+        ("folded_frame_bytes", sum(len(words.encode(one)) for one in folded) / events, f"{how}, repeats counted"),
+    ]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 """`make bench`: every bench_*.py beside this file, as a table with machine and date, and build/bench.json.
 
 A benchmark file offers `run(scale: float) -> {name: {"value", "unit", "n", "how"}}`; `--scale 0.01` is the one-iteration form
-that `make test` uses so that they cannot rot. `BUDGETS` are what the project holds itself to.
+that `make test` uses so that they cannot rot. `BUDGETS` are what the project holds itself to; a throughput's budget is of
+`NAME_ratio`: CPU per event over what a plain reader in this language takes to copy a row and count its id, measured right before and
+after, so that it says the same on a slow machine. Programs of others at the end of system calls are in every figure, and are said.
 """
 
 from __future__ import annotations
@@ -50,6 +52,18 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
 
 
+def ratios(found: dict[str, Any], plain: float, budgets: dict[str, Any]) -> dict[str, Any]:
+    """Of each figure in events a second that has a budget as a ratio: times what a plain reader takes, `plain` seconds an event."""
+    return {
+        f"{name}_ratio": {
+            "value": round(1 / (one["value"] * plain), 3), "unit": "x", "n": one["n"],
+            "how": f"CPU an event over the {plain * 1e9:.0f} ns of a plain reader that copies a row and counts its id; {one['how']}",
+        }
+        for name, one in found.items()
+        if f"{name}_ratio" in budgets and one["unit"].startswith(("events/s", "behaviours/s")) and one["value"] > 0
+    }  # fmt: skip
+
+
 def verdict(name: str, value: float, budgets: dict[str, Any]) -> str:
     """`ok`, or by how much the budget is missed; empty where there is none."""
     if name not in budgets:
@@ -75,15 +89,23 @@ def main() -> int:
     results: dict[str, Any] = {}
     failed = False
     print(f"# {machine()}, {datetime.date.today()}, scale {given.scale:g}\n")
+    spent = load(HERE / "spent.py")
+    if others := spent.foreign():
+        beside = f"{others} programs of others at the end of system calls, which this figure pays for too"
+        print(f"! {beside}; take them down, or compare with figures taken beside them only\n", flush=True)
     for path in paths:
         started = time.monotonic()
         print(f"{path.stem} ...", file=sys.stderr, flush=True)
+        plain = spent.plain_reader()
         try:
             found = load(path).run(given.scale)
         except Exception as error:  # noqa: BLE001 - one broken benchmark must not hide the others' figures
             print(f"{path.stem}: FAILED: {type(error).__name__}: {error}")
             failed = True
             continue
+        found |= ratios(found, min(plain, spent.plain_reader()), budgets)
+        for entry in found.values():
+            entry["how"] += f"; {beside}" if others else ""
         results |= found
         for name, entry in found.items():
             value = entry["value"]

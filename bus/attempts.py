@@ -26,6 +26,7 @@ from typing import TypeVar
 import msgspec
 
 from bus.backoff import Backoff
+from bus.interruptible import Signal
 from schemas.errors import HauberkError, Permanent, Reason, Temporary
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Attempts:
     ) -> None:
         self._on_pause = on_pause
         self.stats = stats or AttemptStats()
-        self.stopping = asyncio.Event()
+        self.stopping = Signal()
         self._who = who
         self._backoff = backoff
         self._drain_seconds = drain_seconds

@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 from bus.contract import Bus, Subscription
 from bus.interruptible import take_or
+from bus.rest import until_look
 from schemas.errors import HauberkError
 from schemas.topics import Topic
 
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 
 State = Literal["joining", "standing by", "active"]
 
-_LOOK: Final[dict[State, float]] = {"joining": 0.02, "standing by": 0.25, "active": 1.0}
-"""Seconds between looks at who owns the partition. Records wake a reader, and so does a revocation; a partition that is given does not."""
+_LOOK: Final[dict[State, float]] = {"joining": 0.02, "standing by": 0.25, "active": 5.0}
+"""Seconds between looks at who owns the partition. Records wake a reader, and so does a revocation; a partition that is given does not.
+Who is active has nothing to wait for but its loss after it hung, which it finds when it wakes up: its timers are over by then."""
 
 
 class Election:
@@ -64,7 +66,7 @@ class Election:
         partition = (self._topic.name, 0)
         while not stop.is_set():
             try:
-                batch = await take_or(place, 1000, _LOOK[self.state], stop, held.ended)
+                batch = await take_or(place, 1000, until_look(_LOOK[self.state]), stop, held.ended)
                 if batch:
                     await place.commit(batch)
             except HauberkError as error:

@@ -25,7 +25,8 @@ import msgspec
 
 from bus.backoff import Backoff
 from bus.contract import Bus, Partition, Record, Subscription
-from bus.interruptible import take_or
+from bus.interruptible import Signal, take_or
+from bus.rest import until_look
 from schemas.errors import HauberkError, Permanent, Temporary, Unavailable
 from schemas.topics import Topic
 
@@ -84,7 +85,7 @@ class Follower:
     ) -> None:
         self._bus = bus
         self._topics = tuple(topics)
-        self._stopping = stopping or asyncio.Event()
+        self._stopping = stopping or Signal()
         self._only = keys
         self._wanted = wanted if keys is None else keys.__contains__
         self._prepare = prepare
@@ -102,7 +103,7 @@ class Follower:
         self,
         apply: Apply,
         *,
-        wait: Callable[[], float] = lambda: 1.0,
+        wait: Callable[[], float] = until_look,
         wake: asyncio.Event | None = None,
         together: tuple[float, float] = (0.0, 0.0),
     ) -> None:

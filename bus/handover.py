@@ -24,7 +24,7 @@ import msgspec
 from bus.contract import Delivery, Gap, Partition, Record, Start, Subscription
 from bus.embedded.bus import EmbeddedBus, stamped
 from bus.embedded.handed import PARTITION, HandedOverFile
-from bus.interruptible import take_or
+from bus.embedded.reader import EmbeddedSubscription
 from bus.record_size import measure
 from schemas.stats import Gauge
 from schemas.topics import EVENTS_RAW, TELEMETRY, Topic
@@ -242,13 +242,19 @@ class HandoverBus:
 class _HandoverSubscription:
     """See `contract.Subscription`: the log's, and what is handed over."""
 
-    def __init__(self, bus: HandoverBus, inner: Subscription, begin: int) -> None:
+    def __init__(self, bus: HandoverBus, inner: EmbeddedSubscription, begin: int) -> None:
         self._bus, self._inner = bus, inner
         self._next = begin
-        self._event = asyncio.Event()
+        self._news = self._interrupted = False
 
     def wake(self) -> None:
-        self._event.set()
+        self._news = True
+        self._inner.interrupt()
+
+    def interrupt(self) -> None:
+        """See `bus.interruptible`."""
+        self._interrupted = True
+        self._inner.interrupt()
 
     @property
     def position(self) -> Mapping[Partition, int]:
@@ -283,19 +289,22 @@ class _HandoverSubscription:
             return await self._inner.take(0, max_wait)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max_wait
+        self._interrupted = False
         if self._bus.looks:
             await self._bus.look()
         while True:
             # Cleared strictly before looking: what comes after the look sets it again.
-            self._event.clear()
+            self._news = False
             batch = self._bus.newer(self._next, max_records)
             if batch:
                 self._next = batch[-1].offset + 1
                 return batch
             self._read()
-            rows = await take_or(self._inner, max_records, max(0.0, deadline - loop.time()), self._event)
+            # Not a wait when it was interrupted since the look at which groups there are.
+            wait = 0.0 if self._interrupted else max(0.0, deadline - loop.time())
+            rows = await self._inner.take(max_records, wait)
             self._read()
-            if rows or (loop.time() >= deadline and not self._event.is_set()):
+            if rows or self._interrupted or (loop.time() >= deadline and not self._news):
                 return rows
 
     def _read(self) -> None:

@@ -28,7 +28,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Delivery, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
 from bus.handler import Handler
-from bus.interruptible import take_or
+from bus.interruptible import Signal, take_or
 from schemas.errors import HauberkError, Temporary
 from schemas.stats import Gauge, Level
 from schemas.topics import Topic
@@ -146,7 +146,7 @@ class Pump:
         self.position: dict[Partition, int] = {}
         self.running = False
         self._mark: Mapping[Partition, int] | None = None
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._subscription: Subscription | None = None
         self._grants: dict[Partition, int] = {}
         self._done: dict[Partition, Delivery] = {}

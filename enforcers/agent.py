@@ -17,6 +17,7 @@ import msgspec
 
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
+from bus.rest import until_look
 from enforcers.apply import Applier
 from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
@@ -27,10 +28,8 @@ from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
 
-LOOK: Final = 5.0
-"""Seconds between looks whether the receipt is due again."""
 HEARTBEAT: Final = 30.0
-"""Seconds after which the latest receipt is said again: who waits for nodes tells by it that this one is there."""
+"""Seconds after which, at most, the latest receipt is said again: who waits for nodes tells by it that this one is there."""
 
 
 class EnforcementStats(msgspec.Struct):
@@ -60,7 +59,7 @@ class Enforcement:
         self._reserve: DescriptorReserve | None = None
         self._unsaid: Receipt | None = None
         self._said = 0.0
-        self._next = LOOK
+        self._next = HEARTBEAT
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
@@ -114,7 +113,7 @@ class Enforcement:
         await self._tell()
         wait = self.applier.sweep()
         # A plan ends the wait at once; a receipt that the bus did not take is offered again soon.
-        longest = LOOK if self._unsaid is None else 0.2
+        longest = until_look(HEARTBEAT) if self._unsaid is None else 0.2
         self._next = longest if wait is None else max(0.001, min(wait, longest))
 
     def _away(self, error: HauberkError) -> None:
@@ -182,7 +181,7 @@ class Enforcement:
         await self._tell()
 
     async def _tell(self) -> None:
-        if self._unsaid is None and asyncio.get_running_loop().time() - self._said >= HEARTBEAT:
+        if self._unsaid is None and asyncio.get_running_loop().time() - self._said >= HEARTBEAT / 2:
             self._unsaid = self.receipt
         if self._unsaid is None:
             return

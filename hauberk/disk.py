@@ -7,6 +7,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
+from bus.rest import until_look
 from schemas.errors import Temporary
 from schemas.topics import ALERTS
 
@@ -27,7 +28,7 @@ async def report(bus: Bus, look: float = _LOOK, quiet: float = _QUIET) -> None:
     before: tuple[int, dict[str, int]] = (0, {})
     told = -quiet
     while True:
-        await asyncio.sleep(look)
+        await asyncio.sleep(until_look(look))
         stats = getattr(bus, "stats", None)
         now: tuple[int, dict[str, int]] = (getattr(stats, "full", 0), getattr(stats, "shed", {}))
         if now == before or clock() - told < quiet:

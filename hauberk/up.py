@@ -20,6 +20,7 @@ import msgspec
 from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
+from bus.rest import until_look
 from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
@@ -249,7 +250,7 @@ def take_down(node: Node, over: asyncio.Event) -> None:
 async def _watch(bus: Bus) -> None:
     """Say at once, not only at the end, when a file of the bus turns out to be damaged."""
     while not bus.damaged():  # noqa: ASYNC110 - counted in another thread
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(until_look(_LOOK))
     service.say(damage_text(bus))
 
 
@@ -316,7 +317,7 @@ async def tell_runtimes(status: Callable[[], list[str]]) -> None:
             if line not in told:
                 told.add(line)
                 say("runtime", line)
-        await asyncio.sleep(0.5 if time.monotonic() - started < _LOOK else _LOOK)
+        await asyncio.sleep(0.5 if time.monotonic() - started < _LOOK else until_look(_LOOK))
 
 
 async def _say_enforcing(settings: Configuration) -> None:

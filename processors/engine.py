@@ -21,6 +21,7 @@ import msgspec
 from bus.contract import Bus, Delivery, Partition, Record
 from bus.dead_letters import Letter
 from bus.pump import Pump, PumpSettings
+from bus.rest import REST_SECONDS, until_look
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
 from processors.commit_tracker import CommitTracker
@@ -42,8 +43,6 @@ _CHUNK = 500
 """Records per publish."""
 _TICK = 0.2
 """Seconds between looks at what has waited long enough; a policy or identity that arrives wakes the pump at once."""
-_REST = 5.0
-"""The same when nothing waits; a frame wakes the pump at once."""
 _ALERTS = 0.01
 """Seconds that an alert waits at most for the rest of a batch of frames."""
 
@@ -81,7 +80,7 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         PostureSettings, msgspec.Meta(description="Default postures and visibility.", extra={"setting": "derived"})
     ] = PostureSettings()
     pump: Annotated[PumpSettings, msgspec.Meta(description="How frames are taken.", examples=[{}])] = PumpSettings(
-        max_records=64, max_wait=5.0
+        max_records=64, max_wait=REST_SECONDS
     )
 
 
@@ -198,9 +197,10 @@ class Processor:
             await self.send()
             await self.pump.woken(_TICK)
         told = time.monotonic()
-        for delivery in deliveries:
-            # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
-            await asyncio.sleep(0)
+        for number, delivery in enumerate(deliveries):
+            if number:
+                # A batch of frames of new behaviours takes a second: policies and identities must not wait for all of it.
+                await asyncio.sleep(0)
             if self.pipeline.outbox.alerts and time.monotonic() - told >= _ALERTS:
                 # And neither must alerts.
                 await self._publish(ALERTS, self.pipeline.outbox.alerts)
@@ -227,7 +227,7 @@ class Processor:
     def wait(self) -> float:
         # Groups to be closed, rows that wait for an owner, silences to be ended: all of them by the clock.
         busy = self.tracker.open_frames or self.parking.waiting or len(self.throttle) or self.pipeline.losses_wait
-        return _TICK if busy else _REST
+        return _TICK if busy else until_look()
 
     def committable(self) -> Sequence[Delivery]:
         return self.tracker.done()

@@ -85,7 +85,8 @@ class FileSink:
         return ACCEPTED
 
     async def idle(self) -> None:
-        await asyncio.to_thread(self.lines.rotate_if_old)
+        if self.lines.ages:
+            await asyncio.to_thread(self.lines.rotate_if_old)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.lines.close)

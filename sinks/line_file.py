@@ -43,6 +43,11 @@ class LineFile:
         # A cancelled `send` leaves its thread running; the next call must wait for it, not write beside it.
         self._lock = threading.Lock()
 
+    @property
+    def ages(self) -> bool:
+        """Whether it rotates by age."""
+        return self._rotate_seconds > 0
+
     def check(self) -> None:
         """SettingsError or PermissionMissing with a sentence when the file cannot be one of ours."""
         directory = os.path.dirname(self.path)

@@ -33,7 +33,7 @@ HEADER_SECONDS: Final = 10.0
 """From the connection, or from the first thing after a request, to a whole request."""
 IDLE_SECONDS: Final = 60.0
 """A connection is kept so long after its last request: scrapers come again within a minute as a rule."""
-LOOK_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 5.0
 """Between two looks at whether the socket still listens. asyncio logs an error at each turn of the loop until then."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two attempts to open a lost port again, doubled from LOOK_SECONDS."""
@@ -137,7 +137,8 @@ class Listener:
         """Open the port again when it is lost, until cancelled. Those who are connected stay."""
         pause = LOOK_SECONDS
         while True:
-            await asyncio.sleep(pause)
+            # On the same moments as others that look (`bus.rest`): one wake-up serves all.
+            await asyncio.sleep(pause - asyncio.get_running_loop().time() % pause)
             if self._server is not None:
                 if all(_listens(one) for one in self._server.sockets):
                     continue

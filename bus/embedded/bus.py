@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from bus.contract import Record, Start, Subscription
+from bus.contract import Record, Start
 from bus.disk import capped, segment
 from bus.embedded.compacted import CompactedLog
 from bus.embedded.database import Corrupt
@@ -35,6 +35,7 @@ from bus.embedded.settings import EmbeddedStats as EmbeddedStats
 from bus.embedded.writer import Append, Commit, Done, Forget, LogWriter, Stop
 from bus.permissions import private_directory
 from bus.record_size import measure
+from bus.rest import until_look
 from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
 from schemas.topics import BY_NAME, EVENTS_RAW, TELEMETRY, Topic
 
@@ -138,7 +139,7 @@ class EmbeddedBus:
         group: str | None,
         start: Start = "committed",
         keys: Collection[bytes] | None = None,
-    ) -> AsyncIterator[Subscription]:
+    ) -> AsyncIterator[EmbeddedSubscription]:
         self.check_open("subscribe")
         # Channels strictly before spans: what is published while a span is read must not be missed.
         channels = [self._channel(topic) for topic in topics]
@@ -317,14 +318,21 @@ class EmbeddedBus:
 
     async def _look_around(self) -> None:
         """The backstop for hints that were lost, and the background checkpoints."""
+        damaged = self.damaged()
         while True:
             self._grown.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._wake.look_seconds):
+                async with asyncio.timeout(until_look(self._wake.look_seconds)):
                     await self._grown.wait()
             self._unlooked = 0
             watched = [channel for channel in self._channels.values() if channel.readers]
             await self._loop.run_in_executor(self._pool, self._look_at, watched)
+            before, damaged = damaged, self.damaged()
+            if damaged != before:
+                # Whoever follows reads all of it again.
+                for channel in watched:
+                    for reader in channel.readers:
+                        reader.interrupt()
 
     def _look_at(self, channels: list[Channel]) -> None:
         for log in self._logs.values():

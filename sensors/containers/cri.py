@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from bus.rest import until_look
 from schemas import protobuf
 from schemas.decoding import decoder
 from schemas.errors import HauberkError
@@ -100,7 +101,7 @@ class Cri:
                 known = now
             except HauberkError as error:
                 self._fail(error)
-            await asyncio.sleep(self._settings.poll_seconds)
+            await asyncio.sleep(until_look(self._settings.poll_seconds))
 
     async def _ids(self) -> set[str]:
         pods = await self._call("ListPodSandbox", protobuf.nested(1, protobuf.nested(2, protobuf.integer(1, 0))))

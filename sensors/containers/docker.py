@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from bus.rest import until_look
 from schemas.decoding import decoder
 from schemas.errors import HauberkError, Unavailable
 from sensors.containers import unix_http
@@ -77,7 +78,7 @@ class Docker:
                 pause = 0.1
             except HauberkError as error:
                 self._fail(error)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(until_look(pause))
             pause = min(pause * 2, self._settings.reconnect_max_seconds)
 
     async def _follow(self, changed: Changed) -> None:

@@ -22,6 +22,7 @@ import msgspec
 from bus.attempts import Attempts
 from bus.backoff import Backoff
 from bus.contract import Bus
+from bus.rest import until_look
 from schemas.errors import HauberkError, Temporary
 from schemas.identity import Identity, Kind
 from sensors.containers import cgroups, node_identity
@@ -137,7 +138,7 @@ class NodeInventory:
                 tasks.append(asyncio.create_task(self._read_back_late()))
             while True:
                 ended, _ = await asyncio.wait(
-                    tasks, timeout=self._settings.rescan_seconds, return_when="FIRST_COMPLETED"
+                    tasks, timeout=until_look(self._settings.rescan_seconds), return_when="FIRST_COMPLETED"
                 )
                 for task in ended:  # one that failed is for whoever runs us
                     task.result()

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from bus.rest import until_look
 from schemas.decoding import decoder
 from schemas.errors import DecodeError
 from sensors.containers.cgroups import Place, parse
@@ -89,12 +90,19 @@ class Podman:
             for directory in known.keys() - now.keys():
                 changed(known[directory], True)
             known = now
-            await asyncio.sleep(self._settings.poll_seconds)
+            await asyncio.sleep(until_look(self._settings.poll_seconds))
 
     def _directories(self) -> Iterator[str]:
         for root in self._settings.roots:
-            for name in _STATES:
-                yield from map(os.path.dirname, iglob(f"{root}/*/{name}"))
+            for directory in iglob(root):
+                # No glob for what is below: it costs ten times as much, every few seconds for as long as this runs.
+                try:
+                    names = [name for name in os.listdir(directory) if not name.startswith(".")]
+                except OSError:
+                    continue
+                for name in names:
+                    if any(os.path.exists(f"{directory}/{name}/{state}") for state in _STATES):
+                        yield f"{directory}/{name}"
 
     def _read(self, directory: str) -> Found | None:
         for name in _STATES:

@@ -24,6 +24,8 @@ import msgspec
 
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
+from bus.interruptible import Signal
+from bus.rest import until_look
 from schemas.decoding import decoder
 from schemas.errors import DecodeError, Temporary
 from schemas.identity import Identity, Kind
@@ -34,8 +36,6 @@ from sensors.containers.roots import Root
 
 log = logging.getLogger(__name__)
 
-_LOOK: Final = 5.0
-"""Seconds between looks whether something is due."""
 MOST: Final = 8192
 """Paths looked up in each root, of all policies together; the rest is left as it is written, and said."""
 WITHIN: Final = 0.25
@@ -46,6 +46,9 @@ HOST_AGAIN: Final = 60.0
 """Seconds after which the host's links are looked up again: packages are installed while it runs."""
 EMPTY_AGAIN: Final = 1.0
 """Seconds after which a container without a process, or in our own root, is looked at again."""
+EMPTY_LATER: Final = 5.0
+"""The same when it has been so for `EMPTY_YOUNG` seconds: it may stay so for ever."""
+EMPTY_YOUNG: Final = 15.0
 _HOST: Final = ""
 DEEPEST: Final = 32
 """Nesting of a specification that is searched; the schema's own is 6."""
@@ -84,7 +87,8 @@ class Symlinks:
         self._keys: tuple[str, ...] = ()
         self._known: dict[str, tuple[int, dict[str, str]]] = {}
         self._stuck: dict[int, threading.Thread] = {}
-        self._wake = asyncio.Event()
+        self._unsettled: dict[str, float] = {}
+        self._wake = Signal()
         self._host_at = self._due = 0.0
         self._missed = math.inf
         self._newest_ns = 0
@@ -115,7 +119,8 @@ class Symlinks:
 
     async def _of(self, uid: str, pid: int) -> tuple[dict[str, str], bool]:
         if not pid or not self._keys:
-            return {}, bool(pid)
+            # Without paths to look for, who is there does not matter.
+            return {}, not self._keys
         before, known = self._known.get(uid, (pid, {}))
         if before != pid:
             known = {}
@@ -135,6 +140,7 @@ class Symlinks:
     def forget(self, uid: str) -> None:
         """`uid` has ended."""
         self._known.pop(uid, None)
+        self._unsettled.pop(uid, None)
 
     async def follow(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         """Keep the links of all `identities` as the policies need them; `put` those that changed. Ends by cancelling only.
@@ -153,7 +159,7 @@ class Symlinks:
 
     def _wait(self) -> float:
         """Seconds until a look is due."""
-        return min(_LOOK, max(0.2, min(self._due, self._missed) - time.monotonic()))
+        return min(until_look(), max(0.2, min(self._due, self._missed) - time.monotonic()))
 
     def _take(self, records: list[Record]) -> bool:
         """Whether other paths are named now."""
@@ -203,8 +209,11 @@ class Symlinks:
             elif one.complete and not one.ended:
                 pid = one.root_pid or cgroups.first_pid(mount, one.cgroup_path)
                 found[one.uid], settled = await self._of(one.uid, pid)
-                if not settled:
-                    self._due = min(self._due, now + EMPTY_AGAIN)
+                if settled:
+                    self._unsettled.pop(one.uid, None)
+                else:
+                    young = now - self._unsettled.setdefault(one.uid, now) < EMPTY_YOUNG
+                    self._due = min(self._due, now + (EMPTY_AGAIN if young else EMPTY_LATER))
         for one in list(identities()):
             # As it is by now: it may have ended or been described anew while its root was looked at.
             if not one.ended and one.links != (links := found.get(one.uid, one.links)):

@@ -4,7 +4,7 @@
 Drain, publish, release, in that order and one at a time. When the bus is full or away the batch in hand is offered again and
 the rest stays in the ring; what the ring cannot hold is counted by the kernel and told in the next frame. ::
 
-    drained something ─► pause (`tick`, or what keeps this loop below `share` of a core; `spacing` where the bus is elsewhere)
+    drained something ─► pause (`tick`; longer once this loop took more than `share` of a core; `spacing` where the bus is elsewhere)
                          ─► doze (until `coalesce` is over)
     drained nothing ───► sleep (`idle`)
 
@@ -25,6 +25,7 @@ import msgspec
 
 from bus.backoff import Backoff
 from bus.contract import Bus, Record
+from bus.rest import until_look
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
 from schemas.kernel import Loss
@@ -57,7 +58,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             gt=0,
             le=30,
         ),
-    ] = 5.0
+    ] = 15.0
     coalesce: Annotated[
         float,
         msgspec.Meta(
@@ -79,7 +80,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     share: Annotated[
         float,
         msgspec.Meta(
-            description="Share of a core that drains for what cannot wait may take before they wait longer, 0..1.",
+            description="Share of a core that drains for what cannot wait may take, over a second, before they wait longer, 0..1.",
             examples=[0.2],
             gt=0,
             le=1,
@@ -126,6 +127,24 @@ class AgentStats(msgspec.Struct):
     spared: Gauge = 0
 
 
+class Allowance:
+    """CPU time that drains may take: `share` of what passes, a second's worth at once, so that single events do not wait for
+    what the one before them cost. Of a debt no more is remembered than `longest` seconds pay off."""
+
+    def __init__(self, share: float, longest: float) -> None:
+        self._share = share
+        self._least = -share * longest
+        self._left = share
+        self._at = 0.0
+
+    def spend(self, busy: float, now: float) -> float:
+        """Seconds to wait after `busy` seconds of CPU time were taken, at `now`."""
+        earned = self._share * (now - self._at)
+        self._at = now
+        self._left = max(self._least, min(self._share, self._left + earned) - busy)
+        return max(0.0, -self._left / self._share)
+
+
 class Agent:
     """Publishes `source` to `bus` until `stop` is called or the source is finished.
 
@@ -155,6 +174,7 @@ class Agent:
         self._waiter: asyncio.Future[None] | None = None
         self._backing_off = False
         self._stopped_at = 0.0
+        self._allowance = Allowance(self._settings.share, self._settings.coalesce)
 
     def stop(self) -> None:
         """Ask `run` to drain what there is and return. A bus that is still away after `drain_seconds` ends it with its error."""
@@ -215,10 +235,10 @@ class Agent:
     async def _rest(self, drained: bool, busy: float) -> None:
         """Until the next drain is due."""
         settings = self._settings
-        how, longest = Sleep.ASLEEP, settings.idle
+        how, longest = Sleep.ASLEEP, until_look(settings.idle)
         if drained:
             # Of CPU time: on a crowded machine the time that passes says nothing about the work there is.
-            pause = min(max(self._pause, busy / settings.share), settings.coalesce)
+            pause = min(max(self._pause, self._allowance.spend(busy, time.monotonic())), settings.coalesce)
             await self._wait(pause)
             how, longest = Sleep.DOZING, settings.coalesce - pause
         elif self._backlog is not None and (self._backlog.step or self._backlog.seconds):

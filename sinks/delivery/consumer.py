@@ -23,6 +23,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Delivery, Partition, Start
 from bus.dead_letters import letter
 from bus.pump import Pump, PumpSettings
+from bus.rest import REST_SECONDS, until_look
 from schemas.errors import DecodeError, Permanent, Refused, Unavailable
 from sinks.delivery.batcher import Batcher, Parcel
 from sinks.delivery.filters import Filter
@@ -31,9 +32,6 @@ from sinks.delivery.stats import DeliveryStats
 from sinks.sink import Item, Sink
 
 _log = logging.getLogger("hauberk.sinks")
-
-_IDLE_SECONDS = 5.0
-"""Longest wait for records, which end it: how late an `idle` may come."""
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -72,7 +70,7 @@ class SinkDelivery:
             start=start,
             settings=PumpSettings(
                 max_records=sink.limits.items,
-                max_wait=_IDLE_SECONDS,
+                max_wait=REST_SECONDS,
                 retry=retry or Backoff(),
                 drain_seconds=drain_seconds,
                 # A formatter that trips over one alert trips again: found by halving, like a refusal.
@@ -146,7 +144,7 @@ class SinkDelivery:
             await self.sink.idle()
 
     def wait(self) -> float:
-        return self._batcher.wait(time.monotonic()) if len(self._batcher) else _IDLE_SECONDS
+        return self._batcher.wait(time.monotonic()) if len(self._batcher) else until_look()
 
     def committable(self) -> Sequence[Delivery]:
         done, self._done = self._done, []

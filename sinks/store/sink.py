@@ -78,6 +78,7 @@ class StoreSink:
         self._store: SqliteStore | None = None
         self._tidied = 0.0
         self._sized = 0.0
+        self._grown = True
         self._shrinking: asyncio.Task[None] | None = None
         self.size_check_seconds = _SIZE_SECONDS
         # One thread: SQLite's writer is one, and a cancelled send must be over before the next begins.
@@ -92,6 +93,7 @@ class StoreSink:
 
     async def send(self, items: Sequence[Item]) -> SendResult:
         await self._in_thread(self._apply, items)
+        self._grown = True
         await self._tidy()
         return ACCEPTED
 
@@ -130,10 +132,12 @@ class StoreSink:
         if now - self._tidied >= _TIDY_SECONDS:
             self._tidied = now
             self.stats.tidied += await self._in_thread(self._store.tidy, int(time.time()))
-        if now - self._sized >= self.size_check_seconds and not self.shrinking:
+            self._grown = True
+        if self._grown and now - self._sized >= self.size_check_seconds and not self.shrinking:
             self._sized = now
             self.stats.file_bytes = await self._in_thread(self._store.file_bytes)
-            if 0 < self._most < self.stats.file_bytes:
+            self._grown = 0 < self._most < self.stats.file_bytes
+            if self._grown:
                 # Beside what is sent, step by step: a send must not wait for the whole of it.
                 self._shrinking = asyncio.create_task(self._shrink(self._store), name="store-shrink")
 

@@ -17,6 +17,7 @@ from bus.contract import Delivery, Record, Subscription
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from bus.embedded.handed import NAME, PARTITION, HandedOverFile
 from bus.handover import HandoverBus
+from bus.interruptible import Signal, take_or
 from schemas.topics import ALERTS, EVENTS_RAW, TELEMETRY
 
 RAW = ("events.raw", 0)
@@ -200,6 +201,20 @@ async def test_a_group_that_is_away_finds_what_it_missed(bus: HandoverBus, tmp_p
         await bus.publish(EVENTS_RAW, [record(1)])
         assert (bus.handover.handed, bus.handover.spilled) == (1, 1)
     await other.close()
+
+
+async def test_a_frame_and_a_signal_each_end_the_wait(bus: HandoverBus) -> None:
+    signal = Signal()
+    loop = asyncio.get_running_loop()
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        await settle(reader)
+        loop.call_later(0.01, lambda: asyncio.ensure_future(bus.publish(EVENTS_RAW, [record(7)])))
+        async with asyncio.timeout(60):
+            assert numbers(await take_or(reader, 10, 600.0, signal)) == [7]
+        assert (bus.handover.handed, bus.handover.spilled) == (1, 0)
+        loop.call_later(0.01, signal.set)
+        async with asyncio.timeout(60):
+            assert await take_or(reader, 10, 600.0, signal) == []
 
 
 async def test_other_topics_are_the_logs(bus: HandoverBus) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-KERNEL = {"enforce", "flood", "idle", "latency", "memory", "new", "overhead", "rates"}
+KERNEL = {"enforce", "flood", "idle", "latency", "memory", "new", "overhead", "rates", "start"}
 NONE = ("_lost", "_missing", "_undefined")
 """Counts that are wanted to be 0."""
 DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")

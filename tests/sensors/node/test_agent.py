@@ -20,7 +20,7 @@ from schemas.identity import Kind as Who
 from schemas.identity import decode as decode_identity
 from schemas.identity import encode as encode_identity
 from schemas.topics import EVENTS_RAW, INVENTORY
-from sensors.node.agent import Agent, AgentSettings
+from sensors.node.agent import Agent, AgentSettings, Allowance
 from sensors.node.rings import RingSettings, RingSource
 from sensors.recordings.recording import BlockKind, RecordingWriter
 from sensors.recordings.replay import Replay, ReplaySettings
@@ -92,6 +92,29 @@ def test_replay_moves_times_to_now_when_asked(tmp_path: Path) -> None:
     kept, moved = first_frame(path, rebase=False), first_frame(path, rebase=True)
     assert kept.header.clock_offset_ns == 10**18
     assert moved.header.clock_offset_ns > 10**18
+
+
+def test_single_events_do_not_wait_for_what_the_one_before_cost() -> None:
+    """25 a second at 5 ms each are an eighth of a core."""
+    allowance = Allowance(0.2, 0.2)
+    assert [allowance.spend(0.005, 100 + number * 0.04) for number in range(200)] == [0.0] * 200
+
+
+def test_who_takes_more_than_its_share_waits_as_long_as_keeps_it_there() -> None:
+    allowance = Allowance(0.2, 0.2)
+    now = began = 100.0
+    spent = 0.0
+    for _ in range(500):
+        now += 0.02 + min(0.2, allowance.spend(0.02, now))
+        spent += 0.02
+    # A fifth of a core, and what was saved up before: a second of it.
+    assert (now - began) * 0.2 + 0.2 == pytest.approx(spent, rel=0.02)
+
+
+def test_a_debt_is_forgotten_beyond_the_longest_wait() -> None:
+    allowance = Allowance(0.2, 0.2)
+    assert allowance.spend(30.0, 100.0) == pytest.approx(0.2)
+    assert allowance.spend(0.0, 100.2) == pytest.approx(0.0, abs=1e-9)
 
 
 class Full(MemoryBus):
