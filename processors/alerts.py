@@ -9,6 +9,7 @@ Neighbours: `schemas.expand` (shared fields), `processors.engine`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Final
@@ -20,7 +21,7 @@ from policy.tools.rejudge import unsaid
 from processors import rows
 from processors.judge import JudgedBehaviour, Tally
 from processors.throttle import Bucket, Throttle, ThrottleKey
-from schemas.alert import FIREWALL, NOTICE, Alert, Judged, encode_alert
+from schemas.alert import FIREWALL, NOTICE, Alert, encode_alert
 from schemas.backends import BACKENDS
 from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
@@ -30,7 +31,7 @@ from schemas.identity import Kind as Stands
 from schemas.operations import Access, Backend, Class, Operation, class_of
 from schemas.telemetry import ProcessContext
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
-from schemas.wording import event_data, firewall_data, updated_time
+from schemas.wording import event_data, firewall_data, shows_aux, updated_time
 
 ENFORCERS: Final = {Backend.OBSERVER: "eBPF Monitor"} | {backend: about.alert for backend, about in BACKENDS.items()}
 FEW: Final = 64
@@ -40,7 +41,10 @@ _LISTED: Final = 32
 """Rules that a closing notice lists one by one, the busiest first; by feel."""
 
 _KEPT: Final = 1024
-"""Answers of `_unsaid` kept; then all are forgotten."""
+"""Answers of `_like` kept; then all are forgotten."""
+
+_Kind = tuple[int, int, int, int, int, str]
+"""Behaviour and verdict by id(), image, descriptor, pid in its namespace, mode: where they matter."""
 
 VERSION: Final = f"hauberk-{version('hauberk')}"
 """In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
@@ -54,7 +58,7 @@ class Alerts:
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
-        self._kept: dict[tuple[int, int, int, str, str], tuple[JudgedBehaviour, Identity, Judged | None]] = {}
+        self._kept: dict[_Kind, tuple[Alert, JudgedBehaviour, Identity, Verdict, ProcessContext]] = {}
         self.by_action: dict[str, int] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
@@ -117,59 +121,39 @@ class Alerts:
         _, _, _, _, sequence, process, pid, ppid, ns_pid, ns_ppid, _, aux = row
         context = process_of(entry.behaviour, tally.processes, process, sequence)
         ident = event_id(header.node, header.boot, sequence)
-        policy = verdict.policy or ""
-        named = bool(policy) and policy != DEFAULT_POSTURE
-        rule = verdict.rule
-        fields = log_fields(entry.behaviour, context, aux, header.architecture)
-        if rule is not None:
-            fields |= _told_as(rule, entry.behaviour)
-        alert = Alert(
-            Timestamp=unix // 1_000_000_000,
-            UpdatedTime=updated_time(unix),
-            HostPPID=ppid,
-            HostPID=pid,
-            PPID=ns_ppid,
-            PID=ns_pid,
-            Type=_type(identity, verdict),
-            EventID=f"{ident}:{mode}:{policy}" if mode else ident,
-            Count=count,
-            PolicyName=policy,
-            Severity=str(verdict.severity) if named and verdict.severity else "",
-            Tags=",".join(verdict.tags) if named else "",
-            ATags=list(verdict.tags) if named and verdict.tags else None,
-            Message=_message(entry, verdict) if named or not policy else "",
-            Enforcer=f"PRESET-{verdict.preset}" if verdict.preset else ENFORCERS[entry.behaviour.enforcer],
-            Action=action,
-            ProcessHash="",
-            ParentHash="",
-            ResourceHash="",
-            HashAlgo="",
-            Rule=rule.position if rule else "",
-            Mode=mode,
-            Suppressed=self._throttle.take_suppressed(bucket),
-            KubeArmorVersion=VERSION,
-            UserName=entry.user,
-            Links=_links(entry) or None,
-            **identity_fields(identity),
-            **fields,
-        )
-        alert.Judged = self._unsaid(alert, entry, context)
+        alert = copy(self._like(entry, verdict, context, aux, ns_pid, header, action, mode))
+        alert.Timestamp = unix // 1_000_000_000
+        alert.UpdatedTime = updated_time(unix)
+        alert.HostPPID, alert.HostPID, alert.PPID, alert.PID = ppid, pid, ns_ppid, ns_pid
+        alert.EventID = f"{ident}:{mode}:{verdict.policy or ''}" if mode else ident
+        alert.Count = count
+        alert.Suppressed = self._throttle.take_suppressed(bucket)
+        alert.UserName = entry.user
         self.by_action[action] = self.by_action.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 
-    def _unsaid(self, alert: Alert, entry: JudgedBehaviour, context: ProcessContext) -> Judged | None:
-        """What the words of `alert` leave out. Reading it back takes longer than writing it, and equal events come in rows."""
-        own = alert.PID if entry.behaviour.resource.startswith("/proc/") else 0
-        key = (id(entry), context.process, own, alert.Operation, alert.Enforcer)
+    def _like(
+        self, entry: JudgedBehaviour, verdict: Verdict, context: ProcessContext, aux: int, ns_pid: int, header: FrameHeader,
+        action: str, mode: str,
+    ) -> Alert:  # fmt: skip
+        """An alert without what only its own event has: equal events come in rows, and most of an alert is the same for each."""
+        behaviour = entry.behaviour
+        own = ns_pid if behaviour.resource.startswith("/proc/") else 0
+        key = (id(entry), id(verdict), context.process, aux if shows_aux(behaviour) else 0, own, mode)
         known = self._kept.get(key)
-        if known is not None and known[0] is entry and known[1] is entry.identity:
-            return known[2]
+        if known is not None:
+            alert, *made_of = known
+            if made_of[0] is entry and made_of[1] is entry.identity and made_of[2] is verdict and made_of[3] == context:
+                return alert
+        alert = _alert(entry, verdict, context, aux, header, action, mode)
+        alert.PID = ns_pid
         arguments = context.judged if entry.raw.operation is Operation.EXEC else None
-        found = unsaid(reread(alert), entry.identity, entry.behaviour, arguments)
+        # What its words leave out: reading it back takes longer than writing it.
+        alert.Judged = unsaid(reread(alert), entry.identity, behaviour, arguments)
         if len(self._kept) >= _KEPT:
             self._kept.clear()
-        self._kept[key] = (entry, entry.identity, found)
-        return found
+        self._kept[key] = (alert, entry, entry.identity, verdict, context)
+        return alert
 
     def _bucket(self, header: FrameHeader, entry: JudgedBehaviour, verdict: Verdict, action: str) -> Bucket:
         rule = verdict.rule.position if verdict.rule is not None else ""
@@ -250,6 +234,39 @@ class Alerts:
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
+
+
+def _alert(
+    entry: JudgedBehaviour, verdict: Verdict, context: ProcessContext, aux: int, header: FrameHeader, action: str, mode: str
+) -> Alert:  # fmt: skip
+    """What an alert says of its behaviour, verdict, image and identity."""
+    policy, rule = verdict.policy or "", verdict.rule
+    named = bool(policy) and policy != DEFAULT_POSTURE
+    fields = log_fields(entry.behaviour, context, aux, header.architecture)
+    if rule is not None:
+        fields |= _told_as(rule, entry.behaviour)
+    return Alert(
+        Timestamp=0,
+        UpdatedTime="",
+        Type=_type(entry.identity, verdict),
+        PolicyName=policy,
+        Severity=str(verdict.severity) if named and verdict.severity else "",
+        Tags=",".join(verdict.tags) if named else "",
+        ATags=list(verdict.tags) if named and verdict.tags else None,
+        Message=_message(entry, verdict) if named or not policy else "",
+        Enforcer=f"PRESET-{verdict.preset}" if verdict.preset else ENFORCERS[entry.behaviour.enforcer],
+        Action=action,
+        ProcessHash="",
+        ParentHash="",
+        ResourceHash="",
+        HashAlgo="",
+        Rule=rule.position if rule else "",
+        Mode=mode,
+        KubeArmorVersion=VERSION,
+        Links=_links(entry) or None,
+        **identity_fields(entry.identity),
+        **fields,
+    )
 
 
 def record_of(alert: Alert, workload: str) -> Record:

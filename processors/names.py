@@ -37,7 +37,7 @@ class NameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=16,
             le=1 << 24,
-            description="Behaviours of one workload that a minute's summaries list one by one, and as many directories again; what is over is counted by directory, and then by operation alone.",
+            description="Behaviours of one workload that a minute's summaries list one by one; what is over is counted by directory, beyond as many again without one, and beyond twice as many by operation alone.",
             examples=[4096],
         ),
     ] = 4096
@@ -46,11 +46,31 @@ class NameSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class _Minute:
     """One workload's: ids that are listed, and the remainders."""
 
-    __slots__ = ("directories", "listed")
+    __slots__ = ("listed", "remainders")
 
     def __init__(self) -> None:
         self.listed: set[int] = set()
-        self.directories: dict[_Place, JudgedBehaviour] = {}
+        self.remainders: dict[_Place, JudgedBehaviour] = {}
+
+    def remainder(self, judged: JudgedBehaviour, directory: str, most: int) -> JudgedBehaviour:
+        """The remainder of `judged`: of its directory, beyond `most` without one, beyond twice as many of its operation alone."""
+        known = self.remainders
+        place = _place(judged.behaviour, directory)
+        found = known.get(place)
+        if found is None and len(known) >= most:
+            directory = ""
+            place = _place(judged.behaviour, "")
+            found = known.get(place)
+            if found is None and len(known) >= 2 * most:
+                # Executables, parents, scripts and users without end: calls and results are few.
+                bare = _bare(judged.behaviour)
+                place = _place(bare, "")
+                found = known.get(place)
+                if found is None:
+                    found = known[place] = _entry(judged, bare)
+        if found is None:
+            found = known[place] = _entry(judged, _shortened(judged.behaviour, directory))
+        return found
 
 
 class Names:
@@ -82,17 +102,7 @@ class Names:
             return judged
         self.left_out += count
         resource = behaviour.resource
-        directory = resource[: resource.rfind("/") + 1]
-        place = _place(behaviour, directory)
-        found = minute.directories.get(place)
-        if found is None:
-            if directory and len(minute.directories) >= self._most:
-                directory = ""
-                place = _place(behaviour, "")
-                found = minute.directories.get(place)
-            if found is None:
-                found = minute.directories[place] = _remainder(judged, directory)
-        return found
+        return minute.remainder(judged, resource[: resource.rfind("/") + 1], self._most)
 
     def _begin(self, key: Key) -> _Minute:
         if key[1] > self._newest:
@@ -109,16 +119,15 @@ _Place = tuple[int, int, int, int, bool, int, str, str, str, str]
 
 
 def _place(behaviour: Behaviour, directory: str) -> _Place:
-    # What `_remainder` keeps. Plain numbers: an enum's hash is a Python function.
+    # What `_shortened` keeps. Plain numbers: an enum's hash is a Python function.
     return (
         int(behaviour.operation), int(behaviour.access), behaviour.result, behaviour.uid, behaviour.tty, behaviour.syscall,
         behaviour.executable, behaviour.parent, behaviour.script, directory,
     )  # fmt: skip
 
 
-def _remainder(judged: JudgedBehaviour, directory: str) -> JudgedBehaviour:
-    behaviour = judged.behaviour
-    short = Behaviour(
+def _shortened(behaviour: Behaviour, directory: str) -> Behaviour:
+    return Behaviour(
         operation=behaviour.operation,
         access=Access(int(behaviour.access) | _UNTOLD),
         result=behaviour.result,
@@ -132,8 +141,24 @@ def _remainder(judged: JudgedBehaviour, directory: str) -> JudgedBehaviour:
         syscall_name=behaviour.syscall_name,
         script=behaviour.script,
     )
+
+
+def _bare(behaviour: Behaviour) -> Behaviour:
+    # As the kernel does it when a container makes too many even of what it shed.
+    return Behaviour(
+        operation=behaviour.operation,
+        access=Access.UNTOLD,
+        result=behaviour.result,
+        uid=NO_OWNER,
+        owner=NO_OWNER,
+        syscall=behaviour.syscall,
+        syscall_name=behaviour.syscall_name,
+    )
+
+
+def _entry(judged: JudgedBehaviour, behaviour: Behaviour) -> JudgedBehaviour:
     found = JudgedBehaviour()
-    found.behaviour = found.raw = found.plain = short
+    found.behaviour = found.raw = found.plain = behaviour
     for name in ("identity", "outcome", "verdict"):
         setattr(found, name, getattr(judged, name))
     return found

@@ -69,6 +69,23 @@ async def test_directories_without_end_are_one_row(node, stage, web):
     assert found["", True] == 200 - 2 * MOST
 
 
+async def test_executables_and_users_without_end_are_few_rows(node, stage, web):
+    for number in range(300):
+        node.row(node.behaviour(Operation.OPEN, f"/{number}/x", syscall=257, executable=f"/bin/{number}", uid=number))
+    await stage.take(node.record())
+    await stage.finish()
+    entries = [entry for summary in stage.summaries for entry in summary.entries]
+    assert sum(entry.count for entry in entries) == 300
+    assert len(entries) == 3 * MOST + 1
+    (rest,) = [entry for entry in entries if entry.behaviour.executable == ""]
+    assert rest.count == 300 - 3 * MOST
+    assert (rest.behaviour.operation, rest.behaviour.access, rest.behaviour.resource) == (
+        Operation.OPEN,
+        Access.UNTOLD,
+        "",
+    )
+
+
 async def test_what_runs_and_what_a_rule_speaks_of_is_never_left_out(node, stage, web, make_policy):
     stage.policies(make_policy(action="Audit", file={"matchPaths": [{"path": "/etc/secret"}]}))
     for number in range(MOST):
