@@ -88,6 +88,12 @@ def run(scale: float) -> dict[str, Row]:
                     os.close(program)
                 rows |= exec_pairs(loaded, storm, cgroup, scale)
             add(rows, "floor", floor, plain, scale)
+            for name in ("watched", "unwatched"):
+                one, empty_one = rows[f"overhead_{name}_open"], rows["overhead_floor_open"]
+                rows[f"overhead_{name}_open_over_empty"] = {
+                    "value": round(one["value"] / max(1.0, empty_one["value"]), 2), "unit": "x", "n": one["n"],
+                    "how": f"what is added to an open and close over what an empty program adds ({empty_one['value']:.0f} ns); {one['how']}",
+                }  # fmt: skip
             with loaded.map("losses") as losses:
                 lost = losses.sum_u64(struct.pack("=I", Loss.OCCURRENCES_FULL))
             rows["overhead_lost"] = {

@@ -42,7 +42,6 @@ SECTIONS: Final = (
     "planner",
     "enforcement",
     "cluster",
-    "cluster_status",
     "postures",
     "sinks",
     "spool",

@@ -286,30 +286,22 @@ def planner(bus: Bus, configuration: Configuration) -> PlannerPart:
     return PlannerPart(bus, lambda: PlannerEngine(bus, configuration.planner))
 
 
-class ClusterPart(StagePart["ClusterWatch"]):
-    """The watch of a cluster; `teller`: what the cluster is told, by the replica that works. None where that is off."""
+def cluster(bus: Bus, server: Server, configuration: Configuration) -> StagePart[ClusterWatch]:
+    """A cluster watched; facts and policies out."""
+    from policy.parse import parse
+    from sensors.kubernetes.watch import ClusterWatch
 
-    def __init__(self, bus: Bus, server: Server, configuration: Configuration) -> None:
-        from policy.parse import parse
-        from sensors.kubernetes.watch import ClusterWatch
-        from sinks.kubernetes.teller import Teller
+    def check(document: bytes) -> tuple[str, ...]:
+        parsed = parse(document, "policy")
+        errors = [one for one in parsed.diagnostics if one.level == "error"]
+        return tuple(
+            f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
+        )
 
-        def check(document: bytes) -> tuple[str, ...]:
-            parsed = parse(document, "policy")
-            errors = [one for one in parsed.diagnostics if one.level == "error"]
-            return tuple(
-                f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
-            )
+    async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
+        await unless(stop, engine.run())
 
-        status = configuration.cluster_status
-        telling = status.enabled and configuration.cluster.policies
-        self.teller = Teller(bus, server, status) if telling else None
-        beside = [] if self.teller is None else [self.teller.run]
-
-        async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
-            await unless(stop, engine.run())
-
-        super().__init__(lambda: ClusterWatch(bus, server, configuration.cluster, check, beside), work)
+    return StagePart(lambda: ClusterWatch(bus, server, configuration.cluster, check), work)
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

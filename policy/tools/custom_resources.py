@@ -36,18 +36,10 @@ _STATUS: Final[dict[str, Any]] = {
     "properties": {
         "status": {"type": "string", "description": "One word: `InForce`, `Partial`, `Refused`, `Waiting` or `NoEffect`."},
         "observedGeneration": {"type": "integer", "format": "int64", "description": "Generation that this is about."},
-        "nodes": {"type": "integer", "description": "Nodes it is for."},
+        "nodes": {"type": "integer", "description": "Nodes that answered for it."},
         "containers": {"type": "integer", "description": "Containers it selects."},
         "errors": {"type": "array", "items": {"type": "string"}, "description": "Why it has no effect, with the field's path."},
-        "refused": {"type": "array", "items": {"type": "string"}, "description": "Rules that a node could not hold, or not whole, and why."},
-        "hits": {
-            "type": "object", "description": "Operations that alerts of the policy told of.",
-            "properties": {
-                "blocked": {"type": "integer", "format": "int64"}, "audited": {"type": "integer", "format": "int64"},
-                "suppressed": {"type": "integer", "format": "int64", "description": "Throttled: only their number is known."},
-                "last": {"type": "string", "nullable": True, "description": "Time of the newest."},
-            },
-        },
+        "refused": {"type": "array", "items": {"type": "string"}, "description": "Rules that a node could not hold, and why."},
         "conditions": {
             "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
             "items": {
@@ -66,14 +58,6 @@ _COLUMNS: Final = [
     {"name": "Status", "type": "string", "jsonPath": ".status.status"},
     {"name": "Nodes", "type": "integer", "jsonPath": ".status.nodes", "priority": 10},
     {"name": "Containers", "type": "integer", "jsonPath": ".status.containers", "priority": 10},
-    {"name": "Blocked", "type": "integer", "jsonPath": ".status.hits.blocked", "priority": 10},
-    {"name": "Audited", "type": "integer", "jsonPath": ".status.hits.audited", "priority": 10},
-    {
-        "name": "Message",
-        "type": "string",
-        "jsonPath": '.status.conditions[?(@.type=="InForce")].message',
-        "priority": 10,
-    },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
 

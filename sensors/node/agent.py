@@ -67,7 +67,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             gt=0,
             le=30,
         ),
-    ] = 0.2
+    ] = 0.25
     spacing: Annotated[
         float,
         msgspec.Meta(

@@ -79,3 +79,37 @@ def test_every_budget_is_of_a_figure_that_is_measured() -> None:
     for title, budget in budgets.items():
         assert set(budget) == {"bound", "sense"}, title
         assert budget["sense"] in ("least", "most"), title
+
+
+COUNTED = """
+import os, struct, sys
+sys.path[:0] = [sys.argv[1]]
+import bench_overhead, spent
+for _ in range(50):
+    before = spent.foreign()
+    with bench_overhead.empty_program():
+        beside = spent.foreign()
+    # Other tests attach and detach their own meanwhile.
+    if beside == before + 1 and spent.foreign() == before:
+        print("counted")
+        break
+"""
+
+
+def test_programs_of_others_at_the_end_of_system_calls_are_counted() -> None:
+    if why := lacks():
+        pytest.skip(f"asks the kernel for its links: {why}")
+    done = subprocess.run([sys.executable, "-c", COUNTED, str(BENCHMARKS)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "counted\n", done.stderr
+
+
+def test_a_throughput_is_held_to_a_ratio_where_its_budget_is_one() -> None:
+    code = "import json, sys; sys.path[:0] = [sys.argv[1]]; import run; print(json.dumps(run.ratios(json.loads(sys.argv[2]), 1e-7, {'a_ratio': 0, 'b_ratio': 0})))"
+    figure = {"value": 5_000_000, "unit": "events/s", "n": 7, "how": "h"}
+    given = {"a": figure, "b": {**figure, "unit": "ms"}, "c": figure}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(BENCHMARKS), json.dumps(given)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found.keys() == {"a_ratio"}
+    assert (found["a_ratio"]["value"], found["a_ratio"]["unit"], found["a_ratio"]["n"]) == (2.0, "x", 7)
