@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-dev run test test-vm test-kubernetes lint format fuzz bench soak docs lock clean
+.PHONY: help setup setup-dev run test test-vm test-compose test-kubernetes lint format fuzz bench soak docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,10 @@ test: setup-dev ## install what the tests need and run all of them, on WORKERS (
 test-vm: setup-dev ## all kernel suites in Debian's kernels 6.1 and 6.12 under qemu
 	@deploy/packages.sh test
 	@HAUBERK_TEST_VM=all $(BIN)/python -m pytest tests/vm $(PYTEST)
+
+test-compose: setup-dev ## both compose stacks built, started, tried and taken down in a Docker engine of their own; as root
+	@deploy/packages.sh test
+	@HAUBERK_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/deploy/test_stacks.py -s $(PYTEST)
 
 test-kubernetes: setup-dev ## build an API server of Kubernetes once (11 minutes of processor time), and run the tests that need it
 	@deploy/packages.sh test

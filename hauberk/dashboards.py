@@ -2,7 +2,7 @@
 """Grafana's dashboards, made from the metrics catalogue: `make docs` writes them into deploy/grafana/dashboards.
 
 Two: `hauberk`, a page to look at first, and `hauberk-parts`, every metric there is, a row for each part. A counter is shown as its
-rate, a gauge as it is. Neighbours: `docs.generate` (who calls), `metrics` (the catalogue).
+rate, a gauge as it is. A node tells what it enforces and the sink tells it of every node: hence `max by (node)`. Neighbours: `docs.generate` (who calls), `metrics` (the catalogue).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Shown(NamedTuple):
 FIRST: Final[dict[str, tuple[Shown, ...]]] = {
     "What happens": (
         Shown("Alerts per second", "sum by (policy, action) (rate(hauberk_alerts_total[$__rate_interval]))", "{{policy}} {{action}}"),
-        Shown("Events judged per second", "sum by (class) (rate(hauberk_events_total[$__rate_interval]))", "{{class}}"),
+        Shown("Events judged per second", "sum by (operation) (rate(hauberk_events_total[$__rate_interval]))", "{{operation}}"),
         Shown("Alerts held back per second", "sum(rate(hauberk_alerts_suppressed_total[$__rate_interval]))", "held back"),
     ),
     "What is enforced": (
-        Shown("Rules in force", "sum by (node) (hauberk_enforcement_rules)", "{{node}}"),
-        Shown("Rules that no backend enforces", "sum by (node) (hauberk_enforcement_refused_rules)", "{{node}}"),
+        Shown("Rules in force", "max by (node) (hauberk_enforcement_rules)", "{{node}}"),
+        Shown("Rules that no backend enforces", "max by (node) (hauberk_enforcement_refused_rules)", "{{node}}"),
         Shown("Age of the plan in force", "time() - max by (node) (hauberk_enforcement_applied_timestamp_seconds)", "{{node}}", "s"),
     ),
     "Whether it keeps up": (

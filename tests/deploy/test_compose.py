@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from vmrig.debian import Archive, NoPackage, cache
+from vmrig import docker
+from vmrig.debian import NoPackage
 
 from hauberk.cli import VERBS
 from hauberk.sections import Configuration
@@ -46,20 +47,10 @@ def resolved(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def compose() -> list[str]:
-    """Compose v2: this machine's, or the plugin of the next Debian as a program of its own, kept in the cache."""
-    if (
-        shutil.which("docker")
-        and not subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
-    ):
-        return ["docker", "compose"]
-    home = cache() / "docker-compose"
-    plugin = home / "usr/libexec/docker/cli-plugins/docker-compose"
-    if not plugin.exists():
-        try:
-            Archive("trixie", ("trixie",)).unpack("docker-compose", home)
-        except NoPackage as error:
-            pytest.skip(f"no compose v2: {error}")
-    return [str(plugin)]
+    try:
+        return docker.compose()
+    except NoPackage as error:
+        pytest.skip(f"no compose v2: {error}")
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -75,8 +66,8 @@ def test_compose_finds_nothing_to_say(file: str, compose: list[str]) -> None:
 
 
 def test_the_four_stages_are_one_image() -> None:
-    assert tuple(STACKS["compose.embedded.yml"]["services"]) == STAGES
-    assert set(STACKS["docker-compose.yml"]["services"]) == {*STAGES, *OTHERS}
+    assert tuple(STACKS["compose.embedded.yml"]["services"]) == ("pins", *STAGES)
+    assert set(STACKS["docker-compose.yml"]["services"]) == {"pins", *STAGES, *OTHERS}
     for stack in STACKS.values():
         services = {name: one for name, one in stack["services"].items() if name in STAGES}
         assert len({service["image"] for service in services.values()}) == 1
@@ -93,6 +84,7 @@ def test_nobody_has_more_than_it_needs(services: dict[str, Any], stage: str) -> 
     assert service["read_only"] is True
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["stop_grace_period"] == "30s", "longer than the service runner's own deadline"
+    assert service["init"] is (stage != "node"), "a signal to the first process, before it has a handler, is lost"
     if stage != "node":
         assert service["user"] == "10001:10001"
         assert "cap_add" not in service
@@ -101,10 +93,27 @@ def test_nobody_has_more_than_it_needs(services: dict[str, Any], stage: str) -> 
 
 
 def test_over_kafka_no_two_services_share_a_directory(far: dict[str, Any]) -> None:
-    mounted = [one.split(":")[0] for service in far.values() for one in service.get("volumes", [])]
+    mounted = [
+        one.split(":")[0] for name, service in far.items() for one in service.get("volumes", []) if name != "pins"
+    ]
     named = [one for one in mounted if not one.startswith((".", "/", "$"))]
     assert len(set(named)) == len(named)
     assert set(named) == set(STACKS["docker-compose.yml"]["volumes"])
+
+
+def test_the_holder_of_pins_holds_and_does_nothing_else(services: dict[str, Any]) -> None:
+    """Its bpffs is mounted while it or the node runs: rules outlive the node, and `down` leaves none."""
+    holder = services["pins"]
+    assert holder["volumes"] == ["pins:/sys/fs/bpf"]
+    assert "pins:/sys/fs/bpf" in services["node"]["volumes"]
+    assert services["node"]["depends_on"] == {"pins": {"condition": "service_started"}}, "enforces without a broker"
+    assert (holder["user"], holder["network_mode"], holder["cap_drop"]) == ("10001:10001", "none", ["ALL"])
+    assert holder["read_only"] is True
+    assert "no-new-privileges:true" in holder["security_opt"]
+    assert not {"cap_add", "privileged", "environment", "ports"} & set(holder)
+    assert holder["healthcheck"]["test"][:1] == ["CMD"]
+    for stack in STACKS.values():
+        assert stack["volumes"]["pins"]["driver_opts"] == {"type": "bpf", "device": "bpf", "o": "mode=0711"}
 
 
 def test_everything_else_is_confined_too_and_has_a_health_check(far: dict[str, Any]) -> None:
@@ -117,16 +126,20 @@ def test_everything_else_is_confined_too_and_has_a_health_check(far: dict[str, A
     assert {name for name, one in far.items() if "healthcheck" not in one} == {"topics"}, "it ends"
     assert far["processor"]["deploy"] == {"replicas": 2}
     assert STACKS["docker-compose.yml"]["networks"]["bus"] == {"internal": True}
-    assert {name for name, one in far.items() if "front" in one["networks"]} == {"sink", "prometheus", "grafana"}
+    assert {name for name, one in far.items() if "front" in one.get("networks", ())} == {
+        "sink",
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_prometheus_asks_every_stage_where_it_answers(far: dict[str, Any]) -> None:
     read = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    stages, sink = (one["dns_sd_configs"][0] for one in read["scrape_configs"])
+    (stages,) = (one["dns_sd_configs"][0] for one in read["scrape_configs"])
     environment = {name: resolved(text) for name, text in far["sink"]["environment"].items()}
     configuration = check(merge(environment=environment), Configuration)
     assert (set(stages["names"]), stages["port"]) == (set(STAGES), configuration.metrics.port)
-    assert (sink["names"], sink["port"]) == (["sink"], configuration.sinks[2].port)  # type: ignore[union-attr]
+    assert stages["port"] != configuration.sinks[2].port, "asked at both, sums of alerts would be doubled"  # type: ignore[union-attr]
     mounted = {
         one.split(":")[0] for one in far["prometheus"]["volumes"] + far["grafana"]["volumes"] if one.startswith(".")
     }
@@ -182,7 +195,7 @@ def test_the_page_says_what_each_is_for() -> None:
 def test_the_node_writes_to_bpffs_and_its_own_volumes_alone(services: dict[str, Any]) -> None:
     mounts = [resolved(one) for one in services["node"]["volumes"]]
     writable = {one for one in mounts if not one.endswith(":ro")}
-    assert writable - {"programs:/var/cache/hauberk", "/sys/fs/bpf:/sys/fs/bpf"} in (
+    assert writable - {"programs:/var/cache/hauberk", "pins:/sys/fs/bpf"} in (
         {"state:/var/lib/hauberk"}, {"node:/var/lib/hauberk"},
     )  # fmt: skip
 
@@ -212,8 +225,9 @@ def test_the_environment_is_settings_that_exist(services: dict[str, Any], stage:
         assert ports == {str(configuration.sinks[2].port), str(configuration.page.port)}  # type: ignore[union-attr]
         assert not configuration.page.enabled, "it has no password, and the bridge has other containers on it"
     if stage == "node":
-        assert os.path.dirname(configuration.sensor.pin_dir).startswith("/sys/fs/bpf/")
-        assert f"HAUBERK__SENSOR__PIN_DIR={configuration.sensor.pin_dir}" in dockerfile
+        pins = re.search(r"HAUBERK__SENSOR__PIN_DIR=(\S+)", dockerfile)
+        assert pins is not None
+        assert os.path.dirname(pins[1]).startswith("/sys/fs/bpf/"), "in the volume `pins`, a level below its root"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
+import promql
 import pytest
 
+from hauberk.metrics import parts
 from schemas.enforcement import Receipt, Refusal
 from schemas.errors import SettingsError
 from schemas.operations import Backend, Operation
-from schemas.stats import Gauge, Label
+from schemas.stats import Gauge, Label, declared
 from schemas.verdict import RuleRef
 from sinks.delivery.engine import SinkEngine
 from sinks.file import FileSettings
@@ -205,6 +207,38 @@ def test_the_rule_file():
     for arguments in (["check", "rules", "hauberk.rules.yml"], ["test", "rules", "hauberk.rules.test.yml"]):
         done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_rules_and_dashboards_ask_for_what_a_scrape_has(sink: PrometheusSink, make) -> None:
+    """Metrics, and the labels that are selected, grouped by or shown: of everything that any role exports, by HTTP."""
+    await fill(sink, make)
+    every = []
+    for part, struct in parts().items():
+        fields = declared(struct)
+        values = struct(**{name: "x" for name, kind in fields.items() if kind == "label"})
+        for name in fields:
+            if isinstance(getattr(values, name), dict):
+                setattr(values, name, {"x": 1})
+        every.append(ExposedStats(part=part, values=values))
+    sink.endpoint.collect(lambda: every)
+    text = (await get(f"{sink.url}/metrics"))[2]
+    exported: dict[str, set[str]] = {}
+    for name, found in re.findall(r"^(hauberk_\w+)(?:{(.*)})? ", text, re.MULTILINE):
+        exported.setdefault(name, set()).update(re.findall(r'(\w+)="', found))
+    expressions = promql.rules() | promql.panels()
+    assert len(expressions) > 100
+    for title, (expression, shown) in expressions.items():
+        named = promql.metrics(expression)
+        assert named <= exported.keys(), title
+        known = promql.OF_PROMETHEUS.union(*(exported[name] for name in named))
+        # A legend may name a label that only a part of a board's series has: Grafana leaves it out.
+        assert promql.labels(expression, "" if title.startswith("hauberk-parts") else shown) <= known, title
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    tests = (RULES / "hauberk.rules.test.yml").read_text()
+    fired = set(re.findall(r'alertname="(\w+)"}\', value: 1', tests))
+    assert fired == promql.rules().keys()
 
 
 @pytest.mark.parametrize(
