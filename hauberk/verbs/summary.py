@@ -32,8 +32,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--wait", metavar="DURATION", default="10s",
                       help="longest wait for counts that are on their way to the store (default 10s; 0s: answer at once)")  # fmt: skip
     made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
-    made.add_argument("-o", "--output", choices=("table", "wide", "json", "csv"), default="table",
-                      help="form of the answer; `table` has STATUS for connections where one is not `Allow`, `wide` always")  # fmt: skip
+    made.add_argument("--diff", nargs=2, metavar=("A", "B"),
+                      help="what is new, gone or much more or less often in B, by workload: each a window (`2d..1d`), a store, or `image=NAME`; "
+                           "exit 1 when something is new")  # fmt: skip
+    made.add_argument("-o", "--output", choices=("table", "wide", "json", "csv", "markdown"), default="table",
+                      help="form of the answer; `table` has STATUS for connections where one is not `Allow`, `wide` always; `markdown` is for "
+                           "--diff")  # fmt: skip
     return made
 
 
@@ -44,6 +48,10 @@ def main(argv: Sequence[str]) -> int:
     kinds = [kind.strip() for kind in given.type.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         made.error(f"expected --type of {', '.join(KINDS)}, got `{unknown[0]}`")
+    if given.diff and given.output in ("wide", "csv"):
+        made.error(f"expected -o table, json or markdown with --diff, got {given.output}")
+    if given.output == "markdown" and not given.diff:
+        made.error("expected -o markdown with --diff alone")
     patience = seconds(given.wait)
     now = time.time()
     since, ago = int(now - seconds(given.since)), seconds(given.until)
@@ -52,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
         made.error(f"expected --until to be less long ago than --since {given.since}, got {given.until}")
     wanted = tuple(labels(given.selector).items())
 
+    if given.diff:
+        return _difference(given, kinds, wanted)
     from hauberk.configuration import existing_store
+    from hauberk.summary_sides import names
     from sinks.formats.summary_tables import build_each
     from sinks.formats.table_text import as_csv, as_json, text
     from sinks.store.queries import SqliteReader
@@ -66,7 +77,9 @@ def main(argv: Sequence[str]) -> int:
             namespace=given.namespace, pod=given.pod, container=given.container, node=given.node, labels=wanted, since=since, until=until,
             kinds=() if given.host else ("container",),
         )  # fmt: skip
-        tables = build_each(reader.totals(query), agg=given.agg, by_workload=given.by == "workload")
+        tables = build_each(
+            reader.totals(query), agg=given.agg, by_workload=given.by == "workload", resolve=names(given)
+        )
     finally:
         reader.close()
     if given.output == "json":
@@ -89,6 +102,29 @@ def main(argv: Sequence[str]) -> int:
         )
         return 1
     return 0
+
+
+def _difference(given: argparse.Namespace, kinds: list[str], wanted: tuple[tuple[str, str], ...]) -> int:
+    """Exit 1 when something is new."""
+    import msgspec
+
+    from hauberk.summary_sides import names, shape, side
+    from sinks.formats.summary_diff import as_markdown, as_table, difference
+    from sinks.formats.summary_tables import build_by_workload
+    from sinks.store.store import Query
+
+    resolve = names(given, owners=True)
+    query = Query(
+        namespace=given.namespace, pod=given.pod, container=given.container, node=given.node, labels=wanted,
+        kinds=() if given.host else ("container",),
+    )  # fmt: skip
+    before, after = (build_by_workload(side(text, given, query), resolve=resolve) for text in given.diff)
+    changes = difference(before, after, kinds, shape)
+    if given.output == "json":
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(changes), indent=2) + b"\n")
+    else:
+        print(as_markdown(changes) if given.output == "markdown" else as_table(changes), end="")
+    return 1 if any(one.change == "new" for one in changes) else 0
 
 
 def _wait(given: argparse.Namespace, patience: float) -> bool:

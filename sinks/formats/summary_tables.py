@@ -92,12 +92,13 @@ class SummaryTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build(
-    rows: Iterable[StoredRow], *, agg: bool = False, resolve: Callable[[str], PeerName | None] | None = None
+    rows: Iterable[StoredRow], *, agg: bool = False, resolve: Callable[[str, int], PeerName | None] | None = None
 ) -> SummaryTables:
-    """All rows in one set of tables. `agg`: many files of one directory as the directory. `resolve`: names for addresses."""
+    """All rows in one set of tables. `agg`: many files of one directory as the directory. `resolve`: who an address was
+    at a time (Unix ns): addresses are used again."""
     identities: dict[tuple[str, str], Identity] = {}
     paths: dict[Class, dict[tuple[str, str, str], list[int]]] = {Class.PROCESS: {}, Class.FILE: {}}
-    peers: dict[str, dict[tuple[str, str, str, int, str], list[int]]] = {"ingress": {}, "egress": {}, "bind": {}}
+    peers: dict[str, dict[tuple[str, str, PeerName, int, str], list[int]]] = {"ingress": {}, "egress": {}, "bind": {}}
     for row in rows:
         identities[row.identity.node, row.identity.uid] = row.identity
         behaviour = row.behaviour
@@ -109,7 +110,8 @@ def build(
             peer, port = behaviour.address or behaviour.resource, behaviour.port
             if behaviour.operation is Operation.SOCKET:
                 peer, port = "", 0
-            _sum(peers[table], (protocol, behaviour.executable, peer, port, _status(row)), row)
+            who = PeerName(name=peer) if table == "bind" else _who(peer, row, resolve)
+            _sum(peers[table], (protocol, behaviour.executable, who, port, _status(row)), row)
     if agg:
         # Files alone: which program was started is never too much to tell.
         paths[Class.FILE] = _fold(paths[Class.FILE])
@@ -117,15 +119,15 @@ def build(
         header=_header(list(identities.values())),
         process=_path_lines(paths[Class.PROCESS]),
         file=_path_lines(paths[Class.FILE]),
-        ingress=_connection_lines(peers["ingress"], resolve),
-        egress=_connection_lines(peers["egress"], resolve),
-        bind=_connection_lines(peers["bind"], None),
+        ingress=_connection_lines(peers["ingress"]),
+        egress=_connection_lines(peers["egress"]),
+        bind=_connection_lines(peers["bind"]),
     )
 
 
 def build_each(
     rows: Iterable[StoredRow], *, agg: bool = False, by_workload: bool = False,
-    resolve: Callable[[str], PeerName | None] | None = None,
+    resolve: Callable[[str, int], PeerName | None] | None = None,
 ) -> list[SummaryTables]:  # fmt: skip
     """One set of tables per container, in order of namespace, pod, container; the host's cgroups are one set per node.
     `by_workload`: the same container of all pods of an owner is one set."""
@@ -133,6 +135,18 @@ def build_each(
     for row in rows:
         groups.setdefault(_of_owner(row.identity) if by_workload else _whose(row.identity), []).append(row)
     return [build(groups[key], agg=agg, resolve=resolve) for key in sorted(groups)]
+
+
+def build_by_workload(
+    rows: Iterable[StoredRow], *, resolve: Callable[[str, int], PeerName | None] | None = None
+) -> dict[str, SummaryTables]:
+    """One set for each container of a workload, by `namespace/owner/container`, of a node by its name."""
+    groups: dict[str, list[StoredRow]] = {}
+    for row in rows:
+        of = row.identity
+        name = f"{of.workload}/{of.container_name}" if of.kind is Kind.CONTAINER else of.node
+        groups.setdefault(name, []).append(row)
+    return {name: build(groups[name], resolve=resolve) for name in sorted(groups)}
 
 
 def _whose(of: Identity) -> tuple[str, ...]:
@@ -214,27 +228,28 @@ def _path_lines(table: dict[tuple[str, str, str], list[int]]) -> tuple[PathLine,
     return tuple(sorted(lines, key=lambda line: (-line.count, line.source, line.destination, line.status)))
 
 
-def _connection_lines(
-    table: dict[tuple[str, str, str, int, str], list[int]], resolve: Callable[[str], PeerName | None] | None
-) -> tuple[ConnectionLine, ...]:
-    lines = []
-    for (protocol, command, address, port, status), (count, last) in table.items():
-        peer = resolve(address) if resolve is not None and _is_address(address) else None
-        peer = peer or PeerName(name=address)
-        lines.append(
-            ConnectionLine(
-                protocol=protocol,
-                command=command,
-                peer=peer.name,
-                port=port,
-                namespace=peer.namespace,
-                labels=peer.labels,
-                count=count,
-                last=last,
-                status=status,
-            )
+def _who(address: str, row: StoredRow, resolve: Callable[[str, int], PeerName | None] | None) -> PeerName:
+    """Of an address that changed hands between the first and the last event both are told: nobody counted which was whose."""
+    plain = PeerName(name=address)
+    if resolve is None or not _is_address(address):
+        return plain
+    before, after = resolve(address, row.first) or plain, resolve(address, row.last) or plain
+    if before == after:
+        return after
+    return PeerName(name=f"{before.name}, then {after.name}", namespace=after.namespace, labels=after.labels)
+
+
+def _connection_lines(table: dict[tuple[str, str, PeerName, int, str], list[int]]) -> tuple[ConnectionLine, ...]:
+    lines = [
+        ConnectionLine(
+            protocol=protocol, command=command, peer=peer.name, port=port, namespace=peer.namespace, labels=peer.labels, count=count, last=last,
+            status=status,
         )
-    return tuple(sorted(lines, key=lambda line: (-line.count, line.command, line.peer, line.port, line.status)))
+        for (protocol, command, peer, port, status), (count, last) in table.items()
+    ]  # fmt: skip
+    return tuple(
+        sorted(lines, key=lambda line: (-line.count, line.command, line.peer, line.port, line.status, line.protocol))
+    )
 
 
 def _is_address(text: str) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -255,6 +256,53 @@ def test_network_policies_of_what_pods_spoke_to(
     assert "expected YAML" in run(capsys, state, "discover", "--verify", broken, code=2)
     broken.write_text("kind: Pod")
     assert "expected a NetworkPolicy" in run(capsys, state, "discover", "--verify", broken, code=2)
+
+
+def test_what_is_new_between_two_stores_windows_or_images(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    """`summary --diff`, for CI: exit 1 when something is new; peers by their workload, so that a rollout is no news."""
+    facts = [
+        PodFact(uid=f"d{number}", namespace="data", name=f"db-{number}", owner=Owner("StatefulSet", "db", "data"), addresses=(f"10.0.0.{number}",))
+        for number in (1, 2)
+    ]  # fmt: skip
+
+    async def tell() -> None:
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(state / "bus")))
+        await bus.publish(CLUSTER, [Record(key=one.key, value=encode_fact(one)) for one in facts])
+        await bus.close()
+
+    asyncio.run(tell())
+    put(state, 1, connected("10.0.0.1", 5432))
+    other = tmp_path / "other"
+    newer = msgspec.structs.replace(pod(7), image="web:2")
+    for number in (4, 5):
+        put(other, number, opened("/etc/app.conf"), opened("/srv/job-99999", Access.WRITE), connected("10.0.0.2", 5432))
+    assert run(capsys, state, "summary", "--diff", state, state) == "Nothing changed.\n"
+    base = tmp_path / "base"
+    put(base, 1, opened("/etc/app.conf"), opened("/srv/job-12345", Access.WRITE), connected("10.0.0.1", 5432))
+    assert json.loads(run(capsys, state, "summary", "--diff", base, other, "-o", "json"))[0]["change"] == "changed", (
+        "two pods, not one"
+    )
+    put(other, 6, opened("/etc/new.conf"), of=newer)
+    told = json.loads(run(capsys, state, "summary", "--diff", base, other, "-o", "json", code=1))
+    assert [(one["change"], one["workload"], one["what"]) for one in told if one["change"] == "new"] == [
+        ("new", "shop/web/app", "/etc/new.conf")
+    ]
+    assert "`/etc/new.conf`" in run(capsys, state, "summary", "--diff", base, other, "-o", "markdown", code=1)
+    assert "/etc/new.conf" in run(capsys, state, "summary", "--diff", base, other / "summary.db", code=1)
+    put(state, 8, opened("/etc/v2.conf"), of=newer)
+    put(state, 9, opened("/etc/app.conf"), of=msgspec.structs.replace(pod(8), image="registry/web:1"))
+    said = run(capsys, state, "summary", "--diff", "image=web:1", "image=web:2", code=1)
+    assert "/etc/v2.conf" in said
+    assert "gone" in said
+    assert "statefulset/db" in run(capsys, state, "summary", "--diff", "image=web:1", "30d", code=1)
+    for words, says in (
+        (("5d..4d", "1d"), "expected behaviours in `5d..4d`"), (("1d..2d", "1d"), "from earlier to later"), (("nonsense", "1d"), "got `nonsense`"),
+        (("image=none", "1d"), "found none"),
+    ):  # fmt: skip
+        assert says in run(capsys, state, "summary", "--diff", *words, code=2)
+    assert "pod/db-1" in run(capsys, state, "summary", "-o", "wide", "--wait", "0s")
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path) -> None:

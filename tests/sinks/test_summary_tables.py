@@ -11,7 +11,7 @@ import pytest
 
 from schemas.identity import Kind, Owner
 from schemas.operations import Operation
-from sinks.formats import summary_tables, table_text
+from sinks.formats import summary_diff, summary_tables, table_text
 from sinks.formats.summary_tables import PeerName
 from sinks.store.store import StoredRow
 
@@ -178,10 +178,60 @@ def test_all_pods_of_an_owner_are_one_set_when_asked(row, make):
 def test_peers_get_their_names(row):
     rows = [row(**connection(Operation.CONNECT, address="10.1.2.3", port=443))]
     tables = summary_tables.build(
-        rows, resolve={"10.1.2.3": PeerName(name="pod/db-0", namespace="data", labels="app=db")}.get
+        rows,
+        resolve=lambda address, at: {"10.1.2.3": PeerName(name="pod/db-0", namespace="data", labels="app=db")}.get(
+            address
+        ),
     )
     (line,) = tables.egress
     assert (line.peer, line.namespace, line.labels) == ("pod/db-0", "data", "app=db")
+
+
+def test_an_address_that_changed_hands_is_told_as_both(row):
+    rows = [
+        row(**connection(Operation.CONNECT, address="10.1.2.3", port=443), last=AT + 10),
+        row(2, **connection(Operation.ACCEPT, address="10.1.2.3", port=80)),
+    ]
+
+    def resolve(address, at):
+        return PeerName(name="pod/old" if at < AT + 5 else "pod/new")
+
+    tables = summary_tables.build(rows, resolve=resolve)
+    assert [line.peer for line in tables.egress] == ["pod/old, then pod/new"]
+    assert [line.peer for line in tables.ingress] == ["pod/old"]
+
+
+def test_two_sides_are_compared_by_what_lasts(row, make):
+    def side(*rows):
+        return summary_tables.build_by_workload(rows)
+
+    owner = Owner("Deployment", "web", "shop")
+
+    def pod(name):
+        return make.identity(f"uid-{name}", pod=name, owner=owner, namespace="shop", container_name="app")
+
+    before = side(
+        row(3, identity=pod("web-1"), resource="/etc/a"),
+        row(9, identity=pod("web-1"), resource="/etc/b"),
+        row(1, identity=pod("web-1"), resource="/proc/12/stat"),
+    )
+    after = side(row(4, identity=pod("web-2"), resource="/etc/a"), row(1, identity=pod("web-3"), resource="/proc/77/stat"), row(50, identity=pod("web-3"), resource="/etc/`|<b>"),
+                 row(2, identity=pod("web-3"), **connection(Operation.CONNECT, address="fd00::1", port=443)))  # fmt: skip
+    changes = summary_diff.difference(
+        before, after, tuple(table_text.TITLES), lambda path: path.replace("12", "N").replace("77", "N")
+    )
+    assert [(one.change, one.workload, one.table, one.what, one.before, one.after) for one in changes] == [
+        ("new", "shop/web/app", "egress", "TCP [fd00::1]:443", 0, 2), ("new", "shop/web/app", "file", "/etc/`|<b>", 0, 50),
+        ("gone", "shop/web/app", "file", "/etc/b", 9, 0),
+    ]  # fmt: skip
+    assert summary_diff.difference(before, before, tuple(table_text.TITLES)) == []
+    (changed,) = summary_diff.difference(side(row(10)), side(row(20)), ("file",))
+    assert (changed.change, changed.before, changed.after) == ("changed", 10, 20)
+    text = summary_diff.as_markdown(changes)
+    assert text.startswith("**2 new, 1 gone**\n")
+    assert "| `/etc/'¦<b>` |" in text
+    assert all(line.count("|") == 9 for line in text.splitlines()[2:])
+    assert summary_diff.as_table([]) == "Nothing changed.\n"
 
 
 def test_json_and_csv(row):
