@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--by", choices=("pod", "workload"), default="pod", help="tables for each pod, or for all pods of an owner")  # fmt: skip
     made.add_argument("--wait", metavar="DURATION", default="10s",
                       help="longest wait for counts that are on their way to the store (default 10s; 0s: answer at once)")  # fmt: skip
-    made.add_argument("--agg", action="store_true", help="many files of a directory as one line")
+    made.add_argument(
+        "--agg", action="store_true", help="files by kinds of names and open directories, as a learnt policy has them"
+    )
     made.add_argument("--diff", nargs=2, metavar=("A", "B"),
                       help="what is new, gone or much more or less often in B, by workload: each a window (`2d..1d`), a store, or `image=NAME`; "
                            "exit 1 when something is new")  # fmt: skip
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if given.diff:
         return _difference(given, kinds, wanted)
     from hauberk.configuration import existing_store
-    from hauberk.summary_sides import names
+    from hauberk.summary_sides import names, placing
     from sinks.formats.summary_tables import build_each
     from sinks.formats.table_text import as_csv, as_json, text
     from sinks.store.queries import SqliteReader
@@ -78,7 +80,10 @@ def main(argv: Sequence[str]) -> int:
             kinds=() if given.host else ("container",),
         )  # fmt: skip
         tables = build_each(
-            reader.totals(query), agg=given.agg, by_workload=given.by == "workload", resolve=names(given)
+            reader.totals(query),
+            by_workload=given.by == "workload",
+            resolve=names(given),
+            placing=placing if given.agg else None,
         )
     finally:
         reader.close()

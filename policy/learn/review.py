@@ -22,6 +22,7 @@ from policy.learn.evidence import Evidence
 from policy.learn.rules import word
 from policy.learn.sightings import SLOT, Sighting, Use, paths, use, writes
 from policy.learn.suspicion import reason
+from schemas.identity import Kind
 from schemas.operations import Class, Operation
 
 KNOWN: Final = 3
@@ -85,14 +86,20 @@ def sort_out(
         begun[one.identity.uid] = min(one.first, begun.get(one.identity.uid, one.first))
     rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
     births: dict[str, int] = {}
+    started: dict[str, Sighting] = {}
     for one in evidence:
         if one.behaviour.operation is Operation.EXEC:
+            known = started.get(one.identity.uid)
+            if known is None or _moment(one) < _moment(known):
+                started[one.identity.uid] = one
             for path in paths(one.behaviour):
                 births[path] = min(births.get(path, 1 << 31), rank[one.identity.uid])
     odd: dict[Subject, list[Sighting]] = {}
     kept: list[Sighting] = []
     for one in evidence:
-        why = reason(one, written)
+        # What a container was started with is what it is for, also a tool that would be odd later.
+        entry = one.identity.kind is Kind.CONTAINER and started.get(one.identity.uid) is one
+        why = reason(one, written, entry=entry)
         if (
             not why
             and one.behaviour.operation is Operation.EXEC
@@ -109,10 +116,10 @@ def sort_out(
         else:
             for one in some:
                 _put(items, one, subject[2])
-    started = {path for one in kept if one.behaviour.operation is Operation.EXEC for path in paths(one.behaviour)}
+    run = {path for one in kept if one.behaviour.operation is Operation.EXEC for path in paths(one.behaviour)}
     strangers = {
         resource: item.evidence.first for (cls, resource, _), item in items.items()
-        if cls == "Process" and not item.final and resource not in started
+        if cls == "Process" and not item.final and resource not in run
     }  # fmt: skip
     done: list[Sighting] = []
     for one in kept:
@@ -127,6 +134,10 @@ def sort_out(
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
     return Sorted(evidence=done, apart=apart)
+
+
+def _moment(one: Sighting) -> tuple[int, str, str]:
+    return one.first, one.behaviour.resource, one.behaviour.executable
 
 
 def _after_quiet(

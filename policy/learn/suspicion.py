@@ -15,12 +15,13 @@ from policy.learn.sightings import Sighting, paths, writes
 from schemas.operations import Access, Class, Operation
 
 
-def reason(one: Sighting, written: Mapping[str, int]) -> str:
-    """A few words; "" when nothing is odd. `written`: paths that the workload itself has written, with when first (Unix ns)."""
+def reason(one: Sighting, written: Mapping[str, int], *, entry: bool = False) -> str:
+    """A few words; "" when nothing is odd. `written`: paths that the workload itself has written, with when first (Unix ns).
+    `entry`: the container was started with it."""
     behaviour = one.behaviour
     match behaviour.cls:
         case Class.PROCESS:
-            return _executed(one, written)
+            return _executed(one, written, entry)
         case Class.FILE:
             return _touched(one)
         case Class.NETWORK:
@@ -30,7 +31,7 @@ def reason(one: Sighting, written: Mapping[str, int]) -> str:
     return ""
 
 
-def _executed(one: Sighting, written: Mapping[str, int]) -> str:
+def _executed(one: Sighting, written: Mapping[str, int], entry: bool) -> str:
     for path in paths(one.behaviour):
         if written.get(path, one.first + 1) <= one.first:
             return "a program that the workload itself has written"
@@ -38,7 +39,7 @@ def _executed(one: Sighting, written: Mapping[str, int]) -> str:
             return "a program in a directory for temporary files"
         if posixpath.basename(path).startswith("."):
             return "a program with a hidden name"
-        if posixpath.basename(path) in zones.TOOLS:
+        if posixpath.basename(path) in zones.TOOLS and not entry:
             return "a tool that moves data, builds or changes the system"
     return ""
 

@@ -38,6 +38,10 @@ FOLD_AT: Final = 4
 """With `agg`, this many distinct paths in one directory become the directory. By feel: three are still read one by one."""
 
 
+Placing = Callable[[list[StoredRow]], Callable[[StoredRow], str]]
+"""Rows of files -> the place of each."""
+
+
 class PathLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line of process or file data. `last`: Unix ns."""
 
@@ -92,10 +96,14 @@ class SummaryTables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build(
-    rows: Iterable[StoredRow], *, agg: bool = False, resolve: Callable[[str, int], PeerName | None] | None = None
-) -> SummaryTables:
+    rows: Iterable[StoredRow], *, agg: bool = False, resolve: Callable[[str, int], PeerName | None] | None = None,
+    placing: Placing | None = None,
+) -> SummaryTables:  # fmt: skip
     """All rows in one set of tables. `agg`: many files of one directory as the directory. `resolve`: who an address was
-    at a time (Unix ns): addresses are used again."""
+    at a time (Unix ns): addresses are used again. `placing`: what stands for the path of each file, from all of them."""
+    if placing is not None:
+        rows = list(rows)
+        place = placing([row for row in rows if row.behaviour.cls is Class.FILE])
     identities: dict[tuple[str, str], Identity] = {}
     paths: dict[Class, dict[tuple[str, str, str], list[int]]] = {Class.PROCESS: {}, Class.FILE: {}}
     peers: dict[str, dict[tuple[str, str, PeerName, int, str], list[int]]] = {"ingress": {}, "egress": {}, "bind": {}}
@@ -104,7 +112,8 @@ def build(
         behaviour = row.behaviour
         cls = behaviour.cls
         if behaviour.operation is Operation.EXEC or cls is Class.FILE:
-            _sum(paths[cls], (behaviour.executable, behaviour.resource, _status(row)), row)
+            where = place(row) if placing is not None and cls is Class.FILE else behaviour.resource
+            _sum(paths[cls], (behaviour.executable, where, _status(row)), row)
         elif cls is Class.NETWORK and behaviour.family != _NETLINK and (table := _side(row)):
             protocol = _protocol(behaviour)
             peer, port = behaviour.address or behaviour.resource, behaviour.port
@@ -127,14 +136,14 @@ def build(
 
 def build_each(
     rows: Iterable[StoredRow], *, agg: bool = False, by_workload: bool = False,
-    resolve: Callable[[str, int], PeerName | None] | None = None,
+    resolve: Callable[[str, int], PeerName | None] | None = None, placing: Placing | None = None,
 ) -> list[SummaryTables]:  # fmt: skip
     """One set of tables per container, in order of namespace, pod, container; the host's cgroups are one set per node.
     `by_workload`: the same container of all pods of an owner is one set."""
     groups: dict[tuple[str, ...], list[StoredRow]] = {}
     for row in rows:
         groups.setdefault(_of_owner(row.identity) if by_workload else _whose(row.identity), []).append(row)
-    return [build(groups[key], agg=agg, resolve=resolve) for key in sorted(groups)]
+    return [build(groups[key], agg=agg, resolve=resolve, placing=placing) for key in sorted(groups)]
 
 
 def build_by_workload(

@@ -259,7 +259,7 @@ def test_forms_of_summary(hauberk: Any) -> None:
     assert "index.html" in json.dumps(whole)
     plain = list(csv.DictReader(io.StringIO(out(hauberk, "summary --host -t file -o csv"))))
     aggregated = list(csv.DictReader(io.StringIO(out(hauberk, "summary --host -t file --agg -o csv"))))
-    assert 0 < len(aggregated) < len(plain)
+    assert 0 < len(aggregated) <= len(plain), "one look: only kinds of names and package directories fold"
     assert sum(int(row["count"]) for row in aggregated) == sum(int(row["count"]) for row in plain)
 
 

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 
 from policy.learn import components
 from policy.learn.documents import checked
+from policy.learn.evidence import Evidence
 from policy.learn.learner import LearnSettings, LearntPolicy, learn
+from policy.learn.places import places
 from policy.learn.replay import TrainingReplay
 from policy.learn.rules import word
 from policy.learn.sightings import Sighting, Use, use
+from policy.match import glob
+from policy.match.automata import Automaton
 from policy.ruleset import compile_ruleset
 from policy.tools.lint import lint
 from schemas.behaviour import Behaviour
@@ -339,3 +343,49 @@ def test_a_learnt_policy_has_nothing_that_lint_calls_a_mistake() -> None:
 )
 def test_kinds_of_names(name: str, glob: str) -> None:
     assert components.strong(name) == glob
+
+
+@given(st.lists(st.tuples(PATHS, st.integers(1, 3), st.integers(0, 40)), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_every_path_has_a_place_that_holds_it_in_any_order(seen_paths: list[tuple[str, int, int]]) -> None:
+    def table(some: list[tuple[str, int, int]]) -> dict[str, Evidence]:
+        made: dict[str, Evidence] = {}
+        for path, instance, slot in some:
+            made.setdefault(path, Evidence()).add(1, slot * HOUR, slot * HOUR, (f"u{instance}", slot), "/bin/x")
+        return made
+
+    place, again = places(table(seen_paths)), places(table(seen_paths[::-1]))
+    for path, _, _ in seen_paths:
+        found = place(path)
+        assert found == again(path)
+        assert found == path or path.startswith(found) or Automaton([glob.parse(found)]).match(path)
+
+
+def test_places_are_kinds_and_open_directories() -> None:
+    table: dict[str, Evidence] = {}
+    for number in range(6):
+        table.setdefault(f"/srv/app/job-{number}00", Evidence()).add(
+            1, number * HOUR, number * HOUR, ("u1", number), "/bin/x"
+        )
+        table.setdefault(f"/srv/data/{'abcdef'[number]}", Evidence()).add(
+            1, number * HOUR, number * HOUR, ("u1", number), "/bin/x"
+        )
+    table["/etc/app.conf"] = table["/srv/data/a"]
+    place = places(table)
+    assert [place(path) for path in ("/srv/app/job-300", "/srv/data/c", "/etc/app.conf", "relative")] == [
+        "/srv/app/job-[0-9]*", "/srv/data/", "/etc/app.conf", "relative",
+    ]  # fmt: skip
+
+
+def test_what_a_container_was_started_with_is_learnt_from_one_instance() -> None:
+    """A job whose program is a tool has rules on programs from its first run: without any, that class would be no whitelist."""
+    found = only(
+        [
+            seen(executed("/usr/bin/curl", "/usr/bin/runc"), hour=1),
+            seen(executed("/usr/bin/nc", "/usr/bin/curl"), hour=2),
+        ]
+    )
+    assert [rule.value for rule in found.rules if rule.section == "process"] == ["/usr/bin/curl"]
+    assert [item.resource for item in found.apart] == ["/usr/bin/nc"]
+    odd = only([seen(executed("/tmp/x", "/usr/bin/runc"))])
+    assert [item.resource for item in odd.apart] == ["/tmp/x"], "not from a directory for temporary files"
