@@ -70,7 +70,7 @@ def compile_hooks(
     flags = ["-I" + request["directory"], "-Wno-unused-function", "-Wno-macro-redefined", "-Wno-int-conversion"]
     compiler = import_bcc()
     try:
-        module = compiler(text=source() + more, cflags=[*flags, "-DTYPED_LOADS=1", *definitions(request)])
+        module = compiler(text=(source() + more).encode(), cflags=[*flags, "-DTYPED_LOADS=1", *definitions(request)])
     except Exception as error:  # BCC raises bare Exception; clang's messages are on stderr already
         raise KernelError(f"BCC could not compile the LSM hooks: {error}", operation="compile") from error
     found: dict[str, int] = {}

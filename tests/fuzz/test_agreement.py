@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import agreement
 from matcher import Matcher, compile_matcher
 
-from schemas.errors import HauberkError
+from schemas.errors import MissingDependency, PermissionMissing
 from schemas.operations import Backend, Operation
 
 pytestmark = pytest.mark.kernel
@@ -31,7 +31,7 @@ def matcher() -> Iterator[Matcher]:
         pytest.skip("needs root: runs a BPF program")
     try:
         made = Matcher(compile_matcher())
-    except HauberkError as error:
+    except (PermissionMissing, MissingDependency) as error:
         pytest.skip(f"needs BPF: {error}")
     yield made
     made.close()
