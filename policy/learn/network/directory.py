@@ -36,6 +36,10 @@ def lasting(labels: Iterable[tuple[str, str]]) -> Labels:
     return tuple(sorted((key, value) for key, value in labels if key not in OF_ONE_POD))
 
 
+def _owner(pod: PodFact) -> tuple[str, str, str]:
+    return pod.namespace, pod.owner.ref, pod.owner.name or pod.name
+
+
 def carries(labels: dict[str, str], wanted: Labels) -> bool:
     """Whether all of `wanted` are there."""
     return all(labels.get(key) == value for key, value in wanted)
@@ -85,31 +89,18 @@ class Directory:
 
     def labels_of(self, pod: PodFact) -> Labels:
         """What all pods of its owner carry."""
-        key = (pod.namespace, pod.owner.ref, pod.owner.name or pod.name)
-        found = self._carried.get(key)
-        if found is None:
-            siblings = [
-                one for one in self.pods.values() if (one.namespace, one.owner.ref, one.owner.name or one.name) == key
-            ]
-            common = set.intersection(*(set(lasting(one.labels.items())) for one in siblings))
-            found = self._carried[key] = tuple(sorted(common))
-        return found
+        if not self._carried:
+            common: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+            for one in self.pods.values():
+                mine = set(lasting(one.labels.items()))
+                common[_owner(one)] = common.get(_owner(one), mine) & mine
+            self._carried = {key: tuple(sorted(some)) for key, some in common.items()}
+        return self._carried[_owner(pod)]
 
     def once_a_pods(self, address: str) -> bool:
         """Whether a pod had `address` at some other time: then it is no address outside."""
         peer = self._peers.peer(address)
         return peer is not None and peer.name.startswith("pod/")
-
-    def backends(self, service: ServiceFact) -> list[PodFact]:
-        """Pods that its selector names now."""
-        wanted = tuple(service.selector.items())
-        if not wanted:
-            return []
-        return [
-            pod
-            for pod in self.pods.values()
-            if pod.namespace == service.namespace and not pod.ended and carries(pod.labels, wanted)
-        ]
 
     def outside_of(self, service: ServiceFact) -> list[tuple[str, int, str]]:
         """(address, port, protocol) behind a service that selects no pods."""

@@ -51,7 +51,10 @@ class Evaluator:
     """A set of policies, ready to be asked."""
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        self._policies = [written(document) for document in documents]
+        self._policies: dict[str, list[WrittenPolicy]] = {}
+        for document in documents:
+            one = written(document)
+            self._policies.setdefault(one.name.partition("/")[0], []).append(one)
         self._selecting: dict[str, list[WrittenPolicy]] = {}
 
     def selecting(self, end: PodEnd) -> list[WrittenPolicy]:
@@ -60,7 +63,9 @@ class Evaluator:
             return []
         found = self._selecting.get(end.uid)
         if found is None:
-            found = self._selecting[end.uid] = [one for one in self._policies if one.selects(end)]
+            found = self._selecting[end.uid] = [
+                one for one in self._policies.get(end.namespace, ()) if one.selects(end)
+            ]
         return found
 
     def passes(self, source: PodEnd, target: PodEnd, protocol: str, port: int) -> tuple[str, ...] | None:
@@ -82,8 +87,10 @@ class Evaluator:
         return None
 
 
-def connectivity(found: Flows, directory: Directory, documents: Iterable[Mapping[str, Any]]) -> Connectivity:
-    """Every flow of `found`, and the matrix."""
+def connectivity(
+    found: Flows, directory: Directory, documents: Iterable[Mapping[str, Any]], *, matrix: bool = True
+) -> Connectivity:
+    """Every flow of `found`, and the matrix, which grows with the square of the workloads; without it nothing is over-permitted."""
     evaluator, ends = Evaluator(documents), _Ends(found, directory)
     refused: set[RefusedFlow] = set()
     needed: set[tuple[str, str, str, int]] = set()
@@ -99,7 +106,7 @@ def connectivity(found: Flows, directory: Directory, documents: Iterable[Mapping
                 refused.add(RefusedFlow(_told(key), by))
     some = ends.one_of_each()
     pairs = allowed = used = 0
-    for target_kind, ports in sorted(open_ports.items()):
+    for target_kind, ports in sorted(open_ports.items()) if matrix else ():
         aim = some[target_kind]
         for source_kind, source in some.items():
             # Another pod than the target, also where both are of one kind.
@@ -130,6 +137,10 @@ class _Ends:
         self._pods = {
             uid: self._pod(pod) for uid, pod in sorted(directory.pods.items()) if not pod.ended and not pod.host_network
         }
+        self._spaces: dict[str, list[PodEnd]] = {}
+        for end in self._pods.values():
+            self._spaces.setdefault(end.namespace, []).append(end)
+        self._found: dict[Party, list[PodEnd]] = {}
         self._stand_ins: dict[Party, PodEnd] = {}
         for subject in found.subjects:
             self._of_pods(_party(subject))
@@ -156,11 +167,12 @@ class _Ends:
         return [PodEnd(addresses=(address,))] if address is not None else []
 
     def _of_pods(self, party: Party) -> list[PodEnd]:
-        found = [
-            end for end in self._pods.values() if end.namespace == party.namespace and carries(end.labels, party.labels)
-        ]
-        if found:
-            return found
+        known = self._found.get(party)
+        if known is None:
+            some = self._spaces.get(party.namespace, ())
+            known = self._found[party] = [end for end in some if carries(end.labels, party.labels)]
+        if known:
+            return known
         end = self._stand_ins.get(party)
         if end is None:
             end = self._stand_ins[party] = PodEnd(

@@ -74,18 +74,25 @@ class ConnectPolicy(msgspec.Struct, frozen=True, kw_only=True):
 def policies(found: Flows, directory: Directory) -> list[ConnectPolicy]:
     """One for each workload whose sockets were seen, in order."""
     table: dict[tuple[Subject, bool], dict[Party, dict[PortRange, Evidence]]] = {}
+    spaces: dict[str, list[Subject]] = {}
+    for subject in found.subjects:
+        spaces.setdefault(subject.workload.namespace, []).append(subject)
     for key, evidence in found.seen.items():
         for subject, ingress, peer, port in [
             (key.subject, key.ingress, key.peer, key.port),
-            *_mirrored(key, found.subjects),
+            *_mirrored(key, spaces.get(key.peer.namespace, ())),
         ]:
             ports = table.setdefault((subject, ingress), {}).setdefault(_plain(peer), {})
             ports.setdefault(port, Evidence()).merge(evidence)
     names = _names(found)
+    resolvers: dict[str, list[ServiceFact]] = {}
+    for service in directory.services.values():
+        if _serves_names(service):
+            resolvers.setdefault(service.namespace, []).append(service)
     made = []
     for subject in sorted(found.subjects):
         egress = dict(table.get((subject, False), {}))
-        dns = _whole_dns(egress, directory)
+        dns = _whole_dns(egress, directory, resolvers)
         rules = _rules(egress, directory)
         rules += [ConnectRule(peer=RulePeer("name", name=name), ports=ports, evidence=evidence)
                   for name, (ports, evidence) in sorted(names.get(subject, {}).items())]  # fmt: skip
@@ -105,17 +112,18 @@ def _mirrored(key: FlowKey, subjects: Iterable[Subject]) -> Iterator[tuple[Subje
         return
     mine = Party("pods", key.subject.workload.namespace, "", key.subject.labels)
     for other in subjects:
-        if other.workload.namespace == key.peer.namespace and carries(dict(other.labels), key.peer.labels):
+        if carries(dict(other.labels), key.peer.labels):
             yield other, not key.ingress, mine, key.port
 
 
-def _whole_dns(egress: dict[Party, dict[PortRange, Evidence]], directory: Directory) -> bool:
+def _whole_dns(
+    egress: dict[Party, dict[PortRange, Evidence]], directory: Directory, resolvers: dict[str, list[ServiceFact]]
+) -> bool:
     """Whoever asks the cluster's DNS may do so over both protocols: answers that are too long come over TCP."""
     asks = False
     for peer, ports in egress.items():
-        services = [one for one in directory.services.values() if _serves_names(one) and one.namespace == peer.namespace
-                    and peer.kind == "pods" and _selects(one, peer, directory)]  # fmt: skip
-        for service in services:
+        some = resolvers.get(peer.namespace, ()) if peer.kind == "pods" else ()
+        for service in (one for one in some if carries(dict(peer.labels), tuple(one.selector.items()))):
             targets = [
                 found for protocol in ("UDP", "TCP") if (found := directory.target(service, _DNS, protocol)) is not None
             ]
@@ -130,12 +138,6 @@ def _whole_dns(egress: dict[Party, dict[PortRange, Evidence]], directory: Direct
 
 def _serves_names(service: ServiceFact) -> bool:
     return any(port.port == _DNS and port.protocol == "UDP" for port in service.ports) and bool(service.selector)
-
-
-def _selects(service: ServiceFact, peer: Party, directory: Directory) -> bool:
-    return peer.labels == tuple(sorted(service.selector.items())) or carries(
-        dict(peer.labels), tuple(service.selector.items())
-    )
 
 
 def _same(port: PortRange, target: PortRange) -> bool:
