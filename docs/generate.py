@@ -3,7 +3,7 @@
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), refusals.md (codes), metrics.md, topics.md (the topic table, msgpack layouts, checksums of
 the schemas that `hauberk topic schema` prints), and Grafana's dashboards (`hauberk.dashboards`). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks,
-docs/bus.md its table of faults from those in tests/.
+docs/bus.md its table of faults from those in tests/, docs/scaling.md its figures from benchmarks/sizing.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,18 @@ def faults(text: str) -> str:
     return f"{head}<!-- generated: faults -->\n{made}\n<!-- end -->\n{tail}"
 
 
+def scaling(text: str) -> str:
+    """docs/scaling.md with its tables computed again from what was measured."""
+    spec = spec_from_file_location("sizing", HERE.parent / "benchmarks/sizing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sizing = module_from_spec(spec)
+    spec.loader.exec_module(sizing)
+    head, rest = text.split("<!-- generated: sizing -->\n", 1)
+    tail = rest.split("<!-- end -->\n", 1)[1]
+    return f"{head}<!-- generated: sizing -->\n{sizing.tables(sizing.taken())}\n<!-- end -->\n{tail}"
+
+
 def pages() -> dict[Path, str]:
     """Every generated file and what it must hold."""
     from hauberk.dashboards import dashboards
@@ -282,7 +295,8 @@ def pages() -> dict[Path, str]:
     policies, limits = HERE / "policies.md", HERE.parent / "SECURITY.md"
     bus = HERE / "bus.md"
     made |= {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
-    return made | {bus: faults(bus.read_text())}
+    size = HERE / "scaling.md"
+    return made | {bus: faults(bus.read_text()), size: scaling(size.read_text())}
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every benchmark runs at a tiny scale, each in a process of its own, and every budget is one of a figure that exists."""
 
+import copy
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -15,7 +17,10 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-KERNEL = {"enforce", "flood", "idle", "latency", "memory", "new", "overhead", "rates", "start"}
+APART = {"kafka_alert", "recovery", "shares"}
+"""Groups that form and processes that are killed: half a minute each at any scale. `make bench` runs them; what they measured lies in
+sizing.json."""
+KERNEL = {"enforce", "flood", "idle", "kafka_alert", "latency", "memory", "new", "overhead", "rates", "start"}
 NONE = ("_lost", "_missing", "_undefined")
 """Counts that are wanted to be 0."""
 DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")
@@ -31,6 +36,16 @@ def lacks() -> str:
     if not any(Path(mount, "cgroup.procs").exists() for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")):
         return "needs cgroup v2"
     return "" if Path("/sys/fs/bpf").is_dir() else "needs BPF"
+
+
+@functools.cache
+def sizing() -> Any:
+    spec = importlib.util.spec_from_file_location("sizing", BENCHMARKS / "sizing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache
@@ -53,6 +68,8 @@ def figures(name: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_benchmark_runs_and_says_how(name: str) -> None:
+    if name in APART and not os.environ.get("HAUBERK_TEST_BENCH"):
+        pytest.skip(f"`make bench BENCH={name}` runs it, or HAUBERK_TEST_BENCH=1 this test")
     if name in KERNEL and (why := lacks()):
         pytest.skip(f"bench_{name} {why}")
     found = figures(name)
@@ -73,7 +90,7 @@ def test_a_benchmark_runs_and_says_how(name: str) -> None:
 def test_every_budget_is_of_a_figure_that_is_measured() -> None:
     if why := lacks():
         pytest.skip(f"figures of the live kernel: {why}")
-    measured = {title for name in FILES for title in figures(name)}
+    measured = {title for name in FILES if name not in APART for title in figures(name)} | sizing().taken().keys()
     budgets = json.loads((BENCHMARKS / "budgets.json").read_text())
     assert budgets.keys() <= measured, sorted(budgets.keys() - measured)
     for title, budget in budgets.items():
@@ -113,3 +130,25 @@ def test_a_throughput_is_held_to_a_ratio_where_its_budget_is_one() -> None:
     found = json.loads(done.stdout)
     assert found.keys() == {"a_ratio"}
     assert (found["a_ratio"]["value"], found["a_ratio"]["unit"], found["a_ratio"]["n"]) == (2.0, "x", 7)
+
+
+def test_sizes_follow_from_what_was_measured() -> None:
+    """Twice the cost of an event is twice the processors, twice the bytes twice the wire; docs/scaling.md is compared by test_docs."""
+
+    def cells(figures: dict[str, Any]) -> list[list[str]]:
+        lines = sizing().tables(figures).splitlines()
+        first = next(index for index, line in enumerate(lines) if line.startswith("| nodes"))
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[first + 2 : first + 6]]
+
+    before = sizing().taken()
+    after = copy.deepcopy(before)
+    for name in ("kafka_processors_1_paced_event_cpu", "kafka_wire_event"):
+        after[name]["value"] *= 2
+    rows = list(zip(cells(before), cells(after), strict=True))
+    assert [one[0] for one, _ in rows] == ["10", "50", "200", "1,000"]
+    old, new = (int(one[2].replace(",", "")) for one in rows[-1])
+    assert abs(new - 2 * old) <= 1
+    old_wire, new_wire = (float(one[4].split()[0].replace(",", "")) for one in rows[-1])
+    assert new_wire == pytest.approx(2 * old_wire, rel=0.02)
+    for one in before.values():
+        assert set(one) == {"value", "unit", "n", "how"}
