@@ -64,6 +64,12 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if os.getpid() == 1:
+        # The kernel drops a signal to the first process of a container while there is no handler: a stop during the imports would be
+        # waited out and end in SIGKILL. A verb that runs on sets its own.
+        import signal
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front door: help, wrong verbs, completion, start-up time."""
 
+import contextlib
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +81,29 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(f"{PROGRAM} --help | head -1", shell=True, capture_output=True, check=True)
     assert done.stderr == b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a process namespace: needs root")
+def test_the_first_process_of_a_container_can_be_stopped_before_a_verb_listens() -> None:
+    # `policy check` of a pipe that says nothing stands for any verb that has not got so far.
+    words = [
+        sys.executable,
+        "-c",
+        "from hauberk.cli import main; import sys; sys.exit(main(['policy', 'check', '-f', '-']))",
+    ]
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as outside:  # fmt: skip
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
+        try:
+            deadline = time.monotonic() + 60
+            while outside.poll() is None and time.monotonic() < deadline:
+                for child in children.read_text().split():
+                    # Before the interpreter runs our first line nothing can be heard: asked again until it is.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(child), signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    outside.wait(0.2)
+            assert outside.poll() == 128 + signal.SIGTERM
+        finally:
+            outside.kill()
