@@ -47,7 +47,7 @@ from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, EVEN
 NODES = 50
 RATE = 300
 """Events a second of each node while plans are timed: what two shared cores carry beside everything else."""
-RATES = (300, 500, 1000, 2000)
+RATES = (100, 200, 300, 500, 1000, 2000)
 """Events a second of each node that are tried; the last is what the sizing assumes."""
 UNTHROTTLED = msgspec.convert({"processor": {"throttle": {"max_alerts_per_second": 0}}}, Configuration)
 

@@ -33,12 +33,11 @@ MEASURED: Final = {
     "node: an event published, CPU": ("kafka_node_event_cpu",),
     "frame before compression": ("kafka_frame_event",),
     "on the wire and on the broker's disk": ("kafka_wire_event",),
-    "broker: a frame, its alert and summary, CPU": ("kafka_broker_frame_cpu",),
-    "processor: an event, CPU": ("kafka_processors_1_paced_event_cpu",),
+    "processor: an event, CPU": ("kafka_processor_event_cpu",),
+    "one processor as a process, an event, CPU: backlog, paced": ("kafka_processors_1_backlog_event_cpu", "kafka_processors_1_paced_event_cpu"),
     "two processors to one, CPU an event: backlog, paced": ("kafka_processors_2_to_1_backlog", "kafka_processors_2_to_1_paced"),
     "three processors to one, CPU an event: backlog, paced": ("kafka_processors_3_to_1_backlog", "kafka_processors_3_to_1_paced"),
     "busiest of three processors to an even share": ("kafka_shares_3",),
-    "sink: an alert taken and handed on, CPU": ("kafka_sink_alert_cpu",),
     "system call to alert, p50, p99": ("kafka_syscall_to_alert_same_p50", "kafka_syscall_to_alert_same_p99"),
     "the same for a new behaviour, p50, p99": ("kafka_syscall_to_alert_fresh_p50", "kafka_syscall_to_alert_fresh_p99"),
     "policy published to receipt, p50, p99": ("kafka_policy_to_receipt_p50", "kafka_policy_to_receipt_p99"),
@@ -47,7 +46,15 @@ MEASURED: Final = {
     "pause of alerts: processor stopped, killed": ("kafka_processor_ended_pause", "kafka_processor_killed_pause"),
     "pause of alerts: broker killed, from its return": ("kafka_broker_killed_pause",),
 }  # fmt: skip
-"""Row of the first table -> figures."""
+"""Row of the first table -> figures. A row of which something was not measured is left out."""
+NEEDED: Final = (
+    "_machine",
+    "kafka_node_frame_cpu",
+    "kafka_frame_event",
+    "kafka_wire_event",
+    "kafka_processor_event_cpu",
+)
+"""Without these there is no table."""
 
 
 def taken() -> dict[str, dict[str, Any]]:
@@ -64,6 +71,8 @@ def tables(figures: dict[str, dict[str, Any]]) -> str:
 def _measured(figures: dict[str, dict[str, Any]]) -> str:
     lines = ["| measured | figure | how |", "|---|---|---|"]
     for title, names in MEASURED.items():
+        if any(name not in figures for name in names):
+            continue
         found = [figures[name] for name in names]
         shown = ", ".join(_number(one["value"]) for one in found)
         lines.append(f"| {title} | {shown} {found[0]['unit']} | n = {found[0]['n']:,}; {found[-1]['how']} |")
@@ -74,8 +83,7 @@ def _sized(figures: dict[str, dict[str, Any]]) -> str:
     value = {name: one["value"] for name, one in figures.items()}
     publishing = FRAMES * value["kafka_node_frame_cpu"] / 1e6
     wire = EVENTS * value["kafka_wire_event"]
-    judging = EVENTS * value["kafka_processors_1_paced_event_cpu"] / 1e6
-    brokering = FRAMES * value["kafka_broker_frame_cpu"] / 1e6
+    judging = EVENTS * value["kafka_processor_event_cpu"] / 1e6
     each = FULL / judging
     hours = EVENTS_RAW.retention_hours
     minutes = SPOOL / (EVENTS * value["kafka_frame_event"]) / 60
@@ -83,13 +91,13 @@ def _sized(figures: dict[str, dict[str, Any]]) -> str:
         f"A node with {EVENTS:,} events a second in {FRAMES} frames, each {_number(judging * 100)} % of a core of a processor: one processor, "
         f"{FULL:.0%} busy, has {each:.0f} of them.",
         "",
-        f"| nodes | publishing, of a core of each | processors | broker, cores | on the wire | `events.raw`, {hours} h | partitions |",
-        "|---|---|---|---|---|---|---|",
+        f"| nodes | publishing, of a core of each | processors | on the wire | `events.raw`, {hours} h | partitions |",
+        "|---|---|---|---|---|---|",
     ]
     for nodes in FLEETS:
         processors = max(1, math.ceil(nodes / each))
         lines.append(
-            f"| {nodes:,} | {publishing:.1%} | {processors:,} | {_number(max(brokering * nodes, 0.1))} | {_number(wire * nodes / 1e6)} MB/s "
+            f"| {nodes:,} | {publishing:.1%} | {processors:,} | {_number(wire * nodes / 1e6)} MB/s "
             f"| {_number(wire * nodes * 3600 * hours / 1e9)} GB | {max(EVENTS_RAW.partitions, math.ceil(processors * 1.5))} |"
         )
     return "\n".join(lines) + (
@@ -110,12 +118,13 @@ def main(path: str) -> int:
     names = {"_machine", *held, *(name for row in MEASURED.values() for name in row)}
     before = taken() if TAKEN.exists() else {}
     made = {name: run.get(name, before.get(name)) for name in sorted(names)}
-    if absent := [name for name, one in made.items() if one is None]:
+    if absent := [name for name in NEEDED if made[name] is None]:
         print(
-            f"sizing: expected figures of every name, {path} lacks {', '.join(absent)}; run the benchmarks that measure them",
+            f"sizing: expected the figures of every needed name, {path} lacks {', '.join(absent)}; run `fleet`",
             file=sys.stderr,
         )
         return 1
+    made = {name: one for name, one in made.items() if one is not None}
     TAKEN.write_text(json.dumps(made, indent=1) + "\n")
     return 0
 

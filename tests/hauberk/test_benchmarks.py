@@ -142,13 +142,13 @@ def test_sizes_follow_from_what_was_measured() -> None:
 
     before = sizing().taken()
     after = copy.deepcopy(before)
-    for name in ("kafka_processors_1_paced_event_cpu", "kafka_wire_event"):
+    for name in ("kafka_processor_event_cpu", "kafka_wire_event"):
         after[name]["value"] *= 2
     rows = list(zip(cells(before), cells(after), strict=True))
     assert [one[0] for one, _ in rows] == ["10", "50", "200", "1,000"]
     old, new = (int(one[2].replace(",", "")) for one in rows[-1])
     assert abs(new - 2 * old) <= 1
-    old_wire, new_wire = (float(one[4].split()[0].replace(",", "")) for one in rows[-1])
+    old_wire, new_wire = (float(one[3].split()[0].replace(",", "")) for one in rows[-1])
     assert new_wire == pytest.approx(2 * old_wire, rel=0.02)
     for one in before.values():
         assert set(one) == {"value", "unit", "n", "how"}
