@@ -54,6 +54,8 @@ def _touched(one: Sighting) -> str:
             continue
         if zones.persistent(path):
             return "something that is run or believed later"
+        if zones.served(path):
+            return "a script where a web server runs it"
         if zones.code(path):
             return "a program or a library is changed"
         if behaviour.operation is Operation.CHMOD and len(behaviour.args) > 0 and behaviour.flags & 0o6000:

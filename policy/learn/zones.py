@@ -34,6 +34,10 @@ _PERSISTENT: Final = re.compile(
     r"|\.config/systemd/.*|\.config/autostart/.*)|/(?:usr/)?lib/systemd/.*"
 )
 _CODE: Final = re.compile(r"/(?:usr/)?(?:local/)?(?:s?bin|lib(?:32|64|x32)?|libexec)/.*|/boot/.*")
+_SERVED: Final = re.compile(
+    r"(?i)(?:/var/www|/srv/(?:www|http)|/usr/share/nginx|/usr/local/apache2/htdocs|/.*/(?:htdocs|public_html|webapps|wwwroot))/.*"
+    r"\.(?:php[0-9]?|phtml|phar|jspx?|jspf|war|aspx?|ashx|cgi|pl|py|rb|sh)"
+)
 TOOLS: Final = frozenset(
     [
         "nc",
@@ -142,3 +146,8 @@ def persistent(path: str) -> bool:
 def code(path: str) -> bool:
     """Where programs and libraries lie."""
     return _CODE.fullmatch(path) is not None
+
+
+def served(path: str) -> bool:
+    """Whether a web server would run it for whoever asks."""
+    return _SERVED.fullmatch(path) is not None

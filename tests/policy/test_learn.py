@@ -389,3 +389,23 @@ def test_what_a_container_was_started_with_is_learnt_from_one_instance() -> None
     assert [item.resource for item in found.apart] == ["/usr/bin/nc"]
     odd = only([seen(executed("/tmp/x", "/usr/bin/runc"))])
     assert [item.resource for item in odd.apart] == ["/tmp/x"], "not from a directory for temporary files"
+
+
+def test_a_script_put_where_a_web_server_runs_it_is_set_apart_until_a_second_instance_does() -> None:
+    put = opened("/var/www/html/shell.php", Access.WRITE | Access.CREATE)
+    once = only([seen(executed("/usr/bin/app")), seen(put)])
+    assert [(item.resource, item.reason) for item in once.apart] == [
+        ("/var/www/html/shell.php", "a script where a web server runs it")
+    ]
+    assert list(
+        TrainingReplay([only([seen(executed("/usr/bin/app")), seen(opened("/srv/x")), seen(put)]).document]).denied(
+            [seen(put)]
+        )
+    )
+    assert only([seen(executed("/usr/bin/app")), seen(put), seen(put, instance=2)]).apart == ()
+    fine = [
+        opened("/var/www/html/a.php"),
+        opened("/var/www/html/upload.jpg", Access.WRITE),
+        opened("/var/cache/a.php", Access.WRITE),
+    ]
+    assert only([seen(one) for one in fine]).apart == ()
