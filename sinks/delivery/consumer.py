@@ -33,6 +33,9 @@ from sinks.sink import Item, Sink
 
 _log = logging.getLogger("hauberk.sinks")
 
+_COMMIT_SECONDS = 0.5
+"""Least seconds between commits. Each is an fsync that the next alert waits for on its way to the bus; a kill repeats so much."""
+
 
 class Line(msgspec.Struct, frozen=True, gc=False):
     """An item and what it came in. Not a tuple: the garbage collector would walk thousands of them per batch."""
@@ -71,6 +74,7 @@ class SinkDelivery:
             settings=PumpSettings(
                 max_records=sink.limits.items,
                 max_wait=REST_SECONDS,
+                commit_seconds=_COMMIT_SECONDS,
                 retry=retry or Backoff(),
                 drain_seconds=drain_seconds,
                 # A formatter that trips over one alert trips again: found by halving, like a refusal.
