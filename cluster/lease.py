@@ -86,7 +86,8 @@ class LeaderLease:
                 for task in (working, keeping):
                     task.cancel()
                 await asyncio.gather(working, keeping, return_exceptions=True)
-                if self.held:
+                # Also after renewals that failed: what is ours on the server is given back, what is another's is left alone.
+                if self.holder in ("", self._me):
                     await self._give_back()
 
     async def _acquire(self) -> None:
@@ -122,7 +123,7 @@ class LeaderLease:
 
     async def _try(self) -> None:
         """Read, and write when it is ours or nobody's."""
-        self.held, was = False, self.held
+        was = self.held
         self._asked = time.monotonic()
         try:
             lease = _decode(await self._server.get(f"{self._path}/{self._name}"))
@@ -141,6 +142,7 @@ class LeaderLease:
             self._seen = (mark, time.monotonic())
         silent = time.monotonic() - self._seen[1]
         if self.holder not in ("", self._me) and silent < (spec.lease_duration_seconds or self._seconds):
+            self.held = False
             return
         if not (was and self.holder == self._me):
             spec.acquire_time, spec.lease_transitions = now, (spec.lease_transitions or 0) + 1

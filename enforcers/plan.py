@@ -108,6 +108,7 @@ class Planner:
         scopes: list[ScopePlan] = []
         refused = dict.fromkeys(self._left_out)
         policies: set[str] = set()
+        selected: dict[str, int] = {}
         # One refusal for each rule and reason: 500 containers with the same rule are one line for a person.
         seen: set[tuple[object, ...]] = set()
         living = [one for one in sorted(identities, key=lambda one: one.uid) if not one.ended and one.node == node]
@@ -117,6 +118,8 @@ class Planner:
         held: set[RuleRef] = set()
         for identity in living:
             scope = self.ruleset.scope(identity)
+            for policy in scope.policies:
+                selected[policy] = selected.get(policy, 0) + (identity.kind is Kind.CONTAINER)
             seen_as = watch.of(scope, identity)
             if isinstance(scope, DoubtfulScope) and identity.complete and self._chosen(identity):
                 # No runtime answered for it: what is chosen for the host's rules does not leave them by its name.
@@ -160,7 +163,7 @@ class Planner:
             node=node, generation=generation, digest=digest(made, *said), scopes=made, policies=tuple(sorted(policies)),
             created_ns=created_ns, refused=tuple(one for one in refused if not one.code.partial),
             partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
-            host_cgroups=said[2], linked_ns=linked,
+            host_cgroups=said[2], linked_ns=linked, selected=tuple(sorted(selected.items())),
         )  # fmt: skip
 
     def _of_pods(self, living: list[Identity], watch: Watch) -> Iterable[ScopePlan]:

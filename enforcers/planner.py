@@ -251,8 +251,8 @@ class PlannerEngine:
                 continue
             # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
             # by the record's time also while this was down; whoever applied them waits for a receipt.
-            same = old and (old.digest, old.refused, old.partial, old.policies, old.held) == (
-                plan.digest, plan.refused, plan.partial, plan.policies, "",
+            same = old and (old.digest, old.refused, old.partial, old.policies, old.selected, old.held) == (
+                plan.digest, plan.refused, plan.partial, plan.policies, plan.selected, "",
             )  # fmt: skip
             if (
                 old

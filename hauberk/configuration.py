@@ -42,6 +42,7 @@ SECTIONS: Final = (
     "planner",
     "enforcement",
     "cluster",
+    "cluster_status",
     "postures",
     "sinks",
     "spool",

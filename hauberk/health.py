@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from enforcers.agent import Enforcement
-    from hauberk.stages import PlannerPart, StagePart
+    from hauberk.stages import ClusterPart, PlannerPart, StagePart
     from hauberk.supervision import Supervision
     from processors.engine import Processor
     from sensors.containers.inventory import NodeInventory
-    from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
 
 Checks = Callable[[], Mapping[str, str]]
@@ -88,13 +87,15 @@ def of_planner(part: PlannerPart) -> Checks:
     return checks
 
 
-def of_cluster(part: StagePart[ClusterWatch]) -> Checks:
+def of_cluster(part: ClusterPart) -> Checks:
     """Every kind is listed and on the bus, or another replica works. A kind that cannot be followed is not ready."""
 
     def checks() -> dict[str, str]:
         engine = part.engine
         if engine.problems:
             return {"cluster": engine.problems[0]}
+        if part.teller is not None and part.teller.problem and not engine.standing_by:
+            return {"cluster": part.teller.problem}
         return {} if engine.ready else {"cluster": "objects of the cluster are not on the bus yet"}
 
     return checks

@@ -40,11 +40,12 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sensors.node.agent import AgentStats as SensorStats
     from sensors.node.rings import RingStats
     from sinks.delivery.stats import DeliveryStats, SyslogStats
+    from sinks.kubernetes.teller import TellerStats
     from sinks.listener import ListenerStats
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip

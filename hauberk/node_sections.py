@@ -32,6 +32,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     planner: Any = None
     enforcement: EnforceSettings = EnforceSettings()
     cluster: Any = None
+    cluster_status: Any = None
     postures: Any = None
     sinks: Any = None
     spool: SpoolSettings = SpoolSettings()

@@ -6,22 +6,16 @@ have said is counted apart. What `get policies` and `describe policy` show. Read
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from schemas.alerted_policy import whose
 from schemas.decoding import decoder
 from schemas.errors import DecodeError
 
 if TYPE_CHECKING:
     from schemas.rules import Policy
-
-_KINDS: Final = {
-    "MatchedHostPolicy": ("KubeArmorHostPolicy",),
-    "MatchedNetworkPolicy": ("KubeArmorNetworkPolicy",),
-    "MatchedPolicy": ("KubeArmorPolicy", "KubeArmorClusterPolicy"),
-    "SystemEvent": ("KubeArmorPolicy", "KubeArmorClusterPolicy", "KubeArmorHostPolicy", "KubeArmorNetworkPolicy"),
-}
 
 
 class RuleHits(msgspec.Struct, kw_only=True):
@@ -94,7 +88,7 @@ def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, Poli
         except DecodeError:
             # `get alerts` says which; a record that is none was nobody's hit.
             continue
-        key = _whose(told, named)
+        key = whose(told.Type, told.PolicyName, told.NamespaceName, named)
         if not key:
             continue
         mine = found[key]
@@ -109,11 +103,3 @@ def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, Poli
                 one.hits += told.Count
             one.last = max(one.last, told.UpdatedTime)
     return found
-
-
-def _whose(told: _Told, named: dict[tuple[str, str], list[tuple[str, str]]]) -> str:
-    """The key of the policy an alert names. Alerts carry no kind: the type of the alert and the namespace tell."""
-    for kind in _KINDS.get(told.Type, ()):
-        if own := named.get((kind, told.PolicyName)):
-            return next((key for namespace, key in own if namespace == told.NamespaceName), own[0][1])
-    return ""

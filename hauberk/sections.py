@@ -20,6 +20,7 @@ from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.kubernetes.settings import ClusterSettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
+from sinks.kubernetes.settings import ClusterStatusSettings
 from sinks.registry import SinkSettings
 from sinks.web.page import PageSettings
 
@@ -54,6 +55,10 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cluster: Annotated[
         ClusterSettings, Meta(description="The Kubernetes cluster that `hauberk cluster` watches.", examples=[{}])
     ] = ClusterSettings()
+    cluster_status: Annotated[
+        ClusterStatusSettings,
+        Meta(description="What `hauberk cluster` tells the cluster of its policies.", examples=[{}]),
+    ] = ClusterStatusSettings()
     postures: Annotated[
         PostureSettings, Meta(description="Default postures and visibility, for processors and planner.", examples=[{}])
     ] = PostureSettings()

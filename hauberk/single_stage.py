@@ -204,9 +204,11 @@ async def run_cluster(given: argparse.Namespace) -> int:
     async def build(start: Starting[Configuration]) -> Built:
         bus, settings, opened, _, _ = start
         server = await opened.enter_async_context(connected(settings.cluster.server))
-        watching = stages.cluster(bus, server, settings)
+        watching = stages.ClusterPart(bus, server, settings)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [("cluster", watching.engine.stats)])
+        if (teller := watching.teller) is not None:
+            exposure.collect(lambda: [("cluster_status", teller.stats)])
         exposure.ready_when(health.of_cluster(watching))
         return [("cluster", watching.stage)], exposure
 

@@ -286,22 +286,30 @@ def planner(bus: Bus, configuration: Configuration) -> PlannerPart:
     return PlannerPart(bus, lambda: PlannerEngine(bus, configuration.planner))
 
 
-def cluster(bus: Bus, server: Server, configuration: Configuration) -> StagePart[ClusterWatch]:
-    """A cluster watched; facts and policies out."""
-    from policy.parse import parse
-    from sensors.kubernetes.watch import ClusterWatch
+class ClusterPart(StagePart["ClusterWatch"]):
+    """The watch of a cluster; `teller`: what the cluster is told, by the replica that works. None where that is off."""
 
-    def check(document: bytes) -> tuple[str, ...]:
-        parsed = parse(document, "policy")
-        errors = [one for one in parsed.diagnostics if one.level == "error"]
-        return tuple(
-            f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
-        )
+    def __init__(self, bus: Bus, server: Server, configuration: Configuration) -> None:
+        from policy.parse import parse
+        from sensors.kubernetes.watch import ClusterWatch
+        from sinks.kubernetes.teller import Teller
 
-    async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
-        await unless(stop, engine.run())
+        def check(document: bytes) -> tuple[str, ...]:
+            parsed = parse(document, "policy")
+            errors = [one for one in parsed.diagnostics if one.level == "error"]
+            return tuple(
+                f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
+            )
 
-    return StagePart(lambda: ClusterWatch(bus, server, configuration.cluster, check), work)
+        status = configuration.cluster_status
+        telling = status.enabled and configuration.cluster.policies
+        self.teller = Teller(bus, server, status) if telling else None
+        beside = [] if self.teller is None else [self.teller.run]
+
+        async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
+            await unless(stop, engine.run())
+
+        super().__init__(lambda: ClusterWatch(bus, server, configuration.cluster, check, beside), work)
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

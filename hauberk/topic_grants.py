@@ -24,6 +24,7 @@ def groups(settings: KafkaSettings, processors: str) -> dict[Role, Sequence[Cons
     return {
         Role.PROCESSOR: (ConsumerGroup(settings.prefix + processors),),
         Role.PLANNER: (ConsumerGroup(settings.prefix + "planners"),),
+        Role.CLUSTER: (ConsumerGroup(settings.prefix + "cluster"),),
         Role.SINK: (ConsumerGroup(settings.prefix + "sink.", prefixed=True),),
     }
 

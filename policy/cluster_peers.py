@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, decode
+from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, PolicyFact, ServiceFact, decode
 from schemas.identity import Owner
 
 _WORDS: Final = {PodFact: "pod", ServiceFact: "svc", NodeFact: "node"}
@@ -65,7 +65,7 @@ class ClusterPeers:
         held = self._held.get(_normal(address))
         if not held:
             return None
-        had = [one for one in held.values() if not isinstance(one, EndpointsFact | NamespaceFact)]
+        had = [one for one in held.values() if not isinstance(one, EndpointsFact | NamespaceFact | PolicyFact)]
         found = [one for one in had if at is None or one.started <= at < _until(one)]
         if not found:
             return self._behind(held) if not had else None
@@ -99,7 +99,9 @@ class ClusterPeers:
 
 
 def _addresses(fact: Fact) -> tuple[str, ...]:
-    return () if isinstance(fact, NamespaceFact) else tuple({_normal(address) for address in fact.addresses})
+    return (
+        () if isinstance(fact, NamespaceFact | PolicyFact) else tuple({_normal(address) for address in fact.addresses})
+    )
 
 
 def _until(fact: PodFact | NodeFact | ServiceFact) -> float:

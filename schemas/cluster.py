@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cluster says of itself: facts of pods, namespaces, nodes, services and their endpoints, as `cluster.v1` carries them.
+"""What a cluster says of itself: facts of pods, namespaces, nodes, services, their endpoints and policies, as `cluster.v1` carries them.
 
 A fact is written by one role alone (`cluster`), so that no node can say what labels the pods of another have. Facts of an object
 have one key for its whole life; the tombstone comes when the object is gone, of a pod some hours later: until then `ended` says
@@ -8,12 +8,13 @@ since when its addresses may be another's. `policy.cluster_facts` joins facts to
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Annotated, cast
 
 import msgspec
 
-from schemas.decoding import Port, Word, decoder
+from schemas.decoding import Count, Port, Word, decoder
 from schemas.identity import Owner
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -113,7 +114,36 @@ class EndpointsFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, 
         return f"endpoints/{self.namespace}/{self.name}".encode()
 
 
-Fact = PodFact | NamespaceFact | NodeFact | ServiceFact | EndpointsFact
+class PolicyFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="policy"):
+    """A policy that is an object of the cluster. `errors`: why it is not applied, each with the path of its field; `document`: mark of the
+    document that is, "" for none; `owner`: who else has a policy of that name in force, so that the object has no effect."""
+
+    kind: Named
+    namespace: Word = ""
+    name: Named
+    uid: Word = ""
+    generation: Count = 0
+    errors: tuple[Text, ...] = ()
+    document: Word = ""
+    owner: Word = ""
+
+    @property
+    def policy(self) -> str:
+        """Its key on `policies.v1`."""
+        return f"{self.kind}/{self.namespace}/{self.name}"
+
+    @property
+    def key(self) -> bytes:
+        """The record key on `cluster.v1`."""
+        return f"policy/{self.policy}".encode()
+
+
+def document_mark(document: bytes) -> str:
+    """What tells one document of a policy from another."""
+    return hashlib.sha256(document).hexdigest()[:32]
+
+
+Fact = PodFact | NamespaceFact | NodeFact | ServiceFact | EndpointsFact | PolicyFact
 
 encode = msgspec.msgpack.Encoder(order="deterministic").encode
 """Bytes of a fact; the same for the same fact, so that what did not change need not be published."""

@@ -86,6 +86,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     linked_ns: Nanoseconds = 0
     """The bus's time of the newest policy whose paths were looked up on the node before this plan was made, Unix ns."""
     partial: tuple[Refusal, ...] = ()
+    selected: tuple[tuple[str, Count], ...] = ()
+    """Key of each policy that is for something of this node, and how many of its containers it is for; 0: for the host alone."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -127,6 +129,25 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One for each backend that the settings name; none from a version before it."""
 
 
+class PlanHead(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The beginning of a plan without its rules, for who only asks what it is of."""
+
+    node: Name
+    generation: Count
+    digest: str
+    scopes: msgspec.Raw
+    policies: tuple[str, ...] = ()
+    created_ns: Nanoseconds = 0
+    refused: msgspec.Raw = msgspec.Raw()
+    host_visibility: Bits = -1
+    new_visibility: Bits = -1
+    host_cgroups: msgspec.Raw = msgspec.Raw()
+    held: str = ""
+    linked_ns: Nanoseconds = 0
+    partial: msgspec.Raw = msgspec.Raw()
+    selected: tuple[tuple[str, Count], ...] = ()
+
+
 def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:
     """Content hash of a plan: equal scopes in equal order give equal digests. `watch`: what else it says of visibility."""
     return hashlib.sha256(_encode((scopes, watch))).hexdigest()[:32]
@@ -134,6 +155,7 @@ def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_plan = decoder(Plan, "an enforcement plan")
+_decode_head = decoder(PlanHead, "an enforcement plan")
 _decode_receipt = decoder(Receipt, "an enforcement receipt")
 encode = _encode
 
@@ -141,6 +163,11 @@ encode = _encode
 def decode_plan(data: bytes) -> Plan:
     """The plan in `data`; DecodeError when it is not one."""
     return _decode_plan(data)
+
+
+def decode_plan_head(data: bytes) -> PlanHead:
+    """What the plan in `data` is of; DecodeError when it is none."""
+    return _decode_head(data)
 
 
 def decode_receipt(data: bytes) -> Receipt:

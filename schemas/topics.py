@@ -96,7 +96,7 @@ POLICIES = Topic(
     writers=(Role.CLI, Role.CLUSTER), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
 CLUSTER = Topic(
-    name="cluster", key="kind/uid or name", value="fact of a pod, namespace, node or service; tombstone when it is gone",
+    name="cluster", key="kind/uid or name", value="fact of a pod, namespace, node, service, its endpoints or a policy object; tombstone when it is gone",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
     writers=(Role.CLUSTER,), readers=(Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
@@ -109,7 +109,7 @@ TELEMETRY = Topic(
 ALERTS = Topic(
     name="alerts", key="workload", value="one alert, KubeArmor field names",
     content_type=JSON, cleanup=Cleanup.DELETE, retention_hours=168, partitions=6,
-    writers=(Role.PROCESSOR, Role.NODE, Role.PLANNER, Role.SINK, Role.CLUSTER), readers=(Role.SINK, Role.CLI),
+    writers=(Role.PROCESSOR, Role.NODE, Role.PLANNER, Role.SINK, Role.CLUSTER), readers=(Role.SINK, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
 SUMMARIES = Topic(
     name="summaries", key="workload and bucket", value="counts per behaviour in one time bucket",
@@ -119,13 +119,13 @@ SUMMARIES = Topic(
 ENFORCEMENT_DESIRED = Topic(
     name="enforcement.desired", key="node", value="full plan with generation and content hash",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writers=(Role.PLANNER,), readers=(Role.NODE, Role.PLANNER, Role.PROCESSOR, Role.CLI, Role.ADMIN),
+    writers=(Role.PLANNER,), readers=(Role.NODE, Role.PLANNER, Role.PROCESSOR, Role.CLUSTER, Role.CLI, Role.ADMIN),
     record_bytes=8 << 20,
 )  # fmt: skip
 ENFORCEMENT_STATUS = Topic(
     name="enforcement.status", key="node", value="receipt: generation applied, refused rules with reasons, backend",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writers=(Role.NODE, Role.ADMIN), readers=(Role.SINK, Role.CLI, Role.ADMIN),
+    writers=(Role.NODE, Role.ADMIN), readers=(Role.SINK, Role.CLUSTER, Role.CLI, Role.ADMIN),
     record_bytes=8 << 20,
 )  # fmt: skip
 PROGRESS = Topic(

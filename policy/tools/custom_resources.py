@@ -36,10 +36,18 @@ _STATUS: Final[dict[str, Any]] = {
     "properties": {
         "status": {"type": "string", "description": "One word: `InForce`, `Partial`, `Refused`, `Waiting` or `NoEffect`."},
         "observedGeneration": {"type": "integer", "format": "int64", "description": "Generation that this is about."},
-        "nodes": {"type": "integer", "description": "Nodes that answered for it."},
+        "nodes": {"type": "integer", "description": "Nodes it is for."},
         "containers": {"type": "integer", "description": "Containers it selects."},
         "errors": {"type": "array", "items": {"type": "string"}, "description": "Why it has no effect, with the field's path."},
-        "refused": {"type": "array", "items": {"type": "string"}, "description": "Rules that a node could not hold, and why."},
+        "refused": {"type": "array", "items": {"type": "string"}, "description": "Rules that a node could not hold, or not whole, and why."},
+        "hits": {
+            "type": "object", "description": "Operations that alerts of the policy told of.",
+            "properties": {
+                "blocked": {"type": "integer", "format": "int64"}, "audited": {"type": "integer", "format": "int64"},
+                "suppressed": {"type": "integer", "format": "int64", "description": "Throttled: only their number is known."},
+                "last": {"type": "string", "nullable": True, "description": "Time of the newest."},
+            },
+        },
         "conditions": {
             "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
             "items": {
@@ -58,6 +66,14 @@ _COLUMNS: Final = [
     {"name": "Status", "type": "string", "jsonPath": ".status.status"},
     {"name": "Nodes", "type": "integer", "jsonPath": ".status.nodes", "priority": 10},
     {"name": "Containers", "type": "integer", "jsonPath": ".status.containers", "priority": 10},
+    {"name": "Blocked", "type": "integer", "jsonPath": ".status.hits.blocked", "priority": 10},
+    {"name": "Audited", "type": "integer", "jsonPath": ".status.hits.audited", "priority": 10},
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="InForce")].message',
+        "priority": 10,
+    },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
 

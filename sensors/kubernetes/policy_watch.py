@@ -3,21 +3,23 @@
 
 Who put a policy there is in its record's header `owner`. What `hauberk apply` put there is left alone, and the object of that
 name is told to have no effect; an object that is no valid policy is told with its errors, and what was valid before stays in
-force. Only an object that a whole list or a watch says is gone takes its policy along. Neighbours: `published`, and
-`hauberk.verbs.apply`, which keeps its hands off what the cluster owns.
+force. Only an object that a whole list or a watch says is gone takes its policy along. Each object also is a fact (`PolicyFact`):
+what the cluster is told of it (`sinks.kubernetes`) hangs on that. Neighbours: `published`, and `hauberk.verbs.apply`, which keeps its
+hands off what the cluster owns.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from bus.contract import Record
 from bus.follow import Changes
 from cluster.reflector import Apply, Resource
+from schemas.cluster import PolicyFact, document_mark, encode
 from schemas.policy_owner import CLUSTER_OWNER, OWNER, owner_of
 from sensors.kubernetes.published import Published
 
@@ -40,26 +42,31 @@ Check = Callable[[bytes], tuple[str, ...]]
 """Errors of a policy as JSON, each with the path of its field; none when it is valid."""
 
 
-class PolicyRefusal(msgspec.Struct, frozen=True):
-    """An object without effect. `errors`: why; `generation`: of the object they are about."""
-
-    errors: tuple[str, ...]
-    generation: int = 0
+MOST_ERRORS: Final = 50
+"""Errors of one object that are told; by feel, nobody mends more at once."""
 
 
 class PolicyWatch:
-    """`applies`: what each reflector is to call; `follow`: what the bus says of policies. `refused`: objects without effect, by key."""
+    """`applies`: what each reflector is to call; `follow`: what the bus says of policies. `published`: the policies; `facts`: where each
+    object is told."""
 
-    def __init__(self, published: Published, check: Check) -> None:
+    def __init__(self, published: Published, facts: Published, check: Check) -> None:
         self._published = published
+        self._facts = facts
         self._check = check
+        self._objects: dict[bytes, PolicyFact] = {}
+        self._marks: dict[bytes, str] = {}
         self._documents: dict[bytes, bytes] = {}
         self._foreign: dict[bytes, str] = {}
-        self.refused: dict[bytes, PolicyRefusal] = {}
 
     @property
     def applies(self) -> list[tuple[Resource, Apply]]:
         return [(resource, self._changed(KINDS[resource.name])) for resource in RESOURCES]
+
+    @property
+    def refused(self) -> int:
+        """Objects that are no valid policy."""
+        return sum(bool(one.errors) for one in self._objects.values())
 
     @property
     def foreign(self) -> int:
@@ -77,6 +84,9 @@ class PolicyWatch:
             self._foreign.clear()
         for _, record in changes.records:
             self._owned(record)
+        if changes.whole:
+            for key in self._objects:
+                self._tell(key)
 
     def _owned(self, record: Record) -> None:
         key = record.key
@@ -89,58 +99,77 @@ class PolicyWatch:
                             key.decode("utf-8", "replace"), owner)  # fmt: skip
         elif self._foreign.pop(key, None) is not None and key in self._documents:
             self._published.put(key, self._documents[key])
+        self._tell(key)
 
     def _changed(self, kind: str) -> Apply:
         def apply(whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
             seen: set[bytes] = set()
             for there, raw in changes:
-                key, document, generation = _document(kind, raw)
+                key, document, meta = _document(kind, raw)
                 seen.add(key)
                 if there:
-                    self._put(key, document, generation)
+                    self._put(kind, key, document, meta)
                 else:
                     self._remove(key)
             if whole:
-                mine = self._published.keys(f"{kind}/".encode()) | {
-                    key for key in self._documents.keys() | self.refused.keys() if key.startswith(f"{kind}/".encode())
-                }
+                prefix = f"{kind}/".encode()
+                mine = self._published.keys(prefix) | {key for key in self._objects if key.startswith(prefix)}
+                mine |= {key.removeprefix(b"policy/") for key in self._facts.keys(b"policy/" + prefix)}
                 for key in mine - seen:
                     self._remove(key)
 
         return apply
 
-    def _put(self, key: bytes, document: bytes, generation: int) -> None:
-        errors = self._check(document)
-        if errors:
-            if key not in self.refused or self.refused[key].errors != errors:
+    def _put(self, kind: str, key: bytes, document: bytes, meta: dict[str, Any]) -> None:
+        known, mark = self._objects.get(key), document_mark(document)
+        if known is not None and self._marks[key] == mark:
+            # Its status was written, by us as a rule: what it says is as it was.
+            errors = known.errors
+        else:
+            errors = tuple(one[:1024] for one in self._check(document)[:MOST_ERRORS])
+            if errors and (known is None or known.errors != errors):
                 log.warning(
                     "policy %s of the cluster is not applied: %s", key.decode("utf-8", "replace"), "; ".join(errors)
                 )
-            self.refused[key] = PolicyRefusal(errors, generation)
+        self._marks[key] = mark
+        self._objects[key] = PolicyFact(
+            kind=kind, namespace=meta.get("namespace", ""), name=meta["name"], uid=meta.get("uid", ""),
+            generation=meta.get("generation", 0), errors=errors,
+        )  # fmt: skip
+        if not errors:
+            self._documents[key] = document
+            if key not in self._foreign:
+                self._published.put(key, document)
+        self._tell(key)
+
+    def _tell(self, key: bytes) -> None:
+        """Strictly after its policy was put: the fact says which document is meant to be in force."""
+        known = self._objects.get(key)
+        if known is None:
             return
-        self.refused.pop(key, None)
-        self._documents[key] = document
-        if key not in self._foreign:
-            self._published.put(key, document)
+        document = self._documents.get(key)
+        fact = msgspec.structs.replace(
+            known, document="" if document is None else document_mark(document), owner=self._foreign.get(key, "")
+        )
+        self._facts.put(fact.key, encode(fact))
 
     def _remove(self, key: bytes) -> None:
-        self.refused.pop(key, None)
+        self._objects.pop(key, None)
+        self._marks.pop(key, None)
         self._documents.pop(key, None)
+        self._facts.put(b"policy/" + key, None)
         if key not in self._foreign:
             self._published.put(key, None)
 
 
-def _document(kind: str, raw: msgspec.Raw) -> tuple[bytes, bytes, int]:
-    """Key, document and generation. The document is what the author wrote: no managed fields, no status, no uid."""
+def _document(kind: str, raw: msgspec.Raw) -> tuple[bytes, bytes, dict[str, Any]]:
+    """Key, document and metadata. The document is what the author wrote: no managed fields, no status, no uid."""
     found = msgspec.json.decode(raw)
-    meta = {name: value for name, value in found.get("metadata", {}).items() if name in KEPT}
+    all_of = found.get("metadata", {})
+    meta = {name: value for name, value in all_of.items() if name in KEPT}
     meta["annotations"] = {name: value for name, value in (meta.get("annotations") or {}).items() if name != _APPLIED}
     if not meta["annotations"]:
         del meta["annotations"]
     document = {"apiVersion": GROUP, "kind": kind, "metadata": meta, "spec": found.get("spec", {})}
     name = f"{kind}/{meta.get('namespace', '')}/{meta.get('name', '')}"
-    return (
-        name.encode(),
-        msgspec.json.encode(document, order="deterministic"),
-        found.get("metadata", {}).get("generation", 0),
-    )
+    return name.encode(), msgspec.json.encode(document, order="deterministic"), all_of

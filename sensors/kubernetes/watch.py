@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from bus.contract import Bus
@@ -26,18 +26,23 @@ from sensors.kubernetes.published import Published
 from sensors.kubernetes.settings import ClusterSettings
 from sensors.kubernetes.stats import ClusterStats
 
+Beside = Callable[[], Coroutine[Any, Any, None]]
 _SWEEP: Final = 60.0
 """Seconds between looks for facts whose time is over."""
 
 
 class ClusterWatch:
-    """`run` until cancelled. `ready`: everything the cluster has was on the bus once, or this replica stands by."""
+    """`run` until cancelled. `ready`: everything the cluster has was on the bus once, or this replica stands by. `beside`: what else
+    the replica that works does, each until cancelled."""
 
-    def __init__(self, bus: Bus, server: Server, settings: ClusterSettings, check: Check) -> None:
+    def __init__(
+        self, bus: Bus, server: Server, settings: ClusterSettings, check: Check, beside: Sequence[Beside] = ()
+    ) -> None:
         self._bus = bus
         self._server = server
         self._settings = settings
         self._check = check
+        self._beside = beside
         self._begin()
         lease = settings.lease
         me = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
@@ -50,7 +55,7 @@ class ClusterWatch:
         settings = self._settings
         self._ended = EndedPods(self._facts, settings.ended_hours * 3600, settings.ended_most)
         self._facts_watch = FactsWatch(self._facts, self._ended)
-        self.policies = PolicyWatch(self._policies, self._check)
+        self.policies = PolicyWatch(self._policies, self._facts, self._check)
         applies = self._facts_watch.applies + (self.policies.applies if self._settings.policies else [])
         self._reflected = [(Reflector(self._server, resource), apply) for resource, apply in applies]
 
@@ -73,6 +78,7 @@ class ClusterWatch:
             await _either(follower.ready.wait(), tasks)
             tasks += [asyncio.create_task(one.run()) for one in (self._facts, self._policies)]
             tasks.append(asyncio.create_task(self._sweep()))
+            tasks += [asyncio.create_task(work()) for work in self._beside]
             for reflector, apply in self._reflected:
                 tasks.append(asyncio.create_task(reflector.run(apply)))
                 if reflector is self._reflected[0][0] or reflector is self._reflected[1][0]:
@@ -119,7 +125,7 @@ class ClusterWatch:
             removed=self._facts.removed + self._policies.removed, unchanged=self._facts.unchanged,
             undecoded=self._facts_watch.undecoded, waiting=self._facts.waiting + self._policies.waiting,
             unpublished=self._facts.refused + self._policies.refused,
-            policies=self.policies.in_force, refused_policies=len(self.policies.refused),
+            policies=self.policies.in_force, refused_policies=self.policies.refused,
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
             ended_pods=len(self._ended), dropped_pods=self._ended.dropped,
         )  # fmt: skip

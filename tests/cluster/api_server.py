@@ -13,9 +13,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -190,6 +193,18 @@ class ApiServer:
         """Write the status of an object, as a kubelet does."""
         patch = msgspec.json.encode({"status": status}).decode()
         self.kubectl("patch", kind, name, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+
+    def get(self, path: str, token: str = "admin") -> Any:
+        """An object as JSON; {} when it is not there. A fifth of what kubectl costs, for tests that poll."""
+        trusted = ssl.create_default_context(cafile=str(self.directory / "certs/apiserver.crt"))
+        asked = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(asked, timeout=30, context=trusted) as answer:
+                return msgspec.json.decode(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return {}
 
     def log(self, name: str) -> str:
         """The end of what a process wrote."""

@@ -13,6 +13,7 @@ import pytest
 from cluster.lease import LeaderLease
 from cluster.server import connected
 from cluster.settings import ServerSettings
+from schemas.errors import Unavailable
 
 pytestmark = pytest.mark.kubernetes
 
@@ -78,4 +79,25 @@ async def test_a_silent_holder_is_replaced_and_stops_by_itself(api_server: Any, 
         assert not overlapped
         assert not first.working
         await first.end()
+        await second.end()
+
+
+async def test_a_holder_that_ends_while_renewals_fail_gives_it_back(api_server: Any, until: Callable[..., Any]) -> None:
+    """Who stops in a bad moment must not make the next one wait for its silence."""
+    async with connected(ServerSettings(kubeconfig=str(api_server.kubeconfig()))) as server:
+        first = Replica(server, "fails", "first", 30.0)
+        await until(lambda: first.working)
+        get = server.get
+        failed = asyncio.Event()
+
+        async def fail(*_: Any, **__: Any) -> bytes:
+            failed.set()
+            raise Unavailable("away for a moment")
+
+        server.get = fail  # type: ignore[method-assign]
+        await asyncio.wait_for(failed.wait(), 30)
+        server.get = get  # type: ignore[method-assign]
+        await first.end()
+        second = Replica(server, "fails", "second", 30.0)
+        await until(lambda: second.working, 10.0)
         await second.end()

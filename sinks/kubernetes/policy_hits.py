@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts counted per policy of the cluster, and what of them is an Event: many blocked operations in one window; pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import msgspec
+
+from schemas.alerted_policy import whose
+from schemas.decoding import Count as Number
+from schemas.decoding import decoder
+from sinks.kubernetes.policy_status import Hits
+
+
+class _Alerted(msgspec.Struct):
+    """The fields of an alert that are needed here."""
+
+    PolicyName: str = ""
+    NamespaceName: str = ""
+    PodName: str = ""
+    HostName: str = ""
+    ProcessName: str = ""
+    Operation: str = ""
+    Resource: str = ""
+    Type: str = ""
+    Mode: str = ""
+    Action: str = ""
+    UpdatedTime: str = ""
+    Count: Number = 1
+    Suppressed: Number = 0
+
+
+_alerted = decoder(_Alerted, "an alert", msgspec.json)
+
+
+class BlockStorm(msgspec.Struct):
+    """Blocked operations of one policy in one window. `where`: pod or node -> how many; `example`: one of them in words."""
+
+    blocked: int = 0
+    where: Counter[str] = msgspec.field(default_factory=Counter)
+    example: str = ""
+
+    @property
+    def sentence(self) -> str:
+        most = ", ".join(f"{name} ({many})" for name, many in self.where.most_common(3))
+        more = f" and {len(self.where) - 3} more" if len(self.where) > 3 else ""
+        return f"blocked {self.blocked} operations, of {most}{more}; one of them: {self.example}"
+
+
+class AlertCounts:
+    """`take` each alert; `hits` by the key of the policy. `storms` hands out the window that is over and begins the next."""
+
+    def __init__(self) -> None:
+        self.hits: dict[str, Hits] = {}
+        self._storms: dict[str, BlockStorm] = {}
+        self._named: dict[tuple[str, str], list[tuple[str, str]]] = {}
+
+    def know(self, keys: Collection[str]) -> None:
+        """The policies that are objects of the cluster; others are not counted."""
+        self._named = {}
+        for key in keys:
+            kind, namespace, name = key.split("/", 2)
+            self._named.setdefault((kind, name), []).append((namespace, key))
+        for gone in self.hits.keys() - set(keys):
+            del self.hits[gone]
+
+    def take(self, value: bytes) -> str:
+        """Count one alert; the key of its policy, "" when it is of none that is known. Raises DecodeError."""
+        one = _alerted(value)
+        key = whose(one.Type, one.PolicyName, one.NamespaceName, self._named)
+        if not key or one.Mode == "shadow":
+            return ""
+        mine = self.hits.setdefault(key, Hits())
+        if one.Type == "SystemEvent":
+            # The end of a silence says how many were throttled, not by which action.
+            mine.suppressed += one.Suppressed
+            return key
+        many = one.Count + one.Suppressed
+        mine.last = max(mine.last, one.UpdatedTime)
+        if one.Action != "Block":
+            mine.audited += many
+            return key
+        mine.blocked += many
+        storm = self._storms.setdefault(key, BlockStorm())
+        storm.blocked += many
+        storm.where[one.PodName or one.HostName or "unknown"] += many
+        if not storm.example:
+            storm.example = f"{one.ProcessName} {one.Operation} {one.Resource}"[:512]
+        return key
+
+    def storms(self, least: int) -> dict[str, BlockStorm]:
+        """Windows of at least so many blocked operations."""
+        over, self._storms = self._storms, {}
+        return {key: one for key, one in over.items() if one.blocked >= least}

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of what the cluster is told: section `cluster_status`. Neighbours: `teller` (who works by them)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+
+class ClusterStatusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Status of policy objects, and Events about them."""
+
+    enabled: Annotated[
+        bool, msgspec.Meta(description="Write the status of policies that are objects of the cluster.", examples=[True])
+    ] = True
+    events: Annotated[bool, msgspec.Meta(description="Write Events about them too.", examples=[True])] = True
+    writes_per_second: Annotated[
+        float, msgspec.Meta(gt=0, le=10_000, description="Most writes to the API server a second.", examples=[20.0])
+    ] = 20.0
+    hits_seconds: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, le=86_400, examples=[60.0],
+            description="Least seconds between two writes of a policy's status that differ in hits alone, and the window of its Events.",
+        ),
+    ] = 30.0  # fmt: skip
+    storm: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=1 << 31, description="Blocked operations in that window that are an Event.", examples=[1]),
+    ] = 10  # fmt: skip

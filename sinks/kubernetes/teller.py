@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that tells a cluster what became of its policies: follows the bus, writes status and Events.
+
+::
+
+    cluster (policy objects), policies, plans, receipts ─► Answers ─► status, when it says something else than the one there
+    alerts ─► AlertCounts ─► status, now and then; an Event for a storm of Block
+
+Nothing is kept beside the cluster's own objects: counts go on from the status that is there, and alerts are committed once their
+counts are written. What cannot be written is tried again after a back-off, and what nodes enforce never waits for it. Run by the
+replica of `hauberk cluster` that works. Neighbours: `answers`, `policy_status`, `policy_hits`, `writes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from bus.backoff import Backoff
+from bus.contract import Bus, Subscription
+from bus.follow import Changes, Follower
+from cluster.server import Conflict, Server
+from schemas.cluster import PolicyFact
+from schemas.cluster import decode as decode_fact
+from schemas.enforcement import decode_plan_head, decode_receipt
+from schemas.errors import DecodeError, HauberkError, Incompatible
+from schemas.stats import Gauge
+from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES, Topic
+from sinks.kubernetes.answers import Answers
+from sinks.kubernetes.policy_hits import AlertCounts
+from sinks.kubernetes.policy_status import Hits, differs, status, told
+from sinks.kubernetes.settings import ClusterStatusSettings
+from sinks.kubernetes.writes import Writes
+
+log = logging.getLogger(__name__)
+
+GROUP: Final = "cluster"
+"""Group of the alerts that are counted."""
+_OTHERS: Final = (b"pod/", b"namespace/", b"node/", b"service/", b"endpoints/")
+"""Keys of facts that are no policy: not followed here."""
+_EVENTS: Final = {"Refused": "Refused", "Partial": "NotEnforced", "InForce": "InForce", "NoEffect": "NoEffect"}
+"""Word of a status -> reason of the Event that tells of the change to it."""
+
+
+class TellerStats(msgspec.Struct):
+    """Plain counts since start. `written`: statuses; `events`; `lost_events`: Events that were not taken; `failures`: writes that are
+    tried again; `waiting`: policies whose status is to be looked at; `undecoded`: records left out."""
+
+    written: int = 0
+    events: int = 0
+    lost_events: int = 0
+    failures: int = 0
+    waiting: Gauge = 0
+    undecoded: int = 0
+
+
+class Teller:
+    """`run` until cancelled. `problem`: why the cluster cannot be told, "" when it can."""
+
+    def __init__(self, bus: Bus, server: Server, settings: ClusterStatusSettings) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._writes = Writes(server, settings.writes_per_second)
+        self._backoff = Backoff(first_seconds=0.2, max_seconds=30.0)
+        self._begin()
+        self.stats = TellerStats()
+        self.problem = ""
+
+    def _begin(self) -> None:
+        self._answers = Answers()
+        self._hits = AlertCounts()
+        self._there: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """From what the cluster's objects say now."""
+        self._begin()
+        self._there = await self._insist_statuses()
+        for key, (_, there) in self._there.items():
+            self._hits.hits[key] = _hits_of(there)
+        topics = (CLUSTER, POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS)
+        follower = Follower(self._bus, topics, wanted=lambda key: not key.startswith(_OTHERS))
+        tasks = [asyncio.create_task(follower.run(self._apply))]
+        try:
+            # Strictly before anything is told: half of the answers would be a status that nobody should see.
+            ready = asyncio.create_task(follower.ready.wait())
+            await asyncio.wait((ready, *tasks), return_when="FIRST_COMPLETED")
+            ready.cancel()
+            tasks += [asyncio.create_task(self._tell_all()), asyncio.create_task(self._count_all())]
+            await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _insist_statuses(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        attempt = 0
+        while True:
+            try:
+                return await self._writes.statuses()
+            except HauberkError as error:
+                await self._pause(error, attempt)
+            except msgspec.MsgspecError as error:
+                await self._pause(DecodeError(f"expected policy objects of the cluster, got: {error}"), attempt)
+            attempt += 1
+
+    async def _apply(self, changes: Changes) -> None:
+        if changes.whole:
+            # What went while the bus was away is touched too: it may have been selected.
+            before, self._answers = self._answers, Answers()
+            self._answers.touched |= before.policies.keys()
+        for topic, record in changes.records:
+            key = record.key.decode("utf-8", "replace")
+            try:
+                self._take(topic, key, record.value, record.timestamp_ms * 1_000_000)
+            except DecodeError as error:
+                self.stats.undecoded += 1
+                log.warning("a record is left out of what the cluster is told: %s", error)
+        if any(topic is CLUSTER for topic, _ in changes.records) or changes.whole:
+            self._hits.know(self._answers.policies.keys())
+        if self._answers.touched:
+            self._changed.set()
+
+    def _take(self, topic: Topic, key: str, value: bytes | None, at_ns: int) -> None:
+        if topic.name == CLUSTER.name:
+            fact = None if value is None else decode_fact(value)
+            self._answers.policy(key.removeprefix("policy/"), fact if isinstance(fact, PolicyFact) else None)
+        elif topic.name == POLICIES.name:
+            self._answers.document(key, value, at_ns)
+        elif topic.name == ENFORCEMENT_DESIRED.name:
+            self._answers.plan(key, None if value is None else decode_plan_head(value))
+        else:
+            self._answers.receipt(key, None if value is None else decode_receipt(value))
+
+    async def _tell_all(self) -> None:
+        attempt = 0
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._round()
+                attempt = 0
+                self._good()
+            except HauberkError as error:
+                self._changed.set()
+                await self._pause(error, attempt)
+                attempt += 1
+
+    async def _round(self) -> None:
+        """Look at every policy that was touched. What fails is looked at again last, so that it holds up no other."""
+        failed: HauberkError | None = None
+        for key in sorted(self._answers.touched):
+            self._answers.touched.discard(key)
+            self.stats.waiting = len(self._answers.touched)
+            try:
+                await self._tell(key, hits_alone=False)
+            except HauberkError as error:
+                self._answers.touched.add(key)
+                if failed is not None and str(failed) == str(error):
+                    raise
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _tell(self, key: str, hits_alone: bool) -> None:
+        fact = self._answers.policies.get(key)
+        if fact is None:
+            self._there.pop(key, None)
+            return
+        uid, before = self._there.get(key, ("", {}))
+        if uid != fact.uid:
+            # Made anew under the same name: what the one before was told is not its.
+            before = {}
+            self._hits.hits.pop(key, None)
+        outcome, now = self._answers.outcome(key), _now()
+        made = status(fact, outcome, self._hits.hits.get(key, Hits()), before, now)
+        other, more = differs(made, before)
+        if not (other if hits_alone else more):
+            self._there[key] = fact.uid, before
+            return
+        try:
+            await self._writes.status(fact, made)
+        except (Conflict, Incompatible) as error:
+            # It is gone, or another by now: the watch says so in a moment, and that touches it.
+            log.info("the status of %s was not written: %s", key, error)
+            return
+        self.stats.written += 1
+        self._there[key] = fact.uid, made
+        word = told(fact, outcome)
+        if word.word != before.get("status") and word.word in _EVENTS and (before or word.word != "NoEffect"):
+            await self._event(fact, _EVENTS[word.word], word.sentence)
+
+    async def _event(self, fact: PolicyFact, reason: str, message: str) -> None:
+        if not self._settings.events:
+            return
+        try:
+            await self._writes.event(fact, reason, message, _now())
+            self.stats.events += 1
+        except HauberkError as error:
+            self.stats.lost_events += 1
+            log.warning("an Event about %s was not taken: %s", fact.policy, error)
+
+    async def _count_all(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                async with self._bus.subscribe((ALERTS,), GROUP, "latest") as subscription:
+                    attempt = 0
+                    while True:
+                        await self._window(subscription)
+            except HauberkError as error:
+                await self._pause(error, attempt)
+                attempt += 1
+
+    async def _window(self, subscription: Subscription) -> None:
+        """Count alerts for a while, write what they changed, commit them."""
+        clock = asyncio.get_running_loop().time
+        ends = clock() + self._settings.hits_seconds
+        changed: set[str] = set()
+        while (left := ends - clock()) > 0:
+            for delivery in await subscription.take(1000, min(left, 5.0)):
+                try:
+                    changed.add(self._hits.take(delivery.record.value or b""))
+                except DecodeError:
+                    self.stats.undecoded += 1
+            if subscription.revoking:
+                break
+        for key in sorted(changed - {""}):
+            await self._tell(key, hits_alone=True)
+        for key, storm in self._hits.storms(self._settings.storm).items():
+            if (fact := self._answers.policies.get(key)) is not None:
+                await self._event(fact, "Blocked", storm.sentence)
+        await subscription.commit()
+        await subscription.release()
+
+    def _good(self) -> None:
+        if self.problem:
+            log.info("the cluster is told again what became of its policies")
+        self.problem = ""
+
+    async def _pause(self, error: HauberkError, attempt: int) -> None:
+        self.stats.failures += 1
+        if str(error) != self.problem:
+            log.warning("the cluster cannot be told what became of its policies; what is in force stays: %s", error)
+        self.problem = str(error)
+        await asyncio.sleep(self._backoff.delay(attempt, 0.5 + random.random() / 2))
+
+
+def _hits_of(there: dict[str, Any]) -> Hits:
+    """Counts go on from those in the status; what is no count there begins at none."""
+    found = there.get("hits")
+    if not isinstance(found, dict):
+        return Hits()
+    try:
+        return msgspec.convert({name: value for name, value in found.items() if value is not None}, Hits)
+    except msgspec.ValidationError:
+        return Hits()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

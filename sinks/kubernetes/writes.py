@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way to the API server: statuses that are there, paced writes of others, Events.
+
+Neighbours: `teller` (decides what), `cluster.server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Final
+
+import msgspec
+
+from cluster.server import Conflict, Server
+from schemas.cluster import PolicyFact
+from schemas.errors import Incompatible
+from schemas.policy import API_VERSION
+from sinks.kubernetes import event as events
+
+PLURALS: Final = {
+    "KubeArmorPolicy": "kubearmorpolicies",
+    "KubeArmorHostPolicy": "kubearmorhostpolicies",
+    "KubeArmorClusterPolicy": "kubearmorclusterpolicies",
+    "KubeArmorNetworkPolicy": "kubearmornetworkpolicies",
+}
+_MERGE: Final = "application/merge-patch+json"
+
+
+class _StatusMeta(msgspec.Struct):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+
+
+class _StatusObject(msgspec.Struct):
+    metadata: _StatusMeta
+    status: Any = None
+
+
+class _StatusListMeta(msgspec.Struct):
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _StatusPage(msgspec.Struct):
+    metadata: _StatusListMeta
+    items: list[_StatusObject] | None = None
+
+
+_page = msgspec.json.Decoder(_StatusPage).decode
+
+
+class Writes:
+    """One at a time, `per_second` at most. Everything raises HauberkError."""
+
+    def __init__(self, server: Server, per_second: float) -> None:
+        self._server = server
+        self._pause = 1.0 / per_second
+        self._next = 0.0
+        self._one = asyncio.Lock()
+        self._me = socket.gethostname()
+
+    async def statuses(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Key of each policy object of the cluster -> its uid and status."""
+        found: dict[str, tuple[str, dict[str, Any]]] = {}
+        for kind, plural in PLURALS.items():
+            query = {"limit": str(self._server.settings.page)}
+            while True:
+                try:
+                    page = _page(await self._server.get(f"/apis/{API_VERSION}/{plural}", query))
+                except Incompatible:
+                    break
+                for one in page.items or ():
+                    meta = one.metadata
+                    status = one.status if isinstance(one.status, dict) else {}
+                    found[f"{kind}/{meta.namespace}/{meta.name}"] = meta.uid, status
+                if not page.metadata.continue_:
+                    break
+                query["continue"] = page.metadata.continue_
+        return found
+
+    async def status(self, fact: PolicyFact, status: dict[str, Any]) -> None:
+        """Write the status of the object that `fact` is of; Conflict when another has its name by now."""
+        place = f"namespaces/{fact.namespace}/" if fact.namespace else ""
+        path = f"/apis/{API_VERSION}/{place}{PLURALS[fact.kind]}/{fact.name}/status"
+        # With its uid: the server refuses to give one object the status of another that had its name.
+        await self._send("PATCH", path, {"metadata": {"uid": fact.uid}, "status": status}, _MERGE)
+
+    async def event(self, fact: PolicyFact, reason: str, message: str, now: str) -> None:
+        """Say it in an Event, or count it in the one that is there."""
+        made = events.event(fact, reason, message, now, self._me)
+        path = f"/api/v1/namespaces/{made['metadata']['namespace']}/events"
+        try:
+            await self._send("POST", path, made, "application/json")
+        except Conflict:
+            mine = f"{path}/{made['metadata']['name']}"
+            found = msgspec.json.decode(await self._server.get(mine))
+            await self._send("PATCH", mine, events.again(found, message, now), _MERGE)
+
+    async def _send(self, method: str, path: str, body: object, content: str) -> None:
+        clock = asyncio.get_running_loop().time
+        async with self._one:
+            if (left := self._next - clock()) > 0:
+                await asyncio.sleep(left)
+            self._next = clock() + self._pause
+            await self._server.send(method, path, body, content=content)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of a policy is told where it was written: status and Events, on a real API server. Receipts are published as nodes do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from bus.contract import Bus, Record
+from bus.embedded.bus import EmbeddedSettings
+from bus.registry import open_bus
+from schemas.alert import Alert, encode_alert
+from schemas.enforcement import Plan, Receipt, Refusal, decode_plan
+from schemas.enforcement import encode as encode_receipt
+from schemas.identity import Identity, Kind, encode
+from schemas.operations import Backend
+from schemas.refusals import RefusalCode
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY
+from schemas.verdict import RuleRef
+
+pytestmark = pytest.mark.kubernetes
+
+PLACE = "told"
+KEY = f"KubeArmorPolicy/{PLACE}/no-udp"
+
+
+def policy(name: str = "no-udp", protocol: str = "udp", **spec: Any) -> dict[str, Any]:
+    network = {"matchProtocols": [{"protocol": protocol}]}
+    return {
+        "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": name, "namespace": PLACE},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "network": network, "action": "Block"} | spec,
+    }  # fmt: skip
+
+
+class Told:
+    """`hauberk cluster` and `hauberk planner` beside a node of which the test says what it answers."""
+
+    def __init__(self, api_server: Any, bus: Bus, until: Callable[..., Any]) -> None:
+        self.api_server, self.bus, self.until = api_server, bus, until
+
+    async def node(self) -> None:
+        told = Identity(kind=Kind.CONTAINER, node="n1", uid="c1", cgroups=(77,), namespace=PLACE, pod="web-1", pod_uid="u1",
+                        container_name="web", orchestrated=True, labels={"app": "web"})  # fmt: skip
+        host = Identity(kind=Kind.NODE, node="n1", uid="n1")
+        await self.bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in (told, host)])
+
+    async def answer(self, *refused: Refusal) -> None:
+        """A receipt of the plan that has the policy."""
+
+        async def planned() -> Plan | None:
+            record = (await self.bus.latest(ENFORCEMENT_DESIRED)).get(b"n1")
+            plan = decode_plan(record.value) if record and record.value else None
+            return plan if plan and KEY in dict(plan.selected) else None
+
+        plan = await self.until(planned)
+        assert plan.selected == ((KEY, 1),)
+        receipt = Receipt(node="n1", generation=plan.generation, digest=plan.digest, applied_ns=1, took_ms=1.0,
+                          backends=(Backend.CGROUP,), scopes=1, rules=1, refused=refused)  # fmt: skip
+        await self.bus.publish(ENFORCEMENT_STATUS, [Record(b"n1", encode_receipt(receipt))])
+
+    async def object(self, name: str = "no-udp") -> dict[str, Any]:
+        path = f"/apis/security.kubearmor.com/v1/namespaces/{PLACE}/kubearmorpolicies/{name}"
+        found: dict[str, Any] = await asyncio.to_thread(self.api_server.get, path)
+        return found
+
+    async def word(self, wanted: str, name: str = "no-udp") -> dict[str, Any]:
+        async def there() -> dict[str, Any] | None:
+            status: dict[str, Any] = (await self.object(name)).get("status") or {}
+            return status if status.get("status") == wanted else None
+
+        status: dict[str, Any] = await self.until(there)
+        return status
+
+    async def event(self, reason: str, name: str = "no-udp") -> dict[str, Any]:
+        async def there() -> dict[str, Any] | None:
+            query = f"fieldSelector=involvedObject.name%3D{name},reason%3D{reason}"
+            found = await asyncio.to_thread(self.api_server.get, f"/api/v1/namespaces/{PLACE}/events?{query}")
+            items: list[dict[str, Any]] = found["items"]
+            return items[0] if items else None
+
+        found: dict[str, Any] = await self.until(there)
+        return found
+
+
+@pytest.fixture
+async def told(hauberk: Any, api_server: Any, until: Callable[..., Any]) -> AsyncIterator[Told]:
+    bus = await open_bus(EmbeddedSettings(directory=str(hauberk.state / "bus")))
+    await asyncio.to_thread(
+        api_server.apply, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLACE}}, policy()
+    )
+    made = Told(api_server, bus, until)
+    await made.node()
+    yield made
+    await bus.close()
+    await asyncio.to_thread(api_server.kubectl, "delete", "ksp,events", "--all", "-n", PLACE)
+
+
+def settings(api_server: Any, token: str = "admin") -> dict[str, str]:
+    return {
+        "HAUBERK__CLUSTER__SERVER__KUBECONFIG": str(api_server.kubeconfig(token)),
+        "HAUBERK__CLUSTER__LEASE__ENABLED": "false", "HAUBERK__CLUSTER_STATUS__HITS_SECONDS": "1",
+        "HAUBERK__CLUSTER_STATUS__WRITES_PER_SECOND": "1000",
+    }  # fmt: skip
+
+
+REF = RuleRef(policy="no-udp", kind="KubeArmorPolicy", namespace=PLACE, position="spec.network.matchProtocols[0]")
+
+
+async def test_the_status_follows_receipts_and_hits(hauberk: Any, told: Told) -> None:
+    watching = hauberk.start("cluster", **settings(told.api_server))
+    await told.word("Waiting")
+    planning = hauberk.start("planner")
+    await told.answer()
+    status = await told.word("InForce")
+    assert (status["nodes"], status["containers"], status["observedGeneration"]) == (1, 1, 1)
+    await asyncio.to_thread(
+        told.api_server.kubectl, "wait", "--for=condition=InForce", "ksp/no-udp", "-n", PLACE, "--timeout=5s"
+    )
+    assert (await told.event("InForce"))["message"] == "1 container on 1 node"
+    # What says the same again is not written again.
+    before = (await told.object())["metadata"]["resourceVersion"]
+    await told.answer()
+    refusal = Refusal(ref=REF, reason="the kernel is too old", backend=Backend.CGROUP, code=RefusalCode.NOT_CHOSEN)
+    await told.answer(refusal)
+    status = await told.word("Partial")
+    reason = "n1: spec.network.matchProtocols[0]: the kernel is too old [not-chosen]"
+    assert status["refused"] == [reason]
+    assert reason in (await told.event("NotEnforced"))["message"]
+    await told.answer()
+    after = await told.word("InForce")
+    assert {one["type"]: one["status"] for one in after["conditions"]} == {"Accepted": "True", "InForce": "True"}
+    assert int((await told.object())["metadata"]["resourceVersion"]) > int(before)
+    alert = Alert(Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="no-udp", NamespaceName=PLACE, PodName="web-1",
+                  Type="MatchedPolicy", Action="Block", Count=40, ProcessName="/usr/bin/dig", Operation="Network", Resource="udp")  # fmt: skip
+    await told.bus.publish(ALERTS, [Record(b"w", encode_alert(alert))] * 2)
+
+    async def hit() -> bool:
+        return bool(((await told.object())["status"].get("hits") or {}).get("blocked") == 80)
+
+    await told.until(hit)
+    assert "of web-1 (80); one of them: /usr/bin/dig Network udp" in (await told.event("Blocked"))["message"]
+    wide = (await asyncio.to_thread(told.api_server.kubectl, "get", "ksp", "-n", PLACE, "-o", "wide")).stdout
+    head, row = wide.splitlines()[:2]
+    assert head.split() == ["NAME", "ACTION", "STATUS", "NODES", "CONTAINERS", "BLOCKED", "AUDITED", "MESSAGE", "AGE"]
+    assert row.split()[:7] == ["no-udp", "Block", "InForce", "1", "1", "80", "0"]
+    assert watching.end() == 0
+    # A replica that takes over goes on from what the object says.
+    watching = hauberk.start("cluster", **settings(told.api_server))
+    watching.ready()
+    await told.bus.publish(ALERTS, [Record(b"w", encode_alert(msgspec.structs.replace(alert, Count=2)))])
+
+    async def hit_again() -> bool:
+        return bool((await told.object())["status"]["hits"]["blocked"] == 82)
+
+    await told.until(hit_again)
+    assert (watching.end(), planning.end()) == (0, 0)
+
+
+async def test_errors_and_another_owner_are_told_with_their_paths(hauberk: Any, told: Told) -> None:
+    file = hauberk.home / "mine.json"
+    file.write_bytes(msgspec.json.encode(policy("mine")))
+    assert hauberk("apply", "-f", str(file)).returncode == 0
+    watching = hauberk.start("cluster", **settings(told.api_server))
+    await asyncio.to_thread(told.api_server.apply, policy("wrong", "carrier-pigeon"), policy("mine"))
+    status = await told.word("Refused", "wrong")
+    assert "spec.network.matchProtocols[0]" in status["errors"][0]
+    assert [one["status"] for one in status["conditions"]] == ["False", "False"]
+    assert "carrier-pigeon" in (await told.event("Refused", "wrong"))["message"]
+    status = await told.word("NoEffect", "mine")
+    assert "hauberk delete" in status["conditions"][1]["message"]
+    # Mended, and made anew under the same name: neither keeps what was said of the one before.
+    await asyncio.to_thread(told.api_server.apply, policy("wrong"))
+    assert (await told.word("Waiting", "wrong"))["errors"] == []
+    await asyncio.to_thread(told.api_server.kubectl, "delete", "ksp", "wrong", "-n", PLACE)
+    await asyncio.to_thread(told.api_server.apply, policy("wrong"))
+    assert (await told.word("Waiting", "wrong"))["observedGeneration"] == 1
+    assert watching.end() == 0
+
+
+async def test_an_account_that_may_not_write_status_says_so_in_one_sentence(hauberk: Any, told: Told) -> None:
+    rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["list", "watch", "get"]}]
+    await asyncio.to_thread(
+        told.api_server.apply,
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "reads"}, "rules": rules},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "reads"},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reads"},
+         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "watcher"}]},
+    )  # fmt: skip
+    try:
+        watching = hauberk.start("cluster", **settings(told.api_server, "watcher"))
+        said = await asyncio.to_thread(watching.until, "the cluster cannot be told")
+        assert 'cannot patch resource "kubearmorpolicies/status"' in said
+        assert "give the account that right" in said
+        assert "Traceback" not in said
+        assert watching.end() == 0
+    finally:
+        await asyncio.to_thread(told.api_server.kubectl, "delete", "clusterrolebinding,clusterrole", "reads")

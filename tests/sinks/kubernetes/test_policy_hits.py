@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts are counted for the policy they are of, and many blocked operations become one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.alert import Alert, encode_alert
+from schemas.errors import DecodeError
+from sinks.kubernetes.policy_hits import AlertCounts
+
+KSP, CSP, HSP = "KubeArmorPolicy/shop/no-udp", "KubeArmorClusterPolicy//no-udp", "KubeArmorHostPolicy//host"
+
+
+def alert(
+    policy: str = "no-udp", namespace: str = "shop", kind: str = "MatchedPolicy", action: str = "Block", **more: object
+) -> bytes:
+    return encode_alert(Alert(
+        Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName=policy, NamespaceName=namespace, Type=kind, Action=action,
+        PodName="web-1", ProcessName="/usr/bin/curl", Operation="Network", Resource="udp", **more,
+    ))  # fmt: skip
+
+
+def counted() -> AlertCounts:
+    hits = AlertCounts()
+    hits.know([KSP, CSP, HSP])
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        (alert(), KSP), (alert(namespace="bank"), KSP), (alert("host", "", "MatchedHostPolicy"), HSP),
+        (alert("other"), ""), (alert("DefaultPosture"), ""), (alert(Mode="shadow"), ""),
+    ],
+)  # fmt: skip
+def test_an_alert_counts_for_its_policy(value: bytes, key: str) -> None:
+    assert counted().take(value) == key
+
+
+def test_counts_by_action_and_what_the_throttle_kept_back() -> None:
+    hits = counted()
+    for value in (alert(Count=3, Suppressed=4), alert(action="Audit"), alert(action="Audit (Block)"),
+                  alert(kind="SystemEvent", action="", Suppressed=9)):  # fmt: skip
+        hits.take(value)
+    mine = hits.hits[KSP]
+    assert (mine.blocked, mine.audited, mine.suppressed, mine.last) == (7, 2, 9, "2026-11-28T10:00:00Z")
+
+
+def test_a_storm_is_one_sentence_for_each_window() -> None:
+    hits = counted()
+    for _ in range(5):
+        hits.take(alert(Count=2))
+    assert hits.storms(11) == {}
+    for _ in range(12):
+        hits.take(alert())
+    found = hits.storms(10)
+    assert found[KSP].sentence == "blocked 12 operations, of web-1 (12); one of them: /usr/bin/curl Network udp"
+    assert hits.storms(1) == {}
+
+
+def test_what_is_no_alert_counts_for_nobody() -> None:
+    with pytest.raises(DecodeError):
+        counted().take(b"[]")
+
+
+def test_counts_of_policies_that_are_gone_are_forgotten() -> None:
+    hits = counted()
+    hits.take(alert())
+    hits.know([CSP])
+    assert hits.hits == {}
