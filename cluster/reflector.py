@@ -33,12 +33,14 @@ _LAST: Final = 30.0
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
-    """`path`: of the list. `metadata`: only metadata is wanted. `optional`: the cluster may lack the kind (a CRD)."""
+    """`path`: of the list. `metadata`: only metadata is wanted. `optional`: the cluster may lack the kind (a CRD). `kind`: the part of
+    an object that is wanted, so that of a long list nothing else is held."""
 
     name: str
     path: str
     metadata: bool = False
     optional: bool = False
+    kind: Any = None
 
 
 class _ListMeta(msgspec.Struct, rename="camel"):
@@ -76,6 +78,7 @@ class Reflector:
     def __init__(self, server: Server, resource: Resource) -> None:
         self._server = server
         self._resource = resource
+        self._part = None if resource.kind is None else decoded(resource.kind)
         self.ready = asyncio.Event()
         self.problem = ""
         self.absent = False
@@ -115,13 +118,22 @@ class Reflector:
         query = {"limit": str(settings.page)}
         while True:
             page = _page(await self._server.get(self._resource.path, query, accept))
-            objects += [(True, one) for one in page.items or ()]
+            objects += [(True, self._wanted(one)) for one in page.items or ()]
             if not page.metadata.continue_:
                 break
             query["continue"] = page.metadata.continue_
         self.absent = False
         apply(True, objects)
         return page.metadata.resource_version
+
+    def _wanted(self, one: msgspec.Raw) -> msgspec.Raw:
+        """The object without what nobody asks for, and without the page that it stood on."""
+        if self._part is not None:
+            try:
+                return msgspec.Raw(msgspec.json.encode(self._part(one)))
+            except (msgspec.MsgspecError, ValueError):
+                pass
+        return one.copy()
 
     async def _watch(self, version: str, apply: Apply) -> str:
         """Changes since `version` until the server ends the watch; the version to go on from. Gone when it is too old."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_LINE: Final = 8 << 20
 """Bytes of one event of a watch: etcd takes objects of 1.5 MiB, a list of managed fields may triple them."""
+_GOODBYE: Final = 0.1
+"""Seconds for connections that are closing; by feel, an answer of the server away."""
 
 
 class ApiStatus(msgspec.Struct, frozen=True):
@@ -83,6 +85,9 @@ class Server:
                 raise self._refusal("watch", path, answer.status, await self._read(answer))
             yield self._split(answer.content)
         finally:
+            # Not closed with TLS's goodbye: the other side still sends, and would be waited for.
+            if answer.connection is not None and answer.connection.transport is not None:
+                answer.connection.transport.abort()
             answer.close()
 
     async def _split(self, stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -210,7 +215,11 @@ async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
             f"expected a cluster's address and credentials in {source}, got: {' '.join(str(error).split())}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
         ) from error
     async with client.ApiClient(made) as api:
-        yield Server(api, str(made.host), settings)
+        try:
+            yield Server(api, str(made.host), settings)
+        finally:
+            # Of calls that were cancelled just now the connections say goodbye to the server first.
+            await asyncio.sleep(_GOODBYE)
 
 
 def _found(settings: ServerSettings) -> tuple[str, str]:

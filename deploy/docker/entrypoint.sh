@@ -17,6 +17,11 @@ mkdir -p "$parent" && chown "$user:$user" "$parent" || {
     exit 3
 }
 
+# A directory of the host is root's when it is made.
+for directory in "$HAUBERK_STATE" /var/cache/hauberk; do
+    [ ! -d "$directory" ] || [ "$(stat -c %u "$directory")" = "$user" ] || chown "$user:$user" "$directory"
+done
+
 groups=$user
 for socket in /var/run/docker.sock /run/containerd/containerd.sock /var/run/crio/crio.sock; do
     [ -S "$socket" ] && groups=$groups,$(stat -c %g "$socket")

@@ -10,8 +10,11 @@ from hauberk.client import parser as verb_parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """Only settings."""
-    return verb_parser("node", "Run the sensor, the inventory and the enforcement of this node.")
+    """Settings, and the end of everything."""
+    made = verb_parser("node", "Run the sensor, the inventory and the enforcement of this node.")
+    made.add_argument("--remove", action="store_true",
+                      help="instead take down the rules and programs that are pinned here, and stay until told to stop")  # fmt: skip
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +28,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         import asyncio
 
+        if given.remove:
+            from hauberk.removal import remove_here
+
+            return asyncio.run(remove_here(given))
         from hauberk.single_stage import run_node
 
         return asyncio.run(run_node(given, usual))

@@ -2,7 +2,7 @@
 """The four policy kinds as CustomResourceDefinitions (apiextensions.k8s.io/v1), generated from the structs of `schemas.policy`.
 
 A cluster checks the shape while a policy is written, and KubeArmor's own definitions of the same group may be there instead.
-`python -m policy.tools.custom_resources DIR` writes one file a kind; a test asks that `deploy/kubernetes/crds` is that.
+`python -m policy.tools.custom_resources DIR...` writes one file a kind; a test asks that `deploy/kubernetes/crds` and the chart's are that.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ def _schema(info: inspect.Type, described: str = "") -> dict[str, Any]:
 
 
 def main(words: list[str]) -> int:
-    """Write the four files to the directory `words[0]`."""
+    """Write the four files to each of the directories `words`."""
     for kind, (plural, _, _) in NAMES.items():
-        (Path(words[0]) / f"{plural}.yaml").write_text(text(kind))
+        for word in words:
+            (Path(word) / f"{plural}.yaml").write_text(text(kind))
     return 0
 
 

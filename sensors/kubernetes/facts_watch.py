@@ -24,16 +24,18 @@ from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
 
-PODS: Final = Resource(name="pods", path="/api/v1/pods")
+PODS: Final = Resource(name="pods", path="/api/v1/pods", kind=PodObject)
 OWNERS: Final = (
-    Resource(name="replicasets", path="/apis/apps/v1/replicasets", metadata=True),
-    Resource(name="jobs", path="/apis/batch/v1/jobs", metadata=True),
+    Resource(name="replicasets", path="/apis/apps/v1/replicasets", metadata=True, kind=MetadataOnly),
+    Resource(name="jobs", path="/apis/batch/v1/jobs", metadata=True, kind=MetadataOnly),
 )
 """Followed because they have owners themselves: a Deployment, a CronJob."""
-NAMESPACES: Final = Resource(name="namespaces", path="/api/v1/namespaces", metadata=True)
-NODES: Final = Resource(name="nodes", path="/api/v1/nodes")
-SERVICES: Final = Resource(name="services", path="/api/v1/services")
-ENDPOINTS: Final = Resource(name="endpointslices", path="/apis/discovery.k8s.io/v1/endpointslices")
+NAMESPACES: Final = Resource(name="namespaces", path="/api/v1/namespaces", metadata=True, kind=MetadataOnly)
+NODES: Final = Resource(name="nodes", path="/api/v1/nodes", kind=NodeObject)
+SERVICES: Final = Resource(name="services", path="/api/v1/services", kind=ServiceObject)
+ENDPOINTS: Final = Resource(
+    name="endpointslices", path="/apis/discovery.k8s.io/v1/endpointslices", kind=EndpointSliceObject
+)
 
 _metadata = decoded(MetadataOnly)
 _pod = decoded(PodObject)

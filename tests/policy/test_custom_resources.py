@@ -13,6 +13,7 @@ from policy.tools.custom_resources import NAMES, definition, main, text
 from schemas.policy import KINDS
 
 CRDS = Path(__file__).parents[2] / "deploy" / "kubernetes" / "crds"
+OF_THE_CHART = CRDS.parent / "chart" / "crds"
 
 
 def test_every_kind_has_one() -> None:
@@ -22,7 +23,8 @@ def test_every_kind_has_one() -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_file_is_what_the_structs_say(kind: str) -> None:
     file = CRDS / f"{NAMES[kind][0]}.yaml"
-    assert file.read_text() == text(kind), f"run: python -m policy.tools.custom_resources {CRDS}"
+    assert file.read_text() == text(kind), f"run: python -m policy.tools.custom_resources {CRDS} {OF_THE_CHART}"
+    assert (OF_THE_CHART / file.name).read_text() == text(kind)
 
 
 def test_it_writes_all(tmp_path: Path) -> None:

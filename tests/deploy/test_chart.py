@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart and the plain manifests: rendered by helm, taken strictly by a real API server, with no more rights than they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helm
+import pytest
+import yaml
+
+from hauberk.sections import Configuration
+from hauberk.settings import check, merge
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/kubernetes/chart"
+PLAIN = ROOT / "deploy/kubernetes/hauberk.yaml"
+NAMESPACE = "hauberk"
+OWN_KAFKA = {
+    "kafka": {"bootstrap": "kafka.example:9093", "ports": [9093], "secretName": "kafka-client",
+              "settings": {"sasl": {"username": "hauberk", "password": {"file": "/etc/hauberk/kafka/password"}}}},
+    "processor": {"autoscaling": {"enabled": True}}, "node": {"seLinuxOptions": {"type": "spc_t"}, "keepRules": True},
+    "sinks": [{"name": "siem", "storage": "", "settings": {"type": "syslog", "address": "siem.example:6514", "transport": "tls"}}],
+    "networkPolicies": {"sinkEgress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]},
+    "imagePullSecrets": [{"name": "pull"}], "settings": {"postures": {"network": "block"}},
+}  # fmt: skip
+NOTHING_MORE = {"networkPolicies": {"enabled": False}, "podDisruptionBudgets": {"enabled": False}, "priorityClass": {"create": False},
+                "kafka": {"createTopics": False}}  # fmt: skip
+VALUES: dict[str, dict[str, Any]] = {"default": {}, "own kafka": OWN_KAFKA, "nothing more": NOTHING_MORE}
+WORKLOADS = ("DaemonSet", "Deployment", "StatefulSet", "Job")
+Render = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def helm_program() -> Path:
+    try:
+        return helm.found()
+    except helm.NoHelm as error:
+        pytest.skip(f"no helm: {error}")
+
+
+@pytest.fixture(scope="module")
+def render(helm_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """Objects of the chart under the values of that name."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+
+    def rendered(name: str) -> list[dict[str, Any]]:
+        if name not in kept:
+            values = tmp_path_factory.mktemp("values") / "values.yaml"
+            values.write_text(json.dumps(VALUES[name]))
+            kept[name] = [one for one in yaml.safe_load_all(template(helm_program, values, hooks=True)) if one]
+        return kept[name]
+
+    return rendered
+
+
+def template(program: Path, *values: Path, hooks: bool = False) -> str:
+    words = [program, "template", "hauberk", CHART, "--namespace", NAMESPACE, *([] if hooks else ["--no-hooks"])]
+    words += [word for file in values for word in ("--values", file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Component -> spec of its pods, with the volumes that its controller adds."""
+    found = {}
+    for one in objects:
+        if one["kind"] in WORKLOADS:
+            spec = one["spec"]["template"]["spec"]
+            claims = [
+                {"name": claim["metadata"]["name"], "emptyDir": {}}
+                for claim in one["spec"].get("volumeClaimTemplates", ())
+            ]
+            found[one["metadata"]["labels"]["app.kubernetes.io/component"]] = spec | {
+                "volumes": spec.get("volumes", []) + claims
+            }
+    return found
+
+
+def test_helm_finds_nothing_to_say(helm_program: Path) -> None:
+    done = subprocess.run([helm_program, "lint", "--strict", CHART], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_plain_manifests_are_what_the_chart_makes(helm_program: Path) -> None:
+    head = PLAIN.read_text().partition("---\n")[0]
+    assert head.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert PLAIN.read_text() == head + template(helm_program), "run deploy/kubernetes/render.sh"
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize("name", VALUES)
+def test_a_real_api_server_takes_every_object(api_server: Any, render: Render, name: str) -> None:
+    """Strictly: a field that it does not know is an error."""
+    api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    text = yaml.safe_dump_all(render(name))
+    done = api_server.kubectl(
+        "apply",
+        "-n",
+        NAMESPACE,
+        "--server-side",
+        "--dry-run=server",
+        "--validate=strict",
+        "-f",
+        "-",
+        given=text,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == len(render(name))
+
+
+@pytest.mark.kubernetes
+def test_pod_security_lets_everything_but_the_node_run_restricted(api_server: Any, render: Render) -> None:
+    for level in ("restricted", "privileged"):
+        api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+            "name": f"pods-{level}", "labels": {"pod-security.kubernetes.io/enforce": level}}})  # fmt: skip
+    for stage, spec in pods(render("default")).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": stage}, "spec": spec | {"priorityClassName": ""}}
+        asked = {
+            level: api_server.kubectl("create", "--dry-run=server", "-n", f"pods-{level}", "-f", "-", given=json.dumps(pod), check=False)
+            for level in ("restricted", "privileged")
+        }  # fmt: skip
+        assert asked["privileged"].returncode == 0, asked["privileged"].stderr
+        assert (asked["restricted"].returncode == 0) is (stage != "node"), (stage, asked["restricted"].stderr)
+        if stage == "node":
+            assert "hostPID=true" in asked["restricted"].stderr
+            assert "privileged=true" not in asked["restricted"].stderr
+
+
+def test_the_node_has_the_capabilities_that_its_entry_point_names_and_no_more(render: Render) -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["node"]
+    spec = pods(render("default"))["node"]
+    (container,) = spec["containers"]
+    context = container["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": compose["cap_add"]}
+    assert (context["privileged"], context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, False, True)  # fmt: skip
+    assert "hostNetwork" not in spec
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_only_the_cluster_role_has_a_token(render: Render) -> None:
+    tokens = {stage for stage, spec in pods(render("default")).items() if spec["automountServiceAccountToken"]}
+    assert tokens == {"cluster", "remove"}
+    bound = [one for one in render("default") if one["kind"] in ("ClusterRoleBinding", "RoleBinding")]
+    assert {subject["name"] for one in bound for subject in one["subjects"]} == {"hauberk-cluster", "hauberk-remove"}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_role_reads_settings_that_hauberk_takes(render: Render, tmp_path: Path, name: str) -> None:
+    (settings,) = [one for one in render(name) if one["kind"] == "ConfigMap"]
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings["data"]["settings.yaml"])
+    check(merge(str(file), (), {}), Configuration)
+    for stage, spec in pods(render(name)).items():
+        for container in spec["containers"] if stage != "kafka" else ():
+            words = {one["name"]: one.get("value", "x") for one in container.get("env", ())}
+            given = [f"{key.removeprefix('HAUBERK__').lower().replace('__', '.')}={value}" for key, value in words.items()
+                     if key.startswith("HAUBERK__")]  # fmt: skip
+            check(merge(str(file), given, {}), Configuration)
+
+
+def test_each_sink_is_a_deployment_of_its_own(render: Render) -> None:
+    sinks = [stage for stage in pods(render("default")) if stage.startswith("sink-")]
+    assert sinks == ["sink-alerts", "sink-store"]
+    assert [stage for stage in pods(render("own kafka")) if stage.startswith("sink-")] == ["sink-siem"]
