@@ -36,11 +36,14 @@ class ClusterPeer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterPeers:
-    """`fact` takes what `cluster.v1` carries, `peer` answers. Whose fact is gone is not known any more."""
+    """`fact` takes what `cluster.v1` carries, `peer` answers. Whose fact is gone is not known any more. `len`: addresses that are known."""
 
     def __init__(self) -> None:
         self._facts: dict[bytes, Fact] = {}
         self._held: dict[str, dict[bytes, Fact]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def fact(self, key: bytes, value: bytes | None) -> None:
         """One record of `cluster.v1`. Raises DecodeError."""

@@ -20,6 +20,7 @@ from policy.tools.events import reread
 from policy.tools.rejudge import unsaid
 from processors import rows
 from processors.judge import JudgedBehaviour, Tally
+from processors.telemetry import PeerOf
 from processors.throttle import Bucket, Throttle, ThrottleKey
 from schemas.alert import FIREWALL, NOTICE, Alert, encode_alert
 from schemas.backends import BACKENDS
@@ -29,7 +30,7 @@ from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.identity import Kind as Stands
 from schemas.operations import Access, Backend, Class, Operation, class_of
-from schemas.telemetry import ProcessContext
+from schemas.telemetry import NOBODY, ProcessContext
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
 from schemas.wording import event_data, firewall_data, shows_aux, updated_time
 
@@ -56,8 +57,9 @@ HOST_POLICY: Final = "KubeArmorHostPolicy"
 class Alerts:
     """Renders and throttles. `by_action`: alerts by `Action`, since start."""
 
-    def __init__(self, throttle: Throttle) -> None:
+    def __init__(self, throttle: Throttle, peer: PeerOf | None = None) -> None:
         self._throttle = throttle
+        self._peer = peer
         self._kept: dict[_Kind, tuple[Alert, JudgedBehaviour, Identity, Verdict, ProcessContext]] = {}
         self.by_action: dict[str, int] = {}
 
@@ -129,6 +131,8 @@ class Alerts:
         alert.Count = count
         alert.Suppressed = self._throttle.take_suppressed(bucket)
         alert.UserName = entry.user
+        if self._peer is not None and (other := self._peer(entry.behaviour, unix)) is not NOBODY:
+            alert.RemotePeer, alert.RemoteNamespace, alert.RemoteOwner = other.name, other.namespace, other.owner
         self.by_action[action] = self.by_action.get(action, 0) + 1
         yield record_of(alert, identity.workload)
 

@@ -107,7 +107,7 @@ class Processor:
         self.judge = FrameJudge(self.settings.judge, self.inventory, compile_ruleset((), self.settings.postures))
         self.parking = Parking(self.settings.parking)
         self.throttle = Throttle(self.settings.throttle)
-        self.alerts = Alerts(self.throttle)
+        self.alerts = Alerts(self.throttle, self.inventory.peer)
         self.tracker = CommitTracker()
         self.facts = Followed(
             bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged

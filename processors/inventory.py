@@ -16,8 +16,11 @@ from typing import Annotated, Final
 import msgspec
 
 from policy.cluster_facts import ClusterFacts
+from policy.cluster_peers import ClusterPeers
 from schemas.behaviour import Behaviour
+from schemas.expand import PEERS
 from schemas.identity import Identity, Kind, decode
+from schemas.telemetry import NOBODY, RemotePeer
 
 ROOT_CGROUP: Final = 1
 """Inode of the cgroup2 root directory (kernfs root id)."""
@@ -68,6 +71,7 @@ class Inventory:
         self._settings = settings or InventorySettings()
         self._clock = clock
         self._facts = ClusterFacts()
+        self._peers = ClusterPeers()
         self._nodes: dict[str, _Node] = {}
         self._by_key: dict[bytes, Identity] = {}
         self._ended: dict[bytes, tuple[float, Identity]] = {}
@@ -93,6 +97,17 @@ class Inventory:
         """One record of `cluster.v1`; None is a tombstone. Raises DecodeError."""
         for changed, identity in self._facts.fact(key, value):
             self._put(changed, identity)
+        self._peers.fact(key, value)
+
+    def peer(self, behaviour: Behaviour, unix_ns: int) -> RemotePeer:
+        """Who the other side of `behaviour` was at that time."""
+        if not self._peers or behaviour.operation not in PEERS or not behaviour.address:
+            return NOBODY
+        found = self._peers.peer(behaviour.address, unix_ns / 1e9)
+        if found is None:
+            return NOBODY
+        owner = f"{found.owner.ref}/{found.owner.name}" if found.owner.name else ""
+        return RemotePeer(found.name, found.namespace, owner)
 
     def _put(self, key: bytes, identity: Identity) -> None:
         old = self._by_key.get(key)

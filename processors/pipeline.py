@@ -238,7 +238,7 @@ class Pipeline:
     def _tell(self, tally: Tally, frame_counts: FrameCounts) -> None:
         """Alerts, telemetry and counts of what is resolved."""
         logging = self._log and (self._logged is None or self._logged())
-        said = telemetry(tally) if logging else None
+        said = telemetry(tally, self._inventory.peer) if logging else None
         apart = {ident for ident, entry in tally.entries.items() if entry.verdict.needs_arguments}
         alerts = list(self._alerts.of(tally))
         if apart:

@@ -7,17 +7,23 @@ done at the edge by `schemas.expand`. Neighbours: `processors.judge`, `schemas.t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from processors import rows
 from processors.judge import Tally
+from schemas.behaviour import Behaviour
 from schemas.frame import FOLDED
 from schemas.identity import Identity
-from schemas.telemetry import Enriched, TelemetryFrame
+from schemas.telemetry import NOBODY, Enriched, RemotePeer, TelemetryFrame
+
+PeerOf = Callable[[Behaviour, int], RemotePeer]
+"""(behaviour, Unix ns): who the other side was then."""
 
 
-def telemetry(tally: Tally) -> TelemetryFrame | None:
-    """What of the frame is logged; None when nothing is."""
+def telemetry(tally: Tally, peer: PeerOf | None = None) -> TelemetryFrame | None:
+    """What of the frame is logged; None when nothing is. `peer`: who the other side of a connection was."""
     logged = {ident: entry for ident, entry in tally.entries.items() if entry.log}
     if not logged:
         return None
@@ -27,12 +33,16 @@ def telemetry(tally: Tally) -> TelemetryFrame | None:
     identities: list[Identity] = []
     index: dict[int, int] = {}
     behaviours = []
+    unix = tally.times[0] + tally.header.clock_offset_ns if tally.times else 0
     for entry in logged.values():
         place = index.get(id(entry.identity))
         if place is None:
             place = index[id(entry.identity)] = len(identities)
             identities.append(entry.identity)
-        behaviours.append(Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict, user=entry.user))
+        other = NOBODY if peer is None else peer(entry.behaviour, unix)
+        behaviours.append(
+            Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict, user=entry.user, peer=other)
+        )
     events = sum(tally.count(ident) for ident in logged)
     return TelemetryFrame(
         header=msgspec.structs.replace(tally.header, events=events),

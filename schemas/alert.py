@@ -3,7 +3,8 @@
 
 Ours in addition: `EventID` (node:boot:sequence, the same on every replay, so repeats can be dropped), `Count` (how many
 occurrences this one line stands for), `Suppressed` (how many were throttled before it), `Rule` (position of the rule that
-matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`; and what a verdict hangs on, so that the
+matched), `Mode` (`shadow` for what would have happened), `RemoteAddress`/`RemotePort`, and in a cluster `RemotePeer` (`pod/NAME`,
+`svc/NAME`, `node/NAME`: who had that address then), `RemoteNamespace` and `RemoteOwner` (`Kind/name` of a pod's owner); and what a verdict hangs on, so that the
 event can be judged again: `OID` (owner of the file or image; absent: it has none), `Script` (the `#!` file that was executed;
 `ProcessName` is its interpreter), `SourceScript` (the `#!` file whose interpreter acted), `Resource2` (the second path of rename,
 link, symlink and mount), `Cut` (`arguments`, `path`: what is not whole), `Links` (symlinks of the workload's root that lead to a path
@@ -131,6 +132,9 @@ class Log(msgspec.Struct, kw_only=True, omit_defaults=True):
     Count: Number = 1
     RemoteAddress: str = ""
     RemotePort: int = 0
+    RemotePeer: str = ""
+    RemoteNamespace: str = ""
+    RemoteOwner: str = ""
     OID: Number | None = None
     Script: str = ""
     SourceScript: str = ""

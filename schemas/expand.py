@@ -21,13 +21,13 @@ from schemas.frame import FOLDED
 from schemas.identity import Identity, Kind
 from schemas.kernel import OCCURRENCE
 from schemas.operations import Access, Class, Operation
-from schemas.telemetry import Enriched, ProcessContext, TelemetryFrame
+from schemas.telemetry import Enriched, ProcessContext, RemotePeer, TelemetryFrame
 
 ROW: Final = struct.Struct("=II" + OCCURRENCE.struct.format[1:])
 """A row with its ring header: length, page, id, time, sequence, process, pid, ppid, ns_pid, ns_ppid, ret, aux."""
 
 _ACCEPT: Final = Operation.ACCEPT
-_PEERS: Final = (Operation.CONNECT, Operation.SEND, Operation.DNS, _ACCEPT)
+PEERS: Final = (Operation.CONNECT, Operation.SEND, Operation.DNS, _ACCEPT)
 """Operations whose address is the other side's; bind and listen have their own, a socket has none."""
 
 NO_PROCESS: Final = ProcessContext(process=0)
@@ -62,6 +62,11 @@ def identity_fields(identity: Identity) -> dict[str, Any]:
             "ContainerImage": image,
         }
     return fields
+
+
+def peer_fields(peer: RemotePeer) -> dict[str, Any]:
+    """Fields of `Log` that say who the other side was."""
+    return {"RemotePeer": peer.name, "RemoteNamespace": peer.namespace, "RemoteOwner": peer.owner}
 
 
 def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architecture: str) -> dict[str, Any]:
@@ -103,8 +108,8 @@ def log_fields(behaviour: Behaviour, process: ProcessContext, aux: int, architec
         "SourceScript": behaviour.script,
         "Resource2": second,
         "Cut": cut,
-        "RemoteAddress": behaviour.address if behaviour.operation in _PEERS else "",
-        "RemotePort": behaviour.port if behaviour.operation in _PEERS and behaviour.operation is not _ACCEPT else 0,
+        "RemoteAddress": behaviour.address if behaviour.operation in PEERS else "",
+        "RemotePort": behaviour.port if behaviour.operation in PEERS and behaviour.operation is not _ACCEPT else 0,
     }
 
 
@@ -194,6 +199,7 @@ def _log(
         Count=count,
         UserName=entry.user,
         **identity_fields(identity),
+        **peer_fields(entry.peer),
         **log_fields(entry.behaviour, made, aux, header.architecture),
     )
 
@@ -229,6 +235,7 @@ def _template(
             EventID=event_id(header.node, header.boot, _SEQUENCE),
             UserName=entry.user,
             **identity_fields(identity),
+            **peer_fields(entry.peer),
             **log_fields(
                 entry.behaviour, process_of(entry.behaviour, processes, process, sequence), aux, header.architecture
             ),

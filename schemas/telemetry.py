@@ -21,6 +21,18 @@ CUT: Final = "\0"
 """Stands for arguments that are not known: no argument holds a NUL, so no `allowedArgs` can name it."""
 
 
+class RemotePeer(msgspec.Struct, frozen=True, array_like=True):
+    """Who the other side of a connection was, as the cluster tells: `pod/NAME`, `svc/NAME` or `node/NAME`, its namespace, and a pod's owner
+    as `Kind/name`. "" when that is not known."""
+
+    name: str = ""
+    namespace: str = ""
+    owner: str = ""
+
+
+NOBODY: Final = RemotePeer()
+
+
 class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A behaviour with whose it is (index into `identities`) and what was judged."""
 
@@ -30,6 +42,7 @@ class Enriched(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     log: bool = True
     user: str = ""
     """Name of the acting uid on the node; "" for containers, whose uids are names of their own."""
+    peer: RemotePeer = NOBODY
 
 
 class ProcessContext(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):

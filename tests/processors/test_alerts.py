@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.cluster import PodFact, ServiceFact
+from schemas.cluster import encode as encode_fact
 from schemas.expand import logs
+from schemas.identity import Owner
 from schemas.operations import Access, Backend, Operation
 from schemas.topics import ALERTS
 
@@ -345,6 +348,27 @@ async def test_a_host_alert_names_the_user_and_the_node(node, stage, host, repla
     assert (alice.UserName, alice.NodeID, nobody.UserName) == ("alice", "bf0f", "")
     assert alice.KubeArmorVersion.startswith("hauberk-")
     assert [log.UserName for frame in stage.telemetry for log in logs(frame)] == ["alice", ""]
+
+
+async def test_a_peer_is_told_as_the_pod_that_had_the_address_then(node, stage, make_policy):
+    stage.policies(make_policy(network={"matchProtocols": [{"protocol": "tcp"}]}, action="Audit"))
+    owner = Owner("Deployment", "db", "shop")
+    then = node.offset / 1e9
+    before = PodFact(
+        uid="u1", namespace="shop", name="db-1", addresses=("10.0.0.9",), owner=owner, started=1.0, ended=then + 3600
+    )
+    after = PodFact(uid="u2", namespace="bank", name="other", addresses=("10.0.0.9",), started=then + 1800)
+    service = ServiceFact(namespace="shop", name="db", addresses=("10.96.0.1",))
+    for fact in (before, after, service):
+        stage.processor.inventory.apply_fact(fact.key, encode_fact(fact))
+    for address in ("10.0.0.9", "10.96.0.1", "192.0.2.1"):
+        node.row(node.behaviour(Operation.CONNECT, "", syscall=42, **INET, address=address, port=443))
+    await stage.take(node.record())
+    wanted = [("pod/db-1", "shop", "Deployment/db"), ("svc/db", "shop", ""), ("", "", "")]
+    assert [(one.RemotePeer, one.RemoteNamespace, one.RemoteOwner) for one in stage.alerts] == wanted
+    assert [
+        (one.RemotePeer, one.RemoteNamespace, one.RemoteOwner) for frame in stage.telemetry for one in logs(frame)
+    ] == wanted
 
 
 async def test_only_a_peer_is_remote(node, stage, make_policy):
