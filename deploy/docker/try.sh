@@ -84,6 +84,8 @@ clean() {
     engine_down
     say "the engine has ended"
     ip netns list | grep -q "^$name\b" && ip netns delete "$name"
+    # ip(8) makes a mount of this directory for its first namespace.
+    [ "$named" = yes ] || [ -n "$(ls -A /run/netns 2>/dev/null)" ] || umount /run/netns
     awk -v under="$work/" -v too="$data/" 'index($2, under) == 1 || index($2, too) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r -n1 umount -l
     # The engine leaves its parent cgroup; another engine's containers in it keep it.
     for top in $(awk '$3 ~ /^cgroup/ {print $2 "/docker"}' /proc/self/mounts); do rmdir "$top/buildkit" "$top" 2>/dev/null; done
@@ -91,6 +93,7 @@ clean() {
     [ $code = 0 ] && say "everything is removed"
     exit $code
 }
+named=$(awk '$2 == "/run/netns" {print "yes"; exit}' /proc/self/mounts)
 trap clean EXIT
 
 [ "$(id -u)" = 0 ] || die "expected root, got uid $(id -u)"
