@@ -31,6 +31,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "describe": ("Show one policy, workload, node or alert in full", "policy"),
     "delete": ("Delete policies, or forget a node that left", "policy"),
     "policy": ("Check, test, explain, lint, diff and backtest policies", "policy"),
+    "recommend": ("Recommend hardening policies for images, manifests and what runs", "policy"),
     "discover": ("Learn least-privilege policies from what workloads did", "policy"),
     "logs": ("Follow alerts and telemetry", "see"),
     "summary": ("Show what workloads did, from the summary store", "see"),

@@ -61,12 +61,12 @@ def _give(given: argparse.Namespace, bodies: list[tuple[dict[str, Any], str]], a
     if given.apply:
         return _apply(given, [body for body, _ in bodies])
     if given.outdir:
-        for path in _write(Path(given.outdir), bodies, given.format):
+        for path in write_policies(Path(given.outdir), bodies, given.format):
             print(path)
     elif given.format == "json":
         print(as_json([body for body, _ in bodies]))
     else:
-        print("---\n".join(_yaml(body, comment) for body, comment in bodies), end="")
+        print("---\n".join(yaml_text(body, comment) for body, comment in bodies), end="")
     if apart:
         print(
             f"hauberk discover: {apart} thing{'s' * (apart != 1)} not learnt; --review shows what and why",
@@ -166,11 +166,12 @@ def _comment(one: LearntPolicy) -> str:
     )
 
 
-def _yaml(body: dict[str, Any], comment: str) -> str:
+def yaml_text(body: dict[str, Any], comment: str) -> str:
+    """A document under a line that says what it is."""
     return f"# {printable(comment)}\n{as_yaml(body)}\n"
 
 
-def _write(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
+def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
     """One file each, each whole or not there."""
     written = []
     for body, comment in bodies:
@@ -178,7 +179,7 @@ def _write(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str)
         below = directory / metadata.get("namespace", "hosts")
         below.mkdir(parents=True, exist_ok=True)
         path = below / f"{metadata['name']}.{form}"
-        text = as_json(body) + "\n" if form == "json" else _yaml(body, comment)
+        text = as_json(body) + "\n" if form == "json" else yaml_text(body, comment)
         descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
         try:
             with open(descriptor, "w", encoding="utf-8") as file:

@@ -39,12 +39,16 @@ def kubernetes(one: ConnectPolicy) -> dict[str, Any]:
             if any(peer.kind != "name" for peer in same)
         ]
 
+    # An empty list and none are one to Kubernetes; an engine that takes policies from elsewhere than the API server let all pass for `[]`
+    # (kube-network-policies 0.8.0).
+    sides = {
+        name: some
+        for name, some in (("ingress", rules("from", one.ingress)), ("egress", rules("to", one.egress)))
+        if some
+    }
     return {
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": _metadata(one),
-        "spec": {
-            "podSelector": {"matchLabels": dict(one.subject.labels)}, "policyTypes": ["Ingress", "Egress"],
-            "ingress": rules("from", one.ingress), "egress": rules("to", one.egress),
-        },
+        "spec": {"podSelector": {"matchLabels": dict(one.subject.labels)}, "policyTypes": ["Ingress", "Egress"], **sides},
     }  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in files: an OCI layout (a directory, or a tar of one), and what `docker save` writes (which since 25 is both)."""
+
+from __future__ import annotations
+
+import platform
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hauberk.images.image import ARCHITECTURE, ReadImage, described, from_manifest, read_json
+from hauberk.images.layers import BoundedMember, LayerReader
+from hauberk.images.streams import ByteSource, ImageLimits
+from schemas.errors import SettingsError
+
+
+def architecture() -> str:
+    """Of this machine, as Go calls it."""
+    return ARCHITECTURE.get(platform.machine(), platform.machine())
+
+
+def read_path(path: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> list[ReadImage]:  # noqa: B008
+    """Every image of a layout or an archive. SettingsError in one sentence for anything else."""
+    wanted = wanted or architecture()
+    try:
+        if path.is_dir():
+            return list(_layout(_Directory(path), str(path), wanted, limits))
+        with tarfile.open(path, mode="r:", tarinfo=BoundedMember) as archive:
+            files = _Archive(archive, str(path), limits)
+            if "manifest.json" in files.members:
+                return list(_saved(files, str(path), limits))
+            return list(_layout(files, str(path), wanted, limits))
+    except tarfile.TarError as error:
+        raise SettingsError(
+            f"expected an image archive or an OCI layout at `{path}`, got a file that is neither: {error}"
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"expected an image archive or an OCI layout at `{path}`, got: {error.strerror or error}"
+        ) from error
+
+
+class _Directory:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[ByteSource]:
+        with (self._root / name).open("rb") as file:
+            yield file
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[ByteSource]:
+        with self.file(f"blobs/sha256/{digest[7:]}") as file:
+            yield file
+
+
+class _Archive:
+    def __init__(self, archive: tarfile.TarFile, origin: str, limits: ImageLimits) -> None:
+        self._archive, self._origin = archive, origin
+        self.members: dict[str, tarfile.TarInfo] = {}
+        for member in archive:
+            if len(self.members) > 10 * limits.layers:
+                raise SettingsError(
+                    f"expected an image archive at `{origin}`, got an archive of more than {10 * limits.layers} files"
+                )
+            self.members[member.name.removeprefix("./")] = member
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[ByteSource]:
+        member = self.members.get(name)
+        # What `docker save` wrote twice is a symlink to the first (before 25).
+        if member is not None and member.issym():
+            parts = [*name.split("/")[:-1], *member.linkname.split("/")]
+            while ".." in parts and parts.index(".."):
+                at = parts.index("..")
+                del parts[at - 1 : at + 1]
+            member = self.members.get("/".join(parts))
+        held = self._archive.extractfile(member) if member is not None and member.isreg() else None
+        if held is None:
+            raise SettingsError(f"expected `{name[:120]}` in `{self._origin}`, it has no such file")
+        with held:
+            yield held
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[ByteSource]:
+        with self.file(f"blobs/sha256/{digest[7:]}") as file:
+            yield file
+
+
+def _layout(files: _Directory | _Archive, origin: str, wanted: str, limits: ImageLimits) -> Iterator[ReadImage]:
+    with files.file("index.json") as source:
+        index = read_json(source, f"index.json of `{origin}`", limits)
+    entries = index.get("manifests") if isinstance(index, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise SettingsError(f"expected images in the OCI layout `{origin}`, its index names none")
+    for entry in entries:
+        noted: Any = (entry.get("annotations") if isinstance(entry, dict) else None) or {}
+        name = noted.get("io.containerd.image.name") or noted.get("org.opencontainers.image.ref.name") or ""
+        yield from_manifest(files, {"manifests": [entry]}, origin, (name,) if name else (), wanted, limits)
+
+
+def _saved(files: _Archive, origin: str, limits: ImageLimits) -> Iterator[ReadImage]:
+    with files.file("manifest.json") as source:
+        manifest = read_json(source, f"manifest.json of `{origin}`", limits)
+    if not isinstance(manifest, list) or not manifest:
+        raise SettingsError(f"expected images in `{origin}`, its manifest.json names none")
+    for entry in manifest:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("Config"), str)
+            or not isinstance(entry.get("Layers"), list)
+        ):
+            raise SettingsError(f"expected Config and Layers for each image in manifest.json of `{origin}`")
+        with files.file(entry["Config"]) as source:
+            configuration = read_json(source, f"the configuration of `{origin}`", limits)
+        reader = LayerReader(limits)
+        for name in entry["Layers"]:
+            with files.file(str(name)) as source:
+                reader.add(source, f"layer {str(name)[:40]} of `{origin}`")
+        yield described(reader.contents(), configuration, origin, tuple(entry.get("RepoTags") or ()))

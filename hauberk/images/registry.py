@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in registries (OCI distribution-spec, Docker's token protocol), with the credentials of docker's configuration.
+
+Registries on loopback are spoken to without TLS, as docker does. Credentials go to the registry and to the token service that it names over
+TLS or on loopback, never to where a blob is redirected to.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from hauberk.images.archives import architecture
+from hauberk.images.image import DIGEST, ReadImage, from_manifest, read_json
+from hauberk.images.streams import ByteSource, ImageLimits
+from schemas.errors import SettingsError
+
+_ACCEPT: Final = ", ".join((
+    "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
+))  # fmt: skip
+_REFERENCE: Final = re.compile(
+    r"(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]+(?::[0-9]+)?|localhost(?::[0-9]+)?|[A-Za-z0-9.-]+:[0-9]+|\[[0-9a-f:]+\](?::[0-9]+)?)/)?"
+    r"(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_HUB: Final = "registry-1.docker.io"
+_TIMEOUT: Final = 30.0
+_LOOPBACK: Final = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?")
+
+
+class ImageReference(msgspec.Struct, frozen=True):
+    """`host/name:tag@digest`, whole."""
+
+    host: str
+    name: str
+    tag: str
+    digest: str
+
+    @property
+    def base(self) -> str:
+        """Where its registry answers."""
+        scheme = "http" if _LOOPBACK.fullmatch(self.host) else "https"
+        return f"{scheme}://{self.host}/v2/{self.name}"
+
+
+def reference(text: str) -> ImageReference:
+    """SettingsError for what is no reference."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise SettingsError(f"expected a file or an image such as `registry.example/team/app:1.2`, got `{text[:200]}`")
+    host, name = match["host"] or "docker.io", match["name"]
+    if host in ("docker.io", "index.docker.io"):
+        host, name = _HUB, name if "/" in name else f"library/{name}"
+    return ImageReference(host, name, match["tag"] or "latest", match["digest"] or "")
+
+
+def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage:  # noqa: B008
+    """The image of a reference, layer after layer, nothing kept. SettingsError when the registry does not give it."""
+    of = reference(text)
+    registry = _Registry(of, _credentials(docker_config, of.host))
+    with registry.get(f"{of.base}/manifests/{of.digest or of.tag}", _ACCEPT) as answer:
+        manifest = read_json(answer, f"the manifest of `{text}`", limits)
+    return from_manifest(registry, manifest, text, (text,), wanted or architecture(), limits)
+
+
+def _credentials(config: Path, host: str) -> str:
+    """`user:password` in base64, "" when there are none; credential helpers are not run."""
+    try:
+        found = json.loads(config.read_bytes())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"expected docker's configuration at `{config}`, got: {error}") from error
+    known = found.get("auths") if isinstance(found, dict) else None
+    names = [host, f"https://{host}", f"https://{host}/v2/"]
+    if host == _HUB:
+        names += ["https://index.docker.io/v1/", "docker.io"]
+    for name in names:
+        entry = known.get(name) if isinstance(known, dict) else None
+        if isinstance(entry, dict):
+            if isinstance(entry.get("auth"), str):
+                return str(entry["auth"])
+            if entry.get("username"):
+                return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode()
+    return ""
+
+
+class _Registry:
+    def __init__(self, of: ImageReference, credentials: str) -> None:
+        self._of, self._credentials = of, credentials
+        self._authorization = f"Basic {credentials}" if credentials else ""
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[ByteSource]:
+        if not DIGEST.fullmatch(digest):
+            raise SettingsError(f"expected a digest of sha256, got `{digest[:80]}`")
+        with self.get(f"{self._of.base}/blobs/{digest}", "*/*") as answer:
+            yield answer
+
+    @contextmanager
+    def get(self, url: str, accept: str) -> Iterator[ByteSource]:
+        """An answer; asked again once with a token where the registry wants one."""
+        try:
+            answer = self._ask(url, accept)
+        except urllib.error.HTTPError as error:
+            challenge = error.headers.get("WWW-Authenticate", "")
+            error.close()
+            if error.code != 401 or not challenge.lower().startswith("bearer "):
+                raise self._refusal(error) from error
+            self._authorization = f"Bearer {self._token(challenge)}"
+            try:
+                answer = self._ask(url, accept)
+            except urllib.error.HTTPError as again:
+                again.close()
+                raise self._refusal(again) from again
+        with answer:
+            try:
+                yield answer
+            except (TimeoutError, OSError) as error:
+                raise SettingsError(f"expected {self._of.host} to send a blob whole, got: {error}") from error
+
+    def _ask(self, url: str, accept: str) -> Any:
+        asked = urllib.request.Request(url, headers={"Accept": accept, "User-Agent": "hauberk"})
+        if self._authorization:
+            asked.add_unredirected_header("Authorization", self._authorization)
+        return self._opened(asked)
+
+    def _opened(self, asked: urllib.request.Request) -> Any:
+        try:
+            return urllib.request.urlopen(asked, timeout=_TIMEOUT)
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"expected an answer of the registry {self._of.host}, got: {getattr(error, 'reason', error)}"
+            ) from error
+
+    def _refusal(self, error: urllib.error.HTTPError) -> SettingsError:
+        name = f"{self._of.name}:{self._of.tag}"
+        if error.code in (401, 403):
+            return SettingsError(
+                f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}); log in with docker, or name its configuration with -c"
+            )
+        if error.code == 404:
+            return SettingsError(f"expected `{name}` at {self._of.host}, it has no such image")
+        return SettingsError(f"expected `{name}` of {self._of.host}, it answers {error.code} {error.reason}")
+
+    def _token(self, challenge: str) -> str:
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        realm = urllib.parse.urlsplit(fields.get("realm", ""))
+        if realm.scheme != "https" and not (realm.scheme == "http" and _LOOPBACK.fullmatch(realm.netloc)):
+            raise SettingsError(
+                f"expected {self._of.host} to name a token service with TLS, got `{fields.get('realm', '')[:100]}`"
+            )
+        query = {
+            "service": fields.get("service", ""),
+            "scope": fields.get("scope") or f"repository:{self._of.name}:pull",
+        }
+        asked = urllib.request.Request(
+            f"{fields['realm']}?{urllib.parse.urlencode(query)}", headers={"User-Agent": "hauberk"}
+        )
+        if self._credentials:
+            asked.add_unredirected_header("Authorization", f"Basic {self._credentials}")
+        try:
+            with self._opened(asked) as answer:
+                found = read_json(answer, f"a token for {self._of.host}", ImageLimits())
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise self._refusal(error) from error
+        token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
+        if not isinstance(token, str):
+            raise SettingsError(f"expected a token for {self._of.host}, its token service gives none")
+        return token

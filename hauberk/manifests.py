@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workloads in Kubernetes manifests: files and directories of YAML or JSON, Deployments to bare Pods, init containers among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from hauberk.images.image import split
+from policy.recommend.recommend import HardenedWorkload
+from schemas.errors import SettingsError
+
+_TEMPLATED: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job")
+_MOST: Final = 16 << 20
+
+
+class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks."""
+
+    workload: HardenedWorkload
+    commands: tuple[str, ...]
+
+
+def manifests(paths: list[Path]) -> list[ManifestContainer]:
+    """Containers in order of file. SettingsError for a file that cannot be read, is no YAML or has a template in it."""
+    found: list[ManifestContainer] = []
+    for path in paths:
+        files = (
+            sorted(one for one in path.rglob("*") if one.suffix in (".yaml", ".yml", ".json") and one.is_file())
+            if path.is_dir()
+            else [path]
+        )
+        for file in files:
+            found += _file(file)
+    if not found:
+        raise SettingsError(f"expected workloads in `{', '.join(map(str, paths))}`, found none")
+    return found
+
+
+def _file(path: Path) -> Iterator[ManifestContainer]:
+    try:
+        if path.stat().st_size > _MOST:
+            raise SettingsError(f"expected a manifest of at most {_MOST:,} bytes, `{path}` is larger")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"expected a readable manifest at `{path}`, got: {error}") from error
+    if "{{" in text:
+        line = text[: text.index("{{")].count("\n") + 1
+        raise SettingsError(
+            f"expected a manifest at `{path}`, line {line} has a template in it; render it first (`helm template`)"
+        )
+    try:
+        documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SettingsError(f"expected YAML at `{path}`, got: {' '.join(str(error).split())}") from error
+    try:
+        for document in documents:
+            yield from _document(document)
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise SettingsError(
+            f"expected objects of Kubernetes at `{path}`, one is not formed as they are ({error})"
+        ) from error
+
+
+def _document(document: Any) -> Iterator[ManifestContainer]:
+    if not isinstance(document, dict):
+        return
+    kind = document.get("kind", "")
+    if kind == "List" or (kind.endswith("List") and "items" in document):
+        for item in document.get("items") or ():
+            yield from _document(item)
+        return
+    metadata = document.get("metadata") or {}
+    if kind == "Pod":
+        pod, labels = document["spec"], metadata.get("labels")
+    elif kind in _TEMPLATED:
+        pod, labels = (
+            document["spec"]["template"]["spec"],
+            (document["spec"]["template"].get("metadata") or {}).get("labels"),
+        )
+    elif kind == "CronJob":
+        template = document["spec"]["jobTemplate"]["spec"]["template"]
+        pod, labels = template["spec"], (template.get("metadata") or {}).get("labels")
+    else:
+        return
+    for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
+        yield ManifestContainer(
+            workload=HardenedWorkload(
+                namespace=str(metadata.get("namespace") or "default"), name=str(metadata["name"]), image=str(container.get("image", "")),
+                labels={str(key): str(value) for key, value in (labels or {}).items()}, container=str(container["name"]),
+            ),
+            commands=tuple(part for word in _words(container) for part in split(word)),
+        )  # fmt: skip
+
+
+def _words(container: dict[str, Any]) -> Iterator[str]:
+    places = [container]
+    places += [
+        (container.get(name) or {}).get("exec") or {} for name in ("livenessProbe", "readinessProbe", "startupProbe")
+    ]
+    places += [(hook or {}).get("exec") or {} for hook in (container.get("lifecycle") or {}).values()]
+    for place in places:
+        for name in ("command", "args"):
+            yield from map(str, place.get(name) or ())

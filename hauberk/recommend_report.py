@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was recommended, as text, HTML, JSON or SARIF 2.1.0. The same input gives the same bytes; names of workloads stay harmless in each."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from hauberk.output import printable, table
+from policy.recommend.recommend import Recommendation
+from policy.recommend.templates import FRAMEWORKS, TemplateSet
+from schemas.errors import SettingsError
+
+
+def report(found: list[Recommendation], known: TemplateSet, suffix: str) -> str:
+    """By the ending of the file's name. SettingsError for one that is none of these."""
+    match suffix.lower():
+        case ".txt" | "" | ".md":
+            return _text(found, known)
+        case ".html" | ".htm":
+            return _html(found, known)
+        case ".json":
+            return json.dumps(_data(found, known), indent=2) + "\n"
+        case ".sarif":
+            return json.dumps(_sarif(found, known), indent=2) + "\n"
+    raise SettingsError(f"expected a report that ends in .txt, .html, .json or .sarif, got `{suffix}`")
+
+
+def coverage(one: Recommendation, known: TemplateSet) -> dict[str, tuple[int, int]]:
+    """Framework -> (its tags that a recommended policy carries, tags that some template carries)."""
+    made = {}
+    for framework in FRAMEWORKS:
+        every = {tag for template in known.templates for tag in template.frameworks.get(framework, ())}
+        mine = {tag for policy in one.policies for tag in policy.template.frameworks.get(framework, ())}
+        made[framework] = (len(mine), len(every))
+    return made
+
+
+def _title(one: Recommendation) -> str:
+    of = one.workload
+    where = "/".join(part for part in (of.namespace, of.name, of.container) if part)
+    return f"{where}: {of.image or 'image not known'}{f', {one.distribution}' if one.distribution else ''}"
+
+
+def _sum(one: Recommendation) -> str:
+    return f"{len(one.policies)} policies; {one.denied} of {one.behaviours} recorded behaviours would have been denied."
+
+
+def _text(found: Iterable[Recommendation], known: TemplateSet) -> str:
+    parts = [f"Templates {known.version}\n"]
+    for one in found:
+        rows = [
+            (
+                p.template.name,
+                p.body["spec"]["action"],
+                p.template.severity,
+                p.template.title,
+                ", ".join(p.template.tags),
+            )
+            for p in one.policies
+        ]
+        parts.append(f"\n{printable(_title(one))}\n{_sum(one)}\n")
+        parts.append(table(("TEMPLATE", "ACTION", "SEVERITY", "TITLE", "TAGS"), rows) + "\n")
+        covered = ", ".join(f"{name} {mine} of {every}" for name, (mine, every) in coverage(one, known).items())
+        parts.append(f"Covered: {covered}\n")
+        notes = [(p.template.name, note) for p in one.policies for note in p.notes]
+        notes += [(left.template, f"left out: {left.reason}") for left in one.left_out]
+        parts += [f"  {name}: {printable(note)}\n" for name, note in notes]
+    return "".join(parts)
+
+
+def _html(found: Iterable[Recommendation], known: TemplateSet) -> str:
+    said = html.escape
+
+    def row(cells: Iterable[object], tag: str = "td") -> str:
+        return "<tr>" + "".join(f"<{tag}>{said(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<title>Recommended policies</title><style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{border:1px solid #bbb;"
+        f"padding:.3em .6em;text-align:left;vertical-align:top}}</style></head><body><h1>Recommended policies</h1><p>Templates {said(known.version)}</p>"
+    ]  # fmt: skip
+    for one in found:
+        parts.append(f"<h2>{said(_title(one))}</h2><p>{said(_sum(one))}</p><table>")
+        parts.append(row(("Template", "Action", "Severity", "Title", "Why", "Tags"), "th"))
+        parts += [row((p.template.name, p.body["spec"]["action"], p.template.severity, p.template.title, p.template.why, ", ".join(p.template.tags)))
+                  for p in one.policies]  # fmt: skip
+        parts.append("</table><table>" + row(("Framework", "Covered", "Of"), "th"))
+        parts += [row((name, mine, every)) for name, (mine, every) in coverage(one, known).items()]
+        parts.append("</table><ul>")
+        parts += [f"<li>{said(p.template.name)}: {said(note)}</li>" for p in one.policies for note in p.notes]
+        parts += [f"<li>{said(left.template)} left out: {said(left.reason)}</li>" for left in one.left_out]
+        parts.append("</ul>")
+    return "".join(parts) + "</body></html>\n"
+
+
+def _data(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any]:
+    return {
+        "templates": known.version,
+        "workloads": [
+            {
+                **msgspec.to_builtins(one.workload), "distribution": one.distribution, "behaviours": one.behaviours, "denied": one.denied,
+                "coverage": {name: {"covered": mine, "of": every} for name, (mine, every) in coverage(one, known).items()},
+                "policies": [{"template": p.template.name, "tags": p.template.tags, "notes": p.notes, "policy": p.body} for p in one.policies],
+                "leftOut": [msgspec.to_builtins(left) for left in one.left_out],
+            }
+            for one in found
+        ],
+    }  # fmt: skip
+
+
+def _sarif(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any]:
+    """Each recommended policy is a finding: the workload can do what the policy would stop."""
+    rules = [
+        {
+            "id": one.name, "shortDescription": {"text": one.title}, "fullDescription": {"text": one.why},
+            "defaultConfiguration": {"level": _level(one.severity)}, "properties": {"tags": list(one.tags), "security-severity": f"{one.severity}.0"},
+        }
+        for one in known.templates
+    ]  # fmt: skip
+    places = {one.name: at for at, one in enumerate(known.templates)}
+    results = [
+        {
+            "ruleId": p.template.name, "ruleIndex": places[p.template.name], "level": _level(p.template.severity),
+            "message": {"text": f"{p.template.title}: {p.body['metadata']['name']}. {_sum(one)}"},
+            "locations": [{"logicalLocations": [{"fullyQualifiedName": _title(one).partition(":")[0], "kind": "resource"}]}],
+        }
+        for one in found for p in one.policies
+    ]  # fmt: skip
+    driver = {"name": "Hauberk", "semanticVersion": known.version, "rules": rules}
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}],
+    }  # fmt: skip
+
+
+def _level(severity: int) -> str:
+    return "error" if severity >= 8 else "warning" if severity >= 5 else "note"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in an image: names and where they lead, without the bytes. Pure. Neighbour: `hauberk.images` reads layers into it.
+
+A symlink leads within the image. A program that many names lead to (busybox) is not the program of one of them: rules are on what the
+kernel resolves, so a rule for one name would be for all.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterable
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+_HOPS: Final = 40
+"""As the kernel: after so many symlinks there is no file."""
+
+
+class EntryKind(Enum):
+    """Of a name in an image."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+
+
+class ImageEntry(msgspec.Struct, frozen=True):
+    """`target`: of a symlink, as written. `same`: the first name of a hard-linked file, "" for itself."""
+
+    kind: EntryKind
+    mode: int = 0o755
+    target: str = ""
+    same: str = ""
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """Of os-release(5): `ident` is its ID, "" for an image that has none (distroless from scratch)."""
+
+    ident: str = ""
+    version: str = ""
+    name: str = ""
+
+
+class ImageContents:
+    """Names by absolute path."""
+
+    def __init__(self, entries: dict[str, ImageEntry], distribution: Distribution = Distribution()) -> None:  # noqa: B008
+        self.entries = entries
+        self.distribution = distribution
+        self._programs: dict[str, set[str]] | None = None
+        self._names_of: dict[str, set[str]] = {}
+
+    def resolve(self, path: str) -> str | None:
+        """Where a path leads, symlinks followed inside of the image; None when to nothing."""
+        hops = 0
+        parts = [part for part in path.split("/") if part and part != "."]
+        at = ""
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                at = posixpath.dirname(at) if at else ""
+                continue
+            here = f"{at}/{part}"
+            entry = self.entries.get(here)
+            if entry is None:
+                return None
+            if entry.kind is EntryKind.SYMLINK:
+                hops += 1
+                if hops > _HOPS:
+                    return None
+                if entry.target.startswith("/"):
+                    at = ""
+                parts = [one for one in entry.target.split("/") if one and one != "."] + parts
+                continue
+            at = here
+        return at or "/"
+
+    def has(self, path: str) -> bool:
+        """Whether there is something; a directory with or without its slash."""
+        return self.resolve(path) is not None
+
+    def programs(self, names: Collection[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """(files that are these programs and nothing else, (name, file) of those that are others' as well)."""
+        known = self._index()
+        mine: set[str] = set()
+        shared: set[tuple[str, str]] = set()
+        for name in names:
+            for target in known.get(name, ()):
+                others = self._names_of[target] - set(names)
+                # `nc.openbsd` behind `nc`, `python3.11` behind `python3`: a longer spelling of a name is no other program.
+                others = {one for one in others if not any(one.startswith(name) for name in names)}
+                if others:
+                    shared.add((name, target))
+                else:
+                    mine.add(target)
+        return sorted(mine), sorted(shared)
+
+    def _index(self) -> dict[str, set[str]]:
+        if self._programs is None:
+            self._programs = {}
+            for path, entry in self.entries.items():
+                if entry.kind is EntryKind.DIRECTORY:
+                    continue
+                target = self.resolve(path)
+                final = self.entries.get(target) if target is not None else None
+                if target is None or final is None or final.kind is not EntryKind.FILE or not final.mode & 0o111:
+                    continue
+                name = posixpath.basename(path)
+                self._programs.setdefault(name, set()).add(target)
+                self._names_of.setdefault(target, set()).add(name)
+                # Hard links are one file by several paths, and each path is one that the kernel may tell.
+                if final.same:
+                    self._names_of.setdefault(final.same, set()).add(name)
+            for path, entry in self.entries.items():
+                if entry.same and path in self._names_of:
+                    self._names_of[path] |= self._names_of.get(entry.same, set())
+        return self._programs
+
+
+def os_release(text: str) -> Distribution:
+    """What os-release(5) says; quotes are the shell's."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and not key.startswith("#"):
+            found[key] = value.strip().strip("\"'")[:200]
+    return Distribution(
+        found.get("ID", ""), found.get("VERSION_ID", ""), found.get("PRETTY_NAME") or found.get("NAME", "")
+    )
+
+
+def of_paths(paths: Iterable[str]) -> ImageContents:
+    """Contents in which exactly these files are, for tests and for what is known from elsewhere."""
+    entries: dict[str, ImageEntry] = {}
+    for path in paths:
+        entries[path.rstrip("/")] = ImageEntry(EntryKind.DIRECTORY if path.endswith("/") else EntryKind.FILE)
+        above = posixpath.dirname(path.rstrip("/"))
+        while above not in ("/", ""):
+            entries.setdefault(above, ImageEntry(EntryKind.DIRECTORY))
+            above = posixpath.dirname(above)
+    return ImageContents(entries)

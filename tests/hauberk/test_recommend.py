@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk recommend`: images read as a container sees them, manifests, recorded behaviour, reports; hostile archives refused in a sentence.
+
+The registry is a server on loopback that speaks the distribution protocol and docker's token protocol over real HTTP.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cramjam
+import pytest
+import yaml
+
+from hauberk.cli import main
+from hauberk.images.archives import read_path
+from hauberk.images.layers import LayerReader
+from hauberk.images.registry import reference
+from hauberk.images.streams import ImageLimits
+from policy.parse import parse
+from policy.recommend.contents import Distribution
+from schemas.behaviour import Behaviour
+from schemas.errors import SettingsError
+from schemas.identity import Identity, Kind, Owner
+from schemas.operations import Access, Operation
+from schemas.summary import Summary, SummaryEntry
+from sinks.store.sqlite import SqliteStore
+
+OS_RELEASE = b'ID=wolfi\nVERSION_ID="20230201"\nPRETTY_NAME="Wolfi"\n'
+
+
+def member(
+    name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o755
+) -> tuple[tarfile.TarInfo, bytes]:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.mode, made.size = kind, link, mode, len(data)
+    return made, data
+
+
+def folder(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, kind=tarfile.DIRTYPE)
+
+
+def symlink(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, kind=tarfile.SYMTYPE, link=target)
+
+
+def tarred(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w") as archive:
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return held.getvalue()
+
+
+BASE = tarred(
+    folder("usr"), folder("usr/bin"), symlink("bin", "usr/bin"), folder("etc"), folder("usr/lib"), symlink("etc/os-release", "../usr/lib/os-release"),
+    member("usr/lib/os-release", OS_RELEASE, mode=0o644), member("usr/bin/curl"), member("usr/bin/apk"), member("usr/bin/gone"), member("usr/bin/app"),
+    folder("etc/ssl"), member("etc/ssl/cert.pem"), folder("var"), folder("var/old"), member("var/old/a"), member("var/old/b"),
+)  # fmt: skip
+TOP = tarred(
+    member("usr/bin/.wh.gone"), member("var/old/.wh..wh..opq"), member("var/old/new"), member("bin/nc"), symlink("usr/bin/tool", "/bin/nc"),
+    member("usr/bin/hard", kind=tarfile.LNKTYPE, link="usr/bin/app"), member("etc/ssl", b"now a file", mode=0o644),
+)  # fmt: skip
+CONFIG = {
+    "os": "linux", "architecture": "amd64",
+    "config": {"Entrypoint": ["/usr/bin/app"], "Cmd": None, "Healthcheck": {"Test": ["CMD-SHELL", "curl -f http://localhost/ || exit 1"]}},
+}  # fmt: skip
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def layout(
+    *layers: bytes, config: dict[str, Any] = CONFIG, name: str = "registry.example/team/web:1"
+) -> dict[str, bytes]:
+    """Files of an OCI layout by name."""
+    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+    def put(data: bytes, media: str) -> dict[str, Any]:
+        files[f"blobs/sha256/{digest(data)[7:]}"] = data
+        return {"mediaType": media, "digest": digest(data), "size": len(data)}
+
+    manifest = {
+        "schemaVersion": 2, "config": put(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
+        "layers": [put(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers],
+    }  # fmt: skip
+    entry = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+    index = {"schemaVersion": 2, "manifests": [{**entry, "platform": {"os": "linux", "architecture": "amd64"}}]}
+    named = put(json.dumps(index).encode(), "application/vnd.oci.image.index.v1+json")
+    files["index.json"] = json.dumps(
+        {"schemaVersion": 2, "manifests": [{**named, "annotations": {"io.containerd.image.name": name}}]}
+    ).encode()
+    return files
+
+
+def written(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def saved(path: Path) -> Path:
+    """As `docker save` before 25 wrote it: layers by directory, one of them a symlink to another's."""
+    manifest = [{"Config": "c.json", "RepoTags": ["web:1"], "Layers": ["a/layer.tar", "b/layer.tar", "c/layer.tar"]}]
+    path.write_bytes(tarred(
+        member("c.json", json.dumps(CONFIG).encode()), member("a/layer.tar", BASE), member("b/layer.tar", TOP), symlink("c/layer.tar", "../b/layer.tar"),
+        member("manifest.json", json.dumps(manifest).encode()),
+    ))  # fmt: skip
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: int = 0) -> str:
+    capsys.readouterr()
+    got = main(["recommend", *map(str, words), "--state", str(state)])
+    said = capsys.readouterr()
+    assert got == code, (words, said)
+    return said.out + (said.err if code else "")
+
+
+@pytest.mark.parametrize("form", ["layout", "tar of a layout", "docker save", "gzip", "zstd", "gzip in two members"])
+def test_an_image_is_read_as_a_container_sees_it(tmp_path: Path, form: str) -> None:
+    layers = {
+        "gzip": (gzip.compress(BASE), gzip.compress(TOP)), "zstd": (bytes(cramjam.zstd.compress(BASE)), bytes(cramjam.zstd.compress(TOP))),
+        "gzip in two members": (gzip.compress(BASE[:700]) + gzip.compress(BASE[700:]), TOP),
+    }.get(form, (BASE, TOP))  # fmt: skip
+    path = tmp_path / "image"
+    if form == "docker save":
+        saved(path)
+    elif form == "tar of a layout":
+        path.write_bytes(tarred(*(member(name, data) for name, data in layout(*layers).items())))
+    else:
+        written(path, layout(*layers))
+    (image,) = read_path(path, "amd64")
+    contents = image.contents
+    assert contents.distribution == Distribution("wolfi", "20230201", "Wolfi")
+    assert not contents.has("/usr/bin/gone"), "a whiteout"
+    assert [contents.has(f"/var/old/{name}") for name in ("a", "b", "new")] == [False, False, True], (
+        "an opaque directory"
+    )
+    assert contents.resolve("/bin/nc") == "/usr/bin/nc", "unpacked through the symlink of the layer below"
+    assert contents.resolve("/usr/bin/tool") == "/usr/bin/nc"
+    assert not contents.has("/etc/ssl/cert.pem"), "a file took the directory's place"
+    assert contents.programs(["hard"])[0] == [], "it is the application by another name"
+    assert contents.programs(["curl", "apk"]) == (["/usr/bin/apk", "/usr/bin/curl"], [])
+    assert {"curl", "/usr/bin/app"} <= set(image.commands)
+
+
+def test_zstandard_of_many_pieces_is_what_the_tool_packed(tmp_path: Path) -> None:
+    """Packed by zstd itself where it is; read in pieces of 64 KB."""
+    data = tarred(*(member(f"f{number}", bytes([number % 251]) * 5000) for number in range(300)))
+    packed = bytes(cramjam.zstd.compress(data))
+    (tmp_path / "x").write_bytes(packed)
+    reader = LayerReader()
+    with (tmp_path / "x").open("rb") as file:
+        reader.add(file, "x", digest(packed))
+    assert len(reader.contents().entries) == 300
+    with (
+        (tmp_path / "x").open("rb") as file,
+        pytest.raises(SettingsError, match="frame is not whole"),
+    ):
+        LayerReader().add(io.BytesIO(file.read()[:-20]), "x")
+
+
+HOSTILE = {
+    "a name that leaves the image": (tarred(member("../../etc/passwd")), "names inside of the image"),
+    "a hard link that leaves it": (tarred(member("x", kind=tarfile.LNKTYPE, link="../../etc/shadow")), "names inside of the image"),
+    "a hard link to nothing": (tarred(member("x", kind=tarfile.LNKTYPE, link="y")), "is none"),
+    "a device": (tarred(member("dev/sda", kind=tarfile.BLKTYPE)), "expected no devices"),
+    "zeros that grow a thousand times": (gzip.compress(bytes(70 << 20), 9), "made to fill a machine"),
+    "no archive": (b"not a tar at all, only some text that goes on" * 40, "to be a tar archive"),
+    "half a gzip": (gzip.compress(BASE)[:200], "expected"),
+    "a header of a gigabyte": (tarfile.TarInfo("x").tobuf()[:0] + (lambda one: (setattr(one, "type", tarfile.XHDTYPE), setattr(one, "size", 1 << 30), one.tobuf(tarfile.USTAR_FORMAT))[2])(tarfile.TarInfo("h")) + bytes(4096), "expected a header of at most"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", sorted(HOSTILE))
+def test_hostile_layers_are_refused_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, what: str
+) -> None:
+    layer, says = HOSTILE[what]
+    out = tmp_path / "out"
+    said = run(
+        capsys,
+        tmp_path / "state",
+        "-i",
+        written(tmp_path / "image", layout(layer)),
+        "--platform",
+        "amd64",
+        "-o",
+        out,
+        "-r",
+        out / "r.html",
+        code=2,
+    )
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    assert not out.exists(), "nothing half written"
+
+
+def test_limits_and_digests() -> None:
+    with pytest.raises(SettingsError, match="at most 1,000 bytes"):
+        LayerReader(ImageLimits(plain_bytes=1000)).add(io.BytesIO(BASE), "x")
+    with pytest.raises(SettingsError, match="at most 5 names"):
+        LayerReader(ImageLimits(names=5)).add(io.BytesIO(BASE), "x")
+    with pytest.raises(SettingsError, match="damaged or not what it says"):
+        LayerReader().add(io.BytesIO(BASE), "x", digest(b"other"))
+
+
+def test_policies_replay_and_reports_of_an_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    image = written(tmp_path / "image", layout(gzip.compress(BASE), TOP))
+    state = tmp_path / "state"
+    text = run(capsys, state, "-i", image, "--platform", "amd64")
+    parsed = parse(text, "recommended")
+    assert not [one for one in parsed.diagnostics if one.level == "error"]
+    by_name = {one.name: json.loads(one.raw) for one in parsed.policies}
+    assert by_name["web-package-managers"]["spec"]["process"]["matchPaths"] == [{"path": "/usr/bin/apk"}]
+    assert "web-netcat" not in by_name, "nc is also `tool` here"
+    assert "web-download-tools" not in by_name, "the health check runs curl"
+    assert "0 of 2 recorded behaviours would have been denied" in text
+    assert "it would block exec of /usr/bin/curl" in run(capsys, state, "-i", image, "--platform", "amd64", "-r", "-")
+    for ending in ("txt", "html", "json", "sarif"):
+        run(capsys, state, "-i", image, "--platform", "amd64", "-r", tmp_path / f"r.{ending}", "-o", tmp_path / "out")
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data["workloads"][0]["coverage"]["MITRE"]["covered"] > 20
+    sarif = json.loads((tmp_path / "r.sarif").read_text())
+    assert sarif["version"] == "2.1.0"
+    rules = sarif["runs"][0]["tool"]["driver"]["rules"]
+    assert all(rules[one["ruleIndex"]]["id"] == one["ruleId"] for one in sarif["runs"][0]["results"])
+    assert "<h2>default/web/web: registry.example/team/web:1, Wolfi</h2>" in (tmp_path / "r.html").read_text()
+    assert len(list((tmp_path / "out/default").iterdir())) == len(by_name)
+    only = run(capsys, state, "-i", image, "--platform", "amd64", "-t", "T1105")
+    assert yaml.safe_load(only)["metadata"]["name"] == "web-package-managers"
+
+
+MANIFEST = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      initContainers: [{name: prepare, image: other}]
+      containers:
+      - {name: app, image: registry.example/team/web:1, livenessProbe: {exec: {command: [sh, -c, "/usr/bin/apk --version"]}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: <script>alone, namespace: shop, labels: {app: alone}}
+spec: {containers: [{name: app, image: x}]}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly}
+spec: {jobTemplate: {spec: {template: {spec: {containers: [{name: job, image: y}]}}}}}
+"""
+
+
+def test_manifests_with_an_image_and_recorded_behaviour(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    image = written(tmp_path / "image", layout(BASE, TOP))
+    manifest = tmp_path / "all.yaml"
+    manifest.write_text(MANIFEST)
+    state = tmp_path / "state"
+    state.mkdir()
+    pod = Identity(kind=Kind.CONTAINER, node="n", uid="u", namespace="shop", pod="web-1", container_name="app", image="registry.example/team/web:1",
+                   owner=Owner("Deployment", "web", "shop"), labels={"app": "web"}, orchestrated=True)  # fmt: skip
+    wrote = Behaviour(
+        operation=Operation.OPEN, access=Access.WRITE, resource="/etc/hosts", executable="/usr/bin/app", parent="/init"
+    )
+    at = time.time_ns() - 10**11
+    store = SqliteStore(str(state / "summary.db"))
+    entry = SummaryEntry(behaviour=wrote, status="Allow", count=3, first=at, last=at)
+    store.apply(
+        [
+            Summary(
+                node="n",
+                run="r",
+                first_frame=1,
+                last_frame=1,
+                bucket=at // 10**9 // 60 * 60,
+                identity=pod,
+                entries=(entry,),
+            )
+        ],
+        [],
+    )
+    store.close()
+    run(
+        capsys,
+        state,
+        "-f",
+        manifest,
+        "-i",
+        image,
+        "--platform",
+        "amd64",
+        "-r",
+        tmp_path / "r.json",
+        "-o",
+        tmp_path / "out",
+    )
+    found = {
+        (one["namespace"], one["name"], one["container"]): one
+        for one in json.loads((tmp_path / "r.json").read_text())["workloads"]
+    }
+    assert set(found) == {
+        ("shop", "web", "prepare"),
+        ("shop", "web", "app"),
+        ("shop", "<script>alone", "app"),
+        ("default", "nightly", "job"),
+    }
+    app = found["shop", "web", "app"]
+    left = {one["template"]: one["reason"] for one in app["leftOut"]}
+    assert left["name-resolution"] == "it would block open of /etc/hosts by /usr/bin/app, seen 3 times"
+    assert "apk" in left["package-managers"], "a probe runs it"
+    assert (app["behaviours"], app["denied"]) == (4, 0)
+    assert app["policies"][0]["policy"]["spec"]["selector"]["matchLabels"] == {
+        "app": "web",
+        "kubearmor.io/container.name": "[app]",
+    }
+    run(capsys, state, "-f", manifest, "-r", tmp_path / "r.html", "-o", tmp_path / "out")
+    assert "<script>" not in (tmp_path / "r.html").read_text()
+    # What runs, without manifest or image.
+    recorded = run(capsys, state, "-n", "shop", "-p", "netcat")
+    assert {"execname": "nc"} in yaml.safe_load(recorded)["spec"]["process"]["matchPaths"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: {{ .Values.x }}", "line 1 has a template in it; render it first"), ("a: [", "expected YAML"), ("kind: Service", "found none"),
+        ("kind: Pod\nmetadata: {name: x}", "not formed"),
+    ],
+)  # fmt: skip
+def test_bad_manifests_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, says: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    said = run(capsys, tmp_path / "state", "-f", file, code=2)
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_bad_images_and_words_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for words, says in (
+        (("-i", tmp_path / "text"), "a file that is neither"),
+        (("-i", tmp_path / "empty"), "No such file"),
+        (("-i", "/nowhere.tar"), "there is nothing"),
+        (("-i", "not an image"), "expected a file or an image such as"),
+        (("-i", "127.0.0.1:1/x"), "expected an answer of the registry 127.0.0.1:1"),
+        ((), "got none of them"),
+        (("-p", "nothing"), "expected names of templates"),
+        (("-t", "nothing"), "expected a framework"),
+        (("update",), "got no path"),
+        (("update", tmp_path / "text"), "expected a file of templates"),
+        (("update", tmp_path / "empty"), "found none"),
+    ):  # fmt: skip
+        said = run(capsys, tmp_path / "state", *words, code=2)
+        assert says in said, said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    body = "templates: [{name: mine, title: Mine, why: It is., severity: 5, action: Block, closed: ['/x!']}]"
+    new, old = tmp_path / "new", tmp_path / "old.yaml"
+    new.mkdir()
+    (new / "a.yaml").write_text(f"version: '2999.1.1'\n{body}")
+    old.write_text(f"version: '2001.1.1'\n{body}")
+    state = tmp_path / "state"
+    assert "or newer" in run(capsys, state, "update", old, code=2)
+    assert run(capsys, state, "update", new).startswith("1 templates of 2999.1.1, before 69")
+    image = written(tmp_path / "image", layout(BASE))
+    assert yaml.safe_load(run(capsys, state, "-i", image, "--platform", "amd64"))["metadata"]["name"] == "web-mine"
+    archive = tmp_path / "t.tar.gz"
+    archive.write_bytes(gzip.compress(tarred(member("t/a.yaml", f"version: '2999.1.2'\n{body}".encode()))))
+    assert "2999.1.2" in run(capsys, state, "update", archive)
+    (new / "b.yaml").write_text("version: '2999.1.3'\ntemplates: [{name: bad}]")
+    assert "missing required field" in run(capsys, state, "update", new, code=2)
+    assert "web-mine" in run(capsys, state, "-i", image, "--platform", "amd64")
+
+
+class Registry:
+    """Serves one layout; wants a token for `user`."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        outer = self
+        self.asked: list[tuple[str, str]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                given = self.headers.get("Authorization", "")
+                outer.asked.append((self.path, given))
+                if self.path.startswith("/token"):
+                    if given != "Basic " + base64.b64encode(b"user:secret").decode():
+                        return self.answer(401, b"{}")
+                    return self.answer(200, b'{"token":"t0ken"}')
+                if self.path.startswith("/elsewhere/"):
+                    return self.answer(200, files[f"blobs/sha256/{self.path.rpartition('/')[2]}"])
+                if given != "Bearer t0ken":
+                    return self.answer(
+                        401,
+                        b"",
+                        **{
+                            "WWW-Authenticate": f'Bearer realm="{outer.address}/token",service="s",scope="repository:team/web:pull"'
+                        },
+                    )
+                if self.path == "/v2/team/web/manifests/1":
+                    named = json.loads(files["index.json"])["manifests"][0]["digest"]
+                    return self.answer(200, files[f"blobs/sha256/{named[7:]}"])
+                blob = files.get(f"blobs/sha256/{self.path.rpartition(':')[2]}")
+                if blob is None:
+                    return self.answer(404, b"")
+                return self.answer(
+                    307, b"", Location=f"http://localhost:{outer.port}/elsewhere/{self.path.rpartition(':')[2]}"
+                )
+
+            def answer(self, code: int, body: bytes, **headers: str) -> None:
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry(layout(gzip.compress(BASE), TOP))
+    yield made
+    made.close()
+
+
+def test_an_image_of_a_registry_with_docker_credentials(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry
+) -> None:
+    config = tmp_path / "config.json"
+    host = f"127.0.0.1:{registry.port}"
+    config.write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(b"user:secret").decode()}}}))
+    text = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64")
+    assert "web-package-managers" in text
+    elsewhere = [given for path, given in registry.asked if path.startswith("/elsewhere")]
+    assert len(elsewhere) >= 3
+    assert set(elsewhere) == {""}, "credentials stay with the registry"
+    config.write_text("{}")
+    assert "it refuses (401); log in with docker" in run(
+        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2
+    )
+    config.write_text(json.dumps({"auths": {host: {"username": "user", "password": "secret"}}}))
+    assert "has no such image" in run(capsys, tmp_path / "state", "-i", f"{host}/team/none", "-c", config, code=2)
+    assert "it has amd64" in run(
+        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "riscv64", code=2
+    )
+
+
+def test_references() -> None:
+    assert reference("nginx").base == "https://registry-1.docker.io/v2/library/nginx"
+    assert reference("team/app:2").name == "team/app"
+    assert reference("localhost:5000/a:1").base == "http://localhost:5000/v2/a"
+    assert reference("ghcr.io/a/b@sha256:" + "0" * 64).digest.endswith("0")
