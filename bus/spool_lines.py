@@ -9,12 +9,14 @@ loop's half), `bus.embedded.segments` (the log).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from bus.contract import Record
+from bus.disk import LEAST_SEGMENT, capped
 from bus.embedded.database import PAGE_BYTES
 from bus.embedded.offsets import Offsets
 from bus.embedded.segments import SegmentedLog
@@ -81,11 +83,12 @@ class SpoolLines:
     def __init__(self, root: Path, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
         private_directory(root)
         self._root = root
-        self._max_bytes = max_bytes
+        # Half of the disk at most, as the embedded bus: what is over goes before there is no room for the newest.
+        self._max_bytes = capped(max_bytes, root, 2)
         self._max_age = max_age
         self._clock = clock
         # A 32nd of the cap: shedding goes by whole segments, and must not throw away half the spool at once.
-        self._segment_bytes = max(65536, max_bytes // 32)
+        self._segment_bytes = max(LEAST_SEGMENT, self._max_bytes // 32)
         self._offsets = Offsets(root)
         self._lines: dict[str, SpoolLine] = {}
         self._grown = 0
@@ -127,13 +130,16 @@ class SpoolLines:
 
     def append(self, line: SpoolLine, records: list[Record]) -> int:
         """Write `records`; the offset after the last. DiskFull only when shedding made no room."""
-        try:
-            first = line.log.append(records)
-        except DiskFull:
-            self.full += 1
-            self._why = "the disk was full"
-            self._make_room(self._max_bytes // 8)
-            first = line.log.append(records)
+        while True:
+            try:
+                first = line.log.append(records)
+                break
+            except DiskFull:
+                self.full += 1
+                self._why = "the disk was full"
+                # Somebody else may have filled it: then the spool is far below its cap, and still has to give.
+                if not self._make_room(self._max_bytes // 8, least=self._segment_bytes):
+                    raise
         # A transaction takes two pages at least, however small the record is.
         self._grown += max(2 * PAGE_BYTES, sum(record.size for record in records))
         # Looking at every file for each record would cost more than writing it.
@@ -155,20 +161,21 @@ class SpoolLines:
     def oldest(self) -> tuple[SpoolLine, int, list[Record], int] | None:
         """(line, offset of the first, records, offset after the last) of the line whose head is the oldest; it is `draining`
         until `drained` or `kept`."""
-        chosen: SpoolLine | None = None
+        chosen = gone = None
         oldest = 0
         for line in self:
             if not line.busy:
                 continue
             head = line.log.read(line.next, 1, 1).found if line.next < line.end else []
             if not head:
-                # Gone altogether: nothing to publish, only a place to move and a loss to tell.
-                return line, line.end, [], line.end
+                # Gone altogether: nothing to publish, only a place to move and a loss to tell. Last: `alerts` may be away.
+                gone = line
+                continue
             at = head[0][1].timestamp_ms
             if chosen is None or at < oldest:
                 chosen, oldest = line, at
         if chosen is None:
-            return None
+            return None if gone is None else (gone, gone.end, [], gone.end)
         found = chosen.log.read(chosen.next, 1000, self.batch_bytes).found
         chosen.draining = True
         return chosen, found[0][0], [record for _, record in found], found[-1][0] + 1
@@ -210,19 +217,35 @@ class SpoolLines:
     def advance(self, line: SpoolLine, position: int) -> None:
         """Everything below `position` is published, or lost and told. What was shed since lies behind it."""
         line.position = max(line.position, position)
-        self._offsets.commit([(_GROUP, line.topic.name, position)], durable=False)
-        line.log.rotate(self._clock(), force=line.position >= line.end and line.log.size() > self._segment_bytes)
-        line.log.drop(line.position, 0, 1 << 62)
+        saved = [(_GROUP, line.topic.name, position)]
+        try:
+            self._offsets.commit(saved, durable=False)
+            self._drop_drained(line)
+        except DiskFull:
+            # The other way round frees what is drained: a process that is killed in between tells a loss that was none. Where that
+            # is not enough the place is kept in memory, and a kill has what was sent since sent again.
+            self.full += 1
+            with suppress(DiskFull):
+                self._drop_drained(line)
+                self._offsets.commit(saved, durable=False)
         if not line.busy:
             self.size = sum(one.log.size() for one in self)
+
+    def _drop_drained(self, line: SpoolLine) -> None:
+        with suppress(DiskFull):
+            # A successor takes room; without one the segment stays.
+            line.log.rotate(self._clock(), force=line.position >= line.end and line.log.size() > self._segment_bytes)
+        line.log.drop(line.position, 0, 1 << 62)
 
     def close(self) -> None:
         for line in self:
             line.log.close()
         self._offsets.close()
 
-    def _make_room(self, extra: int) -> None:
-        """Drop what was drained or is too old, then shed in order until the cap (less `extra`) holds."""
+    def _make_room(self, extra: int, least: int = 0) -> int:
+        """Drop what was drained or is too old, then shed in order until the cap (less `extra`) holds and `least` bytes are free of
+        it. Bytes that were freed."""
+        before = sum(line.log.size() for line in self)
         oldest_ms = int((self._clock() - self._max_age) * 1000)
         why, self._why = self._why, f"it was older than {self._max_age:g} s"
         for line in self:
@@ -230,20 +253,22 @@ class SpoolLines:
             self._look(line)
         self._why = why if extra else f"the spool was over its {self._max_bytes >> 20} MiB"
         self.size = sum(line.log.size() for line in self)
-        over = self.size - self._max_bytes + extra
+        over = max(self.size - self._max_bytes + extra, least - (before - self.size))
         for names in SHED_ORDER:
             for line in self:
                 name = line.topic.name
                 if name not in names and not (name not in _NAMED and "inventory" in names):
                     continue
                 if over <= 0:
-                    return
+                    return before - self.size
                 if len(line.log.bases()) == 1:
-                    line.log.rotate(self._clock(), force=True)
+                    with suppress(DiskFull):
+                        line.log.rotate(self._clock(), force=True)
                 _, freed = line.log.drop(line.position, 0, max(0, line.log.size() - over))
                 self._look(line)
                 over -= freed
                 self.size -= freed
+        return before - self.size
 
     def _look(self, line: SpoolLine) -> None:
         bases = line.log.bases()

@@ -63,7 +63,7 @@ async def _part(
         if spool is not None:
             bus = await spooled(bus, settings.bus, spool(settings), node_name(settings.sensor))
         kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
-        telling = asyncio.create_task(disk.report(far))
+        telling = [asyncio.create_task(disk.report(far)), asyncio.create_task(_last_look(far, stop))]
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
@@ -79,7 +79,8 @@ async def _part(
                 service.notify("READY=1")
                 await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
         finally:
-            telling.cancel()
+            for task in telling:
+                task.cancel()
             await bus.close()
             if bus.damaged():
                 service.say(damage_text(bus))
@@ -87,6 +88,14 @@ async def _part(
         raise kept.fatal
     service.say("ended", name)
     return supervision.exit_code(kept)
+
+
+async def _last_look(bus: Bus, stop: asyncio.Event) -> None:
+    """Once asked to end, find out whether a bus that is elsewhere is there to be waited for."""
+    await stop.wait()
+    look = getattr(bus, "last_look", None)
+    if look is not None:
+        await look()
 
 
 async def run_node(given: argparse.Namespace, usual: int) -> int:

@@ -80,10 +80,7 @@ def translate(error: sqlite3.Error, path: Path) -> HauberkError | Corrupt:
     """The word of our error tree for what SQLite said about `path`."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(path)):
-        return DiskFull(
-            f"expected room to write in `{path.parent}`, the file system is full; free some, writing resumes by itself",
-            retry_after=1.0,
-        )
+        return full(path)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Corrupt(f"`{path}`: {error}")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -91,6 +88,14 @@ def translate(error: sqlite3.Error, path: Path) -> HauberkError | Corrupt:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_TOOBIG):
         return Refused(f"expected to write `{path}`, SQLite said: {error}; check owner, mode and mount")
     return Unavailable(f"expected `{path}` to be readable and writable, SQLite said: {error}", 1.0)
+
+
+def full(path: Path) -> DiskFull:
+    """There is no room where `path` lies."""
+    return DiskFull(
+        f"expected room to write in `{path.parent}`, the file system is full; free some, writing resumes by itself",
+        retry_after=1.0,
+    )
 
 
 def inode(path: Path) -> int:

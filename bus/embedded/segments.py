@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bus.contract import Record
-from bus.embedded.database import PAGE_BYTES, Corrupt, connect, file_bytes, translate, unlink
+from bus.embedded.database import PAGE_BYTES, Corrupt, connect, file_bytes, full, translate, unlink
 from bus.embedded.rows import INSERT, SELECT, Rows, drain, to_row
 from bus.permissions import private_directory
 from schemas.errors import HauberkError, Unavailable
@@ -322,6 +322,10 @@ class SegmentedLog:
                 connection.close()
         except sqlite3.Error as error:
             raise translate(error, path) from error
+        if Path(f"{fresh}-wal").exists():
+            # The close found no room for that, and says nothing: what is in the file is not whole.
+            unlink(fresh)
+            raise full(path)
         fresh.rename(path)
 
     def _reader(self, path: Path) -> sqlite3.Connection:

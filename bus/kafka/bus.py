@@ -130,6 +130,10 @@ class KafkaBus:
         self._check()
         await self._offsets.forget(self.settings.prefix + group)
 
+    async def last_look(self) -> None:
+        """See `BrokerLink`: at the end of a process nobody waits for brokers that are away."""
+        await self.link.last_look()
+
     async def close(self) -> None:
         if self._closing:
             return

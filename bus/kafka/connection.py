@@ -17,6 +17,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiokafka.client import ConnectionGroup
@@ -35,12 +36,15 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 """Between two looks whether a broker answers, while somebody reads."""
 _PROBE_SECONDS = 3.0
+_LAST_LOOK_SECONDS = 0.7
+"""Brokers that are there answer within a tenth of it; who pressed Ctrl-C waits for it."""
+_NEVER = 3600.0
 _LOOKS = 10
 _LOOK_PAUSE = 0.1
 
 
 class BrokerLink:
-    """`opened`: times that a client was started. `away`: what is the matter, None while all is well. `aloud`: brokers that come and
+    """`opened`: times that a client was started. `given_up`: see `last_look`. `away`: what is the matter, None while all is well. `aloud`: brokers that come and
     go are told in the log; not where the error, which says the same, is what whoever asked gets to read."""
 
     def __init__(self, settings: KafkaSettings, *, aloud: bool = True) -> None:
@@ -57,7 +61,9 @@ class BrokerLink:
         self._attempt = 0
         self._ending: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._limits: set[asyncio.Timeout] = set()
         self.closed = False
+        self.given_up = False
         self.news = asyncio.Event()
         """Set and replaced whenever the state changes."""
 
@@ -95,13 +101,15 @@ class BrokerLink:
             request_timeout_ms=int(self.settings.call_seconds * 1000), metadata_max_age_ms=60_000, **self.arguments()
         )
         try:
-            async with asyncio.timeout(seconds):
+            async with self._limited(seconds):
                 await client.bootstrap(seconds)
                 await client.refresh()
         except (KafkaError, OSError, TimeoutError) as error:
             await client.end()
             found = Unavailable(f"expected a broker of Kafka, got none: {await self._why(error)}")
             self._check()
+            if self.given_up:
+                raise self._again(_NEVER) from error
             self._went(found)
             raise found from error
         except asyncio.CancelledError:
@@ -132,7 +140,7 @@ class BrokerLink:
         """The answer of `node`, or of any broker. `Unavailable` within `call_seconds`."""
         client = await self.client()
         try:
-            async with asyncio.timeout(self.settings.call_seconds):
+            async with self._limited(self.settings.call_seconds):
                 return await client.send(client.get_random_node() if node is None else node, request, group=group)
         except (KafkaError, OSError, TimeoutError) as error:
             self._check()
@@ -145,7 +153,7 @@ class BrokerLink:
         if known := client.cluster.partitions_for_topic(channel):
             return sorted(known)
         try:
-            async with asyncio.timeout(self.settings.call_seconds):
+            async with self._limited(self.settings.call_seconds):
                 await client.add_topic(channel)
                 # A topic that was just made is known to each broker a moment later.
                 for _ in range(_LOOKS):
@@ -181,6 +189,36 @@ class BrokerLink:
         """Look for life from now on: readers alone would never hear that brokers are away."""
         if self._watch is None and not self.closed:
             self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    async def last_look(self) -> None:
+        """The process is asked to end: brokers that do not answer now are given up, and whoever waits for them hears of it at once and
+        is told not to call again. What was not taken by them comes again after the next start."""
+        client = self._client
+        if client is not None and self.away is None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                    if await client.refresh():
+                        return
+        if self.closed:
+            return
+        self.given_up = True
+        self._went(self.away or Unavailable("expected brokers of Kafka to answer at the end, none does"))
+        self._next = time.monotonic() + _NEVER
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now)
+
+    @contextlib.asynccontextmanager
+    async def _limited(self, seconds: float) -> AsyncIterator[None]:
+        """`asyncio.timeout(seconds)`, over at once when brokers are given up."""
+        if self.given_up:
+            seconds = 0.0
+        async with asyncio.timeout(seconds) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
 
     async def close(self) -> None:
         """Once."""
@@ -234,7 +272,8 @@ class BrokerLink:
             self._stats.outages += 1
             self._away_since = time.monotonic()
         self.away = error
-        self._next = time.monotonic() + self.settings.retry.delay(self._attempt, random.uniform(0.5, 1.0))
+        wait = _NEVER if self.given_up else self.settings.retry.delay(self._attempt, random.uniform(0.5, 1.0))
+        self._next = time.monotonic() + wait
         self._attempt += 1
         if self._client is not None:
             self._end(self._client)
@@ -243,13 +282,17 @@ class BrokerLink:
 
     def _again(self, left: float) -> HauberkError:
         assert self.away is not None
-        return Unavailable(str(self.away), left) if isinstance(self.away, Unavailable) else self.away
+        if not isinstance(self.away, Unavailable):
+            return self.away
+        # How long is for who asks to choose: asking costs nothing meanwhile, and a stop is not to wait for it.
+        return Unavailable(str(self.away), left if self.given_up else None)
 
     async def _why(self, error: BaseException) -> str:
         try:
             seconds = min(self.settings.call_seconds, self.settings.publish_seconds) / 3
-            return await why(self.settings, min(_PROBE_SECONDS, seconds))
-        except (KafkaError, OSError) as other:
+            async with self._limited(seconds):
+                return await why(self.settings, min(_PROBE_SECONDS, seconds))
+        except (KafkaError, OSError, TimeoutError) as other:
             return f"{said(error)}; {said(other)}"
 
     def _end(self, client: QuietClient) -> None:

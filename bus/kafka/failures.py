@@ -67,6 +67,12 @@ def translated(error: BaseException, doing: str, channel: str = "", group: str =
             return Incompatible(
                 f"expected brokers of Kafka 4 to {doing} {what}, got {said(error)}; upgrade the brokers, or Hauberk where they are newer"
             )
+        case errors.InconsistentGroupProtocolError():
+            return Unavailable(
+                f"expected the members of {what} to share its partitions by the assignor `sticky`, the brokers say that those who are in "
+                "it now do not: another program, or another version of Hauberk, goes by this name; stop it or choose another group",
+                SLOW_SECONDS,
+            )
         case KafkaError() | OSError() | TimeoutError():
             return Unavailable(f"expected to {doing} {what}, got {said(error)}")
     raise error

@@ -198,7 +198,8 @@ class GroupSubscription(KafkaReader):
         await asyncio.sleep(0)
 
     def _named(self, error: BaseException) -> tuple[str, str]:
-        return ("", self._group) if isinstance(error, errors.GroupAuthorizationFailedError) else super()._named(error)
+        of_group = errors.GroupAuthorizationFailedError, errors.InconsistentGroupProtocolError
+        return ("", self._group) if isinstance(error, of_group) else super()._named(error)
 
     def _lost_all(self) -> None:
         self.joining = True

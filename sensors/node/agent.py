@@ -37,6 +37,9 @@ from sensors.source import Batch, FrameSource
 
 log = logging.getLogger(__name__)
 
+_LEFT_SECONDS = 0.3
+"""From a stop on, while which rings are emptied that stay: whoever pressed Ctrl-C waits."""
+
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the rings are drained. All in seconds."""
@@ -148,7 +151,8 @@ class Allowance:
 class Agent:
     """Publishes `source` to `bus` until `stop` is called or the source is finished.
 
-    `published(batch)` is called after each acknowledged batch (recorders, metrics). `elsewhere`: the bus is on other machines. Errors of the source and Permanent
+    `published(batch)` is called after each acknowledged batch (recorders, metrics). `elsewhere`: the bus is on other machines, and the
+    rings stay when this process ends. Errors of the source and Permanent
     errors of the bus that concern all frames end `run`; a frame that is refused is counted, said once and dropped.
     """
 
@@ -166,6 +170,7 @@ class Agent:
         self.stats = AgentStats()
         self._bus = bus
         self._settings = settings or AgentSettings()
+        self._elsewhere = elsewhere
         self._pause = max(self._settings.tick, self._settings.spacing if elsewhere else 0.0)
         self._published = published
         self._backlog = backlog
@@ -274,8 +279,12 @@ class Agent:
         while batch:
             await self._deliver(batch)
             self.source.release()
-            batch = finish() if batch.more and not self._late() else Batch()
+            batch = finish() if batch.more and not self._late() and not self._left_for_the_next() else Batch()
         self.source.release()
+
+    def _left_for_the_next(self) -> bool:
+        """The rings of a node outlive it: the next start finds what was not drained by now."""
+        return self._elsewhere and time.monotonic() - self._stopped_at > _LEFT_SECONDS
 
     def _late(self) -> bool:
         return self._stopping and time.monotonic() - self._stopped_at > self._settings.drain_seconds

@@ -394,3 +394,30 @@ async def test_what_becomes_too_old_is_shed_while_nothing_is_written(spool, unti
     back(inner)
     await until(lambda: bus.stats.waiting == 0 and notices(inner))
     assert "older than 0.5 s" in notices(inner)[0][3]
+
+
+async def test_a_loss_that_cannot_be_told_holds_up_no_other_topic(spool, until):
+    inner = MemoryBus()
+    publish = inner.publish
+
+    async def no_alerts(topic, records):
+        if topic is ALERTS:
+            raise Unavailable("expected `alerts`, nobody has it", 0.01)
+        await publish(topic, records)
+
+    bus = await spool(inner, told, max_age=0.5)
+    away(inner)
+    bus._lines._segment_bytes = 4096
+    for index in range(5):
+        await bus.publish(SUMMARIES, numbered(index, 1, 8_000))
+    await until(lambda: bus.stats.shed.get("summaries", 0) >= 4)
+    bus._lines._max_age = 3600.0
+    for number in range(3):
+        await bus.publish(EVENTS_RAW, numbered(number, 1))
+    inner.publish = no_alerts
+    back(inner)
+    await until(lambda: values(inner, EVENTS_RAW) == [0, 1, 2])
+    assert not notices(inner)
+    inner.publish = publish
+    await until(lambda: notices(inner))
+    assert notices(inner)[0][:2] == ["summaries", bus.stats.shed["summaries"]]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -76,6 +77,8 @@ def test_somebody_without_rights_is_told_and_not_thrown_out(said, tmp_path: Path
     (tmp_path / "state" / "bus").mkdir(parents=True)
     for directory in (tmp_path / "state", tmp_path):
         directory.chmod(0o700)
+    # Imported on first use, from a place that only root may read.
+    codecs.lookup("ascii")
     os.seteuid(65534)
     try:
         found = said()
