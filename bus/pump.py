@@ -207,11 +207,12 @@ class Pump:
                 await self._handler.settle()
             except Stopped:
                 # What is done is committed all the same.
-                log.warning(
-                    "%s stops with work in hand, which comes again after the next start: %s",
-                    self._who,
-                    self.stats.failure,
+                held = (
+                    "with work in hand, which comes again after the next start"
+                    if self.stats.records
+                    else "and has read nothing"
                 )
+                log.warning("%s stops %s: %s", self._who, held, self.stats.failure)
             finally:
                 self.running = False
             with contextlib.suppress(Stopped):

@@ -201,7 +201,9 @@ class EmbeddedBus:
         def read() -> int:
             log = self._log(topic)
             low, high = log.span()
-            return log.behind(low) if isinstance(log, CompactedLog) else high - low
+            held = handed_over(self.directory) if topic.name == EVENTS_RAW.name else None
+            in_memory = 0 if held is None else held.end - held.committed
+            return in_memory + (log.behind(low) if isinstance(log, CompactedLog) else high - low)
 
         return await self._read_thread(read)
 

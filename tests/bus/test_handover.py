@@ -68,8 +68,10 @@ async def test_in_memory_while_the_reader_keeps_up(bus: HandoverBus, tmp_path: P
         assert reader.position[HANDED] == 2
         assert all(one.record.timestamp_ms > 1_600_000_000_000 for one in found)
         assert await bus.lag("g") == {"events.raw": 2}
+        assert await bus.count(EVENTS_RAW) == 2, "no more is behind than there is"
         await reader.commit(found[:1])
         assert await bus.lag("g") == {"events.raw": 1}
+        assert await bus.count(EVENTS_RAW) == 1, "no more is behind than there is"
         await reader.commit()
         assert bus.handover.waiting_bytes == 0
         assert told[0] == (2, 0)
