@@ -28,7 +28,7 @@ from schemas.operations import Backend
 
 PREFIX: Final = "hauberk-"
 HOST: Final = "hauberk-host"
-"""Profiles whose names begin so are for services of the host and privileged containers: no `BASELINE`."""
+"""Profiles of this name, or whose names go on with a `-`, are for services of the host and privileged containers: no `BASELINE`."""
 SECURITYFS: Final = "/sys/kernel/security"
 PARSER: Final = "apparmor_parser"
 ABI: Final = "/etc/apparmor.d/abi/3.0"
@@ -88,14 +88,16 @@ class AppArmorEnforcer:
     def render(self, scope: ScopePlan) -> ProfilePart:
         return apparmor_profile.render(scope)
 
-    def profile(self, scope: ScopePlan) -> str:
-        """The profile of every process in the scope's cgroup and below. KernelError when they run under several and one is ours: what is
+    def profile(self, scope: ScopePlan) -> str | None:
+        """The profile of every process in the scope's cgroup and below; None when there is none. KernelError when they run under several and one is ours: what is
         in force then stays."""
         found: dict[str, int] = {}
         for pid in _members(Path(f"{self._mount}{scope.cgroup_path}")):
             name = _confined(pid)
             if name is not None:
                 found.setdefault(name, pid)
+        if not found:
+            return None
         ours = [name for name in found if name.startswith(PREFIX)]
         if not ours:
             return ""
@@ -157,7 +159,7 @@ class AppArmorEnforcer:
 def source(name: str, text: str, mark: str) -> str:
     """The whole profile as the parser takes it. Pure."""
     body = text or "\n".join((*apparmor_profile.OPEN, "file,"))
-    baseline = () if name.startswith(HOST) else BASELINE
+    baseline = () if name == HOST or name.startswith(f"{HOST}-") else BASELINE
     # Not splitlines: a path may hold what that takes for the end of a line (U+2028).
     lines = "\n".join(f"  {line}" for line in (*body.split("\n"), *baseline))
     flags = "flags=(attach_disconnected,mediate_deleted)"

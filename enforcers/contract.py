@@ -119,8 +119,9 @@ class ProfileBackend(Protocol):
         """The rules of `scope` that this backend carries. Pure."""
         ...
 
-    def profile(self, scope: ScopePlan) -> str:
-        """Name of the profile that the processes of `scope` run under and that this backend may replace; "" for none."""
+    def profile(self, scope: ScopePlan) -> str | None:
+        """Name of the profile that the processes of `scope` run under and that this backend may replace; "" for none. None when there
+        are no processes: the next one may run under any."""
         ...
 
     def load(self, profile: str, text: str) -> None:

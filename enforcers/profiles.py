@@ -43,6 +43,7 @@ def carry_out(backend: ProfileBackend, scopes: Sequence[ScopePlan], describe: Ca
     before = dict(backend.loaded())
     under: dict[str, _Members] = {}
     kept: set[str] = set()
+    empty = False
     for scope in scopes:
         try:
             part, profile = backend.render(scope), backend.profile(scope)
@@ -52,7 +53,10 @@ def carry_out(backend: ProfileBackend, scopes: Sequence[ScopePlan], describe: Ca
             kept |= before.keys()
             continue
         done.refused += [*part.refused, *part.partial]
-        if profile:
+        if profile is None:
+            # Between two processes of a service that is started again: its next one is to find its rules.
+            empty = True
+        elif profile:
             under.setdefault(profile, []).append((scope, part))
         else:
             done.refused += [_homeless(ref, scope, backend) for ref in sorted(part.carried, key=str)]
@@ -65,6 +69,8 @@ def carry_out(backend: ProfileBackend, scopes: Sequence[ScopePlan], describe: Ca
             done.failed.append(f"{names}: run under the profile `{profile}` with different rules; it stays as it is")
         elif text := different.pop():
             texts[profile] = text
+    if empty:
+        kept |= before.keys() - texts.keys()
     _switch(backend, before, texts, kept, done, describe)
     after = backend.loaded()
     for profile, text in texts.items():

@@ -26,7 +26,7 @@ from schemas.errors import HauberkError, KernelError
 
 _KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
 _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
-_PID_TGID, _SEND_SIGNAL, _TASK_BTF = 14, 109, 158
+_SEND_SIGNAL, _NS_PID_TGID, _TASK_BTF = 109, 120, 158
 _NET_ADMIN, _SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39  # include/uapi/linux/capability.h
 DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
@@ -57,6 +57,11 @@ def typed_loads() -> Feature:
 
 def _insn(code: int, dst: int = 0, src: int = 0, offset: int = 0, value: int = 0) -> bytes:
     return struct.pack("=BBhi", code, src << 4 | dst, offset, value)
+
+
+def _wide(dst: int, value: int) -> bytes:
+    low, high = struct.unpack("=ii", struct.pack("=Q", value))
+    return _insn(0x18, dst, value=low) + _insn(0, value=high)
 
 
 def _call(helper: int) -> bytes:
@@ -184,8 +189,13 @@ def lsm_programs() -> Feature:
         return Feature(name, False, f"{_NO_LSM}: this kernel is built without CONFIG_BPF_LSM")
     if btf.enumerator("bpf_func_id", "BPF_FUNC_loop") is None:
         return Feature(name, False, f"{_NO_LSM}: this kernel has no bpf_loop (5.17 has)")
-    # r0 = pid_tgid >> 32; deny when it is this process
-    code = _call(_PID_TGID) + _insn(0x77, 0, value=32) + _insn(0x55, 0, offset=2, value=os.getpid())
+    # bpf_get_ns_current_pid_tgid(dev, ino, stack - 8, 8) fills struct bpf_pidns_info (pid, tgid) when the task is counted in this
+    # process's pid namespace; deny when it is this process by the number it has there.
+    here = os.stat("/proc/self/ns/pid")
+    device = os.major(here.st_dev) << 20 | os.minor(here.st_dev)
+    code = _insn(0xB7, 1, value=device) + _wide(2, here.st_ino)
+    code += _insn(0xBF, 3, 10) + _insn(0x07, 3, value=-8) + _insn(0xB7, 4, value=8) + _call(_NS_PID_TGID)
+    code += _insn(0x55, 0, offset=4) + _insn(0x61, 0, 10, -4) + _insn(0x55, 0, offset=2, value=os.getpid())
     code += _insn(0xB7, 0, value=-1) + _insn(0x95) + _END
     program = _attachable(_LSM, code, _LSM_MAC, target)
     if program < 0:

@@ -123,6 +123,8 @@ def test_containers_keep_what_their_runtime_denies_and_services_do_not_get_it() 
     text = source("hauberk-web", "", "empty")
     assert all(f"  {line}\n" in text for line in BASELINE)
     assert "deny" not in source("hauberk-host-backup", "", "empty")
+    assert "deny" not in source("hauberk-host", "", "empty")
+    assert "deny" in source("hauberk-hosting", "", "empty")
     assert "profile rules-empty {" in text
 
 

@@ -25,13 +25,14 @@ from schemas.verdict import Action, RuleRef
 
 class Files:
     """Profiles as files of a directory, replaced by rename; a scope's workload names its profile. `broken`: names that cannot be
-    loaded."""
+    loaded; `empty`: cgroups without a process."""
 
     backend = Backend.APPARMOR
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.broken: set[str] = set()
+        self.empty: set[int] = set()
         self.loads = 0
 
     def unusable(self) -> str:
@@ -47,8 +48,8 @@ class Files:
         text = "".join(f"deny {rule.value}\n" for rule in carried)
         return ProfilePart(text=text, carried=frozenset(rule.ref for rule in carried), refused=refused)
 
-    def profile(self, scope: ScopePlan) -> str:
-        return scope.workload
+    def profile(self, scope: ScopePlan) -> str | None:
+        return None if scope.cgroups[0] in self.empty else scope.workload
 
     def load(self, profile: str, text: str) -> None:
         if profile in self.broken:
@@ -163,6 +164,18 @@ def test_a_scope_that_cannot_be_rendered_releases_nothing(files: Files, monkeypa
     done = carry_out(files, [scope(7, "/b")], str)
     assert files.loaded() == {"box": fingerprint("deny /a\n")}
     assert "division by zero; its profile stays as it is" in done.failed[0]
+
+
+def test_a_profile_outlives_the_moment_in_which_nobody_runs_under_it(files: Files) -> None:
+    """A service that is started again when a plan is made: its next process is to find its rules."""
+    carry_out(files, [scope(7, "/a"), scope(8, "/b", profile="other")], str)
+    files.empty.add(7)
+    done = carry_out(files, [scope(7, "/a"), scope(8, "/c", profile="other")], str)
+    assert (done.scopes, done.failed) == ({8}, [])
+    assert files.loaded()["box"] == fingerprint("deny /a\n")
+    assert files.loaded()["other"] == fingerprint("deny /c\n")
+    carry_out(files, [scope(8, "/c", profile="other")], str)
+    assert "box" not in files.loaded()
 
 
 def test_who_runs_under_no_profile_is_refused_rule_by_rule(files: Files) -> None:
