@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -101,13 +102,38 @@ def pod_cgroup(mount: str, path: str) -> int:
 
 
 def of_pid(pid: int) -> str:
-    """cgroup2 path of a process, "" when it is gone or has left the hierarchy."""
+    """cgroup2 path of a process, "" when it is gone or has left the hierarchy. In a cgroup namespace of our own, as a pod has, the
+    kernel writes it from that namespace's root on; it is told from the hierarchy's."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 if line.startswith("0::"):
-                    return line[3:].rstrip("\n").removesuffix(" (deleted)")
+                    path = line[3:].rstrip("\n").removesuffix(" (deleted)")
+                    return path if not path.startswith("/..") else _from(_namespace_root(os.getpid()), path)
     except OSError:
+        pass
+    return ""
+
+
+def _from(root: str, path: str) -> str:
+    """`path`, which begins with `/..`, as seen from the cgroup `root`; "" when that is not known."""
+    return os.path.normpath(root + path) if root else ""
+
+
+@lru_cache(1)
+def _namespace_root(me: int) -> str:
+    """The path of our own cgroup namespace, "" when the tree does not show us: the cgroup that we are in, as far as what the
+    namespace shows of it is not below its root. `me`: our pid, as the tree has it only where the pid namespace is the host's."""
+    try:
+        mount = mount_point()
+        below = next(
+            (line[3:].rstrip("\n") for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"),
+            "/",
+        )
+        for _, path in scan(mount):
+            if str(me) in Path(mount + path, "cgroup.procs").read_text(encoding="ascii").split():
+                return path.removesuffix(below.rstrip("/")) or "/"
+    except (OSError, MissingDependency):
         pass
     return ""
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +113,28 @@ def test_this_process_has_namespaces_and_a_cgroup() -> None:
     assert cgroups.of_pid(os.getpid()).startswith("/")
     assert cgroups.of_pid(2**22 + 1) == ""
     assert cgroups.namespaces(2**22 + 1) == (0, 0)
+
+
+def test_a_process_is_found_from_within_a_cgroup_namespace(tmp_path: Path) -> None:
+    """As in a pod: what the kernel then writes of another process is relative to the namespace's root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes cgroups and a cgroup namespace")
+    mount = Path(cgroups.mount_point())
+    mine, other = mount / f"hauberk-test-ns-{os.getpid()}/pod/us", mount / f"hauberk-test-ns-{os.getpid()}/them"
+    for one in (mine, other):
+        one.mkdir(parents=True)
+    sleeping = subprocess.Popen(["sleep", "60"])
+    try:
+        (other / "cgroup.procs").write_text(str(sleeping.pid))
+        program = f"import sys; from sensors.containers import cgroups; print(cgroups.of_pid({sleeping.pid}))"
+        script = f'echo $$ >{mine}/cgroup.procs; exec unshare -C "$0" -c "$1"'
+        done = subprocess.run(
+            ["sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False
+        )
+        assert (done.stdout.strip(), done.returncode) == (f"/{other.relative_to(mount)}", 0), done.stderr
+        assert cgroups.of_pid(sleeping.pid) == f"/{other.relative_to(mount)}"
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+        for one in (mine, mine.parent, other, other.parent):
+            one.rmdir()
