@@ -15,7 +15,7 @@ import msgspec
 from kernel.catalogue import PROGRAM_DIRECTORY, KernelMap
 
 SOURCES: Final = (
-    "hash", "work", "scope", "budget", "event", "caller", "question", "lsm_ask", "lsm_match", "lsm_tell", "lsm_files",
+    "hash", "work", "scope", "budget", "announce", "event", "caller", "question", "lsm_ask", "lsm_match", "lsm_tell", "lsm_files",
     "lsm_sockets",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled."""
