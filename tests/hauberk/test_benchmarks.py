@@ -17,9 +17,9 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-APART = {"kafka_alert", "recovery", "shares"}
-"""Groups that form and processes that are killed: half a minute each at any scale. `make bench` runs them; what they measured lies in
-sizing.json."""
+APART = {"cluster", "kafka_alert", "recovery", "shares"}
+"""Groups that form, processes that are killed, an API server: half a minute each at any scale. `make bench` runs them; what those over
+Kafka measured lies in sizing.json."""
 KERNEL = {"enforce", "flood", "idle", "kafka_alert", "latency", "memory", "new", "overhead", "rates", "start"}
 NONE = ("_lost", "_missing", "_undefined")
 """Counts that are wanted to be 0."""
