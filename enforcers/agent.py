@@ -35,7 +35,8 @@ HEARTBEAT: Final = 30.0
 class EnforcementStats(msgspec.Struct):
     """Plans on this node since start. `plans`: carried out; `failed`: not, by an error of this program; `unreadable`: records that
     are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published; `cut_receipts`: refused by
-    the bus as they were, published without their lists of rules or not at all."""
+    the bus as they were, published without their lists of rules or not at all. `lsm_*`: what the LSM hooks did since they were
+    loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` are answers that were given without asking the rules."""
 
     plans: int = 0
     failed: int = 0
@@ -43,6 +44,12 @@ class EnforcementStats(msgspec.Struct):
     kept: int = 0
     receipts: int = 0
     cut_receipts: int = 0
+    lsm_denied: int = 0
+    lsm_unresolved: int = 0
+    lsm_elsewhere: int = 0
+    lsm_no_scratch: int = 0
+    lsm_claim_lost: int = 0
+    lsm_no_header: int = 0
 
 
 class Enforcement:
@@ -76,7 +83,7 @@ class Enforcement:
     @property
     def idle(self) -> str:
         """Why nothing is enforced although backends are asked for; "" when something can be."""
-        if not self._settings.backends or self._applier is None or self._applier.usable:
+        if not (self._settings.backends or self._settings.lsm) or self._applier is None or self._applier.usable:
             return ""
         return "; ".join(self._applier.problems)
 
@@ -111,6 +118,8 @@ class Enforcement:
         await self._desired([record for _, record in changes.records])
         self.ready.set()
         await self._tell()
+        for which, count in self.applier.hook_counts().items():
+            setattr(self.stats, f"lsm_{which.name.lower()}", count)
         wait = self.applier.sweep()
         # A plan ends the wait at once; a receipt that the bus did not take is offered again soon.
         longest = until_look(HEARTBEAT) if self._unsaid is None else 0.2

@@ -18,6 +18,7 @@ from enforcers.contract import ProfilePart
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause, RefusalCode
+from schemas.socket_names import CAPABILITIES
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 OPEN: Final = (
@@ -42,6 +43,8 @@ _GLOB: Final = Cause(
     RefusalCode.PATTERN,
     "a profile reads this pattern in another way: character classes that are negated, and `/**/` for one slash",
 )
+_PRESET: Final = Cause(RefusalCode.PRESET, "presets need BPF LSM hooks")
+_TERMINAL: Final = Cause(RefusalCode.TERMINAL, "a profile cannot ask for a terminal")
 _PROTOCOL: Final = Cause(RefusalCode.SOCKET_FAMILY, "a profile knows families and types of sockets, no protocols")
 _ADDRESS: Final = Cause(RefusalCode.ADDRESS, "AppArmor knows socket families and types, no addresses, and no direction")
 _HOLE: Final = Cause(
@@ -76,6 +79,18 @@ def render(scope: ScopePlan) -> ProfilePart:
             lines += made
             if made:
                 carried.add(rule.ref)
+    held, left = _split([rule for rule in scope.paths if rule.cls is Class.CAPABILITIES])
+    for rule, cause in left:
+        refuse(rule.ref, cause)
+    denied = {rule.value: rule.ref for rule in held if _stops(rule)}
+    carried |= set(denied.values())
+    if (Class.CAPABILITIES, Action.BLOCK) in scope.posture:
+        if any(rule.action is Action.ALLOW for rule, _ in left):
+            refuse(RuleRef(DEFAULT_POSTURE), _HOLE)
+        else:
+            free = {rule.value for rule in held}
+            denied |= dict.fromkeys((name for name in CAPABILITIES if name not in free), RuleRef(DEFAULT_POSTURE))
+    lines += [f"audit deny capability {name}," for name in denied]
     for network in scope.network:
         if network.action is not Action.BLOCK or network.ref.policy == DEFAULT_POSTURE:
             continue
@@ -117,6 +132,10 @@ def _split(rules: Sequence[PathRule]) -> tuple[list[PathRule], list[tuple[PathRu
 
 
 def _inexpressible(rule: PathRule) -> Cause | None:
+    if rule.match == "preset":
+        return _PRESET
+    if rule.no_terminal:
+        return _TERMINAL
     if rule.source:
         return _SOURCE
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) <= 0xDFFF or letter == "\x7f" for letter in rule.value):
@@ -127,11 +146,13 @@ def _inexpressible(rule: PathRule) -> Cause | None:
 
 
 def _stops(rule: PathRule) -> bool:
-    return rule.action is Action.BLOCK or rule.owner_only or rule.read_only
+    return rule.action is Action.BLOCK or rule.limited
 
 
 def _may_meet(one: PathRule, other: PathRule) -> bool:
     """Whether a path may match both; True where that is not known."""
+    if one.match == other.match == "capability":
+        return one.value == other.value
     if one.match == other.match == "path":
         return one.value == other.value
     for exact, wide in ((one, other), (other, one)):

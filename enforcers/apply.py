@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -26,10 +26,12 @@ from enforcers.encoding import Encoded, Encoder, nobodys
 from enforcers.registry import Usable, usable
 from enforcers.tables import KernelTables, scope_exists
 from kernel.loading import existing
-from schemas.backends import DEFAULTS, Implemented, backend_name
+from kernel.maps import Map
+from schemas.backends import DEFAULTS, Implemented, Module, backend_name
 from schemas.enforcement import InForce, Plan, Receipt, Refusal, ScopePlan
 from schemas.errors import HauberkError, KernelError
 from schemas.kernel import ScopeFlag
+from schemas.lsm import HookCount
 from schemas.operations import Backend
 from schemas.verdict import RuleRef
 
@@ -66,7 +68,9 @@ class Applier:
         *,
         closed: bool = True,
         rings: bool = True,
+        mounts: bool = True,
         loaded: Sequence[str] = (),
+        lsm: Sequence[Module] = (),
         chosen: Usable | None = None,
     ) -> None:
         self.node = node
@@ -74,13 +78,14 @@ class Applier:
         self._own = _own_cgroup(self._mount)
         pinned = existing(pin_dir)
         self._tables: KernelTables | None = None
+        self._counts = Map.open(f"{pin_dir}/maps/lsm_counts") if os.path.exists(f"{pin_dir}/maps/lsm_counts") else None
         if chosen is None:
-            chosen = usable(backends, pin_dir, closed=closed, rings=rings, loaded=loaded)
+            chosen = usable(backends, pin_dir, closed=closed, rings=rings, mounts=mounts, loaded=loaded, lsm=lsm)
         problems = [f"{backend_name(one)}: {why}" for one, why in chosen.problems]
         if pinned is None:
             why = f"no programs are pinned under {pin_dir}; start the sensor first"
             unpinned = tuple((one.backend, why) for one in chosen.tables)
-            chosen = Usable((), chosen.profiles, (*chosen.problems, *unpinned))
+            chosen = Usable((), chosen.profiles, (*chosen.problems, *unpinned), chosen.passed)
             problems = [why]
         else:
             self._encoder = Encoder(chosen.tables, pinned.key)
@@ -130,6 +135,13 @@ class Applier:
             partial=in_part, in_force=self._in_force(done),
         )  # fmt: skip
 
+    def hook_counts(self) -> Mapping[HookCount, int]:
+        """What the LSM hooks did since they were loaded; nothing without them."""
+        if self._counts is None:
+            return {}
+        counts = self._counts
+        return {which: counts.sum_u64(which.to_bytes(4, "little")) for which in HookCount}
+
     def sweep(self) -> float | None:
         """Delete old tables whose grace is over; seconds until the next, None when there is none."""
         return self._tables.sweep() if self._tables else None
@@ -145,13 +157,17 @@ class Applier:
         if self._tables is not None:
             self._tables.close()
             self._tables = None
+        if self._counts is not None:
+            self._counts.close()
+            self._counts = None
 
     def _used(self) -> list[Backend]:
         return [one.backend for one in self._backends.tables] + [one.backend for one in self._backends.profiles]
 
     def _in_force(self, done: Outcome) -> tuple[InForce, ...]:
         used = [InForce(backend=one, scopes=scopes, rules=rules) for one, (scopes, rules) in done.by_backend.items()]
-        return (*used, *(InForce(backend=one, problem=why) for one, why in self._backends.problems))
+        others = (*self._backends.passed, *self._backends.problems)
+        return (*used, *(InForce(backend=one, problem=why) for one, why in others))
 
     def _encode(self, plan: Plan, done: Outcome) -> list[tuple[ScopePlan, Encoded | None]]:
         # None: its rules could not be encoded.
@@ -191,7 +207,7 @@ class Applier:
                     raise KernelError("its rules could not be encoded; what was in force stays", operation="encode")
                 table, flags = (encoded.table, encoded.flags) if ruled else (0, ScopeFlag(0))
                 if ruled:
-                    tables.fill(table, encoded.entries)
+                    tables.fill(table, encoded.entries, encoded.cells)
                     for one in self._backends.tables:
                         if encoded.holds(one.backend):
                             one.hold(cgroup, scope.cgroup_path)

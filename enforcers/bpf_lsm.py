@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `bpf-lsm` backend: process, file and network rules asked by the kernel before anything happens. A denied call sees EPERM.
-Off by default: single hooks were seen to deny in guests, the way from the loader to a denied call was not run yet.
+Asked for, not on by default.
 
 The hooks (`kernel/hooks.py`) were loaded, attached and pinned with the sensor where the kernel asks such programs; here only
 tables are written. A class of which it carries every rule needs no other backend (`TablePart.whole`). Neighbours: `paths` and
@@ -13,14 +13,16 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from enforcers import networks, paths
+from enforcers import machines, networks, paths
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.hooks import HOOKS
+from policy.judge.presets import RUNTIMES
 from schemas.enforcement import PathRule, Refusal, ScopePlan
 from schemas.kernel import NET_KEY, RULE, RULE_KEY, RuleAction, RuleKind, ScopeFlag
 from schemas.lsm import TableFlag
 from schemas.operations import Backend, Class
-from schemas.refusals import RefusalCode
+from schemas.refusals import Cause, RefusalCode
+from schemas.socket_names import CAPABILITIES
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
 MODULES: Final = "/sys/kernel/security/lsm"
@@ -28,11 +30,26 @@ _WHITELIST: Final = {
     Class.PROCESS: TableFlag.WHITELIST_PROCESS,
     Class.FILE: TableFlag.WHITELIST_FILE,
     Class.NETWORK: TableFlag.WHITELIST_NETWORK,
+    Class.CAPABILITIES: TableFlag.WHITELIST_CAPABILITIES,
 }
+_BY_PATH: Final = TableFlag.HAS_PROCESS | TableFlag.HAS_FILE
+_PRESETS: Final = {
+    "filelessExec": TableFlag.FILELESS,
+    "anonymousMapExec": TableFlag.ANONYMOUS,
+    "protectEnv": TableFlag.ENVIRON,
+    "protectProc": TableFlag.PROC,
+    "exec": TableFlag.SESSION,
+}
+_ELSEWHERE: Final = ("pattern", "capability", "preset")
+_TOO_MANY: Final = Cause(
+    RefusalCode.PATTERN,
+    f"the patterns of this workload need a machine of more than {machines.CELLS} cells; this one and those after it are left out",
+)
 _HAS: Final = {
     Class.PROCESS: TableFlag.HAS_PROCESS,
     Class.FILE: TableFlag.HAS_FILE,
     Class.NETWORK: TableFlag.HAS_NETWORK,
+    Class.CAPABILITIES: TableFlag.HAS_CAPABILITIES,
 }
 _DIRECTORIES: Final = ("directory", "directory_recursive")
 _DEEPEST: Final = 31
@@ -40,15 +57,17 @@ _DEEPEST: Final = 31
 
 
 class LsmEnforcer(Everywhere):
-    """See `contract.TableBackend`. `closed`: what no rule can be asked about is denied where rules deny something."""
+    """See `contract.TableBackend`. `closed`: what no rule can be asked about is denied where rules deny something. `mounts`: what
+    gives files other paths may be used where rules on paths deny something: mounts, another root, user namespaces."""
 
     backend = Backend.BPF_LSM
     maps: Final = {"rules": RULE_KEY.offsets["table"], "net_rules": NET_KEY.offsets["table"]}
     enforces = ScopeFlag.ENFORCE_LSM
 
-    def __init__(self, pin_dir: str, *, closed: bool = True) -> None:
+    def __init__(self, pin_dir: str, *, closed: bool = True, mounts: bool = True) -> None:
         self._links = f"{pin_dir}/links"
         self._closed = closed
+        self._mounts = mounts
 
     def unusable(self) -> str:
         missing = [hook.name for hook in HOOKS if hook.needed and not os.path.exists(f"{self._links}/lsm_{hook.name}")]
@@ -67,14 +86,14 @@ class LsmEnforcer(Everywhere):
         )
 
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
-        entries, refused, holes = paths.encode(scope.paths, ident, self.backend, scope.uid)
-        peers, not_peers, net_holes = networks.encode(scope.network, ident, self.backend, scope.uid)
+        entries, cells, refused, holes = self._paths(scope, ident)
+        peers, not_peers, net_holes = networks.encode(scope.network, ident, self.backend, scope.uid, every_family=True)
         refused = (*refused, *not_peers)
         left_out = {one.ref for one in refused}
         held = [rule for rule in scope.paths if rule.ref not in left_out]
         flags = TableFlag(0)
-        for class_ in {rule.cls for rule in held}:
-            flags |= _HAS.get(class_, TableFlag(0))
+        for rule in held:
+            flags |= _PRESETS[rule.value] if rule.match == "preset" else _HAS[rule.cls]
         if peers:
             flags |= TableFlag.HAS_NETWORK
         for class_, flag in _WHITELIST.items():
@@ -91,12 +110,17 @@ class LsmEnforcer(Everywhere):
                 flags |= flag | _HAS[class_]
         if not flags:
             return TablePart(refused=refused)
-        if self._closed and (any(flag & flags for flag in _WHITELIST.values()) or any(map(paths.stops, held))):
+        stops = any(flag & flags for flag in _WHITELIST.values()) or any(map(paths.stops, held))
+        if self._closed and stops:
             flags |= TableFlag.CLOSED
+        if not self._mounts and flags & _BY_PATH and stops:
+            flags |= TableFlag.MOUNTS
         if any(rule.source for rule in scope.paths) or any(rule.source for rule in scope.network):
             flags |= TableFlag.SOURCES
         if any(rule.match == "execname" for rule in held):
             flags |= TableFlag.NAMES
+        if cells:
+            flags |= TableFlag.PATTERNS
         guards = _guards(held, ident)
         if guards:
             flags |= TableFlag.GUARDS
@@ -104,15 +128,50 @@ class LsmEnforcer(Everywhere):
             RULE_KEY.struct.pack(0, 0, 0, 0, RuleKind.HEADER),
             RULE.struct.pack(_depths(held), flags, 0, len(held)),
         )
-        # Of a network rule these hooks leave what the guards leave: other families, a listen without bind.
         carried = {rule.ref for rule in held}
         networked = {rule.ref for rule in scope.network} - left_out
+        # A raw socket may write another peer into its packet than the one that the hook sees: the rest of such a rule is the guards'.
+        whole = (
+            carried | {rule.ref for rule in scope.network if not rule.cidr and rule.direction == "ingress"} - left_out
+        )
+        if flags & TableFlag.WHITELIST_NETWORK:
+            whole |= {RuleRef(DEFAULT_POSTURE)}
         lost = {rule.cls for rule in scope.paths if rule.ref in left_out}
         return TablePart(
             entries={"rules": (header, *entries, *guards), "net_rules": peers}, flags=ScopeFlag.ENFORCE_LSM,
-            rules=len(carried | networked), refused=refused, carried=frozenset(carried),
-            whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes),
+            rules=len(carried | networked), refused=refused, carried=frozenset(whole),
+            whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes), cells=cells,
         )  # fmt: skip
+
+    def _paths(self, scope: ScopePlan, ident: Ident) -> tuple[Entries, bytes, tuple[Refusal, ...], set[Class]]:
+        """Entries and machine of the rules on paths, capabilities and presets; refusals; classes without an Allow rule of theirs."""
+        rules = list(enumerate(scope.paths))
+        patterns = [one for one in rules if one[1].match == "pattern"]
+        left = {
+            index: Cause(RefusalCode.NOT_IN_PLAN, f"`{rule.value}` is no capability that this version knows")
+            for index, rule in rules
+            if rule.match == "capability" and rule.value not in CAPABILITIES
+        }
+        made, cells, unfit = machines.encode(patterns, ident)
+        left |= {index: _TOO_MANY for index, _ in unfit}
+        entries, refused, holes = paths.encode(
+            scope.paths, ident, self.backend, scope.uid, left=left, elsewhere=_ELSEWHERE
+        )
+        gone = {one.ref for one in refused}
+        if any(rule.ref in gone for _, rule in patterns):
+            made, cells, _ = machines.encode([one for one in patterns if one[1].ref not in gone], ident)
+        more: dict[bytes, bytes] = dict(made)
+        for index, rule in rules:
+            if rule.match == "capability" and rule.ref not in gone:
+                source = ident(rule.source) if rule.source else 0
+                key = RULE_KEY.struct.pack(0, CAPABILITIES.index(rule.value) + 1, source, rule.cls, RuleKind.EXACT)
+                more.setdefault(key, paths.rule_value(rule, index))
+            elif rule.match == "preset" and rule.value == "exec":
+                for name in sorted(RUNTIMES):
+                    more[RULE_KEY.struct.pack(0, ident(name), 0, rule.cls, RuleKind.RUNTIME)] = paths.rule_value(
+                        rule, index
+                    )
+        return (*entries, *more.items()), cells, refused, holes
 
 
 def _depths(rules: Iterable[PathRule]) -> int:

@@ -31,7 +31,8 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     """A table backend's share of a scope. `entries`: map name -> entries. `flags`: what the scope must have for them to
     act; 0 when there is nothing to enforce. `rules`: how many rules of the plan are in `entries`. `partial`: those of them of
     which a part is not enforced. `carried`: those that it enforces whole, whatever another backend leaves of them. `whole`:
-    classes of which nothing is left for backends after it."""
+    classes of which nothing is left for backends after it. `cells`: the machine of the patterns (`enforcers.machines`); one backend
+    of a node at most makes one."""
 
     entries: Mapping[str, Entries] = {}
     flags: ScopeFlag = ScopeFlag(0)
@@ -40,6 +41,7 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     partial: tuple[Refusal, ...] = ()
     carried: frozenset[RuleRef] = frozenset()
     whole: frozenset[Class] = frozenset()
+    cells: bytes = b""
 
 
 class ProfilePart(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,16 +29,19 @@ _HOLDING: Final = {
     Class.PROCESS: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.SIGNAL}),
     Class.FILE: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.SIGNAL}),
     Class.NETWORK: frozenset({Backend.BPF_LSM, Backend.APPARMOR, Backend.CGROUP}),
+    Class.CAPABILITIES: frozenset({Backend.BPF_LSM, Backend.APPARMOR}),
 }
 """Who says of a rule of the class that it is held, or refuses it."""
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """A scope's rules. `table`: its name in the kernel; `entries`: map name -> entries; `parts`: what each backend made."""
+    """A scope's rules. `table`: its name in the kernel; `entries`: map name -> entries; `parts`: what each backend made; `cells`:
+    the machine of its patterns."""
 
     table: int
     entries: dict[str, Entries]
     parts: dict[Backend, TablePart]
+    cells: bytes = b""
 
     @property
     def flags(self) -> ScopeFlag:
@@ -105,7 +108,8 @@ class Encoder:
             left = _without(left, part.whole)
         entries = joined(self._backends, parts)
         # Named by what the kernel will have, whichever backends it is for.
-        return Encoded(table=table_id(entries), entries=entries, parts=parts)
+        cells = b"".join(part.cells for part in parts.values())
+        return Encoded(table=table_id(entries, cells), entries=entries, parts=parts, cells=cells)
 
 
 def nobodys(scope: ScopePlan, used: Iterable[Backend]) -> Iterator[Refusal]:

@@ -34,6 +34,10 @@ _PROTOCOLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
     "raw": (SOCKET_TYPE | 3, _BOTH), "seqpacket": (SOCKET_TYPE | 5, _BOTH),
 }  # fmt: skip
 """Word -> what stands in `net_key.protocol`, and the families that know it."""
+_TYPES: Final = {word: SOCKET_TYPE | number for word, number in (("rdm", 4), ("dccp", 6), ("packet", 10))}
+"""Types that internet sockets do not have, but where every family is asked about."""
+_OTHERS: Final = 0
+"""`net_key.family` of every family but the internet's."""
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _MAPPED_NETWORK: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 _NO_OPINION: Final = RULE.struct.pack(0, 0, 0, 0)
@@ -50,9 +54,10 @@ _PEERS: Final = ("KubeArmorNetworkPolicy",)
 
 
 def encode(
-    rules: Iterable[NetworkRule], ident: Ident, backend: Backend, uid: str
+    rules: Iterable[NetworkRule], ident: Ident, backend: Backend, uid: str, *, every_family: bool = False
 ) -> tuple[Entries, tuple[Refusal, ...], set[Direction]]:
-    """Entries with table id 0; refusals; questions in which an Allow rule is missing, so that no posture must be held."""
+    """Entries with table id 0; refusals; questions in which an Allow rule is missing, so that no posture must be held.
+    `every_family`: who asks sees sockets of all families, not the internet's alone."""
     ordered = list(rules)
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
@@ -61,7 +66,7 @@ def encode(
     anywhere: dict[bytes, bytes] = {}
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
-        why = _problem(rule) or _too_many(rule, len(entries))
+        why = _problem(rule, every_family) or _too_many(rule, len(entries))
         if why is None and rule.action is Action.BLOCK and holes & questions:
             why = Cause(
                 RefusalCode.EXCEPTION,
@@ -77,6 +82,8 @@ def encode(
         for question in sorted(questions):
             for key in _keys(rule, question, source):
                 entries.setdefault(key, value)
+            if every_family and question is Direction.CREATE and (other := _other_families(rule, source)):
+                entries.setdefault(other, value)
             if ":" in rule.cidr and _MAPPED_NETWORK.subnet_of(ipaddress.IPv6Network(rule.cidr, strict=False)):
                 wide += _keys(msgspec.structs.replace(rule, cidr=str(_MAPPED_NETWORK)), question, source)
             elif not rule.cidr:
@@ -95,8 +102,16 @@ def _questions(rule: NetworkRule) -> set[Direction]:
     return {address} if rule.ref.kind in _PEERS or rule.ref.policy == DEFAULT_POSTURE else {Direction.CREATE}
 
 
-def _problem(rule: NetworkRule) -> Cause | None:
-    if rule.protocol not in _PROTOCOLS:
+def _other_families(rule: NetworkRule, source: int) -> bytes:
+    """The key of a rule on a type of socket, or on all, for families other than the internet's; empty for a protocol of that."""
+    number = _TYPES.get(rule.protocol) or _PROTOCOLS[rule.protocol][0]
+    if number and number < SOCKET_TYPE:
+        return b""
+    return NET_KEY.struct.pack(NET_FIXED_BITS, 0, number, _OTHERS, 0, source, Direction.CREATE, 0, bytes(16))
+
+
+def _problem(rule: NetworkRule, every_family: bool) -> Cause | None:
+    if rule.protocol not in _PROTOCOLS and not (every_family and rule.protocol in _TYPES):
         return Cause(RefusalCode.SOCKET_FAMILY, f"cgroup programs see internet sockets only, not `{rule.protocol}`")
     if rule.direction == "ingress" and rule.cidr:
         return Cause(
@@ -123,7 +138,7 @@ def _too_many(rule: NetworkRule, before: int) -> Cause | None:
 
 
 def _keys(rule: NetworkRule, question: Direction, source: int) -> Iterator[bytes]:
-    protocol, families = _PROTOCOLS[rule.protocol]
+    protocol, families = _PROTOCOLS.get(rule.protocol) or (_TYPES[rule.protocol], _BOTH)
     ports: Iterable[int] = range(rule.port, max(rule.port, rule.end_port) + 1)
     if question is Direction.CREATE or (rule.port <= 1 and rule.end_port >= _LAST_PORT):
         ports = (0,)

@@ -9,14 +9,14 @@ refused, and so is each Block rule behind an Allow rule that was refused: never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from enforcers.contract import Entries, Ident
 from schemas.enforcement import PathRule, Refusal
 from schemas.kernel import RULE, RULE_KEY, STRING_LIMIT, RuleAction, RuleFlag, RuleKind
 from schemas.operations import Backend, Class
-from schemas.refusals import RefusalCode
+from schemas.refusals import Cause, RefusalCode
 from schemas.verdict import Action
 
 _KINDS: Final = {
@@ -25,6 +25,11 @@ _KINDS: Final = {
     "directory_recursive": RuleKind.RECURSIVE,
     "execname": RuleKind.EXECNAME,
 }
+_OTHERS: Final = {"capability": RefusalCode.WRONG_CLASS, "preset": RefusalCode.PRESET}
+_EXCEPTION: Final = Cause(
+    RefusalCode.EXCEPTION,
+    "an exception before it cannot be carried out, and without it too much would be stopped",
+)
 _LONGEST: Final = STRING_LIMIT - 5
 """What the kernel keeps of an over-long path: the rest of STRING_LIMIT is the slash and the three dots that say so, and a NUL."""
 ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT, Action.BLOCK: RuleAction.BLOCK}
@@ -32,34 +37,63 @@ ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT
 
 def stops(rule: PathRule) -> bool:
     """Whether anything is ever denied by the rule."""
-    return rule.action is Action.BLOCK or rule.owner_only or rule.read_only
+    return rule.action is Action.BLOCK or rule.limited
+
+
+def rule_value(
+    rule: PathRule,
+    index: int,
+    *,
+    owner_only: bool | None = None,
+    read_only: bool | None = None,
+    no_terminal: bool | None = None,
+) -> bytes:
+    """`rule` as the value of a map, with its own limits unless others are given."""
+    flags = (
+        RuleFlag.OWNER_ONLY * (rule.owner_only if owner_only is None else owner_only)
+        | RuleFlag.READ_ONLY * (rule.read_only if read_only is None else read_only)
+        | RuleFlag.NO_TERMINAL * (rule.no_terminal if no_terminal is None else no_terminal)
+    )
+    return RULE.struct.pack(ACTIONS[rule.action], flags, index, 0)
 
 
 def encode(
-    rules: Iterable[PathRule], ident: Ident, backend: Backend, uid: str
+    rules: Iterable[PathRule],
+    ident: Ident,
+    backend: Backend,
+    uid: str,
+    *,
+    left: Mapping[int, Cause] = {},
+    elsewhere: Collection[str] = (),
 ) -> tuple[Entries, tuple[Refusal, ...], set[Class]]:
-    """Entries with table id 0; refusals; classes in which an Allow rule is missing, so that their posture must not be held."""
+    """Entries with table id 0; refusals; classes in which an Allow rule is missing, so that their posture must not be held. `left`:
+    rules, by number, that the backend leaves out; `elsewhere`: kinds of match that it writes by itself, where nothing is refused here."""
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
     holes: set[Class] = set()
     for index, rule in enumerate(rules):
-        if rule.match not in _KINDS:
-            code, why = (
-                RefusalCode.PATTERN,
-                f"whole paths, names and directories are looked up in the kernel, not a `{rule.match}`",
-            )
-        elif len(rule.value.encode()) > _LONGEST:
-            code, why = RefusalCode.PATH_TOO_LONG, f"its path is longer than {_LONGEST} bytes"
-        elif rule.action is Action.BLOCK and rule.cls in holes:
-            code = RefusalCode.EXCEPTION
-            why = "an exception before it cannot be carried out, and without it too much would be stopped"
-        else:
+        why = left.get(index) or (None if rule.match in elsewhere else _problem(rule, backend))
+        if why is None and rule.action is Action.BLOCK and rule.cls in holes and rule.match != "preset":
+            why = _EXCEPTION
+        if why is not None:
+            if rule.action is Action.ALLOW:
+                holes.add(rule.cls)
+            refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why.text, code=why.code))
+        elif rule.match not in elsewhere:
             source = ident(rule.source) if rule.source else 0
             key = RULE_KEY.struct.pack(0, ident(rule.value), source, rule.cls, _KINDS[rule.match])
-            flags = RuleFlag.OWNER_ONLY * rule.owner_only | RuleFlag.READ_ONLY * rule.read_only
-            entries.setdefault(key, RULE.struct.pack(ACTIONS[rule.action], flags, index, 0))
-            continue
-        if rule.action is Action.ALLOW:
-            holes.add(rule.cls)
-        refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why, code=code))
+            entries.setdefault(key, rule_value(rule, index))
     return tuple(entries.items()), tuple(refused), holes
+
+
+def _problem(rule: PathRule, backend: Backend) -> Cause | None:
+    if rule.match not in _KINDS:
+        code = _OTHERS.get(rule.match, RefusalCode.PATTERN)
+        return Cause(
+            code, f"whole paths, names and directories are looked up by the program that kills, not a `{rule.match}`"
+        )
+    if len(rule.value.encode("utf-8", "surrogateescape")) > _LONGEST:
+        return Cause(RefusalCode.PATH_TOO_LONG, f"its path is longer than {_LONGEST} bytes")
+    if rule.no_terminal and backend is not Backend.BPF_LSM:
+        return Cause(RefusalCode.TERMINAL, "the program that kills does not look at the terminal")
+    return None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from schemas.backends import DEFAULTS, Implemented
+from schemas.backends import DEFAULTS, Implemented, Module
 
 
 class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,10 +19,17 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             description="Backends to use, as far as this kernel offers them; none: only audit.", examples=[[]]
         ),
     ] = DEFAULTS
+    lsm: Annotated[
+        tuple[Module, ...],
+        msgspec.Meta(
+            description="Security modules in the order they are to be tried; the first that this kernel offers goes before `backends`, the others are not used. Empty: `backends` alone says what is used.",
+            examples=[["bpf", "apparmor"]],
+        ),
+    ] = ()
     profiles: Annotated[
         tuple[str, ...],
         msgspec.Meta(
-            description="Profiles that `apparmor` has loaded from the start, without rules, for container runtimes and units to name. Their names begin with `hauberk-`; with `hauberk-host` they have no baseline of denials for containers.",
+            description="Profiles that `apparmor` has loaded from the start, without rules, for container runtimes and units to name. Their names begin with `hauberk-`; with `hauberk-host-` they have no baseline of denials for containers.",
             examples=[["hauberk-web", "hauberk-host-backup"]],
         ),
     ] = ()
@@ -46,6 +53,13 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Literal["pass", "stop"],
         msgspec.Meta(
             description="What the `signal` backend does with io_uring_setup in a scope that it enforces: what goes through such a ring is no system call, so that no rule about files sees or stops it. `stop` ends the process that makes one.",
+            examples=["stop"],
+        ),
+    ] = "pass"
+    mounts: Annotated[
+        Literal["pass", "stop"],
+        msgspec.Meta(
+            description="What the `bpf-lsm` backend does with mounts, a change of the root and new user namespaces in a scope with rules on paths that deny something: a mount gives a file another path, under which no rule knows it. `stop` denies them. A container's own start mounts before it has a scope, unless `planner.plan.pods` gives it one from birth.",
             examples=["stop"],
         ),
     ] = "pass"

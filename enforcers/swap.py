@@ -38,7 +38,8 @@ def opened(pin_dir: str, node: str, settings: EnforceSettings) -> Applier:
     """Whoever carries plans out on these pins; the caller closes it."""
     return Applier(
         pin_dir, node, settings.backends, settings.grace_seconds,
-        closed=settings.unresolved == "stop", rings=settings.io_uring == "pass", loaded=settings.profiles,
+        closed=settings.unresolved == "stop", rings=settings.io_uring == "pass", mounts=settings.mounts == "pass",
+        loaded=settings.profiles, lsm=settings.lsm,
     )  # fmt: skip
 
 

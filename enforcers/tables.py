@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from enforcers.contract import Entries, TableBackend
+from enforcers.regions import Machines, with_base
 from kernel.generation import renew
 from kernel.maps import Map
 from schemas.errors import KernelError
-from schemas.kernel import SCOPE, Config, ScopeFlag
+from schemas.kernel import RULE_KEY, SCOPE, Config, RuleKind, ScopeFlag
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ ENFORCEMENT: Final = ScopeFlag(sum(set(ScopeFlag) - {ScopeFlag.CONTAINER, ScopeF
 reported."""
 
 
-def table_id(parts: Mapping[str, Entries]) -> int:
-    """Name of a table with these entries (map name -> entries); 0 when there are none."""
+def table_id(parts: Mapping[str, Entries], cells: bytes = b"") -> int:
+    """Name of a table with these entries (map name -> entries) and this machine; 0 when there are none."""
     if not any(parts.values()):
         return 0
     hashed = hashlib.blake2b(digest_size=8)
@@ -41,6 +42,7 @@ def table_id(parts: Mapping[str, Entries]) -> int:
         hashed.update(name.encode() + b"\0")
         for key, value in sorted(parts[name]):
             hashed.update(key + value)
+    hashed.update(cells)
     return int.from_bytes(hashed.digest(), "little") | 1
 
 
@@ -55,6 +57,7 @@ class KernelTables:
         self._grace = grace
         self._retired: dict[int, float] = {}
         self._keys: dict[int, dict[str, list[bytes]]] = {}
+        self._machines = Machines.open(pin_dir)
         self.writes = 0
         self._adopt()
 
@@ -62,11 +65,14 @@ class KernelTables:
         """Give the maps back. What is in them stays in force."""
         for one in (*self._maps.values(), self._scopes, self._config):
             one.close()
+        self._machines.close()
 
     def _adopt(self) -> None:
         for name, offset in self._offsets.items():
             for key in self._maps[name].keys():  # noqa: SIM118 - a kernel map, not a dict
                 table = int.from_bytes(key[offset : offset + 8], "little")
+                if name == "rules" and RULE_KEY.struct.unpack(key)[4] == RuleKind.HEADER:
+                    self._machines.adopt(table, self._maps[name].get(key))
                 self._keys.setdefault(table, {}).setdefault(name, []).append(key)
         # A table that no scope names was being filled when its writer ended: it may have holes.
         for table in self._keys.keys() - {table for table, _ in self.enforced().values()}:
@@ -122,17 +128,21 @@ class KernelTables:
             self._config.put(struct.pack("=I", which), struct.pack("=Q", bits))
             self.writes += 1
 
-    def fill(self, table: int, parts: Mapping[str, Entries]) -> None:
-        """Write a table that is not there yet. Raises KernelError (a full map); what was written then is taken back."""
+    def fill(self, table: int, parts: Mapping[str, Entries], cells: bytes = b"") -> None:
+        """Write a table that is not there yet, `cells` its machine. Raises KernelError (a full map); what was written then is taken
+        back."""
         self._retired.pop(table, None)
         if not table or table in self._keys:
             return
         self._keys[table] = keys = {}
         name_of = struct.pack("<Q", table)
         try:
+            base = self._machines.place(table, cells) if cells else 0
             for name, entries in parts.items():
                 offset = self._offsets[name]
                 pairs = [(key[:offset] + name_of + key[offset + 8 :], value) for key, value in entries]
+                if base and name == "rules":
+                    pairs = [(key, with_base(key, value, base)) for key, value in pairs]
                 keys[name] = [key for key, _ in pairs]
                 self.writes += self._maps[name].put_many(pairs)
         except BaseException:
@@ -226,6 +236,7 @@ class KernelTables:
         for name, keys in self._keys.pop(table, {}).items():
             self._maps[name].delete_many(keys)
             self.writes += len(keys)
+        self._machines.free(table)
 
 
 def scope_exists(mount: str, path: str, cgroup: int) -> bool:

@@ -177,8 +177,11 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
             _table(tree, stage)["postures"] = tree["postures"]
     _table(sensor, "load")["host_visibility"] = _host_visibility(tree)
     # Nobody verifies programs, some seconds of it, that no backend would use.
-    backends = _table(tree, "enforcement").get("backends", DEFAULTS)
-    _table(sensor, "load")["hooks"] = isinstance(backends, list | tuple) and "bpf-lsm" in backends
+    enforcement = _table(tree, "enforcement")
+    _table(sensor, "load")["hooks"] = any(
+        isinstance(named, list | tuple) and hooks in named
+        for named, hooks in ((enforcement.get("backends", DEFAULTS), "bpf-lsm"), (enforcement.get("lsm", ()), "bpf"))
+    )
     return loaded, state
 
 

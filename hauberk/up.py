@@ -322,7 +322,7 @@ async def tell_runtimes(status: Callable[[], list[str]]) -> None:
 
 async def _say_enforcing(settings: Configuration) -> None:
     """What can be enforced here, asked of a process of its own: the survey reads all of the kernel's BTF, some 40 MB for a moment."""
-    if not settings.enforcement.backends:
+    if not (settings.enforcement.backends or settings.enforcement.lsm):
         say("enforcing", "nothing, because of `enforcement.backends`: policies are only audited")
         return
     asked = await asyncio.create_subprocess_exec(

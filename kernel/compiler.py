@@ -131,6 +131,7 @@ def definitions(request: dict[str, Any]) -> list[str]:
         "SCOPES": request["scopes"],
         "RULES": request["rules"],
         "NET_RULES": request["net_rules"],
+        "PATTERN_CELLS": request["pattern_cells"],
         **placeholders(),
     }
     values |= {f"HOP_{name.upper()}": index for index, name in enumerate(HOPS)}

@@ -30,7 +30,10 @@ _MEMBERS: Final = (
     ("linux_binprm", "file", "file"),
     ("msghdr", "msg_name", "msg_name"),
     ("msghdr", "msg_namelen", "msg_namelen"),
+    ("vm_area_struct", "vm_file", "vm_file"),
 )
+_NEWER: Final = (("backing_file", "user_path", "user_path"),)
+"""Members that older kernels do not have; the C asks with #ifdef."""
 
 
 def offsets(btf: Btf) -> str:
@@ -41,6 +44,9 @@ def offsets(btf: Btf) -> str:
         if member is None:
             raise Incompatible(f"expected member `{path}` in struct `{owner}`, this kernel's BTF has none")
         lines.append(f"#define {macro(owner, name)} {member.offset}")
+    for owner, name, path in _NEWER:
+        if (newer := btf.member(owner, path)) is not None:
+            lines.append(f"#define {macro(owner, name)} {newer.offset}")
     if btf.function_id("bpf_preempt_disable") is not None and btf.function_id("bpf_preempt_enable") is not None:
         lines.append("#define K_PREEMPT 1")
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from kernel.catalogue import PROGRAM_DIRECTORY, KernelMap
 
 SOURCES: Final = (
     "hash", "work", "scope", "budget", "announce", "event", "caller", "question", "lsm_ask", "lsm_match", "lsm_tell", "lsm_files",
-    "lsm_sockets",
+    "lsm_run", "lsm_sockets",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled."""
 
@@ -44,13 +44,25 @@ HOOKS: Final = (
     Hook("path_chown", "owner of a file"),
     Hook("path_truncate", "truncate(2)"),
     Hook("file_truncate", "ftruncate(2), which path_truncate covers before Linux 6.2", needed=False),
+    Hook("mmap_file", "memory without a file that is executable; a program that a loader maps"),
+    Hook("file_mprotect", "memory that becomes executable"),
+    Hook("capable", "use of a capability"),
+    Hook("sb_mount", "a mount, which gives files other paths"),
+    Hook("move_mount", "a mount that is put into the tree"),
+    Hook("sb_pivotroot", "another root"),
+    Hook("userns_create", "a user namespace, in which everybody may mount; since Linux 6.1", needed=False),
     Hook("socket_create", "a socket of a kind that is not allowed"),
     Hook("socket_bind", "an address and port that are taken"),
     Hook("socket_connect", "a peer that is connected to"),
     Hook("socket_sendmsg", "a peer that is sent to"),
+    Hook("socket_listen", "a socket that takes connections"),
+    Hook("socket_accept", "a connection that is taken, on the port that it came to"),
 )
 
-TABLES: Final = (KernelMap("lsm_counts", "per-cpu array", "u32 HookCount", "u64", "kernel", "what the LSM hooks did"),)
+TABLES: Final = (
+    KernelMap("lsm_counts", "per-cpu array", "u32 HookCount", "u64", "kernel", "what the LSM hooks did"),
+    KernelMap("patterns", "array", "u32 cell", "u32", "enforcer", "machines of the tables with patterns"),
+)
 
 
 def source() -> str:

@@ -15,10 +15,12 @@ from typing import Final
 
 HIGH: Final = 0x48415542
 """Upper half of every mark."""
-CALLBACKS: Final = {1: "cb_climb", 2: "cb_scan"}
+CALLBACKS: Final = {1: "cb_climb", 2: "cb_scan", 3: "cb_pattern"}
 SUBPROGRAMS: Final = {
     0x7FFFFE01 + place: f"sub_{name}"
-    for place, name in enumerate(("enter", "sources", "object", "tell", "climb", "verdict", "lookup", "sockets"))
+    for place, name in enumerate(
+        ("enter", "sources", "object", "tell", "climb", "verdict", "lookup", "sockets", "patterns", "preset")
+    )
 }
 FUNCTIONS: Final = {0x7FFFFF02: "bpf_preempt_disable", 0x7FFFFF03: "bpf_preempt_enable"}
 _INSTRUCTION: Final = struct.Struct("=BBhi")

@@ -106,6 +106,15 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[["process", "network"]],
         ),
     ] = EVERYTHING
+    pattern_cells: Annotated[
+        int,
+        msgspec.Meta(
+            ge=4096,
+            le=1 << 26,
+            description="cells of four bytes for the patterns of all tables of the LSM hooks together; only where these are loaded",
+            examples=[1048576],
+        ),
+    ] = 1 << 20
     hooks: Annotated[
         bool,
         msgspec.Meta(description="load the LSM hooks too, where this kernel asks them", extra={"setting": "derived"}),

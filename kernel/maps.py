@@ -122,6 +122,18 @@ class Map:
                     self.put(key, value)
         return len(entries)
 
+    def put_array(self, first: int, values: bytes) -> None:
+        """Set the elements of an array from number `first` on."""
+        size, most = self.value_bytes, 1 << 14
+        count = len(values) // size
+        for start in range(0, count, most):
+            many = min(most, count - start)
+            keys = struct.pack(f"={many}I", *range(first + start, first + start + many))
+            part = values[start * size : (start + many) * size]
+            if not self._batch(bpf.MAP_UPDATE_BATCH, keys, part, many):
+                for at in range(many):
+                    self.put(keys[4 * at : 4 * at + 4], part[at * size : (at + 1) * size])
+
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Remove every key; those not there are no error."""
         for start in range(0, len(keys), BATCH):

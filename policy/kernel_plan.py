@@ -15,7 +15,7 @@ import msgspec
 
 from policy.judge.compile import problem, table_of
 from policy.judge.overlap import may_overlap
-from policy.rules.backends import AUTOBIND, OTHER_FAMILIES, denies, frees, reason, remainder
+from policy.rules.backends import AUTOBIND, OTHER_FAMILIES, TELLING, denies, frees, reason, remainder
 from policy.rules.specificity import Rank, rank
 from policy.ruleset import Scope
 from policy.text.coverage import CANNOT, missing, unseen
@@ -80,7 +80,7 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     for policy, mode in scope.members:
         for rule in policy.rules:
             nothing = problem(rule)
-            if nothing is None and (why := missing(rule)) is not None:
+            if nothing is None and (why := missing(rule)) is not None and not _held_unseen(rule, mode, backends):
                 # Told for every action and mode: a rule that nothing sees is never one of those in force.
                 left.append(
                     (
@@ -122,6 +122,11 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
     return [rule for rule in carried if id(rule) not in widened], left
 
 
+def _held_unseen(rule: Rule, mode: Mode, backends: tuple[Backend, ...]) -> bool:
+    """Whether a backend stops what no sensor reports, and tells of it itself."""
+    return mode is Mode.ENFORCE and any(one in TELLING and reason(rule, one) is None for one in backends)
+
+
 ENTRIES: Final = 32768
 """Most entries of the kernel's network table that one rule is written out to: half of what it has by default."""
 
@@ -146,14 +151,14 @@ def _inexpressible(rule: Rule) -> Cause | None:
             "are written out; name fewer networks or narrower ranges of ports",
         )
     # What `PathRule` and `NetworkRule` have no field for, whatever the backend could do.
-    if rule.pts is False or rule.has_args:
-        return Cause(RefusalCode.NOT_IN_PLAN, "no backend of a plan supports `pts` and `allowedArgs` yet")
+    if rule.has_args:
+        return Cause(RefusalCode.NOT_IN_PLAN, "no backend of a plan supports `allowedArgs` yet")
     if rule.called:
         return Cause(
             RefusalCode.CALLED_NAME,
             f"`{rule.called}` is `{rule.value}` in this container, which is many programs; a kernel cannot distinguish them",
         )
-    if rule.class_ is Class.NETWORK or (rule.class_ in (Class.PROCESS, Class.FILE) and rule.match is not Match.PRESET):
+    if rule.class_ in (Class.NETWORK, Class.PROCESS, Class.FILE, Class.CAPABILITIES):
         return None
     return Cause(RefusalCode.NOT_IN_PLAN, "no backend of a plan supports such a rule yet")
 
@@ -191,19 +196,20 @@ def _merged(rules: list[PathRule]) -> tuple[PathRule, ...]:
         kept = merged.setdefault(key, rule)
         if kept is rule or _plain_block(kept):
             continue
-        if _plain_block(rule) or not (kept.owner_only or kept.read_only):
-            merged[key] = rule if rule.action is Action.BLOCK or rule.owner_only or rule.read_only else kept
+        if _plain_block(rule) or not kept.limited:
+            merged[key] = rule if rule.action is Action.BLOCK or rule.limited else kept
         else:
             merged[key] = msgspec.structs.replace(
                 kept,
                 owner_only=kept.owner_only or rule.owner_only,
                 read_only=kept.read_only or rule.read_only,
+                no_terminal=kept.no_terminal or rule.no_terminal,
             )
     return tuple(merged.values())
 
 
 def _plain_block(rule: PathRule) -> bool:
-    return rule.action is Action.BLOCK and not (rule.owner_only or rule.read_only)
+    return rule.action is Action.BLOCK and not rule.limited
 
 
 def _paths(rule: Rule) -> Iterable[tuple[Rank, PathRule]]:
@@ -219,6 +225,7 @@ def _paths(rule: Rule) -> Iterable[tuple[Rank, PathRule]]:
                 action=rule.action,
                 owner_only=rule.owner_only,
                 read_only=rule.read_only,
+                no_terminal=rule.pts is False,
                 ref=rule.ref,
             ),
         )
@@ -288,4 +295,6 @@ def _postures(
     return tuple(postures), fallbacks, unheld
 
 
-_CLASSES: Final = {"process": Class.PROCESS, "file": Class.FILE, "network": Class.NETWORK}
+_CLASSES: Final = {
+    "process": Class.PROCESS, "file": Class.FILE, "network": Class.NETWORK, "capabilities": Class.CAPABILITIES,
+}  # fmt: skip

@@ -35,8 +35,11 @@ BY_NAME: Final = {about.name: backend for backend, about in BACKENDS.items()}
 _ASKED_FOR: Final = ("bpf-lsm", "apparmor")
 DEFAULTS: Final[tuple[Implemented, ...]] = tuple(name for name in get_args(Implemented) if name not in _ASKED_FOR)
 """What a node uses unless its settings say otherwise. AppArmor holds nothing of a workload that was not started under a profile of
-Hauberk's, so it is asked for. So are the LSM hooks: their rules are taken from `signal`, and the way from the loader through
-planner and applier to a denied call was not seen to run yet."""
+Hauberk's, so it is asked for. So are the LSM hooks, which take the rules that they carry from `signal`."""
+Module = Literal["bpf", "apparmor", "selinux"]
+"""Security modules of the kernel as its own list names them; the type of `enforcement.lsm`."""
+MODULES: Final[dict[Module, Implemented | None]] = {"bpf": "bpf-lsm", "apparmor": "apparmor", "selinux": None}
+"""The backend that works with each. SELinux: its policy is the distribution's, and this version writes no module for it."""
 IMPLEMENTED: Final = tuple(BY_NAME[name] for name in DEFAULTS)
 """What the lint and `explain` count on."""
 PLANNED: Final = (Backend.BPF_LSM, *IMPLEMENTED)

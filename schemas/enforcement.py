@@ -20,8 +20,9 @@ from schemas.verdict import Action, RuleRef
 
 
 class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """A process or file rule. `match`: `path`, `directory`, `directory_recursive`, `pattern` or `execname`.
-    Directories end in `/`. `source`: executable the rule is limited to (exec: the parent's), "" for any."""
+    """A process or file rule, or one on a capability or a preset. `match`: `path`, `directory`, `directory_recursive`, `pattern`,
+    `execname`, `capability` or `preset`. Directories end in `/`. `source`: executable the rule is limited to (exec: the parent's), "" for any. `no_terminal`: who has a controlling
+    terminal is outside of what the rule leaves free."""
 
     cls: Class
     match: str
@@ -31,6 +32,12 @@ class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     owner_only: bool = False
     read_only: bool = False
     ref: RuleRef
+    no_terminal: bool = False
+
+    @property
+    def limited(self) -> bool:
+        """Whether the rule leaves a part free."""
+        return self.owner_only or self.read_only or self.no_terminal
 
 
 class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -252,7 +252,8 @@ class RuleKind(IntEnum):
     """How `rule_key.path` is meant. A directory's id is the hash of its path *with* the trailing slash; an EXECNAME's that of
     the last component alone. Looked up in the judge's order: limited to the source before not; then EXACT, EXECNAME, and
     directories from the deepest upwards, DIRECTORY (its own entries) before RECURSIVE. The first that is there decides.
-    LSM backend: HEADER, see `schemas.lsm.TableFlag`; GUARD, a directory that may not be renamed."""
+    LSM: HEADER, see `schemas.lsm.TableFlag`; GUARD, a directory that may not be renamed; PATTERN, `path` numbers a set that the machine
+    accepts; RUNTIME, the name of what starts containers. Of a capability `path` is its number + 1."""
 
     EXACT = 0
     DIRECTORY = 1
@@ -260,6 +261,8 @@ class RuleKind(IntEnum):
     EXECNAME = 3
     HEADER = 4
     GUARD = 5
+    PATTERN = 6
+    RUNTIME = 7
 
 
 class RuleAction(IntEnum):
@@ -271,10 +274,11 @@ class RuleAction(IntEnum):
 
 
 class RuleFlag(IntFlag):
-    """OWNER_ONLY: only the inode's owner may. READ_ONLY: reading is free, changing is not."""
+    """OWNER_ONLY: only the inode's owner may. READ_ONLY: changing is not free. NO_TERMINAL: nobody with a controlling terminal may."""
 
     OWNER_ONLY = 1
     READ_ONLY = 2
+    NO_TERMINAL = 4
 
 
 RULE_KEY: Final = Layout(
@@ -313,7 +317,7 @@ NET_KEY: Final = Layout(
     Field("prefix", "u32", "significant bits: NET_FIXED_BITS + length of the address prefix"),
     Field("port", "u16", "host order; 0 for any"),
     Field("protocol", "u8", "IPPROTO_*, or SOCKET_TYPE | SOCK_*; 0 for any"),
-    Field("family", "u8", "AF_INET or AF_INET6"),
+    Field("family", "u8", "AF_INET or AF_INET6; 0 for every other"),
     Field("table", "u64", "scope.table"),
     Field("source", "u64", "string id of the acting executable; 0 for any"),
     Field("direction", "u32", "Direction"),
@@ -392,6 +396,4 @@ class Config(IntEnum):
     """Events that were handed over in memory and are not committed; what the next agent tells as HANDED_OVER."""
 
 
-LAYOUTS: Final = (
-    OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY
-)  # fmt: skip
+LAYOUTS: Final = (OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY)  # fmt: skip

@@ -10,7 +10,9 @@ class TableFlag(IntFlag):
     """`flags` of a table's header, the rule under path 0 and class 0; its `action` has a bit for each depth at which some directory
     has a rule (bit 31: that deep or deeper). HAS_*: operations of the class are asked about at all. WHITELIST_*: what no rule of
     the class matches is denied. CLOSED: so is what no rule can be asked about. SOURCES, NAMES, GUARDS: some rule is limited to a
-    source, some is an EXECNAME, some directory may not be renamed."""
+    source, some is an EXECNAME, some directory may not be renamed. FILELESS, ANONYMOUS, ENVIRON, PROC, SESSION: the presets filelessExec,
+    anonymousMapExec, protectEnv, protectProc and exec deny. MOUNTS: nothing is mounted, no root changed, no user namespace made.
+    PATTERNS: there is a machine, whose first cell is the header's `index`."""
 
     HAS_PROCESS = 1
     HAS_FILE = 2
@@ -22,6 +24,15 @@ class TableFlag(IntFlag):
     SOURCES = 128
     NAMES = 256
     GUARDS = 512
+    HAS_CAPABILITIES = 1024
+    WHITELIST_CAPABILITIES = 2048
+    FILELESS = 4096
+    ANONYMOUS = 8192
+    ENVIRON = 16384
+    PROC = 32768
+    SESSION = 65536
+    MOUNTS = 131072
+    PATTERNS = 262144
 
 
 class HookCount(IntEnum):

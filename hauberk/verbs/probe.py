@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hauberk.client import add_output
+
+if TYPE_CHECKING:
+    from kernel.features import Feature
 
 NEEDED: Final = ("raw tracepoints", "ring buffer", "LRU hash", "BCC", "bpffs")
 """Without any one of these nothing can be watched live; BTF or kernel headers are the sixth."""
@@ -86,11 +89,21 @@ def chosen() -> list[tuple[str, str]]:
         ),
         (
             "LSM",
-            "bpf-lsm, where `enforcement.backends` names it"
-            if has("LSM programs")
-            else "nothing: " + features["LSM programs"].why,
+            _modules(features["LSM programs"]),
         ),
     ]
+
+
+def _modules(programs: Feature) -> str:
+    """What `enforcement.lsm = ["bpf", "apparmor"]` would use here, and why not the one before it."""
+    from enforcers.apparmor import AppArmorEnforcer
+
+    if programs.available:
+        return 'bpf-lsm, where `enforcement.lsm` names "bpf"'
+    why = AppArmorEnforcer().unusable()
+    if not why:
+        return f"apparmor, where `enforcement.lsm` names it; not bpf: {programs.why}"
+    return f"nothing; not bpf: {programs.why}; not apparmor: {why}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,15 +48,16 @@ static __always_inline int comes_again(struct call *call, s64 ret)
 
 #define EPERM_RETURNED (-1)
 
-/* Whether an LSM hook has stopped this call and told so. */
-static __always_inline int told_by_hook(u32 number)
+/* Whether an LSM hook has stopped this call and told so. What it says of a call that went on all the same ends here too: it must not
+ * silence the next one of this number. */
+static __always_inline int told_by_hook(u32 number, s64 ret)
 {
     u64 key = bpf_get_current_pid_tgid();
     struct note *note = notes.lookup(&key);
     if (!note || note->kind != NOTE_TOLD || (note->number && note->number != number))
         return 0;
     notes.delete(&key);
-    return 1;
+    return ret == EPERM_RETURNED;
 }
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
@@ -97,10 +98,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
     u64 cgroup = cgroup_of(task);
     struct scope scope;
     u64 payer = scope_of(cgroup, &scope);
+    if (scope.flags & SCOPE_ENFORCE_LSM && told_by_hook(number, ret))
+        return 0;
     if (call->hop == HOP_PATHS && call->operation == OP_EXEC && ret >= 0)
         return 0; /* on_exec has told it */
-    if (ret == EPERM_RETURNED && scope.flags & SCOPE_ENFORCE_LSM && told_by_hook(number))
-        return 0;
     u32 visible = attended(scope.visibility >> (call->class_ & 31) & 1, payer);
     if (!visible && !(scope.flags & SCOPE_ENFORCE_SIGNAL))
         return 0;

@@ -46,6 +46,14 @@ struct asked {
     u32 tty;
     u32 direction; /* sockets: DIRECTION_* of the question about the address, 0: none */
     u32 number;    /* sockets: the protocol as rules name it */
+    u32 exact;     /* a mapping of who is no loader: rules on the very file count alone */
+    u32 forced;    /* to be stopped whatever the rules say of the object */
+    struct {
+        u32 base;
+        u32 stride;
+        u32 state;
+        u32 at;
+    } machine; /* of the table's patterns, on its way through the text */
     u32 index; /* of the rule that decided; ~0: the posture did */
     u64 inode;
     struct {
@@ -78,10 +86,12 @@ struct asked {
 
 BPF_TABLE("percpu_array", u32, struct asked, lsm_scratch, SCRATCHES);
 BPF_TABLE("percpu_array", u32, u64, lsm_counts, 16);
+BPF_TABLE("array", u32, u32, patterns, PATTERN_CELLS);
 
 /* Marks that kernel/linker.py turns into what BCC cannot say: addresses of callbacks, calls of kernel functions. */
 #define CALLBACK_CLIMB 0x4841554200000001ULL
 #define CALLBACK_SCAN 0x4841554200000002ULL
+#define CALLBACK_PATTERN 0x4841554200000003ULL
 static struct asked *(*sub_enter_)(void *frame) = (void *)0x7ffffe01;
 static long (*sub_sources_)(struct asked *w) = (void *)0x7ffffe02;
 static long (*sub_object_)(struct asked *w) = (void *)0x7ffffe03;
@@ -90,6 +100,8 @@ static long (*sub_climb_)(struct asked *w) = (void *)0x7ffffe05;
 static long (*sub_verdict_)(struct asked *w) = (void *)0x7ffffe06;
 static long (*sub_lookup_)(struct asked *w) = (void *)0x7ffffe07;
 static long (*sub_sockets_)(struct asked *w) = (void *)0x7ffffe08;
+static long (*sub_patterns_)(struct asked *w) = (void *)0x7ffffe09;
+static long (*sub_preset_)(struct asked *w) = (void *)0x7ffffe0a;
 static long (*bpf_loop_)(u32 count, u64 callback, void *context, u64 flags) = (void *)181;
 #ifdef K_PREEMPT
 static void (*preempt_disable_)(void) = (void *)0x7fffff02;
@@ -340,6 +352,8 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     w->at = TEXT_MAX;
     w->state = CLIMBING;
     w->elsewhere = 0;
+    w->exact = w->forced = 0;
+    w->inode = 0;
     w->inode_owner = 0xffffffff;
     w->uid = uid_of(task);
     w->tty = LOAD64((void *)LOAD64(task, K_task_struct__signal), K_signal_struct__tty) != 0;

@@ -25,7 +25,7 @@ int lsm_file_open(struct bpf_raw_tracepoint_args *ctx) /* file */
     u32 access = (mode & FMODE_READ_ ? ACCESS_READ : 0) | (mode & FMODE_WRITE_ ? ACCESS_WRITE : 0) | (flags & O_TRUNC_ ? ACCESS_TRUNCATE : 0);
     if (mode & FMODE_WRITE_ && flags & O_APPEND_)
         access |= ACCESS_APPEND;
-    ENTER(CLASS_FILE, TABLE_HAS_FILE, OP_OPEN, access);
+    ENTER(CLASS_FILE, TABLE_HAS_FILE | TABLE_PROC | TABLE_ENVIRON, OP_OPEN, access);
     w->b.flags = flags;
     int stop = on_object(w, LOAD64(file, K_file__f_path__dentry), LOAD64(file, K_file__f_path__mnt), LOAD64(file, K_file__f_inode));
     return leave(w, stop);
@@ -80,11 +80,15 @@ int lsm_path_rename(struct bpf_raw_tracepoint_args *ctx)
     return leave(w, stop);
 }
 
-/* ---- what is executed: the script first, then its interpreter; each asks ---- */
-int lsm_bprm_check_security(struct bpf_raw_tracepoint_args *ctx) /* bprm */
+/* ---- what gives a file other paths without touching it ---- */
+static __always_inline int on_mounts(u32 operation)
 {
-    ENTER(CLASS_PROCESS, TABLE_HAS_PROCESS, OP_EXEC, ACCESS_EXEC);
-    u64 file = LOAD64((void *)ctx->args[0], K_linux_binprm__file);
-    int stop = on_object(w, READ64(file, K_file__f_path__dentry), READ64(file, K_file__f_path__mnt), READ64(file, K_file__f_inode));
+    ENTER(CLASS_FILE, TABLE_MOUNTS, operation, ACCESS_METADATA);
+    int stop = answer(w, 1);
     return leave(w, stop);
 }
+
+int lsm_sb_mount(struct bpf_raw_tracepoint_args *ctx) { return on_mounts(OP_MOUNT); }
+int lsm_move_mount(struct bpf_raw_tracepoint_args *ctx) { return on_mounts(OP_MOUNT); }
+int lsm_sb_pivotroot(struct bpf_raw_tracepoint_args *ctx) { return on_mounts(OP_CALL); }
+int lsm_userns_create(struct bpf_raw_tracepoint_args *ctx) { return on_mounts(OP_CALL); }

@@ -16,6 +16,8 @@ static __always_inline u32 forbids(struct asked *w, struct rule *rule)
         return rule->action == ACTION_BLOCK;
     if (flags & FLAG_OWNER_ONLY && (w->inode_owner == 0xffffffff || w->inode_owner != w->uid))
         return 1;
+    if (flags & FLAG_NO_TERMINAL && w->tty)
+        return 1;
     return flags & FLAG_READ_ONLY && w->access & CHANGES;
 }
 
@@ -162,25 +164,123 @@ static __always_inline u64 last_name(struct asked *w)
     return sip_end(&s, tail, length);
 }
 
-/* What the rules say of the text in the scratch: 1 to stop. */
-int sub_verdict(u64 argument)
+/* ---- patterns: all of a table are one machine over bytes; its cost is the path's ---- */
+#define MACHINE_HEAD 66 /* cells before the states: how many cells there are, the stride, the class of each byte (four in a cell) */
+#define PATTERN_ROUNDS (TEXT_MAX / 8)
+
+static __always_inline u32 cell(u32 index)
+{
+    u32 *found = patterns.lookup(&index);
+    return found ? *found : 0;
+}
+
+int cb_pattern(u64 index)
+{
+    struct asked *w = CONTEXT();
+    u32 at = w->machine.at, state = w->machine.state, base = w->machine.base, stride = w->machine.stride;
+    if (at >= TEXT_MAX)
+        return 1;
+    u64 word = word_at(w, at);
+    u32 left = TEXT_MAX - at;
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < 8; i++) {
+        if (i >= left)
+            break;
+        u32 byte = word & 255, class = cell(base + 2 + (byte >> 2)) >> (byte & 3) * 8 & 255;
+        state = cell(base + MACHINE_HEAD + state * stride + 1 + class);
+        word >>= 8;
+    }
+    w->machine.state = state;
+    w->machine.at = at + 8;
+    return state == 0; /* nothing can match any more */
+}
+
+/* The rules of the patterns that cover the text. State 0 is dead, 1 the first; a state's first cell is the set it accepts. */
+int sub_patterns(u64 argument)
+{
+    struct asked *w = ASKED(argument);
+    u64 frame = (u64)w;
+    w->machine.base = w->header.index;
+    w->machine.stride = cell(w->header.index + 1);
+    w->machine.state = 1;
+    w->machine.at = w->at;
+    bpf_loop_(PATTERN_ROUNDS, CALLBACK_PATTERN, &frame, 0);
+    u32 set = w->machine.at >= TEXT_MAX ? cell(w->machine.base + MACHINE_HEAD + w->machine.state * w->machine.stride) : 0;
+    if (set)
+        ask_for(w, set, RULE_PATTERN, 3, 1);
+    return 0;
+}
+
+/* ---- presets that are about the text ---- */
+#define TEXT8(a, b, c, d, e, f, g, h) \
+    ((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24 | (u64)(e) << 32 | (u64)(f) << 40 | (u64)(g) << 48 | (u64)(h) << 56)
+#define BYTES(n) ((1ULL << 8 * (n)) - 1)
+
+/* A memfd, or a file of /dev/shm or /run/shm. */
+static __always_inline int in_memory(struct asked *w)
+{
+    u64 first = word_at(w, w->at), second = w->at + 8 < TEXT_MAX ? word_at(w, w->at + 8) : 0;
+    return (first & BYTES(6)) == TEXT8('m', 'e', 'm', 'f', 'd', ':', 0, 0) || (first & BYTES(7)) == TEXT8('/', 'm', 'e', 'm', 'f', 'd', ':', 0) ||
+           ((first == TEXT8('/', 'd', 'e', 'v', '/', 's', 'h', 'm') || first == TEXT8('/', 'r', 'u', 'n', '/', 's', 'h', 'm')) && (second & 255) == '/');
+}
+
+/* Whether the process that asks is called `number` in the procfs that the file lies in. */
+static __always_inline int is_own(struct asked *w, u32 number)
+{
+    struct {
+        u32 number;
+        u32 pad;
+        u64 ns;
+    } inner = {};
+    u64 super = READ64(w->inode, K_inode__i_sb);
+    if (READ64(super, K_super_block__s_magic) != 0x9fa0 /* PROC_SUPER_MAGIC */)
+        return 0;
+    u64 pid = READ64(READ64(TASK(), K_task_struct__group_leader), K_task_struct__thread_pid);
+    u32 level = READ32(pid, K_pid__level);
+    bpf_probe_read_kernel(&inner, sizeof(inner), (void *)pid + K_pid__numbers + (level & 31) * sizeof(inner));
+#ifdef K_proc_fs_info__pid_ns
+    if (READ64(READ64(super, K_super_block__s_fs_info), K_proc_fs_info__pid_ns) != inner.ns)
+        return 0;
+#endif
+    return inner.number == number;
+}
+
+/* Below /proc/NUMBER/ of another process. */
+static __always_inline int of_another(struct asked *w)
+{
+    u32 at = w->at, number = 0;
+    if (at >= TEXT_MAX || (word_at(w, at) & BYTES(6)) != TEXT8('/', 'p', 'r', 'o', 'c', '/', 0, 0))
+        return 0;
+    at += 6;
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < 12; i++) { /* bytes past the text are zero */
+        KEEP(at);
+        u32 digit = w->text[at & (2 * TEXT_MAX - 1)] - '0';
+        if (digit > 9)
+            return i && digit == (u32)('/' - '0') && !is_own(w, number);
+        number = number * 10 + digit;
+        at++;
+    }
+    return 0;
+}
+
+/* Whether a preset stops what is asked about the text. */
+int sub_preset(u64 argument)
 {
     struct asked *w = ASKED(argument);
     u32 flags = w->header.flags;
-    w->best[0].rank = w->best[1].rank = 0;
-    w->best[0].stop = w->best[1].stop = 0;
-    scan_text(w, w->header.action);
-    w->path = whole(w);
-    u32 length = TEXT_MAX - w->at, slash = w->scan.slash;
-    u64 object = w->header.action ? as_directory(w) : 0, name = flags & TABLE_NAMES && w->class_ == CLASS_PROCESS ? last_name(w) : 0;
-    ask_for(w, w->path, RULE_EXACT, 5, 1);
-    if (name)
-        ask_for(w, name, RULE_EXECNAME, 4, 1);
-    if (object) {
-        ask_for(w, w->scan.parent, RULE_DIRECTORY, 2, 2 * slash + 1);
-        ask_for(w, object, RULE_DIRECTORY, 2, 2 * (length + 1) + 1);
-        ask_for(w, object, RULE_RECURSIVE, 2, 2 * (length + 1));
-    }
+    if (w->class_ == CLASS_PROCESS)
+        return flags & TABLE_FILELESS && !w->exact && in_memory(w);
+    if (!(flags & (TABLE_PROC | TABLE_ENVIRON)) || w->b.operation != OP_OPEN || !of_another(w))
+        return 0;
+    return flags & TABLE_PROC || word_at(w, TEXT_MAX - 8) == TEXT8('/', 'e', 'n', 'v', 'i', 'r', 'o', 'n');
+}
+
+#define PRESETS_ (TABLE_FILELESS | TABLE_PROC | TABLE_ENVIRON)
+
+/* The rule of those that were weighed which decides, else what the class has for the rest. */
+static __always_inline int decided(struct asked *w, u32 whitelist)
+{
     w->index = ~0U;
     if (w->best[0].rank) {
         w->index = w->best[0].index;
@@ -190,5 +290,41 @@ int sub_verdict(u64 argument)
         w->index = w->best[1].index;
         return w->best[1].stop;
     }
-    return (flags & (w->class_ == CLASS_PROCESS ? TABLE_WHITELIST_PROCESS : TABLE_WHITELIST_FILE)) != 0;
+    return w->header.flags & whitelist && !w->exact;
+}
+
+/* What the rules say of the text in the scratch: 1 to stop. */
+int sub_verdict(u64 argument)
+{
+    struct asked *w = ASKED(argument);
+    u32 flags = w->header.flags;
+    w->best[0].rank = w->best[1].rank = 0;
+    w->best[0].stop = w->best[1].stop = 0;
+    scan_text(w, w->exact ? 0 : w->header.action);
+    w->path = whole(w);
+    u32 length = TEXT_MAX - w->at, slash = w->scan.slash;
+    u64 object = w->header.action ? as_directory(w) : 0, name = flags & TABLE_NAMES && w->class_ == CLASS_PROCESS ? last_name(w) : 0;
+    ask_for(w, w->path, RULE_EXACT, 5, 1);
+    if (name)
+        ask_for(w, name, RULE_EXECNAME, 4, 1);
+    if (flags & TABLE_PATTERNS && !w->exact)
+        sub_patterns_(w);
+    if (object && !w->exact) {
+        ask_for(w, w->scan.parent, RULE_DIRECTORY, 2, 2 * slash + 1);
+        ask_for(w, object, RULE_DIRECTORY, 2, 2 * (length + 1) + 1);
+        ask_for(w, object, RULE_RECURSIVE, 2, 2 * (length + 1));
+    }
+    int stop = decided(w, w->class_ == CLASS_PROCESS ? TABLE_WHITELIST_PROCESS : TABLE_WHITELIST_FILE);
+    if (!stop && flags & PRESETS_)
+        stop = sub_preset_(w);
+    return stop;
+}
+
+/* What they say of the capability with this number. */
+static __always_inline int of_capability(struct asked *w, u32 number)
+{
+    w->best[0].rank = w->best[1].rank = 0;
+    w->best[0].stop = w->best[1].stop = 0;
+    ask_for(w, number + 1, RULE_EXACT, 1, 1);
+    return decided(w, TABLE_WHITELIST_CAPABILITIES);
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Hooks on sockets: the same two questions as the guards of the cgroup backend ask (question.c), of sockets of every family that
- * rules can name, before the protocol sees the call. So TCP Fast Open, MPTCP and SMC are asked as what they carry.
+ * Hooks on sockets: the same two questions as the guards of the cgroup backend ask (question.c), of sockets of every family,
+ * before the protocol sees the call. So TCP Fast Open, MPTCP and SMC are asked as what they carry.
  */
 #define AF_SMC_ 43
-#define AF_UNSPEC_ 0
+#define AF_NETLINK_ 16
 
 /* `ask` for whoever acts: the executable, and the script that it runs. */
 static __always_inline u32 ask_both(struct asked *w, struct question *q, u32 direction, u8 kind, u16 port)
@@ -24,14 +24,19 @@ int sub_sockets(u64 argument)
     struct asked *w = ASKED(argument);
     struct question q = {};
     u32 family = w->b.family, direction = w->direction;
+    u32 internet = family == AF_INET_ || family == AF_INET6_, local = family == AF_UNIX_ || family == AF_NETLINK_;
     u8 kind = 0xf0 | (w->b.socket_type & 0xf);
+    if (local && kind == 0xf3)
+        kind = 0; /* SOCK_RAW means nothing there */
+    if (!internet)
+        w->number = 0; /* numbers of protocols are its own */
     q.key.table = w->table;
-    q.key.family = family;
+    q.key.family = internet ? family : 0;
     q.key.prefix = NET_FIXED_BITS;
     u32 answered = ask_both(w, &q, DIRECTION_CREATE, kind, 0);
-    if (answered == ACTION_BLOCK || (answered == NO_OPINION && w->header.flags & TABLE_WHITELIST_NETWORK))
+    if (answered == ACTION_BLOCK || (answered == NO_OPINION && !local && w->header.flags & TABLE_WHITELIST_NETWORK))
         return 1;
-    if (!direction)
+    if (!direction || !internet)
         return 0;
     u32 bound[4] = {};
     __builtin_memcpy(q.key.address, w->b.address, 16);
@@ -41,40 +46,46 @@ int sub_sockets(u64 argument)
     return ask_both(w, &q, direction, kind, w->b.port) == ACTION_BLOCK;
 }
 
-static __always_inline int on_socket(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u64 address, int length)
+/* The socket of the question, by the family that rules name. SMC speaks TCP to a peer that knows no SMC. */
+static __always_inline void socket_of(struct asked *w, u32 family, u32 type, u32 protocol)
 {
-    u8 peer[16] = {};
-    u16 asked = family, port = 0;
-    u32 carried = family == AF_SMC_ ? AF_INET_ : family;
-    if (address && length >= 2) {
-        asked = READ16(address, 0);
-        if (asked == AF_INET_ && length >= 8) {
-            port = swap16(READ16(address, 2));
-            bpf_probe_read_kernel(peer, 4, (void *)address + 4);
-            carried = AF_INET_;
-        } else if (asked == AF_INET6_ && length >= 24) {
-            port = swap16(READ16(address, 2));
-            bpf_probe_read_kernel(peer, 16, (void *)address + 8);
-            carried = AF_INET6_;
-        } else {
-            direction = 0; /* AF_UNSPEC: a disconnect; or of a family whose addresses no rule names */
-        }
-    } else if (direction) {
-        return 0;
-    }
-    if (carried == AF_UNIX_ || carried == 16 /* AF_NETLINK: neither leaves the machine */)
-        return 0;
-    ENTER(CLASS_NETWORK, TABLE_HAS_NETWORK, operation, 0);
-    w->b.family = carried;
+    int tcp = family == AF_SMC_ && (type & 0xf) == 1;
+    w->b.family = tcp ? AF_INET_ : family;
     w->b.socket_type = type;
     w->b.protocol = protocol;
+    w->number = tcp ? 6 : protocol_of(type, protocol);
+}
+
+/* An operation on a socket of `family`; `port` and `address` are asked about in `direction`, 0: in none. */
+static __always_inline int on_socket(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u16 port, const u8 *address)
+{
+    ENTER(CLASS_NETWORK, TABLE_HAS_NETWORK, operation, 0);
+    socket_of(w, family, type, protocol);
     w->b.port = port;
-    __builtin_memcpy(w->b.address, peer, 16);
+    __builtin_memcpy(w->b.address, address, 16);
     w->direction = direction;
-    w->number = family == AF_SMC_ ? 6 : protocol_of(type, protocol);
     int stop = sub_sockets_(w);
     stop = answer(w, stop);
     return leave(w, stop);
+}
+
+/* The same with an address that the caller gave. */
+static __always_inline int on_address(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u64 address, int length)
+{
+    u8 peer[16] = {};
+    u16 port = 0, named = address && length >= 2 ? READ16(address, 0) : 0;
+    if (named == AF_INET_ && length >= 8) {
+        port = swap16(READ16(address, 2));
+        bpf_probe_read_kernel(peer, 4, (void *)address + 4);
+        family = AF_INET_;
+    } else if (named == AF_INET6_ && length >= 24) {
+        port = swap16(READ16(address, 2));
+        bpf_probe_read_kernel(peer, 16, (void *)address + 8);
+        family = AF_INET6_;
+    } else {
+        direction = 0; /* AF_UNSPEC: a disconnect; or of a family whose addresses no rule names */
+    }
+    return on_socket(operation, direction, family, type, protocol, port, peer);
 }
 
 #define SOCKET(socket)                                                                       \
@@ -85,19 +96,20 @@ int lsm_socket_create(struct bpf_raw_tracepoint_args *ctx) /* family, type, prot
 {
     if ((u32)ctx->args[3])
         return 0;
-    return on_socket(OP_SOCKET, 0, (u32)ctx->args[0], (u32)ctx->args[1] & 0xf, (u32)ctx->args[2], 0, 0);
+    u8 nowhere[16] = {};
+    return on_socket(OP_SOCKET, 0, (u32)ctx->args[0], (u32)ctx->args[1] & 0xf, (u32)ctx->args[2], 0, nowhere);
 }
 
 int lsm_socket_bind(struct bpf_raw_tracepoint_args *ctx) /* socket, address, length */
 {
     SOCKET(ctx->args[0]);
-    return on_socket(OP_BIND, DIRECTION_BIND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
+    return on_address(OP_BIND, DIRECTION_BIND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
 }
 
 int lsm_socket_connect(struct bpf_raw_tracepoint_args *ctx) /* socket, address, length */
 {
     SOCKET(ctx->args[0]);
-    return on_socket(OP_CONNECT, DIRECTION_SEND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
+    return on_address(OP_CONNECT, DIRECTION_SEND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
 }
 
 /* socket, message, size: an address that is given here was never connected to: datagrams, TCP Fast Open */
@@ -107,5 +119,16 @@ int lsm_socket_sendmsg(struct bpf_raw_tracepoint_args *ctx)
     if (!address)
         return 0;
     SOCKET(ctx->args[0]);
-    return on_socket(OP_SEND, DIRECTION_SEND, family, type, protocol, address, READ32(ctx->args[1], K_msghdr__msg_namelen));
+    return on_address(OP_SEND, DIRECTION_SEND, family, type, protocol, address, READ32(ctx->args[1], K_msghdr__msg_namelen));
 }
+
+/* The port that the socket has by now: one that listens without bind gets it after the hook on listen, and is asked at accept. */
+static __always_inline int on_own_port(u32 operation, u64 socket)
+{
+    u8 anywhere[16] = {};
+    SOCKET(socket);
+    return on_socket(operation, DIRECTION_BIND, family, type, protocol, READ16(sk, K_sock__num), anywhere);
+}
+
+int lsm_socket_listen(struct bpf_raw_tracepoint_args *ctx) { return on_own_port(OP_LISTEN, ctx->args[0]); }
+int lsm_socket_accept(struct bpf_raw_tracepoint_args *ctx) { return on_own_port(OP_ACCEPT, ctx->args[0]); }

@@ -147,7 +147,7 @@ int sub_object(u64 argument)
     } else if (w->state == NOWHERE && (w->class_ == CLASS_FILE || w->at >= TEXT_MAX)) {
         return 0; /* a pipe, a socket, a memfd: no place that a rule on files could name */
     } else {
-        stop = sub_verdict_(w);
+        stop = sub_verdict_(w) | w->forced;
         if (w->elsewhere && w->class_ == CLASS_FILE) {
             tally(COUNT_ELSEWHERE);
             stop |= closed != 0;

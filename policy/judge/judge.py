@@ -32,6 +32,7 @@ SENT: Final = frozenset(
 _DENIED: Final = frozenset((0, -errno.EPERM, -errno.EACCES))
 _WEIGHT: Final = {Action.ALLOW: 0, Action.AUDIT: 1, Action.BLOCK: 2}
 _AT_BIND: Final = frozenset((Backend.CGROUP, Backend.BPF_LSM))
+_TAKEN: Final = frozenset((Operation.BIND, Operation.LISTEN, Operation.ACCEPT))
 _ATTEMPTS: Final = frozenset(name for name, row in CALLS.items() if row.operation is Operation.CALL)
 NOTHING: Final = Unmatched(False, "allow", Mode.ENFORCE, False)
 
@@ -247,18 +248,20 @@ class Judge:
 
     def _find_peer(self, behaviour: Behaviour) -> tuple[str, list[Candidate], Unmatched]:
         operation = behaviour.operation
-        if behaviour.family in LOCAL or not behaviour.address:
+        if behaviour.family in LOCAL:
             return "", [], NOTHING
         address = behaviour.address
-        if operation is Operation.ACCEPT:
+        if operation in _TAKEN and behaviour.enforcer in _AT_BIND:
+            # They stop a forbidden port when it is taken, before anybody connects: who would is not known.
+            direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
+            address = ""
+        elif not address:
+            return "", [], NOTHING
+        elif operation is Operation.ACCEPT:
             direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
         elif operation is Operation.CONNECT or operation is Operation.SEND:
             direction, table, unmatched = "egress", self.tables.egress, self._unmatched_egress
             address = destination(address)
-        elif operation is Operation.BIND and behaviour.enforcer in _AT_BIND:
-            # They stop a forbidden port when it is taken, before anybody connects: who would is not known.
-            direction, table, unmatched = "ingress", self.tables.ingress, self._unmatched_ingress
-            address = ""
         else:
             return "", [], NOTHING
         if table is None:

@@ -14,7 +14,8 @@ from schemas.behaviour import Behaviour
 from schemas.operations import Access, Operation
 
 _MEMORY: Final = ("memfd:", "/memfd:", "/dev/shm/", "/run/shm/")
-_RUNTIMES: Final = frozenset({"runc", "crun", "youki", "kata-agent", "runsc"})
+RUNTIMES: Final = frozenset({"runc", "crun", "youki", "kata-agent", "runsc"})
+"""Executables that start containers, and commands in them."""
 PROT_EXEC: Final = 4
 MAP_ANONYMOUS: Final = 0x20
 
@@ -51,7 +52,7 @@ def exec_session(behaviour: Behaviour) -> bool:
         return False
     name = behaviour.executable.rpartition("/")[2]
     # runc runs from a sealed copy of itself: `memfd:runc_cloned:/proc/self/exe`.
-    return behaviour.detail == "setns" or name in _RUNTIMES or "memfd:runc_cloned" in behaviour.executable
+    return behaviour.detail == "setns" or name in RUNTIMES or "memfd:runc_cloned" in behaviour.executable
 
 
 def _other_process(behaviour: Behaviour) -> bool:

@@ -19,6 +19,8 @@ ALL: Final = tuple(BACKENDS)
 HERE: Final = IMPLEMENTED
 """Those that every node uses unless its settings say otherwise; the others are asked for."""
 NAMES: Final = {backend: about.name for backend, about in BACKENDS.items()}
+TELLING: Final = (Backend.BPF_LSM,)
+"""Those that report what they stop by themselves, whether or not the sensor watches such calls."""
 _INTERNET: Final = frozenset({"tcp", "udp", "icmp", "icmpv6", "sctp", "raw", "stream", "dgram", "seqpacket", "all"})
 
 
@@ -130,18 +132,8 @@ def _source(rule: Rule) -> Cause | None:
 def _bpf_lsm(rule: Rule) -> Cause | None:
     if rule.class_ is Class.SYSCALL:
         return Cause(RefusalCode.SYSCALL, "system call rules only audit")
-    if rule.match is Match.PRESET:
-        return Cause(RefusalCode.PRESET, "the LSM hooks of this version carry no presets")
-    if rule.match is Match.PATTERN:
-        return Cause(RefusalCode.PATTERN, "the LSM hooks look up whole paths, names and directories, not patterns")
-    if rule.match is Match.CAPABILITY:
-        return Cause(RefusalCode.NOT_IN_PLAN, "the LSM hooks of this version are not on capabilities")
-    if rule.pts is False:
-        return Cause(RefusalCode.TERMINAL, "the LSM hooks do not look at the terminal")
     if rule.has_args:
         return Cause(RefusalCode.ARGUMENTS, "the LSM hooks do not look at arguments")
-    if rule.class_ is Class.NETWORK and rule.value not in _INTERNET:
-        return Cause(RefusalCode.SOCKET_FAMILY, f"the LSM hooks decide on internet sockets only, not `{rule.value}`")
     return _source(rule)
 
 

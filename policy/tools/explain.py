@@ -16,7 +16,7 @@ from policy.judge.compile import judged, problem, table_of
 from policy.judge.judge import Judge, considered
 from policy.judge.overlap import covers_path
 from policy.judge.precedence import Candidate, Unmatched, decide, outcome
-from policy.rules.backends import ALL, HERE, NAMES, denies, held, late, reason, remainder
+from policy.rules.backends import ALL, HERE, NAMES, TELLING, denies, held, late, reason, remainder
 from policy.rules.links import called_as
 from policy.rules.specificity import Rank
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
@@ -139,9 +139,12 @@ def _unseen(rule: Rule) -> str:
     why = missing(rule)
     if why is None:
         return ""
-    return f"{CANNOT}: {why}; " + (
-        "neither reported nor enforced" if unseen(rule) is not None else "it is not reported"
-    )
+    if unseen(rule) is None:
+        return f"{CANNOT}: {why}; it is not reported"
+    telling = [NAMES[backend] for backend in TELLING if denies(rule) and reason(rule, backend) is None]
+    if telling:
+        return f"{CANNOT}: {why}; reported and enforced where {' or '.join(telling)} denies it, and nowhere else"
+    return f"{CANNOT}: {why}; neither reported nor enforced"
 
 
 def _reason(rule: Rule, backend: Backend, signal: bool) -> str | None:

@@ -28,6 +28,7 @@ from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import PlanSettings
 from enforcers.planner import PlannerEngine, PlannerSettings
 from enforcers.settings import EnforceSettings
+from kernel.features import lsm_programs
 from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
 from policy.documents import key, to_json
 from policy.parse import parse
@@ -63,6 +64,31 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
             unmount(home)
     except HauberkError as error:
         pytest.skip(f"needs BPF: {error}")
+
+
+@pytest.fixture(scope="session")
+def hooked(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
+    """The programs with the LSM hooks attached, in a bpffs of their own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: loads BPF programs")
+    offered = lsm_programs()
+    if not offered.available:
+        pytest.skip(offered.why)
+    settings = LoadSettings(
+        occurrence_pages=256, definition_pages=256, new_visibility=("none",), hooks=True, timeout=900.0
+    )
+    home = bpffs_home("lsm")
+    try:
+        mount_bpffs(home)
+        try:
+            made = load(settings, f"{home}/pins")
+            # 6.1 has no bpf_get_current_pid_tgid for programs on packets; what that guard tells is not asked here.
+            assert made.refused.keys() <= {"guard_egress"}, made.refused
+            yield made
+        finally:
+            unload(f"{home}/pins")
+    finally:
+        unmount(home)
 
 
 def unwatch(loaded: LoadedPrograms) -> None:

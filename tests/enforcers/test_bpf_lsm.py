@@ -11,16 +11,16 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from enforcers.bpf_lsm import LsmEnforcer
-from kernel.features import lsm_programs
 from kernel.hooks import HOOKS
-from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms
 from schemas.backends import DEFAULTS, Implemented
 from schemas.enforcement import NetworkRule, PathRule, ScopePlan
 from schemas.kernel import NET_KEY
@@ -30,31 +30,10 @@ from schemas.verdict import Action, RuleRef
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
-SETTINGS = LoadSettings(
-    occurrence_pages=256, definition_pages=256, new_visibility=("none",), hooks=True, timeout=900.0
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
-    """The programs with the hooks attached, in a bpffs of this module."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: loads BPF programs")
-    offered = lsm_programs()
-    if not offered.available:
-        pytest.skip(offered.why)
-    home = bpffs_home("lsm")
-    try:
-        mount_bpffs(home)
-        try:
-            made = load(SETTINGS, f"{home}/pins")
-            # 6.1 has no bpf_get_current_pid_tgid for programs on packets; what that guard tells is not asked here.
-            assert made.refused.keys() <= {"guard_egress"}, made.refused
-            yield made
-        finally:
-            unload(f"{home}/pins")
-    finally:
-        unmount(home)
+def loaded(hooked: LoadedPrograms) -> LoadedPrograms:
+    return hooked
 
 
 @pytest.fixture
@@ -123,6 +102,7 @@ async def test_a_policy_denies_inside_and_nowhere_else(
         assert inside.run(str(tool)) == inside.run(str(script)) == 126
         assert outside.run(str(tool)) == outside.run(str(script)) == 0
         assert count(loaded, HookCount.DENIED) - before >= 14
+        await here.until(lambda: here.agent.stats.lsm_denied >= count(loaded, HookCount.DENIED))
         assert (
             count(loaded, HookCount.NO_SCRATCH)
             == count(loaded, HookCount.CLAIM_LOST)
@@ -194,20 +174,37 @@ async def test_swaps_under_a_hammer_let_nothing_through(
         assert said == b""
 
 
+@pytest.mark.usefixtures("loaded")
+def test_the_probe_finds_them_from_a_pid_namespace_too() -> None:
+    """It asks as the process that it is in its own namespace."""
+    code = "from kernel.features import lsm_programs; found = lsm_programs(); print(found.available, found.why)"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert said.stdout.startswith("True"), (said.stdout, said.stderr)
+
+
 def test_without_its_hooks_it_says_why(tmp_path: Path) -> None:
     why = LsmEnforcer(str(tmp_path)).unusable()
     assert "not attached" in why or "boot with lsm=" in why
 
 
-def test_what_the_guards_leave_of_a_network_rule_it_leaves_too() -> None:
-    """Its table has internet families alone, and there is no hook on listen: nothing of that may be said to be whole."""
-    files, sockets = (RuleRef("p", "KubeArmorPolicy", "shop", where) for where in ("spec.file[0]", "spec.network[0]"))
+def test_what_the_guards_leave_of_a_rule_on_sockets_it_holds() -> None:
+    """Sockets of every family are asked about, and the port of one that listens without bind; not what a raw socket's packet says."""
+    files, sockets, peers, ports = (
+        RuleRef("p", "KubeArmorNetworkPolicy", "", where)
+        for where in ("spec.file[0]", "spec.network[0]", "spec.egress[0]", "spec.ingress[0]")
+    )
+    sockets = msgspec.structs.replace(sockets, kind="KubeArmorPolicy")
     scope = ScopePlan(
         uid="u", cgroups=(7,),
         paths=(PathRule(cls=Class.FILE, match="path", value="/a", action=Action.BLOCK, ref=files),),
-        network=(NetworkRule(protocol="raw", action=Action.BLOCK, ref=sockets),),
+        network=(
+            NetworkRule(protocol="raw", action=Action.BLOCK, ref=sockets, direction="ingress"),
+            NetworkRule(protocol="tcp", cidr="10.0.0.0/8", action=Action.BLOCK, ref=peers),
+            NetworkRule(protocol="tcp", port=80, end_port=80, direction="ingress", action=Action.BLOCK, ref=ports),
+        ),
     )  # fmt: skip
     part = LsmEnforcer("/nowhere").encode(scope, len)
-    assert (part.rules, part.carried, part.refused) == (2, {files}, ())
+    assert (part.rules, part.carried, part.refused) == (4, {files, sockets, ports}, ())
     families = {NET_KEY.struct.unpack(key)[3] for key, _ in part.entries["net_rules"]}
-    assert families == {socket.AF_INET, socket.AF_INET6}
+    assert families == {socket.AF_INET, socket.AF_INET6, 0}

@@ -68,13 +68,11 @@ def test_only_living_selected_containers_of_the_node(policies: Any, ksp: Any, id
 
 
 def test_a_reason_is_told_once_for_all_containers(policies: Any, ksp: Any, identity: Any) -> None:
-    planner = Planner(
-        compile_ruleset(policies(ksp("a", BIN + ", capabilities: {matchCapabilities: [{capability: net_raw}]}")))
-    )
+    planner = Planner(compile_ruleset(policies(ksp("a", BIN + ", syscalls: {matchSyscalls: [{syscall: [clone]}]}"))))
     plan = planner.plan("n1", [identity(box(n)) for n in range(50)], 1)
     reasons = {one.ref.position.split(".")[1].split("[")[0]: one.reason for one in plan.refused}
     assert len(plan.refused) == 1
-    assert "not watched" in reasons["capabilities"]
+    assert "not watched" in reasons["syscalls"]
 
 
 def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from matcher import Matcher
 
@@ -41,6 +41,12 @@ _PATTERNS: Final = (
 _FILES: Final = (
     Operation.OPEN, Operation.OPEN, Operation.OPEN, Operation.CREATE, Operation.UNLINK, Operation.RENAME, Operation.MKDIR,
     Operation.RMDIR, Operation.LINK, Operation.SYMLINK, Operation.CHMOD, Operation.CHOWN, Operation.TRUNCATE, Operation.MKNOD,
+)  # fmt: skip
+_CAPABILITIES: Final = ("net_raw", "sys_admin", "chown", "checkpoint_restore")
+_PRESETS: Final = ("filelessExec", "protectEnv", "protectProc")
+_PLACES: Final = (
+    "memfd:x", "/dev/shm/x", "/dev/shmx", "/run/shm/a/b", "/proc/1/environ", "/proc/77/maps", "/proc/self", "/proc/12x/environ",
+    "/proc/1/task/1/environ", "/proc/4194304/environ", "/proc//environ", "/proc/9", "/environ",
 )  # fmt: skip
 _NETWORKS: Final = (
     "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0", "::/0", "::1/128", "127.0.0.0/8", "fd00::/8", "::ffff:0:0/96",
@@ -97,11 +103,35 @@ def _workload(chance: random.Random, paths: list[str]) -> list[dict[str, Any]]:
                 where, rule = _rule(chance, kind, paths, patterns)
                 spec.setdefault(kind, {}).setdefault(where, []).append(rule)
         for _ in range(chance.choice((0, 0, 1, 2, 4))):
-            rule = {"protocol": chance.choice(("tcp", "udp", "icmp", "raw", "all", "stream", "dgram"))}
+            rule = {
+                "protocol": chance.choice(
+                    (
+                        "tcp",
+                        "udp",
+                        "icmp",
+                        "icmpv6",
+                        "sctp",
+                        "raw",
+                        "all",
+                        "stream",
+                        "dgram",
+                        "rdm",
+                        "seqpacket",
+                        "packet",
+                    )
+                )
+            }
             if chance.random() < 0.3:
                 rule["fromSource"] = [{"path": chance.choice(_PROGRAMS)}]
             rule["action"] = chance.choice(("Allow", "Block"))
             spec.setdefault("network", {}).setdefault("matchProtocols", []).append(rule)
+        for name in chance.sample(_CAPABILITIES, chance.choice((0, 0, 1, 2))):
+            rule = {"capability": name, "action": chance.choice(("Allow", "Block"))}
+            if chance.random() < 0.3:
+                rule["fromSource"] = [{"path": chance.choice(_PROGRAMS)}]
+            spec.setdefault("capabilities", {}).setdefault("matchCapabilities", []).append(rule)
+        for name in chance.sample(_PRESETS, chance.choice((0, 0, 1))):
+            spec.setdefault("presets", []).append({"name": name, "action": chance.choice(("Block", "Audit"))})
         if len(spec) > 2:
             made.append(_document("KubeArmorPolicy", f"p{number}", spec))
     return made
@@ -135,6 +165,16 @@ def _event(chance: random.Random, paths: list[str], host: bool) -> dict[str, Any
         "executable": chance.choice(_PROGRAMS), "parent": chance.choice((*_PROGRAMS, "")), "uid": chance.choice((0, 1000)),
         "script": chance.choice(("", "", *_PROGRAMS)), "enforcer": int(Backend.BPF_LSM),
     }  # fmt: skip
+    if not host and chance.random() < 0.1:
+        return who | {"operation": int(Operation.CAPABLE), "detail": chance.choice(_CAPABILITIES)}
+    if not host and chance.random() < 0.1:
+        family, kind = chance.choice((1, 16, 17, 40, 43)), chance.choice((1, 2, 3, 4, 5, 10))
+        return who | {
+            "operation": int(Operation.SOCKET),
+            "family": family,
+            "socket_type": kind,
+            "protocol": chance.choice((0, 6, 17, 132)),
+        }
     if host or chance.random() < 0.3:
         operation = chance.choice((Operation.CONNECT, Operation.SEND, Operation.BIND, Operation.SOCKET))
         kind = chance.choice(((1, 0), (1, 6), (2, 0), (2, 17), (3, 1), (3, 6), (1, 262), (2, 1), (5, 132), (1, 132)))
@@ -145,7 +185,10 @@ def _event(chance: random.Random, paths: list[str], host: bool) -> dict[str, Any
             "port": chance.choice((53, 443, 448, 8080, 8180, 8181, 9)) if address else 0,
         }  # fmt: skip
     resource = chance.choice(paths)
-    if chance.random() < 0.3:
+    who["tty"] = chance.random() < 0.3
+    if chance.random() < 0.1:
+        resource = chance.choice(_PLACES)
+    elif chance.random() < 0.3:
         resource = (resource + "/" + chance.choice(_NAMES))[:4000]
     elif chance.random() < 0.3:
         resource = resource.rpartition("/")[0] or "/"
@@ -178,6 +221,8 @@ class Both:
 
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
+        self.stopped = False
+        """What the kernel said last."""
 
     def scope(self, case: Case) -> tuple[Scope, set[Class]]:
         """What judges, and the classes of which every rule is in the kernel's table."""
@@ -217,7 +262,7 @@ class Both:
         )
         verdict = scope.judge(behaviour)
         judge = verdict.action is Action.BLOCK
-        kernel = self._matcher.stops(1, behaviour)
+        kernel = self.stopped = self._matcher.stops(1, behaviour)
         if kernel == judge or (judge and class_of(behaviour.operation) not in whole):
             return ""
         return (
@@ -278,7 +323,7 @@ def _smaller(case: Case) -> Iterator[Case]:
     )
     for policies in without(case["policies"], keep):
         yield case | {"policies": policies}
-    for name in case["event"].keys() - {"operation", "enforcer"}:
+    for name in case["event"].keys() - {"operation", "enforcer", "family", "socket_type"}:
         yield case | {"event": {other: one for other, one in case["event"].items() if other != name}}
     for path in ("resource", "resource2"):
         parts = case["event"].get(path, "").split("/")
@@ -290,20 +335,31 @@ def _smaller(case: Case) -> Iterator[Case]:
                 yield json.loads(text)
 
 
-def compare(matcher: Matcher, seed: int, pairs: int) -> tuple[int, list[tuple[Case, str]]]:
-    """(pairs asked, disagreements cut down) of `seed`; ends at the fifth disagreement."""
+class Compared(NamedTuple):
+    """`asked`: pairs; `stopped`: of them by the kernel; `whole`: where both had to say the same; `found`: what differed, cut down."""
+
+    asked: int
+    stopped: int
+    whole: int
+    found: list[tuple[Case, str]]
+
+
+def compare(matcher: Matcher, seed: int, pairs: int) -> Compared:
+    """Pairs of `seed`; ends at the fifth disagreement."""
     both = Both(matcher)
-    asked = 0
+    asked = stopped = exact = 0
     found: list[tuple[Case, str]] = []
     for case, events in cases(seed):
         scope, whole = both.scope(case)
         for event in events:
             why = both.differ(scope, whole, event)
             asked += 1
+            stopped += both.stopped
+            exact += class_of(Operation(event["operation"])) in whole
             if why:
                 small = shrunk(case | {"event": event}, lambda one: bool(both.disagreement(one)))
                 found.append((small, both.disagreement(small)))
                 break
         if asked >= pairs or len(found) >= 5:
-            return asked, found
+            return Compared(asked, stopped, exact, found)
     raise AssertionError("cases end never")

@@ -176,14 +176,17 @@ def disagreements(seed: int, pairs: int) -> int:
     except HauberkError as error:
         print(f"agreement: not asked: {error}")
         return 0
-    asked, found = compare(matcher, seed, pairs)
+    said = compare(matcher, seed, pairs)
+    found = said.found
     matcher.close()
     for number, (small, why) in enumerate(found):
         kept = ROOT / "build/fuzz" / f"agreement-{seed}-{number}.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(small, ensure_ascii=False, indent=1) + "\n")
         print(f"agreement: {why}; {kept}", file=sys.stderr, flush=True)
-    print(f"agreement: {asked} pairs of seed {seed} in {time.monotonic() - started:.0f} s, {len(found)} disagreements")
+    print(
+        f"agreement: {said.asked} pairs of seed {seed} ({said.stopped} stopped) in {time.monotonic() - started:.0f} s, {len(found)} disagreements"
+    )
     return len(found)
 
 

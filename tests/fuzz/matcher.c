@@ -12,6 +12,10 @@ struct matcher_question {
     u32 uid;
     u32 at;
     u32 direction;
+    u32 operation;
+    u32 capability;
+    u32 tty;
+    u32 pad;
     u16 family;
     u16 socket_type;
     u16 protocol;
@@ -32,7 +36,10 @@ int match(struct bpf_raw_tracepoint_args *ctx)
     struct rule *header = rule_of(q->table, 0, 0, 0, RULE_HEADER);
     if (!header)
         return 17;
-    u32 has = q->class_ == CLASS_PROCESS ? TABLE_HAS_PROCESS : q->class_ == CLASS_FILE ? TABLE_HAS_FILE : TABLE_HAS_NETWORK;
+    u32 has = q->class_ == CLASS_PROCESS        ? TABLE_HAS_PROCESS | TABLE_FILELESS
+              : q->class_ == CLASS_FILE         ? TABLE_HAS_FILE | (q->operation == OP_OPEN ? TABLE_PROC | TABLE_ENVIRON : 0)
+              : q->class_ == CLASS_CAPABILITIES ? TABLE_HAS_CAPABILITIES
+                                                : TABLE_HAS_NETWORK;
     if (!(header->flags & has))
         return 0; /* as sub_enter */
     w->header = *header;
@@ -44,15 +51,18 @@ int match(struct bpf_raw_tracepoint_args *ctx)
     w->inode_owner = q->inode_owner;
     w->uid = q->uid;
     w->at = q->at;
-    w->index = ~0U;
+    w->tty = q->tty;
+    w->inode = 0;
+    w->exact = w->forced = 0;
     __builtin_memset(&w->b, 0, sizeof(w->b));
+    w->b.operation = q->operation;
+    if (q->class_ == CLASS_CAPABILITIES)
+        return of_capability(w, q->capability) != 0;
     if (q->class_ == CLASS_NETWORK) {
-        w->b.family = q->family;
-        w->b.socket_type = q->socket_type;
+        socket_of(w, q->family, q->socket_type, q->protocol);
         w->b.port = q->port;
         __builtin_memcpy(w->b.address, q->address, 16);
         w->direction = q->direction;
-        w->number = protocol_of(q->socket_type, q->protocol);
         return sub_sockets_(w) != 0;
     }
     bpf_probe_read_kernel(w->text, TEXT_MAX, q->text);

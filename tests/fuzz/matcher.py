@@ -23,6 +23,7 @@ import msgspec
 
 from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.contract import TablePart
+from enforcers.regions import with_base
 from kernel import bpf, hook_compiler, hook_loading
 from kernel.compiled import Compiled, relocated
 from kernel.loading import LoadSettings
@@ -33,12 +34,13 @@ from schemas.behaviour import Behaviour
 from schemas.enforcement import ScopePlan
 from schemas.kernel import STRING_LIMIT, Direction
 from schemas.operations import Access, Class, Operation, class_of
+from schemas.socket_names import CAPABILITIES
 
 TEXT: Final = (Path(__file__).parent / "matcher.c").read_text()
 KEY: Final = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 _TEST_RUN: Final = 10  # BPF_PROG_TEST_RUN
 _RAW_TRACEPOINT: Final = 17
-_HEAD: Final = struct.Struct("=QQQIIIIIIHHHH16s")
+_HEAD: Final = struct.Struct("=QQQIIIIIIIIIIHHHH16s")
 """`struct matcher_question` up to its text."""
 _SIZE: Final = _HEAD.size + STRING_LIMIT
 _SENT: Final = {Operation.CONNECT: Direction.SEND, Operation.SEND: Direction.SEND, Operation.BIND: Direction.BIND}
@@ -58,40 +60,50 @@ class Matcher:
         """Raises PermissionMissing, KernelError."""
         self._fds = hook_loading.shared(compiled, {})
         code = relocated(compiled.programs["match"], self._fds, KEY)
-        self._program = hook_loading.load_program("match", code, compiled.starts["match"], kind=_RAW_TRACEPOINT)
+        self.program = hook_loading.load_program("match", code, compiled.starts["match"], kind=_RAW_TRACEPOINT)
         self._maps = {name: Map(self._fds[name], name) for name in LsmEnforcer.maps}
+        self._cells = Map(self._fds["patterns"], "patterns")
         self._memory = mmap.mmap(self._fds["matcher_questions"], -(-_SIZE // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._attributes = ctypes.create_string_buffer(struct.pack("=II", self._program, 0), 80)
+        self._attributes = ctypes.create_string_buffer(struct.pack("=II", self.program, 0), 80)
         self._encoder = LsmEnforcer("/nowhere")
+        self._free = 1
         self._nothing = True
         """Whether the table in hand would put no scope under the hooks."""
 
     def close(self) -> None:
         """Give everything back."""
         self._memory.close()
-        for fd in (*self._fds.values(), self._program):
+        for fd in (*self._fds.values(), self.program):
             os.close(fd)
 
     def fill(self, table: int, scope: ScopePlan) -> TablePart:
         """The rules of `scope` as a table; what the backend made of them."""
         part = self._encoder.encode(scope, ident)
+        base = self._free if part.cells else 0
+        if base:
+            self._cells.put_array(base, part.cells)
+            self._free += len(part.cells) // 4
         self._nothing = not part.flags
         name = struct.pack("=Q", table)
         for where, offset in LsmEnforcer.maps.items():
             pairs = [(key[:offset] + name + key[offset + 8 :], value) for key, value in part.entries.get(where, ())]
+            if base and where == "rules":
+                pairs = [(key, with_base(key, value, base)) for key, value in pairs]
             self._maps[where].put_many(pairs)
         return part
 
     def clear(self) -> None:
         """Empty the tables."""
+        self._free = 1
         for one in self._maps.values():
             one.clear()
 
     def stops(self, table: int, behaviour: Behaviour) -> bool:
         """Whether the hooks of `behaviour` would stop it under `table`."""
-        return not self._nothing and any(self._ask(question) for question in questions(table, behaviour))
+        return not self._nothing and any(self.ask(question) for question in questions(table, behaviour))
 
-    def _ask(self, question: bytes) -> bool:
+    def ask(self, question: bytes) -> bool:
+        """What the kernel answers to one `struct matcher_question`."""
         self._memory[: len(question)] = question
         result = bpf.call(_TEST_RUN, self._attributes)
         answer = struct.unpack_from("=I", self._attributes, 4)[0]
@@ -116,8 +128,15 @@ def questions(table: int, behaviour: Behaviour) -> Iterator[bytes]:
         packed = bytes(16) if where is None else ipaddress.ip_address(behaviour.address).packed.ljust(16, b"\0")
         direction = _SENT.get(behaviour.operation, 0) if where is not None else 0
         yield _HEAD.pack(
-            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, direction, behaviour.family,
-            behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port, packed,
+            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, direction, behaviour.operation, 0, 0, 0,
+            behaviour.family, behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port, packed,
+        )  # fmt: skip
+        return
+    if class_ is Class.CAPABILITIES:
+        number = CAPABILITIES.index(behaviour.detail)
+        yield _HEAD.pack(
+            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, 0, behaviour.operation, number, behaviour.tty, 0,
+            0, 0, 0, 0, b"",
         )  # fmt: skip
         return
     access = (
@@ -127,7 +146,8 @@ def questions(table: int, behaviour: Behaviour) -> Iterator[bytes]:
         text = path.encode("utf-8", "surrogateescape")
         if text:
             head = _HEAD.pack(
-                table, *who, class_, access, behaviour.owner, behaviour.uid, STRING_LIMIT - len(text), 0, 0, 0, 0, 0, b""
+                table, *who, class_, access, behaviour.owner, behaviour.uid, STRING_LIMIT - len(text), 0, behaviour.operation, 0,
+                behaviour.tty, 0, 0, 0, 0, 0, b"",
             )  # fmt: skip
             yield head + text.rjust(STRING_LIMIT, b"\0")
         if behaviour.operation is Operation.RENAME:

@@ -12,6 +12,7 @@ import pytest
 from kernel import bpf, hook_compiler, hook_loading, loader_child
 from kernel.compiled import Compiled
 from kernel.features import Feature
+from kernel.hooks import TABLES
 from schemas.errors import Incompatible
 
 NOTHING = Compiled(maps={}, programs={}, attach_to={})
@@ -73,5 +74,5 @@ def test_hooks_that_are_half_attached_are_taken_back(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(bpf, "check", attach)
     with pytest.raises(MemoryError):
-        hook_loading.install({"lsm_a": 0, "lsm_b": 0}, {"lsm_counts": 0}, tmp_path)
+        hook_loading.install({"lsm_a": 0, "lsm_b": 0}, dict.fromkeys((table.name for table in TABLES), 0), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -123,7 +123,7 @@ def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
     assert pattern is not None
     assert pattern.level == "note"
     assert pattern.message == (
-        "is only audited: apparmor could enforce it, and it is not used by default; of those that are: cgroup programs see "
+        "is only audited: bpf-lsm or apparmor could enforce it, and neither is used by default; of those that are: cgroup programs see "
         "sockets only (cgroup); the program that kills looks up whole paths, names and directories, not patterns (signal)"
     )
     assert "hauberk.io/signal" not in pattern.recommendation

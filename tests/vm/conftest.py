@@ -94,6 +94,7 @@ def _suite(found: object, files: list[str]) -> dict[str, list[Outcome]]:
         status, said = guest.run(
             [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=1800", f"--junitxml={report}", *files],
             seconds=WHOLE, PATH=f"{CHECKOUT}/.venv/bin:{os.environ['PATH']}", HAUBERK_TEST_ALONE="1",
+            HAUBERK_TEST_VM=os.environ.get("HAUBERK_TEST_VM", ""),
         )  # fmt: skip
         assert status in (0, 1), f"pytest ended with {status} in {found.release}:\n{said[-8000:]}"
         return outcomes(report.read_text(), files)
