@@ -38,7 +38,7 @@ USERS = {
     Role.PROCESSOR: "processor", Role.PLANNER: "planner", Role.SINK: "sink", Role.CLI: "cli", Role.ADMIN: "nobody",
     Role.CLUSTER: "cluster",
 }  # fmt: skip
-GROUPS = {Role.PROCESSOR: "processors", Role.PLANNER: "planners", Role.SINK: "sink.file"}
+GROUPS = {Role.PROCESSOR: "processors", Role.PLANNER: "planners", Role.SINK: "sink.file", Role.CLUSTER: "cluster"}
 SECONDS = 20.0
 
 
@@ -169,7 +169,7 @@ class Work:
                 return self.grow
             case "group", "Read":
                 return lambda: self.read(
-                    BY_NAME["alerts" if self._role is Role.SINK else "inventory"], GROUPS[self._role]
+                    BY_NAME["alerts" if self._role in (Role.SINK, Role.CLUSTER) else "inventory"], GROUPS[self._role]
                 )
             case "group", "Describe":
                 return lambda: self.bus.lag("processors")
