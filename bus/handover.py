@@ -100,16 +100,15 @@ class HandoverBus:
         self.handover.spilled += len(records)
 
     def _takes(self, size: int) -> bool:
-        if self._reader is None or self._in_log or self._others or self._registered is None:
-            return False
-        if self._registered_elsewhere or self.handover.waiting_bytes + size > self._max_bytes:
-            return False
+        # Also while the log is read: who stands there gets what is written there, and is to get all of it.
         watched = self._inner.readers.elsewhere(EVENTS_RAW.name)
         if self._watched and not watched:
             # It may have left a group behind, which reads on when it comes back.
             self._registered = None
         self._watched = watched
-        return not watched and self._registered is not None
+        if watched or self._reader is None or self._in_log or self._others or self._registered is None:
+            return False
+        return not self._registered_elsewhere and self.handover.waiting_bytes + size <= self._max_bytes
 
     @property
     def watched(self) -> bool:

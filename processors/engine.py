@@ -189,6 +189,9 @@ class Processor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.pipeline.quiet is not None:
+                # Whoever reads on, after a back-off or a start, may do so under other policies.
+                self.pipeline.quiet.forget()
 
     async def handle(self, deliveries: list[Delivery]) -> None:
         """Read frames. Raises DecodeError for one that cannot be read (it is dead-lettered)."""

@@ -132,6 +132,7 @@ class Inventory:
                 return
             del self._ended[key]
             self._remove(identity)
+            self.on_change()
 
     def learn_cgroups(self, node: str, paths: dict[int, str]) -> None:
         """Paths of cgroups as the kernel announced them; nested ones are attributed by their path. A new epoch only for those

@@ -23,7 +23,7 @@ from policy.learn.rules import word
 from policy.learn.sightings import SLOT, Sighting, Use, paths, use, writes
 from policy.learn.suspicion import reason
 from schemas.identity import Kind
-from schemas.operations import Class, Operation
+from schemas.operations import Access, Class, Operation
 
 KNOWN: Final = 3
 """Instances after which a program that none of them ran is new."""
@@ -75,7 +75,9 @@ def sort_out(
                 why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
                 _put(items, one, why, final=True)
             case Use.NAMELESS:
-                _put(items, one, "no rule can name it", final=True)
+                untold = one.behaviour.access & Access.UNTOLD
+                why = "told without names, for there were too many new ones" if untold else "no rule can name it"
+                _put(items, one, why, final=True)
     written: dict[str, int] = {}
     for one in evidence:
         if one.behaviour.cls is Class.FILE and writes(one.behaviour):

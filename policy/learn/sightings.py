@@ -45,14 +45,16 @@ class Use(StrEnum):
     REFUSED = "refused"
     """Denied, alerted or shadow-blocked."""
     NAMELESS = "nameless"
-    """A rule would be needed and none can name it: a path that is not whole, a program without a file."""
+    """A rule would be needed and none can name it: a path that is not whole, a program without a file, one of too many new names."""
 
 
 def use(sighting: Sighting) -> Use:
     """Which of the four."""
     behaviour = sighting.behaviour
     if behaviour.access & Access.UNTOLD:
-        return Use.NOTHING
+        # What was left out of it cannot be learnt, and is not to be missed unseen.
+        missed = not behaviour.result and (behaviour.cls is Class.FILE or behaviour.operation is Operation.EXEC)
+        return Use.NAMELESS if missed else Use.NOTHING
     if sighting.status != ALLOWED or sighting.shadowed or (behaviour.result and _denied(behaviour)):
         return Use.REFUSED
     if behaviour.result and not considered(behaviour):

@@ -167,7 +167,10 @@ class Pins:
         renew(self._config)
 
     def close(self) -> None:
-        """Take exclusions back and close; pins, and what lies in the rings, stay. Twice is once."""
+        """Take exclusions and quiet directories back and close; pins, and what lies in the rings, stay. Twice is once."""
+        if self._quiet.fd >= 0:
+            # Programs that stay go on for a minute, and nobody takes it back when policies change.
+            self._quiet.clear()
         for pid in self._pids:
             self._excluded.delete(_U32(pid))
         self._pids.clear()

@@ -50,5 +50,6 @@ class Wanted:
     def name_by_file(self) -> None:
         """Somebody may need them: from the return on every new name is told as ever."""
         if self._quiet:
-            self._quiet = False
             self._pins.name_by_file()
+            # Strictly after: what could not be taken back is taken back the next time.
+            self._quiet = False
