@@ -125,6 +125,11 @@ def backtest(given: argparse.Namespace) -> int:
         f"{totals.blocked:,} would be blocked, {totals.audited:,} audited"
         + (f", {totals.shadowed:,} in shadow only" if totals.shadowed else "")
         + (f"; of {totals.uncertain:,} it depends on arguments, which are not stored" if totals.uncertain else "")
+        + (
+            f"; {totals.untold:,} were told without names, too many new ones at once, and not judged"
+            if totals.untold
+            else ""
+        )
         + (f"; {report.beyond:,} more did not fit the table" if report.beyond else "")
     )
     return 0

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from policy.ruleset import Ruleset
 from policy.tools.diff import Observed
-from schemas.operations import Operation
+from schemas.operations import Access, Operation
 from schemas.verdict import Action, Mode, RuleRef, Verdict
 
 
@@ -29,7 +29,8 @@ class BacktestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 class BacktestProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far it is. `behaviours` and `events` judged so far; of the events, how many would be blocked, audited, acted on by
-    shadow policies only; and `uncertain`: those whose verdict depends on arguments, which are not stored."""
+    shadow policies only; `uncertain`: those whose verdict depends on arguments, which are not stored; and `untold`: those whose
+    names were left out, of which nothing can be said."""
 
     behaviours: int
     events: int
@@ -37,6 +38,7 @@ class BacktestProgress(msgspec.Struct, frozen=True, kw_only=True):
     audited: int
     shadowed: int = 0
     uncertain: int = 0
+    untold: int = 0
 
 
 class BacktestRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +88,11 @@ def backtest(
 ) -> Iterator[BacktestProgress | BacktestReport]:
     """Progress every `settings.every` behaviours, then one report."""
     rows: dict[_Key, _Row] = {}
-    behaviours = events = blocked = audited = shadowed = uncertain = beyond = 0
+    behaviours = events = blocked = audited = shadowed = uncertain = untold = beyond = 0
     for one in observed:
         behaviours += 1
         events += one.count
+        untold += one.count * bool(one.behaviour.access & Access.UNTOLD)
         verdict = ruleset.scope(one.identity).judge(one.behaviour)
         uncertain += one.count * verdict.needs_arguments
         for said in (verdict, *verdict.shadow):
@@ -111,9 +114,9 @@ def backtest(
             _add(row, one, said)
         if behaviours % settings.every == 0:
             yield BacktestProgress(behaviours=behaviours, events=events, blocked=blocked, audited=audited, shadowed=shadowed,
-                           uncertain=uncertain)  # fmt: skip
+                           uncertain=uncertain, untold=untold)  # fmt: skip
     totals = BacktestProgress(behaviours=behaviours, events=events, blocked=blocked, audited=audited, shadowed=shadowed,
-                      uncertain=uncertain)  # fmt: skip
+                      uncertain=uncertain, untold=untold)  # fmt: skip
     finished = [_finish(key, row, settings.examples) for key, row in rows.items()]
     finished.sort(key=lambda row: (-row.count, row.workload, row.policy, row.rule.position if row.rule else ""))
     yield BacktestReport(rows=tuple(finished), totals=totals, beyond=beyond)

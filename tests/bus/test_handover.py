@@ -189,6 +189,18 @@ async def test_a_reader_in_another_process_is_served_from_the_log(bus: HandoverB
         assert numbers(await taken(reader, 1)) == [3]
 
 
+async def test_a_reader_of_another_bus_is_noticed_also_while_the_log_is_read(bus: HandoverBus, tmp_path: Path) -> None:
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        await settle(reader)
+        await bus.publish(EVENTS_RAW, [record(0, 2000)])
+        other = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus")))
+        async with other.subscribe([EVENTS_RAW], None, "latest"):
+            await bus.publish(EVENTS_RAW, [record(1)])
+            assert bus.handover.spilled == 2, "not read to its end"
+            assert bus.watched, "whoever reads there is to have every event by its name"
+        await other.close()
+
+
 async def test_a_group_that_is_away_finds_what_it_missed(bus: HandoverBus, tmp_path: Path) -> None:
     other = await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus")))
     async with other.subscribe([EVENTS_RAW], "second"):

@@ -248,6 +248,10 @@ def test_own_proc_only_is_kept_to_by_a_preset() -> None:
         ({"behaviour": opened("/srv/x", result=-1, enforcer=Backend.SIGNAL)}, "denied"),
         ({"behaviour": opened("/srv/x/...", Access.READ | Access.PARTIAL)}, "no rule can name it"),
         ({"behaviour": executed("memfd:x")}, "no rule can name it"),
+        (
+            {"behaviour": opened("/srv/many/", Access.READ | Access.UNTOLD)},
+            "told without names, for there were too many new ones",
+        ),
     ],
 )
 def test_what_is_never_learnt_is_told(change: dict[str, object], why: str) -> None:

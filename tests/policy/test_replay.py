@@ -84,6 +84,15 @@ def test_backtest_counts_events_and_names_rules() -> None:
     assert second.rule.position == "spec.file.matchPaths[1]"
 
 
+def test_backtest_says_of_how_many_events_the_names_were_left_out() -> None:
+    untold = Behaviour(operation=Operation.OPEN, access=Access.READ | Access.UNTOLD, resource="/a/")
+    *_, report = backtest(
+        rules("Block", "enforce", "/a/x"), [seen("/a/x", 3), Observed(identity=WEB, behaviour=untold, count=9)]
+    )
+    assert isinstance(report, BacktestReport)
+    assert (report.totals.events, report.totals.blocked, report.totals.untold) == (12, 3, 9)
+
+
 def test_backtest_of_a_shadow_policy_blocks_nothing() -> None:
     *_, report = backtest(rules("Block", "shadow", "/a"), [seen("/a", 3)])
     assert isinstance(report, BacktestReport)

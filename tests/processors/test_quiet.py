@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from waiting import until
 
 from processors.quiet import FROM
 from schemas.operations import Access, Operation
+from schemas.topics import EVENTS_RAW
 
 
 class Told:
@@ -125,3 +129,24 @@ async def test_what_the_kernel_told_by_directory_is_no_loss_and_counted_exactly(
 async def test_a_stage_that_begins_anew_takes_back_what_the_one_before_said(make_stage, told):
     make_stage(needless=told)
     assert told.taken_back == 1
+
+
+async def test_it_is_taken_back_when_a_container_is_forgotten(node, stage, told, web):
+    opens(node, "/data/")
+    await stage.take(node.record())
+    assert told.places
+    stage.gone(web)
+    stage.now += 3600
+    stage.processor.inventory.forget_ended()
+    assert told.places == set()
+
+
+async def test_a_stage_that_ends_takes_back_what_it_said(node, stage, told):
+    running = asyncio.create_task(stage.processor.run())
+    await until(lambda: stage.processor.pump.running)
+    opens(node, "/data/")
+    await stage.bus.publish(EVENTS_RAW, [node.record()])
+    await until(lambda: told.places)
+    stage.processor.stop()
+    await running
+    assert told.places == set()

@@ -412,7 +412,8 @@ def test_directories_whose_names_nobody_needs_are_taken_back(stand_in: Any) -> N
     source = open_source(stand_in)
     with Map.open(str(stand_in.pins / "maps" / "quiet")) as quiet:
         source.wanted.name_by_directory([(7, "/data/"), (7, "/caf\udce9/")])
-        assert quiet.get(QUIET_KEY.struct.pack(7, string_id(source._pins.key, "/data/"))) is not None
+        key = source._pins.key
+        assert quiet.get(QUIET_KEY.struct.pack(7, string_id(key, "/data/"))) is not None
         assert quiet.get(QUIET_KEY.struct.pack(7, string_id(source._pins.key, b"/caf\xe9/"))) is not None
         source.wanted.name_by_file()
         assert list(quiet.keys()) == []
@@ -421,8 +422,29 @@ def test_directories_whose_names_nobody_needs_are_taken_back(stand_in: Any) -> N
         assert list(quiet.keys()) == []
         source.wanted.name_by_directory([(7, "/data/")])
         source.close()
+        assert list(quiet.keys()) == [], "programs that stay have nobody who takes it back"
+        quiet.put(QUIET_KEY.struct.pack(7, string_id(key, "/data/")), struct.pack("=Q", 1))
         open_source(stand_in).close()
         assert list(quiet.keys()) == [], "an agent does not know what the one before it was told"
+
+
+def test_what_could_not_be_taken_back_is_taken_back_the_next_time(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(stand_in)
+    source.wanted.name_by_directory([(7, "/data/")])
+    with monkeypatch.context() as patch:
+
+        def fails() -> None:
+            raise KernelError("expected room, got none", operation="MAP_DELETE_BATCH", target="quiet", errno=12)
+
+        patch.setattr(source._pins._quiet, "clear", fails)
+        with pytest.raises(KernelError):
+            source.wanted.name_by_file()
+    source.wanted.name_by_file()
+    with Map.open(str(stand_in.pins / "maps" / "quiet")) as quiet:
+        assert list(quiet.keys()) == []
+    source.close()
 
 
 def test_what_nobody_needs_one_by_one_is_counted(stand_in: Any) -> None:
