@@ -107,7 +107,8 @@ class Sink(Protocol):
         ...
 
     async def idle(self) -> None:
-        """Nothing arrived for a while: the time to notice a lost connection or to rotate. May raise `Temporary`."""
+        """Nothing arrived for a while: the time to notice a lost connection or to rotate. May raise `Temporary`. Every half minute,
+        and every 5 s while the sink has an attribute `unsettled` that is true."""
         ...
 
     async def close(self) -> None:

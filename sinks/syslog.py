@@ -94,6 +94,11 @@ class SyslogSink:
         self._window_bytes = 0
         self._connected_before = False
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether a server that dies now may not have read what it was sent last: `idle` is to come soon."""
+        return bool(self._window) and self._window[-1][1] >= time.monotonic() - self._settings.resend_seconds
+
     async def check(self) -> None:
         settings = self._settings
         if settings.transport == "tls" and settings.framing != "octets":

@@ -37,6 +37,10 @@ _COMMIT_SECONDS = 0.5
 """Least seconds between commits. Each is an fsync that the next alert waits for on its way to the bus; a kill repeats so much."""
 
 
+_UNSETTLED_SECONDS = 5.0
+"""Between looks of a sink that may have to send again what it sent last."""
+
+
 class Line(msgspec.Struct, frozen=True, gc=False):
     """An item and what it came in. Not a tuple: the garbage collector would walk thousands of them per batch."""
 
@@ -148,7 +152,9 @@ class SinkDelivery:
             await self.sink.idle()
 
     def wait(self) -> float:
-        return self._batcher.wait(time.monotonic()) if len(self._batcher) else until_look()
+        if len(self._batcher):
+            return self._batcher.wait(time.monotonic())
+        return until_look(_UNSETTLED_SECONDS if getattr(self.sink, "unsettled", False) else REST_SECONDS)
 
     def committable(self) -> Sequence[Delivery]:
         done, self._done = self._done, []

@@ -249,6 +249,7 @@ async def test_the_last_message_is_not_left_in_a_dead_servers_socket(bus, server
     os.kill(server.process.pid, signal.SIGSTOP)
     await publish(make.alert(2))
     await until(lambda: delivery.stats.committed == 2)
+    assert delivery.wait() < 6
     server.stop(signal.SIGKILL)
     server.start()
     await until(lambda: 2 in server.ids())
