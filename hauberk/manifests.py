@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,22 +49,31 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"expected a readable manifest at `{path}`, got: {error}") from error
-    if "{{" in text:
-        line = text[: text.index("{{")].count("\n") + 1
-        raise SettingsError(
-            f"expected a manifest at `{path}`, line {line} has a template in it; render it first (`helm template`)"
-        )
     try:
         documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if "{{" in text:
+            raise _templated(path, text) from error
         raise SettingsError(f"expected YAML at `{path}`, got: {' '.join(str(error).split())}") from error
     try:
         for document in documents:
-            yield from _document(document)
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
+            for found in _document(document):
+                # A rendered manifest may hold braces of others: dashboards, alerts, commands.
+                of = found.workload
+                if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
+                    raise _templated(path, text)
+                yield found
+    except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"expected objects of Kubernetes at `{path}`, one is not formed as they are ({error})"
         ) from error
+
+
+def _templated(path: Path, text: str) -> SettingsError:
+    line = text[: text.index("{{")].count("\n") + 1
+    return SettingsError(
+        f"expected a manifest at `{path}`, line {line} has a template in it; render it first (`helm template`)"
+    )
 
 
 def _document(document: Any) -> Iterator[ManifestContainer]:
@@ -90,11 +100,18 @@ def _document(document: Any) -> Iterator[ManifestContainer]:
     for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
         yield ManifestContainer(
             workload=HardenedWorkload(
-                namespace=str(metadata.get("namespace") or "default"), name=str(metadata["name"]), image=str(container.get("image", "")),
-                labels={str(key): str(value) for key, value in (labels or {}).items()}, container=str(container["name"]),
+                namespace=_scalar(metadata.get("namespace") or "default"), name=_scalar(metadata["name"]), image=_scalar(container.get("image", "")),
+                labels={_scalar(key): _scalar(value) for key, value in (labels or {}).items()}, container=_scalar(container["name"]),
             ),
             commands=tuple(part for word in _words(container) for part in split(word)),
         )  # fmt: skip
+
+
+def _scalar(value: Any) -> str:
+    """A word, also one that YAML takes for a number. Never of a list: aliases make a terabyte of a few lines."""
+    if not isinstance(value, str | int | float | date | None):
+        raise TypeError(f"expected a word, got a {type(value).__name__}")
+    return str(value)
 
 
 def _words(container: dict[str, Any]) -> Iterator[str]:
@@ -105,4 +122,4 @@ def _words(container: dict[str, Any]) -> Iterator[str]:
     places += [(hook or {}).get("exec") or {} for hook in (container.get("lifecycle") or {}).values()]
     for place in places:
         for name in ("command", "args"):
-            yield from map(str, place.get(name) or ())
+            yield from map(_scalar, place.get(name) or ())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -54,7 +55,7 @@ def recommend(given: argparse.Namespace) -> int:
     """Policies and report. Exit 1 when there are none."""
     known = templates(given)
     chosen = _chosen(known, given)
-    found = [_ask(target, chosen) for target in _targets(given)]
+    found = _distinct([_ask(target, chosen) for target in _targets(given)])
     if given.image and not given.file:
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
@@ -65,22 +66,43 @@ def recommend(given: argparse.Namespace) -> int:
         return 1
     if given.report and given.report != "-":
         _whole(Path(given.report), report(found, known, Path(given.report).suffix))
-    bodies = [
-        (policy.body, f"{policy.template.title}. {policy.template.why} {', '.join(policy.template.tags)}. "
-                      f"{one.denied} of {one.behaviours} recorded behaviours would have been denied.")
+    bodies = {(policy.body["metadata"]["namespace"], policy.body["metadata"]["name"]): (
+        policy.body, f"{policy.template.title}. {policy.template.why} {', '.join(policy.template.tags)}. "
+                      f"{one.denied} of {one.behaviours} recorded behaviours would have been denied."
+    )
         for one in found for policy in one.policies
-    ]  # fmt: skip
+    }  # fmt: skip
     if given.report == "-":
         print(report(found, known, ".txt"), end="")
     elif given.outdir:
-        for path in write_policies(Path(given.outdir), bodies, "yaml"):
+        for path in write_policies(Path(given.outdir), list(bodies.values()), "yaml"):
             print(path)
     else:
-        print("---\n".join(yaml_text(body, comment) for body, comment in bodies), end="")
+        print("---\n".join(yaml_text(body, comment) for body, comment in bodies.values()), end="")
     left = sum(len(one.left_out) for one in found)
     if left and given.report != "-":
         print(f"hauberk recommend: {left} templates left out; --report - says why", file=sys.stderr)
     return 0
+
+
+def _distinct(found: list[Recommendation]) -> list[Recommendation]:
+    """With a mark of the workload in every name that two different policies would have: the second would take the place of the first."""
+    named: dict[tuple[str, str], list[object]] = {}
+    for one in found:
+        for each in one.policies:
+            same = named.setdefault((one.workload.namespace, each.body["metadata"]["name"]), [])
+            if each.body["spec"] not in same:
+                same.append(each.body["spec"])
+    made = []
+    for one in found:
+        mark = hashlib.blake2b(msgspec.json.encode(one.workload, order="deterministic"), digest_size=3).hexdigest()
+        policies = tuple(
+            msgspec.structs.replace(each, body=each.body | {"metadata": each.body["metadata"] | {"name": f"{name}-{mark}"}})
+            if len(named[one.workload.namespace, (name := each.body["metadata"]["name"])]) > 1 else each
+            for each in one.policies
+        )  # fmt: skip
+        made.append(msgspec.structs.replace(one, policies=policies))
+    return made
 
 
 def templates(given: argparse.Namespace) -> TemplateSet:
@@ -312,7 +334,7 @@ def _whole(path: Path, text: str) -> None:
     except OSError as error:
         raise SettingsError(f"expected to write `{path}`, got: {error.strerror or error}") from error
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)

@@ -8,9 +8,18 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from hauberk.images.image import ARCHITECTURE, ReadImage, described, from_manifest, read_json
+import msgspec
+
+from hauberk.images.image import (
+    ARCHITECTURE,
+    ImageConfiguration,
+    ImageManifest,
+    ReadImage,
+    described,
+    from_manifest,
+    read_json,
+)  # fmt: skip
 from hauberk.images.layers import BoundedMember, LayerReader
 from hauberk.images.streams import ByteSource, ImageLimits
 from schemas.errors import SettingsError
@@ -42,6 +51,12 @@ def read_path(path: Path, wanted: str = "", limits: ImageLimits = ImageLimits())
         ) from error
 
 
+class _SavedImage(msgspec.Struct, frozen=True):
+    Config: str
+    Layers: list[str]
+    RepoTags: list[str] | None = None
+
+
 class _Directory:
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -61,8 +76,8 @@ class _Archive:
     def __init__(self, archive: tarfile.TarFile, origin: str, limits: ImageLimits) -> None:
         self._archive, self._origin = archive, origin
         self.members: dict[str, tarfile.TarInfo] = {}
-        for member in archive:
-            if len(self.members) > 10 * limits.layers:
+        for count, member in enumerate(archive):
+            if count > 10 * limits.layers:
                 raise SettingsError(
                     f"expected an image archive at `{origin}`, got an archive of more than {10 * limits.layers} files"
                 )
@@ -92,32 +107,25 @@ class _Archive:
 
 def _layout(files: _Directory | _Archive, origin: str, wanted: str, limits: ImageLimits) -> Iterator[ReadImage]:
     with files.file("index.json") as source:
-        index = read_json(source, f"index.json of `{origin}`", limits)
-    entries = index.get("manifests") if isinstance(index, dict) else None
-    if not isinstance(entries, list) or not entries:
+        index = read_json(source, f"index.json of `{origin}`", ImageManifest, limits)
+    if not index.manifests:
         raise SettingsError(f"expected images in the OCI layout `{origin}`, its index names none")
-    for entry in entries:
-        noted: Any = (entry.get("annotations") if isinstance(entry, dict) else None) or {}
+    for entry in index.manifests:
+        noted = entry.annotations or {}
         name = noted.get("io.containerd.image.name") or noted.get("org.opencontainers.image.ref.name") or ""
-        yield from_manifest(files, {"manifests": [entry]}, origin, (name,) if name else (), wanted, limits)
+        yield from_manifest(files, ImageManifest(manifests=[entry]), origin, (name,) if name else (), wanted, limits)
 
 
 def _saved(files: _Archive, origin: str, limits: ImageLimits) -> Iterator[ReadImage]:
     with files.file("manifest.json") as source:
-        manifest = read_json(source, f"manifest.json of `{origin}`", limits)
-    if not isinstance(manifest, list) or not manifest:
+        manifest = read_json(source, f"manifest.json of `{origin}`", list[_SavedImage], limits)
+    if not manifest:
         raise SettingsError(f"expected images in `{origin}`, its manifest.json names none")
     for entry in manifest:
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("Config"), str)
-            or not isinstance(entry.get("Layers"), list)
-        ):
-            raise SettingsError(f"expected Config and Layers for each image in manifest.json of `{origin}`")
-        with files.file(entry["Config"]) as source:
-            configuration = read_json(source, f"the configuration of `{origin}`", limits)
+        with files.file(entry.Config) as source:
+            configuration = read_json(source, f"the configuration of `{origin}`", ImageConfiguration, limits)
         reader = LayerReader(limits)
-        for name in entry["Layers"]:
-            with files.file(str(name)) as source:
-                reader.add(source, f"layer {str(name)[:40]} of `{origin}`")
-        yield described(reader.contents(), configuration, origin, tuple(entry.get("RepoTags") or ()))
+        for name in entry.Layers:
+            with files.file(name) as source:
+                reader.add(source, f"layer {name[:40]} of `{origin}`")
+        yield described(reader.contents(), configuration, origin, tuple(entry.RepoTags or ()))

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -16,10 +15,7 @@ from policy.recommend.contents import ImageContents
 from schemas.errors import SettingsError
 
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_INDEXES: Final = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
+_T = TypeVar("_T")
 ARCHITECTURE: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -33,14 +29,55 @@ class ReadImage(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[str, ...] = ()
 
 
+class ImagePlatform(msgspec.Struct, frozen=True):
+    """What a manifest of an index is for, as Go calls it; None: not said."""
+
+    os: str | None = None
+    architecture: str | None = None
+
+
+class BlobDescriptor(msgspec.Struct, frozen=True):
+    """A blob, and what is said of it."""
+
+    digest: str = ""
+    platform: ImagePlatform | None = None
+    annotations: dict[str, str] | None = None
+
+
+class ImageManifest(msgspec.Struct, frozen=True):
+    """An index (`manifests`) or an image (`config`, `layers`)."""
+
+    manifests: list[BlobDescriptor] | None = None
+    config: BlobDescriptor | None = None
+    layers: list[BlobDescriptor] | None = None
+
+
+class _Health(msgspec.Struct, frozen=True):
+    Test: list[str] | str | None = None
+
+
+class _Run(msgspec.Struct, frozen=True):
+    Entrypoint: list[str] | str | None = None
+    Cmd: list[str] | str | None = None
+    Healthcheck: _Health | None = None
+
+
+class ImageConfiguration(msgspec.Struct, frozen=True):
+    """What an image is run with."""
+
+    os: str | None = None
+    architecture: str | None = None
+    config: _Run | None = None
+
+
 class BlobStore(Protocol):
     """Blobs by digest."""
 
     def open(self, digest: str) -> AbstractContextManager[ByteSource]: ...
 
 
-def read_json(source: ByteSource, what: str, limits: ImageLimits) -> Any:
-    """A manifest or a configuration. SettingsError when it is too large or no JSON object."""
+def read_json(source: ByteSource, what: str, form: type[_T], limits: ImageLimits) -> _T:
+    """A manifest or a configuration. SettingsError when it is too large, no JSON or not of this form."""
     parts, got = [], 0
     while piece := source.read(1 << 16):
         got += len(piece)
@@ -48,25 +85,26 @@ def read_json(source: ByteSource, what: str, limits: ImageLimits) -> Any:
             raise SettingsError(f"expected {what} of at most {limits.json_bytes:,} bytes, got more")
         parts.append(piece)
     try:
-        found = json.loads(b"".join(parts))
+        return msgspec.json.decode(b"".join(parts), type=form)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"expected {what} to be JSON, got: {error}") from error
-    if not isinstance(found, dict | list):
-        raise SettingsError(f"expected {what} to be a JSON object, got {type(found).__name__}")
-    return found
+        raise SettingsError(f"expected {what} to be JSON of its form, got: {error}") from error
 
 
 def from_manifest(
-    store: BlobStore, manifest: Any, origin: str, names: tuple[str, ...], architecture: str, limits: ImageLimits
+    store: BlobStore,
+    manifest: ImageManifest,
+    origin: str,
+    names: tuple[str, ...],
+    architecture: str,
+    limits: ImageLimits,
 ) -> ReadImage:
     """The image of a manifest; of an index the one for `architecture` (as Go calls it)."""
     manifest = _of_platform(store, manifest, origin, architecture, limits)
-    layers = manifest.get("layers")
-    config = manifest.get("config")
-    if not isinstance(layers, list) or not isinstance(config, dict):
+    layers, config = manifest.layers, manifest.config
+    if layers is None or config is None:
         raise SettingsError(f"expected an image in `{origin}`, its manifest names no layers or no configuration")
     with store.open(_digest(config, origin)) as source:
-        configuration = read_json(source, f"the configuration of `{origin}`", limits)
+        configuration = read_json(source, f"the configuration of `{origin}`", ImageConfiguration, limits)
     reader = LayerReader(limits)
     for layer in layers:
         digest = _digest(layer, origin)
@@ -75,19 +113,19 @@ def from_manifest(
     return described(reader.contents(), configuration, origin, names)
 
 
-def described(contents: ImageContents, configuration: Any, origin: str, names: tuple[str, ...]) -> ReadImage:
+def described(
+    contents: ImageContents, configuration: ImageConfiguration, origin: str, names: tuple[str, ...]
+) -> ReadImage:
     """With what the configuration says. SettingsError for an image that is not of Linux."""
-    if not isinstance(configuration, dict):
-        raise SettingsError(f"expected the configuration of `{origin}` to be an object")
-    system = configuration.get("os", "linux")
-    if system != "linux":
-        raise SettingsError(f"expected an image of Linux in `{origin}`, got one of {system}")
-    run = configuration.get("config") or {}
-    words = [word for key in ("Entrypoint", "Cmd") for word in run.get(key) or ()]
-    words += (run.get("Healthcheck") or {}).get("Test") or ()
+    if (configuration.os or "linux") != "linux":
+        raise SettingsError(f"expected an image of Linux in `{origin}`, got one of {configuration.os}")
+    run = configuration.config or _Run()
+    words: list[str] = []
+    for some in (run.Entrypoint, run.Cmd, (run.Healthcheck or _Health()).Test):
+        words += [some] if isinstance(some, str) else some or ()
     return ReadImage(
-        origin=origin, names=names, architecture=str(configuration.get("architecture", "")), contents=contents,
-        commands=tuple(part for word in words if isinstance(word, str) for part in split(word)),
+        origin=origin, names=names, architecture=configuration.architecture or "", contents=contents,
+        commands=tuple(part for word in words for part in split(word)),
     )  # fmt: skip
 
 
@@ -96,31 +134,24 @@ def split(command: str) -> list[str]:
     return [word for word in re.split(r"[\s;|&()`\"'<>]+", command) if word]
 
 
-def _of_platform(store: BlobStore, manifest: Any, origin: str, architecture: str, limits: ImageLimits) -> Any:
+def _of_platform(
+    store: BlobStore, manifest: ImageManifest, origin: str, architecture: str, limits: ImageLimits
+) -> ImageManifest:
     for _ in range(4):
-        if not isinstance(manifest, dict):
-            raise SettingsError(f"expected a manifest in `{origin}`, got a list")
-        below = manifest.get("manifests")
-        if below is None and manifest.get("mediaType") not in _INDEXES:
+        if manifest.manifests is None:
             return manifest
-        images = [
-            one
-            for one in below or ()
-            if isinstance(one, dict) and (one.get("platform") or {}).get("os", "linux") == "linux"
-        ]
-        mine = [one for one in images if (one.get("platform") or {}).get("architecture", architecture) == architecture]
+        images = [(one, one.platform or ImagePlatform()) for one in manifest.manifests]
+        images = [(one, of) for one, of in images if (of.os or "linux") == "linux"]
+        mine = [one for one, of in images if (of.architecture or architecture) == architecture]
         if not mine:
-            known = (
-                ", ".join(sorted({str((one.get("platform") or {}).get("architecture")) for one in images})) or "none"
-            )
+            known = ", ".join(sorted({str(of.architecture) for _, of in images})) or "none"
             raise SettingsError(f"expected an image for linux/{architecture} in `{origin}`, it has {known}")
         with store.open(_digest(mine[0], origin)) as source:
-            manifest = read_json(source, f"a manifest of `{origin}`", limits)
+            manifest = read_json(source, f"a manifest of `{origin}`", ImageManifest, limits)
     raise SettingsError(f"expected an image in `{origin}`, its indexes lead to indexes")
 
 
-def _digest(descriptor: Any, origin: str) -> str:
-    found = descriptor.get("digest") if isinstance(descriptor, dict) else None
-    if not isinstance(found, str) or not DIGEST.fullmatch(found):
-        raise SettingsError(f"expected digests of sha256 in `{origin}`, got `{str(found)[:80]}`")
-    return found
+def _digest(descriptor: BlobDescriptor, origin: str) -> str:
+    if not DIGEST.fullmatch(descriptor.digest):
+        raise SettingsError(f"expected digests of sha256 in `{origin}`, got `{descriptor.digest[:80]}`")
+    return descriptor.digest

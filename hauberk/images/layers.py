@@ -17,6 +17,10 @@ from schemas.errors import SettingsError
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
+_PATH_MOST: Final = 4096
+"""PATH_MAX."""
+_DEPTH_MOST: Final = 256
+"""Directories in one another; by feel, no builder makes a tenth."""
 _HEADER_MOST: Final = 1 << 20
 """Bytes of an extended header: names and attributes, which the reader holds whole."""
 
@@ -44,7 +48,7 @@ class LayerReader:
 
     def __init__(self, limits: ImageLimits = ImageLimits()) -> None:  # noqa: B008
         self._limits = limits
-        self._spent = self._layers = 0
+        self._spent = self._layers = self._named = 0
         self._entries: dict[str, ImageEntry] = {}
         self._texts: dict[str, str] = {}
 
@@ -97,6 +101,11 @@ class LayerReader:
             raise SettingsError(f"expected no devices in {name}, got `{path}`")
         if len(added) + len(self._entries) > self._limits.names:
             raise SettingsError(f"expected at most {self._limits.names:,} names in an image, got more in {name}")
+        self._named += len(path) + len(member.linkname)
+        if self._named > self._limits.name_bytes:
+            raise SettingsError(
+                f"expected at most {self._limits.name_bytes:,} bytes of names in an image, got more in {name}"
+            )
         if path == "/":
             return
         base = posixpath.basename(path)
@@ -105,6 +114,10 @@ class LayerReader:
         elif base.startswith(_WHITEOUT):
             removed.add(_join(posixpath.dirname(path), base.removeprefix(_WHITEOUT)))
         elif member.issym():
+            if len(member.linkname) > _PATH_MOST:
+                raise SettingsError(
+                    f"expected the symlink `{path}` in {name} to lead somewhere, its target has {len(member.linkname):,} characters"
+                )
             added[path] = ImageEntry(EntryKind.SYMLINK, 0o777, member.linkname)
         elif member.isdir():
             added[path] = ImageEntry(EntryKind.DIRECTORY, member.mode & 0o7777)
@@ -166,6 +179,6 @@ def _join(directory: str, name: str) -> str:
 def _inside(text: str, name: str) -> str:
     """An absolute path of a member's name. SettingsError for one that leaves the image."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in text or len(text) > 4096:
+    if ".." in parts or "\0" in text or len(text) > _PATH_MOST or len(parts) > _DEPTH_MOST:
         raise SettingsError(f"expected names inside of the image in {name}, got `{text[:200]}`")
     return "/" + "/".join(parts)

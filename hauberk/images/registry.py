@@ -8,6 +8,8 @@ TLS or on loopback, never to where a blob is redirected to.
 from __future__ import annotations
 
 import base64
+import binascii
+import http.client
 import json
 import re
 import urllib.error
@@ -21,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from hauberk.images.archives import architecture
-from hauberk.images.image import DIGEST, ReadImage, from_manifest, read_json
+from hauberk.images.image import DIGEST, ImageManifest, ReadImage, from_manifest, read_json
 from hauberk.images.streams import ByteSource, ImageLimits
 from schemas.errors import SettingsError
 
@@ -35,6 +37,8 @@ _REFERENCE: Final = re.compile(
 )
 _HUB: Final = "registry-1.docker.io"
 _TIMEOUT: Final = 30.0
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""A token of RFC 6750: anything else would not go into a header."""
 _LOOPBACK: Final = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?")
 
 
@@ -69,7 +73,7 @@ def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits =
     of = reference(text)
     registry = _Registry(of, _credentials(docker_config, of.host))
     with registry.get(f"{of.base}/manifests/{of.digest or of.tag}", _ACCEPT) as answer:
-        manifest = read_json(answer, f"the manifest of `{text}`", limits)
+        manifest = read_json(answer, f"the manifest of `{text}`", ImageManifest, limits)
     return from_manifest(registry, manifest, text, (text,), wanted or architecture(), limits)
 
 
@@ -88,11 +92,24 @@ def _credentials(config: Path, host: str) -> str:
     for name in names:
         entry = known.get(name) if isinstance(known, dict) else None
         if isinstance(entry, dict):
-            if isinstance(entry.get("auth"), str):
-                return str(entry["auth"])
+            if isinstance(entry.get("auth"), str) and entry["auth"]:
+                return _of_base64(entry["auth"], host, config)
             if entry.get("username"):
                 return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode()
     return ""
+
+
+def _of_base64(given: str, host: str, config: Path) -> str:
+    """In one line. SettingsError, which does not repeat them, for credentials that are none."""
+    try:
+        return base64.b64encode(base64.b64decode("".join(given.split()), validate=True)).decode()
+    except (binascii.Error, ValueError):
+        raise SettingsError(f"expected `auth` of {host} in `{config}` to be base64, it is not") from None
+
+
+class _Token(msgspec.Struct, frozen=True):
+    token: str = ""
+    access_token: str = ""
 
 
 class _Registry:
@@ -126,8 +143,10 @@ class _Registry:
         with answer:
             try:
                 yield answer
-            except (TimeoutError, OSError) as error:
-                raise SettingsError(f"expected {self._of.host} to send a blob whole, got: {error}") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise SettingsError(
+                    f"expected {self._of.host} to send a blob whole, got: {error or type(error).__name__}"
+                ) from error
 
     def _ask(self, url: str, accept: str) -> Any:
         asked = urllib.request.Request(url, headers={"Accept": accept, "User-Agent": "hauberk"})
@@ -140,9 +159,9 @@ class _Registry:
             return urllib.request.urlopen(asked, timeout=_TIMEOUT)
         except urllib.error.HTTPError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise SettingsError(
-                f"expected an answer of the registry {self._of.host}, got: {getattr(error, 'reason', error)}"
+                f"expected an answer of the registry {self._of.host}, got: {getattr(error, 'reason', error) or type(error).__name__}"
             ) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> SettingsError:
@@ -173,11 +192,11 @@ class _Registry:
             asked.add_unredirected_header("Authorization", f"Basic {self._credentials}")
         try:
             with self._opened(asked) as answer:
-                found = read_json(answer, f"a token for {self._of.host}", ImageLimits())
+                found = read_json(answer, f"a token for {self._of.host}", _Token, ImageLimits())
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refusal(error) from error
-        token = found.get("token") or found.get("access_token") if isinstance(found, dict) else None
-        if not isinstance(token, str):
+        token = found.token or found.access_token
+        if not _TOKEN.fullmatch(token):
             raise SettingsError(f"expected a token for {self._of.host}, its token service gives none")
         return token

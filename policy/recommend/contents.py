@@ -8,12 +8,15 @@ kernel resolves, so a rule for one name would be for all.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Final
 
 import msgspec
 
+_TARGET: Final = re.compile(r"[a-z0-9_]+-(?:[a-z0-9]+-)?linux-[a-z0-9]+-")
+"""Before the name of a compiler: `x86_64-linux-gnu-gcc-12` behind `gcc`."""
 _HOPS: Final = 40
 """As the kernel: after so many symlinks there is no file."""
 
@@ -82,7 +85,7 @@ class ImageContents:
         return self.resolve(path) is not None
 
     def programs(self, names: Collection[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        """(files that are these programs and nothing else, (name, file) of those that are others' as well)."""
+        """(files that are these programs and nothing else, (name, file) of those that are others' as well or that no policy can write)."""
         known = self._index()
         mine: set[str] = set()
         shared: set[tuple[str, str]] = set()
@@ -90,8 +93,8 @@ class ImageContents:
             for target in known.get(name, ()):
                 others = self._names_of[target] - set(names)
                 # `nc.openbsd` behind `nc`, `python3.11` behind `python3`: a longer spelling of a name is no other program.
-                others = {one for one in others if not any(one.startswith(name) for name in names)}
-                if others:
+                others = {one for one in others if not _TARGET.sub("", one, count=1).startswith(tuple(names))}
+                if others or not target.isprintable():
                     shared.add((name, target))
                 else:
                     mine.add(target)

@@ -104,6 +104,11 @@ def _spec(template: Template, contents: ImageContents | None) -> tuple[dict[str,
         found, shared = contents.programs(template.needs)
         if not found and not shared:
             return f"the image has none of {', '.join(template.needs)}", []
+    if template.unless and contents is None:
+        return f"whether the image has {template.unless[0]} is not known without it", []
+    for path in template.unless:
+        if contents is not None and contents.has(path):
+            return f"the image has {path}", []
     process: dict[str, Any] = {}
     paths = _programs(template, contents, notes)
     if paths:
@@ -145,7 +150,11 @@ def _programs(template: Template, contents: ImageContents | None, notes: list[st
             notes.append("where its programs are is not known without the image")
         return found
     mine, shared = contents.programs(template.programs)
-    notes += [f"{name} is {target}, which has other names too: not blocked" for name, target in shared]
+    notes += [
+        f"{name} is {target}, which has other names too: not blocked" if target.isprintable()
+        else f"{name} is {target!a}, a path that no policy can write: not blocked"
+        for name, target in shared
+    ]  # fmt: skip
     made: list[dict[str, Any]] = [{"path": path} for path in mine]
     if template.sources:
         sources, _ = contents.programs(template.sources)

@@ -21,7 +21,7 @@ Program = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=64)]
 class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`programs`: names, enforced where an image has them, when started by one of `sources` if there are any. `named`: names, wherever they
     come from. `no_exec`: directories. `read_only`, `closed`: paths, directories with a slash at the end; with `!` also where an image has
-    none. `needs`: one of these programs must be there. `stops`, `passes`: what its tests do."""
+    none. `needs`: one of these programs must be there; `unless`: none of these paths may, since what has them does what is to be stopped. `stops`, `passes`: what its tests do."""
 
     name: Annotated[str, Meta(pattern=_NAME)]
     title: str
@@ -30,6 +30,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     action: Literal["Block", "Audit"]
     frameworks: dict[str, tuple[str, ...]] = {}
     needs: tuple[Program, ...] = ()
+    unless: tuple[Placed, ...] = ()
     programs: tuple[Program, ...] = ()
     sources: tuple[Program, ...] = ()
     named: tuple[Program, ...] = ()

@@ -87,7 +87,9 @@ class AlertCounts:
         storm.blocked += many
         storm.where[one.PodName or one.HostName or "unknown"] += many
         if not storm.example:
-            storm.example = f"{one.ProcessName} {one.Operation} {one.Resource}"[:512]
+            # Without arguments: passwords are among them, and Events are read by more people than alerts.
+            what = one.Resource.partition(" ")[0] if one.Operation == "Process" else one.Resource
+            storm.example = f"{one.ProcessName} {one.Operation} {what}"[:512]
         return key
 
     def storms(self, least: int) -> dict[str, BlockStorm]:

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import socket
 import tarfile
 import threading
 import time
@@ -179,6 +180,8 @@ HOSTILE = {
     "a name that leaves the image": (tarred(member("../../etc/passwd")), "names inside of the image"),
     "a hard link that leaves it": (tarred(member("x", kind=tarfile.LNKTYPE, link="../../etc/shadow")), "names inside of the image"),
     "a hard link to nothing": (tarred(member("x", kind=tarfile.LNKTYPE, link="y")), "is none"),
+    "a symlink to a long nothing": (tarred(symlink("x", "a/" * 5000)), "lead somewhere"),
+    "directories in one another without end": (tarred(member("a/" * 1000 + "x")), "names inside of the image"),
     "a device": (tarred(member("dev/sda", kind=tarfile.BLKTYPE)), "expected no devices"),
     "zeros that grow a thousand times": (gzip.compress(bytes(70 << 20), 9), "made to fill a machine"),
     "no archive": (b"not a tar at all, only some text that goes on" * 40, "to be a tar archive"),
@@ -211,7 +214,85 @@ def test_hostile_layers_are_refused_in_a_sentence(
     assert not out.exists(), "nothing half written"
 
 
+CONFIGURATIONS: list[Any] = [
+    [], {"os": ["linux"]}, {"config": [1]}, {"config": {"Entrypoint": 5}}, {"config": {"Cmd": [5]}}, {"config": {"Healthcheck": "x"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("made", CONFIGURATIONS, ids=str)
+def test_a_configuration_that_is_none_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, made: Any
+) -> None:
+    image = written(tmp_path / "image", layout(BASE, config=made))
+    said = run(capsys, tmp_path / "state", "-i", image, "--platform", "amd64", code=2)
+    assert "expected the configuration of" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("index.json", "[]"), ("index.json", '{"manifests": [5]}'), ("index.json", '{"manifests": [{"annotations": [1]}]}'),
+        ("index.json", '{"manifests": [{"platform": "linux"}]}'), ("manifest.json", '[{"Config": 5, "Layers": []}]'),
+        ("manifest.json", '[{"Config": "c", "Layers": [5]}]'), ("manifest.json", '[{"Config": "c", "Layers": [], "RepoTags": 5}]'),
+    ],
+)  # fmt: skip
+def test_an_index_that_is_none_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(tarred(member(name, text.encode())))
+    said = run(capsys, tmp_path / "state", "-i", tmp_path / "x.tar", code=2)
+    assert f"expected {name} of" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_an_archive_that_leads_back_to_its_beginning_ends(tmp_path: Path) -> None:
+    """A member of negative length: tarfile reads the same header again and again (CVE-2025-8194 and before it)."""
+    made = tarfile.TarInfo("x")
+    header = bytearray(made.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + (0x10000 - 512).to_bytes(2, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = tarfile.TarInfo("first").tobuf(tarfile.GNU_FORMAT) + bytes(header) + bytes(1024)
+    with pytest.raises(SettingsError):
+        LayerReader().add(io.BytesIO(data), "x")
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(SettingsError, match=r"more than 5120 files|neither"):
+        read_path(tmp_path / "x.tar")
+
+
+def test_names_that_no_policy_can_write_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    layer = tarred(folder("opt"), member("opt/\udcff/curl"), member("opt/a\x1b[31m\n/nc"), member("usr/bin/wget"))
+    image = written(tmp_path / "image", layout(layer, config={"os": "linux", "architecture": "amd64"}))
+    out = tmp_path / "out"
+    for form in ("html", "json", "txt", "sarif"):
+        run(capsys, tmp_path / "state", "-i", image, "--platform", "amd64", "-o", out, "-r", out / f"r.{form}")
+    assert "a path that no policy can write: not blocked" in (out / "r.txt").read_text()
+    assert "\x1b" not in (out / "r.txt").read_text() + run(
+        capsys, tmp_path / "state", "-i", image, "--platform", "amd64"
+    )
+    (found,) = out.glob("*/web-download-tools.yaml")
+    assert yaml.safe_load(found.read_text())["spec"]["process"] == {"matchPaths": [{"path": "/usr/bin/wget"}]}
+
+
+def test_two_workloads_never_share_a_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`web` with `api-proxy` and `web-api` with `proxy` read the same once they are joined."""
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {{name: {}, labels: {{app: {}}}}}\nspec: {{containers: [{{name: {}, image: x}}]}}\n"
+    file = tmp_path / "m.yaml"
+    file.write_text("---\n".join([pod.format("web", "a", "api-proxy"), pod.format("web-api", "b", "proxy"), pod.format("z", "z", "z"), pod.format("z", "z", "z")]))  # fmt: skip
+    written_ = run(capsys, tmp_path / "state", "-f", file, "-p", "netcat", "-o", tmp_path / "out").split()
+    assert len(written_) == len(set(written_)) == 3
+    assert f"{tmp_path}/out/default/z-netcat.yaml" in written_, "the same twice is one"
+    labels = [yaml.safe_load(Path(path).read_text())["spec"]["selector"]["matchLabels"]["app"] for path in written_]
+    assert sorted(labels) == ["a", "b", "z"]
+    file.write_text("---\n".join([pod.format("web-api", "b", "proxy"), pod.format("web", "a", "api-proxy"), pod.format("z", "z", "z")]))  # fmt: skip
+    again = run(capsys, tmp_path / "state", "-f", file, "-p", "netcat", "-o", tmp_path / "out").split()
+    assert sorted(again) == sorted(written_), "whatever the order"
+
+
 def test_limits_and_digests() -> None:
+    with pytest.raises(SettingsError, match="at most 100 bytes of names"):
+        LayerReader(ImageLimits(name_bytes=100)).add(io.BytesIO(BASE), "x")
     with pytest.raises(SettingsError, match="at most 1,000 bytes"):
         LayerReader(ImageLimits(plain_bytes=1000)).add(io.BytesIO(BASE), "x")
     with pytest.raises(SettingsError, match="at most 5 names"):
@@ -344,6 +425,11 @@ def test_manifests_with_an_image_and_recorded_behaviour(capsys: pytest.CaptureFi
     [
         ("a: {{ .Values.x }}", "line 1 has a template in it; render it first"), ("a: [", "expected YAML"), ("kind: Service", "found none"),
         ("kind: Pod\nmetadata: {name: x}", "not formed"),
+        ('kind: Pod\nmetadata: {name: "{{ .Values.x }}"}\nspec: {containers: [{name: c}]}', "line 2 has a template in it"),
+        ("\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "kind: Pod", "metadata: {name: *a59}",
+                    "spec: {containers: [{name: c}]}"]), "expected a word, got a list"),
+        ("\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "kind: Pod", "metadata: {name: x}",
+                    "spec: {containers: [{name: c, command: [*a59]}]}"]), "expected a word, got a list"),
     ],
 )  # fmt: skip
 def test_bad_manifests_are_one_sentence(
@@ -354,6 +440,17 @@ def test_bad_manifests_are_one_sentence(
     said = run(capsys, tmp_path / "state", "-f", file, code=2)
     assert says in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_braces_of_others_in_a_rendered_manifest_are_no_template(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "kind: ConfigMap\nmetadata: {name: alerts}\ndata: {text: '{{ $labels.pod }} is down'}\n---\n"
+        "kind: Pod\nmetadata: {name: x, labels: {app: x}}\nspec: {containers: [{name: c, image: y, args: ['{{.ID}}']}]}\n"
+    )
+    assert "name: x-c-netcat" in run(capsys, tmp_path / "state", "-f", file, "-p", "netcat")
 
 
 def test_bad_images_and_words_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -385,7 +482,7 @@ def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureF
     old.write_text(f"version: '2001.1.1'\n{body}")
     state = tmp_path / "state"
     assert "or newer" in run(capsys, state, "update", old, code=2)
-    assert run(capsys, state, "update", new).startswith("1 templates of 2999.1.1, before 69")
+    assert run(capsys, state, "update", new).startswith("1 templates of 2999.1.1, before 70")
     image = written(tmp_path / "image", layout(BASE))
     assert yaml.safe_load(run(capsys, state, "-i", image, "--platform", "amd64"))["metadata"]["name"] == "web-mine"
     archive = tmp_path / "t.tar.gz"
@@ -481,6 +578,45 @@ def test_an_image_of_a_registry_with_docker_credentials(
     assert "it has amd64" in run(
         capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "riscv64", code=2
     )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", b""],
+    ids=["ssh", "half", "nothing"],
+)
+def test_what_is_no_registry_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        said = run(capsys, tmp_path / "state", "-i", f"127.0.0.1:{server.getsockname()[1]}/x", code=2)
+    finally:
+        thread.join()
+        server.close()
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", ["dXNlcjpzZWNyZXQ=\n", "c2VjcmV0\x01c2VjcmV0", "user:secret"])
+def test_credentials_are_never_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, given: str
+) -> None:
+    """What cannot go into a header is told by the library with all of it."""
+    host = f"127.0.0.1:{registry.port}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": {host: {"auth": given}}}))
+    code = 0 if given.endswith("\n") else 2
+    said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64", code=code)
+    assert given.strip() not in said
+    assert "user:secret" not in said
+    assert code == 0 or f"expected `auth` of {host}" in said
 
 
 def test_references() -> None:

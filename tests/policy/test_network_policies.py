@@ -312,6 +312,13 @@ def test_networks_are_few_cover_every_address_and_only_grow(some: list[str], mor
     assert len(small) <= 2 * (MOST + 8)
 
 
+def test_many_private_peers_open_no_private_network_that_none_of_them_is_in() -> None:
+    """169.254.0.0/16 above all, where clouds hand out the credentials of the machine."""
+    some = [f"10.{2 * number}.0.1" for number in range(60)]
+    assert summarised(some) == ["10.0.0.0/8"]
+    assert summarised([*some, "192.168.7.7"]) == ["10.0.0.0/8", "192.168.0.0/16"]
+
+
 def test_what_was_denied_odd_or_late_is_no_flow() -> None:
     started = Behaviour(
         operation=Operation.EXEC, access=Access.EXEC, resource="/tmp/x", executable="/usr/bin/app", parent="/init"

@@ -120,6 +120,17 @@ def test_programs_are_enforced_where_the_image_really_has_them() -> None:
     assert found.policies[0].notes == ("wget is /usr/bin/busybox, which has other names too: not blocked",)
     assert found.policies[0].body["spec"]["process"] == {"matchPaths": [{"path": "/opt/curl"}]}
     assert [(one.template, one.reason) for one in found.left_out] == [("compilers", "the image has nothing of it")]
+    # Names by which Debian 12 has them.
+    for template, target, names in (
+        ("compilers", "/usr/bin/x86_64-linux-gnu-gcc-12", ("gcc-12", "gcc", "cc")), ("compilers", "/usr/bin/x86_64-linux-gnu-ld.bfd", ("ld",)),
+        ("kernel-modules", "/usr/bin/kmod", ("lsmod", "modinfo", "modprobe", "insmod")), ("process-discovery", "/usr/bin/pgrep", ("pkill", "pidwait")),
+        ("remote-shells", "/usr/bin/ssh", ("slogin",)), ("account-tools", "/usr/sbin/vipw", ("vigr",)), ("account-tools", "/usr/sbin/deluser", ("delgroup",)),
+        ("firewall-tools", "/usr/sbin/xtables-nft-multi", ("iptables-nft", "ip6tables-nft-save", "ebtables-translate", "arptables-nft", "xtables-monitor")),
+    ):  # fmt: skip
+        entries = {"/usr": ImageEntry(EntryKind.DIRECTORY), target.rpartition("/")[0]: ImageEntry(EntryKind.DIRECTORY), target: ImageEntry(EntryKind.FILE)}  # fmt: skip
+        debian = ImageContents(entries | {f"{target.rpartition('/')[0]}/{name}": link(target) for name in names})
+        (made,) = recommend(WEB, [TEMPLATES[template]], debian).policies
+        assert ({"path": target} in made.body["spec"]["process"]["matchPaths"], made.notes) == (True, ()), target
     hard = ImageContents(
         {"/bin/busybox": ImageEntry(EntryKind.FILE), "/bin/wget": ImageEntry(EntryKind.FILE, same="/bin/busybox")}
     )
@@ -154,6 +165,16 @@ def test_without_an_image_programs_are_named() -> None:
     (one,) = found.policies
     assert {"execname": "nc"} in one.body["spec"]["process"]["matchPaths"]
     assert "without the image" in found.left_out[0].reason
+
+
+def test_services_of_s6_overlay_run_from_run() -> None:
+    """Its init and its services are started from /run/s6 and /run/service: a rule on /run would keep the container from starting."""
+    (left,) = recommend(
+        WEB, [TEMPLATES["run-programs"]], of_paths(["/init", "/package/admin/s6-overlay/etc/"])
+    ).left_out
+    assert left.reason == "the image has /package/admin/s6-overlay/"
+    assert not recommend(WEB, [TEMPLATES["run-programs"]], None).policies, "nobody knows"
+    assert recommend(WEB, [TEMPLATES["run-programs"]], of_paths(["/init"])).policies
 
 
 def test_distributions() -> None:

@@ -71,7 +71,10 @@ def summarised(addresses: Iterable[str]) -> list[str]:
                 break
             found = _collapsed(network.supernet(new_prefix=length) for network in networks)
         if len(found) > MOST:
-            made += [str(n) for n in _private(version)] if inside else [INTERNET[version]]
+            # Of the private ones those that were seen: the others are where clouds hand out credentials, and other people's.
+            made += (
+                [str(n) for n in _private(version) if any(one in n for one in some)] if inside else [INTERNET[version]]
+            )
         else:
             made += [str(network) for network in found]
     return made

@@ -59,6 +59,16 @@ def test_a_storm_is_one_sentence_for_each_window() -> None:
     assert hits.storms(1) == {}
 
 
+def test_an_event_repeats_no_arguments() -> None:
+    """Passwords are among them."""
+    hits = counted()
+    hits.take(encode_alert(Alert(
+        Timestamp=1, PolicyName="no-udp", NamespaceName="shop", Type="MatchedPolicy", Action="Block", PodName="web-1", ProcessName="/bin/sh",
+        Operation="Process", Resource="/usr/bin/mysql -psecret",
+    )))  # fmt: skip
+    assert hits.storms(1)[KSP].sentence.endswith("one of them: /bin/sh Process /usr/bin/mysql")
+
+
 def test_what_is_no_alert_counts_for_nobody() -> None:
     with pytest.raises(DecodeError):
         counted().take(b"[]")
