@@ -159,6 +159,11 @@ class LayerReader:
             if entry.kind is EntryKind.DIRECTORY and known is not None and known.kind is EntryKind.SYMLINK:
                 continue
             self._entries[place] = entry
+            # Some builders write no directories: what holds a file is one.
+            above = posixpath.dirname(place)
+            while above != "/" and above not in self._entries:
+                self._entries[above] = ImageEntry(EntryKind.DIRECTORY)
+                above = posixpath.dirname(above)
             if place in _OS_RELEASE and path in texts:
                 self._texts[place] = texts[path]
 
