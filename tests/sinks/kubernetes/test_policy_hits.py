@@ -63,7 +63,8 @@ def test_an_event_repeats_no_arguments() -> None:
     """Passwords are among them."""
     hits = counted()
     hits.take(encode_alert(Alert(
-        Timestamp=1, PolicyName="no-udp", NamespaceName="shop", Type="MatchedPolicy", Action="Block", PodName="web-1", ProcessName="/bin/sh",
+        Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="no-udp", NamespaceName="shop", Type="MatchedPolicy", Action="Block",
+        PodName="web-1", ProcessName="/bin/sh",
         Operation="Process", Resource="/usr/bin/mysql -psecret",
     )))  # fmt: skip
     assert hits.storms(1)[KSP].sentence.endswith("one of them: /bin/sh Process /usr/bin/mysql")
