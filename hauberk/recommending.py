@@ -90,7 +90,7 @@ def _distinct(found: list[Recommendation]) -> list[Recommendation]:
     named: dict[tuple[str, str], list[object]] = {}
     for one in found:
         for each in one.policies:
-            same = named.setdefault((one.workload.namespace, each.body["metadata"]["name"]), [])
+            same = named.setdefault((each.body["metadata"]["namespace"], each.body["metadata"]["name"]), [])
             if each.body["spec"] not in same:
                 same.append(each.body["spec"])
     made = []
@@ -98,7 +98,7 @@ def _distinct(found: list[Recommendation]) -> list[Recommendation]:
         mark = hashlib.blake2b(msgspec.json.encode(one.workload, order="deterministic"), digest_size=3).hexdigest()
         policies = tuple(
             msgspec.structs.replace(each, body=each.body | {"metadata": each.body["metadata"] | {"name": f"{name}-{mark}"}})
-            if len(named[one.workload.namespace, (name := each.body["metadata"]["name"])]) > 1 else each
+            if len(named[each.body["metadata"]["namespace"], (name := each.body["metadata"]["name"])]) > 1 else each
             for each in one.policies
         )  # fmt: skip
         made.append(msgspec.structs.replace(one, policies=policies))

@@ -33,7 +33,7 @@ def document(
     """The document, keys in the order in which people read them."""
     metadata: dict[str, Any] = {"name": of.policy_name}
     if not of.host:
-        metadata["namespace"] = _namespace(of)
+        metadata["namespace"] = namespace_of(of.namespace)
     metadata["labels"] = dict(MANAGED)
     if shadow:
         metadata["annotations"] = {ANNOTATION_MODE: "shadow"}
@@ -54,10 +54,10 @@ def document(
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def _namespace(of: LearntWorkload) -> str:
-    """The common namespace of containers outside Kubernetes is no name that Kubernetes takes, and there a policy's own says nothing
-    (docs/policies.md)."""
-    return "default" if of.namespace == UNORCHESTRATED else of.namespace
+def namespace_of(workload: str) -> str:
+    """Where a policy for containers of this namespace goes. The common one of containers outside Kubernetes is no name that Kubernetes
+    takes, and there a policy's own says nothing (docs/policies.md)."""
+    return "default" if workload == UNORCHESTRATED else workload
 
 
 def entry(rule: LearntRule) -> dict[str, Any]:

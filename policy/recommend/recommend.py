@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from policy.learn.documents import checked
+from policy.learn.documents import checked, namespace_of
 from policy.learn.sightings import Sighting, Use, use
 from policy.recommend.contents import ImageContents
 from policy.recommend.templates import Template
@@ -172,7 +172,7 @@ def _body(workload: HardenedWorkload, template: Template, spec: Mapping[str, Any
         labels["kubearmor.io/container.name"] = f"[{workload.container}]"
     return {
         "apiVersion": API_VERSION, "kind": "KubeArmorPolicy",
-        "metadata": {"name": f"{name}-{template.name}", "namespace": workload.namespace, "labels": dict(MANAGED)},
+        "metadata": {"name": f"{name}-{template.name}", "namespace": namespace_of(workload.namespace), "labels": dict(MANAGED)},
         "spec": {
             "severity": template.severity, "message": template.title, "tags": list(template.tags), "action": template.action,
             "selector": {"matchLabels": labels}, **spec,

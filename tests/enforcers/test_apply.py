@@ -299,10 +299,10 @@ def test_a_scope_that_cannot_be_carried_out_whatever_the_error_takes_no_other_al
     fill, switch = KernelTables.fill, KernelTables.switch
     spoiled: list[str] = []
 
-    def filling(tables: KernelTables, table: int, parts: Any) -> None:
+    def filling(tables: KernelTables, *given: Any) -> None:
         if "fill" in spoiled:
             raise OverflowError("int too large")
-        fill(tables, table, parts)
+        fill(tables, *given)
 
     def switching(tables: KernelTables, cgroup: int, *given: Any) -> bool:
         if "switch" in spoiled and cgroup == bad.id:

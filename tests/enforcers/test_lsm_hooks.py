@@ -333,7 +333,7 @@ def test_what_gives_files_other_paths(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_large_table_is_switched_under_a_hammer(
-    bench: Bench, tmp_path: Path, identity: Any, policies: Any, ksp: Any
+    bench: Bench, tmp_path: Path, identity: Any, policies: Any, ksp: Any, eventually: Callable[..., Any]
 ) -> None:
     """Two tables take each other's place, and every fiftieth time one is written anew and the old one deleted: no open of the denied path
     passes, none of the free one is denied."""
@@ -368,6 +368,7 @@ def test_a_large_table_is_switched_under_a_hammer(
         sys.executable, "-S", CALLS, json.dumps([("hammer", f"{tmp_path}/secret", f"{tmp_path}/free", str(end))])
     )
     try:
+        eventually(lambda: Path(f"{end}-begun").exists())
         for number in range(swaps):
             if number % 50 == 49:
                 pair[number & 1] = filled()

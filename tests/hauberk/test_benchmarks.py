@@ -26,7 +26,7 @@ NONE = ("_lost", "_missing", "_undefined")
 DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")
 """With and without: at this scale the noise may be larger than the difference, and of either sign."""
 
-WRITTEN = "_written_"
+WRITTEN = "_written"
 """Bytes on the disk: in a run of a second none may be due."""
 
 

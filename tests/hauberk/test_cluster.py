@@ -280,8 +280,8 @@ def test_what_the_account_may_not_do_is_one_sentence(hauberk: Any, api_server: A
     running = hauberk.start(
         "cluster", **settings(api_server, place, token="nobody", HAUBERK__CLUSTER__LEASE__ENABLED="false")
     )
-    said = running.until("give the account that right")
-    assert 'cannot list resource "replicasets"' in said
+    said = running.until('cannot list resource "replicasets"')
+    assert "give the account that right" in said
     assert "Traceback" not in said
     assert running.end() == 0
 

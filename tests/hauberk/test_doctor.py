@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib
 import json
 import os
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_somebody_without_rights_is_told_and_not_thrown_out(said, tmp_path: Path
         directory.chmod(0o700)
     # Imported on first use, from a place that only root may read.
     codecs.lookup("ascii")
+    importlib.import_module("hauberk.verbs.probe")
     os.seteuid(65534)
     try:
         found = said()

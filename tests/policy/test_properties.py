@@ -289,9 +289,9 @@ def planned(rules: tuple[PathRule, ...], behaviour: Behaviour) -> str | None:
         if rule.cls is not class_ or not resource_holds(same, behaviour.resource) or rule.source not in ("", actor):
             continue
         changes = behaviour.operation is Operation.UNLINK or (class_ is Class.FILE and Access.WRITE in behaviour.access)
-        if rule.owner_only or rule.read_only:
+        if rule.limited:
             free = not (rule.owner_only and behaviour.uid != behaviour.owner) and not (rule.read_only and changes)
-            return "Allow" if free else "Block"
+            return "Allow" if free and not (rule.no_terminal and behaviour.tty) else "Block"
         return rule.action.value
     return None
 

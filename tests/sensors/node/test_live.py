@@ -298,6 +298,8 @@ def test_what_cannot_wait_calls_a_reader_that_dozes(loaded: LoadedPrograms, cgro
             open_file("/etc/hostname")
             return not called(source, 0.1)
 
+        # From the first drain on something is observed.
+        settled(source, frames)
         open_file("/etc/hostname")
         # A cgroup that somebody else on this machine makes calls too.
         tries = next(number for number in range(1, 50) if waits())
