@@ -42,6 +42,8 @@ from sensors.recordings.replay import Replay, ReplaySettings  # noqa: E402
 
 Result = dict[str, dict[str, Any]]
 PARTITIONS: Final = 6
+FRAME_NS: Final = 300_500_000
+"""What a frame covers: 601 events of a node with 2,000 a second."""
 POLICY: Final[dict[str, Any]] = {
     "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorHostPolicy", "metadata": {"name": "bench"},
     "spec": {"nodeSelector": {"matchLabels": {}}, "severity": 5, "action": "Audit",
@@ -100,8 +102,11 @@ def recorded(node: str) -> tuple[list[Record], frames.Frame]:
 
 
 def numbered(whole: frames.Frame, number: int, node: str) -> Record:
-    """`whole` as the frame of that number of `node`."""
-    header = msgspec.structs.replace(whole.header, number=number, node=node)
+    """`whole` as the frame of that number of `node`, and as much later: counts of one second are one summary, so frames that all
+    were of the same second would be committed when no more come."""
+    header = msgspec.structs.replace(
+        whole.header, number=number, node=node, clock_offset_ns=whole.header.clock_offset_ns + number * FRAME_NS
+    )
     return Record(node.encode(), frames.encode(msgspec.structs.replace(whole, header=header)))
 
 

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 """Between two looks whether a broker answers, while somebody reads."""
 _PROBE_SECONDS = 3.0
-_LAST_LOOK_SECONDS = 0.7
-"""Brokers that are there answer within a tenth of it; who pressed Ctrl-C waits for it."""
+_LAST_LOOK_SECONDS = 0.5
+"""Brokers that are there answer within a tenth of it; who pressed Ctrl-C waits for it, and has the whole end within a second."""
 _NEVER = 3600.0
 _LOOKS = 10
 _LOOK_PAUSE = 0.1
@@ -101,7 +101,7 @@ class BrokerLink:
             request_timeout_ms=int(self.settings.call_seconds * 1000), metadata_max_age_ms=60_000, **self.arguments()
         )
         try:
-            async with self._limited(seconds):
+            async with self.limited(seconds):
                 await client.bootstrap(seconds)
                 await client.refresh()
         except (KafkaError, OSError, TimeoutError) as error:
@@ -140,7 +140,7 @@ class BrokerLink:
         """The answer of `node`, or of any broker. `Unavailable` within `call_seconds`."""
         client = await self.client()
         try:
-            async with self._limited(self.settings.call_seconds):
+            async with self.limited(self.settings.call_seconds):
                 return await client.send(client.get_random_node() if node is None else node, request, group=group)
         except (KafkaError, OSError, TimeoutError) as error:
             self._check()
@@ -153,7 +153,7 @@ class BrokerLink:
         if known := client.cluster.partitions_for_topic(channel):
             return sorted(known)
         try:
-            async with self._limited(self.settings.call_seconds):
+            async with self.limited(self.settings.call_seconds):
                 await client.add_topic(channel)
                 # A topic that was just made is known to each broker a moment later.
                 for _ in range(_LOOKS):
@@ -209,10 +209,10 @@ class BrokerLink:
             limit.reschedule(now)
 
     @contextlib.asynccontextmanager
-    async def _limited(self, seconds: float) -> AsyncIterator[None]:
-        """`asyncio.timeout(seconds)`, over at once when brokers are given up."""
+    async def limited(self, seconds: float, *, least: float = 0.0) -> AsyncIterator[None]:
+        """`asyncio.timeout(seconds)`, over at once when brokers are given up; what begins later has `least`."""
         if self.given_up:
-            seconds = 0.0
+            seconds = min(seconds, least)
         async with asyncio.timeout(seconds) as limit:
             self._limits.add(limit)
             try:
@@ -290,7 +290,7 @@ class BrokerLink:
     async def _why(self, error: BaseException) -> str:
         try:
             seconds = min(self.settings.call_seconds, self.settings.publish_seconds) / 3
-            async with self._limited(seconds):
+            async with self.limited(seconds):
                 # Its own end comes first: it knows how far it got.
                 return await why(self.settings, min(_PROBE_SECONDS, seconds * 0.8))
         except (KafkaError, OSError, TimeoutError) as other:

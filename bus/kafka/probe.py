@@ -33,14 +33,19 @@ async def why(settings: KafkaSettings, seconds: float) -> str:
 
 
 async def _one(settings: KafkaSettings, address: str, seconds: float) -> str:
+    stands: list[bool] = []
     try:
         async with asyncio.timeout(seconds):
-            return await _steps(settings, address)
+            return await _steps(settings, address, stands)
     except TimeoutError:
-        return "the connection stands and nothing answers; is it a broker, and does it still live?"
+        if stands:
+            return "the connection stands and nothing answers; is it a broker, and does it still live?"
+        secured = "" if settings.security_protocol in {"PLAINTEXT", "SASL_PLAINTEXT"} else " with TLS"
+        return f"no connection{secured} within {seconds:g} s and no refusal either; does a firewall drop packets to it, or does it hang?"
 
 
-async def _steps(settings: KafkaSettings, address: str) -> str:
+async def _steps(settings: KafkaSettings, address: str, stands: list[bool]) -> str:
+    """`stands`: is given an entry once there is a connection, with TLS if that is asked for."""
     host, _, port = address.rpartition(":")
     known = arguments(settings)
     context: ssl.SSLContext | None = known["ssl_context"]
@@ -56,6 +61,7 @@ async def _steps(settings: KafkaSettings, address: str) -> str:
         )
     except OSError as error:
         return f"nobody there ({error.strerror or said(error)}); does the broker run, and is the address right?"
+    stands.append(True)
     try:
         writer.write(_API_VERSIONS)
         answer = await reader.readexactly(8)

@@ -31,7 +31,7 @@ from schemas.topics import Topic
 _ROUND_SECONDS: Final = 0.5
 """A `getmany` ends after so long without a record."""
 _STOP_SECONDS: Final = 3.0
-_GIVEN_UP_SECONDS: Final = 0.1
+_GIVEN_UP_SECONDS: Final = 0.03
 
 
 class KafkaReader(ABC):
@@ -286,8 +286,7 @@ class KafkaReader(ABC):
         consumer, self._consumer = self._consumer, None
         fetch, self._fetch = self._fetch, None
         if consumer is not None:
-            seconds = _GIVEN_UP_SECONDS if self._link.given_up else _STOP_SECONDS
-            task = asyncio.get_running_loop().create_task(stopped(consumer, fetch, seconds))
+            task = asyncio.get_running_loop().create_task(stopped(consumer, fetch, self._link))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -298,37 +297,47 @@ class KafkaReader(ABC):
             await asyncio.wait(self._ending)
 
 
-async def stopped(consumer: Any, fetch: asyncio.Task[Any] | None, seconds: float) -> None:
-    """The library's `stop`, for `seconds` at each of its steps: it may hang while brokers are away, and may raise CancelledError to who was not cancelled."""
+async def stopped(consumer: Any, fetch: asyncio.Task[Any] | None, link: BrokerLink) -> None:
+    """The library's `stop`, for seconds at each of its steps: it may hang while brokers are away, and may raise CancelledError to who
+    was not cancelled. Once brokers are given up a step has 30 ms, the one under way too."""
     stop = asyncio.get_running_loop().create_task(consumer.stop())
-    await asyncio.wait((stop,), timeout=seconds)
+    await _ended(link, [stop])
     coordinator, fetcher, client = consumer._coordinator, consumer._fetcher, consumer._client
     if not stop.done():
         for task in _tasks(coordinator, "_coordination_task", "_heartbeat_task", "_commit_refresh_task"):
             task.cancel()
         stop.cancel()
-        await asyncio.wait((stop,), timeout=seconds)
-        if coordinator is not None and hasattr(coordinator, "_maybe_leave_group"):
+        await _ended(link, [stop])
+        if not link.given_up and hasattr(coordinator, "_maybe_leave_group"):
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(min(1.0, seconds)):
+                async with link.limited(1.0, least=_GIVEN_UP_SECONDS):
                     await coordinator._maybe_leave_group()
         if fetcher is not None:
             with contextlib.suppress(KafkaError, OSError, TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(min(1.0, seconds)):
+                async with link.limited(1.0, least=_GIVEN_UP_SECONDS):
                     await fetcher.close()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         stop.result()
-    await client.end(min(2.0, seconds))
+    with contextlib.suppress(TimeoutError):
+        async with link.limited(2.0, least=_GIVEN_UP_SECONDS):
+            await client.end()
     left = _tasks(coordinator, "_coordination_task", "_heartbeat_task", "_commit_refresh_task")
     if fetch is not None:
         left.append(fetch)
     for task in left:
         task.cancel()
     if left:
-        await asyncio.wait(left, timeout=seconds)
+        await _ended(link, left)
         for task in left:
             if task.done() and not task.cancelled():
                 task.exception()
+
+
+async def _ended(link: BrokerLink, tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait until they are, `_STOP_SECONDS` at most; they are not cancelled."""
+    with contextlib.suppress(TimeoutError):
+        async with link.limited(_STOP_SECONDS, least=_GIVEN_UP_SECONDS):
+            await asyncio.wait(tasks)
 
 
 def _tasks(owner: Any, *names: str) -> list[asyncio.Task[Any]]:

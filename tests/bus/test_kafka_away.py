@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 
 import kafka_jars
@@ -102,6 +103,18 @@ async def test_something_else_answers(opened, answer, words):
 async def test_nothing_answers(opened):
     async with serving(None) as address:
         assert "nothing answers" in await said(await opened(address))
+
+
+async def test_packets_that_go_nowhere(opened):
+    # A queue of connections that is full: the kernel answers no further one (listen(2)).
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
+        for _ in range(8):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        text = await said(await opened(f"127.0.0.1:{server.getsockname()[1]}"))
+    assert "no connection within" in text
+    assert "firewall" in text
 
 
 async def test_a_topic_that_is_not_there_is_named(kafka, kafka_prefix, opened):

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C while brokers are away: a role ends within a second, waits for nobody, and says what comes again."""
+"""Ctrl-C while brokers are away or hang: a role ends within a second, waits for nobody, and says what comes again."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kafka_cluster
 import pytest
+from kafka_topics import create_topics
 
 NOBODY = "127.0.0.1:1"
 
@@ -49,20 +54,48 @@ def waited(pid: int) -> tuple[float, float]:
     return ran / 1e9, queued / 1e9
 
 
-@pytest.mark.fault(
-    "Ctrl-C while the brokers are away (nobody there, or an address that answers nothing)",
-    "ends within a second, apart from waiting for a core of a busy machine; what was not done comes again",
-)
-@pytest.mark.parametrize(
-    ("role", "answers"), [("processor", True), ("processor", False), ("sink", True), ("planner", False)]
-)
-def test_a_stop_without_brokers(hauberk: Any, silent: str, role: str, answers: bool, eventually: Any) -> None:
+@pytest.fixture(scope="module")
+def blackhole() -> Iterator[str]:
+    """An address whose packets go nowhere: a queue of connections that is full, to which the kernel gives no answer (listen(2))."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        waiting = []
+        for _ in range(8):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+            waiting.append(one)
+        # The last of them is not answered either.
+        assert not select.select([], waiting[-1:], [], 0.2)[1]
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        for one in waiting:
+            one.close()
+
+
+@pytest.fixture
+def start(hauberk: Any) -> Iterator[Callable[..., Any]]:
+    """start(role, bootstrap, **bus): the role as a process, running."""
+    from kernel.loading import unload
+
     hauberk.sinks = [{"type": "blackhole"}]
-    bus = {"type": "kafka", "bootstrap": silent if answers else NOBODY}
-    running = hauberk.start(role, HAUBERK__BUS=json.dumps(bus))
-    running.ready()
-    if not answers:
-        running.until("nobody there")
+    hauberk.pins += "-ends"
+    node = {"HAUBERK__INVENTORY__RUNTIMES": "[]", "HAUBERK__SENSOR__LOAD__HOST_VISIBILITY": "0", "HAUBERK__NODE": "n1"}
+
+    def start(role: str, bootstrap: str, **bus: Any) -> Any:
+        bus = {"type": "kafka", "bootstrap": bootstrap} | bus
+        more = {"HAUBERK_STATE": str(hauberk.home / f"state-{role}"), "HAUBERK__BUS": json.dumps(bus)}
+        running = hauberk.start(role, **more, **(node if role == "node" else {}), HAUBERK__METRICS__ENABLED="true",
+                                HAUBERK__METRICS__PORT=str(kafka_cluster.free_ports(1)[0]))  # fmt: skip
+        running.ready()
+        return running
+
+    yield start
+    hauberk.close()
+    if os.geteuid() == 0:
+        unload(hauberk.pins)
+
+
+def ends(running: Any) -> None:
+    """Within a second of SIGINT, as a machine without others has it."""
     process = running.process
     ran, queued = before = waited(process.pid)
     began = time.monotonic()
@@ -75,8 +108,66 @@ def test_a_stop_without_brokers(hauberk: Any, silent: str, role: str, answers: b
             break
         os.sched_yield()
     process.wait(60)
-    # What a machine without others would have taken.
     took = time.monotonic() - began - (queued - before[1])
     assert took < 1.0, (took, running.said())
-    assert process.returncode == 0
+    assert process.returncode == 0, running.said()
     assert "Traceback" not in running.said()
+
+
+@pytest.mark.fault(
+    "Ctrl-C while the brokers are away (nobody there, an address that answers nothing, one that packets do not reach)",
+    "ends within a second, apart from waiting for a core of a busy machine; what was not done comes again",
+)
+@pytest.mark.parametrize("where", ["nobody", "silent", "blackhole"])
+@pytest.mark.parametrize("role", ["processor", "sink", "planner", pytest.param("node", marks=pytest.mark.kernel)])
+def test_a_stop_without_brokers(
+    start: Callable[..., Any], silent: str, blackhole: str, role: str, where: str, request: pytest.FixtureRequest
+) -> None:
+    if role == "node":
+        request.getfixturevalue("live")
+    running = start(role, {"nobody": NOBODY, "silent": silent, "blackhole": blackhole}[where])
+    if where == "nobody":
+        running.until("nobody there")
+    ends(running)
+
+
+@pytest.mark.fault(
+    "Ctrl-C while the broker hangs (SIGSTOP), noticed or not yet",
+    "each role ends within a second; what was not done comes again",
+)
+@pytest.mark.kernel
+@pytest.mark.usefixtures("live")
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_a_stop_while_the_broker_hangs(
+    start: Callable[..., Any], kafka_clusters: Any, eventually: Any, noticed: bool
+) -> None:
+    cluster = kafka_clusters()
+    await asyncio.to_thread(cluster.start)
+    await create_topics(cluster.bootstrap, "ends.", 2)
+    try:
+        running = {
+            role: await asyncio.to_thread(start, role, cluster.bootstrap, prefix="ends.", away_seconds=2.0)
+            for role in ("node", "processor", "planner", "sink")
+        }
+        for one in running.values():
+            await asyncio.to_thread(eventually, lambda: _ready(one))  # noqa: B023
+        cluster.pause()
+        for one in running.values():
+            if noticed:
+                await asyncio.to_thread(one.until, "kafka: away")
+            await asyncio.to_thread(ends, one)
+    finally:
+        cluster.resume()
+
+
+def _ready(running: Any) -> bool:
+    url = (
+        running.until(r"metrics and health: (http://\S+)/metrics")
+        .partition("metrics and health: ")[2]
+        .split("/metrics")[0]
+    )
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=60) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
