@@ -43,6 +43,7 @@ SECTIONS: Final = (
     "enforcement",
     "cluster",
     "cluster_status",
+    "cluster_webhook",
     "postures",
     "sinks",
     "spool",

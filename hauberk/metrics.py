@@ -40,12 +40,13 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sensors.node.agent import AgentStats as SensorStats
     from sensors.node.rings import RingStats
     from sinks.delivery.stats import DeliveryStats, SyslogStats
+    from sinks.kubernetes.policy_webhook import PolicyWebhookStats
     from sinks.kubernetes.teller import TellerStats
     from sinks.listener import ListenerStats
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "cluster_webhook": PolicyWebhookStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip

@@ -33,6 +33,7 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     enforcement: EnforceSettings = EnforceSettings()
     cluster: Any = None
     cluster_status: Any = None
+    cluster_webhook: Any = None
     postures: Any = None
     sinks: Any = None
     spool: SpoolSettings = SpoolSettings()

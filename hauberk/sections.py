@@ -20,7 +20,7 @@ from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.kubernetes.settings import ClusterSettings
 from sensors.node.sensor import NodeSettings
 from sinks.endpoint import MetricsSettings
-from sinks.kubernetes.settings import ClusterStatusSettings
+from sinks.kubernetes.settings import ClusterStatusSettings, ClusterWebhookSettings
 from sinks.registry import SinkSettings
 from sinks.web.page import PageSettings
 
@@ -59,6 +59,10 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ClusterStatusSettings,
         Meta(description="What `hauberk cluster` tells the cluster of its policies.", examples=[{}]),
     ] = ClusterStatusSettings()
+    cluster_webhook: Annotated[
+        ClusterWebhookSettings,
+        Meta(description="The webhook of `hauberk cluster` that refuses policies with errors.", examples=[{}]),
+    ] = ClusterWebhookSettings()
     postures: Annotated[
         PostureSettings, Meta(description="Default postures and visibility, for processors and planner.", examples=[{}])
     ] = PostureSettings()

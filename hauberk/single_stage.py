@@ -218,6 +218,15 @@ async def run_cluster(given: argparse.Namespace) -> int:
         exposure.collect(lambda: [("cluster", watching.engine.stats)])
         if (teller := watching.teller) is not None:
             exposure.collect(lambda: [("cluster_status", teller.stats)])
+        if settings.cluster_webhook.enabled:
+            from hauberk.policy_findings import findings
+            from sinks.kubernetes.policy_webhook import PolicyWebhook
+
+            webhook = PolicyWebhook(settings.cluster_webhook, findings)
+            await webhook.open()
+            opened.push_async_callback(webhook.close)
+            say("webhook", f"policies are checked on port {webhook.port}")
+            exposure.collect(lambda: [("cluster_webhook", webhook.stats), ("listener", webhook.listening)])
         exposure.ready_when(health.of_cluster(watching))
         return [("cluster", watching.stage)], exposure
 

@@ -290,16 +290,9 @@ class ClusterPart(StagePart["ClusterWatch"]):
     """The watch of a cluster; `teller`: what the cluster is told, by the replica that works. None where that is off."""
 
     def __init__(self, bus: Bus, server: Server, configuration: Configuration) -> None:
-        from policy.parse import parse
+        from hauberk.policy_findings import findings
         from sensors.kubernetes.watch import ClusterWatch
         from sinks.kubernetes.teller import Teller
-
-        def check(document: bytes) -> tuple[str, ...]:
-            parsed = parse(document, "policy")
-            errors = [one for one in parsed.diagnostics if one.level == "error"]
-            return tuple(
-                f"{one.path}: {one.message}" + (f"; expected {one.expected}" if one.expected else "") for one in errors
-            )
 
         status = configuration.cluster_status
         telling = status.enabled and configuration.cluster.policies
@@ -309,7 +302,7 @@ class ClusterPart(StagePart["ClusterWatch"]):
         async def work(engine: ClusterWatch, stop: asyncio.Event) -> None:
             await unless(stop, engine.run())
 
-        super().__init__(lambda: ClusterWatch(bus, server, configuration.cluster, check, beside), work)
+        super().__init__(lambda: ClusterWatch(bus, server, configuration.cluster, findings, beside), work)
 
 
 def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:

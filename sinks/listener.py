@@ -23,6 +23,8 @@ import msgspec
 from schemas.stats import Gauge, Label
 
 if TYPE_CHECKING:
+    import ssl
+
     from aiohttp import web
 
 CONNECTIONS: Final = 64
@@ -62,12 +64,13 @@ class Listener:
         self.host, self.port = host, port
         self.url = ""
         self._most = most
+        self._tls: ssl.SSLContext | None = None
         self._visitors: dict[asyncio.BaseTransport, _Visitor] = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def open(self, application: web.Application, **options: Any) -> None:
+    async def open(self, application: web.Application, tls: ssl.SSLContext | None = None, **options: Any) -> None:
         """Listen, and answer with `application`. OSError when the port cannot be had; `why` says it in words."""
         from aiohttp import web
 
@@ -90,6 +93,7 @@ class Listener:
         )
         await runner.setup()
         assert runner.server is not None
+        self._tls = tls
         try:
             await self.open_protocol(runner.server)
         except OSError:
@@ -102,7 +106,7 @@ class Listener:
         await self._listen(serving)
         self._watching = asyncio.create_task(self._watch(serving), name=f"listener-{self.stats.listener}")
         shown = f"[{self.host}]" if ":" in self.host else self.host
-        self.url = f"http://{shown}:{self.port}"
+        self.url = f"{'https' if self._tls else 'http'}://{shown}:{self.port}"
 
     async def close(self) -> None:
         """Let go of the port and of everybody. Twice is once."""
@@ -127,8 +131,9 @@ class Listener:
 
     async def _listen(self, serving: Callable[[], Any]) -> None:
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG
-        )
+            lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG, ssl=self._tls,
+            ssl_handshake_timeout=HEADER_SECONDS if self._tls else None, ssl_shutdown_timeout=1.0 if self._tls else None,
+        )  # fmt: skip
         # A free port that was found once is the one that is said, so it is taken again.
         self.port = self._server.sockets[0].getsockname()[1]
         self.stats.up = 1

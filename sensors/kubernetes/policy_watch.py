@@ -18,32 +18,20 @@ import msgspec
 
 from bus.contract import Record
 from bus.follow import Changes
+from cluster.policy_object import KINDS, PolicyFindings, author_document
 from cluster.reflector import Apply, Resource
 from schemas.cluster import PolicyFact, document_mark, encode
+from schemas.policy import API_VERSION
 from schemas.policy_owner import CLUSTER_OWNER, OWNER, owner_of
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
 
-GROUP: Final = "security.kubearmor.com/v1"
-KINDS: Final = {
-    "kubearmorpolicies": "KubeArmorPolicy",
-    "kubearmorhostpolicies": "KubeArmorHostPolicy",
-    "kubearmorclusterpolicies": "KubeArmorClusterPolicy",
-    "kubearmornetworkpolicies": "KubeArmorNetworkPolicy",
-}
-"""Plural of the resource, and its kind."""
-RESOURCES: Final = tuple(Resource(name=plural, path=f"/apis/{GROUP}/{plural}", optional=True) for plural in KINDS)
+RESOURCES: Final = tuple(Resource(name=plural, path=f"/apis/{API_VERSION}/{plural}", optional=True) for plural in KINDS)
 HEADERS: Final = ((OWNER, CLUSTER_OWNER.encode()),)
-KEPT: Final = frozenset({"name", "namespace", "labels", "annotations"})
-_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
-Check = Callable[[bytes], tuple[str, ...]]
-"""Errors of a policy as JSON, each with the path of its field; none when it is valid."""
-
-
-MOST_ERRORS: Final = 50
-"""Errors of one object that are told; by feel, nobody mends more at once."""
+Check = Callable[[bytes], PolicyFindings]
+"""What is wrong with a policy as JSON."""
 
 
 class PolicyWatch:
@@ -105,7 +93,7 @@ class PolicyWatch:
         def apply(whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
             seen: set[bytes] = set()
             for there, raw in changes:
-                key, document, meta = _document(kind, raw)
+                key, document, meta = author_document(kind, raw)
                 seen.add(key)
                 if there:
                     self._put(kind, key, document, meta)
@@ -126,7 +114,7 @@ class PolicyWatch:
             # Its status was written, by us as a rule: what it says is as it was.
             errors = known.errors
         else:
-            errors = tuple(one[:1024] for one in self._check(document)[:MOST_ERRORS])
+            errors = self._check(document).errors
             if errors and (known is None or known.errors != errors):
                 log.warning(
                     "policy %s of the cluster is not applied: %s", key.decode("utf-8", "replace"), "; ".join(errors)
@@ -160,16 +148,3 @@ class PolicyWatch:
         self._facts.put(b"policy/" + key, None)
         if key not in self._foreign:
             self._published.put(key, None)
-
-
-def _document(kind: str, raw: msgspec.Raw) -> tuple[bytes, bytes, dict[str, Any]]:
-    """Key, document and metadata. The document is what the author wrote: no managed fields, no status, no uid."""
-    found = msgspec.json.decode(raw)
-    all_of = found.get("metadata", {})
-    meta = {name: value for name, value in all_of.items() if name in KEPT}
-    meta["annotations"] = {name: value for name, value in (meta.get("annotations") or {}).items() if name != _APPLIED}
-    if not meta["annotations"]:
-        del meta["annotations"]
-    document = {"apiVersion": GROUP, "kind": kind, "metadata": meta, "spec": found.get("spec", {})}
-    name = f"{kind}/{meta.get('namespace', '')}/{meta.get('name', '')}"
-    return name.encode(), msgspec.json.encode(document, order="deterministic"), all_of

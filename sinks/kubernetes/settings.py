@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of what the cluster is told: section `cluster_status`. Neighbours: `teller` (who works by them)."""
+"""Settings of what the cluster is told: sections `cluster_status` and `cluster_webhook`. Neighbours: `teller`, `policy_webhook`."""
 
 from __future__ import annotations
 
@@ -29,3 +29,25 @@ class ClusterStatusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
         int,
         msgspec.Meta(ge=1, le=1 << 31, description="Blocked operations in that window that are an Event.", examples=[1]),
     ] = 10  # fmt: skip
+
+
+class ClusterWebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The validating webhook of policies that are objects of the cluster."""
+
+    enabled: Annotated[
+        bool, msgspec.Meta(description="Answer the API server's reviews of policies.", examples=[True])
+    ] = False
+    host: Annotated[str, msgspec.Meta(description="Address to listen on.", examples=["::"])] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.", examples=[9645])] = (
+        9645
+    )
+    cert_file: Annotated[
+        str,
+        msgspec.Meta(
+            description="Certificate (PEM) that the webhook's configuration trusts.",
+            examples=["/etc/hauberk/webhook/tls.crt"],
+        ),
+    ] = "/etc/hauberk/webhook/tls.crt"
+    key_file: Annotated[
+        str, msgspec.Meta(description="Key of the certificate (PEM).", examples=["/etc/hauberk/webhook/tls.key"])
+    ] = "/etc/hauberk/webhook/tls.key"

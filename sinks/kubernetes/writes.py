@@ -12,18 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
+from cluster.policy_object import KINDS
 from cluster.server import Conflict, Server
 from schemas.cluster import PolicyFact
 from schemas.errors import Incompatible
 from schemas.policy import API_VERSION
 from sinks.kubernetes import event as events
 
-PLURALS: Final = {
-    "KubeArmorPolicy": "kubearmorpolicies",
-    "KubeArmorHostPolicy": "kubearmorhostpolicies",
-    "KubeArmorClusterPolicy": "kubearmorclusterpolicies",
-    "KubeArmorNetworkPolicy": "kubearmornetworkpolicies",
-}
+_PLURALS: Final = {kind: plural for plural, kind in KINDS.items()}
 _MERGE: Final = "application/merge-patch+json"
 
 
@@ -63,7 +59,7 @@ class Writes:
     async def statuses(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Key of each policy object of the cluster -> its uid and status."""
         found: dict[str, tuple[str, dict[str, Any]]] = {}
-        for kind, plural in PLURALS.items():
+        for kind, plural in _PLURALS.items():
             query = {"limit": str(self._server.settings.page)}
             while True:
                 try:
@@ -82,7 +78,7 @@ class Writes:
     async def status(self, fact: PolicyFact, status: dict[str, Any]) -> None:
         """Write the status of the object that `fact` is of; Conflict when another has its name by now."""
         place = f"namespaces/{fact.namespace}/" if fact.namespace else ""
-        path = f"/apis/{API_VERSION}/{place}{PLURALS[fact.kind]}/{fact.name}/status"
+        path = f"/apis/{API_VERSION}/{place}{_PLURALS[fact.kind]}/{fact.name}/status"
         # With its uid: the server refuses to give one object the status of another that had its name.
         await self._send("PATCH", path, {"metadata": {"uid": fact.uid}, "status": status}, _MERGE)
 

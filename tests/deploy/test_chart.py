@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 
 from hauberk.sections import Configuration
 from hauberk.settings import check, merge
+from sinks.kubernetes.settings import ClusterWebhookSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/kubernetes/chart"
@@ -30,7 +33,13 @@ OWN_KAFKA = {
 }  # fmt: skip
 NOTHING_MORE = {"networkPolicies": {"enabled": False}, "podDisruptionBudgets": {"enabled": False}, "priorityClass": {"create": False},
                 "kafka": {"createTopics": False}}  # fmt: skip
-VALUES: dict[str, dict[str, Any]] = {"default": {}, "own kafka": OWN_KAFKA, "nothing more": NOTHING_MORE}
+WEBHOOK = {"cluster": {"webhook": {"enabled": True}}}
+VALUES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "own kafka": OWN_KAFKA,
+    "nothing more": NOTHING_MORE,
+    "webhook": WEBHOOK,
+}
 WORKLOADS = ("DaemonSet", "Deployment", "StatefulSet", "Job")
 Render = Callable[[str], list[dict[str, Any]]]
 
@@ -170,3 +179,26 @@ def test_each_sink_is_a_deployment_of_its_own(render: Render) -> None:
     sinks = [stage for stage in pods(render("default")) if stage.startswith("sink-")]
     assert sinks == ["sink-alerts", "sink-store"]
     assert [stage for stage in pods(render("own kafka")) if stage.startswith("sink-")] == ["sink-siem"]
+
+
+def test_the_webhook_fails_open_and_trusts_the_certificate_that_its_pods_show(render: Render) -> None:
+    found = {one["kind"]: one for one in render("webhook") if one["metadata"]["name"] == "hauberk-webhook"}
+    (hook,) = found["ValidatingWebhookConfiguration"]["webhooks"]
+    assert (hook["failurePolicy"], hook["sideEffects"]) == ("Ignore", "None")
+    secret = found["Secret"]["data"]
+    assert hook["clientConfig"]["caBundle"] == secret["ca.crt"]
+    authority = ssl.create_default_context(cadata=base64.b64decode(secret["ca.crt"]).decode())
+    assert authority.cert_store_stats()["x509_ca"] == 1
+    names = subprocess.run(
+        ["openssl", "x509", "-noout", "-ext", "subjectAltName"], input=base64.b64decode(secret["tls.crt"]), capture_output=True, check=True
+    ).stdout  # fmt: skip
+    assert b"DNS:hauberk-webhook.hauberk.svc" in names
+    ports = found["Service"]["spec"]["ports"]
+    assert ports[0]["targetPort"] == ClusterWebhookSettings().port
+    (policy,) = [
+        one
+        for one in render("webhook")
+        if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "hauberk-cluster"
+    ]
+    assert {"ports": [{"protocol": "TCP", "port": ports[0]["targetPort"]}]} in policy["spec"]["ingress"]
+    assert not [one for one in render("default") if "webhook" in json.dumps(one)]
