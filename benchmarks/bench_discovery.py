@@ -8,10 +8,12 @@ that half of the runs are held out once. `python benchmarks/bench_discovery.py` 
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
+import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting, paths, writes
 from schemas.behaviour import Behaviour
 from schemas.operations import Class
+from schemas.summary import Summary, SummaryEntry
+from sinks.store.sqlite import SqliteStore
 
 TRAINED = (1, 2, 5, 10)
 ROTATIONS = 3
@@ -223,22 +227,55 @@ def _any_order(workloads: list[str]) -> float:
 
 
 def _speed(workloads: list[str], most: int) -> dict[str, dict[str, Any]]:
-    every: list[Sighting] = []
-    copy = 0
-    while len(every) < most:
-        copy += 1
-        for workload in workloads:
-            for number, some in enumerate(corpus.runs()[workload]):
-                of = msgspec.structs.replace(corpus.identity(workload, number), uid=f"{workload}-{number}-{copy}")
-                every += [msgspec.structs.replace(one, identity=of) for one in some]
-    started = time.process_time()
-    learn(every)
-    seconds = time.process_time() - started
+    """`hauberk discover` itself over a store of `most` rows: start, reading, learning, replay and writing."""
+    with tempfile.TemporaryDirectory(prefix="hauberk-bench-") as room:
+        rows, instances = _stored(Path(room), workloads, most)
+        words = [
+            sys.executable,
+            "-m",
+            "hauberk",
+            "discover",
+            "--since",
+            "36500d",
+            "--state",
+            room,
+            "--outdir",
+            f"{room}/out",
+        ]
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise RuntimeError(f"expected `hauberk discover` to end with 0, got {child.returncode}")
+    seconds = used.ru_utime + used.ru_stime
+    how = f"CPU of `hauberk discover --outdir` over a store of {instances} instances of {len(workloads)} workloads"
     return {
-        "discovery_speed": _figure(
-            len(every) / seconds, "behaviours/s", len(every), f"{seconds:.1f} s of CPU for stored behaviours of {copy * 12} instances of {len(workloads)} workloads"
-        )
+        "discovery_speed": _figure(rows / seconds, "behaviours/s", rows, f"{seconds:.1f} s of {how}"),
+        "discovery_million": _figure(seconds * 1e6 / rows, "s", rows, f"a million stored behaviours, as extrapolated from {rows:,}; {how}"),
+        "discovery_memory": _figure(used.ru_maxrss / 1024, "MB", rows, "peak resident size of the same process"),
     }  # fmt: skip
+
+
+def _stored(state: Path, workloads: list[str], most: int) -> tuple[int, int]:
+    """(rows, instances) of a summary store made of the corpus, once more under other names until it has `most` rows."""
+    store = SqliteStore(str(state / "summary.db"))
+    rows = instances = 0
+    while rows < most:
+        for workload in workloads:
+            batch = []
+            for number, some in enumerate(corpus.runs()[workload]):
+                instances += 1
+                of = msgspec.structs.replace(corpus.identity(workload, number), uid=f"{workload}-{instances}")
+                entries = tuple(
+                    SummaryEntry(behaviour=one.behaviour, status=one.status, count=one.count, first=one.first, last=one.last) for one in some
+                )  # fmt: skip
+                rows += len(entries)
+                batch.append(Summary(
+                    node=of.node, run=f"r{instances}", first_frame=1, last_frame=1, bucket=some[0].first // 10**9 // 60 * 60, identity=of, entries=entries,
+                ))  # fmt: skip
+            store.apply(batch, [])
+    store.close()
+    return rows, instances
 
 
 def _figure(value: float, unit: str, n: int, how: str) -> dict[str, Any]:

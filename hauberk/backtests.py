@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hauberk.client import seconds
 from hauberk.output import as_json, plain, table
 from hauberk.policies import ruleset_of
+from hauberk.progress_line import ProgressLine
+from schemas.operations import Access
 
 if TYPE_CHECKING:
     from policy.tools.backtest import BacktestRow
@@ -36,33 +37,21 @@ def observed(given: argparse.Namespace) -> Iterator[Observed]:
         reader.close()
 
 
-class ProgressLine:
-    """Counts what passes through; a line on a terminal, rewritten a few times a second, once a second has passed."""
+class _Judging:
+    """Counts what is judged, and says how far it is. `untold`: events that were told without names, which nothing judges."""
 
     def __init__(self) -> None:
-        self.behaviours = self.events = 0
-        self._started = self._told = time.monotonic()
-        self._shown = False
+        self.behaviours = self.events = self.untold = 0
+        self._line = ProgressLine(
+            lambda number, seconds: f"{number:,} behaviours, {self.events:,} events judged in {seconds:.0f} s"
+        )
 
     def of(self, found: Iterable[Observed]) -> Iterator[Observed]:
-        """`found`, counted."""
-        for one in found:
+        for one in self._line.of(found):
             self.behaviours += 1
             self.events += one.count
-            if not self.behaviours % 256 and sys.stderr.isatty() and time.monotonic() > self._told + 0.25:
-                self._tell()
+            self.untold += one.count * bool(one.behaviour.access & Access.UNTOLD)
             yield one
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        if self._told > self._started + 1:
-            self._shown = True
-            text = (
-                f"{self.behaviours:,} behaviours, {self.events:,} events judged in {self._told - self._started:.0f} s"
-            )
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def compare(given: argparse.Namespace) -> int:
@@ -71,7 +60,7 @@ def compare(given: argparse.Namespace) -> int:
 
     before, _ = ruleset_of(given, [given.before])
     after, _ = ruleset_of(given, [given.after])
-    progress = ProgressLine()
+    progress = _Judging()
     changes = list(diff(before, after, progress.of(observed(given))))
     if given.output == "json":
         print(as_json(changes))
@@ -91,7 +80,14 @@ def compare(given: argparse.Namespace) -> int:
             if rows
             else "No behaviour changes its verdict."
         )
-        print(f"{progress.behaviours:,} behaviours since {given.since} compared, {len(changes)} change")
+        print(
+            f"{progress.behaviours:,} behaviours since {given.since} compared, {len(changes)} change"
+            + (
+                f"; {progress.untold:,} events were told without names, too many new ones at once, and not judged"
+                if progress.untold
+                else ""
+            )
+        )
     return 1 if changes else 0
 
 
@@ -105,7 +101,7 @@ def backtest(given: argparse.Namespace) -> int:
 
     ruleset, _ = ruleset_of(given, given.filename)
     report = None
-    for said in tests.backtest(ruleset, ProgressLine().of(observed(given))):
+    for said in tests.backtest(ruleset, _Judging().of(observed(given))):
         if isinstance(said, tests.BacktestReport):
             report = said
     assert report is not None

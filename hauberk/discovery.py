@@ -18,6 +18,7 @@ import msgspec
 from hauberk.client import labels, seconds, with_bus
 from hauberk.network_discovery import when
 from hauberk.output import as_json, as_yaml, printable, table
+from hauberk.progress_line import ProgressLine
 from schemas.errors import PolicyError, SettingsError
 from schemas.operations import Class
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 def discover(given: argparse.Namespace) -> int:
     """Policies for what was asked for. Exit 1 when nothing was seen."""
+    if given.outdir:
+        expect_directory(Path(given.outdir))
     if given.policy.endswith("NetworkPolicy"):
         return _network(given)
     from policy.learn.learner import LearnSettings, learn
@@ -42,7 +45,19 @@ def discover(given: argparse.Namespace) -> int:
         isolate=given.isolate,
         shadow=given.apply and given.mode == "shadow",
     )
-    learnt = learn(_sightings(given, _shadows(given)), settings)
+    reading = ProgressLine(
+        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
+    )
+    learning = ProgressLine(
+        lambda number, seconds: f"{number:,} workloads learnt in {seconds:.0f} s", "hauberk discover"
+    )
+    try:
+        learnt = learn(
+            reading.of(_sightings(given, _shadows(given))), settings, lambda number, of: learning.tell(number)
+        )
+    finally:
+        reading.clear()
+        learning.clear()
     learnt = [one for one in learnt if one.rules or given.review]
     if not learnt:
         print(f"hauberk discover: nothing in the last {given.since} for this selection", file=sys.stderr)
@@ -171,12 +186,24 @@ def yaml_text(body: dict[str, Any], comment: str) -> str:
     return f"# {printable(comment)}\n{as_yaml(body)}\n"
 
 
+def expect_directory(directory: Path) -> None:
+    """SettingsError when something that is none stands in its place."""
+    for place in (directory, *directory.parents):
+        if place.is_dir():
+            return
+        if place.exists() or place.is_symlink():
+            raise SettingsError(
+                f"expected a directory to write policies to, `{place}` is none; name another, or remove it"
+            )
+
+
 def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
     """One file each, each whole or not there."""
     written = []
     for body, comment in bodies:
         metadata = body["metadata"]
         below = directory / metadata.get("namespace", "hosts")
+        expect_directory(below)
         below.mkdir(parents=True, exist_ok=True)
         path = below / f"{metadata['name']}.{form}"
         text = as_json(body) + "\n" if form == "json" else yaml_text(body, comment)

@@ -20,7 +20,7 @@ import msgspec
 import policy.recommend
 from hauberk.client import labels, seconds
 from hauberk.configuration import complete, store_path
-from hauberk.discovery import write_policies, yaml_text
+from hauberk.discovery import expect_directory, write_policies, yaml_text
 from hauberk.images.archives import read_path
 from hauberk.images.image import ReadImage
 from hauberk.images.registry import pull, reference
@@ -55,34 +55,38 @@ def recommend(given: argparse.Namespace) -> int:
     """Policies and report. Exit 1 when there are none."""
     known = templates(given)
     chosen = _chosen(known, given)
+    if given.outdir:
+        expect_directory(Path(given.outdir))
+    if given.report and given.report != "-" and Path(given.report).is_dir():
+        raise SettingsError(f"expected a file to write the report to, `{given.report}` is a directory")
     found = _distinct([_ask(target, chosen) for target in _targets(given)])
     if given.image and not given.file:
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
             file=sys.stderr,
         )
-    if not any(one.policies for one in found):
-        print("hauberk recommend: nothing to recommend for this selection", file=sys.stderr)
-        return 1
-    if given.report and given.report != "-":
-        _whole(Path(given.report), report(found, known, Path(given.report).suffix))
     bodies = {(policy.body["metadata"]["namespace"], policy.body["metadata"]["name"]): (
         policy.body, f"{policy.template.title}. {policy.template.why} {', '.join(policy.template.tags)}. "
                       f"{one.denied} of {one.behaviours} recorded behaviours would have been denied."
     )
         for one in found for policy in one.policies
     }  # fmt: skip
+    # Policies first: a report that lies there says what was written.
     if given.report == "-":
         print(report(found, known, ".txt"), end="")
+    elif not bodies:
+        print("hauberk recommend: nothing to recommend for this selection", file=sys.stderr)
     elif given.outdir:
         for path in write_policies(Path(given.outdir), list(bodies.values()), "yaml"):
             print(path)
     else:
         print("---\n".join(yaml_text(body, comment) for body, comment in bodies.values()), end="")
+    if given.report and given.report != "-":
+        _whole(Path(given.report), report(found, known, Path(given.report).suffix))
     left = sum(len(one.left_out) for one in found)
     if left and given.report != "-":
         print(f"hauberk recommend: {left} templates left out; --report - says why", file=sys.stderr)
-    return 0
+    return 0 if bodies else 1
 
 
 def _distinct(found: list[Recommendation]) -> list[Recommendation]:

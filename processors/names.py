@@ -115,14 +115,14 @@ class Names:
         return minute
 
 
-_Place = tuple[int, int, int, int, bool, int, str, str, str, str]
+_Place = tuple[int, int, int, int, bool, int, int, int, int, str, str, str, str]
 
 
 def _place(behaviour: Behaviour, directory: str) -> _Place:
     # What `_shortened` keeps. Plain numbers: an enum's hash is a Python function.
     return (
         int(behaviour.operation), int(behaviour.access), behaviour.result, behaviour.uid, behaviour.tty, behaviour.syscall,
-        behaviour.executable, behaviour.parent, behaviour.script, directory,
+        behaviour.family, behaviour.socket_type, behaviour.protocol, behaviour.executable, behaviour.parent, behaviour.script, directory,
     )  # fmt: skip
 
 
@@ -139,6 +139,10 @@ def _shortened(behaviour: Behaviour, directory: str) -> Behaviour:
         resource=directory,
         syscall=behaviour.syscall,
         syscall_name=behaviour.syscall_name,
+        # Of which kind a socket was is no name: without it, it is not known whether a rule was needed.
+        family=behaviour.family,
+        socket_type=behaviour.socket_type,
+        protocol=behaviour.protocol,
         script=behaviour.script,
     )
 

@@ -71,21 +71,22 @@ def reference(text: str) -> ImageReference:
 def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage:  # noqa: B008
     """The image of a reference, layer after layer, nothing kept. SettingsError when the registry does not give it."""
     of = reference(text)
-    registry = _Registry(of, _credentials(docker_config, of.host))
+    registry = _Registry(of, *_credentials(docker_config, of.host))
     with registry.get(f"{of.base}/manifests/{of.digest or of.tag}", _ACCEPT) as answer:
         manifest = read_json(answer, f"the manifest of `{text}`", ImageManifest, limits)
     return from_manifest(registry, manifest, text, (text,), wanted or architecture(), limits)
 
 
-def _credentials(config: Path, host: str) -> str:
-    """`user:password` in base64, "" when there are none; credential helpers are not run."""
+def _credentials(config: Path, host: str) -> tuple[str, str]:
+    """(`user:password` in base64, "" when there are none; the credential helper that would know: helpers are not run)."""
     try:
         found = json.loads(config.read_bytes())
     except FileNotFoundError:
-        return ""
+        return "", ""
     except (OSError, ValueError) as error:
         raise SettingsError(f"expected docker's configuration at `{config}`, got: {error}") from error
-    known = found.get("auths") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    known = found.get("auths")
     names = [host, f"https://{host}", f"https://{host}/v2/"]
     if host == _HUB:
         names += ["https://index.docker.io/v1/", "docker.io"]
@@ -93,10 +94,12 @@ def _credentials(config: Path, host: str) -> str:
         entry = known.get(name) if isinstance(known, dict) else None
         if isinstance(entry, dict):
             if isinstance(entry.get("auth"), str) and entry["auth"]:
-                return _of_base64(entry["auth"], host, config)
+                return _of_base64(entry["auth"], host, config), ""
             if entry.get("username"):
-                return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode()
-    return ""
+                return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode(), ""
+    helpers = found.get("credHelpers")
+    own = next((helpers[name] for name in names if name in helpers), "") if isinstance(helpers, dict) else ""
+    return "", own or found.get("credsStore") or ""
 
 
 def _of_base64(given: str, host: str, config: Path) -> str:
@@ -113,8 +116,8 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class _Registry:
-    def __init__(self, of: ImageReference, credentials: str) -> None:
-        self._of, self._credentials = of, credentials
+    def __init__(self, of: ImageReference, credentials: str, helper: str = "") -> None:
+        self._of, self._credentials, self._helper = of, credentials, helper
         self._authorization = f"Basic {credentials}" if credentials else ""
 
     @contextmanager
@@ -166,6 +169,11 @@ class _Registry:
 
     def _refusal(self, error: urllib.error.HTTPError) -> SettingsError:
         name = f"{self._of.name}:{self._of.tag}"
+        if error.code in (401, 403) and self._helper:
+            return SettingsError(
+                f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}): its credentials are with the helper "
+                f"`docker-credential-{str(self._helper)[:80]}`, which is not run; name a configuration that has them in `auths` with -c"
+            )
         if error.code in (401, 403):
             return SettingsError(
                 f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}); log in with docker, or name its configuration with -c"

@@ -41,8 +41,14 @@ class Evidence:
         self.count += other.count
         self.first = min(self.first, other.first)
         self.last = max(self.last, other.last)
-        for look, first in other.looks.items():
-            self.looks[look] = min(first, self.looks.get(look, first))
+        if self.looks:
+            looks = self.looks
+            for look, first in other.looks.items():
+                known = looks.get(look)
+                if known is None or first < known:
+                    looks[look] = first
+        else:
+            self.looks = dict(other.looks)
         self.sources |= other.sources
         self.write |= other.write
         self.foreign |= other.foreign

@@ -11,7 +11,7 @@ depends on the set of sightings alone: not on their order, batches or repetition
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -70,18 +70,37 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return sum(one.count for one in self.evidence)
 
 
-def learn(sightings: Iterable[Sighting], settings: LearnSettings = LearnSettings()) -> list[LearntPolicy]:  # noqa: B008
-    """A policy for each workload that was seen, in order of workload. PolicyError when one would deny its own evidence."""
+Done = Callable[[int, int], None]
+"""Hears how many workloads are learnt, of how many."""
+
+
+def _untold(number: int, of: int) -> None:
+    """Nobody asked."""
+
+
+def learn(
+    sightings: Iterable[Sighting],
+    settings: LearnSettings = LearnSettings(),  # noqa: B008
+    done: Done = _untold,
+) -> list[LearntPolicy]:
+    """A policy for each workload that was seen, in order of workload. `done` hears how far it is. PolicyError when one would deny its
+    own evidence."""
     grouped: dict[LearntWorkload, list[Sighting]] = {}
-    known: dict[tuple[str, str], LearntWorkload] = {}
+    known: dict[tuple[str, str], list[Sighting]] = {}
     for one in sightings:
         key = (one.identity.node, one.identity.uid)
-        of = known.get(key)
-        if of is None:
-            of = known[key] = workload(one.identity)
-        grouped.setdefault(of, []).append(one)
-    drafts = [_Draft(of, grouped[of], settings) for of in sorted(grouped)]
-    drafts = [draft for draft in drafts if draft.evidence or draft.apart]
+        found = known.get(key)
+        if found is None:
+            found = known[key] = grouped.setdefault(workload(one.identity), [])
+        found.append(one)
+    known.clear()
+    drafts: list[_Draft] = []
+    for number, of in enumerate(sorted(grouped), 1):
+        # Let go one by one: what is not evidence is needed no more.
+        draft = _Draft(of, grouped.pop(of), settings)
+        if draft.evidence or draft.apart:
+            drafts.append(draft)
+        done(number, number + len(grouped))
     for left in reversed(range(ROUNDS)):
         replay = TrainingReplay(draft.document for draft in drafts if draft.evidence)
         denied = [(draft, list(replay.denied(draft.evidence))) for draft in drafts]
@@ -110,9 +129,7 @@ class _Draft:
         self._build(self.evidence)
 
     def _build(self, evidence: list[Sighting]) -> None:
-        uses = Uses()
-        for one in evidence:
-            uses.add(one)
+        uses = Uses.of(evidence)
         # Globs take no `fromSource`, without which the rule of one service would hold for the whole host.
         self.rules = rules(uses, patterns=self._settings.patterns and not self.of.host)
         # Other processes' files below /proc stay theirs, if the workload never looked at any.
@@ -136,9 +153,7 @@ class _Draft:
 
     def add(self, denied: list[Sighting]) -> None:
         """Rules for exactly what was denied, as wide as the evidence asks for."""
-        uses = Uses()
-        for one in denied:
-            uses.add(one)
+        uses = Uses.of(denied)
         merged = {rule.key: rule for rule in self.rules}
         for table, section in ((uses.executed, "process"), (uses.files, "file")):
             for path, evidence in table.items():

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from policy.learn.sightings import Sighting
+from policy.learn.sightings import Sighting, by_behaviour
 from policy.ruleset import PostureSettings, Ruleset, Scope, compile_ruleset
 from schemas.identity import Identity
 from schemas.policy import PolicyDocument
@@ -38,6 +38,13 @@ class TrainingReplay:
 
     def denied(self, sightings: Iterable[Sighting]) -> Iterator[Sighting]:
         """Those of `sightings` that would not pass."""
-        for one in sightings:
-            if self.scope(one.identity).judge(one.behaviour).action is not Action.ALLOW:
-                yield one
+        for behaviour, some in by_behaviour(sightings):
+            # Instances of a workload share their scope: one question for all of them.
+            passes: dict[Scope, bool] = {}
+            for one in some:
+                scope = self.scope(one.identity)
+                passed = passes.get(scope)
+                if passed is None:
+                    passed = passes[scope] = scope.judge(behaviour).action is Action.ALLOW
+                if not passed:
+                    yield one

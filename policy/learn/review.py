@@ -20,8 +20,9 @@ from policy.learn import zones
 from policy.learn.components import skeleton
 from policy.learn.evidence import Evidence
 from policy.learn.rules import word
-from policy.learn.sightings import SLOT, Sighting, Use, paths, use, writes
-from policy.learn.suspicion import reason
+from policy.learn.sightings import SLOT, Sighting, Use, by_behaviour, paths, refused, use, use_of, writes
+from policy.learn.suspicion import executed, reason
+from schemas.behaviour import Behaviour
 from schemas.identity import Kind
 from schemas.operations import Access, Class, Operation
 
@@ -30,10 +31,13 @@ KNOWN: Final = 3
 TWICE: Final = 2
 """Instances that must have done an odd thing before it is believed."""
 
+UNTOLD: Final = "told without names, for there were too many new ones"
 _SHADOWED: Final = "a shadow policy would have blocked or told it"
 
 Subject = tuple[str, str, str]
 """What is odd: the class, the path or protocol, the reason."""
+Moment = tuple[int, str, str]
+"""When a program was first executed (Unix ns), which one, by whom: what puts programs of one moment in an order."""
 
 
 class ReviewItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,80 +69,97 @@ def sort_out(
     """`name`: the workload's, for the ids. `denied(base, late)`: which of `late` a policy learnt from `base` would deny."""
     evidence: list[Sighting] = []
     items: dict[Subject, _Item] = {}
-    for one in sightings:
-        match use(one):
-            case Use.EVIDENCE:
-                evidence.append(one)
-            case Use.REFUSED if (heard := _heard(name, one, accepted)) is not None:
-                evidence.append(heard)
-            case Use.REFUSED:
-                why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
-                _put(items, one, why, final=True)
-            case Use.NAMELESS:
-                untold = one.behaviour.access & Access.UNTOLD
-                why = "told without names, for there were too many new ones" if untold else "no rule can name it"
-                _put(items, one, why, final=True)
+    for behaviour, some in by_behaviour(sightings):
+        plain = use_of(behaviour)
+        for one in some:
+            match Use.REFUSED if refused(one) else plain:
+                case Use.EVIDENCE:
+                    evidence.append(one)
+                case Use.REFUSED if (heard := _heard(name, one, accepted)) is not None:
+                    evidence.append(heard)
+                case Use.REFUSED:
+                    why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
+                    _put(items, one, why, final=True)
+                case Use.NAMELESS:
+                    untold = behaviour.access & Access.UNTOLD
+                    why = UNTOLD if untold else "no rule can name it"
+                    _put(items, one, why, final=True)
+    grouped = list(by_behaviour(evidence))
     written: dict[str, int] = {}
-    for one in evidence:
-        if one.behaviour.cls is Class.FILE and writes(one.behaviour):
-            for path in paths(one.behaviour):
-                written[path] = min(one.first, written.get(path, one.first))
-    begun: dict[str, int] = {}
-    for one in evidence:
-        begun[one.identity.uid] = min(one.first, begun.get(one.identity.uid, one.first))
-    rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
-    births: dict[str, int] = {}
-    started: dict[str, Sighting] = {}
-    for one in evidence:
-        if one.behaviour.operation is Operation.EXEC:
-            known = started.get(one.identity.uid)
-            if known is None or _moment(one) < _moment(known):
-                started[one.identity.uid] = one
-            for path in paths(one.behaviour):
-                births[path] = min(births.get(path, 1 << 31), rank[one.identity.uid])
+    for behaviour, some in grouped:
+        if behaviour.cls is Class.FILE and writes(behaviour):
+            first = min(one.first for one in some)
+            for path in paths(behaviour):
+                written[path] = min(first, written.get(path, first))
+    entries, births = _starts(evidence, grouped)
     odd: dict[Subject, list[Sighting]] = {}
     kept: list[Sighting] = []
-    for one in evidence:
-        # What a container was started with is what it is for, also a tool that would be odd later.
-        entry = one.identity.kind is Kind.CONTAINER and started.get(one.identity.uid) is one
-        why = reason(one, written, entry=entry)
-        if (
-            not why
-            and one.behaviour.operation is Operation.EXEC
-            and max(births[path] for path in paths(one.behaviour)) >= KNOWN
-        ):
-            why = f"a program that the first {KNOWN} instances did not run"
-        if why:
-            odd.setdefault(_subject(one, why), []).append(one)
-        else:
-            kept.append(one)
+    for behaviour, some in grouped:
+        if behaviour.operation is not Operation.EXEC:
+            why = reason(behaviour)
+            (odd.setdefault(_subject(behaviour, why), []) if why else kept).extend(some)
+            continue
+        late = max(births[path] for path in paths(behaviour)) >= KNOWN
+        for one in some:
+            # What a container was started with is what it is for, also a tool that would be odd later.
+            entry = one.identity.kind is Kind.CONTAINER and entries[one.identity.uid] == _moment(one)
+            why = executed(one, written, entry=entry)
+            if not why and late:
+                why = f"a program that the first {KNOWN} instances did not run"
+            (odd.setdefault(_subject(behaviour, why), []) if why else kept).append(one)
     for subject, some in odd.items():
         if len({one.identity.uid for one in some}) >= TWICE or _ident(name, subject) in accepted:
             kept += some
         else:
             for one in some:
                 _put(items, one, subject[2])
-    run = {path for one in kept if one.behaviour.operation is Operation.EXEC for path in paths(one.behaviour)}
+    grouped = list(by_behaviour(kept))
+    run = {path for behaviour, _ in grouped if behaviour.operation is Operation.EXEC for path in paths(behaviour)}
     strangers = {
         resource: item.evidence.first for (cls, resource, _), item in items.items()
         if cls == "Process" and not item.final and resource not in run
     }  # fmt: skip
     done: list[Sighting] = []
-    for one in kept:
-        if (
-            one.behaviour.cls is not Class.PROCESS
-            and strangers.get(one.behaviour.executable, one.first + 1) <= one.first
-        ):
-            _put(items, one, f"done by `{one.behaviour.executable}`, which is set apart")
-        else:
-            done.append(one)
+    for behaviour, some in grouped:
+        since = strangers.get(behaviour.executable) if behaviour.cls is not Class.PROCESS else None
+        if since is None:
+            done += some
+            continue
+        for one in some:
+            if since <= one.first:
+                _put(items, one, f"done by `{behaviour.executable}`, which is set apart")
+            else:
+                done.append(one)
     done = _after_quiet(name, done, items, accepted, quiet_ns, denied)
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
     return Sorted(evidence=done, apart=apart)
 
 
-def _moment(one: Sighting) -> tuple[int, str, str]:
+def _starts(
+    evidence: Iterable[Sighting], grouped: Iterable[tuple[Behaviour, list[Sighting]]]
+) -> tuple[dict[str, Moment], dict[str, int]]:
+    """(the first program of each instance; for each program, how many instances had begun when the first of those that ran it did)."""
+    begun: dict[str, int] = {}
+    for one in evidence:
+        known = begun.get(one.identity.uid)
+        if known is None or one.first < known:
+            begun[one.identity.uid] = one.first
+    rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
+    started: dict[str, Moment] = {}
+    births: dict[str, int] = {}
+    for behaviour, some in grouped:
+        if behaviour.operation is not Operation.EXEC:
+            continue
+        for one in some:
+            uid = one.identity.uid
+            started[uid] = min(_moment(one), started.get(uid, _moment(one)))
+            for path in paths(behaviour):
+                births[path] = min(births.get(path, 1 << 31), rank[uid])
+    return started, births
+
+
+def _moment(one: Sighting) -> Moment:
     return one.first, one.behaviour.resource, one.behaviour.executable
 
 
@@ -154,7 +175,7 @@ def _after_quiet(
     refused: dict[Subject, list[Sighting]] = {}
     why = "new after the workload had been doing nothing new"
     for one in denied(base, late):
-        refused.setdefault(_subject(one, why), []).append(one)
+        refused.setdefault(_subject(one.behaviour, why), []).append(one)
     out: set[int] = set()
     for subject, some in refused.items():
         if len({one.identity.uid for one in some}) < TWICE and _ident(name, subject) not in accepted:
@@ -170,10 +191,11 @@ def quiet_since(evidence: Iterable[Sighting], quiet_ns: int) -> int | None:
     New is a program, a protocol, a directory: names of files alone go on changing."""
     births: dict[tuple[str, str], int] = {}
     end = 0
-    for one in evidence:
-        end = max(end, one.last)
-        for feature in _features(one):
-            births[feature] = min(one.first, births.get(feature, one.first))
+    for behaviour, some in by_behaviour(evidence):
+        end = max(end, max(one.last for one in some))
+        first = min(one.first for one in some)
+        for feature in _features(behaviour):
+            births[feature] = min(first, births.get(feature, first))
     moments = sorted(set(births.values()))
     if not moments:
         return None
@@ -183,10 +205,9 @@ def quiet_since(evidence: Iterable[Sighting], quiet_ns: int) -> int | None:
     return None
 
 
-def _features(one: Sighting) -> list[tuple[str, str]]:
-    behaviour = one.behaviour
+def _features(behaviour: Behaviour) -> list[tuple[str, str]]:
     if behaviour.cls is Class.NETWORK:
-        return [("socket", word(one))]
+        return [("socket", word(behaviour))]
     if behaviour.cls is Class.PROCESS:
         return [("exec", path) for path in paths(behaviour)]
     kind = "write" if writes(behaviour) else "read"
@@ -216,9 +237,8 @@ class _Item:
         )  # fmt: skip
 
 
-def _subject(one: Sighting, why: str) -> Subject:
-    behaviour = one.behaviour
-    resource = word(one) if behaviour.cls is Class.NETWORK else behaviour.resource2 or behaviour.resource
+def _subject(behaviour: Behaviour, why: str) -> Subject:
+    resource = word(behaviour) if behaviour.cls is Class.NETWORK else behaviour.resource2 or behaviour.resource
     if behaviour.cls is Class.PROCESS:
         resource = behaviour.resource
     return behaviour.cls.label, resource, why
@@ -227,13 +247,17 @@ def _subject(one: Sighting, why: str) -> Subject:
 def _heard(name: str, one: Sighting, accepted: Collection[str]) -> Sighting | None:
     """What only a shadow policy spoke against, once somebody has accepted it."""
     plain = msgspec.structs.replace(one, shadowed=False)
-    if not one.shadowed or use(plain) is not Use.EVIDENCE or _ident(name, _subject(one, _SHADOWED)) not in accepted:
+    if (
+        not one.shadowed
+        or use(plain) is not Use.EVIDENCE
+        or _ident(name, _subject(one.behaviour, _SHADOWED)) not in accepted
+    ):
         return None
     return plain
 
 
 def _put(items: dict[Subject, _Item], one: Sighting, why: str, *, final: bool = False) -> None:
-    subject = _subject(one, why)
+    subject = _subject(one.behaviour, why)
     item = items.get(subject)
     if item is None:
         item = items[subject] = _Item(final)

@@ -8,7 +8,8 @@ is learnt again from more of the same never allows less.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, Self
 
 import msgspec
 
@@ -17,9 +18,10 @@ from policy.learn import zones
 from policy.learn.components import escape
 from policy.learn.evidence import Evidence
 from policy.learn.paths import PlaceRule, generalise
-from policy.learn.sightings import SLOT, Sighting, owned, paths, writes
+from policy.learn.sightings import SLOT, Sighting, by_behaviour, owned, paths, writes
 from policy.match import glob
 from policy.match.automata import Automaton
+from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class
 
 SOURCES: Final = 16
@@ -69,38 +71,43 @@ class Uses:
         self.changed: dict[str, Evidence] = {}
         self.sockets: dict[str, Evidence] = {}
 
-    def add(self, one: Sighting) -> None:
-        """One sighting that is evidence."""
-        behaviour = one.behaviour
-        look = (one.identity.uid, one.first // SLOT)
+    @classmethod
+    def of(cls, evidence: Iterable[Sighting]) -> Self:
+        """All that these sightings used."""
+        made = cls()
+        for behaviour, some in by_behaviour(evidence):
+            made.add(behaviour, some)
+        return made
+
+    def add(self, behaviour: Behaviour, some: Iterable[Sighting]) -> None:
+        """Sightings of one behaviour that are evidence."""
         cls = behaviour.cls
+        if cls is Class.NETWORK and behaviour.family in LOCAL:
+            return
+        source = (behaviour.parent or behaviour.executable) if cls is Class.PROCESS else behaviour.executable
+        seen = Evidence()
+        for one in some:
+            seen.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), source)
         if cls is Class.NETWORK:
-            if behaviour.family not in LOCAL:
-                _of(self.sockets, word(one)).add(one.count, one.first, one.last, look, behaviour.executable)
+            _of(self.sockets, word(behaviour)).merge(seen)
             return
         if cls is Class.PROCESS:
-            source = behaviour.parent or behaviour.executable
             for path in paths(behaviour):
-                _of(self.executed, path).add(one.count, one.first, one.last, look, source)
+                _of(self.executed, path).merge(seen)
             return
-        write = writes(behaviour)
-        foreign = not owned(behaviour)
+        seen.write = writes(behaviour)
+        seen.foreign = not owned(behaviour)
+        seen.others = not behaviour.access & Access.OWN
         for path in paths(behaviour):
-            found = [_of(self.files, path)]
-            if write:
-                found.append(_of(self.changed, path))
-            for evidence in found:
-                evidence.add(one.count, one.first, one.last, look, behaviour.executable)
-                evidence.write |= write
-                evidence.foreign |= foreign
-                evidence.others |= not behaviour.access & Access.OWN
+            _of(self.files, path).merge(seen)
+            if seen.write:
+                _of(self.changed, path).merge(seen)
 
 
-def word(one: Sighting) -> str:
-    """The narrowest protocol word that the judge knows a socket by."""
-    behaviour = one.behaviour
+def word(behaviour: Behaviour) -> str:
+    """The narrowest protocol word that the judge knows a socket by; `all` where nothing of it was told."""
     known = words(behaviour.family, behaviour.socket_type, behaviour.protocol)
-    return next(name for name in _PREFERRED if name in known)
+    return next((name for name in _PREFERRED if name in known), "all")
 
 
 def rules(uses: Uses, *, patterns: bool = True) -> list[LearntRule]:

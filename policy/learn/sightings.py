@@ -3,10 +3,14 @@
 
 Denied, alerted and shadow-blocked behaviours are never evidence: learning them would turn an attack into a permission. What failed
 by itself never happened. Pure. Neighbours: `policy/learn/learner.py` reads these, the summary store is where they come from.
+
+The store gives equal behaviours as one object (`sinks/store/queries.py`), so what depends on a behaviour alone is asked once for all
+instances that showed it: `by_behaviour`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -14,6 +18,7 @@ import msgspec
 
 from policy.judge.judge import considered
 from policy.judge.precedence import changes
+from policy.judge.sockets import LOCAL
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.identity import Identity
 from schemas.operations import Access, Class, Operation
@@ -48,14 +53,38 @@ class Use(StrEnum):
     """A rule would be needed and none can name it: a path that is not whole, a program without a file, one of too many new names."""
 
 
+def by_behaviour(sightings: Iterable[Sighting]) -> Iterator[tuple[Behaviour, list[Sighting]]]:
+    """Each behaviour with its sightings, in the order of the first. Equal behaviours that are several objects come several times."""
+    grouped: dict[int, list[Sighting]] = {}
+    for one in sightings:
+        some = grouped.get(id(one.behaviour))
+        if some is None:
+            grouped[id(one.behaviour)] = [one]
+        else:
+            some.append(one)
+    for some in grouped.values():
+        yield some[0].behaviour, some
+
+
 def use(sighting: Sighting) -> Use:
     """Which of the four."""
-    behaviour = sighting.behaviour
+    return Use.REFUSED if refused(sighting) else use_of(sighting.behaviour)
+
+
+def refused(sighting: Sighting) -> bool:
+    """Whether somebody spoke against it, as far as enough of it was told to be spoken about."""
+    return (sighting.status != ALLOWED or sighting.shadowed) and not sighting.behaviour.access & Access.UNTOLD
+
+
+def use_of(behaviour: Behaviour) -> Use:
+    """Which of the four, when nobody spoke against it."""
     if behaviour.access & Access.UNTOLD:
         # What was left out of it cannot be learnt, and is not to be missed unseen.
-        missed = not behaviour.result and (behaviour.cls is Class.FILE or behaviour.operation is Operation.EXEC)
+        cls = behaviour.cls
+        remote = cls is Class.NETWORK and behaviour.operation is not Operation.DNS and behaviour.family not in LOCAL
+        missed = not behaviour.result and (cls is Class.FILE or behaviour.operation is Operation.EXEC or remote)
         return Use.NAMELESS if missed else Use.NOTHING
-    if sighting.status != ALLOWED or sighting.shadowed or (behaviour.result and _denied(behaviour)):
+    if behaviour.result and _denied(behaviour):
         return Use.REFUSED
     if behaviour.result and not considered(behaviour):
         return Use.NOTHING

@@ -12,18 +12,15 @@ from collections.abc import Mapping
 from policy.judge.sockets import LOCAL
 from policy.learn import zones
 from policy.learn.sightings import Sighting, paths, writes
+from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class, Operation
 
 
-def reason(one: Sighting, written: Mapping[str, int], *, entry: bool = False) -> str:
-    """A few words; "" when nothing is odd. `written`: paths that the workload itself has written, with when first (Unix ns).
-    `entry`: the container was started with it."""
-    behaviour = one.behaviour
+def reason(behaviour: Behaviour) -> str:
+    """A few words; "" when nothing is odd. Of files and sockets; of programs `executed` knows."""
     match behaviour.cls:
-        case Class.PROCESS:
-            return _executed(one, written, entry)
         case Class.FILE:
-            return _touched(one)
+            return _touched(behaviour)
         case Class.NETWORK:
             if behaviour.family not in LOCAL and behaviour.socket_type & 0xF in (3, 10):
                 return "a raw socket"
@@ -31,7 +28,9 @@ def reason(one: Sighting, written: Mapping[str, int], *, entry: bool = False) ->
     return ""
 
 
-def _executed(one: Sighting, written: Mapping[str, int], entry: bool) -> str:
+def executed(one: Sighting, written: Mapping[str, int], *, entry: bool = False) -> str:
+    """The same of a program. `written`: paths that the workload itself has written, with when first (Unix ns). `entry`: the container
+    was started with it."""
     for path in paths(one.behaviour):
         if written.get(path, one.first + 1) <= one.first:
             return "a program that the workload itself has written"
@@ -44,8 +43,7 @@ def _executed(one: Sighting, written: Mapping[str, int], entry: bool) -> str:
     return ""
 
 
-def _touched(one: Sighting) -> str:
-    behaviour = one.behaviour
+def _touched(behaviour: Behaviour) -> str:
     write = writes(behaviour)
     for path in paths(behaviour):
         if zones.secret(path) and not behaviour.access & Access.OWN:

@@ -26,6 +26,8 @@ _decode_behaviour = msgspec.msgpack.Decoder(Behaviour).decode
 _decode_rule = msgspec.msgpack.Decoder(RuleRef).decode
 
 _ALERTS_MOST = 1000
+_DECODED_MOST = 1 << 16
+"""Behaviours kept decoded while a question is answered, at most about 50 MB."""
 
 
 class SqliteReader:
@@ -97,19 +99,26 @@ class SqliteReader:
     def _rows(self, query: Query, *, ordered: bool) -> Iterator[StoredRow]:
         with self._asking() as db:
             identities, verdicts, where, values = self._select(db, query)
-            tail = " ORDER BY 4 DESC, 6 DESC" if ordered else ""
+            tail = " ORDER BY 5 DESC, 7 DESC" if ordered else ""
             if query.limit:
                 tail += f" LIMIT {query.limit:d}"
-            for identity, verdict, body, count, first, last in db.execute(
-                "SELECT s.identity, s.verdict, b.body, s.count, s.first, s.last FROM ("
+            decoded: dict[int, Behaviour] = {}
+            for identity, verdict, ident, body, count, first, last in db.execute(
+                "SELECT s.identity, s.verdict, s.behaviour, b.body, s.count, s.first, s.last FROM ("
                 "SELECT c.identity, c.behaviour, c.verdict, sum(c.count) AS count, min(c.first) AS first, "
                 f"max(c.last) AS last FROM ({where}) c GROUP BY 1, 2, 3) s JOIN behaviour b ON b.id = s.behaviour{tail}",
                 values,
             ):
                 status, policy, rule = verdicts[verdict]
+                behaviour = decoded.get(ident)
+                if behaviour is None:
+                    # One object for all instances that showed it: a third of the time of reading, most of its memory.
+                    if len(decoded) >= _DECODED_MOST:
+                        decoded.clear()
+                    behaviour = decoded[ident] = _decode_behaviour(body)
                 yield StoredRow(
                     identity=identities[identity],
-                    behaviour=_decode_behaviour(body),
+                    behaviour=behaviour,
                     status=status,
                     policy=policy,
                     rule=rule,

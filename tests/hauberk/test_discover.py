@@ -2,9 +2,15 @@
 """`hauberk discover` over a real store and a real bus: shown, explained, reviewed, merged, written, applied as a shadow and promoted."""
 
 import asyncio
+import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +21,7 @@ import yaml
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk.cli import main
+from hauberk.progress_line import ProgressLine
 from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting
 from policy.parse import parse
@@ -310,3 +317,110 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Pa
     assert run(capsys, state, "discover", "-n", "other", code=1) == ""
     assert "expected one of" in run(capsys, state, "discover", "--apply", "--explain", code=2)
     assert "--quiet-hours above 0" in run(capsys, state, "discover", "--quiet-hours", "0", code=2)
+    (tmp_path / "file").write_text("here first")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "expected a directory to write policies to" in run(capsys, state, "discover", "--outdir", place, code=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "shop").write_text("a file where the namespace's directory would be")
+    assert "out/shop` is none" in run(capsys, state, "discover", "--outdir", tmp_path / "out", code=2)
+
+
+def test_a_store_that_is_damaged_or_empty_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    SqliteStore(str(tmp_path / "summary.db")).close()
+    for kind in ("KubeArmorPolicy", "NetworkPolicy", "KubeArmorHostPolicy"):
+        assert run(capsys, tmp_path if kind[0] == "K" else state, "discover", "-p", kind, "-n", "none", code=1) == ""
+    file = state / "summary.db"
+    whole = file.read_bytes()
+    for damaged in (b"no database at all", whole[:4096] + b"\xa5" * (len(whole) - 4096), whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        capsys.readouterr()
+        outdir = tmp_path / "none"
+        assert main(["discover", "--state", str(state), "--outdir", str(outdir)]) in (2, 3)
+        said = capsys.readouterr()
+        assert len(said.err.strip().splitlines()) == 1, said.err
+        assert "damaged" in said.err or "another program's" in said.err
+        assert not outdir.exists()
+
+
+def test_a_store_that_is_written_meanwhile_is_read_as_of_one_moment(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    """A writer in another thread adds files all the while; each answer is whole, and a later one has no less."""
+    stop, failed = threading.Event(), []
+
+    def write() -> None:
+        try:
+            for number in itertools.count(100):
+                if stop.is_set():
+                    return
+                put(state, number % 5, opened(f"/opt/app/plain{number}x"))
+        except BaseException as error:  # noqa: BLE001 - told below
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        counts = []
+        for _ in range(5):
+            (body,) = json.loads(run(capsys, state, "discover", "-f", "json", "--no-patterns"))
+            assert parse(json.dumps(body), "learnt").ok
+            counts.append(int(run(capsys, state, "discover").partition(" behaviours")[0].rpartition(" ")[2]))
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+    assert counts == sorted(counts)
+
+
+def test_an_interrupt_leaves_nothing_half_written(state: Path, tmp_path: Path) -> None:
+    """SIGINT while it reads and learns: exit 130, no policy on stdout, no directory."""
+    many = tuple(opened(f"/srv/data{number % 97}/x{number}y") for number in range(4000))
+    for number in range(10, 40):
+        put(state, number, *many)
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "hauberk", "discover", "--state", str(state), "--outdir", str(out)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    opened_store = str(state / "summary.db")
+    while time.monotonic() < deadline and child.poll() is None:
+        # A descriptor may be gone before it is asked about.
+        with contextlib.suppress(OSError):
+            descriptors = [f"/proc/{child.pid}/fd/{name}" for name in os.listdir(f"/proc/{child.pid}/fd")]
+            if opened_store in map(os.readlink, descriptors):
+                break
+    child.send_signal(signal.SIGINT)
+    said, told = child.communicate(timeout=30)
+    assert child.returncode == 130, told
+    assert said == ""
+    assert not out.exists()
+
+
+def test_sockets_without_names_are_told(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    """What a container made too many of is counted without addresses: no rule can be learnt of it, and it is not missed unseen."""
+    untold = msgspec.structs.replace(connected("", 0), access=Access.UNTOLD)
+    local = msgspec.structs.replace(untold, family=1)
+    put(state, 2, untold, local)
+    items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
+    (item,) = [one for one in items if one["reason"].startswith("told without names")]
+    assert (item["operation"], item["resource"], item["count"]) == ("connect", "tcp", 7)
+    items = json.loads(run(capsys, state, "discover", "-p", "NetworkPolicy", "--review", "-f", "json", code=1))
+    assert [one["operation"] for one in items if one["reason"].startswith("told without names")] == ["connect"]
+
+
+def test_far_is_told_while_it_is_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("hauberk.progress_line.time.monotonic", lambda: float(next(clock)))
+    line = ProgressLine(lambda number, seconds: f"{number} in {seconds:.0f} s", "hauberk discover")
+    assert sum(1 for _ in line.of(range(256 * 12))) == 256 * 12
+    assert capsys.readouterr().err.splitlines() == [
+        "hauberk discover: 1280 in 5 s",
+        "hauberk discover: 2560 in 10 s",
+    ]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    line = ProgressLine(lambda number, seconds: f"{number}", "hauberk discover")
+    list(line.of(range(256 * 3)))
+    said = capsys.readouterr().err
+    assert said.endswith("768\r\x1b[K")
+    assert "\n" not in said

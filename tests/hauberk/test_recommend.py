@@ -474,6 +474,47 @@ def test_bad_images_and_words_are_one_sentence(capsys: pytest.CaptureFixture[str
         assert len(said.strip().splitlines()) == 1
 
 
+def test_a_report_is_written_after_policies_and_without_any(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All left out is an answer too, with its reasons; and no report says what an `-o` that failed never wrote."""
+    image = written(tmp_path / "image", layout(BASE, TOP))
+    state, report = tmp_path / "state", tmp_path / "report.json"
+    words = ("-i", image, "--platform", "amd64", "-r", report)
+    (tmp_path / "file").write_text("here first")
+    assert "expected a directory to write policies to" in run(capsys, state, *words, "-o", tmp_path / "file", code=2)
+    assert not report.exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "default").write_text("a file where the namespace's directory would be")
+    assert "expected a directory" in run(capsys, state, *words, "-o", tmp_path / "out", code=2)
+    assert not report.exists()
+    assert "is a directory" in run(capsys, state, "-i", image, "-r", tmp_path / "out", code=2)
+    state.mkdir()
+    pod = Identity(kind=Kind.CONTAINER, node="n", uid="u", namespace="shop", container_name="app", owner=Owner("Deployment", "web", "shop"),
+                   orchestrated=True)  # fmt: skip
+    wrote = Behaviour(
+        operation=Operation.OPEN, access=Access.WRITE, resource="/etc/passwd", executable="/usr/bin/app", parent="/init"
+    )
+    at = time.time_ns() - 10**11
+    store = SqliteStore(str(state / "summary.db"))
+    entries = (SummaryEntry(behaviour=wrote, status="Allow", count=3, first=at, last=at),)
+    store.apply([Summary(node="n", run="r", first_frame=1, last_frame=1, bucket=at // 10**9 // 60 * 60, identity=pod, entries=entries)], [])  # fmt: skip
+    store.close()
+    name = next(
+        left["template"]
+        for left in json.loads(_reported(capsys, state, report, code=0))["workloads"][0]["leftOut"]
+        if "/etc/passwd" in left["reason"]
+    )
+    report.unlink()
+    (workload,) = json.loads(_reported(capsys, state, report, "-p", name, code=1))["workloads"]
+    assert not workload["policies"]
+    assert [left["template"] for left in workload["leftOut"]] == [name]
+    assert "left out" in run(capsys, state, "-p", name, "-r", "-", code=1)
+
+
+def _reported(capsys: pytest.CaptureFixture[str], state: Path, report: Path, *words: object, code: int) -> str:
+    run(capsys, state, "-r", report, *words, code=code)
+    return report.read_text()
+
+
 def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     body = "templates: [{name: mine, title: Mine, why: It is., severity: 5, action: Block, closed: ['/x!']}]"
     new, old = tmp_path / "new", tmp_path / "old.yaml"
@@ -573,6 +614,10 @@ def test_an_image_of_a_registry_with_docker_credentials(
     assert "it refuses (401); log in with docker" in run(
         capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2
     )
+    for helper in ({"credsStore": "desktop"}, {"credHelpers": {host: "desktop"}, "credsStore": "other"}):
+        config.write_text(json.dumps({"auths": {host: {}}} | helper))
+        said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2)
+        assert "`docker-credential-desktop`, which is not run" in said
     config.write_text(json.dumps({"auths": {host: {"username": "user", "password": "secret"}}}))
     assert "has no such image" in run(capsys, tmp_path / "state", "-i", f"{host}/team/none", "-c", config, code=2)
     assert "it has amd64" in run(

@@ -124,7 +124,7 @@ def test_a_policy_allows_everything_it_was_learnt_from(sightings: list[Sighting]
     # What it denies of them is what it said that it does not learn.
     for one in denied:
         about = {one.behaviour.resource, one.behaviour.resource2, one.behaviour.executable}
-        about |= {word(one)} if one.behaviour.cls is Class.NETWORK else set()
+        about |= {word(one.behaviour)} if one.behaviour.cls is Class.NETWORK else set()
         assert use(one) is not Use.EVIDENCE or about & apart, one.behaviour
     assert sum(policy.sightings for policy in policies) >= len(sightings) - sum(
         item.count for policy in policies for item in policy.apart

@@ -11,12 +11,13 @@ from itertools import pairwise
 from policy.learn.evidence import Evidence
 from policy.learn.network.addresses import metadata_service, parsed
 from policy.learn.network.flows import FlowKey, Flows, Subject
-from policy.learn.review import TWICE, ReviewItem, sort_out
+from policy.learn.review import TWICE, UNTOLD, ReviewItem, sort_out
 from policy.learn.sightings import Sighting, paths
 from policy.learn.workloads import LearntWorkload, workload
-from schemas.operations import Class, Operation
+from schemas.operations import Class, Operation, class_of
 
 NEW_PLACE = "first connection to or from there after the workload had been doing nothing new"
+_SOCKETS = {operation.name.lower() for operation in Operation if class_of(operation) is Class.NETWORK}
 CREDENTIALS = "a cloud's metadata service, which hands out credentials"
 
 
@@ -40,6 +41,9 @@ def known_programs(
         kept += [one for one in sockets if one.behaviour.executable not in strange]
         used = {one.behaviour.executable for one in sockets}
         apart += [(of, item) for path, item in strange.items() if path in used]
+        apart += [
+            (of, item) for item in found.apart if item.reason == UNTOLD and set(item.operation.split(",")) & _SOCKETS
+        ]
     return kept, apart
 
 
