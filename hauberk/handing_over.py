@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bus.contract import Bus
     from hauberk.sections import Configuration
+    from processors.quiet import Place
     from schemas.frame import FrameHeader
     from sensors.node.sensor import Node
     from sensors.source import Batch
@@ -50,10 +51,12 @@ def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
     return published
 
 
-def needs_of(bus: Bus, node: Node) -> Callable[[FrameHeader, list[int], list[int] | None], None]:
-    """What the processor calls with what it needs of the sensor. What cannot be marked is told all the same, a moment later."""
+def needs_of(bus: Bus, node: Node, name: str) -> Callable[[FrameHeader, list[int], list[int] | None], None]:
+    """What the processor calls with what it needs of the sensor of node `name`. What cannot be marked is told all the same, a moment later."""
 
-    def needs(_: FrameHeader, rows: list[int], counted: list[int] | None) -> None:
+    def needs(header: FrameHeader, rows: list[int], counted: list[int] | None) -> None:
+        if header.node != name:
+            return
         with contextlib.suppress(KernelError):
             if counted is None or not isinstance(bus, HandoverBus) or bus.watched:
                 node.source.wanted.count_none()
@@ -65,18 +68,21 @@ def needs_of(bus: Bus, node: Node) -> Callable[[FrameHeader, list[int], list[int
     return needs
 
 
-def needless_of(bus: Bus, node: Node) -> Callable[[list[tuple[int, str]] | None], None] | None:
-    """What the processor calls with directories whose names nobody needs; None where others may read them too."""
+def needless_of(bus: Bus, node: Node, name: str) -> Callable[[list[Place] | None], None] | None:
+    """What the processor calls with directories of node `name` whose names nobody needs; None where others may read them too."""
     if not isinstance(bus, HandoverBus):
         return None
 
-    def needless(places: list[tuple[int, str]] | None) -> None:
+    def needless(places: list[Place] | None) -> None:
         # Rings that are being opened anew: that takes every mark back.
         with contextlib.suppress(KernelError):
             if places is None:
                 node.source.wanted.name_by_file()
             elif not bus.watched:
-                node.source.wanted.name_by_directory(places)
+                # Frames of another node may be on the same log: its cgroup ids are others here.
+                node.source.wanted.name_by_directory(
+                    [(cgroup, directory) for of, cgroup, directory in places if of == name]
+                )
 
     return needless
 

@@ -24,6 +24,7 @@ from bus.rest import until_look
 from hauberk import disk, health, service, stages, supervision
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
+from hauberk.ending import take_down, unsent
 from hauberk.handing_over import handing_over, logged, needless_of, needs_of, put_aside, word_of
 from hauberk.lock import sole
 from hauberk.metrics import Exposure, expose, of_bus
@@ -228,23 +229,9 @@ async def _run(
             f"{buried} frame{'s' * (buried != 1)} could not be judged and went to the dead letters; "
             "`hauberk topic tail dead --from earliest` says why"
         )
-    return 0 if kept is None else supervision.exit_code(kept)
-
-
-def take_down(node: Node, over: asyncio.Event) -> None:
-    """The end of a live `up`, whatever led to it: programs and rules go only when a stop was asked for."""
-    keep = node.settings.keep
-    node.close(take_down=over.is_set() and not keep)
-    pins = node.settings.pin_dir
-    if not over.is_set():
-        service.say(
-            f"ended by an error, not by a stop that was asked for: programs and rules stay in {pins} and what is enforced "
-            "goes on; observation ends by itself within a minute; start `hauberk up` again"
-        )
-    elif keep:
-        service.say("ended")
-    else:
-        service.say("ended, its programs are removed: nothing is enforced now (`sensor.keep` leaves rules in force)")
+    waiting = unsent(sinks.states())
+    # A recording is played once, for what comes out of it; a live `up` goes on where it stopped.
+    return int(waiting) if kept is None else supervision.exit_code(kept)
 
 
 async def _watch(bus: Bus) -> None:
@@ -279,8 +266,9 @@ async def _live(
 
         hashes = Hashes(settings.sensor.hashes, root_of)
         opened.callback(hashes.close)
+    name = inventory.engine.node
     judging = stages.processor(bus, settings, last=True, complete=None if hashes is None else hashes.fill,
-                               due=needs_of(bus, node), logged=logged(bus), needless=needless_of(bus, node))  # fmt: skip
+                               due=needs_of(bus, node, name), logged=logged(bus), needless=needless_of(bus, node, name))  # fmt: skip
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header), word_of(bus, node))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node)

@@ -26,8 +26,8 @@ _FIRST, _LAST = int(Operation.OPEN), int(Operation.TRUNCATE)
 _NOT_WHOLE: Final = int(Access.UNTOLD | Access.PARTIAL)
 _bits: Final = int.__and__
 
-Place = tuple[int, str]
-"""Cgroup id, and a directory with its trailing slash."""
+Place = tuple[str, int, str]
+"""Node, cgroup id, and a directory with its trailing slash. Two nodes have the same cgroup ids for different containers."""
 Needless = Callable[[list[Place] | None], None]
 """(places whose names nobody needs; None: from the return on, every name is wanted again)."""
 
@@ -51,13 +51,13 @@ class QuietDirectories:
             path = raw.resource
             if raw.resource2 or not path or not _FIRST <= raw.operation <= _LAST:
                 continue
-            place = (raw.cgroup, path[: path.rfind("/") + 1])
+            place = (node, raw.cgroup, path[: path.rfind("/") + 1])
             if place in known:
                 continue
             many = seen[place] = seen.get(place, 0) + 1
             if many == FROM:
                 known.add(place)
-                if self._is_free(node, entry, place):
+                if self._is_free(entry, place):
                     found.append(place)
         if len(known) > _MOST:
             self.forget()
@@ -70,8 +70,8 @@ class QuietDirectories:
             self._known.clear()
             self._tell(None)
 
-    def _is_free(self, node: str, entry: JudgedBehaviour, place: Place) -> bool:
-        cgroup, directory = place
+    def _is_free(self, entry: JudgedBehaviour, place: Place) -> bool:
+        node, cgroup, directory = place
         # Only where the cgroup alone says whose it is: what the namespaces decide, another task of the cgroup may have otherwise.
         return (
             cgroup > 1

@@ -199,6 +199,13 @@ def test_damaged_blocks_can_be_left_out(hauberk: Any) -> None:
     assert "1 damaged block of `broken.hbrk` left out" in done.stderr
 
 
+def test_a_replay_whose_sink_took_nothing_ends_with_1(hauberk: Any) -> None:
+    hauberk.sinks = [{"type": "syslog", "name": "siem", "address": "127.0.0.1:1"}]
+    done = hauberk.replay("-f", POLICY)
+    assert done.returncode == 1, done.stderr
+    assert "sink `siem` has not sent everything, the rest stays on the bus" in done.stderr
+
+
 # Stores and the bus
 
 

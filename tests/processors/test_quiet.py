@@ -17,10 +17,10 @@ class Told:
     """What the sensor was told, and which policies were in force when it was."""
 
     def __init__(self) -> None:
-        self.places: set[tuple[int, str]] = set()
+        self.places: set[tuple[str, int, str]] = set()
         self.taken_back = 0
 
-    def __call__(self, places: list[tuple[int, str]] | None) -> None:
+    def __call__(self, places: list[tuple[str, int, str]] | None) -> None:
         if places is None:
             self.taken_back += 1
             self.places.clear()
@@ -61,7 +61,7 @@ async def test_a_directory_that_no_rule_reaches_is_quiet(node, stage, told, web,
     opens(node, "/few/", FROM - 1)
     await stage.take(node.record())
     cgroup = web.cgroups[0]
-    assert told.places == {(cgroup, "/data/"), (cgroup, "/srv/other/")}
+    assert told.places == {(node.name, cgroup, "/data/"), (node.name, cgroup, "/srv/other/")}
 
 
 @pytest.mark.parametrize(
