@@ -23,7 +23,7 @@ from schemas.enforcement import NetworkRule, Refusal
 from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, SOCKET_TYPE, Direction
 from schemas.operations import Backend
 from schemas.refusals import Cause, RefusalCode
-from schemas.verdict import DEFAULT_POSTURE, Action
+from schemas.verdict import DEFAULT_POSTURE, PROTECTED, Action
 
 _INET: Final = int(socket.AF_INET)
 _INET6: Final = int(socket.AF_INET6)
@@ -48,8 +48,6 @@ PORTS: Final = 1024
 """Widest range of ports that is written out port by port; the kernel's key holds one."""
 _LAST_PORT: Final = 65535
 
-PROTECTED: Final = "protected"
-"""Policy name in the `ref` of the exceptions that `enforcers.protected` puts first; they answer both questions."""
 _PEERS: Final = ("KubeArmorNetworkPolicy",)
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from enforcers import pods, protected
 from policy.kernel_plan import plan_scope
+from policy.rules import lockout
 from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
@@ -41,7 +42,7 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     protected: Annotated[
         tuple[str, ...],
         msgspec.Meta(description="Executables that a broad host rule never stops.", examples=[["/usr/sbin/sshd"]]),
-    ] = protected.EXECUTABLES
+    ] = lockout.EXECUTABLES
     override_protected: Annotated[
         bool, msgspec.Meta(description="Let broad host rules reach protected processes too.", examples=[False])
     ] = False
@@ -98,6 +99,7 @@ class Planner:
         self._settings = settings or PlanSettings()
         self._backends = (*PLANNED, Backend.APPARMOR) if self._settings.apparmor else PLANNED
         self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
+        self._above: frozenset[str] = frozenset()
         self._left_out = tuple(
             Refusal(ref=ref, reason=f"left out of the ruleset: {why}", code=RefusalCode.LEFT_OUT)
             for ref, why in self.ruleset.problems
@@ -115,6 +117,7 @@ class Planner:
         watch = self._watch(living)
         # Strictly the node itself last: what one of its chosen cgroups holds is not refused by it.
         living.sort(key=lambda one: one.kind is Kind.NODE)
+        self._above = self._guarded(living)
         held: set[RuleRef] = set()
         for identity in living:
             scope = self.ruleset.scope(identity)
@@ -125,6 +128,8 @@ class Planner:
                 # No runtime answered for it: what is chosen for the host's rules does not leave them by its name.
                 scope, identity = scope.beside, msgspec.structs.replace(identity, kind=Kind.HOST)
             template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
+            if identity.kind is Kind.HOST and self._chosen(identity):
+                held.update(one.ref for one in refusals if one.code is RefusalCode.LOCKOUT)
             if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
                     blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
@@ -135,10 +140,13 @@ class Planner:
                         if rule.ref not in held
                     ]
                     refusals = (*blind, *unheld)
+                elif self._inside(identity):
+                    scopes.append(self._free(identity, seen_as))
+                    continue
                 else:
                     continue
             elif (ruled := bool(template.paths or template.network or template.posture)) or (
-                identity.kind is Kind.CONTAINER and watch.differs(seen_as)
+                identity.kind is Kind.CONTAINER and (watch.differs(seen_as) or self._inside(identity))
             ):
                 if ruled:
                     policies.update(scope.policies)
@@ -197,8 +205,35 @@ class Planner:
     def _chosen(self, identity: Identity) -> bool:
         settings = self._settings
         return (identity.kind is Kind.HOST or identity.doubtful) and protected.chosen(
-            identity.cgroup_path, settings.host_cgroups, settings.override_protected
+            identity.cgroup_path, settings.host_cgroups, settings.override_protected, self._above
         )
+
+    def _guarded(self, living: list[Identity]) -> frozenset[str]:
+        """Cgroups above containers and protected services."""
+        if not self._settings.host_cgroups:
+            return frozenset()
+        override = self._settings.override_protected
+        return protected.parents(
+            one.cgroup_path
+            for one in living
+            if one.kind is Kind.CONTAINER or (not override and protected.is_protected(one.cgroup_path))
+        )
+
+    def _inside(self, identity: Identity) -> bool:
+        """Whether it lies in a cgroup that the settings choose, whose scope would be its own."""
+        settings = self._settings
+        return bool(settings.host_cgroups) and any(
+            protected.chosen(path, settings.host_cgroups, settings.override_protected, self._above)
+            for path in protected.parents((identity.cgroup_path,))
+        )
+
+    @staticmethod
+    def _free(identity: Identity, visible: int) -> ScopePlan:
+        """Of a cgroup that is not chosen, in one that is: a scope without rules."""
+        return ScopePlan(
+            uid=identity.uid, cgroups=identity.cgroups[:1], cgroup_path=identity.cgroup_path, workload=identity.workload,
+            visibility=visible,
+        )  # fmt: skip
 
     def _part(self, scope: Scope, identity: Identity) -> tuple[ScopePlan, tuple[Refusal, ...]]:
         host = identity.kind is not Kind.CONTAINER
@@ -207,7 +242,9 @@ class Planner:
         if kept is None or kept[0] is not scope:
             made, refused = plan_scope(scope, identity, backends=self._backends, signal=self._settings.signal)
             if host and not self._settings.override_protected:
-                made = protected.fenced(made, self._settings.protected)
+                forced = {str(policy.key) for policy, _ in scope.members if policy.force}
+                made, locking = lockout.judged(made, self._settings.protected, forced)
+                refused = (*refused, *locking)
             kept = self._parts[key] = (scope, made, _told_once(refused))
         return kept[1], kept[2]
 

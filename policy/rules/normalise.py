@@ -68,6 +68,7 @@ def normalise(document: PolicyDocument) -> Policy:
         mode=mode,
         enabled=status != "disabled",
         signal=annotations.get(written.ANNOTATION_SIGNAL) == "enabled",
+        force=annotations.get(written.ANNOTATION_FORCE) == "enabled",
         native=getattr(spec, "apparmor", None) or "",
         tests=annotations.get(written.ANNOTATION_TESTS, ""),
         origin=document.origin,

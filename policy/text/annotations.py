@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The annotations that mean something: `hauberk.io/mode`, `hauberk.io/signal`, `hauberk.io/tests`, `kubearmor-policy`.
+"""The annotations that mean something: `hauberk.io/mode`, `hauberk.io/signal`, `hauberk.io/force`, `hauberk.io/tests`, `kubearmor-policy`.
 
 The tests of a policy travel inside of it as YAML text: a list of `{event: {KubeArmor log fields}, expect: {action,
 policy?}}`. `test_cases` is the one reader of that form, for the annotation and for files beside a policy alike.
@@ -16,11 +16,19 @@ from policy.text.check import Checker
 from policy.text.diagnostics import Report
 from policy.text.suggest import nearest
 from policy.text.yaml_nodes import Mapping, Node, Scalar, Sequence, plain
-from schemas.policy import ANNOTATION_MODE, ANNOTATION_SIGNAL, ANNOTATION_STATUS, ANNOTATION_TESTS, Position
+from schemas.policy import (
+    ANNOTATION_FORCE,
+    ANNOTATION_MODE,
+    ANNOTATION_SIGNAL,
+    ANNOTATION_STATUS,
+    ANNOTATION_TESTS,
+    Position,
+)
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     ANNOTATION_MODE: ("enforce", "shadow"),
     ANNOTATION_SIGNAL: ("enabled", "disabled"),
+    ANNOTATION_FORCE: ("enabled", "disabled"),
     ANNOTATION_STATUS: ("enabled", "audited", "disabled"),
 }
 KNOWN: Final = (*WORDS, ANNOTATION_TESTS)

@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from enforcers.plan import Planner, PlanSettings
-from enforcers.protected import EXECUTABLES, chosen
+from enforcers.protected import chosen
+from policy.rules.lockout import EXECUTABLES
 from policy.ruleset import PostureSettings, compile_ruleset
 from schemas.enforcement import decode_plan, encode
 from schemas.identity import Kind
 from schemas.operations import Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import Action
 from schemas.visibility import bits
 
@@ -126,10 +128,52 @@ def test_protected_executables_are_excepted_from_broad_rules(policies: Any, host
 
 def test_what_is_named_is_not_protected(policies: Any, host: Any) -> None:
     settings = PlanSettings(host_cgroups=("/user.slice/*",))
-    documents = policies(HSP.format(spec="process: {matchPaths: [{path: /usr/sbin/sshd}]}, action: Block"))
+    documents = policies(HSP.format(spec="process: {matchPaths: [{path: /usr/bin/kubelet}]}, action: Block"))
     (scope,) = Planner(compile_ruleset(documents), settings).plan("n1", [host("/user.slice/a")], 1).scopes
-    mine = [rule for rule in scope.paths if rule.value == "/usr/sbin/sshd"]
+    mine = [rule for rule in scope.paths if rule.value == "/usr/bin/kubelet"]
     assert [rule.action for rule in mine] == [Action.BLOCK]
+
+
+def test_what_locks_the_operator_out_is_refused_unless_forced(policies: Any, host: Any) -> None:
+    settings = PlanSettings(host_cgroups=("/*",))
+    spec = "process: {matchPaths: [{path: /usr/sbin/sshd}, {path: /usr/bin/nc}]}, action: Block"
+    identities = [host("/", 0, Kind.NODE), host("/user.slice/a")]
+    plan = Planner(compile_ruleset(policies(HSP.format(spec=spec))), settings).plan("n1", identities, 1)
+    assert [(one.code, one.ref.position) for one in plan.refused] == [
+        (RefusalCode.LOCKOUT, "spec.process.matchPaths[0]")
+    ]
+    assert "lock the operator out" in plan.refused[0].reason
+    (scope,) = plan.scopes
+    assert {rule.value for rule in scope.paths if rule.action is Action.BLOCK} == {"/usr/bin/nc"}
+    forced = HSP.replace("hauberk.io/signal: enabled", "hauberk.io/signal: enabled, hauberk.io/force: enabled")
+    plan = Planner(compile_ruleset(policies(forced.format(spec=spec))), settings).plan("n1", identities, 1)
+    assert plan.refused == ()
+    assert "/usr/sbin/sshd" in {rule.value for rule in plan.scopes[0].paths if rule.action is Action.BLOCK}
+
+
+def test_a_glob_stops_below_what_holds_containers_or_protected_services(
+    policies: Any, host: Any, identity: Any
+) -> None:
+    planner = Planner(compile_ruleset(policies(HSP.format(spec=TCP))), PlanSettings(host_cgroups=("/*",)))
+    docker = identity(box(6), labels={}, cgroup_path="/system.slice/docker-x.scope")
+    cron, ssh = host("/system.slice/cron.service", 1), host("/system.slice/ssh.service", 2)
+    slices = [host("/system.slice", 3), host("/user.slice", 4)]
+    plan = planner.plan("n1", [docker, cron, ssh, *slices], 1)
+    # What lies in a cgroup is held like it from its birth: a chosen /system.slice would hold sshd and containers.
+    assert {one.cgroup_path for one in plan.scopes} == {"/system.slice/cron.service", "/user.slice"}
+    assert "/system.slice" in {one.cgroup_path for one in planner.plan("n1", [cron, *slices], 1).scopes}
+
+
+def test_who_is_not_chosen_inside_of_what_is_has_a_scope_without_rules(policies: Any, host: Any, identity: Any) -> None:
+    settings = PlanSettings(host_cgroups=("/system.slice",))
+    planner = Planner(compile_ruleset(policies(HSP.format(spec=TCP))), settings)
+    docker = identity(box(6), labels={}, cgroup_path="/system.slice/docker-x.scope")
+    plan = planner.plan("n1", [docker, host("/system.slice/ssh.service", 2), host("/system.slice", 3)], 1)
+    ruled = {one.cgroup_path: bool(one.network) for one in plan.scopes}
+    assert ruled == {
+        "/system.slice": True, "/system.slice/ssh.service": False, "/system.slice/docker-x.scope": False,
+    }  # fmt: skip
+    assert all(one.visibility >= 0 for one in plan.scopes)
 
 
 def test_containers_get_no_exceptions(policies: Any, ksp: Any, identity: Any) -> None:
