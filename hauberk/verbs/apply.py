@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
 from hauberk.policy_files import read
+from schemas.policy import ANNOTATION_FORCE
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from schemas.policy import PolicyDocument
 
 
 _SHOWN: Final = 4
@@ -28,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
     made.add_argument("--strict", action="store_true", help="warnings are errors")
+    made.add_argument(
+        "--force", action="store_true",
+        help="hold rules of host policies also where they would lock the operator out (annotation hauberk.io/force: enabled)",
+    )  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="show what would be done, do nothing")
     made.add_argument(
         "--wait", type=float, metavar="SECONDS", nargs="?", const=10.0,
@@ -69,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
     """Parse all, then publish all."""
     given = parser().parse_args(argv)
     documents = read(given.filename, given.recursive, given.strict)
+    if given.force:
+        documents = [annotated(one, ANNOTATION_FORCE, "enabled") for one in documents]
 
     async def work(bus: Bus) -> int:
         told = await publish(bus, documents, given.dry_run)
@@ -84,19 +92,38 @@ def main(argv: Sequence[str]) -> int:
     return with_bus(given, work)
 
 
+def annotated(document: PolicyDocument, name: str, value: str | None) -> PolicyDocument:
+    """`document` with this annotation, without it for None."""
+    import msgspec
+
+    from policy.documents import from_json
+
+    body = msgspec.json.decode(document.raw)
+    annotations = {key: text for key, text in (body["metadata"].get("annotations") or {}).items() if key != name}
+    body["metadata"]["annotations"] = annotations if value is None else annotations | {name: value}
+    return from_json(msgspec.json.encode(body), document.origin)
+
+
 def _warn(given: argparse.Namespace, documents: Sequence[Any]) -> None:
     """One line for each policy with Block rules that nothing of this version holds as they are written."""
-    from hauberk.policies import kills
+    from hauberk.policies import kills, postures
     from policy.rules.normalise import normalise
     from policy.text.coverage import CANNOT
     from policy.tools.explain import HOST_ONLY, unheld
+    from policy.tools.lockouts import lockouts
     from schemas.verdict import Mode
 
-    signal = kills(given)
-    for policy in map(normalise, documents):
+    signal, settings = kills(given), postures(given)
+    for document in documents:
+        policy = normalise(document)
         found = unheld(policy, signal=signal)
         if not policy.enabled:
             continue
+        for one in lockouts(document, settings):
+            print(
+                f"warning: {policy.key.name}: not enforced: {one.ref.position or one.ref.policy}: {one.reason}",
+                file=sys.stderr,
+            )
         if found.unseen:
             more = f" and {len(found.unseen) - _SHOWN} more" if len(found.unseen) > _SHOWN else ""
             print(

@@ -100,6 +100,7 @@ NEVER = Code("P604", _W, "a path that the kernel never reports", "Write the reso
 ALWAYS_AUDIT = Code("P605", _W, "system call rules take no action", "Remove it; they always audit.")
 IGNORED = Code("P606", _W, "a field that has no effect here", "Remove it.")
 UNSEEN = Code("P607", _W, "something that no sensor of this version reports", "Name what is watched: the list is under Names above; until then the rule has no effect.")
+LOCKOUT = Code("P608", _W, "a rule of a host policy that would lock the operator out", "Leave out of it what the message names, or add the annotation `hauberk.io/force: enabled`; until then it is not enforced.")
 
 TOO_LONG = Code("P701", _W, "longer than KubeArmor allows", "Hauberk takes it; KubeArmor would refuse the policy.")
 EXTRA_NAME = Code("P702", _W, "a name that KubeArmor does not know", "Hauberk takes it; KubeArmor would refuse the policy.")

@@ -86,3 +86,21 @@ def test_explain_says_where_host_rules_are_held(hauberk: Any) -> None:
         in done.stdout
     )
     assert "host_cgroups" in json.loads(hauberk("policy", "explain", "-f", "host.yaml", "-o", "json").stdout)[0]["note"]
+
+
+LOCKING = HOST.replace("/usr/bin/curl}", "/usr/bin/curl}, {path: /usr/sbin/sshd}")
+
+
+def test_what_locks_out_is_told_rule_by_rule_and_forced_by_name(hauberk: Any) -> None:
+    checked = hauberk("policy", "check", "-f", "-", stdin=LOCKING)
+    assert checked.returncode == 1
+    assert "warning[P608]" in checked.stdout
+    assert "lock the operator out" in checked.stdout
+    told = hauberk("apply", "-f", "-", "--dry-run", stdin=LOCKING)
+    (line,) = [one for one in told.stderr.splitlines() if "not enforced" in one]
+    assert "demo: not enforced: spec.process.matchPaths[1]: it would lock the operator out" in line
+    assert "--force" in line
+    assert hauberk("apply", "-f", "-", "--force", stdin=LOCKING).returncode == 0
+    listed = hauberk("get", "policies", "demo").stdout
+    assert "enabled, forced" in listed
+    assert hauberk("delete", "policy", "demo").returncode == 0
