@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from typing import Final
 
 import msgspec
@@ -18,9 +19,11 @@ import msgspec
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from bus.rest import until_look
+from enforcers import trial_watch, trials
 from enforcers.apply import Applier
 from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
+from enforcers.trials import Standing, TrialRecord
 from kernel.descriptors import DescriptorReserve
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Permanent, Temporary
@@ -61,6 +64,11 @@ class Enforcement:
         self._pin_dir = pin_dir
         self._node = node
         self._file = saved_file(self._settings)
+        self._trials = TrialRecord(self._settings.state_dir)
+        self._lock = -1
+        self._one = asyncio.Lock()
+        self._watched: tuple[str, ...] = ()
+        self._lifting: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._applier: Applier | None = None
         self._reserve: DescriptorReserve | None = None
@@ -97,6 +105,8 @@ class Enforcement:
         for problem in self._applier.problems:
             log.warning("enforcement: %s", problem)
         self._reserve = DescriptorReserve()
+        if self._settings.state_dir:
+            self._lock = await asyncio.to_thread(self._locked)
         try:
             saved = self._load()
             if saved is not None:
@@ -111,6 +121,11 @@ class Enforcement:
             )
             await follower.run(self._changed, wait=lambda: self._next)
         finally:
+            if self._lifting is not None:
+                self._lifting.cancel()
+                await asyncio.gather(self._lifting, return_exceptions=True)
+            if self._lock >= 0:
+                os.close(self._lock)
             self._reserve.close()
             self._applier.close()
 
@@ -160,14 +175,48 @@ class Enforcement:
             self._unsaid = self.receipt
             await self._tell()
 
+    def _locked(self) -> int:
+        try:
+            return trial_watch.locked(self._settings.state_dir)
+        except OSError:
+            # A full disk or a read-only one: rules matter more, and a switch then acts without asking.
+            return -1
+
+    async def _lift(self, seconds: float) -> None:
+        """Carry the plan out again when a minute is over."""
+        await asyncio.sleep(seconds)
+        self._lifting = None
+        if self.plan is not None:
+            await self._apply(self.plan, save=False)
+
+    def _watch(self, standing: Standing) -> Standing:
+        """Have somebody lift what is not confirmed also when this process is gone; where nobody can, it is not put in force at all."""
+        names = tuple(one.name for one in standing.plan.trials)
+        if standing.left is None or names == self._watched:
+            return standing
+        until = time.clock_gettime(time.CLOCK_BOOTTIME) + standing.left
+        watch = trial_watch.Watch(self._pin_dir, self._node, self._settings, until)
+        if why := trial_watch.start(watch):
+            log.error("policies that wait for a confirmation are not held: nobody can be started to lift them: %s", why)
+            return trials.standing(standing.plan, {}, "", 0.0)
+        self._watched = names
+        return standing
+
     async def _apply(self, plan: Plan, save: bool) -> None:
+        async with self._one:
+            await self._carry_out(plan, save)
+
+    async def _carry_out(self, plan: Plan, save: bool) -> None:
+        # Strictly first: when a policy was first seen is on disk before anything of it holds.
+        standing = await asyncio.to_thread(self._trials.now, plan)
         if save:
             await asyncio.to_thread(self._save, plan)
+        standing = await asyncio.to_thread(self._watch, standing)
         assert self._reserve is not None, "`run` keeps descriptors aside"
         try:
             # Whatever else took all descriptors: there are some for the rules.
             with self._reserve.lent():
-                self.receipt = await asyncio.to_thread(self.applier.apply, plan)
+                self.receipt = await asyncio.to_thread(self.applier.apply, standing.plan)
         except HauberkError:
             raise
         except Exception as error:
@@ -183,6 +232,11 @@ class Enforcement:
             return
         self.plan = plan
         self.stats.plans += 1
+        if standing.over:
+            await asyncio.to_thread(self._trials.lifted, standing.over)
+        if self._lifting is not None and self._lifting is not asyncio.current_task():
+            self._lifting.cancel()
+        self._lifting = None if standing.left is None else asyncio.create_task(self._lift(standing.left))
         for sentence in self.receipt.failed:
             log.warning("enforcement: %s", sentence)
         self._unsaid = self.receipt

@@ -9,7 +9,7 @@ refused in. Neighbours: `policy.kernel_plan` (what one scope says), `protected` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Final
 
 import msgspec
@@ -21,10 +21,11 @@ from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
 from schemas.backends import PLANNED
-from schemas.enforcement import Plan, Refusal, ScopePlan, digest
+from schemas.enforcement import Plan, Refusal, ScopePlan, Trial, digest
 from schemas.identity import Identity, Kind
 from schemas.operations import Backend
 from schemas.refusals import RefusalCode
+from schemas.rules import Policy
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 from schemas.visibility import bits
 
@@ -94,8 +95,9 @@ _NOT_CHOSEN: Final = "host policies are enforced in the cgroups named by `host_c
 class Planner:
     """Makes plans for one set of policies; remembers what it worked out for equal identities."""
 
-    def __init__(self, ruleset: Ruleset, settings: PlanSettings | None = None) -> None:
+    def __init__(self, ruleset: Ruleset, settings: PlanSettings | None = None, *, trials: bool = True) -> None:
         self.ruleset = ruleset
+        self._without = tuple(_without(ruleset, settings)) if trials else ()
         self._settings = settings or PlanSettings()
         self._backends = (*PLANNED, Backend.APPARMOR) if self._settings.apparmor else PLANNED
         self._parts: dict[tuple[int, bool], tuple[Scope, ScopePlan, tuple[Refusal, ...]]] = {}
@@ -166,12 +168,15 @@ class Planner:
                     refused[msgspec.structs.replace(refusal, uid=identity.uid)] = None
         made = (*scopes, *(self._of_pods(living, watch) if self._settings.pods else ()))
         said = (watch.host, watch.new, watch.host_cgroups) if watch.known else (-1, -1, ())
+        trials = tuple(
+            _trial(policy, made, each.plan(node, living, generation).scopes) for policy, each in self._without
+        )
         linked = max((one.linked_ns for one in living if one.kind is Kind.NODE), default=0)
         return Plan(
-            node=node, generation=generation, digest=digest(made, *said), scopes=made, policies=tuple(sorted(policies)),
+            node=node, generation=generation, digest=digest(made, *said, *((trials,) if trials else ())), scopes=made, policies=tuple(sorted(policies)),
             created_ns=created_ns, refused=tuple(one for one in refused if not one.code.partial),
             partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
-            host_cgroups=said[2], linked_ns=linked, selected=tuple(sorted(selected.items())),
+            host_cgroups=said[2], linked_ns=linked, selected=tuple(sorted(selected.items())), trials=trials,
         )  # fmt: skip
 
     def _of_pods(self, living: list[Identity], watch: Watch) -> Iterable[ScopePlan]:
@@ -247,6 +252,25 @@ class Planner:
                 refused = (*refused, *locking)
             kept = self._parts[key] = (scope, made, _told_once(refused))
         return kept[1], kept[2]
+
+
+def _without(ruleset: Ruleset, settings: PlanSettings | None) -> Iterator[tuple[Policy, Planner]]:
+    """For each policy that nobody has confirmed, the oldest first, a planner without it and those before it."""
+    left = list(ruleset.policies)
+    for policy in sorted(
+        (one for one in left if one.unconfirmed and one.enabled), key=lambda one: (one.unconfirmed, one.key)
+    ):
+        left.remove(policy)
+        lesser = Ruleset(left, ruleset.settings, f"{ruleset.digest}-{policy.key}")
+        yield policy, Planner(lesser, settings, trials=False)
+
+
+def _trial(policy: Policy, scopes: tuple[ScopePlan, ...], without: tuple[ScopePlan, ...]) -> Trial:
+    known, uids = set(scopes), {one.uid for one in without}
+    return Trial(
+        policy=str(policy.key), since=policy.unconfirmed, scopes=tuple(one for one in without if one not in known),
+        dropped=tuple(one.uid for one in scopes if one.uid not in uids),
+    )  # fmt: skip
 
 
 def _told_once(refused: tuple[Refusal, ...]) -> tuple[Refusal, ...]:

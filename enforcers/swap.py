@@ -13,6 +13,7 @@ from pathlib import Path
 
 from enforcers.apply import Applier
 from enforcers.settings import EnforceSettings
+from enforcers.trials import TrialRecord
 from schemas.enforcement import Plan, decode_plan
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,11 @@ def carry_over(pin_dir: str, node: str, settings: EnforceSettings) -> None:
         if plan is None:
             return
         applier = opened(pin_dir, node, settings)
+        record = TrialRecord(settings.state_dir)
         try:
-            receipt = applier.apply(plan)
+            standing = record.now(plan)
+            receipt = applier.apply(standing.plan)
+            record.lifted(standing.over)
         finally:
             applier.close()
     except Exception as error:  # noqa: BLE001 - whatever it is, the programs must come into use all the same

@@ -28,6 +28,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "release": ("Take everything on this node from under enforcement, at once", "node"),
     "doctor": ("Check this installation and show how to fix what is wrong", "node"),
     "apply": ("Apply policies from files", "policy"),
+    "confirm": ("Keep policies that were applied with --confirm", "policy"),
     "get": ("List policies, workloads, alerts or nodes", "policy"),
     "describe": ("Show one policy, workload, node or alert in full", "policy"),
     "delete": ("Delete policies, or forget a node that left", "policy"),

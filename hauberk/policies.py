@@ -20,7 +20,6 @@ from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
     from policy.ruleset import PostureSettings, Ruleset
-    from policy.text.codes import Level
     from policy.text.diagnostics import Diagnostic
     from policy.tools.lint_findings import Holding
     from schemas.policy import PolicyDocument
@@ -97,11 +96,11 @@ def check(given: argparse.Namespace) -> int:
 
 def _locking(documents: Sequence[PolicyDocument], origin: str, given: argparse.Namespace) -> Iterator[Diagnostic]:
     """P608 for each rule that a planner refuses because it would lock the operator out."""
-    from policy.text.codes import LOCKOUT
+    from policy.text.codes import LOCKOUT, Level
     from policy.text.diagnostics import Diagnostic
     from policy.tools.lockouts import lockouts
 
-    level: Level = "error" if given.strict else "warning"
+    level = Level.ERROR if given.strict else Level.WARNING
     for document in documents:
         for one in lockouts(document, postures(given)):
             place = next((at for at in document.positions if at.path == one.ref.position), None)

@@ -70,6 +70,21 @@ class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Bit 1 << Class for each class that its kernel reports; -1 leaves what is there."""
 
 
+class Trial(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A policy that is held for a minute unless it is confirmed. `policy`: its key; `since`: when it was applied, RFC 3339. Without it and
+    the trials before it in the plan: `scopes` in the place of those of the same uid, and none for the uids in `dropped`."""
+
+    policy: str
+    since: str
+    scopes: tuple[ScopePlan, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of this one trial of the policy."""
+        return f"{self.policy}@{self.since}"
+
+
 class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One value of `enforcement.desired.v1`, key node. `created_ns`: Unix ns, when the newest policy in it was published.
     `refused`: rules that no backend can carry, `partial`: rules of which a part is not carried, both found while planning; the
@@ -95,6 +110,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     partial: tuple[Refusal, ...] = ()
     selected: tuple[tuple[str, Count], ...] = ()
     """Key of each policy that is for something of this node, and how many of its containers it is for; 0: for the host alone."""
+    trials: tuple[Trial, ...] = ()
+    """Policies that nobody has confirmed yet, the oldest first."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

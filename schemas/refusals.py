@@ -41,6 +41,7 @@ class RefusalCode(StrEnum):
     POSTURE = "posture"
     NOT_CHOSEN = "not-chosen"
     LOCKOUT = "lockout"
+    UNCONFIRMED = "unconfirmed"
     NO_PROFILE = "no-profile"
     LEFT_OUT = "left-out"
     OTHER_FAMILIES = "other-families"
@@ -87,6 +88,7 @@ MEANING: Final = {
     RefusalCode.POSTURE: "A posture `block` is not enforced, because an Allow rule of its class cannot be.",
     RefusalCode.NOT_CHOSEN: "Host policies are enforced in the cgroups of `planner.plan.host_cgroups` only.",
     RefusalCode.LOCKOUT: "Held on the host, the rule would keep the operator out; `hauberk apply --force` holds it all the same.",
+    RefusalCode.UNCONFIRMED: "The policy was applied with `--confirm`, and nobody confirmed it within a minute.",
     RefusalCode.NO_PROFILE: "The workload was started under no profile that the backend may change.",
     RefusalCode.LEFT_OUT: "The rule or its policy was left out when the policies were compiled.",
     RefusalCode.OTHER_FAMILIES: "Enforced for internet sockets; those of other families have no cgroup hook and are only reported.",

@@ -197,6 +197,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """False from `kubearmor-policy: disabled`: kept, never applied."""
     signal: bool = False
     """Its Block rules may be carried out by a kill where nothing can deny (`hauberk.io/signal: enabled`)."""
+    unconfirmed: str = ""
+    """When it was applied for a trial, RFC 3339 (`hauberk.io/unconfirmed-since`); "" for good."""
     force: bool = False
     """Its rules are held also where they lock the operator out (`hauberk.io/force: enabled`)."""
     native: str = ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
 from hauberk.policy_files import read
-from schemas.policy import ANNOTATION_FORCE
+from schemas.policy import ANNOTATION_FORCE, ANNOTATION_UNCONFIRMED
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -33,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--force", action="store_true",
         help="hold rules of host policies also where they would lock the operator out (annotation hauberk.io/force: enabled)",
+    )  # fmt: skip
+    made.add_argument(
+        "--confirm", action="store_true",
+        help="hold them for a minute: each node lifts them again unless `hauberk confirm NAME` is given by then, also when its agent is killed",
     )  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="show what would be done, do nothing")
     made.add_argument(
@@ -78,10 +83,17 @@ def main(argv: Sequence[str]) -> int:
     if given.force:
         documents = [annotated(one, ANNOTATION_FORCE, "enabled") for one in documents]
 
+    if given.confirm:
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 10**6:06}Z"
+        documents = [annotated(one, ANNOTATION_UNCONFIRMED, since) for one in documents]
+
     async def work(bus: Bus) -> int:
         told = await publish(bus, documents, given.dry_run)
         for name, what in told:
             print(f"{name.lower()} {what}{' (dry run)' if given.dry_run else ''}")
+        if given.confirm and not given.dry_run:
+            names = " ".join(dict.fromkeys(document.name for document in documents))
+            print(f"held for 60 s on each node, then lifted unless: hauberk confirm {names}")
         _warn(given, documents)
         if given.wait is not None and not given.dry_run:
             from hauberk.rollout import in_force

@@ -87,6 +87,7 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         spec = document.get("spec", {})
         annotations = document.get("metadata", {}).get("annotations") or {}
         mode = annotations.get("hauberk.io/mode") or annotations.get("kubearmor-policy") or "enabled"
+        mode += ", unconfirmed" if "hauberk.io/unconfirmed-since" in annotations else ""
         mode += ", forced" if annotations.get("hauberk.io/force") == "enabled" else ""
         selector = spec.get("selector") or spec.get("nodeSelector") or {}
         chosen = ",".join(f"{k}={v}" for k, v in (selector.get("matchLabels") or {}).items()) or "*"

@@ -69,6 +69,7 @@ def normalise(document: PolicyDocument) -> Policy:
         enabled=status != "disabled",
         signal=annotations.get(written.ANNOTATION_SIGNAL) == "enabled",
         force=annotations.get(written.ANNOTATION_FORCE) == "enabled",
+        unconfirmed=annotations.get(written.ANNOTATION_UNCONFIRMED, ""),
         native=getattr(spec, "apparmor", None) or "",
         tests=annotations.get(written.ANNOTATION_TESTS, ""),
         origin=document.origin,

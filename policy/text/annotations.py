@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The annotations that mean something: `hauberk.io/mode`, `hauberk.io/signal`, `hauberk.io/force`, `hauberk.io/tests`, `kubearmor-policy`.
+"""The annotations that mean something: `hauberk.io/mode`, `hauberk.io/signal`, `hauberk.io/force`, `hauberk.io/unconfirmed-since`, `hauberk.io/tests`, `kubearmor-policy`.
 
 The tests of a policy travel inside of it as YAML text: a list of `{event: {KubeArmor log fields}, expect: {action,
 policy?}}`. `test_cases` is the one reader of that form, for the annotation and for files beside a policy alike.
@@ -7,6 +7,7 @@ policy?}}`. `test_cases` is the one reader of that form, for the annotation and 
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -22,6 +23,7 @@ from schemas.policy import (
     ANNOTATION_SIGNAL,
     ANNOTATION_STATUS,
     ANNOTATION_TESTS,
+    ANNOTATION_UNCONFIRMED,
     Position,
 )
 
@@ -31,7 +33,8 @@ WORDS: Final[dict[str, tuple[str, ...]]] = {
     ANNOTATION_FORCE: ("enabled", "disabled"),
     ANNOTATION_STATUS: ("enabled", "audited", "disabled"),
 }
-KNOWN: Final = (*WORDS, ANNOTATION_TESTS)
+KNOWN: Final = (*WORDS, ANNOTATION_TESTS, ANNOTATION_UNCONFIRMED)
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 ACTIONS: Final = ("Allow", "Audit", "Block")
 
 
@@ -80,6 +83,12 @@ def _annotation(name: Scalar, setting: Scalar, checker: Checker) -> None:
                 expected=", ".join(words),
                 suggestion=f"did you mean `{near}`?" if near else "",
             )
+    elif name.text == ANNOTATION_UNCONFIRMED:
+        if not _MOMENT.fullmatch(setting.text):
+            checker.say(
+                codes.ANNOTATION, setting, f"`{name.text}` is `{setting.text}`", path, expected="a time such as 2026-01-31T12:00:00Z",
+                suggestion="`hauberk apply --confirm` writes it",
+            )  # fmt: skip
     elif name.text == ANNOTATION_TESTS:
         inner = Report(checker.report.origin)
         for number, case in enumerate(test_cases(setting.text, inner)):
