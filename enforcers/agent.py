@@ -195,7 +195,7 @@ class Enforcement:
         if standing.left is None or names == self._watched:
             return standing
         until = time.clock_gettime(time.CLOCK_BOOTTIME) + standing.left
-        watch = trial_watch.Watch(self._pin_dir, self._node, self._settings, until)
+        watch = trial_watch.TrialWatch(self._pin_dir, self._node, self._settings, until)
         if why := trial_watch.start(watch):
             log.error("policies that wait for a confirmation are not held: nobody can be started to lift them: %s", why)
             return trials.standing(standing.plan, {}, "", 0.0)

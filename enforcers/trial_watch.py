@@ -27,7 +27,7 @@ GRACE: Final = 10.0
 _STARTING: Final = 30.0
 
 
-class Watch(msgspec.Struct, frozen=True):
+class TrialWatch(msgspec.Struct, frozen=True):
     """`until`: CLOCK_BOOTTIME, seconds."""
 
     pin_dir: str
@@ -36,7 +36,7 @@ class Watch(msgspec.Struct, frozen=True):
     until: float
 
 
-def start(watch: Watch) -> str:
+def start(watch: TrialWatch) -> str:
     """Start one that outlives this process; why not, or ""."""
     try:
         done = subprocess.run(
@@ -64,7 +64,7 @@ def locked(directory: str) -> int:
     return lock
 
 
-def _wait(watch: Watch) -> bool:
+def _wait(watch: TrialWatch) -> bool:
     """Until the minute is over, and the agent had its chance; whether something is still to be lifted."""
     from enforcers.swap import saved_plan
     from enforcers.trials import TrialRecord
@@ -89,7 +89,7 @@ def _wait(watch: Watch) -> bool:
 
 def main() -> int:
     """0 when nothing is left to do. What it is to watch is JSON on standard input."""
-    watch = msgspec.json.decode(sys.stdin.buffer.read(), type=Watch)
+    watch = msgspec.json.decode(sys.stdin.buffer.read(), type=TrialWatch)
     from enforcers.cgroup import cgroup2_mount
     from enforcers.swap import carry_over
 

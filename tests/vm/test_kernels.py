@@ -11,7 +11,12 @@ import pytest
 from vmrig.kernels import SOURCES
 from vmrig.machine import CHECKOUT
 
-CHOSEN = ("tests/enforcers/test_apparmor.py", "tests/enforcers/test_bpf_lsm.py", "tests/enforcers/test_lsm_hooks.py")
+CHOSEN = (
+    "tests/enforcers/test_apparmor.py",
+    "tests/enforcers/test_bpf_lsm.py",
+    "tests/enforcers/test_host_policies.py",
+    "tests/enforcers/test_lsm_hooks.py",
+)
 """What skips on most machines that run this: backends of security modules."""
 EVERYTHING = tuple(
     str(path.relative_to(CHECKOUT))
