@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +19,7 @@ from schemas.errors import DecodeError, PolicyError, SettingsError
 
 if TYPE_CHECKING:
     from policy.ruleset import PostureSettings, Ruleset
-    from policy.text.diagnostics import Diagnostic
     from policy.tools.lint_findings import Holding
-    from schemas.policy import PolicyDocument
 
 SHOWN: Final = 500
 """Findings printed as text: nobody reads more, and 30,000 policies may have one each."""
@@ -67,6 +64,7 @@ def check(given: argparse.Namespace) -> int:
     from hauberk.policy_files import files
     from policy.parse import parse
     from policy.text.diagnostics import render
+    from policy.tools.lockouts import locking
 
     levels: dict[str, int] = {}
     found: list[Any] = []
@@ -74,7 +72,10 @@ def check(given: argparse.Namespace) -> int:
     for origin, data in files(given.filename, given.recursive):
         parsed = parse(data, origin, strict=given.strict)
         policies += len(parsed.policies)
-        told = (*parsed.diagnostics, *(_locking(parsed.policies, origin, given) if parsed.ok else ()))
+        told = (
+            *parsed.diagnostics,
+            *(locking(parsed.policies, origin, postures(given), strict=given.strict) if parsed.ok else ()),
+        )
         found += told
         for diagnostic in told:
             levels[diagnostic.level] = levels.get(diagnostic.level, 0) + 1
@@ -92,22 +93,6 @@ def check(given: argparse.Namespace) -> int:
             print(f"{shown - SHOWN} more findings are not shown; `-o json` lists them")
         print(f"{policies} polic{'y' if policies == 1 else 'ies'}: {counts}")
     return 2 if levels.get("error") else 1 if levels.get("warning") else 0
-
-
-def _locking(documents: Sequence[PolicyDocument], origin: str, given: argparse.Namespace) -> Iterator[Diagnostic]:
-    """P608 for each rule that a planner refuses because it would lock the operator out."""
-    from policy.text.codes import LOCKOUT, Level
-    from policy.text.diagnostics import Diagnostic
-    from policy.tools.lockouts import lockouts
-
-    level = Level.ERROR if given.strict else Level.WARNING
-    for document in documents:
-        for one in lockouts(document, postures(given)):
-            place = next((at for at in document.positions if at.path == one.ref.position), None)
-            yield Diagnostic(
-                code=LOCKOUT.code, level=level, message=f"{document.name}: {one.reason}", file=origin,
-                line=place.line if place else one.ref.line or document.line, column=place.column if place else 1, path=one.ref.position,
-            )  # fmt: skip
 
 
 def test(given: argparse.Namespace) -> int:
