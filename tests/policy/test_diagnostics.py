@@ -80,8 +80,8 @@ def test_every_code_is_raised_somewhere() -> None:
 
 def test_every_code_has_a_golden_case() -> None:
     told = set(re.findall(r"\[(P\d\d\d)\]", "\n".join(split(path.read_bytes())[0].decode() for path in CASES)))
-    # P102 takes a file of eight megabytes; test_parse has it.
-    assert {code.code for code in codes.CODES} - told == {"P102"}
+    # P102 takes a file of eight megabytes; test_parse has it. P608 is said by `policy check` alone; tests/hauberk/test_unheld.py has it.
+    assert {code.code for code in codes.CODES} - told == {"P102", "P608"}
 
 
 def test_json_has_the_names_of_the_struct_and_leaves_empty_fields_out() -> None:
