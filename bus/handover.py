@@ -15,6 +15,7 @@ hold more than `max_bytes`. Neighbours: `embedded.bus` (what it wraps), `embedde
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -29,7 +30,13 @@ from bus.record_size import measure
 from schemas.stats import Gauge
 from schemas.topics import EVENTS_RAW, TELEMETRY, Topic
 
+log = logging.getLogger(__name__)
+
 _TAKE_BYTES = 1 << 20
+_CHUNK = 500
+"""Records per publish."""
+_REWRITTEN = 64 << 20
+"""Bytes of the log that the end may write again for the sake of order: a quarter of a second of it, and held in memory."""
 
 
 class HandoverStats(msgspec.Struct):
@@ -163,13 +170,41 @@ class HandoverBus:
         self._registered = raw | logs
 
     async def spill(self) -> None:
-        """Write what is in memory and not committed to the log: for the next start, since nobody here reads it any more."""
+        """Write what is in memory and not committed to the log: for the next start, since nobody here reads it any more. What the log
+        has and nobody read is newer: it is written again behind that, up to `_REWRITTEN`, so that the next start has all in order."""
         left = [delivery.record for delivery in self._waiting]
         self._in_log = True
-        if left:
-            await self._inner.publish(EVENTS_RAW, left)
-            self.handover.spilled += len(left)
-            self.settled(self.end_handed)
+        if not left:
+            return
+        begin, end = await self._inner.place(self._group, EVENTS_RAW), (await self._inner.end(EVENTS_RAW))[0]
+        newer = [] if self.watched else await self._unread(begin, end)
+        await self._inner.publish(EVENTS_RAW, left)
+        for start in range(0, len(newer), _CHUNK):
+            await self._inner.publish(EVENTS_RAW, newer[start : start + _CHUNK])
+        if newer:
+            # Last: who is killed before it reads some of them twice.
+            await self._inner.commit(self._group, {EVENTS_RAW.name: (EVENTS_RAW, end)})
+        self.handover.spilled += len(left)
+        self.settled(self.end_handed)
+
+    async def _unread(self, begin: int, end: int) -> list[Record]:
+        """What the log has from `begin` to `end`; nothing where that is too much to be written again."""
+        found: list[Record] = []
+        size = 0
+        while begin < end:
+            rows = [row for row in await self._inner.read(EVENTS_RAW, begin, _CHUNK, _TAKE_BYTES) if row[0] < end]
+            if not rows:
+                break
+            begin = rows[-1][0] + 1
+            found += [record for _, record in rows]
+            size += sum(record.size for _, record in rows)
+            if size > _REWRITTEN:
+                log.warning(
+                    "raw frames of this end are read after newer ones at the next start: more than %d MiB of those lie in the log",
+                    _REWRITTEN >> 20,
+                )  # fmt: skip
+                return []
+        return found
 
     # For the subscription.
 

@@ -41,6 +41,17 @@ async def run(settings: KafkaSettings, what: str, given: argparse.Namespace) -> 
     return int(bool(after)), _shown(topics, after, done, given)
 
 
+async def drift(settings: KafkaSettings) -> list[Difference]:
+    """What differs from the topic table now."""
+    from bus.kafka.administration import Administration
+
+    administration = Administration(settings)
+    try:
+        return await _compared(administration, wanted(settings.prefix, settings.topics, await administration.brokers()))
+    finally:
+        await administration.close()
+
+
 async def _compared(administration: Administration, topics: Sequence[WantedTopic]) -> list[Difference]:
     states = await administration.states([one.name for one in topics])
     return [found for one in topics for found in differences(one, states[one.name])]

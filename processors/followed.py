@@ -94,6 +94,11 @@ class Followed:
             else:
                 self._identity(topic, record)
         if changes.whole:
+            if not self._bus.damaged():
+                # Deleted while this process could not follow, for longer than tombstones are kept. Of a damaged file it is not known.
+                for topic in (CLUSTER, INVENTORY):
+                    for key in changes.vanished[topic.name]:
+                        self._identity(topic, Record(key, None))
             changed = self._policies.whole(mine, changes.vanished[POLICIES.name])
             self._look()
             # What a damaged table forgot was not deleted: it is judged with as long as this process knows it.

@@ -16,8 +16,8 @@ from schemas.topics import Topic
 
 
 class BroadcastSubscription(KafkaReader):
-    """See `contract.Subscription`. After brokers were away it goes on where it was. `wanted`: of a topic's partitions,
-    which; `kept`: where to begin."""
+    """See `contract.Subscription`. After brokers were away it goes on where it was. `wanted` (topic, number,
+    how many it has): of a topic's partitions, which; `kept`: where to begin."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class BroadcastSubscription(KafkaReader):
         offsets: BrokerOffsets,
         topics: Sequence[Topic],
         start: Start,
-        wanted: Callable[[Topic, int], bool] = lambda topic, number: True,
+        wanted: Callable[[Topic, int, int], bool] = lambda topic, number, count: True,
         kept: Mapping[Partition, int] | None = None,
     ) -> None:
         super().__init__(link, offsets, topics)
@@ -34,16 +34,25 @@ class BroadcastSubscription(KafkaReader):
         self._kept: dict[Partition, int] = dict(kept or {})
         self.remade = 0
         """Partitions whose offsets began anew."""
+        self._counts: dict[str, int] = {}
 
     async def join(self) -> None:
         await self._ensure()
 
+    async def _ensure(self) -> None:
+        if any(self._link.known_partitions(channel) > count for channel, count in self._counts.items()):
+            # The topic has more partitions now. Opened anew this goes on where it was, and reads the new ones from their beginning.
+            self._drop()
+        await super()._ensure()
+
     async def _begin(self) -> None:
+        numbers = {channel: await self._link.partitions(channel) for channel in self._topics}
+        self._counts = {channel: len(found) for channel, found in numbers.items()}
         places = [
             (channel, number)
             for channel, topic in self._topics.items()
-            for number in await self._link.partitions(channel)
-            if self._wanted(topic, number)
+            for number in numbers[channel]
+            if self._wanted(topic, number, self._counts[channel])
         ]
         begins, ends = await self._offsets.at(places, BEGIN), await self._offsets.at(places, END)
         consumer = self._consumer

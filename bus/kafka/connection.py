@@ -170,6 +170,10 @@ class BrokerLink:
             raise translated(TopicAuthorizationFailedError(channel), doing, channel)
         raise missing(channel)
 
+    def known_partitions(self, channel: str) -> int:
+        """How many the topic has, as the brokers said at the latest look (one a second while somebody reads); 0: not known."""
+        return 0 if self._client is None else len(self._client.cluster.partitions_for_topic(channel) or ())
+
     async def leader(self, channel: str, partition: int) -> int | None:
         """The broker that has the partition; None while there is none."""
         from aiokafka.structs import TopicPartition

@@ -186,14 +186,9 @@ class SharedTables:
         tables = dict(self._tables)
         waiting, self._waiting = self._waiting, []
         try:
-            count = {
-                name: len(await self._link.partitions(table.topic.named(self._link.settings.prefix)))
-                for name, table in tables.items()
-            }
-            wanted = {name: table.partitions(count[name]) for name, table in tables.items()}
             reader = BroadcastSubscription(
                 self._link, self._offsets, [table.topic for table in tables.values()], "earliest",
-                wanted=lambda topic, number: number in wanted[topic.name],
+                wanted=lambda topic, number, count: number in tables[topic.name].partitions(count),
                 kept={place: at for table in tables.values() for place, at in table.position.items()},
             )  # fmt: skip
             await reader.join()
@@ -220,7 +215,10 @@ class SharedTables:
         for delivery in batch:
             self._tables[delivery.topic.name].put(delivery)
         for place, offset in position.items():
-            self._tables[place[0]].position[place] = offset
+            if place not in (table := self._tables[place[0]]).position:
+                for view in table.views:
+                    view.widen(place)
+            table.position[place] = offset
         for view in {view for table in self._tables.values() for view in table.views}:
             view.add(batch)
 
@@ -261,6 +259,11 @@ class TableView:
             table = self._tables.table(name)
             self._next |= table.position
             self._queue.extend(row for row in table.rows.values() if self._wants(row))
+
+    def widen(self, place: Partition) -> None:
+        """A topic has got `place`: it belongs to a view that has begun."""
+        if self._next:
+            self._next.setdefault(place, 0)
 
     def add(self, batch: list[Delivery]) -> None:
         for delivery in batch:

@@ -30,6 +30,10 @@ ROOMS: Final = (
     "enforcers",
     "sinks",
 )
+_CLEANUP: Final = (
+    "newest values would be deleted by age, or records that are not read yet by key; run `hauberk topic alter`"
+)
+
 Finding = tuple[str, str, str]
 """(`ok`, `warn` or `bad`; what was checked; what was found and what to do)."""
 
@@ -156,6 +160,7 @@ def _brokers(settings: Configuration) -> Iterator[Finding]:
     """Whether a bus that is elsewhere answers, and has what it needs."""
     import asyncio
 
+    from bus.kafka.settings import KafkaSettings
     from bus.registry import elsewhere, open_bus
     from schemas.topics import TOPICS
 
@@ -171,6 +176,23 @@ def _brokers(settings: Configuration) -> Iterator[Finding]:
 
     where = f"`{getattr(settings.bus, 'bootstrap', '')}`"
     yield "ok", "brokers", f"{where} has the {len(TOPICS)} topics, with {asyncio.run(asked()):,} records ever published"
+    if isinstance(settings.bus, KafkaSettings):
+        from hauberk.cluster_topics import drift
+
+        differs = asyncio.run(drift(settings.bus))
+        for one in differs:
+            if one.what == "cleanup.policy":
+                yield (
+                    "bad",
+                    "topics",
+                    f"`{one.topic}` has cleanup.policy `{one.found}`, expected `{one.wanted}`: {_CLEANUP}",
+                )
+        if others := sum(one.what != "cleanup.policy" for one in differs):
+            yield (
+                "warn",
+                "topics",
+                f"{others} more of what topics are differs from the settings; `hauberk topic check` shows it",
+            )
 
 
 def _bus(settings: Configuration) -> Iterator[Finding]:

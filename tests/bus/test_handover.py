@@ -131,6 +131,44 @@ async def test_what_is_left_at_the_end_is_there_at_the_next_start(bus: HandoverB
     await again.close()
 
 
+@pytest.mark.parametrize("read", [0, 30, 70, 115])
+async def test_what_memory_had_no_room_for_comes_after_what_it_held_at_the_next_start(
+    bus: HandoverBus, tmp_path: Path, read: int
+) -> None:
+    """Frames that came in another order would be told as lost."""
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        await settle(reader)
+        for number in range(120):
+            await bus.publish(EVENTS_RAW, [record(number)])
+        assert 0 < bus.handover.handed < 120
+        if read:
+            assert numbers(await taken(reader, read))[:read] == list(range(read))
+            # The first ten: what was taken and not committed comes again too.
+            await reader.commit([Delivery(EVENTS_RAW, PARTITION, 9, record(9))])
+    await bus.spill()
+    await bus.close()
+    again = HandoverBus(await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus"))), 1000)
+    async with again.subscribe([EVENTS_RAW], "g") as reader:
+        left = list(range(10 if read else 0, 120))
+        assert numbers(await taken(reader, len(left))) == left
+        await settle(reader)
+    await again.close()
+
+
+async def test_too_much_to_be_written_again_is_told(
+    bus: HandoverBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bus.handover._REWRITTEN", 100)
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        await settle(reader)
+        for number in range(120):
+            await bus.publish(EVENTS_RAW, [record(number)])
+    await bus.spill()
+    assert "after newer ones" in caplog.text
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        assert sorted(numbers(await taken(reader, 120))) == list(range(120))
+
+
 async def test_a_record_too_large_for_memory_goes_to_the_log(bus: HandoverBus) -> None:
     async with bus.subscribe([EVENTS_RAW], "g") as reader:
         await settle(reader)

@@ -13,6 +13,7 @@ import pytest
 from kafka_topics import create_topics, delete_topics
 
 from bus.contract import Delivery, Record
+from bus.kafka.administration import Administration
 from bus.kafka.batches import partition_of
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
@@ -76,6 +77,33 @@ async def test_who_wants_one_key_has_its_partition_read_alone(bus, until):
             await bus.publish(ENFORCEMENT_DESIRED, [Record(node, b"2") for node in NODES])
             assert await state(mine, 1, until) == {NODES[3]: b"2"}
             assert set((await state(everything, 20, until)).values()) == {b"2"}
+
+
+async def test_partitions_that_are_added_are_read_too(kafka, kafka_prefix, bus, until):
+    """`topic alter` refuses it for topics with keys that mean something, and somebody may do it by hand."""
+    mine = next(node for node in NODES if partition_of(node, 3) != partition_of(node, 8))
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(node, b"1") for node in NODES])
+    await bus.publish(EVENTS_RAW, [Record(node, b"1") for node in NODES])
+    administration = Administration(bus.settings)
+    try:
+        async with (
+            bus.subscribe([ENFORCEMENT_DESIRED], None, "earliest", keys={mine}) as one,
+            bus.subscribe([POLICIES, ENFORCEMENT_DESIRED], None, "earliest") as everything,
+            bus.subscribe([EVENTS_RAW], None, "latest") as raw,
+        ):
+            assert await state(one, 1, until) == {mine: b"1"}
+            assert len(await state(everything, 20, until)) == 20
+            for topic in (ENFORCEMENT_DESIRED, EVENTS_RAW):
+                await administration.grow(topic.named(kafka_prefix), 8)
+                # From anywhere: what this bus publishes goes to the new ones once it has heard of them.
+                channel = topic.named(kafka_prefix)
+                await until(lambda: bus.link.known_partitions(channel) == 8)  # noqa: B023
+                await bus.publish(topic, [Record(node, b"2") for node in NODES])
+            assert await state(one, 1, until) == {mine: b"2"}
+            assert set((await state(everything, 20, until)).values()) == {b"2"}
+            assert set((await state(raw, 20, until)).values()) == {b"2"}, "nothing of before, everything since"
+    finally:
+        await administration.close()
 
 
 async def test_a_follower_of_a_topic_that_is_made_anew_begins_anew(kafka, kafka_prefix, bus, until):

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from kafka_roles import POLICY_FILE, Roles, eventually, metric, played, roles_on
 
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES
+from bus.kafka.administration import Administration
+from bus.kafka.settings import KafkaSettings
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -127,6 +129,32 @@ async def test_verbs_say_what_they_lack(cluster: Roles) -> None:
     lacking = await cluster.says("sink", "sime", code=2, HAUBERK__SINKS='[{"type": "blackhole", "name": "siem"}]')
     assert "expected the name of a sink of the settings (siem), got `sime`; did you mean `siem`?" in lacking
     assert len(lacking.splitlines()) == 1
+
+
+async def test_doctor_tells_of_a_topic_with_the_wrong_cleanup_policy(
+    hauberk: Any, kafka: Any, kafka_prefix: str
+) -> None:
+    bus = {"type": "kafka", "bootstrap": kafka.bootstrap, "prefix": kafka_prefix}
+    there = {"HAUBERK__BUS": json.dumps(bus), "HAUBERK__SINKS": '[{"type": "blackhole"}]'}
+    assert (await asyncio.to_thread(hauberk, "topic", "create", **there)).returncode == 0
+    well = await asyncio.to_thread(hauberk, "doctor", **there)
+    assert re.search(r"(?m)^ok +brokers ", well.stdout), well.stdout
+    assert not re.search(r"(?m)^\w+ +topics ", well.stdout), well.stdout
+    administration = Administration(KafkaSettings(bootstrap=kafka.bootstrap, prefix=kafka_prefix))
+    try:
+        await administration.alter({POLICIES.named(kafka_prefix): {"cleanup.policy": "delete"}})
+    finally:
+        await administration.close()
+
+    def told() -> str:
+        done = hauberk("doctor", **there)
+        return str(done.stdout) if done.returncode == 1 and " topics " in done.stdout else ""
+
+    await eventually(told)
+    [line] = [line for line in (await asyncio.to_thread(told)).splitlines() if " topics " in line]
+    assert line.startswith("bad")
+    assert f"`{POLICIES.named(kafka_prefix)}` has cleanup.policy `delete`, expected `compact`" in line
+    assert "run `hauberk topic alter`" in line
 
 
 async def test_without_brokers_each_verb_says_so_once(cluster: Roles) -> None:

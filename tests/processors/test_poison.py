@@ -19,7 +19,7 @@ from processors.engine import Processor, ProcessorSettings
 from processors.parking import ParkingSettings
 from schemas import identity as identities
 from schemas.errors import DiskFull, HauberkError, Refused
-from schemas.frame import FOLDED, decode, definition, encode
+from schemas.frame import FOLDED, VERSION, decode, definition, encode
 from schemas.kernel import STRIDE, DefinitionKind
 from schemas.operations import Operation
 from schemas.topics import DEAD, EVENTS_RAW, INVENTORY, SUMMARIES
@@ -44,6 +44,7 @@ def poisons(record):
         "cut definitions": encode(change(base, definitions=base.definitions[:-9])),
         "half a row": encode(change(base, occurrences=base.occurrences[: STRIDE // 2])),
         "not UTF-8": record.value.replace(b"boot-a", b"\xff\xfe\xff\xfe\xff\xfe"), "deep": b"\x91" * 100_000, "nothing": b"",
+        "a later version": header(version=VERSION + 1),
     }  # fmt: skip
 
 
@@ -72,8 +73,11 @@ async def test_bad_frames_are_dead_letters_and_the_other_node_is_told(node, make
     for letter in letters:
         reasons = dict(letter.headers)
         assert tuple(reasons) == HEADERS
-        assert reasons["dead.reason"] == b"decode", reasons
+        later = b"upgrade hauberk" in reasons["dead.error"]
+        assert reasons["dead.reason"] == (b"incompatible" if later else b"decode"), reasons
         assert reasons["dead.attempts"] == b"1", "it is not tried again: its bytes do not change"
+    # What to do is in the letter, where there is something to do.
+    assert sum(b"upgrade hauberk" in dict(letter.headers)["dead.error"] for letter in letters) == 1
     assert processor.stats().bad_frames == len(bad)
     assert processor.stats().events == len(bad), "the other node's events are all counted"
     processor.stop()
