@@ -165,6 +165,7 @@ class PlannerEngine:
                 nodes |= self._fact(record)
             elif node := self._identity(record):
                 nodes.add(node)
+        before = self._policies.mark
         rows = [(record.key, record.value, record.timestamp_ms) for record in policies]
         if changes.whole:
             self._stale |= self._policies.whole(rows, changes.vanished[POLICIES.name])
@@ -172,6 +173,8 @@ class PlannerEngine:
                 self._stale |= self._policies.drop_absent()
         else:
             self._stale |= self._policies.take(rows)
+        # Also where no document changed: whoever tells what became of policies waits for a plan of this very set.
+        self._stale |= self._policies.mark != before
         # While plans are held, saying that a policy is gone may be all they wait for.
         self._stale |= bool(self._held) and any(record.value is None for record in policies)
         return nodes
@@ -251,8 +254,8 @@ class PlannerEngine:
                 continue
             # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
             # by the record's time also while this was down; whoever applied them waits for a receipt.
-            same = old and (old.digest, old.refused, old.partial, old.policies, old.selected, old.held) == (
-                plan.digest, plan.refused, plan.partial, plan.policies, plan.selected, "",
+            same = old and (old.digest, old.refused, old.partial, old.policies, old.selected, old.policy_set, old.held) == (
+                plan.digest, plan.refused, plan.partial, plan.policies, plan.selected, plan.policy_set, "",
             )  # fmt: skip
             if (
                 old
@@ -331,9 +334,10 @@ class PlannerEngine:
         # Never before the plan it replaces, whatever the clocks say: an older one is not carried out.
         created = max(self._policies.newest_ns, old.created_ns if old else 0)
         try:
-            return await asyncio.to_thread(
+            plan = await asyncio.to_thread(
                 self._planner.plan, node, identities, old.generation + 1 if old else 1, created
             )
+            return msgspec.structs.replace(plan, policy_set=self._policies.mark)
         except Exception as error:
             log.exception("no plan could be made for node `%s`; what is in force there stays", node)
             self.stats.failed += 1

@@ -16,6 +16,7 @@ from policy.documents import from_json
 from schemas.enforcement import Plan
 from schemas.errors import PolicyError, Refused
 from schemas.policy import PolicyDocument
+from schemas.policy_set_mark import PolicySetMark
 
 R = TypeVar("R")
 Row = tuple[bytes, bytes | None, int]
@@ -25,12 +26,13 @@ Row = tuple[bytes, bytes | None, int]
 class PolicySet(Generic[R]):
     """`documents`: in force, by key; a record that cannot be read leaves the document before it. `unread`: keys whose newest
     record is no policy. `deleted`: keys with a tombstone. `absent`: documents that the bus has no record of any more.
-    `newest_ns`: Unix ns of the newest policy ever read. `refuse` is called with each record's PolicyError."""
+    `newest_ns`: Unix ns of the newest policy ever read. `mark`: of what the bus has, readable or not. `refuse` is called with each record's PolicyError."""
 
     def __init__(self, compiler: Callable[[list[PolicyDocument]], R], refuse: Callable[[Exception], None]) -> None:
         self._compiler = compiler
         self._refuse = refuse
         self._bus_ns = 0
+        self._mark = PolicySetMark()
         self.documents: dict[bytes, PolicyDocument] = {}
         self.deleted: set[bytes] = set()
         self.unread: set[bytes] = set()
@@ -40,6 +42,7 @@ class PolicySet(Generic[R]):
     def whole(self, rows: Iterable[Row], vanished: Collection[bytes]) -> bool:
         """Take everything the bus has, as `take` does; documents of `vanished` keys are kept as `absent`."""
         self._bus_ns = 0
+        self._mark = PolicySetMark()
         changed = self.take(rows)
         self.absent |= self.documents.keys() & set(vanished)
         return changed
@@ -53,6 +56,7 @@ class PolicySet(Generic[R]):
 
     def _take(self, key: bytes, value: bytes | None, timestamp_ms: int) -> bool:
         at = timestamp_ms * 1_000_000
+        self._mark.take(key.decode("utf-8", "replace"), value)
         self._bus_ns = max(self._bus_ns, at)
         back = key in self.absent
         self.absent.discard(key)
@@ -85,6 +89,11 @@ class PolicySet(Generic[R]):
             del self.documents[key]
         self.absent.clear()
         return changed
+
+    @property
+    def mark(self) -> str:
+        """What tells this set from another."""
+        return self._mark.text
 
     @property
     def went_back(self) -> bool:

@@ -112,6 +112,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Key of each policy that is for something of this node, and how many of its containers it is for; 0: for the host alone."""
     trials: tuple[Trial, ...] = ()
     """Policies that nobody has confirmed yet, the oldest first."""
+    policy_set: str = ""
+    """Mark of the policies on the bus that it was made of (`schemas.policy_set_mark`)."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -170,6 +172,8 @@ class PlanHead(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     linked_ns: Nanoseconds = 0
     partial: msgspec.Raw = msgspec.Raw()
     selected: tuple[tuple[str, Count], ...] = ()
+    trials: msgspec.Raw = msgspec.Raw()
+    policy_set: str = ""
 
 
 def digest(scopes: tuple[ScopePlan, ...], *watch: object) -> str:

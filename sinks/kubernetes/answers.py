@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nodes answered for each policy, from plans and receipts as they come; pure.
 
-A node has answered for a document when its plan was made of a set of policies that has it, and its receipt is of that plan.
+A node has answered for a document when its plan was made of a set of policies that has it, and its receipt is of that plan. Sets are
+told apart by their marks, never by time.
 Kept of each node is only what a status needs: plans and receipts of a thousand nodes are never held whole.
 Neighbours: `policy_status` (words for it), `teller` (who feeds it).
 """
@@ -9,34 +10,38 @@ Neighbours: `policy_status` (words for it), `teller` (who feeds it).
 from __future__ import annotations
 
 import sys
-from typing import Final, NamedTuple
+from collections import Counter, OrderedDict
+from typing import Final
 
 import msgspec
 
 from schemas.cluster import PolicyFact, document_mark
 from schemas.enforcement import PlanHead, Receipt, Refusal
+from schemas.policy_set_mark import PolicySetMark
 
 _NO_PLAN: Final = (0, "")
+_MOST_SETS: Final = 4096
+"""Sets of policies that are remembered: a plan of one before them counts as made of none."""
 
 
 class NodeAnswer(msgspec.Struct):
     """`plan`, `receipt`: generation and digest. `selected`: policy -> containers. `refused`: policy -> (rule, reason with code).
-    `failed`: what the node could not do at all. `held`: why its plan is not made of the present policies."""
+    `policy_set`: mark of the policies that the plan was made of. `failed`: what the node could not do at all. `held`: why its plan is not made of the present policies."""
 
     plan: tuple[int, str] = _NO_PLAN
     receipt: tuple[int, str] = _NO_PLAN
-    created_ns: int = 0
+    policy_set: str = ""
     held: str = ""
     selected: dict[str, int] = {}
     refused: dict[str, tuple[tuple[str, str], ...]] = {}
     failed: tuple[str, ...] = ()
 
 
-class AppliedDocument(NamedTuple):
-    """The document of a policy on the bus: its mark, and the bus's time of it, Unix ns."""
+class AppliedDocument(msgspec.Struct, frozen=True):
+    """The document of a policy on the bus: its mark, and the number of the first set that has it."""
 
     mark: str
-    at_ns: int
+    since: int
 
 
 class PolicyOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +67,10 @@ class Answers:
         self._documents: dict[str, AppliedDocument] = {}
         self._nodes: dict[str, NodeAnswer] = {}
         self._by_policy: dict[str, set[str]] = {}
+        self._set = PolicySetMark()
+        self._sets: OrderedDict[str, int] = OrderedDict()
+        self._made_of: Counter[str] = Counter()
+        self._number = 0
         self._oldest = 0
 
     def policy(self, key: str, fact: PolicyFact | None) -> None:
@@ -72,30 +81,49 @@ class Answers:
             self.policies[key] = fact
         self.touched.add(key)
 
-    def document(self, key: str, value: bytes | None, at_ns: int) -> None:
+    def document(self, key: str, value: bytes | None) -> None:
         """One record of `policies.v1`."""
+        self._set.take(key, value)
+        self._number += 1
+        self._sets.pop(self._set.text, None)
+        self._sets[self._set.text] = self._number
+        if len(self._sets) > _MOST_SETS:
+            self._sets.popitem(last=False)
         if value is None:
             self._documents.pop(key, None)
         else:
-            self._documents[key] = AppliedDocument(document_mark(value), at_ns)
+            mark, known = document_mark(value), self._documents.get(key)
+            since = known.since if known is not None and known.mark == mark else self._number
+            self._documents[key] = AppliedDocument(mark, since)
         self.touched.add(key)
+        self._aged()
 
     def plan(self, node: str, head: PlanHead | None) -> None:
         """One record of `enforcement.desired.v1`."""
         if head is None:
             known = self._nodes.pop(node, None)
             self._counted(node, {} if known is None else known.selected, {})
+            if known is not None and known.plan != _NO_PLAN:
+                self._made_of[known.policy_set] -= 1
         else:
             known = self._nodes.setdefault(node, NodeAnswer())
             selected = {sys.intern(key): many for key, many in head.selected}
             self._counted(node, known.selected, selected)
-            known.plan, known.created_ns, known.held = (head.generation, head.digest), head.created_ns, head.held
+            if known.plan != _NO_PLAN:
+                self._made_of[known.policy_set] -= 1
+            self._made_of[head.policy_set] += 1
+            known.plan, known.policy_set, known.held = (head.generation, head.digest), head.policy_set, head.held
             known.selected = selected
-        made = [one.created_ns for one in self._nodes.values() if one.plan != _NO_PLAN]
-        before, self._oldest = self._oldest, min(made, default=0)
+        self._aged()
+
+    def _aged(self) -> None:
+        """Find the oldest set that a plan is of."""
+        self._made_of = +self._made_of
+        before, self._oldest = self._oldest, min((self._sets.get(one, 0) for one in self._made_of), default=0)
         if before != self._oldest:
             # Whoever waited for the last node that had not heard of it.
-            self.touched |= {key for key, one in self._documents.items() if before < one.at_ns}
+            least = min(before, self._oldest)
+            self.touched |= {key for key, one in self._documents.items() if least < one.since}
 
     def _counted(self, node: str, before: dict[str, int], after: dict[str, int]) -> None:
         for key in before.keys() - after.keys():
@@ -124,10 +152,11 @@ class Answers:
         applied = fact is not None and document is not None and bool(fact.document) and fact.document == document.mark
         concerned = self._by_policy.get(key, set())
         waiting: set[str] = set()
-        if document is not None and self._oldest < document.at_ns:
+        if document is not None and self._oldest < document.since:
             waiting = {
-                name for name, one in self._nodes.items() if one.plan != _NO_PLAN and one.created_ns < document.at_ns
-            }
+                name for name, one in self._nodes.items()
+                if one.plan != _NO_PLAN and self._sets.get(one.policy_set, 0) < document.since
+            }  # fmt: skip
         refused: dict[tuple[str, str], list[str]] = {}
         containers = 0
         for name in sorted(concerned):

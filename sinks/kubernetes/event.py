@@ -19,6 +19,7 @@ _MOST: Final = 1024
 
 def event(fact: PolicyFact, reason: str, message: str, now: str, instance: str) -> dict[str, Any]:
     """A new Event about `fact`. `now`: RFC 3339; `instance`: who says it."""
+    # Of what has no namespace: the API server takes Events about it in `default` alone, as those about nodes.
     namespace = fact.namespace or "default"
     mark = hashlib.sha256(f"{fact.uid} {reason}".encode()).hexdigest()[:16]
     return {

@@ -57,6 +57,10 @@ class AlertCounts:
         self._storms: dict[str, BlockStorm] = {}
         self._named: dict[tuple[str, str], list[tuple[str, str]]] = {}
 
+    def restart(self, hits: dict[str, Hits]) -> None:
+        """Count on from `hits`; the window begins anew."""
+        self.hits, self._storms = hits, {}
+
     def know(self, keys: Collection[str]) -> None:
         """The policies that are objects of the cluster; others are not counted."""
         self._named = {}

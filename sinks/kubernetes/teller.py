@@ -81,8 +81,7 @@ class Teller:
         """From what the cluster's objects say now."""
         self._begin()
         self._there = await self._insist_statuses()
-        for key, (_, there) in self._there.items():
-            self._hits.hits[key] = _hits_of(there)
+        self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
         topics = (CLUSTER, POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS)
         follower = Follower(self._bus, topics, wanted=lambda key: not key.startswith(_OTHERS))
         tasks = [asyncio.create_task(follower.run(self._apply))]
@@ -120,7 +119,7 @@ class Teller:
         for topic, record in changes.records:
             key = record.key.decode("utf-8", "replace")
             try:
-                self._take(topic, key, record.value, record.timestamp_ms * 1_000_000)
+                self._take(topic, key, record.value)
             except DecodeError as error:
                 self.stats.undecoded += 1
                 log.warning("a record is left out of what the cluster is told: %s", error)
@@ -129,12 +128,12 @@ class Teller:
         if self._answers.touched:
             self._changed.set()
 
-    def _take(self, topic: Topic, key: str, value: bytes | None, at_ns: int) -> None:
+    def _take(self, topic: Topic, key: str, value: bytes | None) -> None:
         if topic.name == CLUSTER.name:
             fact = None if value is None else decode_fact(value)
             self._answers.policy(key.removeprefix("policy/"), fact if isinstance(fact, PolicyFact) else None)
         elif topic.name == POLICIES.name:
-            self._answers.document(key, value, at_ns)
+            self._answers.document(key, value)
         elif topic.name == ENFORCEMENT_DESIRED.name:
             self._answers.plan(key, None if value is None else decode_plan_head(value))
         else:
@@ -217,6 +216,8 @@ class Teller:
                     while True:
                         await self._window(subscription)
             except HauberkError as error:
+                # What was counted since the last commit comes again: counts go on from what is written.
+                self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
                 await self._pause(error, attempt)
                 attempt += 1
 
@@ -234,12 +235,23 @@ class Teller:
             if subscription.revoking:
                 break
         for key in sorted(changed - {""}):
-            await self._tell(key, hits_alone=True)
+            await self._insist_hits(key)
         for key, storm in self._hits.storms(self._settings.storm).items():
             if (fact := self._answers.policies.get(key)) is not None:
                 await self._event(fact, "Blocked", storm.sentence)
         await subscription.commit()
         await subscription.release()
+
+    async def _insist_hits(self, key: str) -> None:
+        """Write them, however long the API server is away: taken from the bus again, they would be counted twice."""
+        attempt = 0
+        while True:
+            try:
+                await self._tell(key, hits_alone=True)
+                return
+            except HauberkError as error:
+                await self._pause(error, attempt)
+                attempt += 1
 
     def _good(self) -> None:
         if self.problem:

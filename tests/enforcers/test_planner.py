@@ -126,7 +126,8 @@ async def test_a_record_that_is_none_leaves_the_rest_in_force(
     await desk.bus.publish(POLICIES, [Record(name, b"{not json")])
     await desk.bus.publish(INVENTORY, [Record(b"n1/other", b"\xc1")])
     await desk.until(lambda: desk.engine.stats.refused_records == 2)
-    assert len(desk.plans()) == count
+    # The same rules; at most told anew, as answered for the policies that are there now.
+    assert len({plan.digest for plan in desk.plans()[count - 1 :]}) == 1
 
 
 async def test_generations_grow_across_a_restart(identity: Any, policies: Any, ksp: Any) -> None:

@@ -52,6 +52,12 @@ async def facts(bus: Bus) -> dict[bytes, Fact]:
     return {key: decode(record.value) for key, record in (await bus.latest(CLUSTER)).items() if record.value}
 
 
+def address(place: str) -> str:
+    """Of the pod in `place`: pods of other tests, which are still there, must not have had it before."""
+    number = int(place[1:]) % (250 * 250 * 250)
+    return f"10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}"
+
+
 def web(place: str, node: str) -> list[dict[str, Any]]:
     """A Deployment's pod as its controllers make it, and what stands around it."""
     meta = {"namespace": place, "labels": {"app": "web", "pod-template-hash": "7c9d"}}
@@ -78,7 +84,7 @@ def make_web(api_server: Any, place: str, node: str) -> str:
     ]
     api_server.apply(pod)
     api_server.status(
-        "pod", place, "web-7c9d-x1", {"phase": "Running", "podIP": "10.9.0.1", "podIPs": [{"ip": "10.9.0.1"}]}
+        "pod", place, "web-7c9d-x1", {"phase": "Running", "podIP": address(place), "podIPs": [{"ip": address(place)}]}
     )
     return str(api_server.kubectl("get", "pod", "web-7c9d-x1", "-n", place, "-o", "jsonpath={.metadata.uid}").stdout)
 
@@ -130,14 +136,14 @@ async def test_endpoints_become_facts_and_name_the_peer(
     await asyncio.to_thread(api_server.apply, {
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{"port": 8080}],
         "metadata": {"name": "web-abc", "namespace": place, "labels": {"kubernetes.io/service-name": "web"}},
-        "endpoints": [{"addresses": ["10.9.0.1"]}],
+        "endpoints": [{"addresses": [address(place)]}],
     })  # fmt: skip
 
     async def peer() -> Any:
         peers = ClusterPeers()
         for key, record in (await bus.latest(CLUSTER)).items():
             peers.fact(key, record.value)
-        found = peers.peer("10.9.0.1", time.time())
+        found = peers.peer(address(place), time.time())
         return found if found is not None and found.services else None
 
     found = await until(peer)

@@ -160,6 +160,35 @@ async def test_the_status_follows_receipts_and_hits(hauberk: Any, told: Told) ->
     assert (watching.end(), planning.end()) == (0, 0)
 
 
+async def test_hits_are_counted_once_when_their_status_could_not_be_written(hauberk: Any, told: Told) -> None:
+    watching = hauberk.start("cluster", **settings(told.api_server))
+    await told.word("Waiting")
+    alert = Alert(Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="no-udp", NamespaceName=PLACE, PodName="web-1",
+                  Type="MatchedPolicy", Action="Block", Count=1, ProcessName="/usr/bin/dig", Operation="Network", Resource="udp")  # fmt: skip
+
+    async def blocked(number: int) -> None:
+        async def there() -> bool:
+            return bool(((await told.object())["status"].get("hits") or {}).get("blocked") == number)
+
+        await told.until(there)
+
+    # Strictly after one was counted: from then on the group has a place to go on from.
+    await told.bus.publish(ALERTS, [Record(b"w", encode_alert(alert))])
+    await blocked(1)
+    told.api_server.kill()
+    try:
+        await told.bus.publish(ALERTS, [Record(b"w", encode_alert(msgspec.structs.replace(alert, Count=10)))])
+        await asyncio.to_thread(watching.until, "the cluster cannot be told")
+        # One round more: what failed once was tried again.
+        await asyncio.sleep(2.5)
+    finally:
+        await asyncio.to_thread(told.api_server.start)
+    await blocked(11)
+    await told.bus.publish(ALERTS, [Record(b"w", encode_alert(msgspec.structs.replace(alert, Count=100)))])
+    await blocked(111)
+    assert watching.end() == 0
+
+
 async def test_errors_and_another_owner_are_told_with_their_paths(hauberk: Any, told: Told) -> None:
     file = hauberk.home / "mine.json"
     file.write_bytes(msgspec.json.encode(policy("mine")))

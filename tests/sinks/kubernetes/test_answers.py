@@ -11,6 +11,7 @@ import pytest
 from schemas.cluster import PolicyFact, document_mark
 from schemas.enforcement import Plan, Receipt, Refusal, decode_plan_head, encode
 from schemas.operations import Backend
+from schemas.policy_set_mark import PolicySetMark
 from schemas.refusals import RefusalCode
 from schemas.verdict import RuleRef
 from sinks.kubernetes.answers import Answers
@@ -21,10 +22,18 @@ DOCUMENT = b"{}"
 FACT = PolicyFact(kind="KubeArmorPolicy", namespace="shop", name="no-udp", uid="u1", generation=3, document=document_mark(DOCUMENT))  # fmt: skip
 REF = RuleRef(policy="no-udp", kind="KubeArmorPolicy", namespace="shop", position="spec.network.matchProtocols[0]")
 REFUSED = Refusal(ref=REF, backend=Backend.BPF_LSM, reason="no patterns", code=RefusalCode.PATTERN)
-AT = 1000
 
 
-def plan(node: str = "n1", generation: int = 1, created: int = AT, containers: int | None = 2, **more: Any) -> bytes:
+def of(document: bytes | None = DOCUMENT) -> str:
+    """The mark of a set of policies that has this one alone."""
+    made = PolicySetMark()
+    made.take(KEY, document)
+    return made.text
+
+
+def plan(
+    node: str = "n1", generation: int = 1, policy_set: str = of(), containers: int | None = 2, **more: Any
+) -> bytes:
     selected = () if containers is None else ((KEY, containers),)
     return encode(
         Plan(
@@ -32,7 +41,7 @@ def plan(node: str = "n1", generation: int = 1, created: int = AT, containers: i
             generation=generation,
             digest=f"d{generation}",
             scopes=(),
-            created_ns=created,
+            policy_set=policy_set,
             selected=selected,
             **more,
         )
@@ -56,7 +65,7 @@ def receipt(node: str = "n1", generation: int = 1, **more: Any) -> Receipt:
 def known(*, fact: PolicyFact = FACT, document: bytes = DOCUMENT) -> Answers:
     answers = Answers()
     answers.policy(KEY, fact)
-    answers.document(KEY, document, AT)
+    answers.document(KEY, document)
     return answers
 
 
@@ -67,14 +76,14 @@ def word(answers: Answers) -> str:
 def test_it_is_in_force_once_every_node_answered_for_this_document() -> None:
     answers = known()
     assert word(answers) == "Waiting", "no node has a plan"
-    answers.plan("n1", decode_plan_head(plan(created=AT - 1)))
+    answers.plan("n1", decode_plan_head(plan(policy_set=of(None))))
     answers.receipt("n1", receipt())
     assert word(answers) == "Waiting", "the plan is of older policies"
     answers.plan("n1", decode_plan_head(plan(generation=2)))
     assert word(answers) == "Waiting", "the receipt is of the plan before"
     answers.receipt("n1", receipt(generation=2))
     assert told(FACT, answers.outcome(KEY)) == ("InForce", "2 containers on 1 node")
-    answers.plan("n2", decode_plan_head(plan("n2", created=AT - 1, containers=None)))
+    answers.plan("n2", decode_plan_head(plan("n2", policy_set=of(None), containers=None)))
     assert "n2" in told(FACT, answers.outcome(KEY)).sentence, "it may be for something there, once it has heard of it"
     answers.plan("n2", None)
     assert word(answers) == "InForce"
@@ -85,10 +94,45 @@ def test_a_newer_object_is_not_in_force_by_the_receipts_of_the_one_before() -> N
     answers.plan("n1", decode_plan_head(plan()))
     answers.receipt("n1", receipt())
     assert word(answers) == "Waiting"
-    answers.document(KEY, b"other", AT + 1)
+    answers.document(KEY, b"other")
     assert word(answers) == "Waiting"
-    answers.plan("n1", decode_plan_head(plan(generation=2, created=AT + 1)))
+    answers.plan("n1", decode_plan_head(plan(generation=2, policy_set=of(b"other"))))
     answers.receipt("n1", receipt(generation=2))
+    assert word(answers) == "InForce"
+
+
+def test_two_documents_of_one_millisecond_are_told_apart() -> None:
+    """Times of records have milliseconds, and clocks of who wrote them differ: the set that a plan is of is what counts."""
+    answers = known()
+    answers.plan("n1", decode_plan_head(plan(created_ns=10**18)))
+    answers.receipt("n1", receipt())
+    assert word(answers) == "InForce"
+    answers.policy(KEY, msgspec.structs.replace(FACT, document=document_mark(b"other")))
+    answers.document(KEY, b"other")
+    assert word(answers) == "Waiting", "the plan is newer by its time, and of the document before"
+
+
+def test_a_plan_that_is_read_before_its_policies_counts_once_they_are_there() -> None:
+    answers = Answers()
+    answers.policy(KEY, FACT)
+    answers.plan("n1", decode_plan_head(plan()))
+    answers.receipt("n1", receipt())
+    answers.touched.clear()
+    answers.document(KEY, DOCUMENT)
+    assert KEY in answers.touched
+    assert word(answers) == "InForce"
+
+
+def test_another_policy_that_changes_leaves_this_one_in_force() -> None:
+    answers = known()
+    answers.plan("n1", decode_plan_head(plan()))
+    answers.receipt("n1", receipt())
+    answers.touched.clear()
+    other = "KubeArmorPolicy/shop/other"
+    answers.document(other, b"{}")
+    assert answers.touched == {other}
+    assert word(answers) == "InForce"
+    answers.document(other, None)
     assert word(answers) == "InForce"
 
 
