@@ -103,7 +103,8 @@ async def client_bus(given: argparse.Namespace) -> Bus:
             ) from error
         except OSError as error:
             raise SettingsError(
-                f"expected a bus in `{settings.directory}`, got: {error.strerror}; start `hauberk up`, or name another with --state or HAUBERK_STATE"
+                f"expected a bus in `{settings.directory}`, got: {error.strerror}; start `hauberk up`, or name another with --state or HAUBERK_STATE; "
+                "a cluster's is Kafka: `--set bus.type=kafka --set bus.bootstrap=HOST:PORT`, or `kubectl exec -n hauberk deploy/hauberk-cluster -- hauberk ...`"
             ) from error
     return await open_bus(settings, aloud=False)
 
