@@ -71,6 +71,11 @@ class HandoverBus:
         self.handover = HandoverStats()
 
     @property
+    def held_bytes(self) -> int:
+        """Of the newest records, see `EmbeddedBus`; what is handed over is counted in `handover`."""
+        return self._inner.held_bytes
+
+    @property
     def stats(self) -> msgspec.Struct:
         """The log's."""
         return self._inner.stats

@@ -35,3 +35,30 @@ def settle() -> bool:
     wanted = ((_ARENA_MAX, _ARENAS), (_MMAP_THRESHOLD, _SMALL), (_TRIM_THRESHOLD, _SMALL))
     refused = [name for name, value in wanted if not mallopt(name, value)]
     return not refused
+
+
+def give_back() -> bool:
+    """Have glibc return the free pages in the middle of its arenas to the kernel, malloc_trim(3); whether there were any. Blocks for
+    some milliseconds."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False
+
+
+class _Mallinfo(ctypes.Structure):
+    """struct mallinfo2, mallinfo(3)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
+
+
+def free_bytes() -> int:
+    """Bytes that are free in glibc's arenas and still this process's; 0 under another C library or one before 2.33."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    ask.restype = _Mallinfo
+    return int(ask().fordblks)

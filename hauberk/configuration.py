@@ -49,6 +49,7 @@ SECTIONS: Final = (
     "spool",
     "metrics",
     "page",
+    "memory",
 )
 """The top of `sections.Configuration`, here so that a verb that reads the bus refuses a wrong one without importing them all."""
 
@@ -151,14 +152,15 @@ def node_configuration(given: argparse.Namespace) -> tuple[NodeConfiguration, Lo
     from hauberk.node_sections import NodeConfiguration
 
     loaded, state = complete(given)
-    if loaded.tree["bus"]["type"] == "embedded":
-        # Nobody in a node's process reads its frames back: what the bus keeps in memory for such readers is wasted there.
-        loaded.tree["bus"].setdefault("memory_bytes", 1 << 18)
     return check(loaded, NodeConfiguration), loaded, state
 
 
 def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     """The merged tree with every default that depends on the state directory or on another section."""
+    from hauberk import memory
+    from kernel.machine import machine
+    from kernel.map_sizes import map_sizes
+
     loaded, state = load(given)
     tree = loaded.tree
     tree.setdefault("sinks", default_sinks(state))
@@ -167,6 +169,9 @@ def complete(given: argparse.Namespace) -> tuple[LoadedSettings, Path]:
     _table(sensor, "rings").setdefault("state_dir", str(state / "sensor"))
     _table(tree, "enforcement").setdefault("state_dir", str(state / "enforcement"))
     _table(tree, "spool").setdefault("directory", str(state / "spool"))
+    memory.fill_in(tree, here := machine())
+    for name, size in map_sizes(here).items():
+        _table(sensor, "load").setdefault(name, size)
     # What is copied below is checked where it was written first: an error names that place.
     for name in [name for name in tree if name not in ("node", "postures")]:
         tree[name] = tree.pop(name)

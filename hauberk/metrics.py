@@ -32,6 +32,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from bus.spool import SpoolStats
     from enforcers.agent import EnforcementStats
     from enforcers.planner import PlannerStats
+    from hauberk.memory import MemoryStats
     from hauberk.supervision import StageStats
     from processors.stats import ProcessorStats
     from sensors.containers.hashes import HashStats
@@ -46,7 +47,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from sinks.store.stats import StoreStats
 
     return {
-        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "cluster_webhook": PolicyWebhookStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "planner": PlannerStats,
+        "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "cluster_webhook": PolicyWebhookStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "memory": MemoryStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
         "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip

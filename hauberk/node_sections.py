@@ -14,6 +14,7 @@ from bus.embedded.bus import EmbeddedSettings
 from bus.registry import BusSettings
 from bus.spool import SpoolSettings
 from enforcers.settings import EnforceSettings
+from hauberk.memory import BudgetSettings
 from schemas.decoding import NAME_OR_EMPTY
 from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.node.sensor import NodeSettings
@@ -39,3 +40,4 @@ class NodeConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     spool: SpoolSettings = SpoolSettings()
     metrics: MetricsSettings = MetricsSettings()
     page: Any = None
+    memory: BudgetSettings = BudgetSettings()

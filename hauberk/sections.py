@@ -13,6 +13,7 @@ from bus.registry import BusSettings
 from bus.spool import SpoolSettings
 from enforcers.planner import PlannerSettings
 from enforcers.settings import EnforceSettings
+from hauberk.memory import BudgetSettings
 from policy.ruleset import PostureSettings
 from processors.engine import ProcessorSettings
 from schemas.decoding import NAME_OR_EMPTY
@@ -84,3 +85,6 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     page: Annotated[PageSettings, Meta(description="The web page, over the first `store` sink.", examples=[{}])] = (
         PageSettings()
     )
+    memory: Annotated[
+        BudgetSettings, Meta(description="What this process keeps in memory.", examples=[{"budget_bytes": 16777216}])
+    ] = BudgetSettings()

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import msgspec
 
 from bus.registry import elsewhere, open_bus
-from hauberk import disk, health, service, stages, supervision
+from hauberk import caches, disk, health, service, stages, supervision
+from hauberk.allocator import give_back
 from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
+from hauberk.memory import ProcessMemory
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.node_claim import Claiming
 from hauberk.page import listening, open_page
@@ -46,6 +48,7 @@ class Starting(NamedTuple, Generic[S]):
     opened: contextlib.AsyncExitStack
     kept: supervision.Supervision
     stop: asyncio.Event
+    memory: ProcessMemory
 
 
 async def _part(
@@ -64,17 +67,22 @@ async def _part(
             bus = await spooled(bus, settings.bus, spool(settings), node_name(settings.sensor))
         kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
         telling = [asyncio.create_task(disk.report(far)), asyncio.create_task(_last_look(far, stop))]
+        memory = ProcessMemory(settings)
+        caches.of_bus(memory, bus)
+        telling.append(asyncio.create_task(memory.keep_low()))
         try:
             async with contextlib.AsyncExitStack() as opened:
                 try:
-                    wanted, exposure = await build(Starting(bus, settings, opened, kept, stop))
+                    wanted, exposure = await build(Starting(bus, settings, opened, kept, stop, memory))
                 except HauberkError:
                     if stop.is_set():
                         return 130
                     raise
                 exposure.collect(lambda: of_bus(bus))
+                exposure.collect(lambda: [("memory", memory.stats())])
                 exposure.collect(supervision.shown(kept))
                 exposure.ready_when(health.of_stages(kept))
+                give_back()
                 print(f"hauberk {name}: running", file=sys.stderr, flush=True)
                 service.notify("READY=1")
                 await service.run(wanted, stop, signals=False, hurry=hurry, supervision=kept)
@@ -106,7 +114,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
     given.set = ["sensor.keep=true", *given.set]
 
     async def build(start: Starting[NodeConfiguration]) -> Built:
-        bus, settings, opened, kept, stop = start
+        bus, settings, opened, kept, stop, memory = start
         prefer(settings.sensor.nice or usual)
         if settings.sensor.hashes.enabled:
             service.say(
@@ -118,6 +126,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         inventory = stages.Inventories(bus, settings)
         node, _ = await load_sensor(settings, inventory, stop)
         opened.callback(node.close, take_down=False)
+        caches.of_node(memory, node)
         await claiming.check()
         opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
         following = stages.following(bus, node)
@@ -147,8 +156,9 @@ async def run_processor(given: argparse.Namespace) -> int:
     """Frames in; alerts, telemetry, summaries out."""
 
     async def build(start: Starting[Configuration]) -> Built:
-        bus, settings, opened, _, _ = start
+        bus, settings, opened, _, _, memory = start
         judging = stages.processor(bus, settings)
+        caches.of_processor(memory, judging)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [("processor", judging.engine.stats()), ("pump", judging.engine.pump.stats)])
         exposure.ready_when(health.of_processor(judging))
@@ -180,11 +190,13 @@ async def run_sink(given: argparse.Namespace) -> int:
         return only(settings, given.name) if given.name else settings, loaded, state
 
     async def build(start: Starting[Configuration]) -> Built:
-        bus, settings, opened, kept, _ = start
+        bus, settings, opened, kept, _, memory = start
         part = stages.sinks(bus, settings, kept)
         await part.engine.check()
         exposure = await expose(settings.metrics, opened, part.engine)
-        if page := await open_page(settings, opened):
+        page = await open_page(settings, opened)
+        caches.of_sinks(memory, part.engine, page)
+        if page:
             say("page", page.url)
             exposure.collect(listening(page))
         return [("sinks", part.stage)], exposure
@@ -196,7 +208,7 @@ async def run_planner(given: argparse.Namespace) -> int:
     """Policies and inventory in; plans out."""
 
     async def build(start: Starting[Configuration]) -> Built:
-        bus, settings, opened, _, _ = start
+        bus, settings, opened, *_ = start
         planning = stages.planner(bus, settings)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [("planner", planning.engine.stats)])
@@ -211,7 +223,7 @@ async def run_cluster(given: argparse.Namespace) -> int:
     from cluster.server import connected
 
     async def build(start: Starting[Configuration]) -> Built:
-        bus, settings, opened, _, _ = start
+        bus, settings, opened, *_ = start
         server = await opened.enter_async_context(connected(settings.cluster.server))
         watching = stages.ClusterPart(bus, server, settings)
         exposure = await expose(settings.metrics, opened)

@@ -21,18 +21,21 @@ from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
 from bus.rest import until_look
-from hauberk import disk, health, service, stages, supervision
+from hauberk import caches, disk, health, service, stages, supervision
+from hauberk.allocator import give_back
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
 from hauberk.ending import take_down, unsent
 from hauberk.handing_over import handing_over, logged, needless_of, needs_of, put_aside, word_of
 from hauberk.lock import sole
+from hauberk.memory import ProcessMemory
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
 from hauberk.page import beside_another, listening, open_page
 from kernel.descriptors import raise_limit
 from schemas.errors import DiskFull, HauberkError, KernelError, PermissionMissing, SettingsError
 from schemas.topics import ENFORCEMENT_STATUS, POLICIES
+from sensors.node.sensor import node_name
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -153,7 +156,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
     over = asyncio.Event()
     with service.listening(over) as hurry, sole(state):
         print(
-            f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {_node(settings)}",
+            f"{paint('hauberk', 'bold', colourful(sys.stderr))} {_version()} on {node_name(settings.sensor)}",
             file=sys.stderr,
             flush=True,
         )
@@ -178,7 +181,8 @@ async def _run(
 ) -> int:  # fmt: skip
     from hauberk.verbs.apply import publish
 
-    kept = None if given.replay else supervision.Supervision(supervision.reporter(bus, _node(settings)))
+    memory = ProcessMemory(settings)
+    kept = None if given.replay else supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
     # Before the programs are loaded: what a sink lacks should not cost seconds.
     telling = stages.sinks(bus, settings, kept)
     sinks = telling.engine
@@ -186,12 +190,16 @@ async def _run(
     async with contextlib.AsyncExitStack() as opened:
         exposure = await expose(settings.metrics, opened, sinks)
         exposure.collect(lambda: of_bus(bus))
+        exposure.collect(lambda: [("memory", memory.stats())])
+        opened.callback(asyncio.create_task(memory.keep_low()).cancel)
         page = await open_page(settings, opened)
+        caches.of_bus(memory, bus)
+        caches.of_sinks(memory, sinks, page)
         if kept is None:
             wanted, processor = _replay(bus, settings, telling, given, over, exposure)
         else:
             try:
-                wanted, processor = await _live(bus, settings, exposure, opened, over)
+                wanted, processor = await _live(bus, settings, exposure, opened, over, memory)
             except HauberkError:
                 # Ctrl-C reaches the loader too; what it then says is no news.
                 if over.is_set():
@@ -201,6 +209,7 @@ async def _run(
                 return 130
             exposure.collect(supervision.shown(kept))
             exposure.ready_when(health.of_stages(kept))
+        caches.of_processor(memory, processor)
         told = await publish(bus, documents)
         known = len(await bus.latest(POLICIES))
         applied = f"{len(told)} applied from {', '.join(given.filename)}, " if told else ""
@@ -209,6 +218,7 @@ async def _run(
             say("page", page.url)
             exposure.collect(listening(page))
         await _say_where(bus, settings, sinks)
+        give_back()
         service.notify("READY=1")
         await service.run([*wanted, ("sinks", telling.stage)], over, signals=False, hurry=hurry, supervision=kept)
         if left := await put_aside(bus):
@@ -217,7 +227,7 @@ async def _run(
             # What a receipt says is in force is taken down next: nobody should go on reading that it holds.
             try:
                 async with asyncio.timeout(supervision.TELLING):
-                    await bus.publish(ENFORCEMENT_STATUS, [Record(_node(settings).encode(), None)])
+                    await bus.publish(ENFORCEMENT_STATUS, [Record(node_name(settings.sensor).encode(), None)])
             except (HauberkError, TimeoutError) as error:
                 service.say(
                     f"the last receipt could not be withdrawn and claims rules that are no longer enforced: {error}"
@@ -251,11 +261,17 @@ def how(loaded: LoadedPrograms, took: float) -> str:
 
 
 async def _live(
-    bus: Bus, settings: Configuration, exposure: Exposure, opened: contextlib.AsyncExitStack, over: asyncio.Event
+    bus: Bus,
+    settings: Configuration,
+    exposure: Exposure,
+    opened: contextlib.AsyncExitStack,
+    over: asyncio.Event,
+    memory: ProcessMemory,
 ) -> tuple[list[tuple[str, service.Stage]], stages.StagePart[Processor]]:
     inventory = stages.Inventories(bus, settings)
     node, took = await load_sensor(settings, inventory, over)
     opened.callback(take_down, node, over)
+    caches.of_node(memory, node)
     say("kernel", f"Linux {os.uname().release}, programs {how(node.loaded, took)}; pins in {settings.sensor.pin_dir}")
     hashes = None
     if settings.sensor.hashes.enabled:
@@ -380,9 +396,3 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("hauberk")
-
-
-def _node(settings: Configuration) -> str:
-    from sensors.node.sensor import node_name
-
-    return node_name(settings.sensor)

@@ -49,7 +49,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=1,
             le=1 << 18,
-            description="size of the occurrences ring in 4096-byte pages, a power of two",
+            description="size of the occurrences ring in 4096-byte pages, a power of two; by default by memory and processors of the machine, as `hauberk probe` says",
             examples=[4096],
         ),
     ] = 4096
@@ -58,7 +58,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=1,
             le=1 << 18,
-            description="size of the definitions ring in 4096-byte pages, a power of two",
+            description="size of the definitions ring in 4096-byte pages, a power of two; by default by the machine",
             examples=[1024],
         ),
     ] = 1024
@@ -72,13 +72,28 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = 16384
     behaviours: Annotated[
-        int, msgspec.Meta(ge=1, le=1 << 24, description="behaviours remembered as announced", examples=[65536])
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1 << 24,
+            description="behaviours remembered as announced; by default by the machine",
+            examples=[65536],
+        ),
     ] = 65536
     strings: Annotated[
-        int, msgspec.Meta(ge=1, le=1 << 24, description="paths and arguments remembered as announced", examples=[65536])
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1 << 24,
+            description="paths and arguments remembered as announced; by default by the machine",
+            examples=[65536],
+        ),
     ] = 65536
     processes: Annotated[
-        int, msgspec.Meta(ge=1, le=1 << 24, description="live processes known at once", examples=[65536])
+        int,
+        msgspec.Meta(
+            ge=1, le=1 << 24, description="live processes known at once; by default by the machine", examples=[65536]
+        ),
     ] = 65536
     scopes: Annotated[
         int,
@@ -87,7 +102,13 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = 16384
     rules: Annotated[
-        int, msgspec.Meta(ge=1, le=1 << 24, description="path rules of all tables together", examples=[262144])
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1 << 24,
+            description="path rules of all tables together; by default by the machine",
+            examples=[262144],
+        ),
     ] = 262144
     net_rules: Annotated[
         int, msgspec.Meta(ge=1, le=1 << 24, description="network rules of all tables together", examples=[65536])

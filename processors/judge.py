@@ -61,7 +61,7 @@ class JudgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         msgspec.Meta(
             ge=2,
             le=1 << 26,
-            description="Judged behaviours kept, over all nodes; about 1.1 KiB each.",
+            description="Judged behaviours kept, over all nodes; about 1.1 KiB each. By default a share of `memory.budget_bytes`.",
             examples=[131072],
         ),
     ] = 16384
@@ -151,7 +151,7 @@ class FrameJudge:
         # Two generations: when the young one is full the old one is dropped, so a hit costs one lookup and no reordering.
         self._young: dict[Run, dict[int, JudgedBehaviour]] = {}
         self._old: dict[Run, dict[int, JudgedBehaviour]] = {}
-        self._size = 0
+        self._size = self._old_size = 0
         self.hits = 0
         self.judged = 0
         self.revalidated = 0
@@ -166,7 +166,12 @@ class FrameJudge:
         self._scopes.clear()
         self._young.clear()
         self._old.clear()
-        self._size = 0
+        self._size = self._old_size = 0
+
+    @property
+    def kept(self) -> int:
+        """Judged behaviours held now, at most: one that went from the old generation to the young counts in both."""
+        return self._size + self._old_size
 
     def tally(self, frame: Frame) -> Tally:
         """Count and judge. Raises DecodeError, Incompatible for a frame that cannot be read."""
@@ -240,7 +245,7 @@ class FrameJudge:
             if ident not in young:
                 self._size += 1
                 if self._size > self._limit:
-                    self._old, self._size, young = self._young, 1, {}
+                    self._old, self._old_size, self._size, young = self._young, self._size - 1, 1, {}
                     self._young = {run: young}
                     old = self._old[run]
                 young[ident] = entry

@@ -22,7 +22,6 @@ from bus.contract import Record, Start
 from bus.disk import capped, segment
 from bus.embedded.compacted import CompactedLog
 from bus.embedded.database import Corrupt
-from bus.embedded.disk_cap import check_cap
 from bus.embedded.handed import PARTITION, handed_over
 from bus.embedded.layout import DirectoryLayout, Log
 from bus.embedded.notify import WriteNotifier
@@ -32,11 +31,12 @@ from bus.embedded.readers import TopicReaders
 from bus.embedded.segments import SegmentedLog
 from bus.embedded.settings import EmbeddedSettings as EmbeddedSettings
 from bus.embedded.settings import EmbeddedStats as EmbeddedStats
+from bus.embedded.settings import check_names
 from bus.embedded.writer import Append, Commit, Done, Forget, LogWriter, Stop
 from bus.permissions import private_directory
 from bus.record_size import measure
 from bus.rest import until_look
-from schemas.errors import Backpressure, Refused, SettingsError, Unavailable
+from schemas.errors import Backpressure, Refused, Unavailable
 from schemas.topics import BY_NAME, EVENTS_RAW, TELEMETRY, Topic
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class EmbeddedBus:
     def __init__(self, settings: EmbeddedSettings) -> None:
         self._settings = settings
         root = Path(settings.directory)
-        _check_names(settings)
+        check_names(settings)
         cap = capped(settings.total_bytes, root, 2)
         segment_bytes = segment(
             settings.segment_bytes, cap if cap < settings.total_bytes or not settings.total_bytes else 0
@@ -353,6 +353,11 @@ class EmbeddedBus:
                 except RuntimeError:
                     return
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the newest records of all topics, held for readers here."""
+        return sum(channel.held_bytes for channel in self._channels.values())
+
     def _channel(self, topic: Topic) -> Channel:
         channel = self._channels.get(topic.name)
         if channel is None:
@@ -390,11 +395,3 @@ def stamped(records: Sequence[Record]) -> Sequence[Record]:
         return records
     now = time.time_ns() // 1_000_000
     return [r if r.timestamp_ms else Record(r.key, r.value, r.headers, now) for r in records]
-
-
-def _check_names(settings: EmbeddedSettings) -> None:
-    for key in ("retention_bytes_of", "retention_hours_of", "durable_topics", "keep_read"):
-        for name in getattr(settings, key):
-            if name not in BY_NAME:
-                raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")
-    check_cap(settings.total_bytes, settings.segment_bytes)

@@ -33,6 +33,11 @@ class Channel:
         self._recent: deque[Delivery] = deque()
         self._bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the newest records."""
+        return self._bytes
+
     def written(self, first: int, records: Sequence[Record]) -> None:
         """This process wrote `records` from offset `first` on."""
         if self._recent and self._recent[-1].offset + 1 != first:

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import msgspec
 
+from bus.embedded.disk_cap import check_cap
 from bus.embedded.writer import HOUSEKEEPING_SECONDS
+from schemas.errors import SettingsError
 from schemas.stats import Gauge
+from schemas.topics import BY_NAME
 
 Meta = msgspec.Meta
 
@@ -83,7 +86,10 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     memory_bytes: Annotated[
         int,
         Meta(
-            ge=0, le=1 << 50, description="Bytes of newest records held per topic for readers here.", examples=[4194304]
+            ge=0,
+            le=1 << 50,
+            description="Bytes of newest records held per topic for readers here. By default a share of `memory.budget_bytes`.",
+            examples=[4194304],
         ),
     ] = 1 << 20
     take_bytes: Annotated[
@@ -104,6 +110,15 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             gt=0, le=315_360_000, description="Seconds between checks for segments to seal and to drop.", examples=[2.0]
         ),
     ] = HOUSEKEEPING_SECONDS
+
+
+def check_names(settings: EmbeddedSettings) -> None:
+    """SettingsError for a name that is no topic, or a cap under one segment."""
+    for key in ("retention_bytes_of", "retention_hours_of", "durable_topics", "keep_read"):
+        for name in getattr(settings, key):
+            if name not in BY_NAME:
+                raise SettingsError(f"`bus.{key}`: expected topic names of {', '.join(BY_NAME)}, got `{name}`")
+    check_cap(settings.total_bytes, settings.segment_bytes)
 
 
 class EmbeddedStats(msgspec.Struct):

@@ -94,6 +94,24 @@ def chosen() -> list[tuple[str, str]]:
     ]
 
 
+def sizes() -> list[tuple[str, str]]:
+    """(what, how much and why) of the memory that is taken here where no setting says otherwise."""
+    from hauberk.memory import BudgetSettings
+    from kernel.machine import machine
+    from kernel.map_sizes import map_sizes
+
+    here = machine()
+    maps = map_sizes(here)
+    mib = 1 << 20
+    why = f"for {here.memory // mib:,} MiB and {here.processors} processor{'s' * (here.processors != 1)}"
+    return [
+        ("ring of events", f"{maps['occurrence_pages'] * 4096 / mib:g} MiB, {why}"),
+        ("ring of definitions", f"{maps['definition_pages'] * 4096 / mib:g} MiB"),
+        ("remembered in the kernel", f"{maps['behaviours']:,} behaviours, {maps['strings']:,} texts, {maps['processes']:,} processes, {maps['rules']:,} rules"),
+        ("caches of a process", f"{BudgetSettings().bytes(here) / mib:g} MiB"),
+    ]  # fmt: skip
+
+
 def _modules(programs: Feature) -> str:
     """What `enforcement.lsm = ["bpf", "apparmor"]` would use here, and why not the one before it."""
     from enforcers.apparmor import AppArmorEnforcer
@@ -121,14 +139,17 @@ def main(argv: Sequence[str]) -> int:
         return 1 if lacks else 0
     features = survey()
     rows = [(feature.name, "yes" if feature.available else "no", feature.why) for feature in features]
-    choices = chosen()
-    value = {"features": features, "chosen": dict(choices), "missing": lacks}
+    choices, memory = chosen(), sizes()
+    value = {"features": features, "chosen": dict(choices), "memory": dict(memory), "missing": lacks}
     print(show(value, ("FEATURE", "HERE", "WHY"), rows, given.output, names=[f"feature/{row[0]}" for row in rows],
                headings=not given.no_headers))  # fmt: skip
     if given.output in ("table", "wide"):
         print("\nChosen:")
         for what, how in choices:
             print(f"  {what:<22} {how}")
+        print("\nMemory, where no setting says otherwise:")
+        for what, how in memory:
+            print(f"  {what:<24} {how}")
         if lacks:
             print("\n" + paint("This node cannot be watched:", "red"))
             print("\n".join(f"  {lack}" for lack in lacks))

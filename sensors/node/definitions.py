@@ -93,12 +93,17 @@ class Definitions:
         self._seen = seen
         self._cgroup = cgroup
         self._young, self._old, self._leaving = _generation(), _generation(), _generation()
-        self._bytes = 0
+        self._bytes = self._old_bytes = self._leaving_bytes = 0
         self.learned = 0
         self.rotations = 0
 
     def __len__(self) -> int:
         return sum(len(table) for part in (self._young, self._old, self._leaving) for table in part.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Held now, `OVERHEAD` included, at most: what came back to the young generation counts in two."""
+        return self._bytes + self._old_bytes + self._leaving_bytes + self._places_bytes
 
     def learn(self, records: Iterable[bytes]) -> None:
         """Take in records of the definitions ring (header and body).
@@ -235,7 +240,7 @@ class Definitions:
         self.rotations += 1
         leaving, self._old, self._young = self._old, self._young, _generation()
         self._leaving = leaving
-        self._bytes = 0
+        self._bytes, self._old_bytes, self._leaving_bytes = 0, self._bytes, self._old_bytes
         self._carry()
         if self._forget is not None:
             # Strings first: the kernel looks at them only for a behaviour it has no mark of. A string leaves no earlier than

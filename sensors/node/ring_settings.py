@@ -18,7 +18,12 @@ class RingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     definitions_bytes: Annotated[
         int,
-        msgspec.Meta(description="Memory for definitions, in bytes.", examples=[4194304], ge=65536, le=1 << 50),
+        msgspec.Meta(
+            description="Memory for definitions, in bytes; by default a share of `memory.budget_bytes`.",
+            examples=[4194304],
+            ge=65536,
+            le=1 << 50,
+        ),
     ] = 4 << 20
     drain_bytes: Annotated[
         int,

@@ -92,6 +92,11 @@ class RingSource:
             raise
 
     @property
+    def definitions_bytes(self) -> int:
+        """Memory that definitions take now."""
+        return self._definitions.held_bytes
+
+    @property
     def lost(self) -> list[int]:
         """Losses this agent has read, indexed by `Loss`."""
         return self._losses.total

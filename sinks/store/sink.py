@@ -58,6 +58,15 @@ class StoreSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             examples=[2147483648],
         ),
     ] = 512 << 20
+    cached_behaviours: Annotated[
+        int,
+        msgspec.Meta(
+            ge=16,
+            le=1 << 26,
+            description="Behaviours remembered as being in the file, 64 bytes each; by default a share of `memory.budget_bytes`.",
+            examples=[16384],
+        ),
+    ] = 16_384
     keep: Annotated[Keep, msgspec.Meta(description="How long counts are kept.", examples=[{}])] = Keep()
 
 
@@ -112,7 +121,10 @@ class StoreSink:
 
     def _make(self) -> SqliteStore:
         settings = self._settings
-        return SqliteStore(settings.path, max_alerts=settings.max_alerts, keep=settings.keep, max_bytes=self._most)
+        return SqliteStore(
+            settings.path, max_alerts=settings.max_alerts, keep=settings.keep, max_bytes=self._most,
+            known=settings.cached_behaviours,
+        )  # fmt: skip
 
     def _apply(self, items: Sequence[Item]) -> None:
         assert self._store is not None, "open() comes before send()"
@@ -140,6 +152,11 @@ class StoreSink:
             if self._grown:
                 # Beside what is sent, step by step: a send must not wait for the whole of it.
                 self._shrinking = asyncio.create_task(self._shrink(self._store), name="store-shrink")
+
+    @property
+    def known(self) -> int:
+        """Behaviours remembered now as being in the file."""
+        return 0 if self._store is None else self._store.known
 
     @property
     def shrinking(self) -> bool:

@@ -27,9 +27,6 @@ from sinks.store.layout import open_writer, translate
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Applied
 
-_KNOWN_MOST = 1 << 14
-"""Behaviour keys remembered as present, 63-bit integers: 1 MB, as many as the judge keeps. A key that is not remembered costs one
-INSERT that does nothing. 200,000 grew through the first 20 minutes of floods, each key pinning pages among what came and went."""
 _NAMES_MOST = 4096
 """Identities, runs and verdicts remembered, of each; more of them come and go with the containers and policies of a node."""
 
@@ -47,16 +44,24 @@ _decode_ranges = msgspec.msgpack.Decoder(list[int]).decode
 
 class SqliteStore(SqliteReader):
     """The one writer of a store. Reads see what was applied. `max_alerts`: older ones are forgotten; `keep`: see `rollup.Keep`;
-    `max_bytes`: what `shrink` brings the file under, 0 for no cap."""
+    `max_bytes`: what `shrink` brings the file under, 0 for no cap. `known`: behaviour keys remembered as present; one that is not costs
+    an INSERT that does nothing."""
 
     def __init__(
-        self, path: str, *, max_alerts: int = 100_000, keep: rollup.Keep | None = None, max_bytes: int = 0
+        self,
+        path: str,
+        *,
+        max_alerts: int = 100_000,
+        keep: rollup.Keep | None = None,
+        max_bytes: int = 0,
+        known: int = 16_384,
     ) -> None:
         self._path = path
         self._db = open_writer(path)
         self._max_alerts = max_alerts
         self._keep = keep or rollup.Keep()
         self._max_bytes = max_bytes
+        self._known_most = known
         self._touched: set[int] | None = None
         self._lock = threading.Lock()
         self._forget_ids()
@@ -72,6 +77,11 @@ class SqliteStore(SqliteReader):
             raise DecodeError(
                 f"store: expected `hash_key` and `horizon` in `meta` of `{path}`, got {error!r}"
             ) from error
+
+    @property
+    def known(self) -> int:
+        """Behaviour keys remembered now."""
+        return len(self._behaviours)
 
     def apply(self, summaries: Sequence[Summary], alerts: Sequence[Alert]) -> Applied:
         """Add a batch, all of it or nothing, and return when it is durable. A summary already added changes nothing, in
@@ -263,7 +273,7 @@ class SqliteStore(SqliteReader):
             self._touched.add(ident)
         if ident not in self._behaviours:
             self._new.append((ident, int(behaviour.operation), body))
-            if len(self._behaviours) >= _KNOWN_MOST:
+            if len(self._behaviours) >= self._known_most:
                 self._behaviours.clear()
             self._behaviours.add(ident)
         return ident

@@ -54,8 +54,6 @@ KEPT_SECONDS: Final = 3.0
 KEPT_SHARE: Final = 20.0
 """An answer is good for three seconds, or twenty times what it took: a large store is not summed up at each click."""
 KEPT_MOST: Final = 32
-KEPT_BYTES: Final = 4 << 20
-"""Of all answers that are kept; a larger one is made anew each time."""
 STUCK_SECONDS: Final = 20.0
 """A browser that reads nothing for so long is let go."""
 
@@ -88,6 +86,15 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     clients: Annotated[
         int, msgspec.Meta(ge=1, le=1000, description="Browsers that may watch at a time.", examples=[16])
     ] = 16
+    kept_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=1 << 40,
+            description="Bytes of answers kept for a few seconds; a larger one is made anew each time. By default a share of `memory.budget_bytes`.",
+            examples=[4194304],
+        ),
+    ] = 4 << 20
 
 
 class WebPage:
@@ -234,9 +241,14 @@ class WebPage:
             self._keep(key, found)
         return web.Response(body=found[1], content_type="application/json")
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of the answers that are kept now."""
+        return sum(len(body) for _, body in self._kept.values())
+
     def _keep(self, key: tuple[object, ...], answer: tuple[float, bytes]) -> None:
         self._kept.pop(key, None)
-        room = KEPT_BYTES - len(answer[1])
+        room = self._settings.kept_bytes - len(answer[1])
         while self._kept and (len(self._kept) >= KEPT_MOST or sum(len(body) for _, body in self._kept.values()) > room):
             self._kept.pop(next(iter(self._kept)))
         if room >= 0:

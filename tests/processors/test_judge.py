@@ -120,6 +120,7 @@ def test_eviction_keeps_results_equal(rows, cached, make_stage, make_node, host,
             for index in frame:
                 node.row(node.behaviour(Operation.OPEN, f"/f{index}", syscall=257))
             await stage.take(node.record())
+            assert 0 < stage.processor.judge.kept <= size
         await stage.finish()
         counts = Counter()
         for summary in stage.summaries:

@@ -98,3 +98,19 @@ async def test_what_runs_and_what_a_rule_speaks_of_is_never_left_out(node, stage
     assert found["/bin/late", False] == 1
     assert found["/etc/secret", False] == 1
     assert stage.processor.stats().unlisted == 0
+
+
+async def test_names_of_many_workloads_stay_within_their_bytes(node, make_stage, host, web, replace):
+    stage = make_stage(ProcessorSettings(names=NameSettings(cached_bytes=65536)))
+    stage.identity(host)
+    for number in range(8):
+        place = {"cgroup": 1000 + number, "mnt_ns": 100 + number}
+        stage.identity(
+            replace(web, uid=f"{number:064}", cgroups=(1000 + number,), cgroup_path=f"/c/{number}", mnt_ns=100 + number)
+        )
+        for name in range(300):
+            node.row(node.behaviour(Operation.OPEN, f"/data/{name}", syscall=257, **place))
+    await stage.take(node.record())
+    assert 0 < stage.processor.pipeline.names.held_bytes <= 65536
+    await stage.finish()
+    assert sum(listed(stage).values()) == 2400

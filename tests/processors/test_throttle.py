@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processors.engine import ProcessorSettings
-from processors.throttle import ThrottleSettings
-from schemas.operations import Backend, Operation
+from processors.throttle import Throttle, ThrottleKey, ThrottleSettings
+from schemas.operations import Backend, Class, Operation
 
 AUDIT_ALL = {"file": {"matchDirectories": [{"dir": "/", "recursive": True}]}, "action": "Audit"}
 
@@ -175,6 +175,36 @@ async def test_kinds_without_end_are_told_and_forgotten(node, make_stage, host, 
     told = sum(alert.Count for alert in stage.alerts if alert.Operation == "File")
     assert told + sum(alert.Suppressed for alert in stage.alerts) == 40 * 12
     assert told == 400
+
+
+def kind_of(number: int) -> ThrottleKey:
+    return ThrottleKey("node-1", "boot", f"uid{number}", "policy", "rule", "Audit", Class.FILE)
+
+
+def test_a_kind_forgotten_while_it_is_in_hand_loses_no_count(node, web):
+    throttle = Throttle(ThrottleSettings(kinds=16))
+    frame = node.frame().header
+    first = throttle.bucket(kind_of(0), web, frame)
+    for number in range(1, 17):
+        throttle.bucket(kind_of(number), web, frame)
+    throttle.suppress(first, 5)
+    throttle.suppress(first, 2)
+    assert [(bucket.kind.uid, bucket.suppressed) for bucket in throttle.over(lambda _: 0)] == [("uid0", 7)]
+
+
+def test_kinds_and_their_resources_stay_within_their_bytes(node, web):
+    throttle = Throttle(ThrottleSettings(cached_bytes=65536, new_resources=1000))
+    frame, silenced = node.frame().header, 0
+    for number in range(300):
+        bucket = throttle.bucket(kind_of(number % 90), web, frame)
+        for resource in range(50):
+            told, _ = throttle.admit(bucket, number + resource, f"/{number}/{resource}")
+            silenced += not told
+        assert throttle.held_bytes <= 65536 + 700 + 50 * 64
+    assert 1 < len(throttle) < 90
+    assert silenced == throttle.suppressed
+    throttle.over(lambda _: 1 << 62, everything=True)
+    assert throttle.held_bytes == 0
 
 
 async def test_a_clock_that_is_set_back_lengthens_no_silence(node, stage, make_policy):

@@ -93,8 +93,7 @@ def test_repeats_in_any_order_give_equal_counts(tmp_path_factory, make, records,
 
 def test_what_is_remembered_is_bounded_and_counts_stay_exact(path, make, monkeypatch):
     monkeypatch.setattr(sqlite, "_NAMES_MOST", 4)
-    monkeypatch.setattr(sqlite, "_KNOWN_MOST", 4)
-    store = SqliteStore(path)
+    store = SqliteStore(path, known=4)
     for frame in range(40):
         who = make.identity(f"uid{frame % 10}")
         entry = make.entry(1, f"status {frame % 10}", resource=f"/{frame % 20}")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas import frame as words
 from schemas.frame import FOLDED, Frame, FrameHeader
 from schemas.kernel import PROCESS, STRIDE, DefinitionKind
-from sensors.node.definitions import Definitions
+from sensors.node.definitions import OVERHEAD, Definitions
 from sensors.node.frames import Fold, FrameSettings, columns, frames
 
 Build = Callable[..., bytes]
@@ -154,6 +154,8 @@ def test_memory_stays_under_its_cap() -> None:
         definitions.settle()
     assert len(definitions) * (112 + 16 + 200) < 400_000
     assert definitions.rotations > 10
+    held = sum(len(record) + OVERHEAD for record in definitions.records())
+    assert held <= definitions.held_bytes <= 2 * held
 
 
 def _image(process: int, executable: int, arguments: int) -> bytes:
