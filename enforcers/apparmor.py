@@ -179,7 +179,7 @@ def _why_not(securityfs: str, parser: str) -> str:
     if shutil.which(parser) is None:
         return f"no `{parser}` here; install the package `apparmor`"
     if not os.path.exists(ABI):
-        return f"`{ABI}` is missing: this `{parser}` is older than 3.0 and cannot say what the rules are written for"
+        return f"`{ABI}` is missing: this `{parser}` is older than 3.0 and cannot say what the rules are written for; install apparmor 3.0 or newer"
     return ""
 
 

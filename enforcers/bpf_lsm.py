@@ -15,6 +15,8 @@ from typing import Final
 
 from enforcers import machines, networks, paths
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
+from kernel.btf import VMLINUX
+from kernel.features import locked_down
 from kernel.hooks import HOOKS
 from policy.judge.presets import RUNTIMES
 from schemas.enforcement import PathRule, Refusal, ScopePlan
@@ -70,6 +72,10 @@ class LsmEnforcer(Everywhere):
         self._mounts = mounts
 
     def unusable(self) -> str:
+        if why := locked_down():
+            return why
+        if not VMLINUX.exists():
+            return f"`{VMLINUX}` is missing, and hooks are found in it; boot a kernel with CONFIG_DEBUG_INFO_BTF"
         missing = [hook.name for hook in HOOKS if hook.needed and not os.path.exists(f"{self._links}/lsm_{hook.name}")]
         if not missing:
             return ""

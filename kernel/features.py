@@ -183,7 +183,9 @@ def lsm_programs() -> Feature:
     try:
         btf = Btf.of_kernel()
     except HauberkError:
-        return Feature(name, False, f"{_NO_LSM} (no BTF)")
+        return Feature(name, False, f"{_NO_LSM} (no BTF); boot a kernel with CONFIG_DEBUG_INFO_BTF")
+    if why := locked_down():
+        return Feature(name, False, f"{_NO_LSM}: {why}")
     target = btf.function_id("bpf_lsm_task_getscheduler")
     if target is None:
         return Feature(name, False, f"{_NO_LSM}: this kernel is built without CONFIG_BPF_LSM")
@@ -215,6 +217,18 @@ def lsm_programs() -> Feature:
     return Feature(
         name, False, f"{_NO_LSM}: they attach and are not asked; boot with `bpf` in the list of modules (lsm=...,bpf)"
     )
+
+
+def locked_down(path: str = "/sys/kernel/security/lockdown") -> str:
+    """Why lockdown keeps programs from reading kernel memory, which all of Hauberk's do; "" when it does not (`[none]`, `[integrity]`, or no
+    lockdown in this kernel). Linux refuses the helper itself (LOCKDOWN_BPF_READ_KERNEL, security/security.c)."""
+    try:
+        mode = Path(path).read_text()
+    except OSError:
+        return ""
+    if "[confidentiality]" not in mode:
+        return ""
+    return "the kernel is locked down to `confidentiality`, where no program may read its memory; boot with `lockdown=integrity` or without it"
 
 
 def _lsm_list() -> Feature:
