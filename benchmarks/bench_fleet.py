@@ -90,7 +90,7 @@ async def _costs(cluster: Cluster, count: int) -> Result:
     stop.set()
     await task
     judge, brokered = time.process_time() - here, brokered + one.cpu() - there
-    sinks = stages.sinks(bus, msgspec.convert({"sinks": [{"type": "blackhole"}]}, Configuration))
+    sinks = stages.sinks(bus, msgspec.convert({"sinks": [{"type": "blackhole", "content": "alerts"}]}, Configuration))
     there, here = one.cpu(), time.process_time()
     stop = asyncio.Event()
     task = asyncio.create_task(sinks.stage(stop))

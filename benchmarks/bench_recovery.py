@@ -3,7 +3,7 @@
 
 Six nodes, one in each partition, a frame of each every quarter of a second with one alert in it; two processors as processes, a
 reader of the alerts here. The pause of a node is the longest time between two of its alerts from the event on, less the pace.
-Waiting for a killed member is `bus.session_seconds`, 10 as by default. Neighbours: bench_shares.py, kafka_world.py.
+Waiting for a killed member is `bus.session_seconds`, 6 as by default. Neighbours: bench_shares.py, kafka_world.py.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def _within(cluster: Any, scale: float, directory: Path) -> Result:
 
 
 async def _case(cluster: Any, directory: Path, name: str, number: signal.Signals | None) -> Result:
-    bus = await world(cluster, session_seconds=10.0)
+    bus = await world(cluster, session_seconds=6.0)
     load = Load(bus)
     await load.start()
     roles = [processor(bus.settings, directory) for _ in range(2)]

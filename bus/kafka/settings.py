@@ -124,8 +124,11 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     )
     session_seconds: Annotated[
         Seconds,
-        Meta(description="Silence after which the brokers give a dead member's partitions to others.", examples=[10.0]),
-    ] = 10.0
+        Meta(
+            description="Silence after which the brokers give a dead member's partitions to others; they take no less than 6 unless told.",
+            examples=[6.0],
+        ),
+    ] = 6.0
     revoke_seconds: Annotated[
         Seconds,
         Meta(description="Time of a member to finish and release partitions that others are to get.", examples=[30.0]),
