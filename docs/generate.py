@@ -223,27 +223,45 @@ def attacks(directory: Path) -> str:
         raise SystemExit(
             f"expected the files of {directory} in `ATTACKS`, got {sorted(found ^ set(ATTACKS))} in one of them only"
         )
+    tried = lsm_attacks(directory.parent / "enforcers")
     for path in (directory / f"test_{name}.py" for name in ATTACKS):
         tree = ast.parse(path.read_text())
         rows = [
             row
             for node in tree.body
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            for row in _attack(node)
+            for row in _attack(node, tried)
         ]
         if rows:
             title = (ast.get_docstring(tree) or path.stem).partition("\n")[0].rstrip(".")
-            lines += [f"\n**{title}**\n", "| attack | result | by | with an LSM hook |", "|---|---|---|---|", *rows]
+            lines += [f"\n**{title}**\n", "| attack | result | by | with the LSM hooks |", "|---|---|---|---|", *rows]
+    if tried:
+        raise SystemExit(f"expected the name of an attack in each marker `lsm_attack`, got {sorted(tried)}")
     return "\n".join(lines) + "\n"
 
 
-def _attack(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+def lsm_attacks(directory: Path) -> dict[str, str]:
+    """What an attack came to against the LSM hooks, by its name: the markers `lsm_attack` of the tests in `directory`."""
+    found: dict[str, str] = {}
+    for path in sorted(directory.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for decorator in getattr(node, "decorator_list", ()):
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in (
+                    "held",
+                    "pytest.mark.lsm_attack",
+                ):
+                    what, result = (ast.literal_eval(argument) for argument in decorator.args)
+                    found[what] = result
+    return found
+
+
+def _attack(function: ast.FunctionDef | ast.AsyncFunctionDef, tried: dict[str, str]) -> Iterator[str]:
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.attack":
             what, result = (ast.literal_eval(argument) for argument in decorator.args)
             named = {one.arg: ast.literal_eval(one.value) for one in decorator.keywords}
             by = named.get("by", "").replace("|", "\\|") or "-"
-            yield f"| {what.replace('|', chr(92) + '|')} | {result} | {by} | {'held' if named.get('lsm') else '-'} |"
+            yield f"| {what.replace('|', chr(92) + '|')} | {result} | {by} | {tried.pop(what, '-')} |"
 
 
 def security(text: str) -> str:

@@ -145,8 +145,15 @@ class KernelTables:
                     pairs = [(key, with_base(key, value, base)) for key, value in pairs]
                 keys[name] = [key for key, _ in pairs]
                 self.writes += self._maps[name].put_many(pairs)
-        except BaseException:
+        except BaseException as error:
             self._delete(table)
+            if isinstance(error, KernelError) and error.errno == errno.E2BIG:
+                many = sum(len(entries) for entries in parts.values())
+                raise KernelError(
+                    f"the kernel's tables of rules are full: {many} entries more were asked for; raise `sensor.load.rules` or "
+                    "`sensor.load.net_rules` and start the sensor again",
+                    operation=error.operation, target=error.target, errno=errno.E2BIG,
+                ) from error  # fmt: skip
             raise
 
     def switch(self, cgroup: int, table: int, flags: ScopeFlag, visible: int = -1) -> bool:

@@ -21,6 +21,7 @@ from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, UNPIN
 from kernel.compiled import Compiled, fingerprint, placeholders, without_descriptors
 from kernel.features import typed_loads
 from kernel.headers import installed, write_tree
+from kernel.linker import refuse_unresolved
 from kernel.members import offsets_by_headers, offsets_from
 from schemas.c_header import c_header
 from schemas.errors import KernelError, MissingDependency
@@ -96,7 +97,7 @@ def compile_programs(request: dict[str, Any], step: Callable[[str], None]) -> Co
     maps = {name: module[name.encode()].map_fd for name in (*(table.name for table in TABLES), *UNPINNED)}
 
     def code_of(function: str, kind: int = RAW_TRACEPOINT) -> bytes:
-        code = module.dump_func(function.encode())
+        code = refuse_unresolved(function, bytes(module.dump_func(function.encode())))
         if kind != RAW_TRACEPOINT:
             code = kernel_reads(code)
         if btf is not None:

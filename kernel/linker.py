@@ -13,6 +13,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from kernel import casts
+from schemas.errors import KernelError
+
 HIGH: Final = 0x48415542
 """Upper half of every mark."""
 CALLBACKS: Final = {1: "cb_climb", 2: "cb_scan", 3: "cb_pattern"}
@@ -23,6 +26,9 @@ SUBPROGRAMS: Final = {
     )
 }
 FUNCTIONS: Final = {0x7FFFFF02: "bpf_preempt_disable", 0x7FFFFF03: "bpf_preempt_enable"}
+_MARKS: Final = frozenset({casts.MARK, *SUBPROGRAMS, *FUNCTIONS})
+_HELPERS: Final = 4096
+"""More than any kernel has; a helper has a smaller number."""
 _INSTRUCTION: Final = struct.Struct("=BBhi")
 _LOAD_64, _CALL = 0x18, 0x85
 _PSEUDO_CALL, _PSEUDO_KERNEL_FUNCTION, _PSEUDO_FUNCTION = 1, 2, 4  # include/uapi/linux/bpf.h
@@ -32,15 +38,16 @@ def linked(
     name: str, code: Mapping[str, bytes], function: Callable[[str], int | None]
 ) -> tuple[bytes, tuple[int, ...]]:
     """Program `name` of `code` (function name -> instructions) with its callbacks behind it, and the instruction each subprogram
-    starts at, the program's own 0 first. `function`: the BTF id of a kernel function."""
-    out, starts, placed, at = bytearray(code[name]), [0], dict[str, int](), 0
+    starts at, the program's own 0 first. `function`: the BTF id of a kernel function. Raises KernelError for a call that nothing
+    resolves."""
+    out, starts, placed, at = bytearray(refuse_unresolved(name, code[name])), [0], dict[str, int](), 0
 
     def distance(subprogram: str) -> int:
         # From the next instruction. Each is placed once, whoever needs it first.
         if subprogram not in placed:
             placed[subprogram] = len(out) // 8
             starts.append(len(out) // 8)
-            out.extend(code[subprogram])
+            out.extend(refuse_unresolved(subprogram, code[subprogram]))
         return placed[subprogram] - at // 8 - 1
 
     while at < len(out):
@@ -55,10 +62,32 @@ def linked(
             _INSTRUCTION.pack_into(out, at, operation, _PSEUDO_CALL << 4, 0, distance(SUBPROGRAMS[value]))
         elif operation == _CALL and value in FUNCTIONS:
             ident = function(FUNCTIONS[value])
-            assert ident is not None, "compiled in only where the kernel has it"
+            if ident is None:
+                raise KernelError(
+                    f"expected the kernel function `{FUNCTIONS[value]}` that `{name}` calls, this kernel's BTF has none",
+                    operation="link", target=name,
+                )  # fmt: skip
             _INSTRUCTION.pack_into(out, at, operation, _PSEUDO_KERNEL_FUNCTION << 4, 0, ident)
         at += 8
     return bytes(out), tuple(starts)
+
+
+def refuse_unresolved(name: str, code: bytes) -> bytes:
+    """`code` of the function `name`, as it is. KernelError when it calls a function that the C text does not have: clang only warns,
+    and leaves a call of a subprogram that is not there."""
+    at = 0
+    while at < len(code):
+        operation, registers, _, value = _INSTRUCTION.unpack_from(code, at)
+        helper = registers >> 4 == 0
+        known = not helper or value in _MARKS or 0 < value < _HELPERS
+        if operation == _CALL and (not known or registers >> 4 == _PSEUDO_CALL):
+            raise KernelError(
+                f"instruction {at // 8} of `{name}` calls what nothing resolves ({'helper' if helper else 'function'} {value}): expected "
+                "a function of the files that are compiled; add the file that has it to `SOURCES`, or a mark to kernel/linker.py",
+                operation="link", target=name,
+            )  # fmt: skip
+        at += 16 if operation == _LOAD_64 else 8
+    return code
 
 
 def subprogram_btf(count: int) -> tuple[bytes, tuple[int, ...]]:

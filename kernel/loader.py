@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from schemas.errors import Incompatible, KernelError, MissingDependency, PermissionMissing, Unavailable
 
 _KINDS: Final = {kind.__name__: kind for kind in (Incompatible, KernelError, MissingDependency, PermissionMissing)}
+HEADERS: Final = "hauberk-headers-"
+_LEFT: Final = 3600.0
 _KEPT_LINES: Final = 12
 """Lines of the child's stderr that go into an error: clang's or the verifier's last words fit."""
 
@@ -45,6 +52,15 @@ class Halt:
                 end()
 
 
+def remove_old_headers() -> None:
+    """Directories of headers that a killed load of this user left: no load takes an hour."""
+    for left in Path(tempfile.gettempdir()).glob(f"{HEADERS}*"):
+        with contextlib.suppress(OSError):
+            about = left.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and time.time() - about.st_mtime > _LEFT:
+                shutil.rmtree(left)
+
+
 def run_child(
     request: dict[str, Any],
     timeout: float,
@@ -54,11 +70,12 @@ def run_child(
     """What the child answers to `request`. Raises what it says went wrong, Unavailable after `timeout` seconds or by `halt`."""
     command = [sys.executable, "-P", "-m", "kernel.loader_child"]
     last: dict[str, Any] = {}
+    remove_old_headers()
     # stderr into a file: clang can say more than a pipe holds while nobody but stdout is read.
     # The headers' directory is ours, not the child's, which may be ended before it could remove it.
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
-        tempfile.TemporaryDirectory(prefix="hauberk-headers-") as directory,
+        tempfile.TemporaryDirectory(prefix=HEADERS) as directory,
     ):
         request = {**request, "directory": directory}
         try:

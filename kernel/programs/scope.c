@@ -4,6 +4,8 @@
  *
  *     cgroup id -> scopes -> absent: the nearest ancestor that is in scopes -> absent: config[HOST_VISIBILITY], no enforcement
  *
+ * A scope that the kernel made at birth and nobody has claimed says only what is watched: a claimed ancestor goes before it, however
+ * late it was claimed. Or a cgroup that is older than its container's rules would be held by none.
  * So a cgroup inside a container needs no entry, and none is made for it: a container that makes thousands fills nothing.
  */
 #define LEVELS 32 /* of the hierarchy that are asked: what runs containers puts them within ten */
@@ -13,7 +15,12 @@ static __always_inline u64 kin_check(u64 cgroup, u64 owner, u64 generation)
     return cgroup + owner * 0x9e3779b97f4a7c15ULL + generation * 0xc2b2ae3d27d4eb4fULL;
 }
 
-/* Of the current task's cgroup, which has no scope of its own. Level by level, and remembered until somebody writes scopes. */
+static __always_inline int unclaimed(struct scope *scope)
+{
+    return (scope->flags & (SCOPE_FRESH | SCOPE_CONTAINER)) == SCOPE_FRESH;
+}
+
+/* Of the current task's cgroup, which has no claimed scope of its own. Level by level, and remembered until somebody writes scopes. */
 static __always_inline u64 nearest_with_scope(u64 cgroup)
 {
     u64 generation = setting(CONFIG_GENERATION); /* strictly before the lookups: what is written meanwhile counts it up */
@@ -25,13 +32,20 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
     if (kin->check == kin_check(cgroup, owner, generation))
         return owner;
     owner = hidden(0); /* a zero that it knew would be told apart from each level's answer, in every program, from here to its end */
+    u64 claimed = hidden(0);
     for (int level = 1; level < LEVELS; level++) {
         u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
         if (!ancestor || ancestor == cgroup)
             break;
-        if (scopes.lookup(&ancestor))
-            owner = ancestor;
+        struct scope *scope = scopes.lookup(&ancestor);
+        if (!scope)
+            continue;
+        if (!unclaimed(scope))
+            claimed = ancestor;
+        owner = ancestor;
     }
+    if (claimed)
+        owner = claimed;
     kin->owner = owner;
     kin->check = kin_check(cgroup, owner, generation);
     return owner;
@@ -42,11 +56,12 @@ static __always_inline u64 scope_of(u64 cgroup, struct scope *out)
 {
     struct scope *scope = scopes.lookup(&cgroup);
     u64 payer = cgroup;
-    if (!scope) {
+    if (!scope || unclaimed(scope)) {
         u64 owner = nearest_with_scope(cgroup);
-        if (owner) {
+        struct scope *above = owner ? scopes.lookup(&owner) : 0;
+        if (above && (!scope || !unclaimed(above))) {
             payer = owner;
-            scope = scopes.lookup(&owner);
+            scope = above;
         }
     }
     if (scope) {

@@ -7,8 +7,8 @@ Each attack is a test marked `attack`, one file per kind of attack; the first se
     @pytest.mark.attack("Exec of a blocked program from a working directory over 4,096 bytes", "held", by="signal")
 
 `what` the attacker tries; `result`: `held` (it does not take effect), `told` (it takes effect, and an alert or a counted loss
-says so), `not held` (it takes effect and nothing says so); `by`: the backend, sensor or file that answers; `lsm=True`: an
-LSM hook would hold it. The test asserts that result: when an LSM backend holds the case, the test and the marker change.
+says so), `not held` (it takes effect and nothing says so); `by`: the backend, sensor or file that answers. The test
+asserts that result. What the LSM hooks make of the same attack is asked in tests/enforcers/test_lsm_attacks.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 // Opens a file with openat2 while another thread writes to struct open_how; once it is open for writing, writes to it.
 #define _GNU_SOURCE
+#include <stdlib.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -22,7 +23,8 @@ int main(int count, char **words)
 {
     pthread_t thread;
     pthread_create(&thread, 0, flip, 0);
-    for (int i = 0; i < 2000000; i++) {
+    int tries = count > 2 ? atoi(words[2]) : 2000000;
+    for (int i = 0; i < tries; i++) {
         int fd = syscall(437, AT_FDCWD, words[1], how, 24);
         if (fd < 0)
             continue;

@@ -56,9 +56,7 @@ def test_a_cgroup_made_inside(attacked: Any) -> None:
         assert ends(inner, attacked.program) == 9
 
 
-@pytest.mark.attack(
-    "First exec of a container that was just made, before the node knows it", "told", by="signal", lsm=False
-)
+@pytest.mark.attack("First exec of a container that was just made, before the node knows it", "told", by="signal")
 def test_a_container_made_anew(attacked: Any, record_property: Callable[[str, object], None]) -> None:
     box = attacked.containers["box"]
     assert ends(box.path, attacked.program) == 9

@@ -130,7 +130,6 @@ def test_calls_that_are_no_file_and_no_socket(attacked: Any) -> None:
     "Read of a blocked file through io_uring: the ring is reported by an Audit rule, the read is not blocked",
     "told",
     by="sensor",
-    lsm=True,
 )
 def test_a_read_through_a_ring(attacked: Any, build: Callable[[str], str]) -> None:
     program = build("uring")

@@ -188,7 +188,7 @@ def test_a_raw_socket_is_not_tcp(attacked: Any, attack: Any, family: int, protoc
     assert attack("create", family, 3, protocol, inside="tcp") == {"create": "EPERM"}
 
 
-@pytest.mark.attack("Socket connected outside and handed into the container", "not held", by="cgroup", lsm=True)
+@pytest.mark.attack("Socket connected outside and handed into the container", "not held", by="cgroup")
 def test_a_socket_from_outside(attacked: Any, server: int) -> None:
     with socket.create_connection(("127.0.0.1", server)) as outside:
         process = attacked.containers["wall"].start(
@@ -213,10 +213,7 @@ def test_raw_packets(attacked: Any, attack: Any) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), [(17, 3), (17, 2), (40, 1), (44, 3), (16, 3), (1, 1)])
 @pytest.mark.attack(
-    "Socket of AF_PACKET, AF_VSOCK, AF_XDP, AF_NETLINK or AF_UNIX under a Block rule on `all`",
-    "told",
-    by="cgroup",
-    lsm=True,
+    "Socket of AF_PACKET, AF_VSOCK, AF_XDP, AF_NETLINK or AF_UNIX under a Block rule on `all`", "told", by="cgroup"
 )
 def test_other_families(attacked: Any, attack: Any, family: int, kind: int) -> None:
     words = {17: "AF_PACKET", 40: "AF_VSOCK", 44: "AF_XDP", 16: "AF_NETLINK", 1: "AF_UNIX"}[family]
@@ -230,7 +227,7 @@ def test_other_families(attacked: Any, attack: Any, family: int, kind: int) -> N
     assert "other-families" in said
 
 
-@pytest.mark.attack("Listen without bind, on a port that an ingress rule blocks", "told", by="sensor", lsm=True)
+@pytest.mark.attack("Listen without bind, on a port that an ingress rule blocks", "told", by="sensor")
 def test_listen_without_bind(attacked: Any) -> None:
     process = attacked.containers["wall"].start(attacked.program, "autobind", "-", str(TAKEN), stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -37,7 +37,6 @@ def attacked(
     "A process that shares its descriptor table (CLONE_FILES) reads what its killed child has opened",
     "told",
     by="signal",
-    lsm=True,
 )
 def test_a_shared_descriptor_table(attacked: Any, build: Callable[[str], str]) -> None:
     done = attacked.containers["box"].run(build("shared_fds"), str(attacked.secret))
@@ -46,7 +45,7 @@ def test_a_shared_descriptor_table(attacked: Any, build: Callable[[str], str]) -
     assert attacked.alert("shared_fds", Operation="File")["Action"] == "Block"
 
 
-@pytest.mark.attack("Another thread reads the descriptor between the open and the kill", "told", by="signal", lsm=True)
+@pytest.mark.attack("Another thread reads the descriptor between the open and the kill", "told", by="signal")
 def test_a_thread_that_races(attacked: Any, build: Callable[[str], str]) -> None:
     done = attacked.containers["box"].run(build("thread_race"), str(attacked.secret), "20")
     assert "leaked" in done.stdout

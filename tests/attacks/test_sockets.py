@@ -129,7 +129,7 @@ def test_a_hidden_dns_query(attacked: Any, attack: Any, word: str, peer: int) ->
     assert told[-1]["PolicyName"] == "sockets"
 
 
-@pytest.mark.attack("Connect through io_uring", "not held", by="sensor", lsm=True)
+@pytest.mark.attack("Connect through io_uring", "not held", by="sensor")
 def test_a_connect_by_io_uring(attacked: Any, attack: Any, server: int) -> None:
     assert attack("uring", "127.0.0.1", server) == {"uring": "ok"}
     assert connects(attacked, server) == []

@@ -111,7 +111,7 @@ def test_a_name_for_a_file_is_no_change(attacked: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["unlink", "rename", "link"])
-@pytest.mark.attack("Unlink, rename or link of a blocked file", "told", by="signal", lsm=True)
+@pytest.mark.attack("Unlink, rename or link of a blocked file", "told", by="signal")
 def test_a_change_by_name(attacked: Any, change: str) -> None:
     """The process is killed, and the change has happened: the receipt and `explain` say so, rule by rule."""
     precious = attacked.files / "precious"

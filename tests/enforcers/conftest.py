@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -24,25 +25,30 @@ from bus.contract import Record
 from bus.memory import MemoryBus
 from enforcers.agent import Enforcement
 from enforcers.apply import Applier
+from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.cgroup import cgroup2_mount
-from enforcers.plan import PlanSettings
+from enforcers.plan import Planner, PlanSettings
 from enforcers.planner import PlannerEngine, PlannerSettings
+from enforcers.registry import Usable
 from enforcers.settings import EnforceSettings
 from kernel.features import lsm_programs
 from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.maps import Map
 from policy.documents import key, to_json
 from policy.parse import parse
-from policy.ruleset import PostureSettings
+from policy.ruleset import PostureSettings, compile_ruleset
 from schemas.backends import DEFAULTS, Implemented
-from schemas.enforcement import decode_plan
+from schemas.enforcement import Receipt, decode_plan
 from schemas.errors import HauberkError
 from schemas.identity import Identity, Kind
 from schemas.identity import encode as encode_identity
 from schemas.kernel import SCOPE, Config
+from schemas.lsm import HookCount
 from schemas.policy import PolicyDocument
 from schemas.topics import ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 NODE = "n1"
+CALLS = str(Path(__file__).parent / "calls.py")
 KILLED = -9
 
 
@@ -271,6 +277,73 @@ class House:
         want = {one.id for one in cgroups}
         await self.until(lambda: set(self.agent.applier.enforced) == want)
         await self.until(lambda: self.agent.receipt is not None and self.agent.receipt.scopes == len(want))
+
+
+class Bench:
+    """One cgroup under policies, held by the hooks alone."""
+
+    def __init__(self, pin_dir: str, box: Any) -> None:
+        self.pin_dir, self.box = pin_dir, box
+
+    def hold(
+        self,
+        spec: str,
+        *,
+        host: str = "",
+        mounts: bool = True,
+        postures: PostureSettings | None = None,
+    ) -> Receipt:
+        """Put the cgroup under `spec` of a KubeArmorPolicy, or of the network policy `host`."""
+        text = (
+            ksp("held", spec)
+            if spec
+            else (
+                "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorNetworkPolicy\nmetadata: {name: peers}\n"
+                f"spec: {{nodeSelector: {{matchLabels: {{kubernetes.io/hostname: {NODE}}}}}, {host}}}\n"
+            )
+        )
+        words: dict[str, Any] = {}
+        if host:
+            words = {"kind": Kind.HOST, "labels": {}, "namespace": "", "node_labels": {"kubernetes.io/hostname": NODE}}
+        ruleset = compile_ruleset(policies(text), postures or PostureSettings())
+        plan = Planner(ruleset, PlanSettings(host_cgroups=(self.box.path,) if host else ())).plan(
+            NODE, [identity(self.box, **words)], 1
+        )
+        hooks = LsmEnforcer(self.pin_dir, mounts=mounts)
+        assert hooks.unusable() == ""
+        applier = Applier(self.pin_dir, NODE, grace=0.0, chosen=Usable((hooks,), (), ()))
+        receipt = applier.apply(plan)
+        applier.sweep()
+        applier.close()
+        assert receipt.failed == (), receipt.failed
+        return receipt
+
+    def count(self, which: HookCount) -> int:
+        """What the hooks counted since they were loaded."""
+        with Map.open(f"{self.pin_dir}/maps/lsm_counts") as counts:
+            return counts.sum_u64(struct.pack("=I", which))
+
+    def calls(self, *calls: tuple[Any, ...], program: str = sys.executable) -> list[str]:
+        """What each of `calls` came to inside."""
+        process = self.box.start(
+            program, "-S", CALLS, json.dumps(calls), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        out, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()
+        return json.loads(out)
+
+    def expect(self, *wanted: tuple[str, tuple[Any, ...]], program: str = sys.executable) -> None:
+        """Every call with what it is to come to."""
+        got = self.calls(*(call for _, call in wanted), program=program)
+        assert [(one, call) for one, (_, call) in zip(got, wanted, strict=True)] == list(wanted)
+
+
+@pytest.fixture
+def bench(pin_dir: str, new_cgroup: Callable[[], Any]) -> Iterator[Bench]:
+    yield Bench(pin_dir, new_cgroup())
+    rest = Applier(pin_dir, NODE, ("bpf-lsm",), grace=0.0)
+    rest.clear()
+    rest.close()
 
 
 @pytest.fixture

@@ -12,28 +12,23 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enforcers.apply import Applier
 from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.encoding import Encoded, Encoder
-from enforcers.plan import Planner, PlanSettings
-from enforcers.registry import Usable
 from enforcers.tables import KernelTables
 from kernel.loading import LoadedPrograms, existing
-from policy.ruleset import PostureSettings, compile_ruleset
-from schemas.enforcement import PathRule, Receipt, ScopePlan
-from schemas.identity import Kind
+from policy.ruleset import PostureSettings
+from schemas.enforcement import PathRule, ScopePlan
 from schemas.operations import Class
 from schemas.verdict import Action, RuleRef
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
-NODE = "n1"
 DENIED = "EPERM"
 CALLS = str(Path(__file__).parent / "calls.py")
 
@@ -43,69 +38,11 @@ def loaded(hooked: LoadedPrograms) -> LoadedPrograms:
     return hooked
 
 
-class Bench:
-    """One cgroup under policies, held by the hooks alone."""
-
-    def __init__(self, pin_dir: str, box: Any, identity: Any, policies: Any, ksp: Any) -> None:
-        self.pin_dir, self.box = pin_dir, box
-        self._identity, self._policies, self._ksp = identity, policies, ksp
-
-    def hold(
-        self, spec: str, *, host: str = "", mounts: bool = True, postures: PostureSettings | None = None
-    ) -> Receipt:
-        """Put the cgroup under `spec` of a KubeArmorPolicy, or of the network policy `host`."""
-        text = (
-            self._ksp("held", spec)
-            if spec
-            else (
-                "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorNetworkPolicy\nmetadata: {name: peers}\n"
-                f"spec: {{nodeSelector: {{matchLabels: {{kubernetes.io/hostname: {NODE}}}}}, {host}}}\n"
-            )
-        )
-        words: dict[str, Any] = {}
-        if host:
-            words = {"kind": Kind.HOST, "labels": {}, "namespace": "", "node_labels": {"kubernetes.io/hostname": NODE}}
-        ruleset = compile_ruleset(self._policies(text), postures or PostureSettings())
-        plan = Planner(ruleset, PlanSettings(host_cgroups=(self.box.path,) if host else ())).plan(
-            NODE, [self._identity(self.box, **words)], 1
-        )
-        hooks = LsmEnforcer(self.pin_dir, mounts=mounts)
-        assert hooks.unusable() == ""
-        applier = Applier(self.pin_dir, NODE, grace=0.0, chosen=Usable((hooks,), (), ()))
-        receipt = applier.apply(plan)
-        applier.sweep()
-        applier.close()
-        assert receipt.failed == (), receipt.failed
-        return receipt
-
-    def calls(self, *calls: tuple[Any, ...], program: str = sys.executable) -> list[str]:
-        """What each of `calls` came to inside."""
-        process = self.box.start(
-            program, "-S", CALLS, json.dumps(calls), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        out, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said.decode()
-        return json.loads(out)
-
-    def expect(self, *wanted: tuple[str, tuple[Any, ...]], program: str = sys.executable) -> None:
-        """Every call with what it is to come to."""
-        got = self.calls(*(call for _, call in wanted), program=program)
-        assert [(one, call) for one, (_, call) in zip(got, wanted, strict=True)] == list(wanted)
-
-
-@pytest.fixture
-def bench(pin_dir: str, new_cgroup: Callable[[], Any], identity: Any, policies: Any, ksp: Any) -> Iterator[Bench]:
-    yield Bench(pin_dir, new_cgroup(), identity, policies, ksp)
-    rest = Applier(pin_dir, NODE, ("bpf-lsm",), grace=0.0)
-    rest.clear()
-    rest.close()
-
-
 def files(*rules: str, action: str = "Block") -> str:
     return f"file: {{matchPaths: [{', '.join(rules)}]}}, action: {action}"
 
 
-def test_every_change_of_a_file_is_denied_by_its_path(bench: Bench, tmp_path: Path) -> None:
+def test_every_change_of_a_file_is_denied_by_its_path(bench: Any, tmp_path: Path) -> None:
     for name in ("secret", "free", "other"):
         (tmp_path / name).write_text("x")
     (tmp_path / "dir").mkdir()
@@ -125,7 +62,7 @@ def test_every_change_of_a_file_is_denied_by_its_path(bench: Bench, tmp_path: Pa
     assert (tmp_path / "secret").read_text() == "x"
 
 
-def test_limits_leave_their_part_free(bench: Bench, tmp_path: Path) -> None:
+def test_limits_leave_their_part_free(bench: Any, tmp_path: Path) -> None:
     for name in ("config", "mine", "theirs"):
         (tmp_path / name).write_text("x")
     os.chown(tmp_path / "theirs", 4242, 4242)
@@ -142,7 +79,7 @@ def test_limits_leave_their_part_free(bench: Bench, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_patterns_are_asked_in_the_kernel(bench: Bench, tmp_path: Path) -> None:
+def test_patterns_are_asked_in_the_kernel(bench: Any, tmp_path: Path) -> None:
     for name in ("note.key", "d/note.key", "d/id_rsa", "file_ä", "file_x", "file_", "open"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -159,7 +96,7 @@ def test_patterns_are_asked_in_the_kernel(bench: Bench, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_paths_of_4096_bytes(bench: Bench, tmp_path: Path) -> None:
+def test_paths_of_4096_bytes(bench: Any, tmp_path: Path) -> None:
     """Longer than any path can be named: known by the directories above."""
     top, here, many = str(tmp_path), os.open("/", os.O_RDONLY), (4090 - len(str(tmp_path)) - 5) // 2
     os.chdir(top)
@@ -185,7 +122,7 @@ def test_paths_of_4096_bytes(bench: Bench, tmp_path: Path) -> None:
     bench.expect(("ok", ("deep", top, "q", many)))
 
 
-def test_programs_by_any_way_into_memory(bench: Bench, tmp_path: Path) -> None:
+def test_programs_by_any_way_into_memory(bench: Any, tmp_path: Path) -> None:
     tool = shutil.copy("/bin/true", f"{tmp_path}/tool")
     loader = next(
         path for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1") if os.path.exists(path)
@@ -199,7 +136,7 @@ def test_programs_by_any_way_into_memory(bench: Bench, tmp_path: Path) -> None:
     bench.expect((DENIED, ("run", loader, tool)), ("ok", ("mmap", tool)))
 
 
-def test_presets(bench: Bench, tmp_path: Path) -> None:
+def test_presets(bench: Any, tmp_path: Path) -> None:
     def preset(name: str) -> str:
         return f"presets: [{{name: {name}}}], action: Block"
 
@@ -231,13 +168,13 @@ def test_presets(bench: Bench, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_rules_without_a_terminal(bench: Bench, tmp_path: Path) -> None:
+def test_rules_without_a_terminal(bench: Any, tmp_path: Path) -> None:
     tool = shutil.copy("/bin/true", f"{tmp_path}/tool")
     bench.hold(f"process: {{matchPaths: [{{path: {tool}, pts: false}}]}}, action: Block")
     bench.expect(("ok", ("run", tool)), (DENIED, ("terminal", "/bin/sh", f"{tool};", "exit", "$?")))
 
 
-def test_capabilities(bench: Bench, tmp_path: Path) -> None:
+def test_capabilities(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     file = f"{tmp_path}/file"
     python = os.path.realpath(sys.executable)
@@ -261,7 +198,7 @@ def test_capabilities(bench: Bench, tmp_path: Path) -> None:
     bench.expect(("ok", ("socket", 2, 3, 1)), (DENIED, ("sethostname",)))
 
 
-def test_sockets_of_every_family(bench: Bench) -> None:
+def test_sockets_of_every_family(bench: Any) -> None:
     packet, unix, inet, netlink, vsock = 17, 1, 2, 16, 40
     bench.hold("network: {matchProtocols: [{protocol: all}]}, action: Block")
     bench.expect(*((DENIED, ("socket", family, 2)) for family in (packet, unix, inet, netlink, vsock)))
@@ -279,7 +216,7 @@ def test_sockets_of_every_family(bench: Bench) -> None:
     )  # fmt: skip
 
 
-def test_peers_and_ports(bench: Bench, server: int) -> None:
+def test_peers_and_ports(bench: Any, server: int) -> None:
     bench.hold(
         "",
         host=f"egress: [{{to: [{{ipBlock: {{cidr: 127.0.0.0/8}}}}], ports: [{{port: {server}, protocol: TCP}}], action: Block}}]",
@@ -291,7 +228,7 @@ def test_peers_and_ports(bench: Bench, server: int) -> None:
     )  # fmt: skip
 
 
-def test_ports_that_are_listened_on(bench: Bench) -> None:
+def test_ports_that_are_listened_on(bench: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -301,7 +238,7 @@ def test_ports_that_are_listened_on(bench: Bench) -> None:
     bench.expect((DENIED, ("bind", port)), (DENIED, ("listen", False)))
 
 
-def test_a_connection_on_a_port_that_nobody_asked_for(bench: Bench, tmp_path: Path) -> None:
+def test_a_connection_on_a_port_that_nobody_asked_for(bench: Any, tmp_path: Path) -> None:
     """The socket was bound outside: at accept its port is asked about."""
     with socket.socket() as outside:
         outside.bind(("127.0.0.1", 0))
@@ -314,7 +251,7 @@ def test_a_connection_on_a_port_that_nobody_asked_for(bench: Bench, tmp_path: Pa
         assert json.loads(process.communicate(timeout=300)[0]) == [DENIED]
 
 
-def test_what_gives_files_other_paths(bench: Bench, tmp_path: Path) -> None:
+def test_what_gives_files_other_paths(bench: Any, tmp_path: Path) -> None:
     """Off unless asked for; then where rules on paths deny something."""
     (tmp_path / "secret").write_text("x")
     (tmp_path / "there").mkdir()
@@ -333,7 +270,7 @@ def test_what_gives_files_other_paths(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_large_table_is_switched_under_a_hammer(
-    bench: Bench, tmp_path: Path, identity: Any, policies: Any, ksp: Any, eventually: Callable[..., Any]
+    bench: Any, tmp_path: Path, identity: Any, policies: Any, ksp: Any, eventually: Callable[..., Any]
 ) -> None:
     """Two tables take each other's place, and every fiftieth time one is written anew and the old one deleted: no open of the denied path
     passes, none of the free one is denied."""

@@ -219,6 +219,43 @@ def test_a_new_cgroup_is_watched_before_anybody_claims_it(sensor: Any, cgroup: P
         assert scopes.get(ident) is None
 
 
+def test_rules_reach_cgroups_that_were_made_before_their_container_was_claimed(
+    sensor: Any, cgroup: Path, tmp_path: Path
+) -> None:
+    """Made while nobody had claimed the one above: they have scopes of their own, which name no table."""
+    key, table = struct.pack("=I", Config.NEW_VISIBILITY), 78
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    inner = cgroup / "inner" / "deeper"
+    with sensor.map("scopes") as scopes, sensor.map("config") as config, sensor.map("rules") as rules:
+        scopes.delete(struct.pack("=Q", sensor.cgroup_id))
+        config.put(key, struct.pack("=Q", 1 << Class.FILE))
+        inner.mkdir(parents=True)
+        config.put(key, struct.pack("=Q", 0))
+        for one in (inner, inner.parent):
+            assert SCOPE.struct.unpack(scopes.get(struct.pack("=Q", one.stat().st_ino)))[2] == ScopeFlag.FRESH
+
+        def opened() -> int:
+            pid = os.fork()
+            if not pid:
+                (inner / "cgroup.procs").write_text("0")
+                os.open(secret, os.O_RDONLY)
+                os._exit(0)
+            return os.waitpid(pid, 0)[1]
+
+        assert opened() == 0
+        rule = RULE_KEY.struct.pack(table, string_id(sensor.key, str(secret)), 0, Class.FILE, RuleKind.EXACT)
+        rules.put(rule, RULE.struct.pack(RuleAction.BLOCK, 0, 7, 0))
+        sensor.scope(flags=ScopeFlag.CONTAINER | ScopeFlag.ENFORCE_SIGNAL, table=table)
+        renew(config)
+        try:
+            assert opened() == 9
+        finally:
+            rules.delete(rule)
+            inner.rmdir()
+            inner.parent.rmdir()
+
+
 def at_rest(tight: Any, action: Callable[[], object]) -> list[Any]:
     """What `action` shows while nobody else fills the page of definitions: every exec of the machine is announced there."""
     deadline = time.monotonic() + 60

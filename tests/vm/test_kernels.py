@@ -11,11 +11,9 @@ import pytest
 from vmrig.kernels import SOURCES
 from vmrig.machine import CHECKOUT
 
-CHOSEN = (
-    "tests/enforcers/test_apparmor.py",
-    "tests/enforcers/test_bpf_lsm.py",
-    "tests/enforcers/test_host_policies.py",
-    "tests/enforcers/test_lsm_hooks.py",
+CHOSEN = tuple(
+    f"tests/enforcers/test_{name}.py"
+    for name in ("apparmor", "bpf_lsm", "from_birth", "host_policies", "lsm_attacks", "lsm_hooks")
 )
 """What skips on most machines that run this: backends of security modules."""
 EVERYTHING = tuple(
