@@ -139,4 +139,4 @@ def _would(row: BacktestRow) -> str:
         case "audited":
             return f"Audit ({row.action})"
         case _:
-            return f"{row.action} (shadow)"
+            return f"{row.action} ({row.mode.value})"

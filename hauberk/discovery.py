@@ -43,7 +43,7 @@ def discover(given: argparse.Namespace) -> int:
         quiet_hours=given.quiet_hours,
         accept=tuple(filter(None, given.accept.split(","))),
         isolate=given.isolate,
-        shadow=given.apply and given.mode == "shadow",
+        mode=given.mode if given.apply else "enforce",
     )
     reading = ProgressLine(
         lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
@@ -144,7 +144,7 @@ def _sightings(
 
 
 def _shadows(given: argparse.Namespace) -> Ruleset | None:
-    """The policies on the bus, when one of them is a shadow; None without a bus."""
+    """The policies on the bus, when one of them is a shadow or a baseline; None without a bus."""
     from hauberk.policies import postures
     from policy.rules.normalise import normalise
     from policy.ruleset import compile_ruleset
@@ -158,7 +158,7 @@ def _shadows(given: argparse.Namespace) -> Ruleset | None:
             file=sys.stderr,
         )
         return None
-    if not any(normalise(document).mode is Mode.SHADOW for document in documents):
+    if not any(normalise(document).mode in (Mode.SHADOW, Mode.BASELINE) for document in documents):
         return None
     return compile_ruleset(documents, postures(given))
 
@@ -299,7 +299,7 @@ def _apply(given: argparse.Namespace, bodies: Sequence[dict[str, Any]]) -> int:
 
 
 def promote(given: argparse.Namespace) -> int:
-    """The shadow policy of this name enforces from now on. SettingsError when there is none, or none of a shadow."""
+    """The shadow policy or baseline of this name enforces from now on. SettingsError when there is none, PolicyError when it enforces."""
     from hauberk.verbs.apply import publish
     from policy.learn.documents import checked
     from schemas.policy import ANNOTATION_MODE
@@ -313,8 +313,10 @@ def promote(given: argparse.Namespace) -> int:
         for document in found:
             body = json.loads(document.raw)
             annotations = body["metadata"].get("annotations") or {}
-            if annotations.get(ANNOTATION_MODE) != "shadow":
-                raise PolicyError(f"expected `{given.promote}` to be a shadow policy, it enforces already", ())
+            if annotations.get(ANNOTATION_MODE) not in ("shadow", "baseline"):
+                raise PolicyError(
+                    f"expected `{given.promote}` to be a shadow policy or a baseline, it enforces already", ()
+                )
             annotations.pop(ANNOTATION_MODE)
             if not annotations:
                 body["metadata"].pop("annotations")

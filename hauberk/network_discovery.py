@@ -36,7 +36,7 @@ def learnt(
 ) -> tuple[Bodies, list[tuple[str, ReviewItem]]]:
     """(policies with comments, what was set apart by workload). PolicyError when a flow would be denied."""
     if given.policy == "KubeArmorNetworkPolicy":
-        return _firewalls(read, shadow=given.apply and given.mode == "shadow"), []
+        return _firewalls(read, mode=given.mode if given.apply else "enforce"), []
     from policy.learn.completeness import completeness
     from policy.learn.network.evaluate import connectivity
     from policy.learn.network.forms import FORMS
@@ -187,15 +187,15 @@ def _directory(given: argparse.Namespace) -> Directory:
     return Directory(readable(with_bus(given, facts), decode, "facts of the cluster"))
 
 
-def _firewalls(read: Callable[..., Iterator[Sighting]], *, shadow: bool) -> Bodies:
+def _firewalls(read: Callable[..., Iterator[Sighting]], *, mode: str) -> Bodies:
     from policy.learn.completeness import completeness
     from policy.learn.network.firewall import firewalls
     from schemas.policy import ANNOTATION_MODE
 
     bodies: Bodies = []
     for one in firewalls(read(everywhere=True, network=True)):
-        if shadow:
-            one.body["metadata"]["annotations"] = {ANNOTATION_MODE: "shadow"}
+        if mode != "enforce":
+            one.body["metadata"]["annotations"] = {ANNOTATION_MODE: mode}
         said = completeness([one.evidence]).sentence()
         bodies.append((one.body, f"{one.node}: from {one.sightings:,} behaviours, of which it denies none. {said}."))
     return bodies

@@ -97,7 +97,7 @@ def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, Poli
             continue
         row = rows.get((key, told.Rule))
         for one in (mine, row) if row is not None else (mine,):
-            if told.Mode == "shadow":
+            if told.Mode in ("shadow", "baseline"):
                 one.shadow += told.Count
             else:
                 one.hits += told.Count

@@ -110,6 +110,7 @@ class Scope:
         # What would be said if the audited (or shadow) policies were meant: they are judged together with the enforced ones.
         self.audited = judge_of(Mode.ENFORCE, Mode.AUDITED) if Mode.AUDITED in modes else None
         self.shadow = judge_of(Mode.ENFORCE, Mode.SHADOW) if Mode.SHADOW in modes else None
+        self.baselines = tuple(_Baseline(policy, host) for policy, mode in members if mode is Mode.BASELINE)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -141,11 +142,31 @@ class Scope:
             if other.mode is Mode.SHADOW:
                 needs = verdict.needs_arguments or other.needs_arguments
                 verdict = msgspec.structs.replace(verdict, shadow=(other,), needs_arguments=needs)
+        for baseline in self.baselines:
+            if baseline.judge.judge(behaviour, arguments).tell:
+                verdict = msgspec.structs.replace(verdict, shadow=(*verdict.shadow, baseline.drift))
         return verdict
 
     def free(self, directory: str) -> bool:
         """Whether no policy says anything of what is done to one file in this directory, given with its trailing slash."""
-        return all(judge.free(directory) for judge in (self.enforced, self.audited, self.shadow) if judge is not None)
+        judges = (self.enforced, self.audited, self.shadow, *(one.judge for one in self.baselines))
+        return all(judge.free(directory) for judge in judges if judge is not None)
+
+
+class _Baseline:
+    """What a workload is known to do. It is judged alone and with every posture at audit: what it says nothing of is drift, whatever
+    other policies and postures say. `drift`: the verdict on all that is outside."""
+
+    def __init__(self, policy: Policy, host: bool) -> None:
+        postures = dict.fromkeys(("file", "network", "capabilities", "device"), "audit")
+        self.judge = compile_judge([(rule, Mode.ENFORCE) for rule in policy.rules], postures, host=host)
+        first = policy.rules[0] if policy.rules else None
+        said = first.message if first is not None else ""
+        self.drift = Verdict(
+            action=Action.AUDIT, policy=policy.key.name, rule=RuleRef(policy.key.name, policy.key.kind, policy.key.namespace), tell=True,
+            host=host, mode=Mode.BASELINE, severity=first.severity if first is not None else 0,
+            tags=("Drift", *(first.tags if first is not None else ())), message=f"Drift: {said or 'not in the baseline'}",
+        )  # fmt: skip
 
 
 class DoubtfulScope(Scope):

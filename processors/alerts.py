@@ -19,6 +19,7 @@ from bus.contract import Headers, Record
 from policy.tools.events import reread
 from policy.tools.rejudge import unsaid
 from processors import rows
+from processors.drift import DriftTold
 from processors.judge import JudgedBehaviour, Tally
 from processors.telemetry import PeerOf
 from processors.throttle import Bucket, Throttle, ThrottleKey
@@ -31,7 +32,7 @@ from schemas.identity import Identity
 from schemas.identity import Kind as Stands
 from schemas.operations import Access, Backend, Class, Operation, class_of
 from schemas.telemetry import NOBODY, ProcessContext
-from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef, Verdict
+from schemas.verdict import DEFAULT_POSTURE, Action, Mode, RuleRef, Verdict
 from schemas.wording import event_data, firewall_data, shows_aux, updated_time
 
 ENFORCERS: Final = {Backend.OBSERVER: "eBPF Monitor"} | {backend: about.alert for backend, about in BACKENDS.items()}
@@ -62,6 +63,7 @@ class Alerts:
         self._peer = peer
         self._kept: dict[_Kind, tuple[Alert, JudgedBehaviour, Identity, Verdict, ProcessContext]] = {}
         self.by_action: dict[str, int] = {}
+        self.drift = DriftTold()
 
     def of(self, tally: Tally) -> Iterator[Record]:
         """Alert records of one frame, in ring order, then those of folded rows."""
@@ -90,13 +92,41 @@ class Alerts:
         if entry.outcome.due:
             yield from self._admit(tally, entry, entry.verdict, row, count, entry.outcome.action, "")
         for shadow in entry.shadows:
-            yield from self._admit(tally, entry, shadow, row, count, _shadow_action(shadow), "shadow")
+            if shadow.mode is not Mode.BASELINE:
+                yield from self._admit(tally, entry, shadow, row, count, _shadow_action(shadow), "shadow")
+        if any(shadow.mode is Mode.BASELINE for shadow in entry.shadows):
+            yield from self._drift(tally, entry, row, count)
+
+    def _drift(self, tally: Tally, entry: JudgedBehaviour, row: rows.Row, count: int) -> Iterator[Record]:
+        """What is outside a baseline, unless that was told before. What is told is taken off the entry: its next rows cost nothing."""
+        left = []
+        for shadow in entry.shadows:
+            if shadow.mode is Mode.BASELINE:
+                key = self.drift.key(entry.identity, entry.raw, shadow)
+                if key in self.drift:
+                    continue
+                action = _shadow_action(shadow)
+                before = self.by_action.get(action, 0)
+                yield from self._admit(tally, entry, shadow, row, count, action, str(shadow.mode))
+                if self.by_action.get(action, 0) > before:
+                    # Throttled ones are not told yet: their turn comes.
+                    self.drift.add(key)
+                    continue
+            left.append(shadow)
+        entry.shadows = tuple(left)
+        entry.rows = entry.outcome.due or entry.verdict.needs_arguments or bool(left)
 
     def _flood(self, tally: Tally, entry: JudgedBehaviour, ident: int) -> Iterator[tuple[int, Record]]:
         """Rows of an id one after the other until every bucket is silent past the frame's end; the rest is counted."""
+        if any(shadow.mode is Mode.BASELINE for shadow in entry.shadows):
+            position = next(rows.search(tally, ident))
+            for record in self._drift(tally, entry, rows.row(tally, position), 1):
+                yield position, record
         left, end = tally.counts[ident], max(tally.times[-1], tally.times[0])
         verdicts = [(entry.verdict, entry.outcome.action)] if entry.outcome.due else []
-        verdicts += [(shadow, _shadow_action(shadow)) for shadow in entry.shadows]
+        verdicts += [(shadow, _shadow_action(shadow)) for shadow in entry.shadows if shadow.mode is not Mode.BASELINE]
+        if not verdicts:
+            return
         buckets = [self._bucket(tally.header, entry, *verdict) for verdict in verdicts]
         resource = _resource(entry)
         for position in rows.search(tally, ident):

@@ -141,6 +141,7 @@ class Processor:
             waiting=self.parking.waiting,
             throttled=self.throttle.suppressed,
             unlisted=self.pipeline.names.left_out,
+            drift_forgotten=self.alerts.drift.forgotten,
             bad_frames=self._bad_frames,
             refused_records=self._refused_records,
             open_frames=self.tracker.open_frames,

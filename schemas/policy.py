@@ -29,7 +29,7 @@ from schemas.policy_sections import (
 API_VERSION: Final = "security.kubearmor.com/v1"
 
 ANNOTATION_MODE: Final = "hauberk.io/mode"
-"""`enforce` (default) or `shadow`: a shadow policy is judged beside the enforced set and never blocks."""
+"""`enforce` (default), `shadow`: judged beside the enforced set, never blocks; or `baseline`: never blocks, what is outside is told once."""
 ANNOTATION_SIGNAL: Final = "hauberk.io/signal"
 """`enabled` lets the signal backend kill for Block rules of this policy where no LSM can deny; default `disabled`."""
 ANNOTATION_FORCE: Final = "hauberk.io/force"

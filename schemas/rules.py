@@ -192,7 +192,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection
     rules: tuple[Rule, ...]
     mode: Mode = Mode.ENFORCE
-    """SHADOW from `hauberk.io/mode: shadow`, AUDITED from `kubearmor-policy: audited`."""
+    """SHADOW and BASELINE from `hauberk.io/mode`, AUDITED from `kubearmor-policy: audited`."""
     enabled: bool = True
     """False from `kubearmor-policy: disabled`: kept, never applied."""
     signal: bool = False

@@ -22,11 +22,13 @@ class Action(StrEnum):
 
 
 class Mode(StrEnum):
-    """ENFORCE: meant. AUDITED: the workload is only audited, so `Block` is told as `Audit (Block)`. SHADOW: judged beside."""
+    """ENFORCE: meant. AUDITED: the workload is only audited, so `Block` is told as `Audit (Block)`. SHADOW: judged beside.
+    BASELINE: judged beside, and what is outside is told once."""
 
     ENFORCE = "enforce"
     AUDITED = "audited"
     SHADOW = "shadow"
+    BASELINE = "baseline"
 
 
 class RuleRef(msgspec.Struct, frozen=True, array_like=True):
@@ -44,7 +46,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The judge's answer for one behaviour (or, if `needs_arguments`, a first answer to be repeated per occurrence).
 
     `policy`: name, `DefaultPosture`, or None when nothing applies. `tell`: whether an alert is due (Audit or Block, or a
-    default posture hit). `host`: the deciding policy is a host policy. `shadow`: verdicts of shadow policies beside this one.
+    default posture hit). `host`: the deciding policy is a host policy. `shadow`: verdicts of shadow policies and baselines beside this one.
     """
 
     action: Action = Action.ALLOW

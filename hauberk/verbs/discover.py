@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--isolate", action="store_true", help="keep workloads that never used the internet off it")
     made.add_argument("--quiet-hours", type=float, default=24.0, metavar="N", help="set apart what comes after so long without anything new (default 24)")  # fmt: skip
     made.add_argument("--apply", action="store_true", help="put the policies in force")
-    made.add_argument("--mode", choices=("shadow", "enforce"), default="shadow", help="with --apply: watch only (default), or deny")  # fmt: skip
-    made.add_argument("--promote", metavar="NAME", help="make an applied shadow policy enforce, as it is")
+    made.add_argument("--mode", choices=("shadow", "baseline", "enforce"), default="shadow", help="with --apply: watch only (default); tell once what is new; or deny")  # fmt: skip
+    made.add_argument("--promote", metavar="NAME", help="make an applied shadow policy or baseline enforce, as it is")
     return made
 
 

@@ -28,16 +28,18 @@ OFFLINE: Final = ("tcp", "udp", "icmp", "icmpv6", "sctp", "raw")
 
 def document(
     of: LearntWorkload, match: Mapping[str, str], rules: Iterable[LearntRule], *, presets: Iterable[str] = (), isolate: bool = False,
-    shadow: bool = False,
+    mode: str = "enforce", message: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The document, keys in the order in which people read them."""
     metadata: dict[str, Any] = {"name": of.policy_name}
     if not of.host:
         metadata["namespace"] = namespace_of(of.namespace)
     metadata["labels"] = dict(MANAGED)
-    if shadow:
-        metadata["annotations"] = {ANNOTATION_MODE: "shadow"}
+    if mode != "enforce":
+        metadata["annotations"] = {ANNOTATION_MODE: mode}
     spec: dict[str, Any] = {"severity": 5, "action": "Allow"}
+    if message:
+        spec["message"] = message
     spec["nodeSelector" if of.host else "selector"] = {"matchLabels": dict(match)}
     sections: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for rule in rules:

@@ -12,7 +12,7 @@ depends on the set of sightings alone: not on their order, batches or repetition
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,7 +43,10 @@ class LearnSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     isolate: Annotated[
         bool, Meta(description="A workload that never used the internet gets rules that keep it off.")
     ] = False
-    shadow: Annotated[bool, Meta(description="The policies are shadows: they tell what they would block.")] = False
+    mode: Annotated[
+        Literal["enforce", "shadow", "baseline"],
+        Meta(description="Shadows tell what they would block, baselines once what is outside them."),
+    ] = "enforce"
 
 
 class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,13 +170,16 @@ class _Draft:
 
     def finish(self) -> LearntPolicy:
         body = self.body
-        if self._settings.shadow:
+        known = completeness(rule.evidence for rule in self.rules)
+        if self._settings.mode != "enforce":
+            # The alert of a drift says from how much its baseline was learnt.
+            said = f"not among what {len(self.evidence):,} behaviours showed of {self.of.label}; {known.sentence()}"
             body = documents.document(
                 self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
-                isolate=self._settings.isolate, shadow=True,
+                isolate=self._settings.isolate, mode=self._settings.mode, message=said if self._settings.mode == "baseline" else "",
             )  # fmt: skip
         return LearntPolicy(
             workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
-            completeness=completeness(rule.evidence for rule in self.rules), apart=tuple(self.apart),
+            completeness=known, apart=tuple(self.apart),
             evidence=tuple(self.evidence),
         )  # fmt: skip

@@ -32,7 +32,7 @@ TWICE: Final = 2
 """Instances that must have done an odd thing before it is believed."""
 
 UNTOLD: Final = "told without names, for there were too many new ones"
-_SHADOWED: Final = "a shadow policy would have blocked or told it"
+_SHADOWED: Final = "a shadow policy or a baseline spoke against it"
 
 Subject = tuple[str, str, str]
 """What is odd: the class, the path or protocol, the reason."""

@@ -30,7 +30,7 @@ SLOT: Final = 600 * 1_000_000_000
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A behaviour of an identity: how often, when first and last (Unix ns). `status`: Allow, Audit or Deny, as it was told.
-    `shadowed`: a shadow policy in force would have blocked or told it."""
+    `shadowed`: a shadow policy or a baseline in force spoke against it."""
 
     identity: Identity
     behaviour: Behaviour

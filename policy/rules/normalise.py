@@ -58,8 +58,8 @@ def normalise(document: PolicyDocument) -> Policy:
     annotations = document.policy.metadata.annotations
     status = annotations.get(written.ANNOTATION_STATUS, "enabled")
     mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
-    if annotations.get(written.ANNOTATION_MODE) == "shadow":
-        mode = Mode.SHADOW
+    if (beside := annotations.get(written.ANNOTATION_MODE)) in ("shadow", "baseline"):
+        mode = Mode(beside)
     spec = document.policy.spec
     return Policy(
         key=PolicyKey(document.kind, document.namespace, document.name),

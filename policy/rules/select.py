@@ -53,13 +53,13 @@ def status_of(identity: Identity) -> str:
 def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
     """How a policy acts on a workload that it selects: None when the policy or the workload is `disabled`.
 
-    A shadow policy stays a shadow; a workload or a policy that is `audited` makes every other one audited.
+    A shadow policy stays a shadow, a baseline a baseline; a workload or a policy that is `audited` makes every other one audited.
     """
     status = status_of(identity)
     if not policy.enabled or status == "disabled":
         return None
-    if policy.mode is Mode.SHADOW:
-        return Mode.SHADOW
+    if policy.mode in (Mode.SHADOW, Mode.BASELINE):
+        return policy.mode
     return Mode.AUDITED if status == "audited" else policy.mode
 
 

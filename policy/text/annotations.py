@@ -28,7 +28,7 @@ from schemas.policy import (
 )
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
-    ANNOTATION_MODE: ("enforce", "shadow"),
+    ANNOTATION_MODE: ("enforce", "shadow", "baseline"),
     ANNOTATION_SIGNAL: ("enabled", "disabled"),
     ANNOTATION_FORCE: ("enabled", "disabled"),
     ANNOTATION_STATUS: ("enabled", "audited", "disabled"),

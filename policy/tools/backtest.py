@@ -98,7 +98,7 @@ def backtest(
         for said in (verdict, *verdict.shadow):
             if not said.tell:
                 continue
-            if said.mode is Mode.SHADOW:
+            if said.mode in (Mode.SHADOW, Mode.BASELINE):
                 shadowed += one.count
             elif said.action is Action.BLOCK and said.mode is Mode.ENFORCE:
                 blocked += one.count

@@ -74,7 +74,7 @@ class AlertCounts:
         """Count one alert; the key of its policy, "" when it is of none that is known. Raises DecodeError."""
         one = _alerted(value)
         key = whose(one.Type, one.PolicyName, one.NamespaceName, self._named)
-        if not key or one.Mode == "shadow":
+        if not key or one.Mode in ("shadow", "baseline"):
             return ""
         mine = self.hits.setdefault(key, Hits())
         if one.Type == "SystemEvent":

@@ -188,12 +188,33 @@ def test_a_shadow_first_then_the_same_policy_enforces(capsys: pytest.CaptureFixt
     put(state, 7, opened("/srv/new", Access.WRITE))
     items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
     waiting = {item["resource"]: item for item in items}
-    assert waiting["/srv/new"]["reason"] == "a shadow policy would have blocked or told it"
+    assert waiting["/srv/new"]["reason"] == "a shadow policy or a baseline spoke against it"
     assert "/srv/new" not in run(capsys, state, "discover")
     assert "/srv/new" in run(capsys, state, "discover", "--accept", waiting["/srv/new"]["ident"])
     assert run(capsys, state, "discover", "--promote", name) == f"kubearmorpolicy/shop/{name} configured (enforce)\n"
     assert "enforces already" in run(capsys, state, "discover", "--promote", name, code=2)
     assert "there is none" in run(capsys, state, "discover", "--promote", "nobody", code=2)
+
+
+def test_a_baseline_is_put_on_the_bus_and_what_it_tells_is_not_learnt(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    name = yaml.safe_load(run(capsys, state, "discover"))["metadata"]["name"]
+    said = run(capsys, state, "discover", "--apply", "--mode", "baseline")
+    assert said == f"kubearmorpolicy/shop/{name} created (baseline)\n"
+    (policy,) = json.loads(run(capsys, state, "get", "policies", "-o", "json"))
+    assert policy["metadata"]["annotations"] == {"hauberk.io/mode": "baseline"}
+    assert policy["spec"]["message"].startswith(
+        "not among what 9 behaviours showed of shop/web/app; Stabilizing: 3 instances"
+    )
+    assert "baseline" in run(capsys, state, "get", "policies")
+    put(state, 6, opened("/srv/new", Access.WRITE))
+    put(state, 7, opened("/srv/new", Access.WRITE))
+    items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
+    waiting = {item["resource"]: item for item in items}
+    assert waiting["/srv/new"]["reason"] == "a shadow policy or a baseline spoke against it"
+    assert "/srv/new" in run(capsys, state, "discover", "--accept", waiting["/srv/new"]["ident"])
+    assert run(capsys, state, "discover", "--promote", name) == f"kubearmorpolicy/shop/{name} configured (enforce)\n"
 
 
 def test_that_shadows_are_not_known_is_said(capsys: pytest.CaptureFixture[str], state: Path) -> None:

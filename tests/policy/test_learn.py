@@ -243,7 +243,7 @@ def test_own_proc_only_is_kept_to_by_a_preset() -> None:
     [
         ({"status": "Audit"}, "told as Audit"),
         ({"status": "Deny"}, "told as Deny"),
-        ({"shadowed": True}, "a shadow policy would have blocked or told it"),
+        ({"shadowed": True}, "a shadow policy or a baseline spoke against it"),
         ({"behaviour": opened("/srv/x", result=-13)}, "denied"),
         ({"behaviour": opened("/srv/x", result=-1, enforcer=Backend.SIGNAL)}, "denied"),
         ({"behaviour": opened("/srv/x/...", Access.READ | Access.PARTIAL)}, "no rule can name it"),

@@ -35,7 +35,7 @@ export function alertRow({ ident, alert }) {
     el('span', { class: 'why' },
       alert.PolicyName ? el('b', {}, alert.PolicyName) : quiet('no policy'),
       alert.Rule ? [' ', el('code', {}, alert.Rule)] : null,
-      alert.Mode === 'shadow' ? [' ', badge('none', 'shadow')] : null,
+      alert.Mode ? [' ', badge('none', alert.Mode)] : null,
       alert.Count > 1 ? ` \u00d7${number(alert.Count)}` : null,
       alert.Message && !notice(alert) ? quiet(` ${alert.Message}`) : null));
   const made = el('details', { 'data-ident': ident }, summary);
@@ -90,7 +90,7 @@ export function actions(alerts) {
   const counts = new Map();
   for (const { alert } of alerts) {
     if (notice(alert)) continue;
-    const name = (alert.Action || 'none') + (alert.Mode === 'shadow' ? ' (shadow)' : '');
+    const name = (alert.Action || 'none') + (alert.Mode ? ` (${alert.Mode})` : '');
     counts.set(name, (counts.get(name) || 0) + 1);
   }
   const most = Math.max(1, ...counts.values());

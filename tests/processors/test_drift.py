@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drift: what is outside a baseline is told once for each policy, workload and behaviour, and never blocked."""
+
+from processors.drift import DriftTold
+from schemas.behaviour import Behaviour
+from schemas.identity import Identity, Kind, Owner
+from schemas.operations import Operation
+from schemas.verdict import Verdict
+
+
+def baseline(make_policy, **more):
+    document = make_policy(file={"matchPaths": [{"path": "/etc/known"}]}, action="Allow", **more)
+    document["metadata"]["annotations"] = {"hauberk.io/mode": "baseline"}
+    return document
+
+
+async def test_once_with_its_evidence(node, stage, make_policy):
+    stage.policies(baseline(make_policy, message="not among what 9 behaviours showed", severity=7))
+    known = node.behaviour(Operation.OPEN, "/etc/known", syscall=257)
+    new = node.behaviour(Operation.OPEN, "/etc/new", syscall=257)
+    for _ in range(3):
+        node.row(known)
+        first = node.row(new)
+        node.row(new)
+        await stage.take(node.record())
+    (alert,) = stage.alerts
+    assert (alert.Mode, alert.Action, alert.PolicyName, alert.Resource) == ("baseline", "Audit", "p", "/etc/new")
+    assert alert.Message == "Drift: not among what 9 behaviours showed"
+    assert alert.ATags == ["Drift"]
+    assert alert.Severity == "7"
+    assert alert.EventID.endswith(":baseline:p")
+    assert alert.EventID != f"node-1:boot-a:{first}:baseline:p", "it is of the first time"
+    await stage.finish()
+    assert {entry.status for summary in stage.summaries for entry in summary.entries} == {"Allow"}
+
+
+async def test_once_of_a_flood_and_after_policies_changed(node, stage, make_policy):
+    stage.policies(baseline(make_policy))
+    new = node.behaviour(Operation.OPEN, "/etc/new", syscall=257)
+    for _ in range(500):
+        node.row(new)
+    await stage.take(node.record())
+    other = make_policy(file={"matchPaths": [{"path": "/etc/other"}]}, action="Audit")
+    other["metadata"]["name"] = "q"
+    stage.policies(baseline(make_policy), other)
+    node.row(new)
+    node.row(node.behaviour(Operation.OPEN, "/etc/other", syscall=257))
+    await stage.take(node.record())
+    assert [(alert.PolicyName, alert.Mode, alert.Resource) for alert in stage.alerts] == [
+        ("p", "baseline", "/etc/new"),
+        ("q", "", "/etc/other"),
+        ("p", "baseline", "/etc/other"),
+    ]
+
+
+def instance(uid):
+    return Identity(
+        kind=Kind.CONTAINER, node="n", uid=uid, pod=uid, namespace="shop", owner=Owner("Deployment", "web", "shop")
+    )
+
+
+def test_what_there_is_no_room_for_is_counted():
+    told, verdict = DriftTold(2), Verdict(policy="p")
+    keys = [told.key(instance("u"), Behaviour(operation=Operation.OPEN, resource=path), verdict) for path in "abc"]
+    assert len(set(keys)) == 3
+    for key in keys:
+        told.add(key)
+    assert told.forgotten == 2
+    assert [key in told for key in keys] == [False, False, True]
+    same = told.key(
+        instance("other pod"),
+        Behaviour(operation=Operation.OPEN, resource="c", uid=7),
+        verdict,
+    )
+    assert same in told, "of another instance and another user it is the same"
