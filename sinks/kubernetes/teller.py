@@ -49,12 +49,13 @@ _EVENTS: Final = {"Refused": "Refused", "Partial": "NotEnforced", "InForce": "In
 
 class TellerStats(msgspec.Struct):
     """Plain counts since start. `written`: statuses; `events`; `lost_events`: Events that were not taken; `failures`: writes that are
-    tried again; `waiting`: policies whose status is to be looked at; `undecoded`: records left out."""
+    tried again; `untold`: statuses that a definition without status did not take; `waiting`: policies whose status is to be looked at; `undecoded`: records left out."""
 
     written: int = 0
     events: int = 0
     lost_events: int = 0
     failures: int = 0
+    untold: int = 0
     waiting: Gauge = 0
     undecoded: int = 0
 
@@ -76,6 +77,7 @@ class Teller:
         self._hits = AlertCounts()
         self._there: dict[str, tuple[str, dict[str, Any]]] = {}
         self._changed = asyncio.Event()
+        self._statusless: set[str] = set()
 
     async def run(self) -> None:
         """From what the cluster's objects say now."""
@@ -188,6 +190,9 @@ class Teller:
         try:
             await self._writes.status(fact, made)
         except (Conflict, Incompatible) as error:
+            if isinstance(error, Incompatible) and await self._writes.still_there(fact):
+                self._older(fact)
+                return
             # It is gone, or another by now: the watch says so in a moment, and that touches it.
             log.info("the status of %s was not written: %s", key, error)
             return
@@ -196,6 +201,16 @@ class Teller:
         word = told(fact, outcome)
         if word.word != before.get("status") and word.word in _EVENTS and (before or word.word != "NoEffect"):
             await self._event(fact, _EVENTS[word.word], word.sentence)
+
+    def _older(self, fact: PolicyFact) -> None:
+        """The definition of its kind is older than statuses: told once, and counted."""
+        self.stats.untold += 1
+        if fact.kind not in self._statusless:
+            self._statusless.add(fact.kind)
+            log.error(
+                "expected the definition of %s to have a status, got an older one without; its policies are in force as before, and what "
+                "became of them is told nowhere: apply deploy/kubernetes/crds and start `hauberk cluster` again", fact.kind,
+            )  # fmt: skip
 
     async def _event(self, fact: PolicyFact, reason: str, message: str) -> None:
         if not self._settings.events:

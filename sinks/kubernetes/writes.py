@@ -82,6 +82,13 @@ class Writes:
         # With its uid: the server refuses to give one object the status of another that had its name.
         await self._send("PATCH", path, {"metadata": {"uid": fact.uid}, "status": status}, _MERGE)
 
+    async def still_there(self, fact: PolicyFact) -> bool:
+        """Whether the object that `fact` is of is there: then a status that was not found is one that its definition lacks."""
+        place = f"namespaces/{fact.namespace}/" if fact.namespace else ""
+        query = {"fieldSelector": f"metadata.name={fact.name}"}
+        page = _page(await self._server.get(f"/apis/{API_VERSION}/{place}{_PLURALS[fact.kind]}", query))
+        return any(one.metadata.uid == fact.uid for one in page.items or ())
+
     async def event(self, fact: PolicyFact, reason: str, message: str, now: str) -> None:
         """Say it in an Event, or count it in the one that is there."""
         made = events.event(fact, reason, message, now, self._me)

@@ -228,3 +228,33 @@ async def test_an_account_that_may_not_write_status_says_so_in_one_sentence(haub
         assert watching.end() == 0
     finally:
         await asyncio.to_thread(told.api_server.kubectl, "delete", "clusterrolebinding,clusterrole", "reads")
+
+
+async def test_definitions_older_than_statuses_are_told_in_one_sentence(hauberk: Any, told: Told) -> None:
+    name = "kubearmorpolicies.security.kubearmor.com"
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+    before = (await asyncio.to_thread(told.api_server.get, path))["spec"]["versions"][0]["subresources"]
+
+    def set_subresources(value: str) -> None:
+        patch = f'[{{"op": "replace", "path": "/spec/versions/0/subresources", "value": {value}}}]'
+        told.api_server.kubectl("patch", "crd", name, "--type=json", "-p", patch)
+
+    async def served() -> bool:
+        found = await asyncio.to_thread(told.api_server.get, "/apis/security.kubearmor.com/v1")
+        return "kubearmorpolicies/status" in {one["name"] for one in found["resources"]}
+
+    async def not_served() -> bool:
+        return not await served()
+
+    await asyncio.to_thread(set_subresources, "{}")
+    try:
+        await told.until(not_served)
+        watching = hauberk.start("cluster", **settings(told.api_server))
+        said = await asyncio.to_thread(watching.until, "an older one without")
+        assert "expected the definition of KubeArmorPolicy to have a status" in said
+        assert "apply deploy/kubernetes/crds" in said
+        assert "Traceback" not in said
+        assert watching.end() == 0
+    finally:
+        await asyncio.to_thread(set_subresources, msgspec.json.encode(before).decode())
+        await told.until(served)
