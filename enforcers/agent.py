@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -20,14 +21,17 @@ from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from bus.rest import until_look
 from enforcers import trial_watch, trials
+from enforcers.apparmor_alerts import DenialAlerts
 from enforcers.apply import Applier
 from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
-from enforcers.trials import Standing, TrialRecord
+from enforcers.trials import Standing, TrialRecord, boot_id
+from kernel.audit import AuditStream
 from kernel.descriptors import DescriptorReserve
 from schemas.enforcement import Plan, Receipt, decode_plan, encode
 from schemas.errors import DecodeError, DiskFull, HauberkError, Permanent, Temporary
-from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
+from schemas.identity import Identity
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,8 @@ class EnforcementStats(msgspec.Struct):
     """Plans on this node since start. `plans`: carried out; `failed`: not, by an error of this program; `unreadable`: records that
     are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published; `cut_receipts`: refused by
     the bus as they were, published without their lists of rules or not at all. `lsm_*`: what the LSM hooks did since they were
-    loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` are answers that were given without asking the rules."""
+    loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` are answers that were given without asking the rules. `apparmor_*`: denials in
+    the audit stream that became alerts, that came too fast for that, and that were lost (by the kernel: times)."""
 
     plans: int = 0
     failed: int = 0
@@ -53,12 +58,23 @@ class EnforcementStats(msgspec.Struct):
     lsm_no_scratch: int = 0
     lsm_claim_lost: int = 0
     lsm_no_header: int = 0
+    apparmor_denials: int = 0
+    apparmor_silenced: int = 0
+    apparmor_dropped: int = 0
 
 
 class Enforcement:
     """`run` until `stop`. `receipt`: the latest; `said(receipt)` is called after each plan."""
 
-    def __init__(self, bus: Bus, pin_dir: str, node: str, settings: EnforceSettings | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        pin_dir: str,
+        node: str,
+        settings: EnforceSettings | None = None,
+        find: Callable[[int], Identity | None] = lambda cgroup: None,
+    ) -> None:
+        self._find = find
         self._bus = bus
         self._settings = settings or EnforceSettings()
         self._pin_dir = pin_dir
@@ -107,7 +123,10 @@ class Enforcement:
         self._reserve = DescriptorReserve()
         if self._settings.state_dir:
             self._lock = await asyncio.to_thread(self._locked)
+        reading: asyncio.Task[None] | None = None
         try:
+            if self._applier.profiled is not None:
+                reading = asyncio.create_task(self._read_audit())
             saved = self._load()
             if saved is not None:
                 await self._apply(saved, save=False)
@@ -121,6 +140,9 @@ class Enforcement:
             )
             await follower.run(self._changed, wait=lambda: self._next)
         finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
             if self._lifting is not None:
                 self._lifting.cancel()
                 await asyncio.gather(self._lifting, return_exceptions=True)
@@ -174,6 +196,38 @@ class Enforcement:
             self.receipt = msgspec.structs.replace(self.receipt, failed=(*self.receipt.failed, why))
             self._unsaid = self.receipt
             await self._tell()
+
+    async def _read_audit(self) -> None:
+        """AppArmor's denials to alerts, until cancelled. Enforcement never hangs on it."""
+        try:
+            stream = AuditStream()
+        except HauberkError as error:
+            self.problem = f"denials by AppArmor are not told: {error}"
+            log.warning("%s", self.problem)
+            return
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        alerts, lost = DenialAlerts(self._node, boot_id(), self._find), 0
+        loop.add_reader(stream.fileno(), ready.set)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                denials = stream.take()
+                scopes = self.plan.scopes if self.plan is not None else ()
+                records = alerts.records(denials, scopes, self.applier.profiled or {}, stream.lost - lost)
+                lost = stream.lost
+                if records:
+                    try:
+                        await self._bus.publish(ALERTS, records)
+                    except HauberkError as error:
+                        alerts.unpublished(len(records))
+                        log.warning("denials by AppArmor could not be published: %s", error)
+                counts = alerts.counts
+                self.stats.apparmor_denials, self.stats.apparmor_silenced = counts.told, counts.silenced
+                self.stats.apparmor_dropped = counts.dropped
+        finally:
+            loop.remove_reader(stream.fileno())
+            stream.close()
 
     def _locked(self) -> int:
         try:

@@ -69,6 +69,8 @@ class AppArmorEnforcer:
         self._securityfs = securityfs
         self._parser = parser
         self._mount = cgroup2_mount()
+        self.under: dict[str, set[str]] = {}
+        """Profile -> uids of the scopes that were last seen under it."""
 
     def unusable(self) -> str:
         """Why not; otherwise the profiles of `names` that are missing are loaded."""
@@ -108,6 +110,7 @@ class AppArmorEnforcer:
                 operation="profile",
                 target=scope.cgroup_path,
             )
+        self.under.setdefault(ours[0], set()).add(scope.uid)
         return ours[0]
 
     def load(self, profile: str, text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from enforcers import profiles
+from enforcers.apparmor import AppArmorEnforcer
 from enforcers.cgroup import ROOT_CGROUP, cgroup2_mount
 from enforcers.encoding import Encoded, Encoder, nobodys
 from enforcers.registry import Usable, usable
@@ -100,6 +101,11 @@ class Applier:
     def usable(self) -> bool:
         """Whether this node can use any backend."""
         return bool(self._backends.tables or self._backends.profiles)
+
+    @property
+    def profiled(self) -> Mapping[str, Iterable[str]] | None:
+        """Profile of AppArmor -> uids of the scopes under it; None where that backend is not used."""
+        return next((one.under for one in self._backends.profiles if isinstance(one, AppArmorEnforcer)), None)
 
     @property
     def writes(self) -> int:

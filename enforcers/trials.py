@@ -95,7 +95,7 @@ class TrialRecord:
 
     def now(self, plan: Plan) -> Standing:
         """What of `plan` holds now; trials that are new are noted on disk before this returns."""
-        boot, now = _boot(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        boot, now = boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
         if not plan.trials:
             if self._file is not None:
                 with contextlib.suppress(OSError):
@@ -139,6 +139,7 @@ class TrialRecord:
         return True
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """The kernel's random id of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()

@@ -133,7 +133,9 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         sensing = stages.sensor(
             bus, node, lambda header: following.engine.read(header), elsewhere=elsewhere(settings.bus)
         )
-        enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+        enforcing = stages.enforcement(
+            bus, settings, inventory.engine.node, lambda cgroup: inventory.engine.find(cgroup)
+        )
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [
             ("sensor", sensing.engine.stats), ("rings", node.source.stats), ("applier", enforcing.engine.stats),

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sensors.node.sensor import Node
     from sensors.recordings.replay import ReplaySettings
     from sensors.source import Batch
-    from sinks.delivery.engine import SinkEngine
+    from sinks.delivery.engine import SinkEngine    from schemas.identity import Identity
+
 
 log = logging.getLogger(__name__)
 
@@ -305,11 +306,13 @@ class ClusterPart(StagePart["ClusterWatch"]):
         super().__init__(lambda: ClusterWatch(bus, server, configuration.cluster, findings, beside), work)
 
 
-def enforcement(bus: Bus, configuration: Configuration | NodeConfiguration, node: str) -> StagePart[Enforcement]:
+def enforcement(
+    bus: Bus, configuration: Configuration | NodeConfiguration, node: str, find: Callable[[int], Identity | None]
+) -> StagePart[Enforcement]:
     """Plans to map updates on this node. What is in force stays in force when the stage ends, as long as the pins do."""
     from enforcers.agent import Enforcement
 
-    return StagePart(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement), run)
+    return StagePart(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement, find), run)
 
 
 def replay(

@@ -287,7 +287,7 @@ async def _live(
                                due=needs_of(bus, node, name), logged=logged(bus), needless=needless_of(bus, node, name))  # fmt: skip
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header), word_of(bus, node))
     planning = stages.planner(bus, settings)
-    enforcing = stages.enforcement(bus, settings, inventory.engine.node)
+    enforcing = stages.enforcement(bus, settings, inventory.engine.node, lambda cgroup: inventory.engine.find(cgroup))
     exposure.collect(lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "rings": node.source.stats, "applier": enforcing.engine.stats,

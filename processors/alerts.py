@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Final
-from urllib.parse import quote
 
-from bus.contract import Headers, Record
+from bus.contract import Record
 from policy.tools.events import reread
 from policy.tools.rejudge import unsaid
 from processors import rows
@@ -23,7 +21,7 @@ from processors.drift import DriftTold
 from processors.judge import JudgedBehaviour, Tally
 from processors.telemetry import PeerOf
 from processors.throttle import Bucket, Throttle, ThrottleKey
-from schemas.alert import FIREWALL, NOTICE, Alert, encode_alert
+from schemas.alert import FIREWALL, NOTICE, Alert, cloudevents, encode_alert
 from schemas.backends import BACKENDS
 from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
@@ -305,22 +303,7 @@ def _alert(
 
 def record_of(alert: Alert, workload: str) -> Record:
     """The record on `alerts.v1`: JSON value, CloudEvents 1.0 binary mode headers (`schemas.alert.HEADERS`)."""
-    headers: Headers = (
-        ("ce_specversion", b"1.0"),
-        ("ce_id", alert.EventID.encode()),
-        ("ce_source", _source(alert.HostName)),
-        ("ce_type", b"io.hauberk.alert.v1"),
-        ("ce_time", alert.UpdatedTime.encode()),
-        ("ce_subject", workload.encode()),
-        ("content-type", b"application/json"),
-    )
-    return Record(workload.encode(), encode_alert(alert), headers)
-
-
-@lru_cache(1024)
-def _source(node: str) -> bytes:
-    """`ce_source` is a URI reference; a node's name may hold what none may."""
-    return f"/hauberk/nodes/{quote(node, safe='')}".encode()
+    return Record(workload.encode(), encode_alert(alert), cloudevents(alert, workload))
 
 
 def _shadow_action(shadow: Verdict) -> str:

@@ -13,7 +13,9 @@ of the event), `Judged` (the rest of it).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -166,6 +168,25 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     HashAlgo: str | None = None
     """Hashes of executables: "" in alerts of events where nobody asked for them (`sensor.hashes`) or they could not be had."""
     Judged: Judged | None = None
+
+
+def cloudevents(alert: Alert, workload: str) -> tuple[tuple[str, bytes], ...]:
+    """The record's headers, see `HEADERS`."""
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", alert.EventID.encode()),
+        ("ce_source", _source(alert.HostName)),
+        ("ce_type", b"io.hauberk.alert.v1"),
+        ("ce_time", alert.UpdatedTime.encode()),
+        ("ce_subject", workload.encode()),
+        ("content-type", b"application/json"),
+    )
+
+
+@lru_cache(1024)
+def _source(node: str) -> bytes:
+    """`ce_source` is a URI reference; a node's name may hold what none may."""
+    return f"/hauberk/nodes/{quote(node, safe='')}".encode()
 
 
 encode_alert = msgspec.json.Encoder().encode

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,15 +14,22 @@ from typing import Any
 
 import pytest
 
+from bus.contract import Record
+from bus.memory import MemoryBus
+from enforcers.agent import Enforcement
 from enforcers.apparmor import SECURITYFS, AppArmorEnforcer
 from enforcers.apply import Applier
 from enforcers.cgroup import cgroup2_mount
 from enforcers.profiles import fingerprint
 from enforcers.registry import Usable
+from enforcers.settings import EnforceSettings
 from kernel.audit import AuditStream
-from schemas.enforcement import PathRule, Plan, ScopePlan
+from schemas.alert import decode_alert
+from schemas.enforcement import PathRule, Plan, ScopePlan, encode
+from schemas.identity import Identity, Kind
 from schemas.operations import Backend, Class
 from schemas.refusals import RefusalCode
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED
 from schemas.verdict import Action, RuleRef
 
 NAME = "hauberk-test"
@@ -219,6 +227,45 @@ def test_two_profiles_in_one_container_keep_what_is_in_force(start: Any, applier
     receipt = applier.apply(plan(work.scope(rule("/etc/hosts")), generation=2))
     assert any("expected all processes to run under one profile" in one for one in receipt.failed)
     assert (work("list", tmp_path), work("read", "/etc/hosts"), free("list", tmp_path)) == ("13", "done", "done")
+
+
+async def test_denials_become_alerts_with_their_rules_in_order(start: Any, tmp_path: Path, until: Any) -> None:
+    work = start()
+    bus = MemoryBus()
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("x")
+    rules = (
+        rule(tmp_path / "one"),
+        rule(tmp_path / "two"),
+        rule("/usr/bin/true", cls=Class.PROCESS, action=Action.ALLOW),
+    )
+    scope = work.scope(*rules, posture=((Class.PROCESS, Action.BLOCK),))
+    await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n", encode(plan(scope)))])
+    box = Identity(
+        kind=Kind.CONTAINER, node="n", uid="w", cgroups=scope.cgroups, container_name="box", namespace="shop"
+    )
+    settings = EnforceSettings(backends=("apparmor",), profiles=(NAME,))
+    agent = Enforcement(bus, str(tmp_path / "no-pins"), "n", settings, {scope.cgroups[0]: box}.get)
+    task = asyncio.create_task(agent.run())
+    try:
+        await until(lambda: agent.receipt is not None and agent.receipt.scopes == 1)
+        for word, path in (("read", "two"), ("read", "one"), ("exec", "/usr/bin/id"), ("write", "two")):
+            assert await asyncio.to_thread(work, word, tmp_path / path) == "13"
+        await until(lambda: agent.stats.apparmor_denials >= 4)
+        told = [decode_alert(record.value) for record in bus.records(ALERTS)]
+    finally:
+        agent.stop()
+        await asyncio.wait_for(task, 60)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert [(one.Operation, one.Resource, one.PolicyName, one.Rule) for one in told] == [
+        ("File", two, "p", two), ("File", one, "p", one), ("Process", "/usr/bin/id", "DefaultPosture", ""), ("File", two, "p", two),
+    ]  # fmt: skip
+    assert {(one.Enforcer, one.Action, one.Result, one.ContainerName, one.NamespaceName) for one in told} == {
+        ("AppArmor", "Block", "Permission denied", "box", "shop")
+    }
+    assert {one.HostPID for one in told if one.Operation == "File"} == {work.process.pid}
+    assert len({one.EventID for one in told}) == 4
+    assert (agent.stats.apparmor_silenced, agent.stats.apparmor_dropped) == (0, 0)
 
 
 def test_a_denial_is_in_the_audit_stream(start: Any, applier: Applier, tmp_path: Path, eventually: Any) -> None:

@@ -130,7 +130,7 @@ def nearly_over(state: Path, plan: Plan, left: float) -> None:
     """A record that says the minute ends in `left` seconds."""
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     state.mkdir(exist_ok=True)
-    seen = {one.name: FirstSeen(trials._boot(), now - MINUTE + left) for one in plan.trials}
+    seen = {one.name: FirstSeen(trials.boot_id(), now - MINUTE + left) for one in plan.trials}
     (state / trials.FILE).write_bytes(msgspec.json.encode(seen))
     (state / "plan.msgpack").write_bytes(encode(plan))
 
