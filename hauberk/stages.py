@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from processors.engine import Complete, Processor
     from processors.pipeline import Due
     from processors.quiet import Needless
+    from schemas.identity import Identity
     from sensors.containers.inventory import NodeInventory
     from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sensors.node.sensor import Node
     from sensors.recordings.replay import ReplaySettings
     from sensors.source import Batch
-    from sinks.delivery.engine import SinkEngine    from schemas.identity import Identity
+    from sinks.delivery.engine import SinkEngine
 
 
 log = logging.getLogger(__name__)

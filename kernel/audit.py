@@ -32,7 +32,7 @@ _UNTRUSTED: Final = frozenset({"name", "comm", "target", "profile", "peer", "inf
 
 
 class AuditDenial(msgspec.Struct, frozen=True):
-    """One record of a denial. `operation`: AppArmor's word (`open`, `exec`, `link`, `create`, ...); `name`: path or "" ; `mask`: the
+    """One record of a denial. `operation`: AppArmor's word (`open`, `exec`, `link`, `create`, ...); `name`: path, capability or ""; `mask`: the
     permissions denied; `pid` as the host counts; `serial`: of the record, in this boot; `seconds`: Unix time."""
 
     profile: str
@@ -53,7 +53,7 @@ def parse(text: str) -> AuditDenial | None:
         return None
     pid = fields.get("pid", "")
     return AuditDenial(
-        profile=fields.get("profile", ""), operation=fields.get("operation", ""), name=fields.get("name", ""),
+        profile=fields.get("profile", ""), operation=fields.get("operation", ""), name=fields.get("name") or fields.get("capname", ""),
         pid=int(pid) if pid.isdecimal() else 0, comm=fields.get("comm", ""), mask=fields.get("denied_mask", ""),
         serial=int(stamp[2]), seconds=float(stamp[1]),
     )  # fmt: skip
