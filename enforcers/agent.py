@@ -9,6 +9,7 @@ before it is carried out and the file is replaced whole, so that a crash leaves 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -44,7 +45,7 @@ class EnforcementStats(msgspec.Struct):
     are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published; `cut_receipts`: refused by
     the bus as they were, published without their lists of rules or not at all. `lsm_*`: what the LSM hooks did since they were
     loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` are answers that were given without asking the rules. `apparmor_*`: denials in
-    the audit stream that became alerts, that came too fast for that, and that were lost (by the kernel: times)."""
+    the audit stream that became alerts, that the sensor reports with the same rule, that came too fast for that, and that were lost (by the kernel: times)."""
 
     plans: int = 0
     failed: int = 0
@@ -59,6 +60,7 @@ class EnforcementStats(msgspec.Struct):
     lsm_claim_lost: int = 0
     lsm_no_header: int = 0
     apparmor_denials: int = 0
+    apparmor_elsewhere: int = 0
     apparmor_silenced: int = 0
     apparmor_dropped: int = 0
 
@@ -210,7 +212,9 @@ class Enforcement:
         loop.add_reader(stream.fileno(), ready.set)
         try:
             while True:
-                await ready.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1 if alerts.untold else None):
+                        await ready.wait()
                 ready.clear()
                 denials = stream.take()
                 scopes = self.plan.scopes if self.plan is not None else ()
@@ -224,7 +228,7 @@ class Enforcement:
                         log.warning("denials by AppArmor could not be published: %s", error)
                 counts = alerts.counts
                 self.stats.apparmor_denials, self.stats.apparmor_silenced = counts.told, counts.silenced
-                self.stats.apparmor_dropped = counts.dropped
+                self.stats.apparmor_dropped, self.stats.apparmor_elsewhere = counts.dropped, counts.elsewhere
         finally:
             loop.remove_reader(stream.fileno())
             stream.close()

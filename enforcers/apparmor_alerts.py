@@ -44,11 +44,20 @@ _HOST: Final = "KubeArmorHostPolicy"
 
 
 class AuditCounts(msgspec.Struct):
-    """`told`: denials that became alerts; `silenced`: that came too fast; `dropped`: by the kernel (times) or because the bus was away."""
+    """`told`: denials that became alerts; `elsewhere`: that the sensor reports with the same rule; `silenced`: that came too fast; `dropped`: by the kernel (times) or because the bus was away."""
 
     told: int = 0
+    elsewhere: int = 0
     silenced: int = 0
     dropped: int = 0
+
+
+def told_by_sensor(denial: AuditDenial, rule: RuleRef | None, cls: Class) -> bool:
+    """Whether the judge has it as a call that failed with EACCES and matches `rule`: then one alert is enough. Nobody watches checks of
+    capabilities or mappings, and what no rule names is not sure to be reported."""
+    if rule is None or rule.policy == DEFAULT_POSTURE:
+        return False
+    return cls is not Class.CAPABILITIES and denial.operation != "file_mmap"
 
 
 def class_of_denial(denial: AuditDenial) -> Class:
@@ -142,6 +151,14 @@ class DenialAlerts:
             profile = denial.profile.partition("//")[0]
             if not profile.startswith("hauberk-"):
                 continue
+            scope = _nearest(by_path, denial.pid) or next(
+                (by_uid[uid] for uid in under.get(profile, ()) if uid in by_uid), None
+            )
+            cls = class_of_denial(denial)
+            rule = None if scope is None else rule_of_denial(scope, denial, cls)
+            if told_by_sensor(denial, rule, cls):
+                self.counts.elsewhere += 1
+                continue
             if (second := int(denial.seconds)) != self._second:
                 self._second, self._sent = second, 0
             self._sent += 1
@@ -149,19 +166,19 @@ class DenialAlerts:
                 self.counts.silenced += 1
                 self._untold += 1
                 continue
-            scope = _nearest(by_path, denial.pid) or next(
-                (by_uid[uid] for uid in under.get(profile, ()) if uid in by_uid), None
-            )
-            cls = class_of_denial(denial)
-            rule = None if scope is None else rule_of_denial(scope, denial, cls)
             identity = None if scope is None else self._find(scope.cgroups[0])
             alert = alert_of_denial(denial, rule, cls, identity, self._node, self._boot, _executable(denial))
             workload = self._node if identity is None else identity.workload
             made.append(Record(workload.encode(), encode_alert(alert), cloudevents(alert, workload)))
             self.counts.told += 1
-        if self._untold and self._sent <= PER_SECOND:
+        if self._untold and (self._sent <= PER_SECOND or time.time() >= self._second + 1):
             made.append(self._loss())
         return made
+
+    @property
+    def untold(self) -> bool:
+        """Whether a loss waits to be told; `records` does it, a second later at the latest."""
+        return self._untold > 0
 
     def unpublished(self, records: int) -> None:
         """The bus did not take these."""

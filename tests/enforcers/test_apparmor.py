@@ -249,22 +249,27 @@ async def test_denials_become_alerts_with_their_rules_in_order(start: Any, tmp_p
     task = asyncio.create_task(agent.run())
     try:
         await until(lambda: agent.receipt is not None and agent.receipt.scopes == 1)
-        for word, path in (("read", "two"), ("read", "one"), ("exec", "/usr/bin/id"), ("write", "two")):
+        # Rules that the sensor reports too are not told again; postures are.
+        for word, path in (
+            ("read", "two"),
+            ("exec", "/usr/bin/id"),
+            ("read", "one"),
+            ("write", "two"),
+            ("exec", "/usr/bin/env"),
+        ):
             assert await asyncio.to_thread(work, word, tmp_path / path) == "13"
-        await until(lambda: agent.stats.apparmor_denials >= 4)
+        await until(lambda: agent.stats.apparmor_denials >= 2 and agent.stats.apparmor_elsewhere >= 3)
         told = [decode_alert(record.value) for record in bus.records(ALERTS)]
     finally:
         agent.stop()
         await asyncio.wait_for(task, 60)
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
     assert [(one.Operation, one.Resource, one.PolicyName, one.Rule) for one in told] == [
-        ("File", two, "p", two), ("File", one, "p", one), ("Process", "/usr/bin/id", "DefaultPosture", ""), ("File", two, "p", two),
+        ("Process", "/usr/bin/id", "DefaultPosture", ""), ("Process", "/usr/bin/env", "DefaultPosture", ""),
     ]  # fmt: skip
     assert {(one.Enforcer, one.Action, one.Result, one.ContainerName, one.NamespaceName) for one in told} == {
         ("AppArmor", "Block", "Permission denied", "box", "shop")
     }
-    assert {one.HostPID for one in told if one.Operation == "File"} == {work.process.pid}
-    assert len({one.EventID for one in told}) == 4
+    assert len({one.EventID for one in told}) == 2
     assert (agent.stats.apparmor_silenced, agent.stats.apparmor_dropped) == (0, 0)
 
 

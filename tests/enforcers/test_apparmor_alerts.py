@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -66,7 +67,10 @@ def made(*denials: AuditDenial, **more: Any) -> tuple[DenialAlerts, list[Any]]:
         (denial("", "create", ""), "net", "Network"), (denial("/opt/kept", "open", "w"), "kept", "File"), (denial("/proc/kcore"), "", "File"),
     ],
 )  # fmt: skip
-def test_the_rule_is_the_plans(asked: AuditDenial, policy: str, operation: str) -> None:
+def test_the_rule_is_the_plans(
+    asked: AuditDenial, policy: str, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enforcers.apparmor_alerts.told_by_sensor", lambda *_: False)
     _, (alert,) = made(asked)
     assert (alert.PolicyName, alert.Operation, alert.Resource) == (policy, operation, asked.name)
     assert (alert.Enforcer, alert.Action, alert.Result) == ("AppArmor", "Block", "Permission denied")
@@ -77,21 +81,36 @@ def test_the_rule_is_the_plans(asked: AuditDenial, policy: str, operation: str) 
     assert ("baseline" in alert.Message) is (policy == "")
 
 
+@pytest.mark.parametrize(
+    ("asked", "once"),
+    [
+        (denial(), True), (denial("/usr/bin/nc", "exec", "x"), True), (denial("", "create", ""), True),
+        (denial("/usr/bin/id", "exec", "x"), False), (denial("/proc/kcore"), False), (denial("net_raw", "capable", ""), False),
+        (denial("/usr/bin/nc", "file_mmap", "x"), False),
+    ],
+)  # fmt: skip
+def test_what_the_sensor_reports_with_the_same_rule_is_not_told_again(asked: AuditDenial, once: bool) -> None:
+    alerts, told = made(asked)
+    assert (alerts.counts.elsewhere, alerts.counts.told, len(told)) == (int(once), int(not once), int(not once))
+
+
 def test_the_order_stays_and_foreign_profiles_are_passed_over() -> None:
-    alerts, told = made(denial(serial=1), denial(profile="docker-default", serial=2), denial("/srv/x", serial=3))
+    alerts, told = made(
+        denial("/x", serial=1), denial("/x", profile="docker-default", serial=2), denial("/y", serial=3)
+    )
     assert [one.EventID for one in told] == ["n:boot:audit:1", "n:boot:audit:3"]
     assert (alerts.counts.told, alerts.counts.silenced, alerts.counts.dropped) == (2, 0, 0)
 
 
 def test_what_came_too_fast_and_what_was_lost_is_counted_and_told() -> None:
-    many = [denial(serial=number) for number in range(PER_SECOND + 30)]
+    many = [denial("/x", serial=number, seconds=time.time() + 60) for number in range(PER_SECOND + 30)]
     alerts, told = made(*many, lost=2)
     assert len(told) == PER_SECOND
     assert (alerts.counts.told, alerts.counts.silenced, alerts.counts.dropped) == (PER_SECOND, 30, 2)
     alerts.unpublished(4)
-    later = alerts.records([denial(seconds=1_700_000_002.0)], (SCOPE,), {"hauberk-web": {"u"}})
+    later = alerts.records([denial("/x", seconds=time.time() + 90)], (SCOPE,), {"hauberk-web": {"u"}})
     (first, notice) = [decode_alert(record.value) for record in later]
-    assert first.PolicyName == "path"
+    assert first.Resource == "/x"
     assert (notice.Type, notice.Operation, notice.Data) == ("SystemEvent", "EventsLost", "apparmor=36")
     assert alerts.records([], (SCOPE,), {}) == []
 
