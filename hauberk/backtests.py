@@ -119,7 +119,7 @@ def backtest(given: argparse.Namespace) -> int:
     print(
         f"{totals.events:,} events of {totals.behaviours:,} behaviours since {given.since}: "
         f"{totals.blocked:,} would be blocked, {totals.audited:,} audited"
-        + (f", {totals.shadowed:,} in shadow only" if totals.shadowed else "")
+        + (f", {totals.shadowed:,} by shadows and baselines alone" if totals.shadowed else "")
         + (f"; of {totals.uncertain:,} it depends on arguments, which are not stored" if totals.uncertain else "")
         + (
             f"; {totals.untold:,} were told without names, too many new ones at once, and not judged"

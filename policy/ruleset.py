@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from policy.judge.compile import compile_judge, posture_of, problem, whitelists
 from policy.judge.judge import Judge, stronger
+from policy.judge.precedence import needing_arguments
 from policy.rules import select
 from policy.rules.links import linked, names
 from policy.rules.normalise import normalise
@@ -132,20 +133,25 @@ class Scope:
             # What was left out of it cannot be held against it.
             return ALLOWED
         verdict = self.enforced.judge(behaviour, arguments)
+        needs = verdict.needs_arguments
         if self.audited is not None and verdict.action is not Action.BLOCK:
             # Under an enforced Block nothing else happens; otherwise what an audited policy tells comes first.
             other = self.audited.judge(behaviour, arguments)
+            needs = needs or other.needs_arguments
             if other.mode is Mode.AUDITED and (other.tell or not verdict.tell):
                 verdict = other
         if self.shadow is not None:
             other = self.shadow.judge(behaviour, arguments)
+            needs = needs or other.needs_arguments
             if other.mode is Mode.SHADOW:
-                needs = verdict.needs_arguments or other.needs_arguments
-                verdict = msgspec.structs.replace(verdict, shadow=(other,), needs_arguments=needs)
+                verdict = msgspec.structs.replace(verdict, shadow=(other,))
         for baseline in self.baselines:
-            if baseline.judge.judge(behaviour, arguments).tell:
+            other = baseline.judge.judge(behaviour, arguments)
+            needs = needs or other.needs_arguments
+            if other.tell:
                 verdict = msgspec.structs.replace(verdict, shadow=(*verdict.shadow, baseline.drift))
-        return verdict
+        # Also of one that says nothing yet: with the arguments it may.
+        return needing_arguments(verdict) if needs and not verdict.needs_arguments else verdict
 
     def free(self, directory: str) -> bool:
         """Whether no policy says anything of what is done to one file in this directory, given with its trailing slash."""
@@ -158,6 +164,7 @@ class _Baseline:
     other policies and postures say. `drift`: the verdict on all that is outside."""
 
     def __init__(self, policy: Policy, host: bool) -> None:
+        self.policy = policy
         postures = dict.fromkeys(("file", "network", "capabilities", "device"), "audit")
         self.judge = compile_judge([(rule, Mode.ENFORCE) for rule in policy.rules], postures, host=host)
         first = policy.rules[0] if policy.rules else None
@@ -183,8 +190,14 @@ class DoubtfulScope(Scope):
         self.watched = own.watched | beside.watched
 
     def judge(self, behaviour: Behaviour, arguments: tuple[str, ...] | None = None) -> Verdict:
-        """The stronger of both verdicts."""
-        return stronger(self._own.judge(behaviour, arguments), self.beside.judge(behaviour, arguments))
+        """The stronger of both verdicts, with what shadows and baselines of both say."""
+        own, beside = self._own.judge(behaviour, arguments), self.beside.judge(behaviour, arguments)
+        verdict = stronger(own, beside)
+        shadow = (*own.shadow, *beside.shadow)
+        if shadow == verdict.shadow:
+            return verdict
+        needs = own.needs_arguments or beside.needs_arguments
+        return msgspec.structs.replace(verdict, shadow=shadow, needs_arguments=needs)
 
     def free(self, directory: str) -> bool:
         """Whether neither says anything."""

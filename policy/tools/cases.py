@@ -27,7 +27,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of `hauberk policy test -o json`. `event`: number of the event, from 1; `rule` null when none decided.
 
     `action` is what happens: a Block of an audited policy or workload is `Audit`. `shadow`, only where there is one, says what a
-    shadow policy would do: `Block by NAME`.
+    shadow policy would do: `Block by NAME`, and that it is outside a baseline: `Audit by NAME (baseline)`.
     """
 
     event: int
@@ -60,7 +60,10 @@ def answer(number: int, verdict: Verdict) -> Answer:
     """A verdict in the words of the contract."""
     rule = msgspec.structs.asdict(verdict.rule) if verdict.rule is not None else None
     action = Action.AUDIT if verdict.mode is Mode.AUDITED and verdict.action is Action.BLOCK else verdict.action
-    shadow = ", ".join(f"{one.action.value} by {one.policy}" for one in verdict.shadow)
+    shadow = ", ".join(
+        f"{one.action.value} by {one.policy}" + (" (baseline)" if one.mode is Mode.BASELINE else "")
+        for one in verdict.shadow
+    )
     return Answer(event=number, action=action.value, policy=verdict.policy, rule=rule, shadow=shadow)
 
 

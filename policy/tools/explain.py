@@ -100,16 +100,25 @@ def explain_event(
     chosen = set(scope.policies)
     weighed: list[Weighed] = []
     beside = scope.beside if isinstance(scope, DoubtfulScope) else None
-    judges = [
-        (one, judge) for one in (scope, beside) if one is not None for judge in (one.enforced, one.audited, one.shadow)
-    ]
-    for one, judge in judges:
-        if judge is not None:
+    for one in (scope, beside) if beside is not None else (scope,):
+        for judge, modes in (
+            (one.enforced, (Mode.ENFORCE,)), (one.audited, (Mode.ENFORCE, Mode.AUDITED)), (one.shadow, (Mode.ENFORCE, Mode.SHADOW)),
+        ):  # fmt: skip
+            if judge is None:
+                continue
             known = {(entry.rule, entry.table) for entry in weighed}
+            members = [policy for policy, mode in one.members if mode in modes]
+            said = judge.judge(behaviour, arguments) if judge is one.shadow else verdict
             weighed += [
-                entry
-                for entry in _weigh(judge, one, behaviour, arguments, verdict)
+                _beside(entry, "shadow") if judge is one.shadow else entry
+                for entry in _weigh(judge, members, behaviour, arguments, said)
                 if (entry.rule, entry.table) not in known
+            ]
+        for baseline in one.baselines:
+            said = baseline.judge.judge(behaviour, arguments)
+            weighed += [
+                _beside(entry, "baseline")
+                for entry in _weigh(baseline.judge, [baseline.policy], behaviour, arguments, said)
             ]
     return Explanation(
         verdict=verdict,
@@ -118,6 +127,11 @@ def explain_event(
         unselected=tuple(str(policy.key) for policy in ruleset.policies if str(policy.key) not in chosen),
         weighed=tuple(weighed),
     )
+
+
+def _beside(entry: Weighed, what: str) -> Weighed:
+    """`entry` of a shadow or a baseline: whatever it says, nothing is enforced for it."""
+    return msgspec.structs.replace(entry, decides=False, why=f"{what}, decides nothing: {entry.why}")
 
 
 def explain_policy(policy: Policy, *, signal: bool = False) -> tuple[Enforceability, ...]:
@@ -221,11 +235,16 @@ def _summary(scope: Scope, behaviour: Behaviour, verdict: Verdict) -> str:
         text += "; depends on the arguments, which this event does not have"
     if verdict.policy is not None and verdict.action is not Action.ALLOW and not verdict.tell:
         text += "; not reported, because the system had denied it already"
+    for one in verdict.shadow:
+        if one.mode is Mode.BASELINE:
+            text += f"; Drift: outside the baseline {one.policy}, told once, nothing is enforced"
+        elif one.tell:
+            text += f"; the shadow {one.policy} would {one.action.value}"
     return text
 
 
 def _weigh(
-    judge: Judge, scope: Scope, behaviour: Behaviour, arguments: tuple[str, ...] | None, verdict: Verdict
+    judge: Judge, members: Iterable[Policy], behaviour: Behaviour, arguments: tuple[str, ...] | None, verdict: Verdict
 ) -> Iterable[Weighed]:
     if not considered(behaviour):
         return
@@ -249,7 +268,7 @@ def _weigh(
                 why=why,
             )
     asked = {table for table, _, _ in tables}
-    yield from _elsewhere(scope, behaviour, asked, matched)
+    yield from _elsewhere(members, behaviour, asked, matched)
 
 
 def _strongest(verdict: Verdict) -> str:
@@ -310,11 +329,11 @@ def _named(candidate: Candidate) -> str:
 
 
 def _elsewhere(
-    scope: Scope, behaviour: Behaviour, asked: set[str], matched: set[tuple[object, int]]
+    members: Iterable[Policy], behaviour: Behaviour, asked: set[str], matched: set[tuple[object, int]]
 ) -> Iterable[Weighed]:
     # Rules on the very resource that another executable would have met: the commonest surprise of fromSource.
     actor = (behaviour.parent or behaviour.executable) if "process" in asked else behaviour.executable
-    for policy, _ in scope.members:
+    for policy in members:
         for rule in policy.rules:
             if (rule.key, rule.index) in matched or table_of(rule) not in asked or not rule.sources or not judged(rule):
                 continue

@@ -80,6 +80,8 @@ def _fields(item: Log, alert: Alert | None) -> list[tuple[str, object]]:
             ("cs1", alert.PolicyName),
             ("cs6Label", alert.Tags and "tags"),
             ("cs6", alert.Tags),
+            ("flexString1Label", alert.Mode and "mode"),
+            ("flexString1", alert.Mode),
         ]
     for number, label, value in (
         (2, "namespace", item.NamespaceName), (3, "pod", item.PodName), (4, "containerId", item.ContainerID),

@@ -97,9 +97,7 @@ def _why(item: Alert) -> Iterator[str]:
     elif item.MaxAlertsPerSec:
         begins = f"more than {item.MaxAlertsPerSec} alerts a second: silent for {item.DroppingAlertsInterval} s"
         yield "silence is over" if item.Suppressed else begins
-    if item.Mode == "baseline":
-        yield "(baseline: nothing was enforced)"
-    if item.Mode == "shadow":
-        yield "(shadow: nothing was enforced)"
+    if item.Mode:
+        yield f"({item.Mode}: nothing was enforced)"
     if item.Suppressed:
         yield f"(+{item.Suppressed} suppressed)"

@@ -167,7 +167,7 @@ def test_what_the_agents_own_files_say_besides_events_is_passed_over(
 @pytest.mark.parametrize(
     ("annotations", "told", "total"),
     [("", "Block ", "7 would be blocked, 0 audited"),
-     ("hauberk.io/mode: shadow", "Block (shadow)", "0 would be blocked, 0 audited, 7 in shadow only"),
+     ("hauberk.io/mode: shadow", "Block (shadow)", "0 would be blocked, 0 audited, 7 by shadows and baselines alone"),
      ("kubearmor-policy: audited", "Audit (Block)", "0 would be blocked, 7 audited")],
 )  # fmt: skip
 def test_a_backtest_says_what_would_have_happened(

@@ -190,6 +190,40 @@ def test_a_shadow_that_an_enforced_rule_outranks_would_not_have_happened() -> No
     assert compile_ruleset([ghost, allow]).scope(container()).judge(opened("/etc/shadow")).shadow == ()
 
 
+def beside(name: str, mode: str, spec: dict[str, Any], **more: Any) -> PolicyDocument:
+    return document(name, spec, annotations={"hauberk.io/mode": mode}, **more)
+
+
+def test_what_shadows_and_baselines_of_both_sides_say_of_a_container_that_nobody_confirms() -> None:
+    known = {"file": {"matchPaths": [{"path": "/known"}]}, "action": "Allow"}
+    nodes: dict[str, Any] = {"nodeSelector": {"matchLabels": {}}}
+    for action in ("Block", "Audit"):
+        loud = document("loud", {"action": action, **SHADOW_FILE})
+        host = [
+            beside("host-ghost", "shadow", nodes | SHADOW_FILE, kind="KubeArmorHostPolicy"),
+            beside("host-drift", "baseline", nodes | known, kind="KubeArmorHostPolicy"),
+        ]
+        own = [beside("drift", "baseline", known), beside("ghost", "shadow", SHADOW_FILE)]
+        scope = compile_ruleset([loud, *own, *host]).scope(container(confirmed=False))
+        verdict = scope.judge(opened("/etc/shadow"))
+        assert (verdict.policy, verdict.action.value) == ("loud", action)
+        said = [(one.policy, one.mode.value) for one in verdict.shadow]
+        assert ("drift", "baseline") in said
+        assert said[-2:] == [("host-ghost", "shadow"), ("host-drift", "baseline")]
+
+
+@pytest.mark.parametrize("mode", ["shadow", "audited", "baseline"])
+def test_policies_beside_the_enforced_ones_are_asked_with_the_arguments(mode: str) -> None:
+    rule = {"process": {"matchPaths": [{"path": "/bin/ls", "allowedArgs": ["-l"]}]}, "action": "Allow"}
+    annotations = {"kubearmor-policy" if mode == "audited" else "hauberk.io/mode": mode}
+    scope = compile_ruleset([document("p", rule, annotations=annotations)]).scope(container())
+    behaviour = Behaviour(operation=Operation.EXEC, resource="/bin/ls")
+    assert scope.judge(behaviour).needs_arguments
+    assert not any(one.tell for one in scope.judge(behaviour, ("ls", "-l")).shadow)
+    assert any(one.tell for one in scope.judge(behaviour, ("ls", "-R")).shadow) == (mode != "audited")
+    assert not scope.judge(behaviour, ("ls", "-l")).needs_arguments
+
+
 def test_needs_arguments_until_they_are_known() -> None:
     spec = {"process": {"matchPaths": [{"path": "/bin/ls", "allowedArgs": ["-l"]}]}}
     scope = compile_ruleset([document("p", spec)]).scope(container())

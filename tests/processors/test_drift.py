@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drift: what is outside a baseline is told once for each policy, workload and behaviour, and never blocked."""
 
+import json
+
+from policy.documents import from_json
+from policy.ruleset import compile_ruleset
+from policy.tools.cases import answer, judge_event
+from policy.tools.events import parse_event
+from policy.tools.explain import explain_event
 from processors.drift import DriftTold
+from schemas.alert import encode_alert
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Operation
@@ -51,6 +59,27 @@ async def test_once_of_a_flood_and_after_policies_changed(node, stage, make_poli
         ("q", "", "/etc/other"),
         ("p", "baseline", "/etc/other"),
     ]
+
+
+async def test_an_alert_given_back_is_said_to_be_one_of_a_baseline(node, stage, make_policy):
+    document = baseline(make_policy)
+    stage.policies(document)
+    node.row(node.behaviour(Operation.OPEN, "/etc/new", syscall=257))
+    await stage.take(node.record())
+    (alert,) = stage.alerts
+    ruleset = compile_ruleset([from_json(json.dumps(document).encode())])
+    event = parse_event(encode_alert(alert))
+    verdict = judge_event(ruleset, event)
+    assert [(one.policy, str(one.action), one.mode, one.message) for one in verdict.shadow] == [
+        (alert.PolicyName, alert.Action, alert.Mode, alert.Message)
+    ]
+    assert answer(1, verdict).shadow == "Audit by p (baseline)"
+    said = explain_event(ruleset, event.identity, event.behaviour, event.arguments)
+    assert "Drift: outside the baseline p" in said.summary
+    known = parse_event(json.dumps(json.loads(encode_alert(alert)) | {"Resource": "/etc/known"}).encode())
+    (weighed,) = explain_event(ruleset, known.identity, known.behaviour, known.arguments).weighed
+    assert not weighed.decides
+    assert weighed.why == "baseline, decides nothing: most specific that matches: exact path `/etc/known`"
 
 
 def instance(uid):

@@ -40,6 +40,13 @@ def test_a_file_alert(make):
     assert "reason" not in fields
 
 
+@pytest.mark.parametrize("mode", ["shadow", "baseline"])
+def test_that_nothing_was_enforced_is_said(make, mode):
+    fields = parse(cef(make.alert(1, Mode=mode)))[1]
+    assert (fields["flexString1Label"], fields["flexString1"]) == ("mode", mode)
+    assert "flexString1" not in parse(cef(make.alert(1)))[1]
+
+
 def test_a_blocked_process(make):
     alert = make.alert(
         1, Operation="Process", Action="Block", Result="Permission denied", Resource="/bin/x a=b", ProcessName="/bin/x",
