@@ -40,8 +40,9 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
         struct scope *scope = scopes.lookup(&ancestor);
         if (!scope)
             continue;
-        if (!unclaimed(scope))
-            claimed = ancestor;
+        /* Without a branch: the verifier would go through the rest of the loop once more for each. */
+        u64 kept = 0 - hidden(unclaimed(scope));
+        claimed = (claimed & kept) | (ancestor & ~kept);
         owner = ancestor;
     }
     if (claimed)
