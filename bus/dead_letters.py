@@ -16,6 +16,7 @@ import msgspec
 
 from bus.attempts import Attempts, reason_of
 from bus.contract import Bus, Delivery, Headers, Record
+from bus.paced_log import PacedLog
 from schemas.errors import Permanent
 from schemas.topics import DEAD, Topic
 
@@ -51,7 +52,7 @@ def letter(delivery: Delivery, error: Exception, attempts: int, value: bytes | N
 
 
 class DeadLetters:
-    """`written` and `lost` count records; lost is what `dead` itself refused, which is logged."""
+    """`written` and `lost` count records; lost is what `dead` itself refused, which is logged; lines are paced."""
 
     def __init__(self, bus: Bus, stage: str, group: str | None, attempts: Attempts) -> None:
         self._bus = bus
@@ -60,6 +61,7 @@ class DeadLetters:
         self._attempts = attempts
         self.written = 0
         self.lost = 0
+        self._given_up, self._refused = PacedLog(log), PacedLog(log)
 
     async def write(self, letters: Sequence[Letter]) -> None:
         """Write `letters` and return when they are durable: only then may their offsets be committed. Raises `Stopped`."""
@@ -72,10 +74,11 @@ class DeadLetters:
         except Permanent:
             for record in records:
                 await self._write_cut(record)
-        log.error(
-            "%s: %d record%s given up, kept on `dead`; the first because: %s",
-            self._stage, len(letters), "s" * (len(letters) != 1), letters[0].error,
-        )  # fmt: skip
+        # Whoever may write to a topic may write what nobody can read, as often as they like.
+        many = f"{len(letters)} record{'s' * (len(letters) != 1)}"
+        self._given_up.say(
+            logging.ERROR, f"{self._stage}: {many} given up, kept on `dead`; the first because: {letters[0].error}"
+        )
 
     async def _publish(self, records: list[Record]) -> None:
         await self._attempts.insist(lambda: self._bus.publish(DEAD, records))
@@ -90,7 +93,7 @@ class DeadLetters:
             self.written += 1
         except Permanent as error:
             self.lost += 1
-            log.error("%s: a record is lost, `dead` refused it: %s", self._stage, error)
+            self._refused.say(logging.ERROR, f"{self._stage}: a record is lost, `dead` refused it: {error}")
 
     def _record(self, one: Letter) -> Record:
         said = (

@@ -63,7 +63,16 @@ def compare(given: argparse.Namespace) -> int:
     progress = _Judging()
     changes = list(diff(before, after, progress.of(observed(given))))
     if given.output == "json":
-        print(as_json(changes))
+        print(
+            as_json(
+                {
+                    "behaviours": progress.behaviours,
+                    "events": progress.events,
+                    "untold": progress.untold,
+                    "changes": plain(changes),
+                }
+            )
+        )
     else:
         rows = [
             (change.kind, change.observed.identity.workload, change.observed.behaviour.operation.name.lower(),

@@ -22,6 +22,7 @@ from bus.attempts import Remainder, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Delivery, Partition, Start
 from bus.dead_letters import letter
+from bus.paced_log import PacedLog
 from bus.pump import Pump, PumpSettings
 from bus.rest import REST_SECONDS, until_look
 from schemas.errors import DecodeError, Permanent, Refused, Unavailable
@@ -66,6 +67,7 @@ class SinkDelivery:
         self._counts = DeliveryStats(sink=sink.name)
         self._batcher = Batcher(sink.limits)
         self._done: list[Delivery] = []
+        self._unread = PacedLog(_log)
         # A new group begins at the oldest record kept, so that nothing told before the sink existed is lost.
         start: Start = "latest" if sink.live else "committed"
         self._pump = Pump(
@@ -176,7 +178,8 @@ class SinkDelivery:
         except Exception as raised:  # noqa: BLE001 - a bug in reading one record must not stop the others.
             error = raised
             if not isinstance(error, Permanent):
-                _log.exception("sink `%s` could not read a record; it goes to the dead letters", self.sink.name)
+                text = f"sink `{self.sink.name}` could not read a record; it goes to the dead letters"
+                self._unread.say(logging.ERROR, text, exc_info=True)
                 error = DecodeError(f"expected a record that can be read, got {type(error).__name__}: {error}")
             self._counts.undecodable += 1
             await self._pump.dead.write([letter(delivery, error, 1)])

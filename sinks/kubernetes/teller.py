@@ -24,6 +24,7 @@ import msgspec
 from bus.backoff import Backoff
 from bus.contract import Bus, Subscription
 from bus.follow import Changes, Follower
+from bus.paced_log import PacedLog
 from cluster.server import Conflict, Server
 from schemas.cluster import PolicyFact
 from schemas.cluster import decode as decode_fact
@@ -68,6 +69,7 @@ class Teller:
         self._settings = settings
         self._writes = Writes(server, settings.writes_per_second)
         self._backoff = Backoff(first_seconds=0.2, max_seconds=30.0)
+        self._left_out = PacedLog(log)
         self._begin()
         self.stats = TellerStats()
         self.problem = ""
@@ -124,7 +126,7 @@ class Teller:
                 self._take(topic, key, record.value)
             except DecodeError as error:
                 self.stats.undecoded += 1
-                log.warning("a record is left out of what the cluster is told: %s", error)
+                self._left_out.say(logging.WARNING, f"a record is left out of what the cluster is told: {error}")
         if any(topic is CLUSTER for topic, _ in changes.records) or changes.whole:
             self._hits.know(self._answers.policies.keys())
         if self._answers.touched:

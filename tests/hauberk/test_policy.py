@@ -183,11 +183,28 @@ def test_a_backtest_says_what_would_have_happened(
     assert (code, "1 behaviours since 7d compared, 0 change" in said) == (0, True)
 
 
-def stored(state: Path) -> None:
+def test_a_diff_as_json_says_what_it_could_not_judge(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(POLICY.format(annotations=""))
+    nothing = tmp_path / "nothing.yaml"
+    nothing.write_text(POLICY.format(annotations="kubearmor-policy: disabled"))
+    for name, access, kinds, untold in (
+        ("told", Access.READ, ["denied"], 0),
+        ("untold", Access.READ | Access.UNTOLD, [], 7),
+    ):
+        stored(tmp_path / name, access)
+        code, said = run(capsys, "diff", nothing, file, "--state", tmp_path / name, "-o", "json")
+        found = json.loads(said)
+        assert ([one["kind"] for one in found["changes"]], code) == (kinds, len(kinds))
+        assert (found["behaviours"], found["events"], found["untold"]) == (1, 7, untold)
+
+
+def stored(state: Path, access: Access = Access.READ) -> None:
     state.mkdir()
     web = Identity(kind=Kind.CONTAINER, node="n", uid="u", namespace="shop", container_name="web", labels={"app": "web"},
                    orchestrated=True)  # fmt: skip
-    opened = Behaviour(operation=Operation.OPEN, access=Access.READ, resource="/etc/shadow", executable="/bin/cat")
+    opened = Behaviour(operation=Operation.OPEN, access=access, resource="/etc/shadow", executable="/bin/cat")
     now = time.time_ns()
     entry = SummaryEntry(behaviour=opened, status="Allow", count=7, first=now, last=now)
     store = SqliteStore(str(state / "summary.db"))

@@ -163,6 +163,18 @@ async def test_what_was_put_off_comes_again_and_nothing_else(sink, make, publish
     assert (delivery.stats.accepted, delivery.stats.retries) == (5, 2)
 
 
+async def test_a_flood_that_nobody_can_read_is_one_line_and_counted(bus, sink, make, publish, run, until, caplog):
+    await bus.publish(ALERTS, [Record(b"k", b"{") for _ in range(200)])
+    await publish(make.alert(1))
+    delivery = run()
+    await until(lambda: delivery.stats.committed == 201)
+    assert (delivery.stats.undecodable, delivery.stats.dead, len(dead(bus))) == (200, 200, 200)
+    assert sink.got == [1]
+    lines = [record.getMessage() for record in caplog.records if "given up" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("sinks: 1 record given up, kept on `dead`; the first because: ")
+
+
 async def test_what_is_refused_is_dead_lettered_with_its_bytes_and_reason(bus, sink, make, publish, run, until):
     sink.script = [SendResult(refused=(RefusedItem(1, "mapping says no"),))]
     await publish(*[make.alert(n) for n in range(3)])
