@@ -65,7 +65,8 @@ class Listener:
         self.url = ""
         self._most = most
         self._tls: ssl.SSLContext | None = None
-        self._visitors: dict[asyncio.BaseTransport, _Visitor] = {}
+        self._visitors: dict[asyncio.BaseTransport, _Visitor | _Handshake] = {}
+        self.shaking: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -79,7 +80,7 @@ class Listener:
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
             visitor = self._visitors.get(request.transport) if request.transport is not None else None
-            if visitor is None:
+            if not isinstance(visitor, _Visitor):
                 return await handler(request)
             visitor.begins()
             try:
@@ -122,18 +123,24 @@ class Listener:
             await runner.cleanup()
         for visitor in list(self._visitors.values()):
             visitor.leave()
+        if self.shaking:
+            await asyncio.wait(self.shaking)
 
     def answered(self, transport: asyncio.BaseTransport) -> None:
         """A protocol has answered a request of this connection."""
         visitor = self._visitors.get(transport)
-        if visitor is not None:
+        if isinstance(visitor, _Visitor):
             visitor.ends()
 
     async def _listen(self, serving: Callable[[], Any]) -> None:
+        def arrives() -> asyncio.Protocol:
+            visitor = _Visitor(self, serving())
+            # Not `ssl` of `create_server`: that says nothing of a connection before its handshake is over.
+            return visitor if self._tls is None else _Handshake(self, visitor, self._tls)
+
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Visitor(self, serving()), self.host, self.port, reuse_address=True, backlog=BACKLOG, ssl=self._tls,
-            ssl_handshake_timeout=HEADER_SECONDS if self._tls else None, ssl_shutdown_timeout=1.0 if self._tls else None,
-        )  # fmt: skip
+            arrives, self.host, self.port, reuse_address=True, backlog=BACKLOG
+        )
         # A free port that was found once is the one that is said, so it is taken again.
         self.port = self._server.sockets[0].getsockname()[1]
         self.stats.up = 1
@@ -160,7 +167,7 @@ class Listener:
             pause = LOOK_SECONDS
             self.stats.reopened += 1
 
-    def admit(self, visitor: _Visitor, transport: asyncio.BaseTransport) -> bool:
+    def admit(self, visitor: _Visitor | _Handshake, transport: asyncio.BaseTransport) -> bool:
         """Whether there is room, or somebody who asks nothing makes it."""
         if len(self._visitors) >= self._most:
             idle = [one for one in self._visitors.values() if not one.busy]
@@ -220,6 +227,7 @@ class _Visitor(asyncio.Protocol):
         self._listener, self._inner = listener, inner
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._early: list[bytes] = []
         self.busy = False
         self.since = 0.0
 
@@ -259,13 +267,19 @@ class _Visitor(asyncio.Protocol):
         self._transport = transport
         self._limit(HEADER_SECONDS)
         self._inner.connection_made(transport)
+        early, self._early = self._early, []
+        for data in early:
+            self._inner.data_received(data)
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is not None:
+        if self._transport is None:
+            # What came with the end of a TLS handshake; at most what the transport reads before it is handed over.
+            self._early.append(data)
+        elif self._inner is not None:
             self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return None if self._inner is None else self._inner.eof_received()
+        return None if self._inner is None or self._transport is None else self._inner.eof_received()
 
     def pause_writing(self) -> None:
         if self._inner is not None:
@@ -280,5 +294,55 @@ class _Visitor(asyncio.Protocol):
             self._timer.cancel()
         if self._transport is not None:
             self._listener.gone(self._transport)
-        if self._inner is not None:
-            self._inner.connection_lost(exc)
+            if self._inner is not None:
+                self._inner.connection_lost(exc)
+
+
+class _Handshake(asyncio.Protocol):
+    """A connection until its TLS handshake is over: it has a place like one that asks nothing, and makes room like one."""
+
+    busy = False
+
+    def __init__(self, listener: Listener, visitor: _Visitor, tls: ssl.SSLContext) -> None:
+        self._listener, self._visitor, self._tls = listener, visitor, tls
+        self._transport: asyncio.Transport | None = None
+        self.since = 0.0
+
+    def leave(self) -> None:
+        """Have done with it."""
+        if self._transport is not None:
+            self._listener.gone(self._transport)
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        loop = asyncio.get_running_loop()
+        self.since = loop.time()
+        if not self._listener.admit(self, transport):
+            transport.abort()
+            return
+        self._transport = transport
+        # Until then nothing is read: the first bytes are the handshake's.
+        transport.pause_reading()
+        task = loop.create_task(self._shake(transport))
+        self._listener.shaking.add(task)
+        task.add_done_callback(self._listener.shaking.discard)
+
+    async def _shake(self, transport: asyncio.Transport) -> None:
+        if transport.is_closing():
+            return
+        try:
+            made = await asyncio.get_running_loop().start_tls(
+                transport, self._visitor, self._tls, server_side=True, ssl_handshake_timeout=HEADER_SECONDS,
+                ssl_shutdown_timeout=1.0,
+            )  # fmt: skip
+        except OSError as error:
+            # Too late, cut off, or no TLS.
+            self._listener.stats.late += isinstance(error, ConnectionAbortedError)
+            made = None
+            transport.abort()
+        finally:
+            self._listener.gone(transport)
+        if made is not None and not made.is_closing():
+            # In the same turn: the place that it had is its own.
+            self._visitor.connection_made(made)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import ssl
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from hauberk.policy_findings import findings
 from schemas.errors import SettingsError
+from sinks import listener
 from sinks.kubernetes import policy_webhook
 from sinks.kubernetes.policy_webhook import MOST_BODY, PolicyWebhook, answer
 from sinks.kubernetes.settings import ClusterWebhookSettings
@@ -136,6 +138,35 @@ async def test_it_answers_over_tls_and_bounds_what_it_reads(webhook: PolicyWebho
     assert (await asked(webhook, tmp_path, b"", path="/"))[0] == 404
     stats = webhook.stats
     assert (stats.allowed, stats.refused, stats.unreadable) == (1, 1, 2)
+
+
+async def test_handshakes_that_nobody_goes_on_with_are_counted_and_make_room(
+    webhook: PolicyWebhook, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    silent = [await asyncio.open_connection("127.0.0.1", webhook.port) for _ in range(100)]
+    await until(lambda: webhook.listening.evicted >= 36)
+    assert webhook.listening.connections == 64
+    assert (await asked(webhook, tmp_path, review()))[0] == 200
+    assert webhook.listening.connections <= 64
+    for _, writer in silent:
+        writer.transport.abort()
+    await until(lambda: webhook.listening.connections == 0)
+
+
+async def test_a_handshake_that_takes_too_long_or_is_none_ends(
+    webhook: PolicyWebhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(listener, "HEADER_SECONDS", 0.1)
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", webhook.port)
+        writer.write(said)
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(60):
+                await reader.read()
+        writer.transport.abort()
+    await until(lambda: webhook.listening.connections == 0)
+    assert webhook.listening.late == 1
+    assert (await asked(webhook, tmp_path, review()))[0] == 200
 
 
 async def test_a_body_that_never_ends_is_given_up(
