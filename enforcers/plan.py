@@ -126,13 +126,18 @@ class Planner:
             for policy in scope.policies:
                 selected[policy] = selected.get(policy, 0) + (identity.kind is Kind.CONTAINER)
             seen_as = watch.of(scope, identity)
-            if isinstance(scope, DoubtfulScope) and identity.complete and self._chosen(identity):
+            named = (
+                isinstance(scope, DoubtfulScope)
+                and identity.complete
+                and (self._chosen(identity) or self._inside(identity))
+            )
+            if named and isinstance(scope, DoubtfulScope):
                 # No runtime answered for it: what is chosen for the host's rules does not leave them by its name.
                 scope, identity = scope.beside, msgspec.structs.replace(identity, kind=Kind.HOST)
             template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
             if identity.kind is Kind.HOST and self._chosen(identity):
                 held.update(one.ref for one in refusals if one.code is RefusalCode.LOCKOUT)
-            if identity.kind is not Kind.CONTAINER and not self._chosen(identity):
+            if identity.kind is not Kind.CONTAINER and not named and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
                     blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
                     blind = [one for one in refusals if one.code is RefusalCode.UNSEEN]
@@ -142,7 +147,7 @@ class Planner:
                         if rule.ref not in held
                     ]
                     refusals = (*blind, *unheld)
-                elif self._inside(identity):
+                elif self._inside(identity) and self._kept_free(identity):
                     scopes.append(self._free(identity, seen_as))
                     continue
                 else:
@@ -214,14 +219,15 @@ class Planner:
         )
 
     def _guarded(self, living: list[Identity]) -> frozenset[str]:
-        """Cgroups above containers and protected services."""
+        """Cgroups above containers and protected services. A name alone makes no container: whoever may make cgroups chooses it."""
         if not self._settings.host_cgroups:
             return frozenset()
         override = self._settings.override_protected
         return protected.parents(
             one.cgroup_path
             for one in living
-            if one.kind is Kind.CONTAINER or (not override and protected.is_protected(one.cgroup_path))
+            if (one.kind is Kind.CONTAINER and not one.doubtful)
+            or (not override and protected.is_protected(one.cgroup_path))
         )
 
     def _inside(self, identity: Identity) -> bool:
@@ -232,9 +238,13 @@ class Planner:
             for path in protected.parents((identity.cgroup_path,))
         )
 
+    def _kept_free(self, identity: Identity) -> bool:
+        # Whatever else lies in a chosen cgroup is held like it, or who runs in that would make one and be free.
+        return not self._settings.override_protected and protected.is_protected(identity.cgroup_path)
+
     @staticmethod
     def _free(identity: Identity, visible: int) -> ScopePlan:
-        """Of a cgroup that is not chosen, in one that is: a scope without rules."""
+        """Of a protected service in a chosen cgroup: a scope without rules."""
         return ScopePlan(
             uid=identity.uid, cgroups=identity.cgroups[:1], cgroup_path=identity.cgroup_path, workload=identity.workload,
             visibility=visible,

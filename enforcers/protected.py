@@ -30,8 +30,16 @@ def chosen(path: str, patterns: tuple[str, ...], override: bool, above: frozense
 
 
 def is_protected(path: str) -> bool:
-    """Whether a protected service runs in the cgroup at `path`, or above it."""
-    return not set(path.split("/")).isdisjoint(SERVICES)
+    """Whether a protected service runs in the cgroup at `path`, or above it.
+
+    Only where root makes cgroups: at the top or in slices alone. Below a service (`user@1000.service`) and a scope who runs in it may
+    name a cgroup as he likes, and that name takes no rule off him."""
+    for name in path.strip("/").split("/"):
+        if name in SERVICES:
+            return True
+        if not name.endswith(".slice"):
+            return False
+    return False
 
 
 def parents(paths: Iterable[str]) -> frozenset[str]:

@@ -25,6 +25,8 @@ LOCK: Final = "agent.lock"
 GRACE: Final = 10.0
 """Seconds for an agent that is alive to do it: ample, it takes milliseconds."""
 _STARTING: Final = 30.0
+_TRIES: Final = 60
+"""Of lifting, a second apart: one for each trial that is over, more where the kernel refuses."""
 
 
 class TrialWatch(msgspec.Struct, frozen=True):
@@ -64,25 +66,37 @@ def locked(directory: str) -> int:
     return lock
 
 
+def _sleep(until: float) -> None:
+    # CLOCK_BOOTTIME goes on while the machine is suspended, sleep does not.
+    while (left := until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
+        time.sleep(min(left, 5.0))
+
+
 def _wait(watch: TrialWatch) -> bool:
     """Until the minute is over, and the agent had its chance; whether something is still to be lifted."""
     from enforcers.swap import saved_plan
     from enforcers.trials import TrialRecord
 
     record = TrialRecord(watch.settings.state_dir)
-    # CLOCK_BOOTTIME goes on while the machine is suspended, sleep does not.
-    while (left := watch.until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
-        time.sleep(min(left, 5.0))
+    _sleep(watch.until)
     ends = time.monotonic() + GRACE
     while True:
         plan = saved_plan(watch.settings)
         if plan is None:
             return False
         seen = record.read()
-        over = record.now(plan).over
-        if not over or all(one.name in seen and seen[one.name].lifted for one in over):
-            return False
-        if locked(watch.settings.state_dir) >= 0 or time.monotonic() > ends:
+        standing = record.now(plan)
+        if all(one.name in seen and seen[one.name].lifted for one in standing.over):
+            if standing.left is None:
+                return False
+            # A younger one goes on, and the agent starts nobody else for it.
+            _sleep(time.clock_gettime(time.CLOCK_BOOTTIME) + standing.left)
+            ends = time.monotonic() + GRACE
+            continue
+        if (lock := locked(watch.settings.state_dir)) >= 0:
+            os.close(lock)
+            return True
+        if time.monotonic() > ends:
             return True
         time.sleep(0.2)
 
@@ -102,8 +116,11 @@ def main() -> int:
     # Out of the agent's cgroup, and of every one that rules may hold. Where that is not allowed it stays, and says nothing to nobody.
     with contextlib.suppress(OSError):
         Path(cgroup2_mount(), "cgroup.procs").write_text(str(os.getpid()))
-    if _wait(watch):
+    for _ in range(_TRIES):
+        if not _wait(watch):
+            break
         carry_over(watch.pin_dir, watch.node, watch.settings)
+        time.sleep(1.0)
     return 0
 
 

@@ -8,9 +8,10 @@ from enum import StrEnum
 import msgspec
 
 DEFAULT_POSTURE = "DefaultPosture"
-PROTECTED = "protected"
-"""Policy name in the `ref` of exceptions for what a node lives on (`policy.rules.lockout`); they answer every question."""
 """Policy name when no rule matched in a class that has Allow rules (KubeArmor section 2.1)."""
+PROTECTED = "Protected"
+"""Policy name in the `ref` of exceptions for what a node lives on (`policy.rules.lockout`); they answer every question. No policy can
+have these names: they are in lower case (P207)."""
 
 
 class Action(StrEnum):

@@ -94,6 +94,13 @@ def main(argv: Sequence[str]) -> int:
         if given.confirm and not given.dry_run:
             names = " ".join(dict.fromkeys(document.name for document in documents))
             print(f"held for 60 s on each node, then lifted unless: hauberk confirm {names}")
+            for document, (_, what) in zip(documents, told, strict=True):
+                if what == "configured":
+                    print(
+                        f"warning: {document.name}: what was there of it is not kept: after the minute nothing of this policy holds "
+                        "unless it is confirmed",
+                        file=sys.stderr,
+                    )
         _warn(given, documents)
         if given.wait is not None and not given.dry_run:
             from hauberk.rollout import in_force

@@ -13,6 +13,7 @@ from typing import Final
 from policy.judge.compile import posture_of
 from policy.judge.overlap import covers_path
 from policy.match import glob
+from policy.rules.lockout import EXECUTABLES
 from policy.rules.visibility import asked, visibility
 from policy.text.coverage import unseen
 from policy.tools.lint_findings import Finding, Together
@@ -20,21 +21,6 @@ from schemas.operations import Class
 from schemas.rules import Match, Rule
 from schemas.verdict import Action
 
-PROTECTED: Final = (
-    "/sbin/init",
-    "/usr/lib/systemd/systemd",
-    "/lib/systemd/systemd",
-    "/usr/sbin/sshd",
-    "/usr/bin/dockerd",
-    "/usr/bin/containerd",
-    "/usr/bin/containerd-shim-runc-v2",
-    "/usr/bin/runc",
-    "/usr/sbin/runc",
-    "/usr/bin/crio",
-    "/usr/bin/kubelet",
-    "/usr/local/bin/hauberk",
-)
-"""Executables without which a node cannot be reached or cannot run containers."""
 LINKED: Final = frozenset(
     {
         "awk", "c++", "cc", "editor", "g++", "gcc", "halt", "insmod", "iptables", "java", "ld", "lsmod", "modprobe", "nc", "netcat",
@@ -212,7 +198,7 @@ def protected(together: Together) -> Iterator[Finding]:
         return
     for rule in together.tables.get("process", ()):
         if rule.action is Action.BLOCK and not rule.sources and not rule.has_args:
-            hit = next((path for path in PROTECTED if covers_path(rule, path)), None)
+            hit = next((path for path in EXECUTABLES if covers_path(rule, path)), None)
             if hit is not None:
                 yield Finding(
                     code="L106",

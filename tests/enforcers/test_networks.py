@@ -138,3 +138,11 @@ def test_words_of_protocols(protocol: str, number: int, families: set[int]) -> N
     unpacked = [NET_KEY.struct.unpack(key) for key, _ in entries]
     assert {one[2] for one in unpacked} == {number}
     assert {one[3] for one in unpacked} == families
+
+
+def test_a_policy_with_the_name_of_the_exceptions_is_none_of_them() -> None:
+    """An Allow rule on peers would open sockets of protocols that another policy blocks."""
+    named = RuleRef("protected", kind=NSP.kind, namespace="shop", position="spec.egress[0]")
+    entries, _, _ = encode((rule(Action.ALLOW, ref=named, cidr="10.0.0.0/8"), rule()), ident, Backend.CGROUP, "u")
+    ways = {NET_KEY.struct.unpack(key)[6] for key, value in entries if RULE.struct.unpack(value)[0] == RuleAction.ALLOW}
+    assert ways == {Direction.SEND}

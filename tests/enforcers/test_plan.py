@@ -164,6 +164,20 @@ def test_a_glob_stops_below_what_holds_containers_or_protected_services(
     assert "/system.slice" in {one.cgroup_path for one in planner.plan("n1", [cron, *slices], 1).scopes}
 
 
+@pytest.mark.parametrize("name", ["x", "sshd.service", "x/kubelet.service", "docker-x.scope"])
+def test_a_cgroup_that_a_user_makes_takes_no_rule_off_him(policies: Any, host: Any, name: str) -> None:
+    """systemd gives the cgroups below user@UID.service to that user, who names them as he likes."""
+    user = "/user.slice/user-1000.slice"
+    kind = Kind.CONTAINER if name.startswith("docker") else Kind.HOST
+    mine = msgspec.structs.replace(host(f"{user}/user@1000.service/{name}", 2, kind), confirmed=kind is Kind.HOST)
+    for patterns in (("/user.slice/*",), (user,)):
+        planner = Planner(compile_ruleset(policies(HSP.format(spec=TCP))), PlanSettings(host_cgroups=patterns))
+        held = {one.cgroup_path: bool(one.network) for one in planner.plan("n1", [host(user, 1), mine], 1).scopes}
+        assert held.get(user)
+        # A cgroup without a scope has that of the nearest above it.
+        assert held.get(mine.cgroup_path, True)
+
+
 def test_who_is_not_chosen_inside_of_what_is_has_a_scope_without_rules(policies: Any, host: Any, identity: Any) -> None:
     settings = PlanSettings(host_cgroups=("/system.slice",))
     planner = Planner(compile_ruleset(policies(HSP.format(spec=TCP))), settings)

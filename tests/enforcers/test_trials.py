@@ -17,9 +17,10 @@ import msgspec
 import pytest
 from waiting import until
 
-from enforcers import trials
+from enforcers import trial_watch, trials
 from enforcers.apply import Applier
 from enforcers.plan import Planner
+from enforcers.settings import EnforceSettings
 from enforcers.trials import MINUTE, FirstSeen, TrialRecord, noted, standing
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, ScopePlan, Trial, encode
@@ -176,3 +177,20 @@ async def test_the_minute_ends_with_and_without_the_agent(
 
     await asyncio.wait_for(asyncio.to_thread(os.sync), 60)
     await until(lambda: not watches(), 60)
+
+
+@pytest.mark.parametrize("lifted", [True, False])
+def test_the_switch_stays_for_a_younger_one_after_the_agent_has_lifted_the_older(
+    plan: Plan, tmp_path: Path, lifted: bool
+) -> None:
+    """The agent is gone by then: nobody else is there for the younger one."""
+    nearly_over(tmp_path, plan, 0.5)
+    first, second = (one.name for one in plan.trials)
+    seen = TrialRecord(str(tmp_path)).read()
+    seen[first] = FirstSeen(seen[first].boot, seen[first].seconds - 30.0, lifted)
+    (tmp_path / trials.FILE).write_bytes(msgspec.json.encode(seen))
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    watch = trial_watch.TrialWatch("/none", NODE, EnforceSettings(state_dir=str(tmp_path)), now)
+    assert trial_watch._wait(watch)
+    over = {one.name for one in TrialRecord(str(tmp_path)).now(plan).over}
+    assert over == ({first, second} if lifted else {first})
