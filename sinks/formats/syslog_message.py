@@ -98,7 +98,7 @@ def severity(item: Log) -> int:
 def _structured(item: Log) -> str:
     pairs = [("eventId", item.EventID), ("namespace", item.NamespaceName), ("pod", item.PodName)]
     if isinstance(item, Alert):
-        pairs += [("policy", item.PolicyName), ("action", item.Action)]
+        pairs += [("policy", item.PolicyName), ("action", item.Action), ("mode", item.Mode)]
     # 32473 is the enterprise number that RFC 5612 gives to documentation; Hauberk has none of its own.
     told = "".join([f' {key}="{_escaped(value)}"' for key, value in pairs if value])
     return f"[hauberk@32473{told}]" if told else "-"

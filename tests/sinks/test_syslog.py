@@ -21,6 +21,7 @@ from bus.backoff import Backoff
 from bus.secret import Secret
 from schemas.errors import SettingsError, Unavailable
 from sinks.delivery.consumer import SinkDelivery
+from sinks.formats.syslog_message import _structured
 from sinks.syslog import SyslogSettings, SyslogSink
 from sinks.syslog_wire import Tls, host_and_port
 
@@ -334,3 +335,10 @@ async def test_a_key_password_is_never_shown(monkeypatch):
 def test_addresses():
     assert host_and_port("[::1]:514") == ("::1", 514)
     assert host_and_port("a.b:6514") == ("a.b", 6514)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "baseline", ""])
+def test_that_nothing_was_enforced_is_said(make, mode):
+    found = _structured(make.alert(1, Mode=mode))
+    assert (f' mode="{mode}"]' in found) == bool(mode)
+    assert (" mode=" in found) == bool(mode)
