@@ -116,9 +116,11 @@ def _modules(programs: Feature) -> str:
     """What `enforcement.lsm = ["bpf", "apparmor"]` would use here, and why not the one before it."""
     from enforcers.apparmor import AppArmorEnforcer
 
-    if programs.available:
-        return 'bpf-lsm, where `enforcement.lsm` names "bpf"'
     why = AppArmorEnforcer().unusable()
+    if programs.available:
+        return 'bpf-lsm, where `enforcement.lsm` names "bpf"' + (
+            f"; not apparmor: {why}" if why else "; apparmor likewise"
+        )
     if not why:
         return f"apparmor, where `enforcement.lsm` names it; not bpf: {programs.why}"
     return f"nothing; not bpf: {programs.why}; not apparmor: {why}"

@@ -14,7 +14,9 @@ from enforcers import apparmor, bpf_lsm
 from enforcers.apparmor import AppArmorEnforcer
 from enforcers.apply import Applier
 from enforcers.bpf_lsm import LsmEnforcer
+from hauberk.verbs.probe import _modules
 from kernel import features
+from kernel.features import Feature
 from schemas.enforcement import Plan
 from schemas.operations import Backend
 
@@ -84,3 +86,13 @@ def test_the_audit_stream_needs_one_capability() -> None:
         pytest.skip(whole)
     assert "open" in asked("--inh-caps=-all,+audit_read", "--ambient-caps=-all", "--bounding-set=-all,+audit_read")
     assert "CAP_AUDIT_READ" in asked("--bounding-set=-audit_read")
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_the_probe_says_of_apparmor_why_not_whatever_else_there_is(
+    monkeypatch: pytest.MonkeyPatch, hooks: bool
+) -> None:
+    monkeypatch.setattr(AppArmorEnforcer, "unusable", lambda self: "install apparmor 3.0 or newer")
+    said = _modules(Feature("LSM programs", hooks, "no hooks here"))
+    assert "not apparmor: install apparmor 3.0 or newer" in said
+    assert ("not bpf: no hooks here" in said) is not hooks
