@@ -20,15 +20,16 @@ from sinks.formats.exposition import metric_name
 
 ON = {"HAUBERK__METRICS__ENABLED": "true", "HAUBERK__METRICS__PORT": "0"}
 SHOWN = {
-    "processor": {"bus", "listener", "processor", "pump", "stage"},
-    "planner": {"bus", "listener", "planner", "stage"},
-    "sink": {"bus", "listener", "sink", "stage"},
+    "processor": {"bus", "listener", "memory", "processor", "pump", "stage"},
+    "planner": {"bus", "listener", "memory", "planner", "stage"},
+    "sink": {"bus", "listener", "memory", "sink", "stage"},
     "up": {
         "applier",
         "bus",
         "handover",
         "inventory",
         "listener",
+        "memory",
         "planner",
         "processor",
         "pump",
@@ -37,7 +38,7 @@ SHOWN = {
         "sink",
         "stage",
     },
-    "node": {"applier", "bus", "inventory", "listener", "rings", "sensor", "stage"},
+    "node": {"applier", "bus", "inventory", "listener", "memory", "rings", "sensor", "stage"},
 }
 
 
