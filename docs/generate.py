@@ -209,7 +209,7 @@ def _arrays(kind: Any) -> Iterator[type]:
 
 
 ATTACKS = (
-    "names", "told", "shared_descriptors", "deep", "entries", "guards", "sockets", "identity", "birth", "capacity", "floods",
+    "names", "told", "drift", "shared_descriptors", "deep", "entries", "guards", "sockets", "identity", "birth", "capacity", "floods",
     "descriptors", "cgroup_trees", "state", "the_end_of_enforcement",
 )  # fmt: skip
 """Files of tests/attacks as SECURITY.md has them: files and programs, other ways into the kernel, sockets, containers, the agent."""
