@@ -11,10 +11,8 @@ alert `EventsLost`. Must never wait for the bus: what it does not take is counte
 from __future__ import annotations
 
 import os
-import posixpath
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -23,11 +21,10 @@ import msgspec
 
 from bus.contract import Record
 from kernel.audit import AuditDenial
-from policy.match import glob
-from policy.match.automata import Automaton
+from policy.match.covering import covers
 from schemas.alert import NOTICE, Alert, cloudevents, encode_alert
 from schemas.backends import BACKENDS
-from schemas.enforcement import PathRule, ScopePlan
+from schemas.enforcement import ScopePlan
 from schemas.expand import identity_fields
 from schemas.identity import Identity
 from schemas.operations import Backend, Class
@@ -77,29 +74,9 @@ def rule_of_denial(scope: ScopePlan, denial: AuditDenial, cls: Class) -> RuleRef
             (rule.ref for rule in blocked if rule.ref.policy != DEFAULT_POSTURE), blocked[0].ref if blocked else None
         )
     for rule in scope.paths:
-        if rule.cls is cls and (rule.action is Action.BLOCK or rule.limited) and _names(rule, denial.name):
+        if rule.cls is cls and (rule.action is Action.BLOCK or rule.limited) and covers(rule, denial.name):
             return rule.ref
     return RuleRef(DEFAULT_POSTURE) if (cls, Action.BLOCK) in scope.posture else None
-
-
-def _names(rule: PathRule, name: str) -> bool:
-    path = name.rstrip("/") or "/"
-    match rule.match:
-        case "directory":
-            return name == rule.value or posixpath.dirname(path).rstrip("/") + "/" == rule.value
-        case "directory_recursive":
-            return name.startswith(rule.value)
-        case "execname":
-            return posixpath.basename(path) == rule.value
-        case "pattern":
-            return bool(_pattern(rule.value).match(path))
-        case _:
-            return rule.value == path
-
-
-@lru_cache(maxsize=1024)
-def _pattern(text: str) -> Automaton:
-    return Automaton([glob.parse(text)])
 
 
 def alert_of_denial(

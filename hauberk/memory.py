@@ -30,6 +30,8 @@ _SHARE: Final = 64
 _LEAST: Final = 12 << 20
 _MOST: Final = 48 << 20
 """Bounds of that. 48 MiB keep what `up` has after floods below 80 MB resident (docs/performance.md)."""
+FLOOR: Final = 6 << 20
+"""What all caches at their least take together is below this: a smaller budget would not be held."""
 _FREE: Final = 4 << 20
 """Bytes free in the allocator's arenas from which they are given back."""
 
@@ -42,7 +44,7 @@ class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(
             ge=0,
             le=1 << 50,
-            description="Bytes of all caches of this process together; 0: a 64th of the memory of the machine or container, at least 12 MiB and at most 48 MiB. Caches that have a setting of their own take what it says first.",
+            description="Bytes of all caches of this process together; 0: a 64th of the memory of the machine or container, at least 12 MiB and at most 48 MiB. Below 6 MiB is refused. Caches that have a setting of their own take what it says first.",
             examples=[16777216],
         ),
     ] = 0
@@ -56,6 +58,12 @@ class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             examples=[4194304],
         ),
     ] = 10 << 20
+
+    def __post_init__(self) -> None:
+        if 0 < self.budget_bytes < FLOOR:
+            raise ValueError(
+                f"expected budget_bytes of 0 or at least {FLOOR} bytes, which is what the caches need to work, got {self.budget_bytes}"
+            )
 
     def bytes(self, here: Machine | None = None) -> int:
         """The budget in force."""

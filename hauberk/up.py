@@ -347,6 +347,8 @@ async def _say_enforcing(settings: Configuration) -> None:
         await asked.wait()
         raise
     choices = msgspec.json.decode(said or b"{}").get("chosen", {})
+    if choices.get("LSM", "").startswith("nothing;"):
+        choices["LSM"] = "nothing, `hauberk probe` says why"
     words = (("network", "block network"), ("exec and open", "block exec and open"), ("LSM", "LSM"))
     say("enforcing", "; ".join(f"{word}: {choices.get(key, 'not known, see `hauberk probe`')}" for word, key in words))
 

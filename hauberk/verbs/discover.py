@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--isolate", action="store_true", help="keep workloads that never used the internet off it")
     made.add_argument("--quiet-hours", type=float, default=24.0, metavar="N", help="set apart what comes after so long without anything new (default 24)")  # fmt: skip
     made.add_argument("--apply", action="store_true", help="put the policies in force")
-    made.add_argument("--mode", choices=("shadow", "baseline", "enforce"), default="shadow", help="with --apply: watch only (default); tell once what is new; or deny")  # fmt: skip
+    made.add_argument("--mode", choices=("shadow", "baseline", "enforce"), help="with --apply: watch only (default); tell once what is new; or deny")  # fmt: skip
     made.add_argument("--promote", metavar="NAME", help="make an applied shadow policy or baseline enforce, as it is")
     return made
 
@@ -53,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
         raise SettingsError(
             "expected one of --outdir, --apply, --explain, --review, --promote and --verify, got several"
         )
+    if given.mode and not given.apply:
+        raise SettingsError(f"expected --apply with --mode, got --mode {given.mode} alone, which puts nothing in force")
+    given.mode = given.mode or "shadow"
     if given.verify and given.policy == KINDS[0]:
         given.policy = NETWORK_KINDS[0]
     network = given.policy in NETWORK_KINDS

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterator
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
 
-from policy.match import glob
-from policy.match.automata import Automaton
+from policy.match.covering import covers
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.operations import Class
 from schemas.refusals import RefusalCode
@@ -168,7 +166,7 @@ def denied_by(scope: ScopePlan, need: Need) -> RuleRef | None:
             if rule.source in ("", need.by) and _listens(rule):
                 return rule.ref if rule.action is Action.BLOCK else None
     for one in scope.paths:
-        if one.cls is need.cls and one.source in ("", need.by) and _covers(one, need.object):
+        if one.cls is need.cls and one.source in ("", need.by) and covers(one, need.object):
             # Reading stays free under `readOnly`; an owner or a terminal is not everybody.
             free = one.read_only if one.limited else one.action is not Action.BLOCK
             return None if free and not (one.owner_only or one.no_terminal) else one.ref
@@ -179,27 +177,6 @@ def _listens(rule: NetworkRule) -> bool:
     to_here = rule.direction == "ingress" and rule.cidr in ("", "0.0.0.0/0", "::/0")
     port = not rule.port or rule.port <= _SSH_PORT <= max(rule.port, rule.end_port)
     return to_here and port and rule.protocol in ("tcp", "stream", "all")
-
-
-def _covers(rule: PathRule, path: str) -> bool:
-    match rule.match:
-        case "path" | "capability":
-            return rule.value == path
-        case "directory":
-            return posixpath.dirname(path).rstrip("/") + "/" == rule.value
-        case "directory_recursive":
-            return path.startswith(rule.value)
-        case "execname":
-            return posixpath.basename(path) == rule.value
-        case "pattern":
-            return bool(_pattern(rule.value).match(path))
-        case _:
-            return False
-
-
-@lru_cache(maxsize=1024)
-def _pattern(text: str) -> Automaton:
-    return Automaton([glob.parse(text)])
 
 
 def _refusal(ref: RuleRef, need: Need, uid: str) -> Refusal:

@@ -196,6 +196,10 @@ def test_a_shadow_first_then_the_same_policy_enforces(capsys: pytest.CaptureFixt
     assert "there is none" in run(capsys, state, "discover", "--promote", "nobody", code=2)
 
 
+def test_a_mode_without_apply_is_refused(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    assert "expected --apply with --mode" in run(capsys, state, "discover", "--mode", "baseline", code=2)
+
+
 def test_a_baseline_is_put_on_the_bus_and_what_it_tells_is_not_learnt(
     capsys: pytest.CaptureFixture[str], state: Path
 ) -> None:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from hauberk import configuration
-from hauberk.memory import SHARES, BudgetSettings, ProcessMemory, allowed, fill_in, shared
+from hauberk.memory import FLOOR, SHARES, BudgetSettings, ProcessMemory, allowed, fill_in, shared
 from kernel.machine import Machine
 from schemas.errors import SettingsError
 from schemas.topics import TOPICS
@@ -64,7 +64,13 @@ def test_a_default_by_the_machine():
         BudgetSettings().bytes(Machine(memory=memory << 20, processors=1)) >> 20 for memory in (256, 512, 2048, 65536)
     ]
     assert sizes == [12, 12, 32, 48]
-    assert BudgetSettings(budget_bytes=5).bytes(Machine(memory=1 << 40, processors=1)) == 5
+    assert BudgetSettings(budget_bytes=FLOOR).bytes(Machine(memory=1 << 40, processors=1)) == FLOOR
+
+
+def test_a_budget_below_what_the_caches_need_is_refused(tmp_path):
+    assert sum(shared(0, {}).values()) <= FLOOR, "the smallest budget is held"
+    with pytest.raises(SettingsError, match=f"`memory`.*budget_bytes of 0 or at least {FLOOR} bytes"):
+        configuration.configuration(given(tmp_path, "memory.budget_bytes=12"))
 
 
 def test_a_node_shares_alike(tmp_path):
