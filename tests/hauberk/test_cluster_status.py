@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -161,7 +163,20 @@ async def test_the_status_follows_receipts_and_hits(hauberk: Any, told: Told) ->
 
 
 async def test_hits_are_counted_once_when_their_status_could_not_be_written(hauberk: Any, told: Told) -> None:
-    watching = hauberk.start("cluster", **settings(told.api_server))
+    metrics = {"HAUBERK__METRICS__ENABLED": "true", "HAUBERK__METRICS__PORT": "0"}
+    watching = hauberk.start("cluster", **settings(told.api_server), **metrics)
+    said = await asyncio.to_thread(watching.until, r"metrics and health: http://\S+/metrics")
+    url = re.findall(r"metrics and health: (http://\S+/metrics)", said)[-1]
+
+    def failures() -> float:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            found = re.search(r"(?m)^hauberk_cluster_status_failures_total\S* (\S+)$", answer.read().decode())
+        assert found is not None
+        return float(found[1])
+
+    async def failed_again(before: float) -> bool:
+        return await asyncio.to_thread(failures) >= before + 2
+
     await told.word("Waiting")
     alert = Alert(Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="no-udp", NamespaceName=PLACE, PodName="web-1",
                   Type="MatchedPolicy", Action="Block", Count=1, ProcessName="/usr/bin/dig", Operation="Network", Resource="udp")  # fmt: skip
@@ -179,8 +194,9 @@ async def test_hits_are_counted_once_when_their_status_could_not_be_written(haub
     try:
         await told.bus.publish(ALERTS, [Record(b"w", encode_alert(msgspec.structs.replace(alert, Count=10)))])
         await asyncio.to_thread(watching.until, "the cluster cannot be told")
-        # One round more: what failed once was tried again.
-        await asyncio.sleep(2.5)
+        # What failed once was tried again.
+        before = await asyncio.to_thread(failures)
+        await told.until(lambda: failed_again(before))
     finally:
         await asyncio.to_thread(told.api_server.start)
     await blocked(11)
