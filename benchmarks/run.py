@@ -49,7 +49,7 @@ def machine() -> str:
         ),
         platform.machine(),
     )
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
 
 
 def ratios(found: dict[str, Any], plain: float, budgets: dict[str, Any]) -> dict[str, Any]:
