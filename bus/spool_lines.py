@@ -49,7 +49,7 @@ class SpoolLine:
     """One topic's queue on disk: everything below `position` is done with, below `sent` the bus has it; `under_way` counts
     publishers that are writing to it.
 
-    `gaps`: (first, past) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
+    `gaps`: (first, past, why) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
     """
 
     def __init__(self, topic: Topic, log: SegmentedLog, position: int, end: int) -> None:
@@ -59,7 +59,7 @@ class SpoolLine:
         self.end = end
         self.under_way = 0
         self.draining = False
-        self.gaps: list[tuple[int, int]] = []
+        self.gaps: list[tuple[int, int, str]] = []
         self.untold: Shed | None = None
 
     @property
@@ -186,8 +186,8 @@ class SpoolLines:
         """Records `first`..`past` - 1 were written, so they were not lost, whatever was shed meanwhile."""
         line.gaps = [
             part
-            for low, high in line.gaps
-            for part in ((low, min(high, first)), (max(low, past), high))
+            for low, high, why in line.gaps
+            for part in ((low, min(high, first), why), (max(low, past), high, why))
             if part[0] < part[1]
         ]
         line.sent = max(line.sent, past)
@@ -197,10 +197,10 @@ class SpoolLines:
         """Nothing of `line` is under way any more: what was shed of it is lost."""
         line.draining = False
         gaps, line.gaps = line.gaps, []
-        for low, high in gaps:
+        for low, high, why in gaps:
             before = line.untold
             records = high - low + (before.records if before else 0)
-            line.untold = Shed(line.topic.name, records, before.first if before else low, self._why)
+            line.untold = Shed(line.topic.name, records, before.first if before else low, why)
             self.shed[line.topic.name] = self.shed.get(line.topic.name, 0) + high - low
 
     def to_tell(self, line: SpoolLine) -> tuple[Shed | None, int]:
@@ -276,7 +276,7 @@ class SpoolLines:
             self._lost(line, bases[0])
 
     def _lost(self, line: SpoolLine, past: int) -> None:
-        line.gaps.append((line.next, past))
+        line.gaps.append((line.next, past, self._why))
         line.position = past
         if not line.draining:
             self.settle(line)

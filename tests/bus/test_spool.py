@@ -396,6 +396,23 @@ async def test_what_becomes_too_old_is_shed_while_nothing_is_written(spool, unti
     assert "older than 0.5 s" in notices(inner)[0][3]
 
 
+def test_what_is_shed_beside_a_batch_under_way_keeps_its_reason(tmp_path):
+    now = [1000.0]
+    lines = SpoolLines(tmp_path / "spool", 1 << 20, 0.5, lambda: now[0])
+    line = lines.open(TELEMETRY)
+    for index in range(4):
+        line.end = lines.append(line, [Record(b"k", b"%d" % index, timestamp_ms=1_000_000)])
+        line.log.rotate(now[0], force=True)
+    assert lines.oldest()
+    now[0] += 60.0
+    lines.tidy()
+    assert line.gaps, "shed beside the batch, which may yet be published"
+    lines.tidy()
+    lines.settle(line)
+    assert "older than 0.5 s" in line.untold.why
+    lines.close()
+
+
 async def test_a_loss_that_cannot_be_told_holds_up_no_other_topic(spool, until):
     inner = MemoryBus()
     publish = inner.publish

@@ -416,7 +416,7 @@ def test_policy_backtest_and_diff(hauberk: Any) -> None:
     assert json.loads(out(hauberk, "policy backtest -f web.yaml -o json"))["totals"]["blocked"] == 4
     (hauberk.home / "audit.yaml").write_text(WEB.replace("action: Block", "action: Audit"))
     changes = json.loads(out(hauberk, "policy diff web.yaml audit.yaml -o json", 1))
-    assert sum(change["observed"]["count"] for change in changes) == 4
+    assert sum(change["observed"]["count"] for change in changes["changes"]) == 4
     assert "No behaviour changes its verdict." in out(hauberk, "policy diff web.yaml web.yaml")
 
 
