@@ -176,12 +176,12 @@ class Planner:
         trials = tuple(
             _trial(policy, made, each.plan(node, living, generation).scopes) for policy, each in self._without
         )
-        linked = max((one.linked_ns for one in living if one.kind is Kind.NODE), default=0)
+        linked = next((one.linked_set for one in reversed(living) if one.kind is Kind.NODE), "")
         return Plan(
             node=node, generation=generation, digest=digest(made, *said, *((trials,) if trials else ())), scopes=made, policies=tuple(sorted(policies)),
             created_ns=created_ns, refused=tuple(one for one in refused if not one.code.partial),
             partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
-            host_cgroups=said[2], linked_ns=linked, selected=tuple(sorted(selected.items())), trials=trials,
+            host_cgroups=said[2], linked_set=linked, selected=tuple(sorted(selected.items())), trials=trials,
         )  # fmt: skip
 
     def _of_pods(self, living: list[Identity], watch: Watch) -> Iterable[ScopePlan]:

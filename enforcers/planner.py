@@ -262,7 +262,7 @@ class PlannerEngine:
                 and same
                 and not answer
                 and old.created_ns >= self._policies.newest_ns
-                and old.linked_ns >= plan.linked_ns
+                and old.linked_set == plan.linked_set
             ):
                 self.stats.unchanged += 1
                 self._held.discard(node)

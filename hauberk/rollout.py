@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether policies are in force on every node: plans, receipts and signs of life, followed. What `hauberk apply --wait` waits for.
 
-Of plans no clock is compared: `created_ns` is the bus's own time of the newest policy in it. Neighbours: `verbs.apply` (the
-verb), `nodes` (what else the bus knows of nodes), `bus.follow`.
+Whether a plan has a policy is told by the mark of the set of policies that it was made of (`schemas.policy_sets`), never by time: clocks
+of who applies differ. Neighbours: `verbs.apply` (the verb), `nodes` (what else the bus knows of nodes), `bus.follow`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from bus.backoff import Backoff
@@ -21,6 +21,7 @@ from hauberk.nodes import STALE_SECONDS
 from hauberk.output import age
 from schemas.enforcement import Plan, Receipt, decode_plan, decode_receipt
 from schemas.errors import DecodeError, HauberkError
+from schemas.policy_sets import PolicySets
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from sensors.containers.symlinks import named
 
@@ -32,11 +33,12 @@ _LOOK: Final = 0.5
 
 class RolloutProgress(NamedTuple):
     """`done`: plans that are answered by a receipt; `waited`: nodes without one that are there; `away`: those that are not, with
-    the seconds since they were heard of."""
+    the seconds since they were heard of; `held`: node -> why its plan is not made of the present policies."""
 
     done: list[Plan]
     waited: list[str]
     away: dict[str, float]
+    held: dict[str, str]
 
     @property
     def complete(self) -> bool:
@@ -44,12 +46,13 @@ class RolloutProgress(NamedTuple):
 
 
 class Rollout:
-    """The plans and receipts of all nodes. `since`, `linked`: Unix ns; a plan counts whose policies and whose symlinks are no
-    older. `heard`: node -> Unix seconds of its newest receipt or identity."""
+    """Policies, and the plans and receipts of all nodes. A plan counts that was made of all of `wanted` as they are now, once the
+    symlinks on their paths were looked up. `heard`: node -> Unix seconds of its newest receipt or identity."""
 
-    def __init__(self, since: int, linked: int) -> None:
-        self._since = since
-        self._linked = linked
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._wanted = frozenset(wanted)
+        self._sets = PolicySets()
+        self._paths: dict[str, bool] = {}
         self._plans: dict[bytes, Plan] = {}
         self.receipts: dict[str, Receipt] = {}
         self.heard: dict[str, float] = {}
@@ -58,7 +61,11 @@ class Rollout:
         """Know of `changes`. What cannot be read counts as not there: its writer publishes it again."""
         if changes.whole:
             self._plans, self.receipts, self.heard = {}, {}, {}
+            self._sets, self._paths = PolicySets(), {}
         for topic, record in changes.records:
+            if topic.name == POLICIES.name:
+                self._policy(record.key.decode("utf-8", "replace"), record.value)
+                continue
             node = record.key.split(b"/", 1)[0].decode("utf-8", "replace")
             if topic.name == ENFORCEMENT_DESIRED.name:
                 self._plans.pop(record.key, None)
@@ -74,16 +81,33 @@ class Rollout:
                     if record.value is not None:
                         self.receipts[node] = decode_receipt(record.value)
 
+    def _policy(self, key: str, value: bytes | None) -> None:
+        self._sets.take(key, value)
+        if key in self._wanted:
+            self._paths[key] = value is not None and bool(named(value))
+
+    @property
+    def deleted(self) -> list[str]:
+        """Wanted policies that are not on the bus."""
+        return sorted(self._wanted - self._sets.documents.keys())
+
     def progress(self, now: float) -> RolloutProgress:
         """As of `now`, Unix seconds."""
-        done, silent = [], {}
+        documents = self._sets.documents
+        since = max((documents[key].since for key in self._wanted if key in documents), default=0)
+        # What a path is in each root is looked up once the node has read the policy; the first plan may be without.
+        linked = max((documents[key].since for key, paths in self._paths.items() if paths), default=0)
+        done, silent, held = [], {}, {}
         for plan in self._plans.values():
-            if plan.created_ns >= self._since and plan.linked_ns >= self._linked and self._answered(plan):
+            made, looked = self._sets.number(plan.policy_set), self._sets.number(plan.linked_set)
+            if made >= since and looked >= linked and self._answered(plan):
                 done.append(plan)
-            else:
-                silent[plan.node] = now - self.heard.get(plan.node, 0.0)
+                continue
+            silent[plan.node] = now - self.heard.get(plan.node, 0.0)
+            if plan.held:
+                held[plan.node] = plan.held
         away = {node: seconds for node, seconds in silent.items() if seconds > STALE_SECONDS}
-        return RolloutProgress(done, sorted(silent.keys() - away.keys()), away)
+        return RolloutProgress(done, sorted(silent.keys() - away.keys()), away, held)
 
     def _answered(self, plan: Plan) -> bool:
         receipt = self.receipts.get(plan.node)
@@ -92,14 +116,9 @@ class Rollout:
 
 async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     """Wait until each node's plan knows of the policies `names` and of the symlinks on their paths, and its receipt is of that plan;
-    0 when all are, 1 when not within `deadline` seconds. Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for.
+    0 when all are, 1 when not within `deadline` seconds or when one of them was deleted meanwhile. Nodes that are away (`nodes.STALE_SECONDS`) are named and not waited for.
     Raises what the bus raises, a temporary failure only when it lasts until the deadline."""
-    keys = {name.encode() for name in names}
-    mine = [record for key, record in (await bus.latest(POLICIES)).items() if key in keys]
-    since = max((record.timestamp_ms for record in mine), default=0) * 1_000_000
-    # What a path is in each root is looked up once the node has read the policy; the first plan may be without.
-    linked = since if any(named(record.value or b"") for record in mine) else 0
-    rollout, over, failures = Rollout(since, linked), asyncio.Event(), []
+    rollout, over, failures = Rollout(names), asyncio.Event(), []
     clock = asyncio.get_running_loop().time
     ends, patient = clock() + deadline, clock() + _PATIENCE
     waited: list[str] = []
@@ -109,7 +128,7 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
         nonlocal waited, answer
         rollout.take(changes)
         found = rollout.progress(time.time())
-        if found.complete or clock() > ends:
+        if found.complete or clock() > ends or rollout.deleted:
             answer = _report(rollout, found, set(names), deadline)
             over.set()
         elif found.waited != waited and clock() > patient:
@@ -125,7 +144,7 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
     def wait() -> float:
         return max(0.01, min(_LOOK, *(at - clock() for at in (ends, patient) if at > clock())))
 
-    topics = (ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY)
+    topics = (POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY)
     backoff = Backoff(first_seconds=0.2, max_seconds=1.0)
     follower = Follower(bus, topics, stopping=over, failed=failed, backoff=backoff, retry_permanent=False)
     await follower.run(look, wait=wait)
@@ -135,6 +154,12 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
 
 
 def _report(rollout: Rollout, found: RolloutProgress, wanted: set[str], deadline: float) -> int:
+    if rollout.deleted:
+        print(
+            f"hauberk apply: expected {', '.join(rollout.deleted)} on the bus, somebody deleted it meanwhile; apply it again",
+            file=sys.stderr,
+        )
+        return 1
     if found.complete:
         for plan in found.done:
             _tell(rollout.receipts[plan.node])
@@ -145,6 +170,8 @@ def _report(rollout: Rollout, found: RolloutProgress, wanted: set[str], deadline
         print(f"{node}: not waited for, {when}; `hauberk delete node {node}` drops it", file=sys.stderr)
     if found.complete:
         return 0
+    for node, why in sorted(found.held.items()):
+        print(f"{node}: {why}", file=sys.stderr)
     of = f" of {', '.join(found.waited)}" if found.waited else ""
     print(
         f"hauberk apply: expected a receipt{of} within {deadline:g} s, got none; is `hauberk up` or `hauberk node` "

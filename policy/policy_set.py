@@ -121,7 +121,8 @@ class PolicySet(Generic[R]):
             why = "cannot be read" if len(unread) == len(gone) else "are missing, and were not deleted"
             shown = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
             return f"policies of the plan in force {why}: {shown}; it stays in force. Apply them again, or `hauberk delete` them"
-        if newest < plan.created_ns:
+        # A set that is the plan's own lost nothing: the youngest record may have been a deletion that is swept by now.
+        if newest < plan.created_ns and plan.policy_set != self.mark:
             return (
                 "the policies on the bus are older than the plan in force, so records of them are lost; it stays in force. "
                 "Apply all policies again"

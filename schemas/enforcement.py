@@ -106,7 +106,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     held: str = ""
     """Why this plan stays although the policies on the bus say something else: they are damaged or not whole. "" otherwise."""
     linked_ns: Nanoseconds = 0
-    """The bus's time of the newest policy whose paths were looked up on the node before this plan was made, Unix ns."""
+    """Of versions before `linked_set`, not read: the bus's time of the newest policy whose paths had been looked up."""
     partial: tuple[Refusal, ...] = ()
     selected: tuple[tuple[str, Count], ...] = ()
     """Key of each policy that is for something of this node, and how many of its containers it is for; 0: for the host alone."""
@@ -114,6 +114,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Policies that nobody has confirmed yet, the oldest first."""
     policy_set: str = ""
     """Mark of the policies on the bus that it was made of (`schemas.policy_set_mark`)."""
+    linked_set: str = ""
+    """Mark of the policies whose paths had been looked up in every root of the node before this plan was made."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

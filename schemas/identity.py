@@ -72,9 +72,11 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """CONTAINER only. False: its cgroup is named like a container's and no runtime and no setting says that it is one. Anybody who
     may make cgroups can name one so: host policies hold for it too."""
     linked_ns: Nanoseconds = 0
-    """NODE only: the bus's time of the newest policy whose paths were looked up in every root of the node, Unix ns."""
+    """Of versions before `linked_set`, not read: the bus's time of the newest policy whose paths were looked up."""
     pod_cgroup: Count = 0
     """CONTAINER only: id of its pod's cgroup, the parent of `cgroup_path`; 0 where there is none."""
+    linked_set: str = ""
+    """NODE only: mark of the policies (`schemas.policy_set_mark`) whose paths were looked up in every root of the node."""
 
     @property
     def key(self) -> bytes:

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
 async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> list[tuple[str, str]]:
     """(policy, created|configured|unchanged) for each document, published where it changed. Refused for one that the cluster owns."""
     from bus.contract import Record
+    from bus.record_times import newest, not_before
     from policy.documents import key, to_json
     from schemas.errors import Refused
     from schemas.policy_owner import CLUSTER_OWNER, owner_of
@@ -72,7 +73,7 @@ async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> 
         if old is None or old.value != value:
             records.append(Record(name, value))
     if records and not dry_run:
-        await bus.publish(POLICIES, records)
+        await bus.publish(POLICIES, not_before(newest(known.values()), records))
     return told
 
 

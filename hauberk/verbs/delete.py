@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
     async def work(bus: Bus) -> int:
         from bus.contract import Record
+        from bus.record_times import newest, not_before
         from schemas.enforcement import decode_plan
         from schemas.policy_owner import CLUSTER_OWNER, owner_of
         from schemas.topics import ENFORCEMENT_DESIRED, POLICIES
@@ -101,9 +102,8 @@ def main(argv: Sequence[str]) -> int:
             )
         wanted = [key for key in wanted if key not in kept]
         if wanted:
-            await bus.publish(
-                POLICIES, [Record(key.encode("utf-8", "surrogateescape"), None) for key in dict.fromkeys(wanted)]
-            )
+            gone = [Record(key.encode("utf-8", "surrogateescape"), None) for key in dict.fromkeys(wanted)]
+            await bus.publish(POLICIES, not_before(newest(records.values()), gone))
         for key in dict.fromkeys(wanted):
             print(f"{key.lower()} deleted")
         for name in missing:

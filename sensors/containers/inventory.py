@@ -345,7 +345,7 @@ class NodeInventory:
     def _node_identity(self) -> Identity:
         settings, users, links = self._settings, self._users.names, self._links.host
         made = node_identity.identity(self.node, self._common["node_id"], self._mount, settings.node_labels, users=users, links=links,
-                                cluster=settings.cluster, linked_ns=self._links.linked_ns)  # fmt: skip
+                                cluster=settings.cluster, linked_set=self._links.linked_set)  # fmt: skip
         self._uid_of[made.cgroups[0]] = made.uid
         return made
 

@@ -30,6 +30,7 @@ from schemas.decoding import decoder
 from schemas.errors import DecodeError, Temporary
 from schemas.identity import Identity, Kind
 from schemas.links import asked
+from schemas.policy_set_mark import PolicySetMark
 from schemas.topics import POLICIES
 from sensors.containers import cgroups
 from sensors.containers.roots import Root
@@ -77,7 +78,7 @@ def _texts(value: Any, deep: int) -> Iterator[str]:
 class Symlinks:
     """`of` for a container that was just described, `follow` for everybody when policies change. `host`: links of the host's root.
 
-    `late`: roots that did not answer in time, since start. `linked_ns`: the bus's time of the newest policy whose paths were looked up
+    `late`: roots that did not answer in time, since start. `linked_set`: mark of the policies whose paths were looked up
     everywhere; `hauberk apply --wait` waits for it. Everything but the lookups belongs to the event loop.
     """
 
@@ -91,10 +92,10 @@ class Symlinks:
         self._wake = Signal()
         self._host_at = self._due = 0.0
         self._missed = math.inf
-        self._newest_ns = 0
+        self._set = PolicySetMark()
         self.host: dict[str, str] = {}
         self.late = 0
-        self.linked_ns = 0
+        self.linked_set = ""
 
     async def load(self) -> None:
         """Read the policies there are. Before the first identity is published, so that it is whole."""
@@ -103,7 +104,7 @@ class Symlinks:
         except Temporary:
             return  # `follow` reads them again
         self._named = {key: named(record.value or b"") for key, record in newest.items()}
-        self._date(newest.values())
+        self._mark(newest.values(), whole=True)
         self._count()
 
     def ask(self) -> None:
@@ -148,12 +149,12 @@ class Symlinks:
         Names of a policy that vanished without a deletion are looked up on: plans made of it stay in force too."""
 
         async def apply(changes: Changes) -> None:
-            moved = self._take([record for _, record in changes.records])
+            moved = self._take([record for _, record in changes.records], changes.whole)
             due = time.monotonic() > min(self._due, self._missed)
             if moved or due or changes.whole or self._wake.is_set():
                 await self._all(identities, put)
             elif changes.records:
-                self._linked(self._newest_ns, identities, put)
+                self._linked(self._set.text, identities, put)
 
         await Follower(self._bus, (POLICIES,), retry_permanent=False).run(apply, wait=self._wait, wake=self._wake)
 
@@ -161,27 +162,30 @@ class Symlinks:
         """Seconds until a look is due."""
         return min(until_look(), max(0.2, min(self._due, self._missed) - time.monotonic()))
 
-    def _take(self, records: list[Record]) -> bool:
+    def _take(self, records: list[Record], whole: bool) -> bool:
         """Whether other paths are named now."""
         for record in records:
             if record.value is None:
                 self._named.pop(record.key, None)
             else:
                 self._named[record.key] = named(record.value)
-        self._date(records)
+        self._mark(records, whole)
         return bool(records) and self._count()
 
-    def _date(self, records: Iterable[Record]) -> None:
-        self._newest_ns = max(self._newest_ns, *(record.timestamp_ms * 1_000_000 for record in records), 0)
+    def _mark(self, records: Iterable[Record], whole: bool) -> None:
+        if whole:
+            self._set = PolicySetMark()
+        for record in records:
+            self._set.take(record.key.decode("utf-8", "replace"), record.value)
 
     def _linked(
-        self, newest: int, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]
+        self, policy_set: str, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]
     ) -> None:
-        """Say, after everything else, that the paths of policies up to `newest` were looked up."""
-        self.linked_ns = max(self.linked_ns, newest)
+        """Say, after everything else, that the paths of the policies of this mark were looked up."""
+        self.linked_set = policy_set
         for one in list(identities()):
-            if one.kind is Kind.NODE and one.linked_ns != self.linked_ns:
-                put(msgspec.structs.replace(one, linked_ns=self.linked_ns))
+            if one.kind is Kind.NODE and one.linked_set != self.linked_set:
+                put(msgspec.structs.replace(one, linked_set=self.linked_set))
 
     def _count(self) -> bool:
         keys = sorted(frozenset().union(*self._named.values()))
@@ -193,7 +197,7 @@ class Symlinks:
 
     async def _all(self, identities: Callable[[], Iterable[Identity]], put: Callable[[Identity], None]) -> None:
         self._wake.clear()
-        newest = self._newest_ns
+        policy_set = self._set.text
         self._missed = math.inf
         now = time.monotonic()
         if now >= self._host_at + HOST_AGAIN or not self._host_at:
@@ -218,7 +222,7 @@ class Symlinks:
             # As it is by now: it may have ended or been described anew while its root was looked at.
             if not one.ended and one.links != (links := found.get(one.uid, one.links)):
                 put(msgspec.structs.replace(one, links=links))
-        self._linked(newest, identities, put)
+        self._linked(policy_set, identities, put)
 
     async def _look(self, pid: int, keys: list[str]) -> tuple[dict[str, str], bool]:
         before = self._stuck.get(pid)

@@ -70,6 +70,7 @@ class PolicyWatch:
         """Records of `policies`: whose each key is now."""
         if changes.whole:
             self._foreign.clear()
+        self._published.heard(record for _, record in changes.records)
         for _, record in changes.records:
             self._owned(record)
         if changes.whole:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 from bus.attempts import Attempts
 from bus.backoff import Backoff
 from bus.contract import Bus, Headers, Record
+from bus.record_times import newest, not_before
 from schemas.errors import Refused
 from schemas.topics import Topic
 
@@ -33,6 +35,7 @@ class Published:
         self._there: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, bytes | None] = {}
         self._unsure: set[bytes] = set()
+        self._newest_ms = 0
         self._wake = asyncio.Event()
         self._attempts = Attempts(f"the topic {topic.name}", Backoff(max_seconds=5.0), drain_seconds=0.0)
         self.published = 0
@@ -45,7 +48,12 @@ class Published:
         """Read what the topic has; call it before anything is put. Raises what the bus raises."""
         found = await self._bus.latest(self._topic)
         self._there = {key: record.value for key, record in found.items() if record.value is not None}
+        self.heard(found.values())
         return found
+
+    def heard(self, records: Iterable[Record]) -> None:
+        """Records of others: ours are never older, whatever the clocks say."""
+        self._newest_ms = max(self._newest_ms, newest(records))
 
     def keys(self, prefix: bytes = b"") -> set[bytes]:
         """Keys that are there, or will be when all is published."""
@@ -100,9 +108,8 @@ class Published:
                 else:
                     self._there[key] = value
             try:
-                await self._bus.publish(
-                    self._topic, [Record(key, value, self._headers) for key, value in batch.items()]
-                )
+                records = [Record(key, value, self._headers) for key, value in batch.items()]
+                await self._bus.publish(self._topic, not_before(self._newest_ms, records))
             except BaseException as error:
                 self._unsure |= batch.keys()
                 if isinstance(error, Refused) and len(batch) == 1:

@@ -10,18 +10,16 @@ Neighbours: `policy_status` (words for it), `teller` (who feeds it).
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Final
 
 import msgspec
 
-from schemas.cluster import PolicyFact, document_mark
+from schemas.cluster import PolicyFact
 from schemas.enforcement import PlanHead, Receipt, Refusal
-from schemas.policy_set_mark import PolicySetMark
+from schemas.policy_sets import PolicySets
 
 _NO_PLAN: Final = (0, "")
-_MOST_SETS: Final = 4096
-"""Sets of policies that are remembered: a plan of one before them counts as made of none."""
 
 
 class NodeAnswer(msgspec.Struct):
@@ -35,13 +33,6 @@ class NodeAnswer(msgspec.Struct):
     selected: dict[str, int] = {}
     refused: dict[str, tuple[tuple[str, str], ...]] = {}
     failed: tuple[str, ...] = ()
-
-
-class AppliedDocument(msgspec.Struct, frozen=True):
-    """The document of a policy on the bus: its mark, and the number of the first set that has it."""
-
-    mark: str
-    since: int
 
 
 class PolicyOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +55,10 @@ class Answers:
     def __init__(self) -> None:
         self.policies: dict[str, PolicyFact] = {}
         self.touched: set[str] = set()
-        self._documents: dict[str, AppliedDocument] = {}
         self._nodes: dict[str, NodeAnswer] = {}
         self._by_policy: dict[str, set[str]] = {}
-        self._set = PolicySetMark()
-        self._sets: OrderedDict[str, int] = OrderedDict()
+        self._sets = PolicySets()
         self._made_of: Counter[str] = Counter()
-        self._number = 0
         self._oldest = 0
 
     def policy(self, key: str, fact: PolicyFact | None) -> None:
@@ -83,18 +71,7 @@ class Answers:
 
     def document(self, key: str, value: bytes | None) -> None:
         """One record of `policies.v1`."""
-        self._set.take(key, value)
-        self._number += 1
-        self._sets.pop(self._set.text, None)
-        self._sets[self._set.text] = self._number
-        if len(self._sets) > _MOST_SETS:
-            self._sets.popitem(last=False)
-        if value is None:
-            self._documents.pop(key, None)
-        else:
-            mark, known = document_mark(value), self._documents.get(key)
-            since = known.since if known is not None and known.mark == mark else self._number
-            self._documents[key] = AppliedDocument(mark, since)
+        self._sets.take(key, value)
         self.touched.add(key)
         self._aged()
 
@@ -119,11 +96,11 @@ class Answers:
     def _aged(self) -> None:
         """Find the oldest set that a plan is of."""
         self._made_of = +self._made_of
-        before, self._oldest = self._oldest, min((self._sets.get(one, 0) for one in self._made_of), default=0)
+        before, self._oldest = self._oldest, min((self._sets.number(one) for one in self._made_of), default=0)
         if before != self._oldest:
             # Whoever waited for the last node that had not heard of it.
             least = min(before, self._oldest)
-            self.touched |= {key for key, one in self._documents.items() if least < one.since}
+            self.touched |= {key for key, one in self._sets.documents.items() if least < one.since}
 
     def _counted(self, node: str, before: dict[str, int], after: dict[str, int]) -> None:
         for key in before.keys() - after.keys():
@@ -148,14 +125,14 @@ class Answers:
 
     def outcome(self, key: str) -> PolicyOutcome:
         """Of the policy `key` as of now."""
-        fact, document = self.policies.get(key), self._documents.get(key)
+        fact, document = self.policies.get(key), self._sets.documents.get(key)
         applied = fact is not None and document is not None and bool(fact.document) and fact.document == document.mark
         concerned = self._by_policy.get(key, set())
         waiting: set[str] = set()
         if document is not None and self._oldest < document.since:
             waiting = {
                 name for name, one in self._nodes.items()
-                if one.plan != _NO_PLAN and self._sets.get(one.policy_set, 0) < document.since
+                if one.plan != _NO_PLAN and self._sets.number(one.policy_set) < document.since
             }  # fmt: skip
         refused: dict[tuple[str, str], list[str]] = {}
         containers = 0

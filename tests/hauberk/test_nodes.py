@@ -24,6 +24,7 @@ from schemas.enforcement import Plan, Receipt, Refusal, digest
 from schemas.enforcement import encode as encode_enforcement
 from schemas.identity import Identity, Kind, encode
 from schemas.operations import Backend
+from schemas.policy_set_mark import PolicySetMark
 from schemas.refusals import RefusalCode
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from schemas.verdict import RuleRef
@@ -123,8 +124,8 @@ def test_delete_node(command: Any) -> None:
     assert command("get", "policies", "-o", "name").stdout == "ksp/web-rules\n"
 
 
-def answer(node: str, since: int, generation: int = 1) -> tuple[Record, Record]:
-    plan = Plan(node=node, generation=generation, digest=digest(()), scopes=(), created_ns=since, linked_ns=since)
+def answer(node: str, made: str, generation: int = 1) -> tuple[Record, Record]:
+    plan = Plan(node=node, generation=generation, digest=digest(()), scopes=(), policy_set=made, linked_set=made)
     return Record(node.encode(), encode_enforcement(plan)), records(node, generation=generation)[ENFORCEMENT_STATUS]
 
 
@@ -134,10 +135,12 @@ async def test_the_wait_skips_who_is_away_and_names_whom_it_waits_for(
     monkeypatch.setattr("hauberk.rollout._PATIENCE", 0.0)
     bus = MemoryBus()
     await publish(bus, parse(POLICY.encode(), "t").policies)
-    since = next(iter((await bus.latest(POLICIES)).values())).timestamp_ms * 1_000_000
+    made = PolicySetMark()
+    for name, record in (await bus.latest(POLICIES)).items():
+        made.take(name.decode(), record.value)
     await put(bus, records("here", generation=0), records("left", STALE_SECONDS + 1, generation=0))
     for node in ("here", "left"):
-        await bus.publish(ENFORCEMENT_DESIRED, [answer(node, since)[0]])
+        await bus.publish(ENFORCEMENT_DESIRED, [answer(node, made.text)[0]])
     waiting = asyncio.create_task(in_force(bus, [NAME], 30))
     said = ""
     async with asyncio.timeout(10):
@@ -145,7 +148,7 @@ async def test_the_wait_skips_who_is_away_and_names_whom_it_waits_for(
             said += capsys.readouterr().err
             await asyncio.sleep(0.005)
     assert not waiting.done()
-    await bus.publish(ENFORCEMENT_STATUS, [answer("here", since)[1]])
+    await bus.publish(ENFORCEMENT_STATUS, [answer("here", made.text)[1]])
     assert await asyncio.wait_for(waiting, 10) == 0
     said = capsys.readouterr()
     assert "here: generation 1 in force" in said.out
@@ -156,7 +159,7 @@ async def test_nobody_but_nodes_that_are_away_is_no_success(capsys: pytest.Captu
     bus = MemoryBus()
     await publish(bus, parse(POLICY.encode(), "t").policies)
     await put(bus, records("left", STALE_SECONDS + 1))
-    await bus.publish(ENFORCEMENT_DESIRED, [answer("left", 0)[0]])
+    await bus.publish(ENFORCEMENT_DESIRED, [answer("left", "")[0]])
     assert await in_force(bus, [NAME], 0.05) == 1
     said = capsys.readouterr().err
     assert "left: not waited for" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from policy.documents import from_json, to_json
@@ -89,6 +90,17 @@ def test_a_log_that_went_back_is_older_than_the_plans(policies: PolicySet[int]) 
     assert policies.went_back
     assert "older than the plan" in policies.lost(plan(A, B, at=20), on_bus=True)
     assert "older than the plan" in policies.lost(plan(A, B, at=21))
+
+
+def test_a_deletion_whose_tombstone_is_swept_is_no_loss(policies: PolicySet[int]) -> None:
+    """Or a planner that is started a day after somebody deleted a policy holds every plan for ever."""
+    policies.take([(A, None, 30)])
+    made = msgspec.structs.replace(plan(B, at=30), policy_set=policies.mark)
+    anew = PolicySet(len, lambda error: None)
+    anew.whole([(B, value("b"), 20)], ())
+    assert anew.lost(made) == anew.lost(made, on_bus=True) == ""
+    anew.take([(B, value("b", "Audit"), 25)])
+    assert "older than the plan" in anew.lost(made)
 
 
 def test_whatever_the_compiler_raises_is_refused() -> None:
