@@ -22,7 +22,6 @@ from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
 from bus.rest import until_look
 from enforcers import trial_watch, trials
-from enforcers.apparmor_alerts import DenialAlerts
 from enforcers.apply import Applier
 from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
@@ -207,6 +206,9 @@ class Enforcement:
             self.problem = f"denials by AppArmor are not told: {error}"
             log.warning("%s", self.problem)
             return
+        # Half a megabyte that a node without AppArmor does without.
+        from enforcers.apparmor_alerts import DenialAlerts
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         alerts, lost = DenialAlerts(self._node, boot_id(), self._find), 0
         loop.add_reader(stream.fileno(), ready.set)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,7 @@ import msgspec
 from bus.contract import Record
 from kernel.audit import AuditDenial
 from policy.match.covering import covers
-from schemas.alert import NOTICE, Alert, cloudevents, encode_alert
+from schemas.alert import NOTICE, Alert, cloudevents, encode_alert, made_by
 from schemas.backends import BACKENDS
 from schemas.enforcement import ScopePlan
 from schemas.expand import identity_fields
@@ -98,7 +97,7 @@ def alert_of_denial(
         Source=executable, Data=f"operation={denial.operation} mask={denial.mask} profile={denial.profile}",
         EventData={"operation": denial.operation, "mask": denial.mask, "profile": denial.profile},
         Message="" if rule is not None else "denied by the baseline of Hauberk's profiles, which no policy asked for",
-        EventID=f"{node}:{boot}:audit:{denial.serial}", KubeArmorVersion=f"hauberk-{version('hauberk')}", **whose,
+        EventID=f"{node}:{boot}:audit:{denial.serial}", KubeArmorVersion=made_by(), **whose,
     )  # fmt: skip
 
 
@@ -168,7 +167,7 @@ class DenialAlerts:
             Timestamp=now // 1_000_000_000, UpdatedTime=updated_time(now), Type=NOTICE, Operation="EventsLost", HostName=self._node,
             Data=f"apparmor={many}", EventData={"apparmor": str(many)}, Result="Passed",
             Message=f"denials by AppArmor that are not told one by one: {many}, by the kernel's stream, their number or the bus",
-            EventID=f"{self._node}:{self._boot}:audit-loss:{now}", KubeArmorVersion=f"hauberk-{version('hauberk')}",
+            EventID=f"{self._node}:{self._boot}:audit-loss:{now}", KubeArmorVersion=made_by(),
         )  # fmt: skip
         return Record(self._node.encode(), encode_alert(alert), cloudevents(alert, self._node))
 

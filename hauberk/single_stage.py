@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import difflib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -173,6 +172,8 @@ def only(settings: Configuration, name: str) -> Configuration:
     """`settings` with the sink `name` alone. SettingsError when there is none."""
     names = [one.name or str(one.__struct_config__.tag) for one in settings.sinks]
     if name not in names:
+        import difflib
+
         near = "".join(f"; did you mean `{one}`?" for one in difflib.get_close_matches(name, names, n=1))
         raise SettingsError(
             f"expected the name of a sink of the settings ({', '.join(names) or 'there is none'}), got `{name}`{near}; "

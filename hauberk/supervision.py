@@ -156,10 +156,8 @@ def reporter(bus: Bus, node: str) -> Callable[[Failure], Awaitable[None]]:
 def alert_of(failure: Failure, node: str) -> Record:
     """The `SystemEvent` alert that says it."""
     # Imported here: a node that never fails does not carry what alerts need.
-    from importlib.metadata import version
-
-    from processors.alerts import record_of
-    from schemas.alert import Alert
+    from processors.alert_record import record_of
+    from schemas.alert import Alert, made_by
     from schemas.wording import updated_time
 
     again = "not started again" if failure.pause is None else f"started again in {failure.pause:g} s"
@@ -175,7 +173,7 @@ def alert_of(failure: Failure, node: str) -> Record:
         EventData={"stage": failure.stage, "failures": str(failure.number), "why": failure.why},
         Result="Passed",
         Message=f"stage `{failure.stage}` of Hauberk failed and is {again}; programs and rules stay: {failure.why}",
-        KubeArmorVersion=f"hauberk-{version('hauberk')}",
+        KubeArmorVersion=made_by(),
         EventID=f"{node}:stage:{failure.stage}:{failure.unix_ns}",
     )
     return record_of(alert, node)

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from importlib.metadata import version
 from typing import Any, Final
 
 from bus.contract import Record
 from policy.tools.events import reread
 from policy.tools.rejudge import unsaid
 from processors import rows
+from processors.alert_record import record_of
 from processors.drift import DriftTold
 from processors.judge import JudgedBehaviour, Tally
 from processors.telemetry import PeerOf
 from processors.throttle import Bucket, Throttle, ThrottleKey
-from schemas.alert import FIREWALL, NOTICE, Alert, cloudevents, encode_alert
+from schemas.alert import FIREWALL, NOTICE, Alert, made_by
 from schemas.backends import BACKENDS
 from schemas.behaviour import Behaviour
 from schemas.expand import NO_PROCESS, event_id, identity_fields, log_fields, process_of
@@ -45,9 +45,6 @@ _KEPT: Final = 1024
 
 _Kind = tuple[int, int, int, int, int, str]
 """Behaviour and verdict by id(), image, descriptor, pid in its namespace, mode: where they matter."""
-
-VERSION: Final = f"hauberk-{version('hauberk')}"
-"""In `KubeArmorVersion`: which program told it, and it is not KubeArmor."""
 
 NETWORK_POLICY: Final = "KubeArmorNetworkPolicy"
 HOST_POLICY: Final = "KubeArmorHostPolicy"
@@ -220,7 +217,7 @@ class Alerts:
             DroppingAlertsInterval=settings.silence_seconds,
             Suppressed=suppressed,
             EventID=f"{identity.node}:{kind.boot}:{ident}",
-            KubeArmorVersion=VERSION,
+            KubeArmorVersion=made_by(),
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
@@ -262,7 +259,7 @@ class Alerts:
             Result="Passed",
             Message=f"{whose} up to frame {header.number}: {text}",
             EventID=f"{header.node}:{header.boot}:{header.run}:loss:{header.number}{ident}",
-            KubeArmorVersion=VERSION,
+            KubeArmorVersion=made_by(),
             **identity_fields(identity),
         )
         return record_of(alert, identity.workload)
@@ -294,16 +291,11 @@ def _alert(
         HashAlgo="",
         Rule=rule.position if rule else "",
         Mode=mode,
-        KubeArmorVersion=VERSION,
+        KubeArmorVersion=made_by(),
         Links=_links(entry) or None,
         **identity_fields(entry.identity),
         **fields,
     )
-
-
-def record_of(alert: Alert, workload: str) -> Record:
-    """The record on `alerts.v1`: JSON value, CloudEvents 1.0 binary mode headers (`schemas.alert.HEADERS`)."""
-    return Record(workload.encode(), encode_alert(alert), cloudevents(alert, workload))
 
 
 def _shadow_action(shadow: Verdict) -> str:

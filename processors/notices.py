@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 
 from bus.contract import Record
-from processors.alerts import VERSION, record_of
-from schemas.alert import NOTICE, Alert
+from processors.alert_record import record_of
+from schemas.alert import NOTICE, Alert, made_by
 from schemas.wording import updated_time
 
 
@@ -30,6 +30,6 @@ def notice(node: str, operation: str, message: str, data: dict[str, str] | None 
         Result="Passed",
         Message=message,
         EventID=f"{node}:{operation}:{unix}",
-        KubeArmorVersion=VERSION,
+        KubeArmorVersion=made_by(),
     )
     return record_of(alert, node)

@@ -13,7 +13,7 @@ of the event), `Judged` (the rest of it).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Final
 from urllib.parse import quote
 
@@ -168,6 +168,15 @@ class Alert(Log, kw_only=True, omit_defaults=True):
     HashAlgo: str | None = None
     """Hashes of executables: "" in alerts of events where nobody asked for them (`sensor.hashes`) or they could not be had."""
     Judged: Judged | None = None
+
+
+@cache
+def made_by() -> str:
+    """`KubeArmorVersion` of an alert: which program told it, and it is not KubeArmor."""
+    # 0.8 MB that a node which tells nothing does without.
+    from importlib.metadata import version
+
+    return f"hauberk-{version('hauberk')}"
 
 
 def cloudevents(alert: Alert, workload: str) -> tuple[tuple[str, bytes], ...]:

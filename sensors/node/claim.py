@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import time
 from typing import Final
 
@@ -44,7 +43,7 @@ class NameClaim:
         self._bus = bus
         self._attempts = Attempts("the claim of this node's name", Backoff(max_seconds=5.0), drain_seconds=0.0)
         self.mine = NodeClaim(
-            node=node, run=secrets.token_hex(8), host=os.uname().nodename,
+            node=node, run=os.urandom(8).hex(), host=os.uname().nodename,
             boot=word("/proc/sys/kernel/random/boot_id"), started_ns=time.time_ns(),
         )  # fmt: skip
         self.other: NodeClaim | None = None

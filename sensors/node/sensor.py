@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Callable
 from typing import Annotated
 
@@ -157,7 +156,7 @@ def open_node(
         )
 
         def opening() -> RingSource:
-            run = secrets.token_hex(8)
+            run = os.urandom(8).hex()
             source = RingSource(settings.pin_dir, node_name(settings), run, settings.rings, on_cgroup)
             for pid in exclude:
                 source.exclude(pid)

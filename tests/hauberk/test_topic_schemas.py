@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from hauberk.topic_schemas import VALUES, asyncapi, json_schema
-from processors.alerts import record_of
+from processors.alert_record import record_of
 from schemas import alert, telemetry
 from schemas.alert import Alert
 from schemas.behaviour import Behaviour
