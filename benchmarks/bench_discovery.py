@@ -2,18 +2,19 @@
 """The scorecard of the learner: what its policies allow of runs that it has not seen, and what they stop, beside three baselines.
 
 On `discovery/corpus.bin`: real workloads and attacks recorded by our own sensors (`discovery/record.py`). `hauberk` is the learner through
-the real judge, postures at block. Training is on k runs, testing on the others, at k = 10 three times, so
-that half of the runs are held out once. `python benchmarks/bench_discovery.py` prints the tables of docs/discovery.md.
+the real judge, postures at block. Training is on k runs, testing on all others, over three splits; a figure is held to its worst
+split, so that no lucky one decides. `python benchmarks/bench_discovery.py [K,... [WORKLOAD ...]]` prints the tables of docs/discovery.md.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 sys.path.append(str(Path(__file__).parent))
-from discovery import baselines, corpus
+from discovery import baselines, corpus, large
 
 from policy.learn.documents import count
 from policy.learn.learner import LearnSettings, learn
@@ -29,11 +30,9 @@ from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting, paths, writes
 from schemas.behaviour import Behaviour
 from schemas.operations import Class
-from schemas.summary import Summary, SummaryEntry
-from sinks.store.sqlite import SqliteStore
 
 TRAINED = (1, 2, 5, 10)
-ROTATIONS = 3
+SPLITS = 3
 _ORDINARY = ("/usr/lib/", "/lib/", "/proc/", "/dev/", "/sys/", "/usr/share/locale/", "/etc/ld.so")
 Method = Callable[[list[Sighting]], baselines.Learnt]
 
@@ -59,20 +58,33 @@ METHODS: dict[str, Method] = {
 
 
 class Score:
-    """Sums over workloads and splits."""
+    """Sums over workloads, one for each split."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {}
+        self.sums: dict[str, list[list[float]]] = {}
         self.rules: list[int] = []
 
-    def add(self, name: str, good: float, of: float) -> None:
-        found = self.sums.setdefault(name, [0, 0])
+    def add(self, split: int, name: str, good: float, of: float) -> None:
+        found = self.sums.setdefault(name, [[0, 0] for _ in range(SPLITS)])[split]
         found[0] += good
         found[1] += of
 
+    def shares(self, name: str) -> list[float]:
+        """Of each split in which anything was asked."""
+        return [good / of for good, of in self.sums.get(name, ()) if of]
+
     def share(self, name: str) -> float:
-        good, of = self.sums.get(name, [0, 0])
+        """Over all splits; 1 when nothing was asked."""
+        good, of = (sum(each) for each in zip(*self.sums.get(name, [(0, 0)]), strict=True))
         return good / of if of else 1.0
+
+    def worst(self, name: str) -> float:
+        """Of the split that does worst; 1 when nothing was asked."""
+        return min(self.shares(name), default=1.0)
+
+    def asked(self, name: str) -> int:
+        """How often, over all splits."""
+        return int(sum(of for _, of in self.sums.get(name, ())))
 
 
 def kind(one: Behaviour) -> str:
@@ -82,35 +94,40 @@ def kind(one: Behaviour) -> str:
     return "exec" if one.cls is Class.PROCESS else "write" if writes(one) else "read"
 
 
-def score(method: Method, k: int, workloads: list[str], rotations: int) -> Score:
-    """Everything of the scorecard for one method and one k."""
+def splits(some: list[list[Sighting]], k: int) -> list[tuple[list[list[Sighting]], list[list[Sighting]]]]:
+    """(training, held out) three times: what is held out (at k = 10) or trained on (below 6) is disjoint."""
+    step = len(some) - k if 2 * k > len(some) else len(some) // SPLITS
+    orders = [some[start:] + some[:start] for start in range(0, SPLITS * step, step)]
+    return [(order[:k], order[k:]) for order in orders]
+
+
+def score(method: Method, k: int, workloads: list[str], turns: int = SPLITS) -> Score:
+    """Everything of the scorecard for one method and one k, over the first `turns` splits."""
     every, made = corpus.runs(), Score()
     for workload in workloads:
         some = every[workload]
         main = _main(some)
         own = {(kind(one.behaviour), path) for run in some for one in run for path in paths(one.behaviour)}
-        for turn in range(rotations):
-            start = turn * (len(some) - k if k == TRAINED[-1] else 2) % len(some)
-            order = some[start:] + some[:start]
-            training = [one for run in order[:k] for one in run]
+        others = _of_others(workload, tuple(workloads), own)
+        attacks = list(_attacks(workload, own))
+        for turn, (trained, held_out) in enumerate(splits(some, k)[:turns]):
+            training = [one for run in trained for one in run]
             allows, rules = method(training)
             made.rules.append(rules)
-            made.add("replay", sum(allows(one.behaviour) for one in training), len(training))
-            for run in order[k:]:
+            made.add(turn, "replay", sum(allows(one.behaviour) for one in training), len(training))
+            for run in held_out:
                 denied = sum(one.count for one in run if not allows(one.behaviour))
                 total = sum(one.count for one in run)
-                made.add("events", total - denied, total)
-                made.add("clean", not denied, 1)
-        for name, behaviours in _of_others(workload, tuple(workloads), own).items():
-            moved = [_moved(one, main, workload) for one in behaviours]
-            made.add(f"others_{name}", sum(not allows(_by(one, main)) for one in behaviours), len(behaviours))
-            made.add(
-                f"near_{name}", sum(not allows(one) for one, there in moved if there), sum(there for _, there in moved)
-            )
-        for steps in _attacks(workload, own):
-            stopped = [not allows(one) for one in steps]
-            made.add("attacks", any(stopped), 1)
-            made.add("attack_steps", sum(stopped), len(stopped))
+                made.add(turn, "events", total - denied, total)
+                made.add(turn, "clean", not denied, 1)
+            for name, behaviours in others.items():
+                near = [one for one, there in (_moved(one, main, workload) for one in behaviours) if there]
+                made.add(turn, f"others_{name}", sum(not allows(_by(one, main)) for one in behaviours), len(behaviours))
+                made.add(turn, f"near_{name}", sum(not allows(one) for one in near), len(near))
+            for steps in attacks:
+                stopped = [not allows(one) for one in steps]
+                made.add(turn, "attacks", any(stopped), 1)
+                made.add(turn, "attack_steps", sum(stopped), len(stopped))
     return made
 
 
@@ -163,56 +180,66 @@ def _attacks(workload: str, own: set[tuple[str, str]]) -> Iterable[list[Behaviou
 
 
 def poisoned(workloads: list[str], seed: int) -> Score:
-    """Attacks in one of ten training runs, as one event in a hundred: which stay denied, which are told for review."""
+    """Attacks in one of ten training runs, as one event in a hundred: which are told for review, and stay denied as what they are."""
     made, chance = Score(), random.Random(seed)
     for workload in workloads:
         some = corpus.runs()[workload]
         own = {(kind(one.behaviour), path) for run in some for one in run for path in paths(one.behaviour)}
-        training = [one for run in some[:10] for one in run]
-        victim = some[chance.randrange(10)]
-        for steps in chance.sample(list(_attacks(workload, own)), 3):
-            each = max(1, sum(one.count for one in training) // 100 // len(steps))
-            at = victim[-1].last + 1
-            injected = [
-                Sighting(identity=victim[0].identity, behaviour=one, count=each, first=at, last=at) for one in steps
-            ]
-            (policy,) = learn([*training, *injected], LearnSettings(isolate=True))
-            denied = list(TrainingReplay([policy.document]).denied(injected))
-            made.add("denied", bool(denied), 1)
-            made.add("told", any(item.resource in paths(one) for item in policy.apart for one in steps), 1)
+        every = list(_attacks(workload, own))
+        for turn, (runs, _) in enumerate(splits(some, 10)):
+            training = [one for run in runs for one in run]
+            victim = runs[chance.randrange(10)]
+            clean = TrainingReplay([learn(training, LearnSettings(isolate=True))[0].document])
+            for steps in chance.sample(every, min(3, len(every))):
+                each = max(1, sum(one.count for one in training) // 100 // len(steps))
+                at = victim[-1].last + 1
+                injected = [
+                    Sighting(identity=victim[0].identity, behaviour=one, count=each, first=at, last=at) for one in steps
+                ]
+                if not any(clean.denied(injected)):
+                    continue  # what the policy allows without having been shown it cannot be poison
+                (policy,) = learn([*training, *injected], LearnSettings(isolate=True))
+                denied = list(TrainingReplay([policy.document]).denied(injected))
+                told = any(item.resource in paths(one) for item in policy.apart for one in steps)
+                made.add(turn, "denied", bool(denied), 1)
+                made.add(turn, "told", told, 1)
+                made.add(turn, "both", told and bool(denied), 1)
     return made
 
 
+GATES = (
+    ("replay", "training events allowed"), ("events", "held-out events allowed"), ("clean", "held-out runs without a denial"),
+    ("others_read", "of other workloads' reads blocked"), ("others_write", "of other workloads' writes blocked"),
+    ("others_exec", "of other workloads' programs blocked"), ("attacks", "attacks blocked"),
+)  # fmt: skip
+
+
 def run(scale: float) -> dict[str, dict[str, Any]]:
-    """The figures; at a small scale three workloads and one split."""
+    """The figures, each of its worst split; at a small scale three workloads and one split."""
     names = sorted(corpus.runs())
     workloads = names if scale >= 1 else [names[0], names[len(names) // 2], names[-1]]
-    rotations = ROTATIONS if scale >= 1 else 1
     found: dict[str, dict[str, Any]] = {}
-    made = score(hauberk, 10, workloads, rotations)
+    made = score(hauberk, 10, workloads, SPLITS if scale >= 1 else 1)
     n = len(workloads)
-    for name, unit in (
-        ("replay", "training events allowed"), ("events", "held-out events allowed"), ("clean", "held-out runs without a denial"),
-        ("others_read", "of other workloads' reads blocked"), ("others_write", "of other workloads' writes blocked"),
-        ("others_exec", "of other workloads' programs blocked"), ("attacks", "attacks blocked"),
-    ):  # fmt: skip
+    for name, what in GATES:
         found[f"discovery_{name}"] = _figure(
-            100 * made.share(name), "%", int(made.sums.get(name, [0, n])[1]) or n, unit + ", k = 10"
+            100 * made.worst(name),
+            "%",
+            made.asked(name) or n,
+            f"{what}, k = 10, worst of {len(made.shares(name))} splits",
         )
     found["discovery_rules"] = _figure(
         statistics.median(made.rules), "rules", len(made.rules), "median of a policy, k = 10"
     )
     poison = poisoned(workloads, 1)
-    found["discovery_poison_told"] = _figure(
-        100 * poison.share("told"), "%", int(poison.sums["told"][1]), "attacks in the training, told for review"
-    )
-    found["discovery_poison_denied"] = _figure(
-        100 * poison.share("denied"), "%", int(poison.sums["denied"][1]), "attacks in the training, denied all the same"
-    )
+    for name, what in (("told", "told for review"), ("denied", "denied all the same")):
+        found[f"discovery_poison_{name}"] = _figure(
+            100 * poison.share(name), "%", poison.asked(name), f"attacks in the training, {what}"
+        )
     found["discovery_same_in_any_order"] = _figure(
         100 * _any_order(workloads), "%", n, "policies equal after a shuffle"
     )
-    found |= _speed(workloads, max(2_000, int(1_000_000 * scale)))
+    found |= _speed(max(2_000, int(1_000_000 * scale)))
     return found
 
 
@@ -226,88 +253,87 @@ def _any_order(workloads: list[str]) -> float:
     return same / len(workloads)
 
 
-def _speed(workloads: list[str], most: int) -> dict[str, dict[str, Any]]:
-    """`hauberk discover` itself over a store of `most` rows: start, reading, learning, replay and writing."""
+def _speed(most: int) -> dict[str, dict[str, Any]]:
+    """`hauberk discover` itself over a store of `most` behaviours of which no two are the same: start, reading, learning, replay and
+    writing. What it takes is told for just as many: `n` says how many, a million at scale 1."""
     with tempfile.TemporaryDirectory(prefix="hauberk-bench-") as room:
-        rows, instances = _stored(Path(room), workloads, most)
-        words = [
-            sys.executable,
-            "-m",
-            "hauberk",
-            "discover",
-            "--since",
-            "36500d",
-            "--state",
-            room,
-            "--outdir",
-            f"{room}/out",
-        ]
+        rows, workloads = large.store(Path(room, "summary.db"), most, int(time.time()) - 24 * 3600)
+        words = [sys.executable, "-m", "hauberk", "discover", "--state", room, "--outdir", f"{room}/out"]
+        began = time.monotonic()
         child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+        peak = _watched(child)
+        seconds = time.monotonic() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         if child.returncode:
             raise RuntimeError(f"expected `hauberk discover` to end with 0, got {child.returncode}")
-    seconds = used.ru_utime + used.ru_stime
-    how = f"CPU of `hauberk discover --outdir` over a store of {instances} instances of {len(workloads)} workloads"
+    cpu = used.ru_utime + used.ru_stime
+    how = f"of `hauberk discover --outdir` over {most:,} behaviours that all differ ({rows:,} stored rows, {workloads} workloads)"
     return {
-        "discovery_speed": _figure(rows / seconds, "behaviours/s", rows, f"{seconds:.1f} s of {how}"),
-        "discovery_million": _figure(seconds * 1e6 / rows, "s", rows, f"a million stored behaviours, as extrapolated from {rows:,}; {how}"),
-        "discovery_memory": _figure(used.ru_maxrss / 1024, "MB", rows, "peak resident size of the same process"),
-    }  # fmt: skip
+        "discovery_speed": _figure(most / cpu, "behaviours/s", most, f"CPU {how}"),
+        "discovery_seconds": _figure(seconds, "s", most, f"wall, {cpu:.1f} s of CPU, {how}"),
+        "discovery_memory": _figure(peak / 1e6, "MB", most, f"the most that its processes held together {how}"),
+    }
 
 
-def _stored(state: Path, workloads: list[str], most: int) -> tuple[int, int]:
-    """(rows, instances) of a summary store made of the corpus, once more under other names until it has `most` rows."""
-    store = SqliteStore(str(state / "summary.db"))
-    rows = instances = 0
-    while rows < most:
-        for workload in workloads:
-            batch = []
-            for number, some in enumerate(corpus.runs()[workload]):
-                instances += 1
-                of = msgspec.structs.replace(corpus.identity(workload, number), uid=f"{workload}-{instances}")
-                entries = tuple(
-                    SummaryEntry(behaviour=one.behaviour, status=one.status, count=one.count, first=one.first, last=one.last) for one in some
-                )  # fmt: skip
-                rows += len(entries)
-                batch.append(Summary(
-                    node=of.node, run=f"r{instances}", first_frame=1, last_frame=1, bucket=some[0].first // 10**9 // 60 * 60, identity=of, entries=entries,
-                ))  # fmt: skip
-            store.apply(batch, [])
-    store.close()
-    return rows, instances
+def _watched(child: subprocess.Popen[bytes]) -> int:
+    """The most bytes that `child` and its children held together, looked at until it ends; never less than the largest of them alone."""
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, sum(map(_held, [child.pid, *_children(child.pid)])))
+        time.sleep(0.05)
+    return max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _held(pid: int) -> int:
+    """Proportional: pages that processes share count once."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def _figure(value: float, unit: str, n: int, how: str) -> dict[str, Any]:
     return {"value": value, "unit": unit, "n": n, "how": how}
 
 
-def table(k: int, workloads: list[str], rotations: int) -> str:
-    """A table in Markdown."""
-    columns = (
-        "replay",
-        "events",
-        "clean",
-        "others_read",
-        "others_write",
-        "others_exec",
-        "near_read",
-        "near_write",
-        "attacks",
-        "attack_steps",
-    )
+COLUMNS = (
+    "replay", "events", "clean", "others_read", "others_write", "others_exec", "near_read", "near_write", "attacks", "attack_steps",
+)  # fmt: skip
+
+
+def table(k: int, workloads: list[str]) -> str:
+    """A table in Markdown: of each figure the worst split, and behind it the mean where that is another."""
     lines = [
-        f"| k = {k} | {' | '.join(name.replace('_', ' ') for name in columns)} | rules |",
-        "|---" * (len(columns) + 2) + "|",
+        f"| k = {k} | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} | rules |",
+        "|---" * (len(COLUMNS) + 2) + "|",
     ]
     for name, method in METHODS.items():
-        made = score(method, k, workloads, rotations)
-        cells = " | ".join(f"{100 * made.share(column):.2f}" for column in columns)
-        lines.append(f"| {name} | {cells} | {statistics.median(made.rules):.0f} |")
+        made = score(method, k, workloads)
+        cells = " | ".join(_cell(made, column) for column in COLUMNS)
+        lines.append(f"| {name.replace('_', ' ')} | {cells} | {statistics.median(made.rules):.0f} |")
     return "\n".join(lines)
+
+
+def _cell(made: Score, column: str) -> str:
+    worst, mean = (f"{100 * value:.2f}".replace("100.00", "100") for value in (made.worst(column), made.share(column)))
+    return worst if worst == mean else f"{worst} ({mean})"
 
 
 if __name__ == "__main__":
     chosen = sys.argv[2:] or sorted(corpus.runs())
     for trained in [int(k) for k in sys.argv[1].split(",")] if len(sys.argv) > 1 else TRAINED:
-        print(table(trained, chosen, ROTATIONS if trained == TRAINED[-1] else 1) + "\n", flush=True)
+        print(table(trained, chosen) + "\n", flush=True)
+    poison = poisoned(chosen, 1)
+    print(
+        ", ".join(
+            f"{name} {100 * poison.share(name):.1f} % of {poison.asked(name)}" for name in ("told", "denied", "both")
+        )
+    )

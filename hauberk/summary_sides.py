@@ -100,9 +100,7 @@ def shape(path: str) -> str:
     from policy.learn.zones import temporary
 
     parts = path.split("/")
-    return "/".join(
-        strong(part, temporary=temporary("/".join(parts[:at]) or "/")) or part for at, part in enumerate(parts)
-    )
+    return "/".join(strong(part, temporary("/".join(parts[:at]) or "/")) or part for at, part in enumerate(parts))
 
 
 def placing(rows: list[StoredRow]) -> Callable[[StoredRow], str]:

@@ -60,8 +60,8 @@ class Class(IntEnum):
         return self.name.capitalize()
 
 
-def class_of(operation: Operation) -> Class:
-    """The class an operation belongs to. CREATE..MKNOD are file operations, SETUID/SETGID/PTRACE/MODULE/BPF syscalls."""
+def _class(operation: Operation) -> Class:
+    """CREATE..MKNOD are file operations, SETUID/SETGID/PTRACE/MODULE/BPF system calls."""
     if operation <= Operation.EXIT or operation is Operation.MMAP:
         return Class.PROCESS
     if operation in (Operation.MOUNT, Operation.UMOUNT):
@@ -73,6 +73,14 @@ def class_of(operation: Operation) -> Class:
     if operation is Operation.CAPABLE:
         return Class.CAPABILITIES
     return Class.DEVICE if operation is Operation.DEVICE else Class.SYSCALL
+
+
+_CLASSES = {operation: _class(operation) for operation in Operation}
+
+
+def class_of(operation: Operation) -> Class:
+    """The class an operation belongs to."""
+    return _CLASSES[operation]
 
 
 class Access(IntFlag):

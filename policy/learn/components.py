@@ -16,6 +16,8 @@ _DIGIT: Final = "[0-9]"
 _HEX: Final = "[0-9a-f]"
 _SPECIAL: Final = re.compile(r"([*?\[\]{}\\])")
 
+_ANY_DIGIT: Final = re.compile("[0-9]")
+_UUID_LENGTH: Final = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _DATE = re.compile(r"(?<![0-9])(?:19|20)[0-9]{2}([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12][0-9]|3[01])(?![0-9])")
 _TIME = re.compile(r"(?<![0-9])[0-9]{2}[-:.][0-9]{2}[-:.][0-9]{2}(?![0-9])")
@@ -42,12 +44,15 @@ def escape(text: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def strong(name: str, *, temporary: bool = False) -> str:
+def strong(name: str, temporary: bool = False) -> str:
     """The glob of a name that will differ next time; "" when it does not look so. `temporary`: it lies where names are made up."""
     if name.isdigit() and name.isascii():
         return f"{_DIGIT}*"
     if _OBJECT.fullmatch(name):
         return f"{_HEX}*"
+    if _ANY_DIGIT.search(name) is None and len(name) < _UUID_LENGTH:
+        # Every other kind has a digit in it; a UUID may be letters alone.
+        return _random(name, temporary)
     parts = _split(
         name, ((_UUID, "uuid"), (_DATE, "date"), (_TIME, "time"), (_LONG_HEX, "hex"), (_LONG_NUMBER, "number"))
     )
@@ -55,12 +60,12 @@ def strong(name: str, *, temporary: bool = False) -> str:
 
 
 @lru_cache(maxsize=65536)
-def skeleton(name: str, *, temporary: bool = False) -> str:
+def skeleton(name: str, temporary: bool = False) -> str:
     """The glob of every name that differs from this one only in its numbers (and in what is strong); a plain name escaped."""
-    found = strong(name, temporary=temporary)
+    found = strong(name, temporary)
     if found:
         return found
-    return _joined(_split(name, ((_NUMBER, "number"),)))
+    return _joined(_split(name, ((_NUMBER, "number"),))) if _ANY_DIGIT.search(name) else escape(name)
 
 
 def _split(name: str, kinds: tuple[tuple[re.Pattern[str], str], ...]) -> list[tuple[str, str]]:

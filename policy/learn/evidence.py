@@ -70,4 +70,8 @@ class Evidence:
     @property
     def birth(self) -> tuple[int, Look]:
         """When and in which look it was seen first."""
-        return min((first, look) for look, first in self.looks.items())
+        looks = self.looks
+        if len(looks) == 1:
+            ((look, first),) = looks.items()
+            return first, look
+        return min((first, look) for look, first in looks.items())

@@ -138,9 +138,12 @@ class _Draft:
         # Other processes' files below /proc stay theirs, if the workload never looked at any.
         proc = [path for path in uses.files if path.startswith("/proc/") and path[6:7].isdigit()]
         self.presets = ["protectProc"] if proc and not any(uses.files[path].others for path in proc) else []
-        self.identities: dict[str, Identity] = {
-            one.identity.uid: one.identity for one in sorted(evidence, key=lambda one: one.last)
-        }
+        newest: dict[str, Sighting] = {}
+        for one in evidence:
+            known = newest.get(one.identity.uid)
+            if known is None or one.last > known.last:
+                newest[one.identity.uid] = one
+        self.identities: dict[str, Identity] = {uid: one.identity for uid, one in newest.items()}
         self._write()
 
     def _write(self) -> None:

@@ -43,12 +43,20 @@ class PlaceRule(msgspec.Struct, frozen=True, kw_only=True):
     """Paths that it stands for, in order; of a whole directory only some."""
 
 
+_NO_CHILDREN: Final[dict[str, _PathNode]] = {}
+"""Of a leaf. Never added to."""
+_NEVER: Final = (1 << 63, ("", 0))
+
+
 class _PathNode:
-    __slots__ = ("children", "evidence")
+    """`born`: when, and in which look, anything at or below it was seen first."""
+
+    __slots__ = ("born", "children", "evidence")
 
     def __init__(self) -> None:
-        self.children: dict[str, _PathNode] = {}
+        self.children: dict[str, _PathNode] = _NO_CHILDREN
         self.evidence: Evidence | None = None
+        self.born = _NEVER
 
 
 Nodes = list[_PathNode]
@@ -57,21 +65,46 @@ Nodes = list[_PathNode]
 def generalise(seen: Mapping[str, Evidence], *, reading: bool, patterns: bool = True) -> list[PlaceRule]:
     """The rules for `seen` (absolute paths). `reading`: only reading is meant, so package directories count as one.
     `patterns` False: no globs; what would need one becomes its directory."""
-    root = _PathNode()
-    for path, evidence in seen.items():
-        node = root
-        for name in path.split("/"):
-            if name:
-                below = node.children.get(name)
-                if below is None:
-                    below = node.children[name] = _PathNode()
-                node = below
-        if node.evidence is None:
-            node.evidence = Evidence()
-        node.evidence.merge(evidence)
     made: list[PlaceRule] = []
-    _Walk(made, reading, patterns).visit([root], "", "", False)
+    _Walk(made, reading, patterns).visit([_tree(seen)], "", "", False)
     return made
+
+
+def _tree(seen: Mapping[str, Evidence]) -> _PathNode:
+    root = _PathNode()
+    directories: dict[str, _PathNode] = {}
+    # Parents stand before what is below them.
+    order: list[tuple[_PathNode, _PathNode]] = []
+    for path, evidence in seen.items():
+        parent, _, last = path.rpartition("/")
+        node = directories.get(parent)
+        if node is None:
+            node = root
+            for name in parent.split("/"):
+                if name:
+                    node = node.children.get(name) or _grown(node, name, order)
+            directories[parent] = node
+        if last:
+            node = node.children.get(last) or _grown(node, last, order)
+        # Two spellings of one path, as with a slash at its end, are one place.
+        node.evidence = evidence if node.evidence is None else Evidence.of((node.evidence, evidence))
+        birth = evidence.birth
+        if birth < node.born:
+            node.born = birth
+    for above, node in reversed(order):
+        if node.born < above.born:
+            above.born = node.born
+    return root
+
+
+def _grown(node: _PathNode, name: str, order: list[tuple[_PathNode, _PathNode]]) -> _PathNode:
+    below = _PathNode()
+    if node.children is _NO_CHILDREN:
+        node.children = {name: below}
+    else:
+        node.children[name] = below
+    order.append((node, below))
+    return below
 
 
 class _Walk:
@@ -92,15 +125,20 @@ class _Walk:
             children: dict[str, Nodes] = {}
             for node in nodes:
                 for name, below in node.children.items():
-                    children.setdefault(name, []).append(below)
+                    found_below = children.get(name)
+                    if found_below is None:
+                        children[name] = [below]
+                    else:
+                        found_below.append(below)
             if not children:
                 continue
             directory = plain or "/"
-            if self._open([n for n in children.items() if any(one.children for one in n[1])], directory):
+            deep = {name: some for name, some in children.items() if _any_children(some)}
+            if self._open(deep, directory):
                 self._emit("dir", plain, glob, True, _all(nodes, children), _samples(plain, children), is_glob)
                 continue
-            leaves = {name: some for name, some in children.items() if any(one.evidence for one in some)}
-            opened = self._open(list(leaves.items()), directory)
+            leaves = {name: some for name, some in children.items() if _any_evidence(some)}
+            opened = self._open(leaves, directory)
             if opened:
                 found = [one.evidence for some in leaves.values() for one in some if one.evidence]
                 self._emit("dir", plain, glob, False, found, _samples(plain, leaves), is_glob)
@@ -111,17 +149,19 @@ class _Walk:
     ) -> list[tuple[Nodes, str, str, bool, bool]]:
         grouped: dict[str, list[str]] = {}
         temporary = zones.temporary(directory)
-        weak = not zones.closed(directory) or directory.startswith("/proc")
+        closed = zones.closed(directory)
+        weak = not closed or directory.startswith("/proc")
         for name in sorted(children):
-            kind = strong(name, temporary=temporary) or (skeleton(name, temporary=temporary) if weak else "")
+            # What is strong is its own skeleton.
+            kind = skeleton(name, temporary) if weak else strong(name, temporary)
             grouped.setdefault(kind or escape(name), []).append(name)
         found: list[tuple[Nodes, str, str, bool, bool]] = []
         for kind, names in grouped.items():
-            typed = len(names) > 1 or strong(names[0], temporary=temporary) != ""
+            typed = len(names) > 1 or strong(names[0], temporary) != ""
             if typed and self._patterns:
                 together = [node for name in names for node in children[name]]
                 found.append((together, f"{plain}/{names[0]}", f"{glob}/{kind}", True, opened))
-            elif typed and not zones.closed(directory) and not zones.top(directory):
+            elif typed and not closed and not zones.top(directory):
                 together = [node for name in names for node in children[name]]
                 deep = any(node.children for node in together)
                 if not opened or deep:
@@ -133,15 +173,17 @@ class _Walk:
                 ]
         return found
 
-    def _open(self, children: list[tuple[str, Nodes]], directory: str) -> bool:
+    def _open(self, children: Mapping[str, Nodes], directory: str) -> bool:
         if len(children) < LEAST or zones.closed(directory) or zones.top(directory):
             return False
         temporary = zones.temporary(directory)
         births: dict[str, tuple[int, tuple[str, int]]] = {}
-        for name, nodes in children:
-            kind = skeleton(name, temporary=temporary)
-            birth = min(_birth(node) for node in nodes)
-            births[kind] = min(birth, births.get(kind, birth))
+        for name, nodes in children.items():
+            kind = skeleton(name, temporary)
+            birth = nodes[0].born if len(nodes) == 1 else min(node.born for node in nodes)
+            known = births.get(kind)
+            if known is None or birth < known:
+                births[kind] = birth
         if self._reading and len(births) >= MODULES and zones.program(directory):
             return True
         if len(births) < LEAST:
@@ -172,16 +214,12 @@ class _Walk:
         )
 
 
-def _birth(node: _PathNode) -> tuple[int, tuple[str, int]]:
-    """When anything at or below `node` was seen first."""
-    best = (1 << 63, ("", 0))
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one.evidence is not None:
-            best = min(best, one.evidence.birth)
-        waiting += one.children.values()
-    return best
+def _any_children(nodes: Nodes) -> bool:
+    return nodes[0].children is not _NO_CHILDREN or (len(nodes) > 1 and any(node.children for node in nodes))
+
+
+def _any_evidence(nodes: Nodes) -> bool:
+    return nodes[0].evidence is not None or (len(nodes) > 1 and any(node.evidence is not None for node in nodes))
 
 
 def _all(nodes: Nodes, children: dict[str, Nodes]) -> list[Evidence]:

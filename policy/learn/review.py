@@ -9,7 +9,6 @@ instances showed it, or when its id is accepted. What a program does that is set
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Final
@@ -20,7 +19,7 @@ from policy.learn import zones
 from policy.learn.components import skeleton
 from policy.learn.evidence import Evidence
 from policy.learn.rules import word
-from policy.learn.sightings import SLOT, Sighting, Use, by_behaviour, paths, refused, use, use_of, writes
+from policy.learn.sightings import SLOT, Shown, Sighting, Use, by_behaviour, paths, refused, use, use_of, writes
 from policy.learn.suspicion import executed, reason
 from schemas.behaviour import Behaviour
 from schemas.identity import Kind
@@ -67,84 +66,98 @@ def sort_out(
     denied: Callable[[list[Sighting], list[Sighting]], list[Sighting]],
 ) -> Sorted:  # fmt: skip
     """`name`: the workload's, for the ids. `denied(base, late)`: which of `late` a policy learnt from `base` would deny."""
-    evidence: list[Sighting] = []
+    grouped: list[Shown] = []
     items: dict[Subject, _Item] = {}
     for behaviour, some in by_behaviour(sightings):
         plain = use_of(behaviour)
+        if plain is Use.NOTHING and not any(map(refused, some)):
+            continue
+        heard: list[Sighting] = []
         for one in some:
             match Use.REFUSED if refused(one) else plain:
                 case Use.EVIDENCE:
-                    evidence.append(one)
-                case Use.REFUSED if (heard := _heard(name, one, accepted)) is not None:
-                    evidence.append(heard)
+                    heard.append(one)
+                case Use.REFUSED if (taken := _heard(name, one, accepted)) is not None:
+                    heard.append(taken)
                 case Use.REFUSED:
                     why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
                     _put(items, one, why, final=True)
                 case Use.NAMELESS:
-                    untold = behaviour.access & Access.UNTOLD
+                    untold = int(behaviour.access) & int(Access.UNTOLD)
                     why = UNTOLD if untold else "no rule can name it"
                     _put(items, one, why, final=True)
-    grouped = list(by_behaviour(evidence))
+        if heard:
+            grouped.append((behaviour, heard))
     written: dict[str, int] = {}
     for behaviour, some in grouped:
         if behaviour.cls is Class.FILE and writes(behaviour):
-            first = min(one.first for one in some)
+            first = _first(some)
             for path in paths(behaviour):
                 written[path] = min(first, written.get(path, first))
-    entries, births = _starts(evidence, grouped)
+    entries, births = _starts(grouped)
     odd: dict[Subject, list[Sighting]] = {}
-    kept: list[Sighting] = []
+    kept: list[Shown] = []
     for behaviour, some in grouped:
         if behaviour.operation is not Operation.EXEC:
             why = reason(behaviour)
-            (odd.setdefault(_subject(behaviour, why), []) if why else kept).extend(some)
+            if why:
+                odd.setdefault(_subject(behaviour, why), []).extend(some)
+            else:
+                kept.append((behaviour, some))
             continue
         late = max(births[path] for path in paths(behaviour)) >= KNOWN
+        plainly: list[Sighting] = []
         for one in some:
             # What a container was started with is what it is for, also a tool that would be odd later.
             entry = one.identity.kind is Kind.CONTAINER and entries[one.identity.uid] == _moment(one)
             why = executed(one, written, entry=entry)
             if not why and late:
                 why = f"a program that the first {KNOWN} instances did not run"
-            (odd.setdefault(_subject(behaviour, why), []) if why else kept).append(one)
+            (odd.setdefault(_subject(behaviour, why), []) if why else plainly).append(one)
+        if plainly:
+            kept.append((behaviour, plainly))
     for subject, some in odd.items():
         if len({one.identity.uid for one in some}) >= TWICE or _ident(name, subject) in accepted:
-            kept += some
+            kept += by_behaviour(some)
         else:
             for one in some:
                 _put(items, one, subject[2])
-    grouped = list(by_behaviour(kept))
-    run = {path for behaviour, _ in grouped if behaviour.operation is Operation.EXEC for path in paths(behaviour)}
+    run = {path for behaviour, _ in kept if behaviour.operation is Operation.EXEC for path in paths(behaviour)}
     strangers = {
         resource: item.evidence.first for (cls, resource, _), item in items.items()
         if cls == "Process" and not item.final and resource not in run
     }  # fmt: skip
-    done: list[Sighting] = []
-    for behaviour, some in grouped:
+    done: list[Shown] = []
+    for behaviour, some in kept:
         since = strangers.get(behaviour.executable) if behaviour.cls is not Class.PROCESS else None
         if since is None:
-            done += some
+            done.append((behaviour, some))
             continue
+        before = [one for one in some if one.first < since]
         for one in some:
             if since <= one.first:
                 _put(items, one, f"done by `{behaviour.executable}`, which is set apart")
-            else:
-                done.append(one)
-    done = _after_quiet(name, done, items, accepted, quiet_ns, denied)
+        if before:
+            done.append((behaviour, before))
+    evidence = _after_quiet(name, done, items, accepted, quiet_ns, denied)
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
-    return Sorted(evidence=done, apart=apart)
+    return Sorted(evidence=evidence, apart=apart)
 
 
-def _starts(
-    evidence: Iterable[Sighting], grouped: Iterable[tuple[Behaviour, list[Sighting]]]
-) -> tuple[dict[str, Moment], dict[str, int]]:
+def _first(some: list[Sighting]) -> int:
+    return some[0].first if len(some) == 1 else min(one.first for one in some)
+
+
+def _starts(grouped: Iterable[Shown]) -> tuple[dict[str, Moment], dict[str, int]]:
     """(the first program of each instance; for each program, how many instances had begun when the first of those that ran it did)."""
     begun: dict[str, int] = {}
-    for one in evidence:
-        known = begun.get(one.identity.uid)
-        if known is None or one.first < known:
-            begun[one.identity.uid] = one.first
+    for _, some in grouped:
+        for one in some:
+            uid = one.identity.uid
+            known = begun.get(uid)
+            if known is None or one.first < known:
+                begun[uid] = one.first
     rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
     started: dict[str, Moment] = {}
     births: dict[str, int] = {}
@@ -164,10 +177,11 @@ def _moment(one: Sighting) -> Moment:
 
 
 def _after_quiet(
-    name: str, evidence: list[Sighting], items: dict[Subject, _Item], accepted: Collection[str], quiet_ns: int,
+    name: str, grouped: list[Shown], items: dict[Subject, _Item], accepted: Collection[str], quiet_ns: int,
     denied: Callable[[list[Sighting], list[Sighting]], list[Sighting]],
 ) -> list[Sighting]:  # fmt: skip
-    since = quiet_since(evidence, quiet_ns)
+    since = quiet_since(grouped, quiet_ns)
+    evidence = [one for _, some in grouped for one in some]
     if since is None:
         return evidence
     base = [one for one in evidence if one.first <= since]
@@ -185,17 +199,33 @@ def _after_quiet(
     return [one for one in evidence if id(one) not in out]
 
 
-def quiet_since(evidence: Iterable[Sighting], quiet_ns: int) -> int | None:
+def quiet_since(grouped: Iterable[Shown], quiet_ns: int) -> int | None:
     """When (Unix ns) a workload had been doing nothing new for `quiet_ns` while it ran; None when it never had.
 
     New is a program, a protocol, a directory: names of files alone go on changing."""
     births: dict[tuple[str, str], int] = {}
-    end = 0
-    for behaviour, some in by_behaviour(evidence):
-        end = max(end, max(one.last for one in some))
-        first = min(one.first for one in some)
+    begin, end = 1 << 63, 0
+    files: dict[tuple[str, str], int] = {}
+    for behaviour, some in grouped:
+        first = _first(some)
+        last = some[0].last if len(some) == 1 else max(one.last for one in some)
+        begin, end = min(begin, first), max(end, last)
+        if behaviour.cls is Class.FILE:
+            kind = "write" if writes(behaviour) else "read"
+            for path in paths(behaviour):
+                place = (kind, path[: path.rfind("/")])
+                known = files.get(place)
+                if known is None or first < known:
+                    files[place] = first
+            continue
         for feature in _features(behaviour):
             births[feature] = min(first, births.get(feature, first))
+    if end - begin < quiet_ns:
+        # Nothing can have been quiet for longer than all of it took.
+        return None
+    for (kind, directory), first in files.items():
+        feature = (kind, _directory(directory or "/"))
+        births[feature] = min(first, births.get(feature, first))
     moments = sorted(set(births.values()))
     if not moments:
         return None
@@ -208,17 +238,14 @@ def quiet_since(evidence: Iterable[Sighting], quiet_ns: int) -> int | None:
 def _features(behaviour: Behaviour) -> list[tuple[str, str]]:
     if behaviour.cls is Class.NETWORK:
         return [("socket", word(behaviour))]
-    if behaviour.cls is Class.PROCESS:
-        return [("exec", path) for path in paths(behaviour)]
-    kind = "write" if writes(behaviour) else "read"
-    return [(kind, _directory(posixpath.dirname(path))) for path in paths(behaviour)]
+    return [("exec", path) for path in paths(behaviour)]
 
 
 @lru_cache(maxsize=65536)
 def _directory(path: str) -> str:
     """A directory by the kinds of its names."""
     made_up = zones.temporary(path)
-    return "/".join(skeleton(name, temporary=made_up) for name in path.split("/"))
+    return "/".join(skeleton(name, made_up) for name in path.split("/"))
 
 
 class _Item:

@@ -24,6 +24,7 @@ from policy.match.automata import Automaton
 from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class
 
+_OWN: Final = int(Access.OWN)
 SOURCES: Final = 16
 """Sources written under a rule; where more do it, anybody may."""
 _PREFERRED: Final = (
@@ -89,19 +90,20 @@ class Uses:
         for one in some:
             seen.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), source)
         if cls is Class.NETWORK:
-            _of(self.sockets, word(behaviour)).merge(seen)
+            _into(self.sockets, word(behaviour), seen, False)
             return
+        taken = False
         if cls is Class.PROCESS:
             for path in paths(behaviour):
-                _of(self.executed, path).merge(seen)
+                taken = _into(self.executed, path, seen, taken)
             return
         seen.write = writes(behaviour)
         seen.foreign = not owned(behaviour)
-        seen.others = not behaviour.access & Access.OWN
+        seen.others = not int(behaviour.access) & _OWN
         for path in paths(behaviour):
-            _of(self.files, path).merge(seen)
+            taken = _into(self.files, path, seen, taken)
             if seen.write:
-                _of(self.changed, path).merge(seen)
+                taken = _into(self.changed, path, seen, taken)
 
 
 def word(behaviour: Behaviour) -> str:
@@ -216,11 +218,14 @@ class _Covering:
         return found
 
 
-def _of(table: dict[str, Evidence], key: str) -> Evidence:
+def _into(table: dict[str, Evidence], key: str, seen: Evidence, taken: bool) -> bool:
+    """Adds `seen`. Whether it lies in a table itself now, so that the next one needs a copy: `taken` says that it did before."""
     found = table.get(key)
-    if found is None:
-        found = table[key] = Evidence()
-    return found
+    if found is not None:
+        found.merge(seen)
+        return taken
+    table[key] = Evidence.of((seen,)) if taken else seen
+    return True
 
 
 def _sources(evidence: Evidence) -> tuple[str, ...]:
@@ -235,7 +240,3 @@ def _sources(evidence: Evidence) -> tuple[str, ...]:
 def _plain(path: str) -> bool:
     """Whether `matchPaths` can name it: text, in the shape that the judge compares, with no slash at its end."""
     return path.isprintable() and not path.endswith("/") and "//" not in path and "/./" not in path
-
-
-def _escaped(path: str) -> str:
-    return escape(path)

@@ -28,6 +28,12 @@ SLOT: Final = 600 * 1_000_000_000
 """Nanoseconds. What a container does within ten minutes is one look at it: a start is one look, a day is many."""
 
 
+_UNTOLD: Final = int(Access.UNTOLD)
+_PARTIAL: Final = int(Access.PARTIAL)
+"""As plain numbers: an operation on flags makes a flag, and there is one for each stored behaviour."""
+_TWO_PATHS: Final = frozenset((Operation.RENAME, Operation.LINK))
+
+
 class Sighting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A behaviour of an identity: how often, when first and last (Unix ns). `status`: Allow, Audit or Deny, as it was told.
     `shadowed`: a shadow policy or a baseline in force spoke against it."""
@@ -53,7 +59,11 @@ class Use(StrEnum):
     """A rule would be needed and none can name it: a path that is not whole, a program without a file, one of too many new names."""
 
 
-def by_behaviour(sightings: Iterable[Sighting]) -> Iterator[tuple[Behaviour, list[Sighting]]]:
+Shown = tuple[Behaviour, list[Sighting]]
+"""A behaviour and its sightings, one for each instance that showed it."""
+
+
+def by_behaviour(sightings: Iterable[Sighting]) -> Iterator[Shown]:
     """Each behaviour with its sightings, in the order of the first. Equal behaviours that are several objects come several times."""
     grouped: dict[int, list[Sighting]] = {}
     for one in sightings:
@@ -73,12 +83,12 @@ def use(sighting: Sighting) -> Use:
 
 def refused(sighting: Sighting) -> bool:
     """Whether somebody spoke against it, as far as enough of it was told to be spoken about."""
-    return (sighting.status != ALLOWED or sighting.shadowed) and not sighting.behaviour.access & Access.UNTOLD
+    return (sighting.status != ALLOWED or sighting.shadowed) and not int(sighting.behaviour.access) & _UNTOLD
 
 
 def use_of(behaviour: Behaviour) -> Use:
     """Which of the four, when nobody spoke against it."""
-    if behaviour.access & Access.UNTOLD:
+    if int(behaviour.access) & _UNTOLD:
         # What was left out of it cannot be learnt, and is not to be missed unseen.
         cls = behaviour.cls
         remote = cls is Class.NETWORK and behaviour.operation is not Operation.DNS and behaviour.family not in LOCAL
@@ -112,11 +122,9 @@ def owned(behaviour: Behaviour) -> bool:
 
 def paths(behaviour: Behaviour) -> tuple[str, ...]:
     """The paths that the judge asks file or process rules about."""
-    if behaviour.operation in (Operation.RENAME, Operation.LINK) or (
-        behaviour.operation is Operation.EXEC and behaviour.resource2
-    ):
+    if behaviour.resource2 and (behaviour.operation in _TWO_PATHS or behaviour.operation is Operation.EXEC):
         return behaviour.resource, behaviour.resource2
-    return (behaviour.resource,)
+    return (behaviour.resource,) if behaviour.operation not in _TWO_PATHS else (behaviour.resource, "")
 
 
 def _denied(behaviour: Behaviour) -> bool:
@@ -124,6 +132,6 @@ def _denied(behaviour: Behaviour) -> bool:
 
 
 def _nameable(behaviour: Behaviour) -> bool:
-    return not behaviour.access & Access.PARTIAL and all(
+    return not int(behaviour.access) & _PARTIAL and all(
         path.startswith("/") and "\0" not in path for path in paths(behaviour)
     )
