@@ -18,7 +18,6 @@ import msgspec
 from hauberk.client import labels, seconds, with_bus
 from hauberk.network_discovery import when
 from hauberk.output import as_json, as_yaml, printable, table
-from hauberk.progress_line import ProgressLine
 from schemas.errors import PolicyError, SettingsError
 from schemas.operations import Class
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from policy.learn.review import ReviewItem
     from policy.learn.sightings import Sighting
     from policy.ruleset import Ruleset
+    from schemas.identity import Identity
+    from sinks.store.store import Query
 
 
 def discover(given: argparse.Namespace) -> int:
@@ -36,7 +37,8 @@ def discover(given: argparse.Namespace) -> int:
         expect_directory(Path(given.outdir))
     if given.policy.endswith("NetworkPolicy"):
         return _network(given)
-    from policy.learn.learner import LearnSettings, learn
+    from hauberk.learning import learn_store
+    from policy.learn.learner import LearnSettings
 
     settings = LearnSettings(
         patterns=not given.no_patterns,
@@ -45,19 +47,10 @@ def discover(given: argparse.Namespace) -> int:
         isolate=given.isolate,
         mode=given.mode if given.apply else "enforce",
     )
-    reading = ProgressLine(
-        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
+    shadows = _shadows(given)
+    learnt = learn_store(
+        _sizes(given), lambda some: _sightings(given, shadows, instances=some), settings, evidence=bool(given.merge)
     )
-    learning = ProgressLine(
-        lambda number, seconds: f"{number:,} workloads learnt in {seconds:.0f} s", "hauberk discover"
-    )
-    try:
-        learnt = learn(
-            reading.of(_sightings(given, _shadows(given))), settings, lambda number, of: learning.tell(number)
-        )
-    finally:
-        reading.clear()
-        learning.clear()
     learnt = [one for one in learnt if one.rules or given.review]
     if not learnt:
         print(f"hauberk discover: nothing in the last {given.since} for this selection", file=sys.stderr)
@@ -95,8 +88,8 @@ def _network(given: argparse.Namespace) -> int:
 
     shadows = _shadows(given)
 
-    def read(**scope: bool) -> Iterator[Sighting]:
-        return _sightings(given, shadows, **scope)
+    def read(*, everywhere: bool = False, network: bool = False) -> Iterator[Sighting]:
+        return _sightings(given, shadows, everywhere=everywhere, network=network)
 
     if given.verify:
         return verify(given, read)
@@ -111,27 +104,44 @@ def _network(given: argparse.Namespace) -> int:
     return _give(given, bodies, len(apart))
 
 
-def _sightings(
-    given: argparse.Namespace, shadows: Ruleset | None, *, everywhere: bool = False, network: bool = False
-) -> Iterator[Sighting]:
-    """The stored behaviours that were asked for, with what a shadow policy in force says of them. `everywhere`: of every namespace;
-    `network`: of sockets alone."""
-    from hauberk.configuration import existing_store
-    from policy.learn.sightings import Sighting
-    from sinks.store.queries import SqliteReader
+def _asked(given: argparse.Namespace, *, everywhere: bool = False, network: bool = False) -> Query:
+    """What of the store was asked for. `everywhere`: of every namespace; `network`: of sockets alone."""
     from sinks.store.store import Query
 
-    path = existing_store(given)
     host = given.policy in ("KubeArmorHostPolicy", "KubeArmorNetworkPolicy")
     query = Query(
         kinds=("host", "node") if host else ("container",), since=int(time.time() - seconds(given.since)), node=given.node,
         classes=(Class.NETWORK,) if network else (),
     )  # fmt: skip
-    if not everywhere:
-        query = msgspec.structs.replace(
-            query, namespace=given.namespace, container=given.container, labels=tuple(labels(given.selector).items())
-        )
-    reader = SqliteReader(str(path))
+    if everywhere:
+        return query
+    return msgspec.structs.replace(
+        query, namespace=given.namespace, container=given.container, labels=tuple(labels(given.selector).items())
+    )
+
+
+def _sizes(given: argparse.Namespace) -> list[tuple[Identity, int]]:
+    from hauberk.configuration import existing_store
+    from sinks.store.queries import SqliteReader
+
+    reader = SqliteReader(str(existing_store(given)))
+    try:
+        return reader.sizes(_asked(given))
+    finally:
+        reader.close()
+
+
+def _sightings(
+    given: argparse.Namespace, shadows: Ruleset | None, *, everywhere: bool = False, network: bool = False,
+    instances: frozenset[tuple[str, str]] = frozenset(),
+) -> Iterator[Sighting]:  # fmt: skip
+    """The stored behaviours that were asked for, with what a shadow policy in force says of them. `instances`: of these alone."""
+    from hauberk.configuration import existing_store
+    from policy.learn.sightings import Sighting
+    from sinks.store.queries import SqliteReader
+
+    query = msgspec.structs.replace(_asked(given, everywhere=everywhere, network=network), instances=instances)
+    reader = SqliteReader(str(existing_store(given)))
     try:
         for row in reader.behaviours(query):
             verdicts = shadows.scope(row.identity).judge(row.behaviour).shadow if shadows is not None else ()

@@ -51,7 +51,7 @@ class LearnSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's policy. `body`: the document as plain data. `evidence`: what it was learnt from, and it was replayed
-    on all of it. `apart`: what was not learnt."""
+    on all of it: `sightings` stored behaviours, of `events` events. `apart`: what was not learnt."""
 
     workload: LearntWorkload
     name: str
@@ -61,16 +61,8 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     completeness: Completeness
     apart: tuple[ReviewItem, ...]
     evidence: tuple[Sighting, ...]
-
-    @property
-    def sightings(self) -> int:
-        """Stored behaviours that it was learnt from."""
-        return len(self.evidence)
-
-    @property
-    def events(self) -> int:
-        """Events that these were."""
-        return sum(one.count for one in self.evidence)
+    sightings: int
+    events: int
 
 
 Done = Callable[[int, int], None]
@@ -184,5 +176,5 @@ class _Draft:
         return LearntPolicy(
             workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
             completeness=known, apart=tuple(self.apart),
-            evidence=tuple(self.evidence),
+            evidence=tuple(self.evidence), sightings=len(self.evidence), events=sum(one.count for one in self.evidence),
         )  # fmt: skip

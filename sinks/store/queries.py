@@ -30,6 +30,13 @@ _DECODED_MOST = 1 << 16
 """Behaviours kept decoded while a question is answered, at most about 50 MB."""
 
 
+_BUCKETS = (
+    "bucket IN (WITH RECURSIVE b(at) AS (SELECT min(bucket) FROM {name} UNION ALL "
+    "SELECT (SELECT min(bucket) FROM {name} WHERE bucket > at) FROM b WHERE at IS NOT NULL) SELECT at FROM b WHERE at IS NOT NULL)"
+)
+"""Every bucket, one step of the key for each."""
+
+
 class SqliteReader:
     """See `store.Reading`."""
 
@@ -55,6 +62,14 @@ class SqliteReader:
                 key = (bucket // step_seconds * step_seconds, class_of(Operation(operation)), verdicts[verdict][0])
                 sums[key] = sums.get(key, 0) + count
         return [Point(start, class_, status, count) for (start, class_, status), count in sorted(sums.items())]  # type: ignore[arg-type]
+
+    def sizes(self, query: Query) -> list[tuple[Identity, int]]:
+        with self._asking() as db:
+            identities, _, where, values = self._select(db, query)
+            return [
+                (identities[ident], count)
+                for ident, count in db.execute(f"SELECT c.identity, count(*) FROM ({where}) c GROUP BY 1", values)
+            ]
 
     def identities(self, query: Query) -> list[Identity]:
         with self._asking() as db:
@@ -156,6 +171,9 @@ class SqliteReader:
         parts = []
         for name, width in LEVELS:
             mine = list(tests)
+            if query.instances:
+                # Bucket by bucket, so that rows are found by the key and not by reading all of them.
+                mine.append(_BUCKETS.format(name=name))
             if query.since is not None:
                 mine.append(f"bucket > :since - {width}")
                 values["since"] = query.since
@@ -196,6 +214,8 @@ def _matches(identity: Identity, query: Query) -> bool:
     ):  # fmt: skip
         if wanted is not None and wanted != got:
             return False
+    if query.instances and (identity.node, identity.uid) not in query.instances:
+        return False
     if query.uid is not None and not identity.uid.startswith(query.uid):
         return False
     if query.kinds and identity.kind not in query.kinds:

@@ -25,6 +25,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     `labels`: all of these pairs. `since`/`until`: Unix seconds, whole buckets that overlap them. `namespace`, `pod`,
     `container`, `node`, `workload`: exact. `uid`: container id or its beginning. `kinds`: `container`, `host`, `node`.
+    `instances`: of these (node, uid), few of many.
     """
 
     cluster: str | None = None
@@ -36,6 +37,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     uid: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     kinds: tuple[str, ...] = ()
+    instances: frozenset[tuple[str, str]] = frozenset()
     operations: tuple[Operation, ...] = ()
     classes: tuple[Class, ...] = ()
     status: tuple[str, ...] = ()
@@ -102,6 +104,10 @@ class Reading(Protocol):
 
     def series(self, query: Query, step_seconds: int) -> list[Point]:
         """Counts over time for a chart. Steps finer than what is kept for old times show the coarser bucket's start."""
+        ...
+
+    def sizes(self, query: Query) -> list[tuple[Identity, int]]:
+        """Whose counts there are, and how many rows `behaviours` has of each at most: one that several buckets count is told for each."""
         ...
 
     def identities(self, query: Query) -> list[Identity]:

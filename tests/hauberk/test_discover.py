@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import yaml
 
+import hauberk.learning
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk.cli import main
@@ -29,6 +30,7 @@ from policy.ruleset import compile_ruleset
 from schemas.behaviour import Behaviour
 from schemas.cluster import PodFact, ServiceFact, ServicePort
 from schemas.cluster import encode as encode_fact
+from schemas.errors import PolicyError
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
@@ -420,6 +422,39 @@ def test_an_interrupt_leaves_nothing_half_written(state: Path, tmp_path: Path) -
     assert child.returncode == 130, told
     assert said == ""
     assert not out.exists()
+
+
+@pytest.mark.parametrize("children", ["well", "killed"])
+def test_parts_and_processes_change_nothing(
+    capsys: pytest.CaptureFixture[str], state: Path, monkeypatch: pytest.MonkeyPatch, children: str
+) -> None:
+    """Learnt whole, in parts, and in children of which one dies: the same text; what fails is one sentence in either."""
+    for number in range(6):
+        of = msgspec.structs.replace(
+            pod(1), uid=f"w{number}", pod=f"w{number}", owner=Owner("Deployment", f"w{number}", "shop"), labels={"app": f"w{number}"}
+        )  # fmt: skip
+        put(state, number, opened(f"/srv/w{number}/x"), opened("/etc/shadow"), of=of)
+    words = (["discover"], ["discover", "--explain"], ["discover", "-f", "json", "--no-patterns"])
+    whole = [run(capsys, state, *some) for some in words]
+    apart = run(capsys, state, "discover", "--review", code=1)
+    monkeypatch.setattr("hauberk.learning.ROWS", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(3)))
+    parent, learnt = os.getpid(), hauberk.learning.learn
+
+    def dies(*given: object) -> object:
+        if os.getpid() != parent and children == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learnt(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hauberk.learning.learn", dies)
+    assert [run(capsys, state, *some) for some in words] == whole
+    assert run(capsys, state, "discover", "--review", code=1) == apart
+
+    def fails(*_: object) -> object:
+        raise PolicyError("expected a policy, this is none", ())
+
+    monkeypatch.setattr("hauberk.learning.learn", fails)
+    assert "this is none" in run(capsys, state, "discover", code=2)
 
 
 def test_sockets_without_names_are_told(capsys: pytest.CaptureFixture[str], state: Path) -> None:

@@ -16,6 +16,7 @@ from policy.learn.places import places
 from policy.learn.replay import TrainingReplay
 from policy.learn.rules import word
 from policy.learn.sightings import Sighting, Use, use
+from policy.learn.together import together
 from policy.match import glob
 from policy.match.automata import Automaton
 from policy.ruleset import compile_ruleset
@@ -413,3 +414,27 @@ def test_a_script_put_where_a_web_server_runs_it_is_set_apart_until_a_second_ins
         opened("/var/cache/a.php", Access.WRITE),
     ]
     assert only([seen(one) for one in fine]).apart == ()
+
+
+def test_workloads_are_learnt_together_only_where_a_policy_of_one_selects_the_other() -> None:
+    """So that learning them apart changes nothing: each policy is the one that all of them together give."""
+    plain = [pod(number) for number in (1, 2)]
+    other = [
+        msgspec.structs.replace(
+            pod(9), uid=f"o{n}", owner=Owner("Deployment", "other", "shop"), labels={**pod(9).labels, "extra": "yes"}
+        )
+        for n in (1, 2)
+    ]
+    far = [
+        msgspec.structs.replace(
+            pod(9), uid="f", namespace="far", owner=Owner("Deployment", "far", "far"), labels={"app": "far"}
+        )
+    ]
+    goes = together([*far, *other, *plain])
+    assert [sorted(one.uid for one in go) for go in goes] == [["f"], sorted(one.uid for one in (*plain, *other))]
+    every = [seen(opened(f"/srv/{one.uid}/x"), identity=one) for one in (*plain, *other, *far)]
+    whole = [one.body for one in learn(every)]
+    apart = [
+        one.body for go in goes for one in learn([each for each in every if each.identity.uid in {of.uid for of in go}])
+    ]
+    assert sorted(map(str, apart)) == sorted(map(str, whole))

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The summary store to learnt policies, a part of its workloads at a time and on every processor: what `hauberk discover` waits for.
+
+A part is as many workloads as have `ROWS` stored behaviours, and more only where one workload has more or policies must be judged together
+(`policy.learn.together`), so that memory is bounded by the parts that are learnt at once and not by the store. Where there are several
+parts each processor has a child that learns its share and sends the policies back; a child that fails or dies is no loss, for its parts are
+learnt here then, and what went wrong is raised here.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from hauberk.progress_line import ProgressLine
+from policy.learn.learner import Done, LearnSettings, LearntPolicy, learn
+from policy.learn.together import together
+from schemas.identity import Identity
+
+if TYPE_CHECKING:
+    from policy.learn.sightings import Sighting
+
+ROWS: Final = 50_000
+"""Of a part: about 100 MB while it is learnt."""
+
+Instances = frozenset[tuple[str, str]]
+"""(node, uid) of each."""
+Read = Callable[[Instances], Iterator["Sighting"]]
+
+
+def learn_store(
+    sizes: Iterable[tuple[Identity, int]], read: Read, settings: LearnSettings, *, evidence: bool
+) -> list[LearntPolicy]:
+    """The policies of everybody in `sizes`, each with how many rows it has stored, in order of workload. `read` gives the sightings of some.
+    `evidence`: the policies keep what they were learnt from, for which they are all learnt here."""
+    parts = _parts(sizes)
+    learning = ProgressLine(
+        lambda number, seconds: f"{number:,} workloads learnt in {seconds:.0f} s", "hauberk discover"
+    )
+    workers = 1 if evidence else min(len(parts), len(os.sched_getaffinity(0)))
+    found: dict[int, list[LearntPolicy]] = {}
+    try:
+        if workers > 1:
+            for number, policies in _children(parts, workers, read, settings):
+                found[number] = policies
+                learning.tell(sum(map(len, found.values())))
+        for number, part in enumerate(parts):
+            if number not in found:
+                done = sum(map(len, found.values()))
+                found[number] = _learnt(part, read, settings, _after(learning, done), evidence)
+    finally:
+        learning.clear()
+    every = [one for policies in found.values() for one in policies]
+    return sorted(every, key=lambda one: one.workload)
+
+
+def _after(learning: ProgressLine, before: int) -> Done:
+    return lambda number, of: learning.tell(before + number)
+
+
+def _parts(sizes: Iterable[tuple[Identity, int]]) -> list[Instances]:
+    rows = {(identity.node, identity.uid): (identity, number) for identity, number in sizes}
+    parts: list[list[tuple[str, str]]] = []
+    held = ROWS
+    for some in together(identity for identity, _ in rows.values()):
+        keys = [(one.node, one.uid) for one in some]
+        size = sum(rows[key][1] for key in keys)
+        if held + size > ROWS:
+            parts.append([])
+            held = 0
+        parts[-1] += keys
+        held += size
+    return [frozenset(part) for part in parts]
+
+
+def _learnt(part: Instances, read: Read, settings: LearnSettings, done: Done, evidence: bool) -> list[LearntPolicy]:
+    reading = ProgressLine(
+        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
+    )
+    try:
+        with _uncollected():
+            found = learn(reading.of(read(part)), settings, done)
+    finally:
+        reading.clear()
+    return found if evidence else [msgspec.structs.replace(one, evidence=()) for one in found]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """What is learnt from is a million small objects without circles: looking for circles in them again and again took a quarter of the
+    time. Those that automata leave are taken at the end."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+def _children(
+    parts: list[Instances], workers: int, read: Read, settings: LearnSettings
+) -> Iterator[tuple[int, list[LearntPolicy]]]:
+    forking = multiprocessing.get_context("fork")
+    running = []
+    ends: list[Connection] = []
+    try:
+        for turn in range(workers):
+            mine, its = forking.Pipe(duplex=False)
+            share = [(number, parts[number]) for number in range(turn, len(parts), workers)]
+            child = forking.Process(target=_share, args=(its, share, read, settings), daemon=True)
+            child.start()
+            its.close()
+            running.append(child)
+            ends.append(mine)
+        while ends:
+            for end in wait(ends):
+                assert isinstance(end, Connection)
+                try:
+                    yield end.recv()
+                except EOFError:
+                    ends.remove(end)
+                    end.close()
+    finally:
+        for end in ends:
+            end.close()
+        for child in running:
+            child.terminate()
+            child.join()
+
+
+def _share(end: Connection, share: list[tuple[int, Instances]], read: Read, settings: LearnSettings) -> None:
+    """In the child. It says nothing: what fails here is done again, and told, by the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        for number, part in share:
+            end.send((number, _learnt(part, read, settings, lambda one, of: None, False)))
+    except Exception:  # noqa: BLE001 - whatever it is, the parent meets it again
+        os._exit(1)
