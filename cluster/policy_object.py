@@ -25,10 +25,12 @@ _APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 class PolicyFindings(NamedTuple):
-    """What `hauberk policy check` says of one policy, each finding with the path of its field. With `errors` it is not applied."""
+    """What `hauberk policy check` says of one policy, each finding with the path of its field. With `errors` it is not applied.
+    `mode`: `audited`, `shadow`, `baseline` or `disabled`, "" when it is meant."""
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    mode: str = ""
 
 
 def author_document(kind: str, raw: msgspec.Raw) -> tuple[bytes, bytes, dict[str, Any]]:

@@ -10,6 +10,8 @@ from typing import Final
 
 from cluster.policy_object import PolicyFindings
 from policy.parse import parse
+from policy.rules.normalise import mode_of
+from schemas.verdict import Mode
 
 MOST: Final = 50
 """Findings of one object that are told; by feel, nobody mends more at once."""
@@ -20,8 +22,14 @@ LONGEST: Final = 1024
 def findings(document: bytes) -> PolicyFindings:
     """Of one policy as JSON. Paths of fields, no lines: the author's file is not here."""
     told: dict[str, list[str]] = {"error": [], "warning": []}
-    for one in parse(document, "policy").diagnostics:
+    parsed = parse(document, "policy")
+    for one in parsed.diagnostics:
         words = f"{one.path}: {one.message}" if one.path else one.message
         words += "".join(f"; {more}" for more in (one.expected and f"expected {one.expected}", one.suggestion) if more)
         told.setdefault(one.level, []).append(words[:LONGEST])
-    return PolicyFindings(tuple(told["error"][:MOST]), tuple(told["warning"][:MOST]))
+    acts = ""
+    for policy in parsed.policies:
+        mode, enabled = mode_of(policy.policy.metadata.annotations)
+        acts = "" if mode is Mode.ENFORCE else mode.value
+        acts = acts if enabled else "disabled"
+    return PolicyFindings(tuple(told["error"][:MOST]), tuple(told["warning"][:MOST]), acts)

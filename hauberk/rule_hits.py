@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from schemas.alerted_policy import whose
-from schemas.decoding import decoder
+from schemas.alerted_policy import decode, named
 from schemas.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -39,22 +38,6 @@ class PolicyHits(msgspec.Struct, kw_only=True):
     last: str = ""
 
 
-class _Told(msgspec.Struct):
-    """The fields of an alert that counting needs."""
-
-    PolicyName: str = ""
-    NamespaceName: str = ""
-    Type: str = ""
-    Rule: str = ""
-    Mode: str = ""
-    UpdatedTime: str = ""
-    Count: int = 1
-    Suppressed: int = 0
-
-
-_told = decoder(_Told, "an alert", msgspec.json)
-
-
 def rules_of(policy: Policy) -> list[RuleHits]:
     """A row for each rule as it was written: the elements of one comma list share one."""
     rows: dict[str, RuleHits] = {}
@@ -75,29 +58,28 @@ def rules_of(policy: Policy) -> list[RuleHits]:
 def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, PolicyHits]:
     """Policy key (`kind/namespace/name`) -> hits. Alerts of policies that are gone count for nobody."""
     found: dict[str, PolicyHits] = {}
-    named: dict[tuple[str, str], list[tuple[str, str]]] = {}
     rows: dict[tuple[str, str], RuleHits] = {}
     for policy in policies:
         key = str(policy.key)
         found[key] = PolicyHits(rules=rules_of(policy))
-        named.setdefault((policy.key.kind, policy.key.name), []).append((policy.key.namespace, key))
         rows |= {(key, row.rule): row for row in found[key].rules}
+    known = named(found)
     for value in alerts:
         try:
-            told = _told(value)
+            told = decode(value)
         except DecodeError:
             # `get alerts` says which; a record that is none was nobody's hit.
             continue
-        key = whose(told.Type, told.PolicyName, told.NamespaceName, named)
+        key = told.whose(known)
         if not key:
             continue
         mine = found[key]
         mine.suppressed += told.Suppressed
-        if told.Type == "SystemEvent":
+        if told.silence:
             continue
         row = rows.get((key, told.Rule))
         for one in (mine, row) if row is not None else (mine,):
-            if told.Mode in ("shadow", "baseline"):
+            if told.beside:
                 one.shadow += told.Count
             else:
                 one.hits += told.Count

@@ -22,6 +22,7 @@ from bus.contract import Bus, Delivery, Partition, Record
 from bus.dead_letters import Letter
 from bus.pump import Pump, PumpSettings
 from bus.rest import REST_SECONDS, until_look
+from bus.side_by_side import SideBySide
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
 from processors.commit_tracker import CommitTracker
@@ -175,21 +176,15 @@ class Processor:
 
     async def run(self) -> None:
         """Until `stop` or `finish`. The latest policies and identities are in force before the first frame is read."""
-        # The pump subscribes at once, so that the group is known to whoever asks what it has not read yet.
-        pump = asyncio.create_task(self.pump.run())
-        tasks = [pump, asyncio.create_task(self.facts.run())]
-        if self._reporting is not None:
-            tasks.append(asyncio.create_task(self._reporting.run()))
         try:
-            # The pump ends when it is asked to, the other only by an error, which must not pass unseen.
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()
+            async with SideBySide() as parts:
+                # The pump subscribes at once, so that the group is known to whoever asks what it has not read yet.
+                parts.start(self.pump.run(), self.facts.run())
+                if self._reporting is not None:
+                    parts.start(self._reporting.run())
+                # The pump ends when it is asked to, the others only by an error, which must not pass unseen.
+                await parts.first()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self.pipeline.quiet is not None:
                 # Whoever reads on, after a back-off or a start, may do so under other policies.
                 self.pipeline.quiet.forget()

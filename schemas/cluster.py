@@ -116,7 +116,8 @@ class EndpointsFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, 
 
 class PolicyFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="policy"):
     """A policy that is an object of the cluster. `errors`: why it is not applied, each with the path of its field; `document`: mark of the
-    document that is, "" for none; `owner`: who else has a policy of that name in force, so that the object has no effect."""
+    document that is, "" for none; `owner`: who else has a policy of that name in force, so that the object has no effect; `mode`: `audited`,
+    `shadow`, `baseline` or `disabled` by its annotations, "" when it is meant."""
 
     kind: Named
     namespace: Word = ""
@@ -126,6 +127,7 @@ class PolicyFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag
     errors: tuple[Text, ...] = ()
     document: Word = ""
     owner: Word = ""
+    mode: Word = ""
 
     @property
     def policy(self) -> str:

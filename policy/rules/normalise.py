@@ -9,7 +9,7 @@ and nobody can mean becomes a rule with `Rule.void`, which never matches.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from policy.match import glob
@@ -56,17 +56,14 @@ def canonical(path: str) -> str:
 def normalise(document: PolicyDocument) -> Policy:
     """The rules and the selection of a document."""
     annotations = document.policy.metadata.annotations
-    status = annotations.get(written.ANNOTATION_STATUS, "enabled")
-    mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
-    if (beside := annotations.get(written.ANNOTATION_MODE)) in ("shadow", "baseline"):
-        mode = Mode(beside)
+    mode, enabled = mode_of(annotations)
     spec = document.policy.spec
     return Policy(
         key=PolicyKey(document.kind, document.namespace, document.name),
         selection=selection(document),
         rules=tuple(_Rules(document)),
         mode=mode,
-        enabled=status != "disabled",
+        enabled=enabled,
         signal=annotations.get(written.ANNOTATION_SIGNAL) == "enabled",
         force=annotations.get(written.ANNOTATION_FORCE) == "enabled",
         unconfirmed=annotations.get(written.ANNOTATION_UNCONFIRMED, ""),
@@ -75,6 +72,15 @@ def normalise(document: PolicyDocument) -> Policy:
         origin=document.origin,
         line=document.line,
     )
+
+
+def mode_of(annotations: Mapping[str, str]) -> tuple[Mode, bool]:
+    """How a policy with these annotations acts, and whether it does at all."""
+    status = annotations.get(written.ANNOTATION_STATUS, "enabled")
+    mode = Mode.AUDITED if status == "audited" else Mode.ENFORCE
+    if (beside := annotations.get(written.ANNOTATION_MODE)) in ("shadow", "baseline"):
+        mode = Mode(beside)
+    return mode, status != "disabled"
 
 
 def selection(document: PolicyDocument) -> Selection:

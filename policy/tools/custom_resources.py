@@ -34,7 +34,7 @@ _STATUS: Final[dict[str, Any]] = {
     "type": "object",
     "description": "What became of the policy; written by `hauberk cluster`.",
     "properties": {
-        "status": {"type": "string", "description": "One word: `InForce`, `Partial`, `Refused`, `Waiting` or `NoEffect`."},
+        "status": {"type": "string", "description": "One word: `InForce`, `Audited`, `Shadow`, `Baseline`, `Partial`, `Refused`, `Waiting`, `NoEffect` or `Disabled`."},
         "observedGeneration": {"type": "integer", "format": "int64", "description": "Generation that this is about."},
         "nodes": {"type": "integer", "description": "Nodes it is for."},
         "containers": {"type": "integer", "description": "Containers it selects."},
@@ -45,6 +45,7 @@ _STATUS: Final[dict[str, Any]] = {
             "properties": {
                 "blocked": {"type": "integer", "format": "int64"}, "audited": {"type": "integer", "format": "int64"},
                 "suppressed": {"type": "integer", "format": "int64", "description": "Throttled: only their number is known."},
+                "shadow": {"type": "integer", "format": "int64", "description": "What it would have acted on; in the modes `shadow` and `baseline`."},
                 "last": {"type": "string", "nullable": True, "description": "Time of the newest."},
             },
         },
@@ -68,6 +69,7 @@ _COLUMNS: Final = [
     {"name": "Containers", "type": "integer", "jsonPath": ".status.containers", "priority": 10},
     {"name": "Blocked", "type": "integer", "jsonPath": ".status.hits.blocked", "priority": 10},
     {"name": "Audited", "type": "integer", "jsonPath": ".status.hits.audited", "priority": 10},
+    {"name": "Shadow", "type": "integer", "jsonPath": ".status.hits.shadow", "priority": 10},
     {
         "name": "Message",
         "type": "string",

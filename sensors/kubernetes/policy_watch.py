@@ -113,9 +113,9 @@ class PolicyWatch:
         known, mark = self._objects.get(key), document_mark(document)
         if known is not None and self._marks[key] == mark:
             # Its status was written, by us as a rule: what it says is as it was.
-            errors = known.errors
+            errors, mode = known.errors, known.mode
         else:
-            errors = self._check(document).errors
+            errors, _, mode = self._check(document)
             if errors and (known is None or known.errors != errors):
                 log.warning(
                     "policy %s of the cluster is not applied: %s", key.decode("utf-8", "replace"), "; ".join(errors)
@@ -123,7 +123,7 @@ class PolicyWatch:
         self._marks[key] = mark
         self._objects[key] = PolicyFact(
             kind=kind, namespace=meta.get("namespace", ""), name=meta["name"], uid=meta.get("uid", ""),
-            generation=meta.get("generation", 0), errors=errors,
+            generation=meta.get("generation", 0), errors=errors, mode=mode,
         )  # fmt: skip
         if not errors:
             self._documents[key] = document

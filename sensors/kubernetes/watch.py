@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from bus.contract import Bus
 from bus.follow import Follower
+from bus.side_by_side import SideBySide
 from cluster.lease import LeaderLease
 from cluster.reflector import Reflector
 from cluster.server import Server
@@ -72,26 +73,17 @@ class ClusterWatch:
         self._ended.load()
         await self._policies.load()
         follower = Follower(self._bus, (POLICIES,))
-        tasks = [asyncio.create_task(follower.run(self.policies.follow))]
-        try:
+        async with SideBySide() as parts:
+            parts.start(follower.run(self.policies.follow))
             # Strictly before an object is put on the bus: what others own there must be known.
-            await _either(follower.ready.wait(), tasks)
-            tasks += [asyncio.create_task(one.run()) for one in (self._facts, self._policies)]
-            tasks.append(asyncio.create_task(self._sweep()))
-            tasks += [asyncio.create_task(work()) for work in self._beside]
+            await parts.until(follower.ready.wait())
+            parts.start(self._facts.run(), self._policies.run(), self._sweep(), *(work() for work in self._beside))
             for reflector, apply in self._reflected:
-                tasks.append(asyncio.create_task(reflector.run(apply)))
+                parts.start(reflector.run(apply))
                 if reflector is self._reflected[0][0] or reflector is self._reflected[1][0]:
                     # Owners before pods: a pod's first fact names its Deployment, not its ReplicaSet.
-                    await _either(reflector.ready.wait(), tasks)
-            await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
-            for task in tasks:
-                if task.done():
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+                    await parts.until(reflector.ready.wait())
+            await parts.first()
 
     async def _sweep(self) -> None:
         while True:
@@ -129,15 +121,3 @@ class ClusterWatch:
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
             ended_pods=len(self._ended), dropped_pods=self._ended.dropped,
         )  # fmt: skip
-
-
-async def _either(wanted: Coroutine[Any, Any, object], tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for `wanted`, or raise what ended a task of `tasks` meanwhile."""
-    waiting = asyncio.create_task(wanted)
-    try:
-        await asyncio.wait((waiting, *tasks), return_when="FIRST_COMPLETED")
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        waiting.cancel()

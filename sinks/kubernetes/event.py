@@ -13,6 +13,8 @@ from schemas.cluster import PolicyFact
 from schemas.policy import API_VERSION
 
 COMPONENT: Final = "hauberk"
+_NORMAL: Final = ("InForce", "Audited", "Shadow", "Baseline", "Disabled")
+"""Reasons that tell what was asked for."""
 _MOST: Final = 1024
 """Bytes of a message that the API server takes."""
 
@@ -28,7 +30,7 @@ def event(fact: PolicyFact, reason: str, message: str, now: str, instance: str) 
         "involvedObject": {
             "apiVersion": API_VERSION, "kind": fact.kind, "name": fact.name, "namespace": fact.namespace, "uid": fact.uid,
         },
-        "reason": reason, "message": _cut(message), "type": "Normal" if reason == "InForce" else "Warning",
+        "reason": reason, "message": _cut(message), "type": "Normal" if reason in _NORMAL else "Warning",
         "source": {"component": COMPONENT}, "reportingComponent": COMPONENT, "reportingInstance": instance[:128],
         "firstTimestamp": now, "lastTimestamp": now, "count": 1,
     }  # fmt: skip

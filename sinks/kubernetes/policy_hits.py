@@ -8,31 +8,8 @@ from collections.abc import Collection
 
 import msgspec
 
-from schemas.alerted_policy import whose
-from schemas.decoding import Count as Number
-from schemas.decoding import decoder
+from schemas.alerted_policy import decode, named
 from sinks.kubernetes.policy_status import Hits
-
-
-class _Alerted(msgspec.Struct):
-    """The fields of an alert that are needed here."""
-
-    PolicyName: str = ""
-    NamespaceName: str = ""
-    PodName: str = ""
-    HostName: str = ""
-    ProcessName: str = ""
-    Operation: str = ""
-    Resource: str = ""
-    Type: str = ""
-    Mode: str = ""
-    Action: str = ""
-    UpdatedTime: str = ""
-    Count: Number = 1
-    Suppressed: Number = 0
-
-
-_alerted = decoder(_Alerted, "an alert", msgspec.json)
 
 
 class BlockStorm(msgspec.Struct):
@@ -63,26 +40,25 @@ class AlertCounts:
 
     def know(self, keys: Collection[str]) -> None:
         """The policies that are objects of the cluster; others are not counted."""
-        self._named = {}
-        for key in keys:
-            kind, namespace, name = key.split("/", 2)
-            self._named.setdefault((kind, name), []).append((namespace, key))
+        self._named = named(keys)
         for gone in self.hits.keys() - set(keys):
             del self.hits[gone]
 
     def take(self, value: bytes) -> str:
         """Count one alert; the key of its policy, "" when it is of none that is known. Raises DecodeError."""
-        one = _alerted(value)
-        key = whose(one.Type, one.PolicyName, one.NamespaceName, self._named)
-        if not key or one.Mode in ("shadow", "baseline"):
+        one = decode(value)
+        key = one.whose(self._named)
+        if not key:
             return ""
         mine = self.hits.setdefault(key, Hits())
-        if one.Type == "SystemEvent":
-            # The end of a silence says how many were throttled, not by which action.
+        if one.silence:
             mine.suppressed += one.Suppressed
             return key
         many = one.Count + one.Suppressed
         mine.last = max(mine.last, one.UpdatedTime)
+        if one.beside:
+            mine.shadow += many
+            return key
         if one.Action != "Block":
             mine.audited += many
             return key

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `status` of a policy object, from what nodes answered for it; pure.
 
-One word for people and columns (`InForce`, `Partial`, `Refused`, `Waiting`, `NoEffect`), the numbers, each reason, and conditions as
+One word for people and columns (`InForce`, `Audited`, `Shadow`, `Baseline`, `Partial`, `Refused`, `Waiting`, `NoEffect`, `Disabled`), the numbers, each reason, and conditions as
 Kubernetes' tools wait for them: `kubectl wait --for=condition=InForce ksp/NAME`. Never says more than receipts do.
 """
 
@@ -18,15 +18,18 @@ MOST_REASONS: Final = 20
 """Reasons that a status lists; by feel, what is more repeats itself."""
 _FEW: Final = 3
 """Nodes that a sentence names."""
+_BESIDE: Final = {"shadow": "Shadow", "baseline": "Baseline"}
+"""Modes of policies of which nothing is enforced, and their words."""
 
 
 class Hits(msgspec.Struct, kw_only=True):
-    """`blocked`, `audited`: operations that alerts of the policy told of, `suppressed`: of which the throttle gave only the number;
-    `last`: time of the newest, RFC 3339."""
+    """`blocked`, `audited`: operations that alerts of the policy told of, `suppressed`: of which the throttle gave only the number, `shadow`: that
+    it would have acted on, or that are outside of what it learnt, in the modes `shadow` and `baseline`; `last`: time of the newest, RFC 3339."""
 
     blocked: int = 0
     audited: int = 0
     suppressed: int = 0
+    shadow: int = 0
     last: str = ""
 
 
@@ -48,6 +51,8 @@ def told(fact: PolicyFact, outcome: PolicyOutcome) -> Told:
             "NoEffect",
             f"{fact.owner} put a policy of this name in force; this object has no effect until `hauberk delete`",
         )
+    if fact.mode == "disabled":
+        return Told("Disabled", "switched off by its annotation `kubearmor-policy`")
     if not outcome.applied:
         return Told("Waiting", "not on the bus yet")
     if not outcome.known_nodes:
@@ -61,6 +66,12 @@ def told(fact: PolicyFact, outcome: PolicyOutcome) -> Told:
     if outcome.refused:
         (position, reason), nodes = min(outcome.refused.items())
         return Told("Partial", f"{where}, but not all of it: {_reason(position, reason, nodes)}")
+    if fact.mode in _BESIDE:
+        return Told(
+            _BESIDE[fact.mode], f"judged beside the others for {where}; nothing of it is enforced (`hauberk.io/mode`)"
+        )
+    if fact.mode == "audited":
+        return Told("Audited", f"{where}; what it would block is audited alone (`kubearmor-policy`)")
     return Told("InForce", where)
 
 
@@ -70,9 +81,7 @@ def status(fact: PolicyFact, outcome: PolicyOutcome, hits: Hits, before: dict[st
     reasons = [_reason(position, reason, nodes) for (position, reason), nodes in sorted(outcome.refused.items())]
     if len(reasons) > MOST_REASONS:
         reasons = [*reasons[:MOST_REASONS], f"and {len(reasons) - MOST_REASONS} more"]
-    in_force = {"InForce": "True", "Partial": "False", "Refused": "False", "NoEffect": "False", "Waiting": "Unknown"}[
-        word
-    ]
+    in_force = {"InForce": "True", "Audited": "True", "Waiting": "Unknown"}.get(word, "False")
     conditions = [
         ("Accepted", "False" if fact.errors else "True", "Invalid" if fact.errors else "Valid", "" if not fact.errors else sentence),
         ("InForce", in_force, word, sentence),
@@ -81,7 +90,8 @@ def status(fact: PolicyFact, outcome: PolicyOutcome, hits: Hits, before: dict[st
     return {
         "status": word, "observedGeneration": fact.generation, "nodes": outcome.nodes, "containers": outcome.containers,
         "errors": list(fact.errors), "refused": reasons,
-        "hits": {"blocked": hits.blocked, "audited": hits.audited, "suppressed": hits.suppressed, "last": hits.last or None},
+        "hits": {"blocked": hits.blocked, "audited": hits.audited, "suppressed": hits.suppressed,
+                 "shadow": hits.shadow, "last": hits.last or None},
         "conditions": [
             {"type": kind, "status": value, "reason": reason, "message": message[:32768], "observedGeneration": fact.generation,
              "lastTransitionTime": _since(known.get(kind, {}), value, now)}
@@ -99,7 +109,7 @@ def differs(status: dict[str, Any], before: dict[str, Any]) -> tuple[bool, bool]
 
     def hit(one: dict[str, Any]) -> list[int]:
         found = one.get("hits") or {}
-        return [found.get(what) or 0 for what in ("blocked", "audited", "suppressed")]
+        return [found.get(what) or 0 for what in ("blocked", "audited", "suppressed", "shadow")]
 
     more = said(status) != said(before)
     return more or hit(status) != hit(before), more

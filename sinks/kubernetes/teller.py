@@ -25,6 +25,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Subscription
 from bus.follow import Changes, Follower
 from bus.paced_log import PacedLog
+from bus.side_by_side import SideBySide
 from cluster.server import Conflict, Server
 from schemas.cluster import PolicyFact
 from schemas.cluster import decode as decode_fact
@@ -44,8 +45,8 @@ GROUP: Final = "cluster"
 """Group of the alerts that are counted."""
 _OTHERS: Final = (b"pod/", b"namespace/", b"node/", b"service/", b"endpoints/")
 """Keys of facts that are no policy: not followed here."""
-_EVENTS: Final = {"Refused": "Refused", "Partial": "NotEnforced", "InForce": "InForce", "NoEffect": "NoEffect"}
-"""Word of a status -> reason of the Event that tells of the change to it."""
+_UNTOLD: Final = "Waiting"
+"""The word of a status that no Event tells of: it is over in a moment."""
 
 
 class TellerStats(msgspec.Struct):
@@ -88,21 +89,12 @@ class Teller:
         self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
         topics = (CLUSTER, POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS)
         follower = Follower(self._bus, topics, wanted=lambda key: not key.startswith(_OTHERS))
-        tasks = [asyncio.create_task(follower.run(self._apply))]
-        try:
+        async with SideBySide() as parts:
+            parts.start(follower.run(self._apply))
             # Strictly before anything is told: half of the answers would be a status that nobody should see.
-            ready = asyncio.create_task(follower.ready.wait())
-            await asyncio.wait((ready, *tasks), return_when="FIRST_COMPLETED")
-            ready.cancel()
-            tasks += [asyncio.create_task(self._tell_all()), asyncio.create_task(self._count_all())]
-            await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
-            for task in tasks:
-                if task.done():
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await parts.until(follower.ready.wait())
+            parts.start(self._tell_all(), self._count_all())
+            await parts.first()
 
     async def _insist_statuses(self) -> dict[str, tuple[str, dict[str, Any]]]:
         attempt = 0
@@ -201,8 +193,8 @@ class Teller:
         self.stats.written += 1
         self._there[key] = fact.uid, made
         word = told(fact, outcome)
-        if word.word != before.get("status") and word.word in _EVENTS and (before or word.word != "NoEffect"):
-            await self._event(fact, _EVENTS[word.word], word.sentence)
+        if word.word not in (before.get("status"), _UNTOLD) and (before or word.word != "NoEffect"):
+            await self._event(fact, "NotEnforced" if word.word == "Partial" else word.word, word.sentence)
 
     def _older(self, fact: PolicyFact) -> None:
         """The definition of its kind is older than statuses: told once, and counted."""

@@ -147,7 +147,18 @@ async def test_the_status_follows_receipts_and_hits(hauberk: Any, told: Told) ->
     assert "of web-1 (80); one of them: /usr/bin/dig Network udp" in (await told.event("Blocked"))["message"]
     wide = (await asyncio.to_thread(told.api_server.kubectl, "get", "ksp", "-n", PLACE, "-o", "wide")).stdout
     head, row = wide.splitlines()[:2]
-    assert head.split() == ["NAME", "ACTION", "STATUS", "NODES", "CONTAINERS", "BLOCKED", "AUDITED", "MESSAGE", "AGE"]
+    assert head.split() == [
+        "NAME",
+        "ACTION",
+        "STATUS",
+        "NODES",
+        "CONTAINERS",
+        "BLOCKED",
+        "AUDITED",
+        "SHADOW",
+        "MESSAGE",
+        "AGE",
+    ]
     assert row.split()[:7] == ["no-udp", "Block", "InForce", "1", "1", "80", "0"]
     assert watching.end() == 0
     # A replica that takes over goes on from what the object says.
@@ -159,6 +170,30 @@ async def test_the_status_follows_receipts_and_hits(hauberk: Any, told: Told) ->
         return bool((await told.object())["status"]["hits"]["blocked"] == 82)
 
     await told.until(hit_again)
+    assert (watching.end(), planning.end()) == (0, 0)
+
+
+async def test_a_policy_in_shadow_is_not_said_to_be_in_force_and_counts_what_it_would_have_done(
+    hauberk: Any, told: Told
+) -> None:
+    watching = hauberk.start("cluster", **settings(told.api_server))
+    planning = hauberk.start("planner")
+    meta = {"name": "no-udp", "namespace": PLACE, "annotations": {"hauberk.io/mode": "shadow"}}
+    await asyncio.to_thread(told.api_server.apply, policy() | {"metadata": meta})
+    await told.answer()
+    status = await told.word("Shadow")
+    in_force = {one["type"]: one["status"] for one in status["conditions"]}["InForce"]
+    assert (status["nodes"], status["containers"], in_force) == (1, 1, "False")
+    assert "nothing of it is enforced" in (await told.event("Shadow"))["message"]
+    alert = Alert(Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="no-udp", NamespaceName=PLACE, PodName="web-1",
+                  Type="MatchedPolicy", Action="Audit (Block)", Mode="shadow", Count=7)  # fmt: skip
+    await told.bus.publish(ALERTS, [Record(b"w", encode_alert(alert))])
+
+    async def counted() -> bool:
+        hits = (await told.object())["status"].get("hits") or {}
+        return bool(hits.get("shadow") == 7 and not hits.get("blocked"))
+
+    await told.until(counted)
     assert (watching.end(), planning.end()) == (0, 0)
 
 

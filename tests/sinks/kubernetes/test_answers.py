@@ -162,6 +162,31 @@ def test_a_policy_that_is_for_nothing_has_no_effect() -> None:
     assert word(answers) == "NoEffect"
 
 
+@pytest.mark.parametrize(
+    ("mode", "word", "in_force", "says"),
+    [
+        ("audited", "Audited", "True", "2 containers on 1 node; what it would block is audited alone"),
+        ("shadow", "Shadow", "False", "judged beside the others for 2 containers on 1 node; nothing of it is enforced"),
+        (
+            "baseline",
+            "Baseline",
+            "False",
+            "judged beside the others for 2 containers on 1 node; nothing of it is enforced",
+        ),
+        ("disabled", "Disabled", "False", "switched off by its annotation"),
+    ],
+)
+def test_a_policy_that_is_not_meant_says_its_mode(mode: str, word: str, in_force: str, says: str) -> None:
+    answers = known(fact=msgspec.structs.replace(FACT, mode=mode))
+    answers.plan("n1", decode_plan_head(plan()))
+    assert mode == "disabled" or told(answers.policies[KEY], answers.outcome(KEY)).word == "Waiting"
+    answers.receipt("n1", receipt())
+    made = status(answers.policies[KEY], answers.outcome(KEY), Hits(), {}, "now")
+    assert made["status"] == word
+    assert {one["type"]: one["status"] for one in made["conditions"]} == {"Accepted": "True", "InForce": in_force}
+    assert says in made["conditions"][1]["message"]
+
+
 def test_errors_and_another_owner_come_first() -> None:
     answers = known(fact=msgspec.structs.replace(FACT, errors=("spec.action: wrong",)))
     answers.plan("n1", decode_plan_head(plan()))

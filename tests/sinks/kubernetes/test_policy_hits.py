@@ -30,8 +30,8 @@ def counted() -> AlertCounts:
 @pytest.mark.parametrize(
     ("value", "key"),
     [
-        (alert(), KSP), (alert(namespace="bank"), KSP), (alert("host", "", "MatchedHostPolicy"), HSP),
-        (alert("other"), ""), (alert("DefaultPosture"), ""), (alert(Mode="shadow"), ""),
+        (alert(), KSP), (alert(namespace="bank"), CSP), (alert("host", "", "MatchedHostPolicy"), HSP),
+        (alert("other"), ""), (alert("DefaultPosture"), ""), (alert(Mode="shadow"), KSP),
     ],
 )  # fmt: skip
 def test_an_alert_counts_for_its_policy(value: bytes, key: str) -> None:
@@ -80,3 +80,11 @@ def test_counts_of_policies_that_are_gone_are_forgotten() -> None:
     hits.take(alert())
     hits.know([CSP])
     assert hits.hits == {}
+
+
+def test_what_a_shadow_or_a_baseline_would_have_said_is_counted_apart() -> None:
+    hits = counted()
+    for mode in ("shadow", "baseline"):
+        hits.take(alert(Mode=mode, Count=3))
+    assert (hits.hits[KSP].shadow, hits.hits[KSP].blocked, hits.hits[KSP].audited) == (6, 0, 0)
+    assert hits.storms(1) == {}
