@@ -71,12 +71,15 @@ def encoded(
 def delivered(topic: Topic, came: Any) -> Delivery:
     """`came`: a ConsumerRecord of aiokafka."""
     time, headers = came.timestamp, came.headers
-    if headers and headers[-1][0] == TIME_HEADER:
-        time, headers = _time(headers, time)
+    if headers:
+        # The protocol has values that are null, which the contract has not.
+        headers = tuple((name, value or b"") for name, value in headers)
+        if headers[-1][0] == TIME_HEADER:
+            time, headers = _time(headers, time)
     return Delivery(topic, came.partition, came.offset, Record(came.key or b"", came.value, headers, max(time, 0)))
 
 
 def _time(headers: Headers, time: int) -> tuple[int, Headers]:
     word = headers[-1][1]
-    # Anybody may write a header of this name.
-    return (int(word), headers[:-1]) if word.isdigit() and len(word) < 19 else (time, headers)
+    # Anybody may write a header of this name. 14 digits are the year 5138.
+    return (int(word), headers[:-1]) if word.isdigit() and len(word) < 15 else (time, headers)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -25,8 +27,12 @@ from bus.kafka.client import QuietClient
 from bus.kafka.connection import BrokerLink
 from bus.kafka.failures import translated
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
+from bus.kafka.unpacking import UnreadBatch, most
+from bus.paced_log import PacedLog
 from schemas.errors import Refused
 from schemas.topics import Topic
+
+log = logging.getLogger(__name__)
 
 _ROUND_SECONDS: Final = 0.5
 """A `getmany` ends after so long without a record."""
@@ -56,6 +62,9 @@ class KafkaReader(ABC):
         self._record_size = 4096.0
         self._broken: BaseException | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._left_out = PacedLog(log)
+        self._context = contextvars.copy_context()
+        self._context.run(most.set, 2 * max(self._settings.record_bytes, self._settings.batch_bytes))
         self.joining = False
         self.skipped = 0
         self.disowned = 0
@@ -158,7 +167,7 @@ class KafkaReader(ABC):
         count = max(1, min(most, int(self._settings.take_bytes / self._record_size)))
         consumer = self._consumer
         self._fetch = asyncio.get_running_loop().create_task(
-            consumer.getmany(timeout_ms=int(_ROUND_SECONDS * 1000), max_records=count)
+            consumer.getmany(timeout_ms=int(_ROUND_SECONDS * 1000), max_records=count), context=self._context
         )
         self._fetch.add_done_callback(lambda _: self._tell())
 
@@ -210,10 +219,27 @@ class KafkaReader(ABC):
             return
         # What was fetched before the place was set again is handed out once.
         fresh = [one for one in came if one.offset >= self._expected(mine)]
+        if any(isinstance(one, UnreadBatch) for one in fresh):
+            fresh = self._without(place, mine, fresh)
         if fresh:
             size = sum(len(one.value or b"") for one in fresh) / len(fresh)
             self._record_size = max(256.0, self._record_size * 0.5 + size * 0.5)
             self._buffer.extend(delivered(topic, one) for one in fresh)
+
+    def _without(self, place: TopicPartition, mine: Partition, came: list[Any]) -> list[Any]:
+        """`came` without what is left out of it, which is a gap."""
+        for one in came:
+            if isinstance(one, UnreadBatch):
+                self._lose(Gap(*mine, one.offset, one.last, one.why))
+                where = f"{place.topic}, partition {place.partition}, offsets {one.offset} to {one.last}"
+                self._left_out.say(
+                    logging.ERROR,
+                    f"records that cannot be read are left out ({where}): {one.why}; find out who writes to this topic",
+                )
+        records = [one for one in came if not isinstance(one, UnreadBatch)]
+        if not records and not any((one.topic.name, one.partition) == mine for one in self._buffer):
+            self._position[mine] = came[-1].last + 1
+        return records
 
     def _expected(self, mine: Partition) -> int:
         """The offset after the newest that is in the buffer."""

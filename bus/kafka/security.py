@@ -45,7 +45,8 @@ def addresses(settings: KafkaSettings) -> list[str]:
     found = []
     for one in settings.bootstrap.split(","):
         host, _, port = one.strip().rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        # Kafka's protocol has no URLs: of `http://host:9092` the name to look up would be `http://host`.
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise SettingsError(
                 f"bus.bootstrap: expected host:port, separated by commas, got `{one.strip()}`; name a broker's listener"
             )

@@ -88,7 +88,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(
             ge=1024,
             le=1 << 30,
-            description="Largest record, before compression; the topic's limit is for what it has become.",
+            description="Largest record, before compression; the topic's limit is for what it has become. Readers leave out a batch that unpacks to more than twice this.",
             examples=[4194304],
         ),
     ] = 4 << 20

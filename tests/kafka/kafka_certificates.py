@@ -28,8 +28,9 @@ def authority(place: Path) -> None:
     )
 
 
-def certificate(place: Path, name: str) -> tuple[str, str]:
-    """(certificate, key) of `name`, good for 127.0.0.1; made when missing. The key is PKCS#8, which Kafka asks for."""
+def certificate(place: Path, name: str, days: int = 30) -> tuple[str, str]:
+    """(certificate, key) of `name`, good for 127.0.0.1; made when missing. The key is PKCS#8, which Kafka asks for. `days`: it is good
+    for, -1 for one that was good until yesterday."""
     if not (place / f"{name}.pem").exists():
         _openssl(
             "req", *_KIND, "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
@@ -37,7 +38,7 @@ def certificate(place: Path, name: str) -> tuple[str, str]:
         )  # fmt: skip
         _openssl(
             "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-days", "30", "-copy_extensions", "copy", "-out", f"{name}.pem", where=place,
+            "-days", str(days), "-copy_extensions", "copy", "-out", f"{name}.pem", where=place,
         )  # fmt: skip
     return str(place / f"{name}.pem"), str(place / f"{name}.key")
 
