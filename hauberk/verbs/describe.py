@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk describe policy|workload|node|alert NAME`: one thing in full, as YAML with its latest alerts."""
+"""`hauberk describe policy|workload|node|alert|pod|service NAME`: one thing in full, as YAML with its latest alerts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ SHORT = ("ksp", "hsp", "csp", "nsp")
 WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"} | {
     kind: kind for kind in SHORT
 }
+CLUSTER = ("pod", "service")
+"""What the cluster alone knows of."""
+_SELECTED = ("POLICY", "CONTAINERS", "MODE", "NODE", "STATE", "WHY")
 _COLUMNS = ("NODE", "POLICY", "RULE", "BACKEND", "CODE", "REASON")
-SINGULAR = {plural: singular for singular, plural in WHAT.items()}
+SINGULAR = {plural: singular for singular, plural in WHAT.items()} | {f"{one}s": one for one in CLUSTER}
 
 
 def parser() -> argparse.ArgumentParser:
     """What and which."""
-    made = verb_parser("describe", "Show one policy, workload, node or alert in full.")
+    made = verb_parser(
+        "describe", "Show one policy, workload, node or alert, or a pod or service of the cluster, in full."
+    )
     made.add_argument(
-        "what", type=lambda word: SINGULAR.get(word, word), choices=tuple(WHAT), help="what; the plural does as well"
+        "what",
+        type=lambda word: SINGULAR.get(word, word),
+        choices=(*WHAT, *CLUSTER),
+        help="what; the plural does as well",
     )
     made.add_argument("name", metavar="NAME", help="its name; an alert's EventID or policy")
     made.add_argument("-n", "--namespace", help="only in this namespace")
@@ -41,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     async def work(bus: Bus) -> int:
         from hauberk.verbs import get
 
+        if given.what in CLUSTER:
+            return await _of_cluster(bus, given)
         asked = argparse.Namespace(
             what=WHAT[given.what], names=[] if given.what == "alert" else [given.name], namespace=given.namespace, selector="",
             output="wide", limit=1_000_000,
@@ -71,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
         if partial:
             print("\nEnforced in part:\n" + table(_COLUMNS, partial))
         of_policy = given.what in ("policy", *SHORT)
+        if given.what == "node":
+            await _node_of_cluster(bus, given)
         if of_policy or given.what == "workload":
             asked = argparse.Namespace(
                 what="alerts", names=[], namespace=None, selector="", output="table", limit=1_000_000
@@ -125,3 +137,41 @@ async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ..
         for one in await unheld(bus)
         if one.node in names
     ]
+
+
+async def _of_cluster(bus: Bus, given: argparse.Namespace) -> int:
+    from hauberk.cluster_view import gather
+    from hauberk.policies import postures
+
+    view = await gather(bus, postures(given))
+    if given.what == "service":
+        values = [view.service(one) for one in view.services(given.name, given.namespace)]
+        print("\n---\n".join(as_yaml(one) for one in values), end="\n" if values else "")
+    pods = view.pods(given.name, given.namespace) if given.what == "pod" else []
+    for number, pod in enumerate(pods):
+        print(("---\n" if number else "") + as_yaml(view.pod(pod)))
+        containers = view.containers(pod)
+        if selected := view.policies(containers):
+            print("\nPolicies:\n" + table(_SELECTED, selected, whole=True))
+        elif not containers and not pod.ended:
+            print(f"\nno container of it is known: is `hauberk node` running on {pod.node or 'its node'}?")
+    if not pods and not (given.what == "service" and values):
+        print(
+            f"hauberk describe: expected {given.what} `{given.name}`, the cluster has told of none; `kubectl get {given.what}s -A` lists "
+            "them, and `hauberk cluster` tells of them while it runs",
+            file=sys.stderr,
+        )  # fmt: skip
+        return 1
+    return 0
+
+
+async def _node_of_cluster(bus: Bus, given: argparse.Namespace) -> None:
+    """What the cluster says of a node, and the policies for the node itself."""
+    from hauberk.cluster_view import gather
+    from hauberk.policies import postures
+
+    view = await gather(bus, postures(given))
+    if (told := view.node(given.name)) is not None:
+        print("\nOf the cluster:\n" + as_yaml(told))
+    if selected := view.policies(view.of_node(given.name)):
+        print("\nPolicies:\n" + table(_SELECTED, selected, whole=True))

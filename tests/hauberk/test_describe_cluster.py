@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk describe pod|service|node`: facts of the cluster, and the policies that select it with what became of them there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bus.contract import Record
+from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from enforcers.planner import PlannerEngine
+from policy.documents import key, to_json
+from policy.parse import parse
+from schemas import cluster
+from schemas.cluster import EndpointsFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.enforcement import Receipt, Refusal, decode_plan
+from schemas.enforcement import encode as encode_enforcement
+from schemas.identity import Identity, Kind, Owner, encode
+from schemas.operations import Backend
+from schemas.refusals import RefusalCode
+from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
+from schemas.verdict import RuleRef
+
+POLICIES_TEXT = """\
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: no-udp, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, network: {matchProtocols: [{protocol: udp}]}, action: Block}
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: refused, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, network: {matchProtocols: [{protocol: tcp}]}, action: Block}
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: beside, namespace: shop, annotations: {hauberk.io/mode: shadow}}
+spec: {selector: {matchLabels: {app: web}}, network: {matchProtocols: [{protocol: icmp}]}, action: Block}
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: other, namespace: shop}
+spec: {selector: {matchLabels: {app: db}}, network: {matchProtocols: [{protocol: tcp}]}, action: Block}
+"""
+POD = PodFact(uid="u1", namespace="shop", name="web-1", node="n1", labels={"app": "web"}, owner=Owner("Deployment", "web", "shop"),
+              addresses=("10.0.0.7",), started=1.0)  # fmt: skip
+FACTS = (
+    POD, PodFact(uid="u2", namespace="shop", name="alone", node="n2", started=1.0),
+    NodeFact(name="n1", labels={"zone": "a"}, addresses=("192.0.2.1",)),
+    ServiceFact(namespace="shop", name="front", addresses=("10.96.0.1",), ports=(ServicePort(80),), selector={"app": "web"}),
+    ServiceFact(namespace="shop", name="headless"), ServiceFact(namespace="shop", name="others", selector={"app": "db"}),
+    EndpointsFact(namespace="shop", name="headless-x", service="headless", addresses=("10.0.0.7",)),
+)  # fmt: skip
+
+
+@pytest.fixture
+def command(hauberk: Any) -> Any:
+    """The command over a bus with a planned node that refuses one policy."""
+
+    async def fill() -> None:
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(hauberk.state / "bus")))
+        web = Identity(kind=Kind.CONTAINER, node="n1", uid="c1", cgroups=(7,), container_name="web", namespace="shop", pod="web-1",
+                       pod_uid="u1", image="nginx", orchestrated=True)  # fmt: skip
+        # A node that claims a container of a pod which the cluster runs elsewhere.
+        liar = Identity(kind=Kind.CONTAINER, node="n3", uid="c9", cgroups=(9,), container_name="lie", namespace="shop", pod="web-1",
+                        pod_uid="u1", orchestrated=True)  # fmt: skip
+        held = (web, liar, Identity(kind=Kind.NODE, node="n1", uid="n1"))
+        await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in held])
+        await bus.publish(CLUSTER, [Record(one.key, cluster.encode(one)) for one in FACTS])
+        documents = parse(POLICIES_TEXT.encode(), "t").policies
+        await bus.publish(POLICIES, [Record(key(one), to_json(one)) for one in documents])
+        planner = PlannerEngine(bus)
+        running = asyncio.create_task(planner.run())
+        await asyncio.wait_for(planner.ready.wait(), 60)
+        planner.stop()
+        await asyncio.wait_for(running, 60)
+        plan = decode_plan((await bus.latest(ENFORCEMENT_DESIRED))[b"n1"].value or b"")
+        ref = RuleRef("refused", "KubeArmorPolicy", "shop", "spec.network.matchProtocols[0]")
+        why = Refusal(ref=ref, backend=Backend.CGROUP, reason="the kernel is too old", code=RefusalCode.NOT_CHOSEN)
+        receipt = Receipt(node="n1", generation=plan.generation, digest=plan.digest, applied_ns=1, took_ms=1.0, backends=(Backend.CGROUP,),
+                          scopes=1, rules=1, refused=(why,))  # fmt: skip
+        await bus.publish(ENFORCEMENT_STATUS, [Record(b"n1", encode_enforcement(receipt))])
+        await bus.close()
+
+    hauberk.state.mkdir()
+    asyncio.run(fill())
+    return hauberk
+
+
+def test_a_pod_is_told_with_owner_services_and_the_policies_that_select_it(command: Any) -> None:
+    said = command("describe", "pod", "web-1", "-n", "shop").stdout
+    for words in ("node: n1", "name: web", "headless", "front", "192.0.2.1", "image: nginx", "10.0.0.7"):
+        assert words in said, said
+    assert "others" not in said
+    assert "lie" not in said, "the word of a node that the pod is not on"
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in said.split("Policies:\n")[1].splitlines()[1:]}
+    assert rows == {
+        "KubeArmorPolicy/shop/no-udp": "web enforce n1 in force",
+        "KubeArmorPolicy/shop/refused": "web enforce n1 partial spec.network.matchProtocols[0]: the kernel is too old [not-chosen]",
+        "KubeArmorPolicy/shop/beside": "web shadow n1 judged nothing of it is enforced",
+    }
+
+
+def test_a_pod_whose_node_says_nothing_and_one_that_is_not_there(command: Any) -> None:
+    assert "is `hauberk node` running on n2?" in command("describe", "pods", "alone").stdout
+    done = command("describe", "pod", "nobody")
+    assert done.returncode == 1
+    assert "expected pod `nobody`, the cluster has told of none; `kubectl get pods -A` lists them" in done.stderr
+    assert command("describe", "pod", "web-1", "-n", "bank").returncode == 1
+
+
+def test_a_service_and_a_node(command: Any) -> None:
+    said = command("describe", "service", "front").stdout
+    assert "web-1 on n1" in said
+    assert "10.96.0.1" in said
+    assert "alone" not in said
+    node = command("describe", "node", "n1").stdout.split("Of the cluster:\n")[1]
+    assert "zone: a" in node
+    assert "shop/web-1" in node
