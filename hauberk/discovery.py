@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from bus.contract import Bus
     from policy.learn.learner import LearntPolicy
     from policy.learn.review import ReviewItem
+    from policy.learn.rules import LearntRule
     from policy.learn.sightings import Sighting
-    from policy.ruleset import Ruleset
+    from policy.ruleset import PostureSettings, Ruleset
     from schemas.identity import Identity
+    from schemas.policy import PolicyDocument
     from sinks.store.store import Query
 
 
@@ -37,7 +39,7 @@ def discover(given: argparse.Namespace) -> int:
         expect_directory(Path(given.outdir))
     if given.policy.endswith("NetworkPolicy"):
         return _network(given)
-    from hauberk.learning import learn_store
+    from hauberk.learning import learn_store, selectable
     from policy.learn.learner import LearnSettings
 
     settings = LearnSettings(
@@ -47,9 +49,12 @@ def discover(given: argparse.Namespace) -> int:
         isolate=given.isolate,
         mode=given.mode if given.apply else "enforce",
     )
-    shadows = _shadows(given)
+    spoken = _shadows(given)
+    sizes, left_out = selectable(_sizes(given))
+    if left_out:
+        print(f"hauberk discover: {left_out}", file=sys.stderr)
     learnt = learn_store(
-        _sizes(given), lambda some: _sightings(given, shadows, instances=some), settings, evidence=bool(given.merge)
+        sizes, lambda some: _sightings(given, spoken, instances=some), settings, evidence=bool(given.merge)
     )
     learnt = [one for one in learnt if one.rules or given.review]
     if not learnt:
@@ -60,7 +65,7 @@ def discover(given: argparse.Namespace) -> int:
     if given.explain:
         _explain(learnt, given)
         return 0
-    bodies = _merged(given, learnt) if given.merge else [(one.body, _comment(one)) for one in learnt]
+    bodies = _merged(given, learnt) if given.merge else [(one.body, comment(one)) for one in learnt]
     return _give(given, bodies, sum(len(one.apart) for one in learnt))
 
 
@@ -86,10 +91,10 @@ def _give(given: argparse.Namespace, bodies: list[tuple[dict[str, Any], str]], a
 def _network(given: argparse.Namespace) -> int:
     from hauberk.network_discovery import learnt, verify
 
-    shadows = _shadows(given)
+    spoken = _shadows(given)
 
     def read(*, everywhere: bool = False, network: bool = False) -> Iterator[Sighting]:
-        return _sightings(given, shadows, everywhere=everywhere, network=network)
+        return _sightings(given, spoken, everywhere=everywhere, network=network)
 
     if given.verify:
         return verify(given, read)
@@ -137,11 +142,17 @@ def _sightings(
 ) -> Iterator[Sighting]:  # fmt: skip
     """The stored behaviours that were asked for, with what a shadow policy in force says of them. `instances`: of these alone."""
     from hauberk.configuration import existing_store
+
+    query = msgspec.structs.replace(_asked(given, everywhere=everywhere, network=network), instances=instances)
+    return stored(str(existing_store(given)), query, shadows)
+
+
+def stored(path: str, query: Query, shadows: Ruleset | None) -> Iterator[Sighting]:
+    """What the store at `path` has of `query`, with what a shadow policy in force says of it."""
     from policy.learn.sightings import Sighting
     from sinks.store.queries import SqliteReader
 
-    query = msgspec.structs.replace(_asked(given, everywhere=everywhere, network=network), instances=instances)
-    reader = SqliteReader(str(existing_store(given)))
+    reader = SqliteReader(path)
     try:
         for row in reader.behaviours(query):
             verdicts = shadows.scope(row.identity).judge(row.behaviour).shadow if shadows is not None else ()
@@ -156,9 +167,6 @@ def _sightings(
 def _shadows(given: argparse.Namespace) -> Ruleset | None:
     """The policies on the bus, when one of them is a shadow or a baseline; None without a bus."""
     from hauberk.policies import postures
-    from policy.rules.normalise import normalise
-    from policy.ruleset import compile_ruleset
-    from schemas.verdict import Mode
 
     try:
         documents = [document for _, document in with_bus(given, _policies)]
@@ -168,9 +176,18 @@ def _shadows(given: argparse.Namespace) -> Ruleset | None:
             file=sys.stderr,
         )
         return None
+    return shadows(documents, postures(given))
+
+
+def shadows(documents: list[PolicyDocument], settings: PostureSettings) -> Ruleset | None:
+    """These policies, when one of them is a shadow or a baseline: what it spoke against is not learnt."""
+    from policy.rules.normalise import normalise
+    from policy.ruleset import compile_ruleset
+    from schemas.verdict import Mode
+
     if not any(normalise(document).mode in (Mode.SHADOW, Mode.BASELINE) for document in documents):
         return None
-    return compile_ruleset(documents, postures(given))
+    return compile_ruleset(documents, settings)
 
 
 async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
@@ -184,7 +201,8 @@ async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
     ]
 
 
-def _comment(one: LearntPolicy) -> str:
+def comment(one: LearntPolicy) -> str:
+    """The line above a policy."""
     return (
         f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
         f"{one.completeness.sentence()}."
@@ -247,7 +265,7 @@ def _merged(given: argparse.Namespace, learnt: list[LearntPolicy]) -> list[tuple
         found.append(
             (extended, f"{changed} rule{'s' * (changed != 1)} added or widened. {one.completeness.sentence()}.")
         )
-    return [*found, *((one.body, _comment(one)) for one in new.values())]
+    return [*found, *((one.body, comment(one)) for one in new.values())]
 
 
 def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
@@ -258,7 +276,7 @@ def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
         ]))  # fmt: skip
         return
     for one in learnt:
-        print(f"{one.name}: {_comment(one)}")
+        print(f"{one.name}: {comment(one)}")
         rows = [
             (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
             for found in (_evidence(one, rule) for rule in one.rules)
@@ -266,15 +284,20 @@ def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
         print(table(("RULE", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows) + "\n")
 
 
-def _evidence(one: LearntPolicy, rule: Any) -> dict[str, Any]:
+def rule_text(rule: LearntRule) -> str:
+    """One rule in a line."""
     limits = [
         name
         for name, given in (("recursive", rule.recursive), ("readOnly", rule.read_only), ("ownerOnly", rule.owner_only))
         if given
     ]
+    return " ".join((rule.section, rule.kind, rule.value, *limits))
+
+
+def _evidence(one: LearntPolicy, rule: LearntRule) -> dict[str, Any]:
     found = rule.evidence
     return {
-        "rule": " ".join((rule.section, rule.kind, rule.value, *limits)), "count": found.count, "first": found.first, "last": found.last,
+        "rule": rule_text(rule), "count": found.count, "first": found.first, "last": found.last,
         "instances": sorted(found.instances), "sources": sorted(found.sources),
     }  # fmt: skip
 

@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from hauberk.output import printable
 from hauberk.progress_line import ProgressLine
+from policy.learn.documents import namespace_of
 from policy.learn.learner import Done, LearnSettings, LearntPolicy, learn
 from policy.learn.together import together
-from schemas.identity import Identity
+from policy.text.values import label_name
+from schemas.cell import shortened
+from schemas.identity import Identity, Kind
 
 if TYPE_CHECKING:
     from policy.learn.sightings import Sighting
+    from policy.text.codes import Code
 
 ROWS: Final = 50_000
 """Of a part: about 100 MB while it is learnt."""
@@ -41,7 +46,7 @@ def learn_store(
 ) -> list[LearntPolicy]:
     """The policies of everybody in `sizes`, each with how many rows it has stored, in order of workload. `read` gives the sightings of some.
     `evidence`: the policies keep what they were learnt from, for which they are all learnt here."""
-    parts = _parts(sizes)
+    parts = parts_of(sizes)
     learning = ProgressLine(
         lambda number, seconds: f"{number:,} workloads learnt in {seconds:.0f} s", "hauberk discover"
     )
@@ -66,7 +71,36 @@ def _after(learning: ProgressLine, before: int) -> Done:
     return lambda number, of: learning.tell(before + number)
 
 
-def _parts(sizes: Iterable[tuple[Identity, int]]) -> list[Instances]:
+def selectable(sizes: Iterable[tuple[Identity, int]]) -> tuple[list[tuple[Identity, int]], str]:
+    """Those that a policy can be for, and a sentence on the others: a container in a namespace that Kubernetes refuses. Whoever starts one by
+    hand chooses its labels, and with them that; it must not stop the learning of all others."""
+    kept: list[tuple[Identity, int]] = []
+    out: list[str] = []
+    fits: dict[str, bool] = {}
+    for identity, rows in sizes:
+        if identity.kind is Kind.CONTAINER and not fits.setdefault(identity.namespace, _fits(identity.namespace)):
+            out.append(identity.namespace)
+        else:
+            kept.append((identity, rows))
+    if not out:
+        return kept, ""
+    are = "container is in a namespace" if len(out) == 1 else "containers are in namespaces"
+    have = "has" if len(out) == 1 else "have"
+    return kept, f"{len(out)} {are} that Kubernetes refuses (`{printable(shortened(min(out)))}`), and {have} no policy"
+
+
+def _fits(namespace: str) -> bool:
+    faults: list[str] = []
+
+    def say(code: Code, message: str, *, expected: str = "", suggestion: str = "") -> None:
+        faults.append(message)
+
+    label_name(namespace_of(namespace), say)
+    return not faults
+
+
+def parts_of(sizes: Iterable[tuple[Identity, int]]) -> list[Instances]:
+    """Who is learnt in one go."""
     rows = {(identity.node, identity.uid): (identity, number) for identity, number in sizes}
     parts: list[list[tuple[str, str]]] = []
     held = ROWS

@@ -60,10 +60,15 @@ def as_json(value: object) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """Block YAML of plain values or structs."""
+    """Block YAML of plain values or structs. Characters that a terminal or an editor acts on are spelled out."""
     import yaml
 
-    return str(yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True)).rstrip("\n")
+    made = plain(value)
+    text = str(yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
+    if not text.replace("\n", "").isprintable():
+        # Bidirectional overrides and the like are letters to YAML: a name could read as another, or as a comment.
+        text = str(yaml.safe_dump(made, sort_keys=False))
+    return text.rstrip("\n")
 
 
 def plain(value: object) -> Any:

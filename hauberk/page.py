@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wires the web page into `up` and `sink`: over the first `store` sink, closed with the rest. Neighbour: `sinks.web.page`."""
+"""Wires the web page into `up` and `sink`: over the first `store` sink, with a learner beside it, closed with the rest. Neighbours: `sinks.web.page`,
+`hauberk.learner_process`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from bus.contract import Bus
     from hauberk.sections import Configuration
     from hauberk.settings import LoadedSettings
     from sinks.web.page import WebPage
@@ -22,7 +24,7 @@ def beside_another(settings: Configuration, loaded: LoadedSettings) -> Configura
     return msgspec.structs.replace(settings, page=msgspec.structs.replace(settings.page, port=0))
 
 
-async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) -> WebPage | None:
+async def open_page(settings: Configuration, bus: Bus, opened: contextlib.AsyncExitStack) -> WebPage | None:
     """Serve the page until `opened` is closed; None when there is no store to show or it is switched off."""
     from sinks.store.sink import StoreSettings
 
@@ -33,7 +35,12 @@ async def open_page(settings: Configuration, opened: contextlib.AsyncExitStack) 
     from sinks.web.page import WebPage
 
     path = store.path
-    page = WebPage(settings.page, lambda: SqliteReader(path))
+    learner = None
+    if settings.page.learn_bytes:
+        from hauberk.learner_process import LearnerProcess
+
+        learner = LearnerProcess(path, bus, settings.postures, settings.page.learn_bytes)
+    page = WebPage(settings.page, lambda: SqliteReader(path), learner)
     await page.open()
     opened.push_async_callback(page.close)
     return page

@@ -197,7 +197,7 @@ async def run_sink(given: argparse.Namespace) -> int:
         part = stages.sinks(bus, settings, kept)
         await part.engine.check()
         exposure = await expose(settings.metrics, opened, part.engine)
-        page = await open_page(settings, opened)
+        page = await open_page(settings, bus, opened)
         caches.of_sinks(memory, part.engine, page)
         if page:
             say("page", page.url)

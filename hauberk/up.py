@@ -192,7 +192,7 @@ async def _run(
         exposure.collect(lambda: of_bus(bus))
         exposure.collect(lambda: [("memory", memory.stats())])
         opened.callback(asyncio.create_task(memory.keep_low()).cancel)
-        page = await open_page(settings, opened)
+        page = await open_page(settings, bus, opened)
         caches.of_bus(memory, bus)
         caches.of_sinks(memory, sinks, page)
         if kept is None:

@@ -93,12 +93,12 @@ INVENTORY = Topic(
 POLICIES = Topic(
     name="policies", key="kind/namespace/name", value="policy document, as JSON",
     content_type=JSON, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
-    writers=(Role.CLI, Role.CLUSTER), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
+    writers=(Role.CLI, Role.CLUSTER), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
 CLUSTER = Topic(
     name="cluster", key="kind/uid or name", value="fact of a pod, namespace, node, service, its endpoints or a policy object; tombstone when it is gone",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=1,
-    writers=(Role.CLUSTER,), readers=(Role.PROCESSOR, Role.PLANNER, Role.CLUSTER, Role.CLI),
+    writers=(Role.CLUSTER,), readers=(Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLUSTER, Role.CLI),
 )  # fmt: skip
 TELEMETRY = Topic(
     name="telemetry", key="node", value="enriched behaviours and the rows that index them",

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from schemas import socket_names
+from schemas.cell import shortened
 from schemas.identity import Identity, Kind
 from schemas.operations import Operation
 from sinks.formats.summary_tables import (
@@ -34,6 +35,10 @@ EDGES_MOST: Final = 400
 POLICIES_MOST: Final = 200
 RULES_MOST: Final = 50
 LINES_MOST: Final = 200
+TEXT_MOST: Final = 1000
+"""Characters of a cell, labels or an image; what is cut is the middle."""
+DECIDERS_MOST: Final = 5
+"""Policies named beside one edge."""
 KEYS_MOST: Final = 20_000
 """Distinct keys held while counting; what is new beyond is left out and counted. About 10 MB for a moment."""
 
@@ -68,6 +73,24 @@ class StatusCounts(msgspec.Struct):
         self.last = max(self.last, row.last // 1_000_000_000)
 
 
+class _Flow:
+    """One edge while it is counted."""
+
+    __slots__ = ("counts", "policies", "undecided")
+
+    def __init__(self) -> None:
+        self.counts = StatusCounts()
+        self.policies: set[str] = set()
+        self.undecided = 0
+
+    def add(self, row: StoredRow) -> None:
+        self.counts.add(row)
+        if row.policy:
+            self.policies.add(row.policy)
+        else:
+            self.undecided += row.count
+
+
 class Workload(msgspec.Struct, kw_only=True):
     """Somebody who did something. `name` is what `/api/workload` is asked with; `classes`: events by class."""
 
@@ -84,7 +107,8 @@ class Workload(msgspec.Struct, kw_only=True):
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
     """Who talks with whom. `way`: egress, ingress or bind. `port`: the peer's for egress, else our own. `peer` is "" where
-    the socket itself was denied."""
+    the socket itself was denied. `policies`: those that decided it when it happened, the default posture among them. `undecided`: events
+    that no policy said anything of."""
 
     workload: str
     way: str
@@ -92,6 +116,9 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     protocol: str
     counts: StatusCounts
+    policies: tuple[str, ...] = ()
+    more_policies: int = 0
+    undecided: int = 0
 
 
 class ShownRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +182,7 @@ def survey(rows: Iterable[StoredRow]) -> Survey:
     """One pass over the rows, none of which is kept."""
     workloads: dict[str, Workload] = {}
     containers: set[tuple[str, str]] = set()
-    edges: dict[tuple[str, str, str, int, str], StatusCounts] = {}
+    edges: dict[tuple[str, str, str, int, str], _Flow] = {}
     policies: dict[tuple[str, str, str], dict[str, StatusCounts]] = {}
     uncounted = 0
     for row in rows:
@@ -174,26 +201,36 @@ def survey(rows: Iterable[StoredRow]) -> Survey:
             containers.add(who)
             found.containers += 1
         if edge := _edge(row):
-            counts = edges.get(edge)
-            if counts is None:
+            flow = edges.get(edge)
+            if flow is None:
                 if len(edges) >= KEYS_MOST:
                     uncounted += row.count
                     continue
-                counts = edges[edge] = StatusCounts()
-            counts.add(row)
+                flow = edges[edge] = _Flow()
+            flow.add(row)
         if row.policy:
             rule = row.rule
             whose = (rule.kind, rule.namespace, row.policy) if rule else ("", "", row.policy)
             rules = policies.setdefault(whose, {})
             rules.setdefault(rule.position if rule else "", StatusCounts()).add(row)
     shown = sorted(workloads.values(), key=lambda one: (one.host, -one.counts.denied, -one.counts.all, one.name))
-    lines = sorted(edges.items(), key=lambda item: (-item[1].denied, -item[1].all, item[0]))
+    lines = sorted(edges.items(), key=lambda item: (-item[1].counts.denied, -item[1].counts.all, item[0]))
     judged = sorted((_policy(whose, rules) for whose, rules in policies.items()), key=lambda one: -one.counts.last)
     return Survey(
         workloads=tuple(shown[:WORKLOADS_MOST]),
         edges=tuple(
-            Edge(workload=workload, way=way, peer=peer, port=port, protocol=protocol, counts=counts)
-            for (workload, way, peer, port, protocol), counts in lines[:EDGES_MOST]
+            Edge(
+                workload=workload,
+                way=way,
+                peer=peer,
+                port=port,
+                protocol=protocol,
+                counts=flow.counts,
+                policies=tuple(sorted(flow.policies)[:DECIDERS_MOST]),
+                more_policies=max(0, len(flow.policies) - DECIDERS_MOST),
+                undecided=flow.undecided,
+            )
+            for (workload, way, peer, port, protocol), flow in lines[:EDGES_MOST]
         ),
         policies=tuple(judged[:POLICIES_MOST]),
         more_workloads=max(0, len(shown) - WORKLOADS_MOST),
@@ -223,12 +260,15 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def _cells(kind: str, line: PathLine | ConnectionLine) -> tuple[str | int, ...]:
-    tail: tuple[str | int, ...] = (line.count, line.last // 1_000_000_000, line.status)
+    head: tuple[str | int, ...]
     if isinstance(line, PathLine):
-        return line.source, line.destination, *tail
-    if kind == "bind":
-        return line.protocol, line.command, line.port, line.peer, *tail
-    return line.protocol, line.command, line.peer, line.port, line.namespace, line.labels, *tail
+        head = line.source, line.destination
+    elif kind == "bind":
+        head = line.protocol, line.command, line.port, line.peer
+    else:
+        head = line.protocol, line.command, line.peer, line.port, line.namespace, line.labels
+    shown = (shortened(one, TEXT_MOST) if isinstance(one, str) else one for one in head)
+    return *shown, line.count, line.last // 1_000_000_000, line.status
 
 
 def _workload(of: Identity) -> Workload:
@@ -237,8 +277,8 @@ def _workload(of: Identity) -> Workload:
         namespace=of.namespace,
         host=of.kind is not Kind.CONTAINER,
         node=of.node,
-        image=of.image,
-        labels=",".join(f"{key}={value}" for key, value in sorted(of.labels.items())),
+        image=shortened(of.image, TEXT_MOST),
+        labels=shortened(",".join(f"{key}={value}" for key, value in sorted(of.labels.items())), TEXT_MOST),
         counts=StatusCounts(),
         classes={},
     )

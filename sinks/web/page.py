@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web page: what a `store` sink kept, as live activity, alerts, workloads, network and policies.
 
-What it does: serves three fixed files, JSON, and server-sent events. What it never does: write, ask anything but the store,
-serve a name it does not know, load anything from elsewhere. It has no users and no passwords: it stays on the loopback, or
+What it does: serves a few fixed files, JSON, and server-sent events. What it never does: write, ask anything but the store and the
+learner that it is given, serve a name it does not know, load anything from elsewhere. It has no users and no passwords: it stays on the loopback, or
 behind a proxy that has them. A page of another site cannot read it: it answers only to its own names (DNS rebinding), and
-no header lets another origin in. Neighbours: `hub` (streams), `feed` (what is sent), `static/` (what the browser runs).
+no header lets another origin in. Neighbours: `hub` (streams), `feed` (what is sent), `learning` (learnt policies), `static/` (what the
+browser runs).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sinks.listener import CONNECTIONS, Listener, ListenerStats, names_us, why
 from sinks.store.store import Query, Reading
 from sinks.web import feed
 from sinks.web.hub import Hub, Questions
+from sinks.web.learning import Learner, Learning
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -31,7 +33,7 @@ STATIC: Final = Path(__file__).parent / "static"
 FILES: Final[Mapping[str, tuple[str, str]]] = {
     "/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
     "/views.js": ("views.js", "text/javascript"), "/draw.js": ("draw.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/learnt.js": ("learnt.js", "text/javascript"), "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml"),
 }  # fmt: skip
 """Everything that is served from `static/`: no path of a request is ever looked up in a directory."""
 
@@ -95,16 +97,29 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[4194304],
         ),
     ] = 4 << 20
+    learn_bytes: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=1 << 40,
+            description="Bytes that learning policies for it may take, in a process of its own that runs only while somebody looks at them; 0: none are learnt.",
+            examples=[536870912],
+        ),
+    ] = 512 << 20
 
 
 class WebPage:
-    """`await open()`, then `await close()`. `url` is known after `open`. `opening`: a new reader of the store."""
+    """`await open()`, then `await close()`. `url` is known after `open`. `opening`: a new reader of the store. `learner`: who learns
+    policies from it; None: nobody."""
 
-    def __init__(self, settings: PageSettings, opening: Callable[[], Reading]) -> None:
+    def __init__(self, settings: PageSettings, opening: Callable[[], Reading], learner: Learner | None = None) -> None:
         self.url = ""
         self._settings = settings
         self._questions = Questions(opening)
         self.hub = Hub(self._questions, settings.clients)
+        # Half of what may be kept is for answers, half for learnt policies.
+        self._answer_bytes = settings.kept_bytes if learner is None else settings.kept_bytes // 2
+        self.learning = Learning(learner, settings.kept_bytes - self._answer_bytes) if learner is not None else None
         self._names = {name.lower() for name in (*settings.names, settings.host)}
         self._kept: dict[tuple[object, ...], tuple[float, bytes]] = {}
         self._listener: Listener | None = None
@@ -125,6 +140,7 @@ class WebPage:
         application.router.add_get("/events", self._events)
         application.router.add_get("/api/survey", self._survey)
         application.router.add_get("/api/workload", self._workload)
+        application.router.add_get("/api/learnt", self._learnt)
         listener = Listener("page", self._settings.host, self._settings.port, CONNECTIONS + self._settings.clients)
         try:
             # Cancelled handlers: a browser that went away is noticed at once, not at the next message.
@@ -147,6 +163,8 @@ class WebPage:
         """End every stream and let go of the port. Twice is once."""
         self.hub.close()
         listener, self._listener = self._listener, None
+        if self.learning is not None:
+            await self.learning.close()
         if listener is not None:
             await listener.close()
         self._questions.close()
@@ -225,6 +243,20 @@ class WebPage:
 
         return await self._answer(("workload", name, hours, fold), question)
 
+    async def _learnt(self, request: web.Request) -> web.Response:
+        """Every workload's state, or with `policy` one of them."""
+        from aiohttp import web
+
+        if self.learning is None:
+            return web.Response(body=msgspec.json.encode({"off": True}), content_type="application/json")
+        policy = request.query.get("policy")
+        body = msgspec.json.encode(self.learning.look()) if policy is None else self.learning.sheet(policy)
+        if body is None:
+            return _said(
+                404, "expected a policy of the list whose rules are kept; `hauberk discover --explain` has all"
+            )
+        return web.Response(body=body, content_type="application/json")
+
     async def _answer(self, key: tuple[object, ...], question: Callable[[Reading], object]) -> web.Response:
         """What the store says, as JSON; the same for a moment to all who ask the same."""
         from aiohttp import web
@@ -243,12 +275,13 @@ class WebPage:
 
     @property
     def kept_bytes(self) -> int:
-        """Of the answers that are kept now."""
-        return sum(len(body) for _, body in self._kept.values())
+        """Of the answers and the learnt policies that are kept now."""
+        learnt = self.learning.kept_bytes if self.learning is not None else 0
+        return learnt + sum(len(body) for _, body in self._kept.values())
 
     def _keep(self, key: tuple[object, ...], answer: tuple[float, bytes]) -> None:
         self._kept.pop(key, None)
-        room = self._settings.kept_bytes - len(answer[1])
+        room = self._answer_bytes - len(answer[1])
         while self._kept and (len(self._kept) >= KEPT_MOST or sum(len(body) for _, body in self._kept.values()) > room):
             self._kept.pop(next(iter(self._kept)))
         if room >= 0:

@@ -22,8 +22,10 @@ def test_a_sink_reads_and_leaves_what_it_cannot_deliver() -> None:
         "Read on group `sink.*`",
         "Read on topic `hauberk.alerts.v1`",
         "Write on topic `hauberk.alerts.v1`",
+        "Read on topic `hauberk.cluster.v1`",
         "Write on topic `hauberk.dead.v1`",
         "Read on topic `hauberk.enforcement.status.v1`",
+        "Read on topic `hauberk.policies.v1`",
         "Read on topic `hauberk.summaries.v1`",
         "Read on topic `hauberk.telemetry.v1`",
     ]

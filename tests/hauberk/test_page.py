@@ -48,11 +48,20 @@ def test_up_says_where_and_the_page_answers(hauberk: Any, eventually: Any) -> No
         get(url[1])
 
 
-def test_sink_serves_it_too(hauberk: Any) -> None:
+def test_sink_serves_it_too_and_learns(hauberk: Any, eventually: Any) -> None:
+    assert hauberk.replay().returncode == 0
     sink = hauberk.start("sink")
     url = re.search(LINE, sink.ready())
     assert url is not None, sink.said()
-    assert json.loads(get(f"{url[1]}api/survey"))["workloads"] == []
+    assert json.loads(get(f"{url[1]}api/survey"))["workloads"]
+    asked = f"{url[1]}api/learnt"
+    eventually(lambda: not json.loads(get(asked))["learning"], 60)
+    told = json.loads(get(asked))
+    assert told["why"] == ""
+    policy = told["lines"][0]["policy"]
+    sheet = json.loads(get(f"{asked}?policy={policy}"))
+    shown = hauberk("discover", "--since", "30d")
+    assert sheet["yaml"] in shown.stdout, "what discover prints"
     assert sink.end() == 0
 
 
@@ -63,7 +72,7 @@ def test_without_a_store_or_switched_off_there_is_none(hauberk: Any, sinks: Any,
     hauberk.sinks = sinks or hauberk.sinks
     done = hauberk.replay(*settings)
     assert done.returncode == 0, done.stderr
-    assert "page" not in done.stderr
+    assert "  page " not in done.stderr
 
 
 def test_a_port_in_use_is_one_sentence(hauberk: Any) -> None:

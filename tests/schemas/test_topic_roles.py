@@ -26,6 +26,7 @@ ROLES: dict[str, tuple[Role, ...]] = {
     "hauberk/disk.py": (Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLUSTER),
     "hauberk/verbs/apply.py": (Role.CLI,), "hauberk/verbs/get.py": (Role.CLI,), "hauberk/verbs/delete.py": (Role.CLI,),
     "hauberk/verbs/logs.py": (Role.CLI,), "hauberk/rollout.py": (Role.CLI,), "hauberk/cluster_view.py": (Role.CLI,),
+    "hauberk/learner_process.py": (Role.SINK,),
 }  # fmt: skip
 """Files, or whole rooms: the roles whose processes run them. A recorder reads frames from the bus, as `cli` (below)."""
 AS_CLI = ("sensors/recordings/recorder.py",)

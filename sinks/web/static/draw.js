@@ -9,6 +9,10 @@ const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u206
 export const visible = (text) =>
   String(text).replace(HIDDEN, (one) => '\\u' + one.charCodeAt(0).toString(16).padStart(4, '0'));
 
+// A name may have thousands of letters: its beginning and its end are shown. `pre` shows all of its text.
+const LONGEST = 1000;
+const brief = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST / 3)}\u2026${text.slice(-LONGEST * 2 / 3)}` : text);
+
 function fill(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === true) made.setAttribute(name, '');
@@ -16,7 +20,7 @@ function fill(made, attributes, children) {
   }
   for (const child of children.flat()) {
     if (child === null || child === undefined || child === false) continue;
-    made.append(child instanceof Node ? child : document.createTextNode(visible(child)));
+    made.append(child instanceof Node ? child : document.createTextNode(made.localName === 'pre' ? visible(child) : brief(visible(child))));
   }
   return made;
 }
@@ -46,7 +50,7 @@ export function kindOf(action) {
 }
 
 // Columns that need no more than their words; what is left is for paths and names.
-const TIGHT = new Set(['WAY', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME']);
+const TIGHT = new Set(['WAY', 'PORT', 'BIND PORT', 'PROTOCOL', 'STATUS', 'LAST', 'LAST UPDATED TIME', 'FIRST SEEN', 'LAST SEEN', 'LAST NEW', 'STATE', 'UNSEEN', 'NEXT CLEAN', 'ID', '']);
 
 // `columns`: words of ours. A cell is a text, an element, or a number, which goes to the right.
 export function table(columns, lines, more = 0, what = 'lines') {
@@ -124,7 +128,8 @@ const short_name = (text, most) => (visible(text).length > most ? visible(text).
 export function map(into, edges) {
   const shown = edges.filter((edge) => edge.way !== 'bind').slice(0, 40);
   const left = [...new Set(shown.map((edge) => edge.workload))].slice(0, 14);
-  const right = [...new Set(shown.filter((edge) => left.includes(edge.workload)).map((edge) => edge.peer))].slice(0, 24);
+  const called = (edge) => edge.name || edge.peer;
+  const right = [...new Set(shown.filter((edge) => left.includes(edge.workload)).map(called))].slice(0, 24);
   if (!right.length) {
     into.replaceChildren(el('p', { class: 'quiet' }, 'No connections in this time.'));
     return;
@@ -135,7 +140,7 @@ export function map(into, edges) {
   const place = (index, many) => ((index + 0.5) * height) / many;
   const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, width, height, role: 'img', 'aria-label': `${left.length} workloads and ${right.length} peers; the table below has the same` });
   for (const edge of shown) {
-    const a = left.indexOf(edge.workload), b = right.indexOf(edge.peer);
+    const a = left.indexOf(edge.workload), b = right.indexOf(called(edge));
     if (a < 0 || b < 0) continue;
     const y1 = place(a, left.length), y2 = place(b, right.length), middle = (from + to) / 2;
     const total = edge.counts.allowed + edge.counts.audited + edge.counts.denied;
@@ -143,9 +148,9 @@ export function map(into, edges) {
     const arrow = edge.way === 'ingress' ? '\u2190' : '\u2192';
     const denied = edge.counts.denied ? `, ${number(edge.counts.denied)} denied` : '';
     drawn.append(svg('path', {
-      class: 'edge', 'data-verdict': verdict, 'data-way': edge.way,
+      class: 'edge', 'data-verdict': verdict, 'data-way': edge.way, 'data-covered': edge.undecided ? 'no' : 'yes',
       d: `M${from} ${y1}C${middle} ${y1} ${middle} ${y2} ${to} ${y2}`, 'stroke-width': (1 + Math.log10(total || 1)).toFixed(1),
-    }, svg('title', {}, `${edge.workload} ${arrow} ${edge.peer} ${edge.protocol}/${edge.port}: ${number(total)}${denied}`)));
+    }, svg('title', {}, `${edge.workload} ${arrow} ${called(edge)} ${edge.protocol}/${edge.port}: ${number(total)}${denied}, ${edge.policies.join(', ') || 'no policy'}`)));
   }
   const names = (all, x, anchor) => all.forEach((name, index) => drawn.append(
     svg('text', { x, y: place(index, all.length) + 4, 'text-anchor': anchor, class: 'node' },

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The page: one stream for what is live, questions for the rest. It only reads. `views.js` shows, `draw.js` makes elements.
 import { chart, number, rate, el } from './draw.js';
+import * as learnt from './learnt.js';
 import * as views from './views.js';
 
 const by = (id) => document.getElementById(id);
@@ -8,11 +9,13 @@ const KEPT = 2000; // alerts held in this page
 const FIRST = 100; // alerts shown before "Show more"
 const WINDOW = 15; // seconds over which "events a second" is measured
 const AGAIN = 10000; // ms between two surveys while one is looked at
+const LEARNING = 1000; // ms between two looks at how far the learner is
 const SINCE = [[1, 'last hour'], [24, 'last day'], [168, 'last week'], [2160, '90 days']];
 
 const state = {
   alerts: [], points: new Map(), seen: [], begun: false, trouble: false, offset: 0, // from the stream
   survey: null, hours: 24, workload: '', // from the questions
+  learnt: null, off: false, policy: '', rules: null, // what was learnt; the policy that is open, and its rules
   tab: 'now', most: FIRST,
 };
 
@@ -152,15 +155,46 @@ async function survey() {
 function showSurvey() {
   if (!state.survey) return;
   const focused = document.activeElement?.closest('.pick')?.firstChild.textContent;
-  if (state.tab === 'workloads') views.workloads(state.survey, by('workload-text').value, state.workload, pick);
-  if (state.tab === 'network') views.network(state.survey, by('edge-text').value);
+  if (state.tab === 'workloads') views.workloads(state.survey, state.learnt, by('workload-text').value, state.workload, pick);
+  if (state.tab === 'network') views.network(state.survey, state.learnt, by('edge-text').value);
   if (state.tab === 'policies') views.policies(state.survey);
   if (focused) [...document.querySelectorAll('.pick')].find((one) => one.firstChild.textContent === focused)?.focus();
 }
 
+let looking = 0;
+async function learn() {
+  clearTimeout(looking);
+  if (state.off || document.hidden || !['workloads', 'network'].includes(state.tab)) return;
+  try {
+    const found = await ask('api/learnt');
+    if (found.off) { state.off = true; return; }
+    const fresh = found.at !== state.learnt?.at;
+    state.learnt = found;
+    learnt.progress(found);
+    if (found.learning) looking = setTimeout(learn, LEARNING);
+    if (fresh) { showSurvey(); showLearnt(); if (state.policy) await rules(); }
+  } catch (error) {
+    notice(error.message);
+  }
+}
+
+function showLearnt() {
+  learnt.shown(state.learnt, state.workload, state.policy, state.rules, (policy) => { state.policy = policy; state.rules = null; showLearnt(); if (policy) rules(); });
+}
+
+async function rules() {
+  const mine = state.policy;
+  const found = await ask(`api/learnt?policy=${encodeURIComponent(mine)}`).catch((error) => ({ failed: error.message }));
+  if (mine !== state.policy) return;
+  state.rules = found;
+  showLearnt();
+}
+
 function pick(name) {
+  if (name !== state.workload) { state.policy = ''; state.rules = null; }
   state.workload = name;
   showSurvey();
+  showLearnt();
   sheet().then(() => { if (matchMedia('(max-width: 820px)').matches) by('sheet').scrollIntoView({ block: 'start' }); });
 }
 
@@ -190,7 +224,7 @@ function show(name, focus = false) {
   }
   if (location.hash !== `#${name}`) history.replaceState(null, '', `#${name}`);
   if (name === 'now') showNow();
-  else if (name !== 'alerts') { showSurvey(); survey(); }
+  else if (name !== 'alerts') { showSurvey(); survey(); learn(); }
 }
 
 tabs.forEach((tab, index) => {
@@ -222,6 +256,6 @@ new ResizeObserver(() => { showNow(); if (state.tab === 'network') showSurvey();
 
 // Each second, so that "events a second" falls when nothing comes; surveys while one is looked at.
 setInterval(showNow, 1000);
-setInterval(() => { if (!document.hidden && ['workloads', 'network', 'policies'].includes(state.tab)) survey(); }, AGAIN);
+setInterval(() => { if (!document.hidden && ['workloads', 'network', 'policies'].includes(state.tab)) { survey(); learn(); } }, AGAIN);
 show(location.hash.slice(1) || 'now');
 connect();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What each section shows, from what the stream and the questions brought. No network here: `page.js` fetches and calls these.
 import { el, kindOf, map, number, table, verdict, visible, when } from './draw.js';
+import { peerName, states } from './learnt.js';
 
 const by = (id) => document.getElementById(id);
 const FIRST = 100;
@@ -118,14 +119,15 @@ const told = (counts) => [
 const left = (more, name) => (more ? nothing(`${number(more)} more ${name} are not shown`) : '');
 const found_in = (words, ...texts) => texts.join('\n').toLowerCase().includes(words.toLowerCase());
 
-export function workloads(survey, text, chosen, pick) {
+export function workloads(survey, learnt, text, chosen, pick) {
   const fits = survey.workloads.filter((one) => found_in(text, one.name, one.labels, one.image, one.node));
   const list = fits.map((one) => {
     const about = one.host ? ['host'] : [one.containers > 1 ? `${number(one.containers)} containers` : '', one.image, one.labels];
     const button = el('button', { type: 'button', class: 'pick', 'aria-pressed': String(one.name === chosen) },
       el('b', {}, one.name),
       quiet(about.filter(Boolean).join(' \u00b7 ')),
-      el('span', {}, `${number(total(one.counts))} events `, ...told(one.counts)));
+      el('span', {}, `${number(total(one.counts))} events `, ...told(one.counts)),
+      el('span', {}, ...states(learnt, one.name)));
     button.addEventListener('click', () => pick(one.name));
     return el('li', {}, button);
   });
@@ -166,16 +168,26 @@ export function sheet(found) {
 
 const WAYS = { egress: 'to', ingress: 'from', bind: 'listens on' };
 
-const EDGES = ['WORKLOAD', 'WAY', 'PEER', 'PORT', 'PROTOCOL', 'COUNT', 'LAST', 'STATUS'];
+const EDGES = ['WORKLOAD', 'WAY', 'PEER', 'PORT', 'PROTOCOL', 'COUNT', 'LAST', 'STATUS', 'COVERED BY'];
 
-export function network(survey, text) {
-  const fits = survey.edges.filter((one) => found_in(text, one.workload, one.peer, one.port, one.protocol, one.way));
+// The policies that decided it when it happened; what none decided is said with its number.
+function covered({ policies, more_policies: more, counts, undecided }) {
+  const names = policies.map((name) => (name === 'DefaultPosture' ? 'default posture' : name)).join(', ') + (more ? ` and ${number(more)} more` : '');
+  if (!undecided) return names;
+  return el('span', {}, names ? `${names}; ` : '', quiet(names ? `${number(undecided)} of ${number(total(counts))} by no policy` : 'no policy'));
+}
+
+export function network(survey, learnt, text) {
+  const named = survey.edges.map((one) => ({ ...one, name: peerName(learnt, one.peer) }));
+  const fits = named.filter((one) => found_in(text, one.workload, one.peer, one.name, one.port, one.protocol, one.way, one.policies.join('\n')));
   const status = (counts) => el('span', {}, ...(counts.denied || counts.audited ? told(counts) : [verdict('Allow')]));
+  const peer = (one) => (one.name ? el('span', {}, one.name, ' ', quiet(one.peer)) : one.peer || '-');
   const rows = fits.map((one) =>
-    [one.workload, WAYS[one.way], one.peer || '-', String(one.port || '-'), one.protocol, total(one.counts), when(one.counts.last), status(one.counts)]);
+    [one.workload, WAYS[one.way], peer(one), String(one.port || '-'), one.protocol, total(one.counts), when(one.counts.last), status(one.counts), covered(one)]);
   map(by('map'), fits);
+  const open = fits.filter((one) => one.undecided).length;
   by('edges').replaceChildren(
-    el('h2', {}, `${number(fits.length)} edges`),
+    el('h2', {}, `${number(fits.length)} edges`, quiet(fits.length ? `, ${number(fits.length - open)} covered by policies` : '')),
     ...(rows.length ? table(EDGES, rows, 0, 'edges') : [nothing('No connections in this time.')]),
     left(survey.more_edges, 'edges'));
 }

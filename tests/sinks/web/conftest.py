@@ -22,8 +22,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from bus.memory import MemoryBus, MemorySettings
+from hauberk.learner_process import LearnerProcess
+from policy.ruleset import PostureSettings
 from sinks.store.queries import SqliteReader
 from sinks.store.sqlite import SqliteStore
+from sinks.web.learning import Learner
 from sinks.web.page import PageSettings, WebPage
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -41,13 +45,27 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[WebPage
     """Opens a page over `tmp_path/summary.db`, on a free port."""
     async with contextlib.AsyncExitStack() as opened:
 
-        async def serve(**settings: Any) -> WebPage:
-            page = WebPage(PageSettings(**{"port": 0, **settings}), lambda: SqliteReader(str(tmp_path / "summary.db")))
+        async def serve(learner: Learner | None = None, **settings: Any) -> WebPage:
+            page = WebPage(
+                PageSettings(**{"port": 0, **settings}), lambda: SqliteReader(str(tmp_path / "summary.db")), learner
+            )
             await page.open()
             opened.push_async_callback(page.close)
             return page
 
         yield serve
+
+
+@pytest.fixture
+def bus() -> MemoryBus:
+    """What the learner asks for policies and facts of a cluster."""
+    return MemoryBus(MemorySettings())
+
+
+@pytest.fixture
+def learner(tmp_path: Path, bus: MemoryBus) -> LearnerProcess:
+    """The real one: a process over `tmp_path/summary.db`."""
+    return LearnerProcess(str(tmp_path / "summary.db"), bus, PostureSettings(), 1 << 30)
 
 
 @pytest.fixture

@@ -8,9 +8,15 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
+from bus.contract import Record
+from policy.parse import parse
+from schemas.cluster import PodFact
+from schemas.cluster import encode as encode_fact
 from schemas.operations import Operation
 from schemas.summary import SummaryEntry
+from schemas.topics import CLUSTER
 from schemas.verdict import RuleRef
 
 pytestmark = pytest.mark.servers
@@ -22,6 +28,11 @@ HOSTILE = (
     "javascript:document.title='owned'//",
     "</pre><iframe srcdoc=\"<script>parent.document.title='owned'</script>\">",
 )
+BREAKING = (
+    "a\n---\nkind: Secret\nx: |\n", "\u202egnp.exe", "b\u2066c\u2069\u200b", "x\x1b[2J\x00\x07", "a: b # c", "- *x &y !!z", "{{ x }}", "'\"`$(id)\\",
+    "y" * 5000, "\ufeff\u2028\u0085", "true", "</pre>\r\n\t",
+)  # fmt: skip
+"""What breaks YAML, a terminal or the order of reading rather than markup."""
 
 
 def entry(make, count=1, status="Allow", policy="", rule=None, **fields):
@@ -168,6 +179,102 @@ async def test_network_and_policies(shown):
     text = await shown.text("#policy-list")
     for word in ("no-egress", "KubeArmorPolicy in shop", "5 denied", "spec.network.matchProtocols[0]"):
         assert word in text
+
+
+async def test_what_was_learnt_is_shown_with_its_evidence_and_can_be_copied(store, serve, learner, make, tab, bus):
+    store.apply(
+        [make.summary(0, None, entry(make, 7, resource="/srv/a"), entry(make, 4, operation=Operation.EXEC, resource="/usr/bin/id"),
+                      entry(make, 1, "Deny", "no-egress", resource="/etc/shadow"), entry(make, 2, **connection("10.0.0.9")),
+                      entry(make, 2, policy="web", **connection("10.0.0.8"))),
+         make.summary(0, None, entry(make, 2, resource="/srv/a"), identity=make.identity("other", pod="web-2"))], [],
+    )  # fmt: skip
+    fact = PodFact(uid="p", namespace="shop", name="db-0", addresses=("10.0.0.9",), started=make.start - 9.0)
+    await bus.publish(CLUSTER, [Record(b"pod/p", encode_fact(fact))])
+    page = await serve(learner)
+    await tab.open(page.url)
+    await tab.until("document.querySelector('#state').textContent == 'live'")
+    assert page.learning.runs == 0, "nobody looks at it yet"
+    await tab.click("#tab-workloads")
+    await tab.until("document.querySelector('.pick [data-state]')")
+    assert "Learning" in await tab.text(".pick")
+    assert "unseen" in await tab.text(".pick")
+    assert "learnt from the last 30 days" in await tab.text("#learning")
+    await tab.click(".pick")
+    await tab.until("document.querySelectorAll('#learnt tbody tr').length == 1")
+    for word in ("shop/web/web", "Learning", "LAST NEW", "rules"):
+        assert word in await tab.text("#learnt")
+    await tab.click("#learnt .rules")
+    await tab.until("document.querySelector('#yaml')")
+    cells = await tab.run("[...document.querySelectorAll('#policy tr')].map((one) => [...one.cells].map((cell) => cell.innerText))")  # fmt: skip
+    (rule,) = (one for one in cells if one[0] == "file path /srv/a readOnly")
+    assert (rule[1], rule[4], rule[5]) == ("9", "web-2, web-c0ffee", "/bin/cat")
+    (apart,) = (one for one in cells if one[2] == "/etc/shadow")
+    assert apart[0] == "told as Deny"
+    await tab.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    await tab.click("#copy")
+    await tab.until("document.querySelector('#policy [role=status]').textContent == ' copied'")
+    copied = await tab.run("navigator.clipboard.readText()")
+    assert copied == await tab.run("document.querySelector('#yaml').textContent")
+    assert parse(copied.encode(), "page").ok
+    await tab.click("#tab-network")
+    await tab.until("document.querySelectorAll('#edges tbody tr').length == 2")
+    edges = await tab.run("[...document.querySelectorAll('#edges tbody tr')].map((one) => [one.cells[2].innerText, one.cells[8].innerText])")  # fmt: skip
+    assert sorted(edges) == [["10.0.0.8", "web"], ["pod/db-0 in shop 10.0.0.9", "no policy"]]
+    assert await tab.run("document.querySelectorAll('#map .edge[data-covered=yes]').length") == 1
+    assert page.learning.runs == 1
+    assert tab.said == []
+
+
+async def test_a_page_without_a_learner_shows_none(shown):
+    await shown.click("#tab-workloads")
+    await shown.click(".pick")
+    await shown.until("document.querySelector('#sheet table')")
+    assert await shown.run("document.querySelector('#learnt').hidden && document.querySelector('#learning').hidden")
+
+
+async def test_what_a_workload_is_called_stays_text_in_what_was_learnt(store, serve, learner, make, tab):
+    names = [*HOSTILE, *BREAKING]
+    for number, name in enumerate(names):
+        identity = make.identity(f"evil{number}", container_name=name, pod=name, labels={"app": name}, image=name, orchestrated=True, owner=make.identity().owner.__class__("Pod", name, "shop"))  # fmt: skip
+        # As the kernel gives paths: no NUL, no slash too many.
+        path = "/srv/" + name.replace("//", "/").strip("/").replace("\0", "")
+        exe = {"executable": path, "parent": path}
+        store.apply([make.summary(0, None, entry(make, 3, resource=path, **exe), entry(make, 4, operation=Operation.EXEC, resource=path, **exe),
+                                  entry(make, 3, "Deny", name, resource=path + "x", **exe), identity=identity)], [])  # fmt: skip
+    page = await serve(learner)
+    await tab.open(f"{page.url}#workloads")
+    await tab.until(f"document.querySelectorAll('.pick [data-state]').length == {len(names)}")
+    told = {}
+    for number in range(len(names)):
+        await tab.run(f"document.querySelectorAll('.pick')[{number}].click()")
+        await tab.until("document.querySelectorAll('#learnt .rules').length == 1")
+        await tab.run("document.querySelector('#learnt .rules').click()")
+        await tab.until("document.querySelector('#yaml')")
+        await tab.until("document.querySelector('#sheet tbody tr')")
+        text = await tab.run("document.querySelector('#yaml').textContent")
+        assert text.replace("\n", "").isprintable()
+        assert parse(text.encode(), "page").ok
+        (document,) = yaml.safe_load_all(text)
+        told[document["spec"]["selector"]["matchLabels"]["app"]] = text
+        hidden = await tab.run(r"/[\u0000-\u0009\u000b-\u001f\u202a-\u202e\u2066-\u2069]/.test(document.querySelector('#workloads').textContent)")  # fmt: skip
+        assert not hidden, "every character that does something is spelled out"
+        assert len(await tab.text("#workload-list")) < 20_000, "a name of any length leaves room for others"
+    assert set(told) == set(names)
+    sheets = [json.loads(page.learning.sheet(line.policy)) for line in page.learning.look().lines]
+    assert {one["yaml"] for one in sheets} == set(told.values()), "what is seen is what is copied"
+    assert await tab.run("document.title") == "Hauberk"
+    assert await tab.run("document.querySelectorAll('main img, main script, main iframe, main svg svg, main a').length") == 0  # fmt: skip
+    assert tab.said == []
+
+
+async def test_a_store_that_cannot_be_learnt_from_is_a_sentence(tmp_path, serve, learner, tab):
+    page = await serve(learner)
+    for content in (None, b"", b"text" * 99):
+        if content is not None:
+            (tmp_path / "summary.db").write_bytes(content)
+        await tab.open(f"{page.url}#network")
+        await tab.until("!document.querySelector('#notice').hidden")
+        assert await tab.text("#notice")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -69,6 +69,19 @@ def test_edges_are_per_peer_port_and_protocol(row):
     ]
 
 
+def test_an_edge_says_which_policies_decided_it(row):
+    found = feed.survey(
+        [
+            row(3, policy="web", **connection()), row(2, "Audit", policy="DefaultPosture", **connection()), row(5, **connection()),
+            row(4, policy="web", **connection(port=80)), row(1, **connection(port=81)),
+            *(row(1, policy=f"p{number}", **connection(port=82)) for number in range(9)),
+        ]
+    )  # fmt: skip
+    assert {one.port: (one.policies, one.more_policies, one.undecided) for one in found.edges} == {
+        443: (("DefaultPosture", "web"), 0, 5), 80: (("web",), 0, 0), 81: ((), 0, 1), 82: (("p0", "p1", "p2", "p3", "p4"), 4, 0),
+    }  # fmt: skip
+
+
 def test_policies_show_the_rules_that_matched(row):
     other = RuleRef("no-egress", "KubeArmorPolicy", "shop", "spec.file.matchPaths[0]", 20)
     found = feed.survey(

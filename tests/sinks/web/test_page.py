@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import msgspec
 import pytest
 from aiohttp import hdrs
 
@@ -137,11 +136,11 @@ async def test_an_answer_is_kept_for_a_moment(page, store, http, make):
 async def test_answers_that_are_kept_have_a_cap_in_bytes(page, store, http, make, monkeypatch):
     store.apply([make.summary(0)], [])
     _, _, body = await get(http, f"{page.url}api/survey")
-    monkeypatch.setattr(page, "_settings", msgspec.structs.replace(page._settings, kept_bytes=len(body) * 2))
+    monkeypatch.setattr(page, "_answer_bytes", len(body) * 2)
     for number in range(50):
         await get(http, f"{page.url}api/workload?name={number}")
         assert 0 < page.kept_bytes <= len(body) * 2
-    monkeypatch.setattr(page, "_settings", msgspec.structs.replace(page._settings, kept_bytes=1))
+    monkeypatch.setattr(page, "_answer_bytes", 1)
     await get(http, f"{page.url}api/workload?name=last")
     assert not page._kept
 
