@@ -22,6 +22,7 @@ from enforcers import apparmor_profile
 from enforcers.cgroup import cgroup2_mount
 from enforcers.contract import ProfilePart
 from enforcers.profiles import fingerprint
+from kernel.features import has_capability
 from schemas.enforcement import ScopePlan
 from schemas.errors import KernelError
 from schemas.operations import Backend
@@ -34,6 +35,7 @@ PARSER: Final = "apparmor_parser"
 ABI: Final = "/etc/apparmor.d/abi/3.0"
 _NAME: Final = re.compile(r"hauberk-[a-zA-Z0-9_.-]{1,200}")
 _MARK: Final = "rules-"
+_MAC_ADMIN: Final = 33  # include/uapi/linux/capability.h
 _EMPTY: Final = "empty"
 """The fingerprint of a profile that allows everything; not one of `loaded`."""
 _PARSING: Final = 60.0
@@ -177,7 +179,7 @@ def _why_not(securityfs: str, parser: str) -> str:
     if "apparmor" not in modules:
         held = " SELinux is on: its policy is the distribution's, and this version writes no module for it." if "selinux" in modules else ""  # fmt: skip
         return f"AppArmor is not among this kernel's security modules ({','.join(modules)}); boot with `lsm=...,apparmor`.{held}"
-    if not os.access(f"{securityfs}/apparmor/.replace", os.W_OK):
+    if not (os.access(f"{securityfs}/apparmor/.replace", os.W_OK) and has_capability(_MAC_ADMIN)):
         return f"`{securityfs}/apparmor/.replace` cannot be written; run as root with CAP_MAC_ADMIN"
     if shutil.which(parser) is None:
         return f"no `{parser}` here; install the package `apparmor`"

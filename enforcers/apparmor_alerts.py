@@ -35,6 +35,24 @@ PER_SECOND: Final = 100
 _NETWORK: Final = frozenset(
     {"create", "bind", "connect", "listen", "accept", "sendmsg", "recvmsg", "getsockname", "setsockopt"}
 )
+_WATCHED: Final = frozenset(
+    {
+        "open",
+        "exec",
+        "mknod",
+        "mkdir",
+        "rmdir",
+        "unlink",
+        "rename_src",
+        "rename_dest",
+        "link",
+        "symlink",
+        "truncate",
+        "chmod",
+        "chown",
+    }
+)
+"""Operations on a name that are a call which the sensor watches; others (file_lock, getattr, file_receive) are told here alone."""
 _RESULT: Final = "Permission denied"
 _HOST: Final = "KubeArmorHostPolicy"
 
@@ -48,11 +66,14 @@ class AuditCounts(msgspec.Struct):
     dropped: int = 0
 
 
-def told_by_sensor(denial: AuditDenial, rule: RuleRef | None, cls: Class) -> bool:
+def told_by_sensor(denial: AuditDenial, rule: RuleRef | None, cls: Class, watched: int) -> bool:
     """Whether the judge has it as a call that failed with EACCES and matches `rule`: then one alert is enough. Nobody watches checks of
-    capabilities or mappings, and what no rule names is not sure to be reported."""
-    if rule is None or rule.policy == DEFAULT_POSTURE:
+    capabilities or mappings. What a posture denied is reported of the classes in `watched` (a scope's visibility), by name; sockets are not
+    sure to be, for a posture says nothing to the judge of families that stay on the machine."""
+    if rule is None:
         return False
+    if rule.policy == DEFAULT_POSTURE:
+        return watched >= 0 and bool(watched >> cls & 1) and bool(denial.name) and denial.operation in _WATCHED
     return cls is not Class.CAPABILITIES and denial.operation != "file_mmap"
 
 
@@ -132,7 +153,7 @@ class DenialAlerts:
             )
             cls = class_of_denial(denial)
             rule = None if scope is None else rule_of_denial(scope, denial, cls)
-            if told_by_sensor(denial, rule, cls):
+            if told_by_sensor(denial, rule, cls, -1 if scope is None else scope.visibility):
                 self.counts.elsewhere += 1
                 continue
             if (second := int(denial.seconds)) != self._second:

@@ -9,6 +9,7 @@ Records that an audit daemon would have to ask for are never waited for. Neighbo
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import struct
@@ -74,6 +75,10 @@ class AuditStream:
     def __init__(self) -> None:
         """Raises PermissionMissing, KernelError."""
         self.lost = 0
+        if why := _elsewhere():
+            raise KernelError(
+                f"expected to listen to the kernel's audit stream, got: {why}", operation="bind", target="NETLINK_AUDIT"
+            )
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_AUDIT)
         except OSError as error:
@@ -110,6 +115,17 @@ class AuditStream:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _elsewhere() -> str:
+    """Why nothing would be heard here: records go to the network namespace of the machine alone (kernel/audit.c,
+    kauditd_send_multicast_skb), and a listener in another one waits for good. Who cannot see process 1 tries."""
+    try:
+        if os.readlink("/proc/self/ns/net") == os.readlink("/proc/1/ns/net"):
+            return ""
+    except OSError:
+        return ""
+    return "a network namespace that is not the machine's, where it says nothing; run in the machine's (PrivateNetwork=no, network_mode: host, hostNetwork)"
 
 
 def _refused(error: OSError) -> KernelError:

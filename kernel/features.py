@@ -75,7 +75,7 @@ def _loads(name: str, code: bytes, good: str, bad: str, kind: int = _RAW_TRACEPO
     try:
         os.close(bpf.program_load(kind, code, name="hauberk_test", attach_type=attach_type))
     except KernelError as error:
-        if error.errno == errno.EPERM and kind == _CGROUP_SOCK_ADDR and _capable() and not _has(_NET_ADMIN):
+        if error.errno == errno.EPERM and kind == _CGROUP_SOCK_ADDR and _capable() and not has_capability(_NET_ADMIN):
             return Feature(name, False, "cannot be asked without CAP_NET_ADMIN: run as root or with it (EPERM)")
         return Feature(name, False, _refused(bad, error.errno, str(error)))
     return Feature(name, True, good)
@@ -95,10 +95,11 @@ def _refused(bad: str, number: int, text: str = "") -> str:
 
 def _capable() -> bool:
     """Whether this process has CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN that stands for both."""
-    return _has(_SYS_ADMIN) or (_has(_CAP_BPF) and _has(_CAP_PERFMON))
+    return has_capability(_SYS_ADMIN) or (has_capability(_CAP_BPF) and has_capability(_CAP_PERFMON))
 
 
-def _has(capability: int) -> bool:
+def has_capability(capability: int) -> bool:
+    """Whether this process has the capability of that number (CAP_*, include/uapi/linux/capability.h) in effect."""
     with open("/proc/self/status", encoding="ascii") as file:
         effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
     return bool(effective >> capability & 1)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # What runs first in the image. `node` begins as root, makes its directory in bpffs, joins the groups of the runtimes' sockets
-# and gives up root: five capabilities stay, for good. Every other verb starts as it is. Must never start anything as root.
+# and gives up root: six capabilities stay, for good. Every other verb starts as it is. Must never start anything as root.
 set -eu
 
 verb=${1:---help}
@@ -27,6 +27,6 @@ for socket in /var/run/docker.sock /run/containerd/containerd.sock /var/run/crio
     [ -S "$socket" ] && groups=$groups,$(stat -c %g "$socket")
 done
 
-keep=+bpf,+perfmon,+net_admin,+sys_ptrace,+dac_read_search
+keep=+bpf,+perfmon,+net_admin,+sys_ptrace,+dac_read_search,+audit_read
 exec setpriv --reuid "$user" --regid "$user" --groups "$groups" --no-new-privs \
     --inh-caps="-all,$keep" --ambient-caps="-all,$keep" --bounding-set="-all,$keep" hauberk "$@"

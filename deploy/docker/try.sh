@@ -281,7 +281,7 @@ say "and after it started again, and alerts come"
 
 # Without each capability in turn: does it load, does it enforce, whom does it still see?
 caps() {
-    local all=(bpf perfmon net_admin sys_ptrace dac_read_search) one less found try outcome
+    local all=(bpf perfmon net_admin sys_ptrace dac_read_search audit_read) one less found try outcome
     local pid=$(docker inspect -f '{{.State.Pid}}' try-web) pins=$data/volumes/${name}_pins/_data
     mkdir -m 700 "/proc/$pid/root/tmp/private" && echo x >"/proc/$pid/root/tmp/private/x"
     for one in none "${all[@]}"; do

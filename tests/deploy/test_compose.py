@@ -23,7 +23,7 @@ FILES = ("docker-compose.yml", "compose.embedded.yml")
 STACKS: dict[str, dict[str, Any]] = {name: yaml.safe_load((ROOT / name).read_text()) for name in FILES}
 STAGES = ("node", "processor", "planner", "sink")
 OTHERS = ("kafka", "topics", "prometheus", "grafana")
-KEPT = ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"]
+KEPT = ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "AUDIT_READ"]
 BEGINNING = ["CHOWN", "SETUID", "SETGID", "SETPCAP"]
 
 

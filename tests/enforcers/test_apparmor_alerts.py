@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from enforcers.apparmor_alerts import PER_SECOND, DenialAlerts
@@ -49,9 +50,9 @@ def denial(name: str = "/etc/shadow", operation: str = "open", mask: str = "r", 
     return AuditDenial(**(words | more))
 
 
-def made(*denials: AuditDenial, **more: Any) -> tuple[DenialAlerts, list[Any]]:
+def made(*denials: AuditDenial, scope: ScopePlan = SCOPE, **more: Any) -> tuple[DenialAlerts, list[Any]]:
     alerts = DenialAlerts("n", "boot", {7: BOX}.get)
-    records = alerts.records(denials, (SCOPE,), {"hauberk-web": {"u"}}, **more)
+    records = alerts.records(denials, (scope,), {"hauberk-web": {"u"}}, **more)
     for record in records:
         assert {name for name, _ in record.headers} == set(HEADERS)
     return alerts, [decode_alert(record.value) for record in records]
@@ -92,6 +93,21 @@ def test_the_rule_is_the_plans(
 def test_what_the_sensor_reports_with_the_same_rule_is_not_told_again(asked: AuditDenial, once: bool) -> None:
     alerts, told = made(asked)
     assert (alerts.counts.elsewhere, alerts.counts.told, len(told)) == (int(once), int(not once), int(not once))
+
+
+@pytest.mark.parametrize(
+    ("asked", "watched", "once"),
+    [
+        (denial("/usr/bin/id", "exec", "x"), 1 << Class.PROCESS, True), (denial("/usr/bin/id", "exec", "x"), 1 << Class.FILE, False),
+        (denial("/usr/bin/id", "exec", "x"), 0, False), (denial("/usr/bin/id", "file_mmap", "x"), 1 << Class.PROCESS, False),
+        (denial("/proc/kcore"), 1 << Class.FILE, False),
+    ],
+)  # fmt: skip
+def test_what_a_posture_denied_is_told_once_where_its_class_is_watched(
+    asked: AuditDenial, watched: int, once: bool
+) -> None:
+    alerts, told = made(asked, scope=msgspec.structs.replace(SCOPE, visibility=watched))
+    assert (alerts.counts.elsewhere, len(told)) == (int(once), int(not once))
 
 
 def test_the_order_stays_and_foreign_profiles_are_passed_over() -> None:
