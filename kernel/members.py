@@ -16,6 +16,7 @@ from schemas.errors import Incompatible
 # owner, member as the programs call it, names it has had (newest first)
 _MEMBERS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("task_struct", "tgid", ()),
+    ("task_struct", "pid", ()),
     ("task_struct", "real_parent", ()),
     ("task_struct", "group_leader", ()),
     ("task_struct", "thread_pid", ()),

@@ -24,8 +24,22 @@ static __always_inline int ends_watched(u32 number)
            number == NR_SENDMMSG;
 }
 
+/* As bpf_get_current_pid_tgid says it, which programs on packets may not call before Linux 6.10. */
+static __always_inline u64 ids_of_current(void)
+{
+    u64 task = bpf_get_current_task();
+    return (u64)READ32(task, K_task_struct__tgid) << 32 | READ32(task, K_task_struct__pid);
+}
+
+/* As bpf_get_current_cgroup_id says it; the same. */
+static __always_inline u64 cgroup_of_current(void)
+{
+    u64 group = READ64(READ64(bpf_get_current_task(), K_task_struct__cgroups), K_css_set__dfl_cgrp);
+    return READ64(READ64(group, K_cgroup__kn), K_kernfs_node__id);
+}
+
 /* A denial is told. Its records are on the stack: unlike the tracepoints a guard may be preempted, so the scratch is not its own. */
-static __always_inline void tell_denial(struct question *q, struct denial *d, struct image *image, u64 cgroup, u64 payer, u32 visibility)
+static __always_inline void tell_denial(struct question *q, struct denial *d, struct image *image, u64 key, u64 cgroup, u64 payer, u32 visibility)
 {
     struct {
         struct definition head;
@@ -34,7 +48,7 @@ static __always_inline void tell_denial(struct question *q, struct denial *d, st
     struct occurrence o = {};
     struct behaviour *b = &told.b;
     void *task = (void *)bpf_get_current_task();
-    u64 registers, key = bpf_get_current_pid_tgid();
+    u64 registers;
     u32 number = call_of(task, &registers);
     struct note note = {.kind = NOTE_TOLD, .number = number, .family = q->key.family, .port = q->key.port};
     if (d->direction)
@@ -104,13 +118,14 @@ static __always_inline void tell_denial(struct question *q, struct denial *d, st
     hasten();
 }
 
-/* 1: go on, 0: EPERM. `q`: family, address and port are set; a creation has no address to ask about. */
-static __always_inline int guard(struct question *q, struct denial *d, u64 cgroup)
+/* 1: go on, 0: EPERM. `q`: family, address and port are set; a creation has no address to ask about. `skb`: the packet, 0 for a call. */
+static __always_inline int guard(struct question *q, struct denial *d, u64 cgroup, void *skb)
 {
-    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    u64 key = skb ? ids_of_current() : bpf_get_current_pid_tgid();
+    u32 tgid = key >> 32;
     u16 port = q->key.port;
     struct scope scope;
-    u64 payer = scope_of(cgroup, &scope);
+    u64 payer = scope_for(cgroup, &scope, skb);
     if (!(scope.flags & SCOPE_ENFORCE_CGROUP) || is_excluded(tgid))
         return 1;
     struct image *image = processes.lookup(&tgid);
@@ -128,8 +143,8 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
         return 1;
     q->key.port = port;
     /* Sent again by a timer, in whatever task that interrupts: told when it was sent first. */
-    if (!d->packet || bpf_get_current_cgroup_id() == cgroup)
-        tell_denial(q, d, image, cgroup, payer, scope.visibility);
+    if (!skb || cgroup_of_current() == cgroup)
+        tell_denial(q, d, image, key, cgroup, payer, scope.visibility);
     return 0;
 }
 
@@ -138,7 +153,7 @@ int guard_sock_create(struct bpf_sock *ctx)
     struct question q = {};
     struct denial d = {.type = ctx->type, .protocol = ctx->protocol};
     q.key.family = ctx->family;
-    return guard(&q, &d, bpf_get_current_cgroup_id());
+    return guard(&q, &d, bpf_get_current_cgroup_id(), 0);
 }
 
 #define LOAD_SOCK(sock, member) \
@@ -159,7 +174,7 @@ int guard_sock_create(struct bpf_sock *ctx)
                 bound[0] = LOAD_SOCK(sk, src_ip4);                                                                     \
             destination(AF_INET_, address, bound);                                                                     \
         }                                                                                                              \
-        return guard(&q, &d, bpf_get_current_cgroup_id());                                                             \
+        return guard(&q, &d, bpf_get_current_cgroup_id(), 0);                                                             \
     }
 #define GUARD6(name, side, connecting)                                                                                 \
     int guard_##name##6(struct bpf_sock_addr *ctx)                                                                     \
@@ -183,7 +198,7 @@ int guard_sock_create(struct bpf_sock *ctx)
             }                                                                                                          \
             destination(AF_INET6_, address, bound);                                                                    \
         }                                                                                                              \
-        return guard(&q, &d, bpf_get_current_cgroup_id());                                                             \
+        return guard(&q, &d, bpf_get_current_cgroup_id(), 0);                                                             \
     }
 GUARD4(bind, DIRECTION_BIND, 0)
 GUARD6(bind, DIRECTION_BIND, 0)
@@ -226,5 +241,5 @@ int guard_egress(struct __sk_buff *skb)
     u8 ports[4] = {};
     if ((d.protocol == 6 || d.protocol == 17 || d.protocol == IPPROTO_SCTP_) && !bpf_skb_load_bytes(skb, after, ports, 4))
         q.key.port = ports[2] << 8 | ports[3];
-    return guard(&q, &d, bpf_skb_cgroup_id(skb));
+    return guard(&q, &d, bpf_skb_cgroup_id(skb), skb);
 }

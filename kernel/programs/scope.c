@@ -20,8 +20,9 @@ static __always_inline int unclaimed(struct scope *scope)
     return (scope->flags & (SCOPE_FRESH | SCOPE_CONTAINER)) == SCOPE_FRESH;
 }
 
-/* Of the current task's cgroup, which has no claimed scope of its own. Level by level, and remembered until somebody writes scopes. */
-static __always_inline u64 nearest_with_scope(u64 cgroup)
+/* Of a cgroup that has no claimed scope of its own: the current task's, or that of the socket that sends the packet `skb`, which may be
+ * another's, who was interrupted. Level by level, and remembered until somebody writes scopes. */
+static __always_inline u64 nearest_with_scope(u64 cgroup, void *skb)
 {
     u64 generation = setting(CONFIG_GENERATION); /* strictly before the lookups: what is written meanwhile counts it up */
     u32 slot = cgroup & (KIN - 1);
@@ -34,7 +35,7 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
     owner = hidden(0); /* a zero that it knew would be told apart from each level's answer, in every program, from here to its end */
     u64 claimed = hidden(0);
     for (int level = 1; level < LEVELS; level++) {
-        u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
+        u64 ancestor = skb ? bpf_skb_ancestor_cgroup_id(skb, level) : bpf_get_current_ancestor_cgroup_id(level);
         if (!ancestor || ancestor == cgroup)
             break;
         struct scope *scope = scopes.lookup(&ancestor);
@@ -53,12 +54,12 @@ static __always_inline u64 nearest_with_scope(u64 cgroup)
 }
 
 /* Returns the cgroup whose scope it is, which pays for its new names: what a container makes inside does not multiply its share. */
-static __always_inline u64 scope_of(u64 cgroup, struct scope *out)
+static __always_inline u64 scope_for(u64 cgroup, struct scope *out, void *skb)
 {
     struct scope *scope = scopes.lookup(&cgroup);
     u64 payer = cgroup;
     if (!scope || unclaimed(scope)) {
-        u64 owner = nearest_with_scope(cgroup);
+        u64 owner = nearest_with_scope(cgroup, skb);
         struct scope *above = owner ? scopes.lookup(&owner) : 0;
         if (above && (!scope || !unclaimed(above))) {
             payer = owner;
@@ -74,6 +75,11 @@ static __always_inline u64 scope_of(u64 cgroup, struct scope *out)
     out->flags = 0;
     out->visibility = setting(CONFIG_HOST_VISIBILITY);
     return payer;
+}
+
+static __always_inline u64 scope_of(u64 cgroup, struct scope *out)
+{
+    return scope_for(cgroup, out, 0);
 }
 
 static __always_inline int is_excluded(u32 tgid)

@@ -27,7 +27,7 @@ def frugal(bpffs: str) -> Iterator[LoadedPrograms]:
     """The programs with room for few new names."""
     pins = f"{bpffs}/frugal"
     try:
-        yield load(LoadSettings(new_visibility=("none",), new_per_second=PER_SECOND, timeout=400.0), pins)
+        yield load(LoadSettings(new_visibility=("none",), new_per_second=PER_SECOND, timeout=1200.0), pins)
     finally:
         unload(pins)
 
