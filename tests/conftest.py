@@ -8,6 +8,7 @@ pinned in it would slow every call of the machine.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -152,3 +153,23 @@ def bpffs_home() -> Iterator[Callable[[str], str]]:
     )  # fmt: skip
     yield lambda name: tempfile.mkdtemp(prefix=f"{name}-", dir=home)
     guard.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[str], str]:
+    """build(name): path of `tests/attacks/NAME.c`, compiled, static, with threads. Kept in the user's cache by what it is made of: a
+    guest finds there what its host has compiled."""
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hauberk-tests", "attacks")
+
+    def made(name: str) -> str:
+        source, words = Path(__file__).parent / "attacks" / f"{name}.c", ["gcc", "-O1", "-static", "-pthread", "-w"]
+        mark = hashlib.blake2b(repr(words).encode() + source.read_bytes(), digest_size=8).hexdigest()
+        out = kept / f"{name}-{mark}"
+        if not out.exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            part = out.with_name(f"{out.name}-{os.getpid()}")
+            subprocess.run([*words, source, "-o", part], check=True)
+            part.rename(out)
+        return str(out)
+
+    return made

@@ -17,6 +17,7 @@ SERVED = {
     "kafka_secure": "kafka",
     "kafka_clusters": "kafka",
     "guest": "vm",
+    "kernels": "vm",
     "results": "vm",
 }
 """Fixture to share."""

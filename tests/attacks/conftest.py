@@ -55,21 +55,6 @@ def watchable() -> None:
         pytest.skip(f"this node cannot be watched: {why.stderr.strip()}")
 
 
-@pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """build(name): path of `tests/attacks/NAME.c`, compiled once, static, with threads."""
-    home = tmp_path_factory.mktemp("attack-programs")
-
-    def made(name: str) -> str:
-        out = home / name
-        if not out.exists():
-            source = SOURCES / f"{name}.c"
-            subprocess.run(["gcc", "-O1", "-static", "-pthread", "-w", source, "-o", out], check=True)
-        return str(out)
-
-    return made
-
-
 class Container:
     """A cgroup that policies see as a container named `name` with the label `app: NAME`."""
 

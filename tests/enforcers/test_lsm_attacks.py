@@ -32,21 +32,6 @@ def loaded(hooked: LoadedPrograms) -> LoadedPrograms:
     return hooked
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """build(name): path of `tests/attacks/NAME.c`, compiled, static."""
-    home = tmp_path_factory.mktemp("attack-programs")
-
-    def made(name: str) -> str:
-        out = home / name
-        if not out.exists():
-            source = ATTACKS / f"{name}.c"
-            subprocess.run(["gcc", "-O1", "-static", "-pthread", "-w", source, "-o", out], check=True)
-        return str(out)
-
-    return made
-
-
 @pytest.fixture
 def run(bench: Any) -> Callable[..., Any]:
     """run(*command): its status, output and messages, inside."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests for tests. `guest(series)`: one of that kernel, for the module; `results(series)`: what the suites did in it.
 
-All kernels' suites run at once, in one pytest session each, when the first result is asked for. HAUBERK_TEST_VM=all
-(`make test-vm`) runs every file of the kernel suites instead of the chosen ones.
+Kernels' suites run in one pytest session each, when the first result is asked for: beside other tests (`make test`) one guest after
+the other, else all at once. HAUBERK_TEST_VM=all (`make test-vm`) runs every file of the kernel suites instead of the chosen ones.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def guest(kernels: Callable[[str], object]) -> Iterator[Callable[[str], Guest]]:
 
 @pytest.fixture(scope="session")
 def results(
-    request: pytest.FixtureRequest, kernels: Callable[[str], object]
+    request: pytest.FixtureRequest, kernels: Callable[[str], object], build: Callable[[str], str]
 ) -> Iterator[Callable[[str], dict[str, list[Outcome]]]]:
     """results(series): file of the checkout -> what its tests came to in that kernel."""
     wanted: dict[str, list[str]] = defaultdict(list)
@@ -74,10 +74,12 @@ def results(
         if "results" in getattr(item, "fixturenames", ()):
             wanted[item.callspec.params["series"]].append(item.callspec.params["file"])
     running: dict[str, Future[dict[str, list[Outcome]]]] = {}
-    with ThreadPoolExecutor(len(wanted)) as pool:
+    with ThreadPoolExecutor(1 if "PYTEST_XDIST_WORKER" in os.environ else len(wanted)) as pool:
 
         def ask(series: str) -> dict[str, list[Outcome]]:
             if not running:
+                for source in (CHECKOUT / "tests" / "attacks").glob("*.c"):
+                    build(source.stem)
                 for one, files in wanted.items():
                     running[one] = pool.submit(_suite, kernels(one), sorted(files))
             return running[series].result()

@@ -24,6 +24,7 @@ def main() -> int:
     asked.add_argument("--kernel", choices=SOURCES, default="6.1", help="series of the kernel")
     asked.add_argument("--seconds", type=float, default=3600, help="how long the command may take")
     asked.add_argument("--cold", action="store_true", help="boot, instead of going on from a template")
+    asked.add_argument("--parameters", default="", help="more on the kernel's command line; boots")
     asked.add_argument("--no-programs", action="store_true", help="do not compile the eBPF programs beforehand")
     asked.add_argument("--console", action="store_true", help="print the kernel's console at the end")
     asked.add_argument("command", nargs="+", help="after `--`: what to run")
@@ -32,7 +33,7 @@ def main() -> int:
         wanted = kernel(given.kernel)
         if not given.no_programs:
             precompile(wanted)
-        guest = Guest(wanted, template=not given.cold)
+        guest = Guest(wanted, template=not (given.cold or given.parameters), parameters=given.parameters)
     except (NoPackage, GuestFailed) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2

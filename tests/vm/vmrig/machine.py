@@ -60,11 +60,16 @@ def why_not() -> str | None:
 class Guest:
     """A running guest. `run` and `lines` ask it for something; `off` ends it."""
 
-    def __init__(self, kernel: Kernel, *, template: bool = True) -> None:
-        """Boots, or thaws a template (made first when there is none). Raises GuestFailed, NoPackage."""
+    _parameters = ""
+
+    def __init__(self, kernel: Kernel, *, template: bool = True, parameters: str = "") -> None:
+        """Boots, or thaws a template (made first when there is none). `parameters`: more on the kernel's command line, which needs a
+        boot. Raises GuestFailed, NoPackage."""
+        assert template is False or not parameters
         if (reason := why_not()) is not None:
             raise NoPackage(reason)
         self.kernel = kernel
+        self._parameters = parameters
         self.place = Path(tempfile.mkdtemp(prefix="hauberk-vm-"))
         self.room = self.place / "room"
         """A directory that the host and the guest see under the same path, and both may write."""
@@ -123,7 +128,7 @@ class Guest:
         words = [
             PROGRAM, "-M", "pc", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", str(PROCESSORS),
             "-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-kernel", str(kernel.image), "-initrd", str(initramfs(kernel)), "-append", _APPEND,
+            "-kernel", str(kernel.image), "-initrd", str(initramfs(kernel)), "-append", f"{_APPEND} {self._parameters}",
             "-chardev", f"file,id=console,path={place}/console", "-serial", "chardev:console",
             "-chardev", f"socket,id=control,path={place}/control", "-mon", "chardev=control,mode=control",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={place}/agent",
