@@ -43,7 +43,7 @@ class EnforcementStats(msgspec.Struct):
     """Plans on this node since start. `plans`: carried out; `failed`: not, by an error of this program; `unreadable`: records that
     are no plan; `kept`: plans of older policies than the one in force, left alone; `receipts`: published; `cut_receipts`: refused by
     the bus as they were, published without their lists of rules or not at all. `lsm_*`: what the LSM hooks did since they were
-    loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` are answers that were given without asking the rules. `apparmor_*`: denials in
+    loaded, by `schemas.lsm.HookCount`: all but `lsm_denied` and `lsm_shadowed` are answers that were given without asking the rules. `apparmor_*`: denials in
     the audit stream that became alerts, that the sensor reports with the same rule, that came too fast for that, and that were lost (by the kernel: times)."""
 
     plans: int = 0
@@ -53,6 +53,7 @@ class EnforcementStats(msgspec.Struct):
     receipts: int = 0
     cut_receipts: int = 0
     lsm_denied: int = 0
+    lsm_shadowed: int = 0
     lsm_unresolved: int = 0
     lsm_elsewhere: int = 0
     lsm_no_scratch: int = 0

@@ -72,6 +72,7 @@ class Applier:
         mounts: bool = True,
         loaded: Sequence[str] = (),
         lsm: Sequence[Module] = (),
+        shadow: bool = False,
         chosen: Usable | None = None,
     ) -> None:
         self.node = node
@@ -81,7 +82,9 @@ class Applier:
         self._tables: KernelTables | None = None
         self._counts = Map.open(f"{pin_dir}/maps/lsm_counts") if os.path.exists(f"{pin_dir}/maps/lsm_counts") else None
         if chosen is None:
-            chosen = usable(backends, pin_dir, closed=closed, rings=rings, mounts=mounts, loaded=loaded, lsm=lsm)
+            chosen = usable(
+                backends, pin_dir, closed=closed, rings=rings, mounts=mounts, shadow=shadow, loaded=loaded, lsm=lsm
+            )  # fmt: skip
         problems = [f"{backend_name(one)}: {why}" for one, why in chosen.problems]
         if pinned is None:
             why = f"no programs are pinned under {pin_dir}; start the sensor first"

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from enforcers import machines, networks, paths
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.btf import VMLINUX
@@ -47,6 +49,9 @@ _TOO_MANY: Final = Cause(
     RefusalCode.PATTERN,
     f"the patterns of this workload need a machine of more than {machines.CELLS} cells; this one and those after it are left out",
 )
+_SHADOW: Final = Cause(
+    RefusalCode.SHADOW, "`enforcement.shadow` is on: what `bpf-lsm` would deny is counted and told, and goes on"
+)
 _HAS: Final = {
     Class.PROCESS: TableFlag.HAS_PROCESS,
     Class.FILE: TableFlag.HAS_FILE,
@@ -60,16 +65,18 @@ _DEEPEST: Final = 31
 
 class LsmEnforcer(Everywhere):
     """See `contract.TableBackend`. `closed`: what no rule can be asked about is denied where rules deny something. `mounts`: what
-    gives files other paths may be used where rules on paths deny something: mounts, another root, user namespaces."""
+    gives files other paths may be used where rules on paths deny something: mounts, another root, user namespaces. `shadow`: nothing is
+    denied, and no rule counts as held."""
 
     backend = Backend.BPF_LSM
     maps: Final = {"rules": RULE_KEY.offsets["table"], "net_rules": NET_KEY.offsets["table"]}
     enforces = ScopeFlag.ENFORCE_LSM
 
-    def __init__(self, pin_dir: str, *, closed: bool = True, mounts: bool = True) -> None:
+    def __init__(self, pin_dir: str, *, closed: bool = True, mounts: bool = True, shadow: bool = False) -> None:
         self._links = f"{pin_dir}/links"
         self._closed = closed
         self._mounts = mounts
+        self._shadow = shadow
 
     def unusable(self) -> str:
         if why := locked_down():
@@ -92,6 +99,10 @@ class LsmEnforcer(Everywhere):
         )
 
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
+        part = self._encode(scope, ident)
+        return _in_shadow(part, scope) if self._shadow and part.flags else part
+
+    def _encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         entries, cells, refused, holes = self._paths(scope, ident)
         peers, not_peers, net_holes = networks.encode(scope.network, ident, self.backend, scope.uid, every_family=True)
         refused = (*refused, *not_peers)
@@ -127,6 +138,8 @@ class LsmEnforcer(Everywhere):
             flags |= TableFlag.NAMES
         if cells:
             flags |= TableFlag.PATTERNS
+        if self._shadow:
+            flags |= TableFlag.SHADOW
         guards = _guards(held, ident)
         if guards:
             flags |= TableFlag.GUARDS
@@ -178,6 +191,22 @@ class LsmEnforcer(Everywhere):
                         rule, index
                     )
         return (*entries, *more.items()), cells, refused, holes
+
+
+def _in_shadow(part: TablePart, scope: ScopePlan) -> TablePart:
+    """What `part` is as a shadow: every rule that would deny is refused, and left to the backends after it."""
+    denying = [rule.ref for rule in scope.paths if paths.stops(rule)]
+    denying += [rule.ref for rule in scope.network if rule.action is Action.BLOCK]
+    denying += [RuleRef(DEFAULT_POSTURE) for _, action in scope.posture if action is Action.BLOCK]
+    left_out = {one.ref for one in part.refused}
+    told = tuple(
+        Refusal(ref=ref, uid=scope.uid, backend=Backend.BPF_LSM, reason=_SHADOW.text, code=_SHADOW.code)
+        for ref in dict.fromkeys(denying)
+        if ref not in left_out
+    )
+    return msgspec.structs.replace(
+        part, rules=0, refused=(*part.refused, *told), carried=frozenset[RuleRef](), whole=frozenset[Class]()
+    )
 
 
 def _depths(rules: Iterable[PathRule]) -> int:

@@ -35,15 +35,16 @@ def make(
     closed: bool = True,
     rings: bool = True,
     mounts: bool = True,
+    shadow: bool = False,
     names: Sequence[str] = (),
 ) -> TableBackend | ProfileBackend:
     """The backend called `name`, over the pins in `pin_dir`. `closed`: what cannot be judged is stopped;
-    `rings`: io_uring may be used; `mounts`: so may mounts. `names`: profiles to have loaded."""
+    `rings`: io_uring may be used; `mounts`: so may mounts. `shadow`: LSM hooks deny nothing. `names`: profiles to have loaded."""
     match name:
         case "apparmor":
             return AppArmorEnforcer(names)
         case "bpf-lsm":
-            return LsmEnforcer(pin_dir, closed=closed, mounts=mounts)
+            return LsmEnforcer(pin_dir, closed=closed, mounts=mounts, shadow=shadow)
         case "cgroup":
             return CgroupEnforcer(pin_dir)
         case "signal":
@@ -59,6 +60,7 @@ def usable(
     closed: bool = True,
     rings: bool = True,
     mounts: bool = True,
+    shadow: bool = False,
     loaded: Sequence[str] = (),
     lsm: Sequence[Module] = (),
 ) -> Usable:
@@ -76,7 +78,7 @@ def usable(
         if name in preferred and chosen:
             passed.append((BY_NAME[name], f"not used: `{chosen}` goes before it in `enforcement.lsm`"))
             continue
-        made = make(name, pin_dir, closed=closed, rings=rings, mounts=mounts, names=loaded)
+        made = make(name, pin_dir, closed=closed, rings=rings, mounts=mounts, shadow=shadow, names=loaded)
         if why := made.unusable():
             (passed if name in preferred else problems).append((BY_NAME[name], why))
             continue

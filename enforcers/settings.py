@@ -49,6 +49,13 @@ class EnforceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             examples=["pass"],
         ),
     ] = "stop"
+    shadow: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Let `bpf-lsm` deny nothing: what its hooks would deny is counted and told as `Audit (Block)`, and its rules are refused as not held.",
+            examples=[True],
+        ),
+    ] = False
     io_uring: Annotated[
         Literal["pass", "stop"],
         msgspec.Meta(

@@ -40,7 +40,7 @@ def opened(pin_dir: str, node: str, settings: EnforceSettings) -> Applier:
     return Applier(
         pin_dir, node, settings.backends, settings.grace_seconds,
         closed=settings.unresolved == "stop", rings=settings.io_uring == "pass", mounts=settings.mounts == "pass",
-        loaded=settings.profiles, lsm=settings.lsm,
+        loaded=settings.profiles, lsm=settings.lsm, shadow=settings.shadow,
     )  # fmt: skip
 
 

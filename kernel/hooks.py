@@ -47,6 +47,10 @@ HOOKS: Final = (
     Hook("mmap_file", "memory without a file that is executable; a program that a loader maps"),
     Hook("file_mprotect", "memory that becomes executable"),
     Hook("capable", "use of a capability"),
+    Hook(
+        "ptrace_access_check",
+        "a process that another attaches to: ptrace, process_vm_readv, pidfd_getfd, /proc/PID/mem",
+    ),
     Hook("sb_mount", "a mount, which gives files other paths"),
     Hook("move_mount", "a mount that is put into the tree"),
     Hook("sb_pivotroot", "another root"),

@@ -12,7 +12,7 @@ class TableFlag(IntFlag):
     the class matches is denied. CLOSED: so is what no rule can be asked about. SOURCES, NAMES, GUARDS: some rule is limited to a
     source, some is an EXECNAME, some directory may not be renamed. FILELESS, ANONYMOUS, ENVIRON, PROC, SESSION: the presets filelessExec,
     anonymousMapExec, protectEnv, protectProc and exec deny. MOUNTS: nothing is mounted, no root changed, no user namespace made.
-    PATTERNS: there is a machine, whose first cell is the header's `index`."""
+    PATTERNS: there is a machine, whose first cell is the header's `index`. SHADOW: nothing is denied, what would be is counted and told."""
 
     HAS_PROCESS = 1
     HAS_FILE = 2
@@ -33,6 +33,7 @@ class TableFlag(IntFlag):
     SESSION = 65536
     MOUNTS = 131072
     PATTERNS = 262144
+    SHADOW = 524288
 
 
 class HookCount(IntEnum):
@@ -49,3 +50,5 @@ class HookCount(IntEnum):
     """Two tasks worked in one scratch, so the answer is not known."""
     NO_HEADER = 5
     """A scope named a table that was not there; denied."""
+    SHADOWED = 6
+    """Denied by a table that is a shadow: the call went on."""

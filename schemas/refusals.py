@@ -47,6 +47,7 @@ class RefusalCode(StrEnum):
     OTHER_FAMILIES = "other-families"
     AUTOBIND = "autobind"
     LATE = "late"
+    SHADOW = "shadow"
 
     @classmethod
     def _missing_(cls, value: object) -> RefusalCode:
@@ -93,6 +94,7 @@ MEANING: Final = {
     RefusalCode.LEFT_OUT: "The rule or its policy was left out when the policies were compiled.",
     RefusalCode.OTHER_FAMILIES: "Enforced for internet sockets; those of other families have no cgroup hook and are only reported.",
     RefusalCode.AUTOBIND: "Enforced at bind; a listen without bind gets an ephemeral port without being asked.",
+    RefusalCode.SHADOW: "The node's settings make the backend a shadow (`enforcement.shadow`): it counts and tells what it would deny.",
     RefusalCode.LATE: "Enforced by a kill as the call ends: what it did to files has happened by then.",
 }  # fmt: skip
 """RefusalCode -> what it means, one sentence."""

@@ -48,6 +48,7 @@ struct asked {
     u32 number;    /* sockets: the protocol as rules name it */
     u32 exact;     /* a mapping of who is no loader: rules on the very file count alone */
     u32 forced;    /* to be stopped whatever the rules say of the object */
+    u32 told_later; /* in a shadow: the sensor tells of it when it has happened */
     struct {
         u32 base;
         u32 stride;
@@ -289,13 +290,19 @@ static __always_inline int told(int stop)
     return 0;
 }
 
+/* Whether what could not be asked is denied under a table with these flags. */
+static __always_inline int closes(u32 flags)
+{
+    return (flags & (TABLE_CLOSED | TABLE_SHADOW)) == TABLE_CLOSED;
+}
+
 /* The answer of a hook, and the end of it. */
 static __always_inline int leave(struct asked *w, int stop)
 {
-    u32 closed = w->header.flags & TABLE_CLOSED;
+    int closed = closes(w->header.flags);
     if (!unclaim(w, bpf_get_current_pid_tgid())) {
         tally(COUNT_CLAIM_LOST);
-        stop |= closed != 0;
+        stop |= closed;
     }
     return told(stop);
 }
@@ -338,7 +345,7 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     struct asked *w = claim(bpf_get_current_pid_tgid());
     if (!w) {
         tally(COUNT_NO_SCRATCH);
-        e->stop = (flags & TABLE_CLOSED) != 0;
+        e->stop = closes(flags);
         return 0;
     }
     w->header = *header;
@@ -352,7 +359,7 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     w->at = TEXT_MAX;
     w->state = CLIMBING;
     w->elsewhere = 0;
-    w->exact = w->forced = 0;
+    w->exact = w->forced = w->told_later = 0;
     w->inode = 0;
     w->inode_owner = 0xffffffff;
     w->uid = uid_of(task);

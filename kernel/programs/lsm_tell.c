@@ -44,19 +44,19 @@ int sub_tell(u64 argument)
     void *task = (void *)TASK();
     u64 registers, key = bpf_get_current_pid_tgid();
     u32 tgid = key >> 32, number = call_of(task, &registers), lost = 0;
-    struct note note = {.kind = NOTE_TOLD, .number = number};
+    u32 shadow = w->header.flags & TABLE_SHADOW;
+    struct note note = {.kind = shadow ? NOTE_SHADOWED : NOTE_TOLD, .number = number};
     notes.update(&key, &note);
     struct image *image = processes.lookup(&tgid);
     o->time = bpf_ktime_get_boot_ns();
     b->cgroup = w->cgroup;
-    b->enforcer = BACKEND_BPF_LSM;
+    b->enforcer = shadow ? 0 : BACKEND_BPF_LSM;
     b->mnt_ns = READ32(READ64(READ64(task, K_task_struct__nsproxy), K_nsproxy__mnt_ns), K_mnt_namespace__ns__inum);
     b->uid = w->uid;
     b->owner = w->inode_owner;
     b->tty = w->tty;
     b->syscall = number;
-    b->result = EPERM_HOOK;
-    o->ret = EPERM_HOOK;
+    b->result = o->ret = shadow ? 0 : EPERM_HOOK;
     o->pid = tgid;
     o->aux = 0;
     o->process = 0;
@@ -105,14 +105,22 @@ int sub_tell(u64 argument)
     return 0;
 }
 
+/* What a verdict to stop comes to, counted: nothing in a shadow. */
+static __always_inline int stopped(struct asked *w)
+{
+    u32 shadow = w->header.flags & TABLE_SHADOW;
+    tally(shadow ? COUNT_SHADOWED : COUNT_DENIED);
+    return !shadow;
+}
+
 /* The answer, told and counted. */
 static __always_inline int answer(struct asked *w, int stop)
 {
     if (!stop)
         return 0;
-    tally(COUNT_DENIED);
-    sub_tell_(w);
-    return 1;
+    if (!w->told_later || !(w->header.flags & TABLE_SHADOW))
+        sub_tell_(w);
+    return stopped(w);
 }
 
 /* Whose rules are asked first. An exec is its parent's, as for the judge. Strictly before the object's path: it takes its place. */

@@ -17,6 +17,8 @@ _MEMORY: Final = ("memfd:", "/memfd:", "/dev/shm/", "/run/shm/")
 RUNTIMES: Final = frozenset({"runc", "crun", "youki", "kata-agent", "runsc"})
 """Executables that start containers, and commands in them."""
 PROT_EXEC: Final = 4
+_ATTACH: Final = (16, 0x4206)
+"""PTRACE_ATTACH, PTRACE_SEIZE (include/uapi/linux/ptrace.h)."""
 MAP_ANONYMOUS: Final = 0x20
 
 
@@ -33,13 +35,13 @@ def anonymous_map_exec(behaviour: Behaviour) -> bool:
 
 
 def protect_env(behaviour: Behaviour) -> bool:
-    """The environment of another process is opened."""
-    return _other_process(behaviour) and behaviour.resource.endswith("/environ")
+    """The environment of another process is opened, or that process attached to, whose memory has it."""
+    return (_other_process(behaviour) and behaviour.resource.endswith("/environ")) or _attaches(behaviour)
 
 
 def protect_proc(behaviour: Behaviour) -> bool:
-    """Anything below /proc of another process is opened."""
-    return _other_process(behaviour)
+    """Anything below /proc of another process is opened, or that process attached to."""
+    return _other_process(behaviour) or _attaches(behaviour)
 
 
 def exec_session(behaviour: Behaviour) -> bool:
@@ -53,6 +55,10 @@ def exec_session(behaviour: Behaviour) -> bool:
     name = behaviour.executable.rpartition("/")[2]
     # runc runs from a sealed copy of itself: `memfd:runc_cloned:/proc/self/exe`.
     return behaviour.detail == "setns" or name in RUNTIMES or "memfd:runc_cloned" in behaviour.executable
+
+
+def _attaches(behaviour: Behaviour) -> bool:
+    return behaviour.operation is Operation.PTRACE and behaviour.args[0] in _ATTACH
 
 
 def _other_process(behaviour: Behaviour) -> bool:

@@ -7,6 +7,7 @@ import errno
 import json
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -167,6 +168,37 @@ def deep(directory, name, many):
         os.close(here)
 
 
+def victim(attach):
+    """What `attach(pid)` does to a process of our own that sleeps."""
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    try:
+        attach(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def ptraced(pid):
+    check(libc.ptrace(0x4206, pid, None, None))  # PTRACE_SEIZE
+
+
+def read_memory(pid):
+    room = ctypes.create_string_buffer(b"secret")
+    into = ctypes.create_string_buffer(8)
+    here, there = ((ctypes.c_size_t * 2)(ctypes.addressof(one), 6) for one in (into, room))
+    check(libc.process_vm_readv(pid, here, 1, there, 1, 0))
+
+
+def taken_descriptor(pid):
+    fd = os.pidfd_open(pid)
+    try:
+        os.close(check(libc.syscall(438, fd, 0, 0)))  # pidfd_getfd
+    finally:
+        os.close(fd)
+
+
 def hammer(denied, free, end):
     """Opens both until `end` is there; passed when it ever got one answer that it should not have."""
     rounds = wrong = missed = 0
@@ -223,6 +255,10 @@ CALLS = {
     "bind": bound,
     "listen": listening,
     "accept": accepted,
+    "ptrace": lambda: victim(ptraced),
+    "read-memory": lambda: victim(read_memory),
+    "take-descriptor": lambda: victim(taken_descriptor),
+    "open-memory": lambda: victim(lambda pid: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY))),
     "terminal": terminal,
     "userns": userns,
     "mount": mounted,

@@ -168,6 +168,17 @@ def test_presets(bench: Any, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_process_that_another_attaches_to(bench: Any) -> None:
+    """Its memory has its environment, and is read without any file below /proc."""
+    attaching = ("ptrace", "read-memory", "take-descriptor", "open-memory")
+    bench.expect(*(("ok", (call,)) for call in attaching))
+    for name in ("protectEnv", "protectProc"):
+        bench.hold(f"presets: [{{name: {name}}}], action: Block")
+        # What the kernel makes of the refusal when a file below /proc is opened for it (fs/proc/base.c, mm_access).
+        refused = {"open-memory": "EACCES"} if name == "protectEnv" else {}
+        bench.expect(*((refused.get(call, DENIED), (call,)) for call in attaching), ("ok", ("run", "/bin/true")))
+
+
 def test_rules_without_a_terminal(bench: Any, tmp_path: Path) -> None:
     tool = shutil.copy("/bin/true", f"{tmp_path}/tool")
     bench.hold(f"process: {{matchPaths: [{{path: {tool}, pts: false}}]}}, action: Block")

@@ -311,6 +311,14 @@ def test_every_operation_gets_a_verdict() -> None:
             assert scope.judge(behaviour).action in Action
 
 
+@pytest.mark.parametrize("name", ["protectEnv", "protectProc"])
+@pytest.mark.parametrize(("request_", "action"), [(16, Action.BLOCK), (0x4206, Action.BLOCK), (0, Action.ALLOW)])
+def test_who_attaches_to_a_process_reads_its_environment(name: str, request_: int, action: Action) -> None:
+    """PTRACE_ATTACH and PTRACE_SEIZE; a process that lets itself be traced (PTRACE_TRACEME, 0) gives it away."""
+    scope = compile_ruleset([document("p", {"presets": [{"name": name, "action": "Block"}]})]).scope(container())
+    assert scope.judge(Behaviour(operation=Operation.PTRACE, args=(request_, 42))).action is action
+
+
 def test_cluster_policies_reach_every_namespace_they_name() -> None:
     spec = {
         "selector": {"matchExpressions": [{"key": "namespace", "operator": "NotIn", "values": ["prod"]}]}
