@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,11 @@ from cluster.server import Conflict, Server
 from schemas.errors import HauberkError, Incompatible
 
 log = logging.getLogger(__name__)
+
+_LOOK: Final = 0.5
+"""Seconds for the server to answer who has the lease, when it is given back: who ends waits no longer for one that hangs."""
+_GIVE_BACK: Final = 2.0
+"""The same with the writing, by a server that has just answered."""
 
 
 class _Meta(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -154,10 +160,11 @@ class LeaderLease:
         """So that another takes it at once; when that fails it waits until this one counts as silent."""
         self.held = False
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(_LOOK) as deadline:
                 lease = _decode(await self._server.get(f"{self._path}/{self._name}"))
+                deadline.reschedule(asyncio.get_running_loop().time() + _GIVE_BACK)
                 if lease.spec.holder_identity == self._me:
                     lease.spec.holder_identity = ""
                     await self._server.send("PUT", f"{self._path}/{self._name}", msgspec.to_builtins(lease))
         except (HauberkError, TimeoutError) as error:
-            log.warning("the lease %s was not given back: %s", self._name, error)
+            log.warning("the lease %s was not given back: %s", self._name, str(error) or "no answer in time")

@@ -129,7 +129,7 @@ async def run(engine: Stops, stop: asyncio.Event) -> None:
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
-    """Await `work`, and leave it when `stop` is set."""
+    """Await `work`; when `stop` is set it is cancelled, and what it does about that is waited for: others close what it uses then."""
     ways = [asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())]
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -138,6 +138,7 @@ async def unless(stop: asyncio.Event, work: Awaitable[None]) -> None:
     finally:
         for way in ways:
             way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
 
 
 def processor(

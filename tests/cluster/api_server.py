@@ -161,6 +161,16 @@ class ApiServer:
             self._server.kill()
             self._server.wait()
 
+    def pause(self) -> None:
+        """The API server keeps its connections and answers nothing, until `resume`."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         self.kill()
         if self._etcd is not None and self._etcd.poll() is None:

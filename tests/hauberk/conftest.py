@@ -7,9 +7,12 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,45 @@ def make_hauberk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[str]:
+    """The address of something that takes connections and answers nothing."""
+    taken = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take() -> None:
+            while True:
+                try:
+                    taken.append(server.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(60)
+    for one in taken:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def blackhole() -> Iterator[str]:
+    """An address whose packets go nowhere: a queue of connections that is full, to which the kernel gives no answer (listen(2))."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        waiting = []
+        for _ in range(8):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+            waiting.append(one)
+        # The last of them is not answered either.
+        assert not select.select([], waiting[-1:], [], 0.2)[1]
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        for one in waiting:
+            one.close()
 
 
 @pytest.fixture(scope="session")
