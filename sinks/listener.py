@@ -45,13 +45,14 @@ log = logging.getLogger("hauberk.sinks")
 
 class ListenerStats(msgspec.Struct, kw_only=True):
     """One listening port. `connections` now; `evicted`: asked nothing when room was needed; `late`: asked nothing in time;
-    `refused`: came when all others were being answered; `up`: 0 while the port is lost; `reopened`: times it was opened again."""
+    `refused`: came when all others were being answered; `malformed`: requests that were no HTTP; `up`: 0 while the port is lost; `reopened`: times it was opened again."""
 
     listener: Label
     connections: Gauge = 0
     evicted: int = 0
     late: int = 0
     refused: int = 0
+    malformed: int = 0
     up: Gauge = 0
     reopened: int = 0
 
@@ -90,8 +91,8 @@ class Listener:
 
         application.middlewares.insert(0, busy)
         runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_SECONDS, **options
-        )
+            application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_SECONDS, logger=_Complaints(self.stats), **options
+        )  # fmt: skip
         await runner.setup()
         assert runner.server is not None
         self._tls = tls
@@ -218,6 +219,22 @@ def _listens(one: socket.socket) -> bool:
 def why(error: OSError) -> str:
     """What keeps the port from being had."""
     return "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+
+
+class _Complaints(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp says of requests. One that is no HTTP is counted: logged, it would be twenty lines, as often as anybody likes."""
+
+    def __init__(self, stats: ListenerStats) -> None:
+        super().__init__(log, {})
+        self._stats = stats
+
+    def log(self, level: int, msg: object, *args: object, **how: Any) -> None:
+        from aiohttp.http_exceptions import HttpProcessingError
+
+        if isinstance(how.get("exc_info"), HttpProcessingError):
+            self._stats.malformed += 1
+        else:
+            super().log(level, msg, *args, **how)
 
 
 class _Visitor(asyncio.Protocol):

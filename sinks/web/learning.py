@@ -37,13 +37,14 @@ class Learner(Protocol):
 
 class LearntStates(msgspec.Struct, frozen=True, kw_only=True):
     """The list. `learning`: a run is under way, and `far` says how far. `at`: when the answer was begun (Unix seconds), 0: there is none
-    yet; `took`: its seconds. `why`: what the last run failed of. `more`: workloads that are not listed. `cut`: workloads whose rules are
+    yet; `took`: its seconds. `same`: it is the one that the asker has, so its lines and peers are left out. `why`: what the last run failed of. `more`: workloads that are not listed. `cut`: workloads whose rules are
     not kept."""
 
     learning: bool
     far: Far
     at: int
     took: float
+    same: bool
     why: str
     lines: tuple[LearntLine, ...]
     peers: dict[str, tuple[str, ...]]
@@ -95,8 +96,8 @@ class Learning:
         """Of the answer that is kept now."""
         return self._answer.kept if self._answer is not None else 0
 
-    def look(self) -> LearntStates:
-        """What is known now. Begins a run when one is due."""
+    def look(self, known: int | None = None) -> LearntStates:
+        """What is known now; `known`: the `at` of the answer that the asker has. Begins a run when one is due."""
         if self._running is None and time.monotonic() >= self._due:
             seen = self._learner.changed()
             if seen != self._seen or self._why:
@@ -104,9 +105,10 @@ class Learning:
                 self._far = Far()
                 self._running = asyncio.create_task(self._run(), name="learning")
         answer = self._answer or _Answer(0.0)
+        same = int(answer.at) == known
         return LearntStates(
-            learning=self._running is not None, far=self._far, at=int(answer.at), took=round(answer.took, 1), why=self._why,
-            lines=tuple(answer.lines), peers=answer.peers, remarks=tuple(answer.remarks), more=answer.more, cut=answer.cut,
+            learning=self._running is not None, far=self._far, at=int(answer.at), took=round(answer.took, 1), same=same, why=self._why,
+            lines=() if same else tuple(answer.lines), peers={} if same else answer.peers, remarks=tuple(answer.remarks), more=answer.more, cut=answer.cut,
         )  # fmt: skip
 
     def sheet(self, policy: str) -> bytes | None:

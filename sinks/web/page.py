@@ -244,13 +244,18 @@ class WebPage:
         return await self._answer(("workload", name, hours, fold), question)
 
     async def _learnt(self, request: web.Request) -> web.Response:
-        """Every workload's state, or with `policy` one of them."""
+        """Every workload's state, or with `policy` one of them. `known`: the `at` of an answer that need not be told again."""
         from aiohttp import web
 
         if self.learning is None:
             return web.Response(body=msgspec.json.encode({"off": True}), content_type="application/json")
         policy = request.query.get("policy")
-        body = msgspec.json.encode(self.learning.look()) if policy is None else self.learning.sheet(policy)
+        if policy is None:
+            return web.Response(
+                body=msgspec.json.encode(self.learning.look(_number(request.query.get("known")))),
+                content_type="application/json",
+            )
+        body = self.learning.sheet(policy)
         if body is None:
             return _said(
                 404, "expected a policy of the list whose rules are kept; `hauberk discover --explain` has all"
@@ -295,9 +300,15 @@ async def _with_headers(request: web.Request, response: web.StreamResponse) -> N
 
 def _of_another_site(request: web.Request) -> bool:
     """Whether a page of another origin asks, as browsers say it. It could not read the answer, but it could take every
-    place of the stream and keep the store busy. A link that somebody follows is no such request."""
+    place of the stream, keep the store busy and begin the learner. A link to the page itself that somebody follows is no such
+    request; a frame is. Where a browser says nothing of sites (no HTTPS, no loopback), `Origin` says it of what scripts ask."""
     said = request.headers
-    return said.get("Sec-Fetch-Site") in ("cross-site", "same-site") and said.get("Sec-Fetch-Mode") != "navigate"
+    site = said.get("Sec-Fetch-Site")
+    if site is None:
+        origin = said.get("Origin")
+        return origin is not None and origin.partition("://")[2].lower() != said.get("Host", "").lower()
+    followed = said.get("Sec-Fetch-Mode") == "navigate" and said.get("Sec-Fetch-Dest", "document") == "document"
+    return site in ("cross-site", "same-site") and not (followed and request.path == "/")
 
 
 def _said(status: int, why: str) -> web.Response:

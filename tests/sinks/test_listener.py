@@ -38,10 +38,14 @@ class Served:
         async def much(_: web.Request) -> web.Response:
             return web.Response(body=b"x" * (64 << 20))
 
+        async def mistake(_: web.Request) -> web.Response:
+            raise ValueError("ours")
+
         application = web.Application()
         application.router.add_get("/", answer)
         application.router.add_get("/wait", wait)
         application.router.add_get("/much", much)
+        application.router.add_get("/mistake", mistake)
         await self.listener.open(application, shutdown_timeout=0.1)
 
     async def connect(self, said: bytes = HALF) -> asyncio.StreamReader:
@@ -121,6 +125,30 @@ async def test_a_request_that_does_not_come_whole_in_time_is_given_up(
     dropping.cancel()
     assert served.listener.stats.late == 2
     await until(lambda: served.listener.stats.connections == 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\n\n",
+    ],
+)  # fmt: skip
+async def test_what_is_no_request_is_counted_and_not_logged(
+    served: Served, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = await served.connect(said)
+    async with asyncio.timeout(60):
+        assert b" 400 " in await reader.read()
+    await until(lambda: served.listener.stats.malformed == 1)
+    assert caplog.text == ""
+    assert await served.ask() == "ok"
+
+
+async def test_a_mistake_of_ours_is_logged(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    assert "500" in await served.ask("/mistake")
+    assert "ValueError: ours" in caplog.text
+    assert served.listener.stats.malformed == 0
 
 
 async def test_a_connection_that_asks_nothing_more_is_let_go(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

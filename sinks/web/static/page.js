@@ -166,10 +166,11 @@ async function learn() {
   clearTimeout(looking);
   if (state.off || document.hidden || !['workloads', 'network'].includes(state.tab)) return;
   try {
-    const found = await ask('api/learnt');
+    const had = state.learnt;
+    const found = await ask(`api/learnt${had ? `?known=${had.at}` : ''}`);
     if (found.off) { state.off = true; return; }
-    const fresh = found.at !== state.learnt?.at;
-    state.learnt = found;
+    const fresh = !found.same;
+    state.learnt = fresh ? found : { ...found, lines: had.lines, peers: had.peers };
     learnt.progress(found);
     if (found.learning) looking = setTimeout(learn, LEARNING);
     if (fresh) { showSurvey(); showLearnt(); if (state.policy) await rules(); }

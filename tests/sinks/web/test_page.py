@@ -39,7 +39,7 @@ async def test_the_files_are_served_and_nothing_beside_them(page, http):
 
 
 async def test_every_answer_has_the_headers(page, http):
-    for path in ("", "page.js", "none", "api/survey", "api/workload", "events"):
+    for path in ("", "page.js", "none", "api/survey", "api/workload", "api/learnt", "api/learnt?policy=x", "events"):
         async with http.get(page.url + path) as answer:
             assert {name: answer.headers[name] for name in HEADERS} == HEADERS, path
     for refused in (http.post(page.url), http.get(page.url, headers={"Host": "evil.example"})):
@@ -65,12 +65,12 @@ async def test_nothing_is_written(page, http):
     [
         ("127.0.0.1", 200), ("127.0.0.1:9643", 200), ("localhost:1", 200), ("LOCALHOST", 200), ("[::1]:9643", 200), ("127.8.8.8", 200),
         ("hauberk.example.org", 200), ("Hauberk.Example.org:443", 200), ("evil.example", 421), ("evil.example:9643", 421), ("", 421),
-        ("localhost.evil.example", 421), ("127.0.0.1.evil.example", 421), ("8.8.8.8", 421), ("[::2]", 421), ("0.0.0.0", 421),
+        ("localhost.evil.example", 421), ("127.0.0.1.evil.example", 421), ("127.0.0.1@evil.example", 421), ("2130706433", 421), ("localhost.", 421), ("8.8.8.8", 421), ("[::2]", 421), ("0.0.0.0", 421),
     ],
 )  # fmt: skip
 async def test_only_its_own_names_are_answered(store, serve, http, host, status):
     page = await serve(names=["hauberk.example.org"])
-    for path in ("", "api/survey", "events", "none"):
+    for path in ("", "api/survey", "api/learnt", "events", "none"):
         async with http.get(page.url + path, headers={"Host": host}) as answer:
             assert answer.status == (404 if path == "none" and status == 200 else status), path
             if status == 421:
@@ -86,6 +86,49 @@ async def test_a_page_of_another_site_takes_no_place(page, http, site):
     assert page.hub.polls == 0
     assert (await get(http, page.url, headers={**asked, "Sec-Fetch-Mode": "navigate"}))[0] == 200
     assert (await get(http, page.url + "api/survey", headers={**asked, "Sec-Fetch-Site": "same-origin"}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+        {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
+    ],
+)  # fmt: skip
+async def test_a_page_of_another_site_begins_nothing(store, serve, http, learner, asked):
+    """Not by a frame or a window it opens either, nor where the browser says `Origin` alone."""
+    page = await serve(learner)
+    for path in ("events", "api/survey", "api/learnt", "api/learnt?policy=a"):
+        status, _, _ = await get(http, page.url + path, headers=asked)
+        assert status == 403, path
+    assert (page.hub.polls, page.learning.runs) == (0, 0)
+    framed = asked.get("Sec-Fetch-Dest") == "iframe" or "Origin" in asked
+    assert (await get(http, page.url, headers=asked))[0] == (403 if framed else 200)
+
+
+async def test_its_own_origin_is_let_in(page, http):
+    host = page.url.removeprefix("http://").rstrip("/")
+    assert (await get(http, f"{page.url}api/survey", headers={"Origin": f"http://{host}"}))[0] == 200
+
+
+async def test_what_was_learnt_is_told_once(store, serve, http, learner, make, until):
+    store.apply([make.summary(0)], [])
+    page = await serve(learner)
+
+    async def learnt():
+        told = json.loads((await get(http, f"{page.url}api/learnt"))[2])
+        return None if told["learning"] else told
+
+    told = await until(learnt)
+    assert [one["label"] for one in told["lines"]] == ["shop/web/web"]
+    again = json.loads((await get(http, f"{page.url}api/learnt?known={told['at']}"))[2])
+    assert (again["same"], again["lines"], again["at"]) == (True, [], told["at"])
+    for name in ("nobody", "", "__proto__", "../page.py", "a" * 7000, "%00%0d%0a"):
+        status, headers, body = await get(http, f"{page.url}api/learnt?policy={name}")
+        assert (status, headers["Content-Type"]) == (404, "application/json"), name
+        assert "discover" in json.loads(body)["why"]
+    assert page.learning.runs == 1
 
 
 async def test_the_survey_and_a_workload(page, store, http, make):
