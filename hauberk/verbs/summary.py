@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from hauberk.client import labels, seconds
 from hauberk.client import parser as verb_parser
 
-KINDS = {"process": "process", "file": "file", "ingress": "ingress", "egress": "egress", "bind": "bind"}
+KINDS = {"process": "process", "file": "file", "ingress": "ingress", "egress": "egress", "bind": "bind", "dns": "dns"}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of `hauberk summary`: process data, file data, ingress and egress connections, bind points.
+"""The tables of `hauberk summary`: process data, file data, ingress and egress connections, bind points, names asked for.
 
 Pure: store rows in, tables out. Column names are those of KubeArmor 0.7's `karmor summary`. Neighbours: `store` answers the
 query, `table_text` prints, the CLI and the page call both.
@@ -25,6 +25,7 @@ FILE_COLUMNS: Final = ("SRC PROCESS", "DESTINATION FILE PATH", "COUNT", "LAST UP
 CONNECTION_COLUMNS: Final = (
     "PROTOCOL", "COMMAND", "POD/SVC/IP", "PORT", "NAMESPACE", "LABELS", "COUNT", "LAST UPDATED TIME",
 )  # fmt: skip
+NAME_COLUMNS: Final = ("SRC PROCESS", "NAME", "COUNT", "LAST UPDATED TIME", "STATUS")
 BIND_COLUMNS: Final = ("PROTOCOL", "COMMAND", "BIND PORT", "BIND ADDRESS", "COUNT", "LAST UPDATED TIME")
 
 FAILED: Final = "Failed"
@@ -43,7 +44,7 @@ Placing = Callable[[list[StoredRow]], Callable[[StoredRow], str]]
 
 
 class PathLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of process or file data. `last`: Unix ns."""
+    """A line of process or file data, or of names asked for. `last`: Unix ns."""
 
     source: str
     destination: str
@@ -93,6 +94,7 @@ class SummaryTables(msgspec.Struct, frozen=True, kw_only=True):
     ingress: tuple[ConnectionLine, ...] = ()
     egress: tuple[ConnectionLine, ...] = ()
     bind: tuple[ConnectionLine, ...] = ()
+    dns: tuple[PathLine, ...] = ()
 
 
 def build(
@@ -106,6 +108,7 @@ def build(
         place = placing([row for row in rows if row.behaviour.cls is Class.FILE])
     identities: dict[tuple[str, str], Identity] = {}
     paths: dict[Class, dict[tuple[str, str, str], list[int]]] = {Class.PROCESS: {}, Class.FILE: {}}
+    names: dict[tuple[str, str, str], list[int]] = {}
     peers: dict[str, dict[tuple[str, str, PeerName, int, str], list[int]]] = {"ingress": {}, "egress": {}, "bind": {}}
     for row in rows:
         identities[row.identity.node, row.identity.uid] = row.identity
@@ -114,6 +117,9 @@ def build(
         if behaviour.operation is Operation.EXEC or cls is Class.FILE:
             where = place(row) if placing is not None and cls is Class.FILE else behaviour.resource
             _sum(paths[cls], (behaviour.executable, where, _status(row)), row)
+        elif behaviour.operation is Operation.DNS:
+            asked = (behaviour.detail or behaviour.resource).rstrip(".").lower()
+            _sum(names, (behaviour.executable, asked, _status(row)), row)
         elif cls is Class.NETWORK and behaviour.family != _NETLINK and (table := _side(row)):
             protocol = _protocol(behaviour)
             peer, port = behaviour.address or behaviour.resource, behaviour.port
@@ -131,6 +137,7 @@ def build(
         ingress=_connection_lines(peers["ingress"]),
         egress=_connection_lines(peers["egress"]),
         bind=_connection_lines(peers["bind"]),
+        dns=_path_lines(names),
     )
 
 

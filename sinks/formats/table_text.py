@@ -16,6 +16,7 @@ from sinks.formats.summary_tables import (
     BIND_COLUMNS,
     CONNECTION_COLUMNS,
     FILE_COLUMNS,
+    NAME_COLUMNS,
     PROCESS_COLUMNS,
     ConnectionLine,
     PathLine,
@@ -24,9 +25,12 @@ from sinks.formats.summary_tables import (
 
 TITLES = {
     "process": "Process Data", "file": "File Data", "ingress": "Ingress connections", "egress": "Egress connections",
-    "bind": "Bind Points",
+    "bind": "Bind Points", "dns": "DNS names asked for",
 }  # fmt: skip
 """Field of `SummaryTables` -> what stands above the table; the keys are what `-t` of the CLI takes."""
+
+_PATHS = {"process": PROCESS_COLUMNS, "file": FILE_COLUMNS, "dns": NAME_COLUMNS}
+"""Tables of `PathLine`."""
 
 
 def when(unix_ns: int) -> str:
@@ -108,8 +112,8 @@ def _lines(tables: SummaryTables, kind: str) -> Sequence[PathLine | ConnectionLi
 
 
 def _cells(tables: SummaryTables, kind: str, wide: bool) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    if kind in ("process", "file"):
-        columns: Sequence[str] = PROCESS_COLUMNS if kind == "process" else FILE_COLUMNS
+    if kind in _PATHS:
+        columns: Sequence[str] = _PATHS[kind]
         paths = [line for line in _lines(tables, kind) if isinstance(line, PathLine)]
         return columns, [
             (printable(line.source), printable(line.destination), str(line.count), when(line.last), line.status)

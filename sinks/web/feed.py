@@ -21,6 +21,7 @@ from sinks.formats.summary_tables import (
     BIND_COLUMNS,
     CONNECTION_COLUMNS,
     FILE_COLUMNS,
+    NAME_COLUMNS,
     PROCESS_COLUMNS,
     ConnectionLine,
     Header,
@@ -255,7 +256,7 @@ def sheet(workload: str, tables: SummaryTables, *, cut: bool = False) -> Sheet:
 
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "process": PROCESS_COLUMNS, "file": FILE_COLUMNS, "ingress": (*CONNECTION_COLUMNS, "STATUS"),
-    "egress": (*CONNECTION_COLUMNS, "STATUS"), "bind": (*BIND_COLUMNS, "STATUS"),
+    "egress": (*CONNECTION_COLUMNS, "STATUS"), "bind": (*BIND_COLUMNS, "STATUS"), "dns": NAME_COLUMNS,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from sinks.web.learnt import Done, Far, FoundWorkload, LearnFailure, LearntLine,
 AGAIN_SECONDS: Final = 60.0
 SHARE: Final = 20.0
 """Learning that took t seconds is not begun again for twenty times t: a twentieth of a core at most, while somebody looks."""
-LONGEST_SECONDS: Final = 600.0
+LONGEST_SECONDS: Final = 1800.0
 LINES_MOST: Final = 1000
 
 

@@ -175,6 +175,25 @@ def test_all_pods_of_an_owner_are_one_set_when_asked(row, make):
     assert [line.count for line in tables.file] == [6]
 
 
+def test_names_asked_for_are_a_table_of_their_own(row):
+    def asked(name, count, **more):
+        return row(count, operation=Operation.DNS, family=2, socket_type=2, protocol=17, resource="", address="10.96.0.10", port=53, detail=name, **more)  # fmt: skip
+
+    tables = summary_tables.build(
+        [asked("Db.Shop.svc.", 3), asked("db.shop.svc", 2), asked("evil\x1b[2J.example", 1, status="Deny")]
+    )
+    assert [(line.destination, line.count, line.status) for line in tables.dns] == [
+        ("db.shop.svc", 5, "Allow"), ("evil\x1b[2j.example", 1, "Deny")
+    ]  # fmt: skip
+    assert tables.egress == ()
+    shown = table_text.text(tables, ["dns"])
+    assert "DNS names asked for" in shown
+    assert "\x1b" not in shown
+    assert ",db.shop.svc,,,,,5," in table_text.as_csv([tables], ["dns"])
+    (change,) = summary_diff.difference({}, {"shop/web": summary_tables.build([asked("db.shop.svc", 1)])}, ["dns"])
+    assert (change.change, change.what) == ("new", "db.shop.svc")
+
+
 def test_peers_get_their_names(row):
     rows = [row(**connection(Operation.CONNECT, address="10.1.2.3", port=443))]
     tables = summary_tables.build(

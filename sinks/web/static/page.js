@@ -196,7 +196,7 @@ function pick(name) {
   state.workload = name;
   showSurvey();
   showLearnt();
-  sheet().then(() => { if (matchMedia('(max-width: 820px)').matches) by('sheet').scrollIntoView({ block: 'start' }); });
+  sheet().then(() => { if (matchMedia('(max-width: 820px)').matches) by('sheet').parentElement.scrollIntoView({ block: 'start' }); });
 }
 
 async function sheet() {

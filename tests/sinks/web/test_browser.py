@@ -203,6 +203,8 @@ async def test_what_was_learnt_is_shown_with_its_evidence_and_can_be_copied(stor
     await tab.until("document.querySelectorAll('#learnt tbody tr').length == 1")
     for word in ("shop/web/web", "Learning", "LAST NEW", "rules"):
         assert word in await tab.text("#learnt")
+    # What comes last on a narrow screen is scrolled to.
+    await tab.until("document.querySelector('#sheet tbody tr')")
     await tab.click("#learnt .rules")
     await tab.until("document.querySelector('#yaml')")
     cells = await tab.run("[...document.querySelectorAll('#policy tr')].map((one) => [...one.cells].map((cell) => cell.innerText))")  # fmt: skip
