@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def observed(given: argparse.Namespace) -> Iterator[Observed]:
     """The stored behaviours of the last `--since`."""
     from hauberk.configuration import existing_store
+    from policy.learn.sightings import as_judged
     from policy.tools.diff import Observed
     from sinks.store.queries import SqliteReader
     from sinks.store.store import Query
@@ -31,7 +32,11 @@ def observed(given: argparse.Namespace) -> Iterator[Observed]:
     try:
         for row in reader.behaviours(Query(since=since)):
             yield Observed(
-                identity=row.identity, behaviour=row.behaviour, count=row.count, first=row.first, last=row.last
+                identity=row.identity,
+                behaviour=as_judged(row.behaviour),
+                count=row.count,
+                first=row.first,
+                last=row.last,
             )
     finally:
         reader.close()

@@ -27,7 +27,7 @@ class Shown(NamedTuple):
 
 FIRST: Final[dict[str, tuple[Shown, ...]]] = {
     "What happens": (
-        Shown("Alerts per second", "sum by (policy, action) (rate(hauberk_alerts_total[$__rate_interval]))", "{{policy}} {{action}}"),
+        Shown("Alerts per second", "sum by (policy, action, mode) (rate(hauberk_alerts_total[$__rate_interval]))", "{{policy}} {{action}} {{mode}}"),
         Shown("Events judged per second", "sum by (operation) (rate(hauberk_events_total[$__rate_interval]))", "{{operation}}"),
         Shown("Alerts held back per second", "sum(rate(hauberk_alerts_suppressed_total[$__rate_interval]))", "held back"),
     ),

@@ -18,7 +18,9 @@ import msgspec
 from hauberk.client import labels, seconds, with_bus
 from hauberk.network_discovery import when
 from hauberk.output import as_json, as_yaml, printable, table
+from hauberk.progress_line import ProgressLine
 from schemas.errors import PolicyError, SettingsError
+from schemas.identity import Kind
 from schemas.operations import Class
 
 if TYPE_CHECKING:
@@ -35,8 +37,15 @@ if TYPE_CHECKING:
 
 def discover(given: argparse.Namespace) -> int:
     """Policies for what was asked for. Exit 1 when nothing was seen."""
+    from hauberk.configuration import existing_store
+    from hauberk.policy_files import read as read_policies
+
     if given.outdir:
         expect_directory(Path(given.outdir))
+    # Before anything that takes long or says something.
+    existing_store(given)
+    seconds(given.since)
+    before = read_policies([given.merge], False, quiet=True) if given.merge else []
     if given.policy.endswith("NetworkPolicy"):
         return _network(given)
     from hauberk.learning import learn_store, selectable
@@ -65,7 +74,7 @@ def discover(given: argparse.Namespace) -> int:
     if given.explain:
         _explain(learnt, given)
         return 0
-    bodies = _merged(given, learnt) if given.merge else [(one.body, comment(one)) for one in learnt]
+    bodies = _merged(before, learnt) if given.merge else [(one.body, comment(one)) for one in learnt]
     return _give(given, bodies, sum(len(one.apart) for one in learnt))
 
 
@@ -92,9 +101,15 @@ def _network(given: argparse.Namespace) -> int:
     from hauberk.network_discovery import learnt, verify
 
     spoken = _shadows(given)
+    fits = _namespaces(given)
 
     def read(*, everywhere: bool = False, network: bool = False) -> Iterator[Sighting]:
-        return _sightings(given, spoken, everywhere=everywhere, network=network)
+        line = ProgressLine(
+            lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
+        )
+        for one in line.of(_sightings(given, spoken, everywhere=everywhere, network=network)):
+            if one.identity.kind is not Kind.CONTAINER or one.identity.namespace in fits:
+                yield one
 
     if given.verify:
         return verify(given, read)
@@ -107,6 +122,22 @@ def _network(given: argparse.Namespace) -> int:
         print(f"hauberk discover: no connections of pods in the last {given.since} for this selection", file=sys.stderr)
         return 1
     return _give(given, bodies, len(apart))
+
+
+def _namespaces(given: argparse.Namespace) -> set[str]:
+    """Those that policies can be for; of the others it is said."""
+    from hauberk.configuration import existing_store
+    from hauberk.learning import selectable
+    from sinks.store.queries import SqliteReader
+
+    reader = SqliteReader(str(existing_store(given)))
+    try:
+        kept, left_out = selectable((one, 0) for one in reader.identities(_asked(given, everywhere=True)))
+    finally:
+        reader.close()
+    if left_out:
+        print(f"hauberk discover: {left_out}", file=sys.stderr)
+    return {one.namespace for one, _ in kept}
 
 
 def _asked(given: argparse.Namespace, *, everywhere: bool = False, network: bool = False) -> Query:
@@ -149,15 +180,16 @@ def _sightings(
 
 def stored(path: str, query: Query, shadows: Ruleset | None) -> Iterator[Sighting]:
     """What the store at `path` has of `query`, with what a shadow policy in force says of it."""
-    from policy.learn.sightings import Sighting
+    from policy.learn.sightings import Sighting, as_judged
     from sinks.store.queries import SqliteReader
 
     reader = SqliteReader(path)
     try:
         for row in reader.behaviours(query):
-            verdicts = shadows.scope(row.identity).judge(row.behaviour).shadow if shadows is not None else ()
+            behaviour = as_judged(row.behaviour)
+            verdicts = shadows.scope(row.identity).judge(behaviour).shadow if shadows is not None else ()
             yield Sighting(
-                identity=row.identity, behaviour=row.behaviour, status=row.status, count=row.count, first=row.first,
+                identity=row.identity, behaviour=behaviour, status=row.status, count=row.count, first=row.first,
                 last=row.last, shadowed=any(one.tell for one in verdicts),
             )  # fmt: skip
     finally:
@@ -226,36 +258,46 @@ def expect_directory(directory: Path) -> None:
 
 
 def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
-    """One file each, each whole or not there."""
+    """One file each, each whole or not there; their directories are made before the first. SettingsError when one cannot be written."""
     written = []
-    for body, comment in bodies:
-        metadata = body["metadata"]
-        below = directory / metadata.get("namespace", "hosts")
-        expect_directory(below)
-        below.mkdir(parents=True, exist_ok=True)
-        path = below / f"{metadata['name']}.{form}"
-        text = as_json(body) + "\n" if form == "json" else yaml_text(body, comment)
-        descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
+    places = [directory / body["metadata"].get("namespace", "hosts") for body, _ in bodies]
+    try:
+        for below in dict.fromkeys(places):
+            expect_directory(below)
+            below.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
+            os.close(descriptor)
             os.unlink(name)
-            raise
-        written.append(str(path))
+        for below, (body, comment) in zip(places, bodies, strict=True):
+            path = below / f"{body['metadata']['name']}.{form}"
+            _write(path, as_json(body) + "\n" if form == "json" else yaml_text(body, comment))
+            written.append(str(path))
+    except OSError as error:
+        raise SettingsError(
+            f"expected to write policies below `{directory}`, got: {error.strerror or error}; name another directory"
+        ) from error
     return written
 
 
-def _merged(given: argparse.Namespace, learnt: list[LearntPolicy]) -> list[tuple[dict[str, Any], str]]:
+def _write(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".discover-")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _merged(before: list[PolicyDocument], learnt: list[LearntPolicy]) -> list[tuple[dict[str, Any], str]]:
     """The policies of `--merge` in their order, extended; then those that it does not have."""
-    from hauberk.policy_files import read
     from policy.learn.merge import merged
 
     new = {(one.body["kind"], one.body["metadata"].get("namespace", ""), one.name): one for one in learnt}
     found = []
-    for document in read([given.merge], False, quiet=True):
+    for document in before:
         body = json.loads(document.raw)
         one = new.pop((document.kind, document.namespace, document.name), None)
         if one is None:
@@ -276,7 +318,7 @@ def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
         ]))  # fmt: skip
         return
     for one in learnt:
-        print(f"{one.name}: {comment(one)}")
+        print(f"{one.name}: {printable(comment(one))}")
         rows = [
             (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
             for found in (_evidence(one, rule) for rule in one.rules)

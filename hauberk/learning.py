@@ -60,11 +60,21 @@ def learn_store(
         for number, part in enumerate(parts):
             if number not in found:
                 done = sum(map(len, found.values()))
-                found[number] = _learnt(part, read, settings, _after(learning, done), evidence)
+                found[number] = _learnt(part, _told(read), settings, _after(learning, done), evidence)
     finally:
         learning.clear()
     every = [one for policies in found.values() for one in policies]
     return sorted(every, key=lambda one: one.workload)
+
+
+def _told(read: Read) -> Read:
+    def told(some: Instances) -> Iterator[Sighting]:
+        line = ProgressLine(
+            lambda rows, seconds: f"{rows:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
+        )
+        return line.of(read(some))
+
+    return told
 
 
 def _after(learning: ProgressLine, before: int) -> Done:
@@ -116,14 +126,8 @@ def parts_of(sizes: Iterable[tuple[Identity, int]]) -> list[Instances]:
 
 
 def _learnt(part: Instances, read: Read, settings: LearnSettings, done: Done, evidence: bool) -> list[LearntPolicy]:
-    reading = ProgressLine(
-        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk discover"
-    )
-    try:
-        with _uncollected():
-            found = learn(reading.of(read(part)), settings, done)
-    finally:
-        reading.clear()
+    with _uncollected():
+        found = learn(read(part), settings, done)
     return found if evidence else [msgspec.structs.replace(one, evidence=()) for one in found]
 
 

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from schemas.cell import shortened
 
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 
+_NUMBER: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+")
+"""What YAML 1.2 reads as a number. The library writes for 1.1, to which `12345e7`, as a commit may be called, is a word."""
 _COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "grey": "90", "bold": "1"}
 
 
@@ -33,7 +37,12 @@ def _width(text: str) -> int:
 
 def printable(text: str) -> str:
     """`text` without control characters: a path chosen by a workload must not drive the reader's terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    # A byte that is not UTF-8 is kept as a surrogate inside.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
 
 
 def table(
@@ -60,15 +69,32 @@ def as_json(value: object) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """Block YAML of plain values or structs. Characters that a terminal or an editor acts on are spelled out."""
+    """Block YAML of plain values or structs, which every reader reads back as they are. What is not printable is written as an escape."""
     import yaml
 
-    made = plain(value)
-    text = str(yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
-    if not text.replace("\n", "").isprintable():
-        # Bidirectional overrides and the like are letters to YAML: a name could read as another, or as a comment.
-        text = str(yaml.safe_dump(made, sort_keys=False))
-    return text.rstrip("\n")
+    return str(yaml.dump(plain(value), Dumper=_dumper(), sort_keys=False, allow_unicode=True)).rstrip("\n")
+
+
+@cache
+def _dumper() -> Any:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """A name that a workload chose neither drives a terminal nor reads back as another: U+0085, raw as the base class writes it, is
+        a line break to readers, and a change of the direction of text shows another name than is there."""
+
+        def write_double_quoted(self, text: str, split: bool = True) -> None:
+            allowed, self.allow_unicode = self.allow_unicode, text.isprintable()
+            super().write_double_quoted(text, split)
+            self.allow_unicode = allowed
+
+    def text(dumper: Any, data: str) -> Any:
+        hostile = not data.isprintable() and not data.replace("\n", "").isprintable()
+        quoted = hostile or _NUMBER.fullmatch(data) is not None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", data, style='"' if quoted else None)
+
+    Dumper.add_representer(str, text)
+    return Dumper
 
 
 def plain(value: object) -> Any:

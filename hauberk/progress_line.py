@@ -30,11 +30,22 @@ class ProgressLine:
 
     def of(self, found: Iterable[_T]) -> Iterator[_T]:
         """`found`, counted."""
-        for number, one in enumerate(found, 1):
-            if not number % 256:
+        try:
+            for number, one in enumerate(found, 1):
+                if not number % 256:
+                    self.tell(number)
+                yield one
+        finally:
+            self.clear()
+
+    def each(self, found: Iterable[_T]) -> Iterator[_T]:
+        """`found`, of which each takes long."""
+        try:
+            for number, one in enumerate(found):
                 self.tell(number)
-            yield one
-        self.clear()
+                yield one
+        finally:
+            self.clear()
 
     def tell(self, number: int) -> None:
         """`number` is done; shown when it is time again."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was recommended, as text, HTML, JSON or SARIF 2.1.0. The same input gives the same bytes; names of workloads stay harmless in each."""
+"""What was recommended, as text, Markdown, HTML, JSON or SARIF 2.1.0. The same input gives the same bytes; names of workloads stay harmless in each."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from typing import Any
 
 import msgspec
 
-from hauberk.output import printable, table
+from hauberk.output import plain, printable, table
 from policy.recommend.recommend import Recommendation
 from policy.recommend.templates import FRAMEWORKS, TemplateSet
 from schemas.errors import SettingsError
+from sinks.formats.summary_diff import code_span
 
 
 def report(found: list[Recommendation], known: TemplateSet, suffix: str) -> str:
     """By the ending of the file's name. SettingsError for one that is none of these."""
     match suffix.lower():
-        case ".txt" | "" | ".md":
+        case ".txt" | "":
             return _text(found, known)
+        case ".md":
+            return _markdown(found, known)
         case ".html" | ".htm":
             return _html(found, known)
         case ".json":
-            return json.dumps(_data(found, known), indent=2) + "\n"
+            return json.dumps(plain(_data(found, known)), indent=2) + "\n"
         case ".sarif":
-            return json.dumps(_sarif(found, known), indent=2) + "\n"
-    raise SettingsError(f"expected a report that ends in .txt, .html, .json or .sarif, got `{suffix}`")
+            return json.dumps(plain(_sarif(found, known)), indent=2) + "\n"
+    raise SettingsError(f"expected a report that ends in .txt, .md, .html, .json or .sarif, got `{suffix}`")
 
 
 def coverage(one: Recommendation, known: TemplateSet) -> dict[str, tuple[int, int]]:
@@ -40,10 +43,14 @@ def coverage(one: Recommendation, known: TemplateSet) -> dict[str, tuple[int, in
     return made
 
 
+def _where(one: Recommendation) -> str:
+    of = one.workload
+    return "/".join(part for part in (of.namespace, of.name, of.container) if part)
+
+
 def _title(one: Recommendation) -> str:
     of = one.workload
-    where = "/".join(part for part in (of.namespace, of.name, of.container) if part)
-    return f"{where}: {of.image or 'image not known'}{f', {one.distribution}' if one.distribution else ''}"
+    return f"{_where(one)}: {of.image or 'image not known'}{f', {one.distribution}' if one.distribution else ''}"
 
 
 def _sum(one: Recommendation) -> str:
@@ -74,7 +81,8 @@ def _text(found: Iterable[Recommendation], known: TemplateSet) -> str:
 
 
 def _html(found: Iterable[Recommendation], known: TemplateSet) -> str:
-    said = html.escape
+    def said(text: str) -> str:
+        return html.escape(printable(text))
 
     def row(cells: Iterable[object], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{said(str(cell))}</{tag}>" for cell in cells) + "</tr>"
@@ -96,6 +104,24 @@ def _html(found: Iterable[Recommendation], known: TemplateSet) -> str:
         parts += [f"<li>{said(left.template)} left out: {said(left.reason)}</li>" for left in one.left_out]
         parts.append("</ul>")
     return "".join(parts) + "</body></html>\n"
+
+
+def _markdown(found: Iterable[Recommendation], known: TemplateSet) -> str:
+    """For the comment of a merge request: what a workload is called is code, and nothing else."""
+    said = code_span
+    parts = [f"# Recommended policies\n\nTemplates {known.version}\n"]
+    for one in found:
+        parts.append(
+            f"\n## {said(printable(_title(one)))}\n\n{_sum(one)}\n\n| Template | Action | Severity | Title | Tags |\n{'|---' * 5}|\n"
+        )
+        parts += [f"| {said(p.template.name)} | {p.body['spec']['action']} | {p.template.severity} | {said(p.template.title)} | {said(', '.join(p.template.tags))} |\n"
+                  for p in one.policies]  # fmt: skip
+        covered = ", ".join(f"{name} {mine} of {every}" for name, (mine, every) in coverage(one, known).items())
+        parts.append(f"\nCovered: {covered}\n\n")
+        notes = [(p.template.name, note) for p in one.policies for note in p.notes]
+        notes += [(left.template, f"left out: {left.reason}") for left in one.left_out]
+        parts += [f"- {said(name)}: {said(printable(note))}\n" for name, note in notes]
+    return "".join(parts)
 
 
 def _data(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any]:
@@ -127,7 +153,7 @@ def _sarif(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any
         {
             "ruleId": p.template.name, "ruleIndex": places[p.template.name], "level": _level(p.template.severity),
             "message": {"text": f"{p.template.title}: {p.body['metadata']['name']}. {_sum(one)}"},
-            "locations": [{"logicalLocations": [{"fullyQualifiedName": _title(one).partition(":")[0], "kind": "resource"}]}],
+            "locations": [{"logicalLocations": [{"fullyQualifiedName": _where(one), "kind": "resource"}]}],
         }
         for one in found for p in one.policies
     ]  # fmt: skip

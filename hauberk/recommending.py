@@ -25,9 +25,11 @@ from hauberk.images.archives import read_path
 from hauberk.images.image import ReadImage
 from hauberk.images.registry import pull, reference
 from hauberk.images.streams import ImageLimits
+from hauberk.learning import selectable
 from hauberk.manifests import ManifestContainer, manifests
+from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
-from policy.learn.sightings import Sighting
+from policy.learn.sightings import Sighting, as_judged
 from policy.learn.workloads import OF_ONE_POD, workload
 from policy.recommend.contents import ImageContents
 from policy.recommend.recommend import HardenedWorkload, Recommendation
@@ -59,7 +61,14 @@ def recommend(given: argparse.Namespace) -> int:
         expect_directory(Path(given.outdir))
     if given.report and given.report != "-" and Path(given.report).is_dir():
         raise SettingsError(f"expected a file to write the report to, `{given.report}` is a directory")
-    found = _distinct([_ask(target, chosen) for target in _targets(given)])
+    targets = _targets(given)
+    line = ProgressLine(
+        lambda number, seconds: (
+            f"{number:,} of {len(targets):,} containers compared with {len(chosen)} templates in {seconds:.0f} s"
+        ),
+        "hauberk recommend",
+    )
+    found = _distinct([_ask(target, chosen) for target in line.each(targets)])
     if given.image and not given.file:
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
@@ -282,9 +291,18 @@ def _recorded(given: argparse.Namespace) -> list[tuple[HardenedWorkload, list[Si
     reader = SqliteReader(str(path))
     found: dict[tuple[str, ...], tuple[HardenedWorkload, list[Sighting]]] = {}
     known: dict[tuple[str, str], HardenedWorkload] = {}
+    line = ProgressLine(
+        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk recommend"
+    )
     try:
         query = Query(namespace=given.namespace, kinds=("container",), classes=(Class.PROCESS, Class.FILE, Class.NETWORK), since=int(time.time() - seconds(given.since)))  # fmt: skip
-        for row in reader.behaviours(query):
+        kept, left_out = selectable((one, 0) for one in reader.identities(query))
+        if left_out:
+            print(f"hauberk recommend: {left_out}", file=sys.stderr)
+        fits = {one.namespace for one, _ in kept}
+        for row in line.of(reader.behaviours(query)):
+            if row.identity.namespace not in fits:
+                continue
             key = (row.identity.node, row.identity.uid)
             if key not in known:
                 known[key] = _of_identity(row.identity)
@@ -293,7 +311,7 @@ def _recorded(given: argparse.Namespace) -> list[tuple[HardenedWorkload, list[Si
             some.append(
                 Sighting(
                     identity=row.identity,
-                    behaviour=row.behaviour,
+                    behaviour=as_judged(row.behaviour),
                     status=row.status,
                     count=row.count,
                     first=row.first,

@@ -29,11 +29,12 @@ class RuleHits(msgspec.Struct, kw_only=True):
 
 
 class PolicyHits(msgspec.Struct, kw_only=True):
-    """One policy. `suppressed`: occurrences that were throttled; they count for the policy, their rule is not known."""
+    """One policy. `drift`: occurrences of what is outside it, of a baseline. `suppressed`: occurrences that were throttled; they count for the policy, their rule is not known."""
 
     rules: list[RuleHits]
     hits: int = 0
     shadow: int = 0
+    drift: int = 0
     suppressed: int = 0
     last: str = ""
 
@@ -76,6 +77,11 @@ def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, Poli
         mine = found[key]
         mine.suppressed += told.Suppressed
         if told.silence:
+            continue
+        if told.Mode == "baseline":
+            # Outside all of its rules: it is no rule's hit.
+            mine.drift += told.Count
+            mine.last = max(mine.last, told.UpdatedTime)
             continue
         row = rows.get((key, told.Rule))
         for one in (mine, row) if row is not None else (mine,):

@@ -43,6 +43,9 @@ _LISTED: Final = 32
 _KEPT: Final = 1024
 """Answers of `_like` kept; then all are forgotten."""
 
+LATER: Final = 256
+"""Behaviours outside a baseline that wait for the end of a silence, as records of about 2 kB; what more there is, is counted."""
+
 _Kind = tuple[int, int, int, int, int, str]
 """Behaviour and verdict by id(), image, descriptor, pid in its namespace, mode: where they matter."""
 
@@ -59,6 +62,7 @@ class Alerts:
         self._kept: dict[_Kind, tuple[Alert, JudgedBehaviour, Identity, Verdict, ProcessContext]] = {}
         self.by_action: dict[str, int] = {}
         self.drift = DriftTold()
+        self._later: dict[bytes, tuple[Bucket, str, Record]] = {}
 
     def of(self, tally: Tally) -> Iterator[Record]:
         """Alert records of one frame, in ring order, then those of folded rows."""
@@ -98,14 +102,20 @@ class Alerts:
         for shadow in entry.shadows:
             if shadow.mode is Mode.BASELINE:
                 key = self.drift.key(entry.identity, entry.raw, shadow)
-                if key in self.drift:
+                if key in self.drift or key in self._later:
                     continue
                 action = _shadow_action(shadow)
                 before = self.by_action.get(action, 0)
                 yield from self._admit(tally, entry, shadow, row, count, action, str(shadow.mode))
                 if self.by_action.get(action, 0) > before:
-                    # Throttled ones are not told yet: their turn comes.
                     self.drift.add(key)
+                    continue
+                if len(self._later) < LATER:
+                    # Nobody may ever do it again: it is told when the silence is over.
+                    bucket = self._bucket(tally.header, entry, shadow, action)
+                    self._throttle.put_off(bucket, count)
+                    alert = self._made(tally, entry, shadow, row, count, action, str(shadow.mode))
+                    self._later[key] = (bucket, action, record_of(alert, entry.identity.workload))
                     continue
             left.append(shadow)
         entry.shadows = tuple(left)
@@ -145,6 +155,16 @@ class Alerts:
             yield self._threshold(bucket, unix, ENFORCERS[entry.behaviour.enforcer])
         if not told:
             return
+        alert = self._made(tally, entry, verdict, row, count, action, mode)
+        alert.Suppressed = self._throttle.take_suppressed(bucket)
+        self.by_action[action] = self.by_action.get(action, 0) + 1
+        yield record_of(alert, identity.workload)
+
+    def _made(
+        self, tally: Tally, entry: JudgedBehaviour, verdict: Verdict, row: rows.Row, count: int, action: str, mode: str
+    ) -> Alert:
+        header = tally.header
+        unix = row[3] + header.clock_offset_ns
         _, _, _, _, sequence, process, pid, ppid, ns_pid, ns_ppid, _, aux = row
         context = process_of(entry.behaviour, tally.processes, process, sequence)
         ident = event_id(header.node, header.boot, sequence)
@@ -154,12 +174,10 @@ class Alerts:
         alert.HostPPID, alert.HostPID, alert.PPID, alert.PID = ppid, pid, ns_ppid, ns_pid
         alert.EventID = f"{ident}:{mode}:{verdict.policy or ''}" if mode else ident
         alert.Count = count
-        alert.Suppressed = self._throttle.take_suppressed(bucket)
         alert.UserName = entry.user
         if self._peer is not None and (other := self._peer(entry.behaviour, unix)) is not NOBODY:
             alert.RemotePeer, alert.RemoteNamespace, alert.RemoteOwner = other.name, other.namespace, other.owner
-        self.by_action[action] = self.by_action.get(action, 0) + 1
-        yield record_of(alert, identity.workload)
+        return alert
 
     def _like(
         self, entry: JudgedBehaviour, verdict: Verdict, context: ProcessContext, aux: int, ns_pid: int, header: FrameHeader,
@@ -225,10 +243,11 @@ class Alerts:
     def closing(self, now: Callable[[FrameHeader], int], everything: bool = False) -> list[Record]:
         """Notices of silences that ended while no alert came to tell what was silenced: one per container and policy, with
         the counts of each rule. `now`: boot ns on a frame's node."""
+        records = self._drifted(now, everything)
         groups: dict[tuple[str, ...], list[Bucket]] = {}
         for bucket in self._throttle.over(now, everything):
-            groups.setdefault(bucket.kind[:4], []).append(bucket)
-        records = []
+            if bucket.suppressed:
+                groups.setdefault(bucket.kind[:4], []).append(bucket)
         for buckets in groups.values():
             buckets.sort(key=_suppressed, reverse=True)
             rules = {bucket.kind.label: bucket.suppressed for bucket in buckets[:_LISTED]}
@@ -241,6 +260,17 @@ class Alerts:
             ident = f"silence-over:{last.kind.uid}:{last.kind.policy}:{last.kind.label}:{unix}"
             records.append(self._notice(last, unix, ident, "eBPF Monitor", sum(rules.values()), rules))
         return records
+
+    def _drifted(self, now: Callable[[FrameHeader], int], everything: bool) -> list[Record]:
+        """What drifted in a silence that has ended."""
+        found = []
+        for key, (bucket, action, record) in list(self._later.items()):
+            if everything or bucket.silent_until <= now(bucket.header):
+                del self._later[key]
+                self.drift.add(key)
+                self.by_action[action] = self.by_action.get(action, 0) + 1
+                found.append(record)
+        return found
 
     def lost(self, header: FrameHeader, identity: Identity, unix: int, counts: Iterable[tuple[str, int]]) -> Record:
         """A SystemEvent that says what was lost up to frame `header.number`: `(what, how many)`."""

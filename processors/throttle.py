@@ -195,6 +195,11 @@ class Throttle:
         bucket.suppressed += events
         self.suppressed += events
 
+    def put_off(self, bucket: Bucket, events: int) -> None:
+        """Of what was counted as silenced just now: it is told later after all."""
+        bucket.suppressed -= events
+        self.suppressed -= events
+
     def take_suppressed(self, bucket: Bucket) -> int:
         """What was silenced before the alert now told; the count starts anew. 0 in a silence: its end tells all of it."""
         if bucket.silent_until:

@@ -65,7 +65,7 @@ class PrometheusSink:
         self.endpoint = Endpoint(self.name, served, "`port` of that sink")
         self.endpoint.show(self.families)
         most = settings.max_series
-        self._alerts = Capped(("namespace", "policy", "action", "operation", "severity"), most)
+        self._alerts = Capped(("namespace", "policy", "action", "operation", "severity", "mode"), most)
         self._suppressed = 0
         self._events = Capped(("namespace", "operation", "status"), most)
         self._receipts: dict[str, Receipt] = {}
@@ -87,7 +87,8 @@ class PrometheusSink:
         for item in items:
             if isinstance(item, Alert):
                 action = item.Action or "none"
-                self._alerts.add((item.NamespaceName, item.PolicyName, action, item.Operation, item.Severity))
+                named = (item.NamespaceName, item.PolicyName, action, item.Operation, item.Severity)
+                self._alerts.add((*named, item.Mode))
                 self._suppressed += item.Suppressed
             elif isinstance(item, Summary):
                 namespace = item.identity.namespace
@@ -106,7 +107,7 @@ class PrometheusSink:
     def families(self) -> list[Family]:
         """What this sink counts itself; `endpoint` shows it before the stages' stats."""
         own = [
-            Family(name="hauberk_alerts", kind="counter", help="Alerts published.", samples=self._alerts.samples()),
+            Family(name="hauberk_alerts", kind="counter", help="Alerts published; `mode` is shadow or baseline where nothing was enforced.", samples=self._alerts.samples()),
             Family(
                 name="hauberk_alerts_suppressed", kind="counter", help="Alerts held back by throttling.",
                 samples=[((), self._suppressed)],

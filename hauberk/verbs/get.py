@@ -102,12 +102,12 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
         each = " ".join(
             f"{row.rule.removeprefix('spec.')}={row.hits or row.shadow}" for row in told.rules if row.hits or row.shadow
         )
-        rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told.hits, told.shadow,
+        rows.append((namespace or "-", short, name, spec.get("action", "Block"), mode, told.hits, told.shadow, told.drift,
                      age(time.time() - record.timestamp_ms / 1000), chosen, len(mine), told.suppressed, each or "-",
                      f"{mine[0].rule}: {mine[0].reason}" if mine else "-"))  # fmt: skip
         names.append(f"{short}/{name}")
     return Listing(
-        ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "SHADOW HITS", "AGE"),
+        ("NAMESPACE", "KIND", "NAME", "ACTION", "MODE", "HITS", "SHADOW HITS", "DRIFT", "AGE"),
         ("SELECTOR", "NOT ENFORCED", "THROTTLED", "HITS OF RULES", "WHY NOT"),
         values,
         rows,

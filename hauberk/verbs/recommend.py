@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "-o", "--outdir", metavar="DIR", help="one file for each policy, in a directory for each namespace"
     )
-    made.add_argument("-r", "--report", metavar="FILE", help="report as text, or by its ending as .html, .json or .sarif; `-` prints it as text instead of the policies")  # fmt: skip
+    made.add_argument("-r", "--report", metavar="FILE", help="report as text, or by its ending as .md, .html, .json or .sarif; `-` prints it as text instead of the policies")  # fmt: skip
     return made
 
 

@@ -14,6 +14,8 @@ from typing import Final
 
 _DIGIT: Final = "[0-9]"
 _HEX: Final = "[0-9a-f]"
+UNDECODED: Final = re.compile("[\udc80-\udcff]")
+"""A byte that is not UTF-8, as `os.fsdecode` has it."""
 _SPECIAL: Final = re.compile(r"([*?\[\]{}\\])")
 
 _ANY_DIGIT: Final = re.compile("[0-9]")
@@ -39,8 +41,14 @@ _TOKENS: Final = {
 
 
 def escape(text: str) -> str:
-    """`text` as a glob that matches it alone."""
-    return _SPECIAL.sub(r"\\\1", text)
+    """`text` as a glob that matches it alone. No text of a policy can hold a byte that is not UTF-8: any one character, or its
+    escape as stores tell it (`\\xff`), stands for it."""
+    escaped = _SPECIAL.sub(r"\\\1", text)
+    return escaped if text.isascii() else UNDECODED.sub(_one_byte, escaped)
+
+
+def _one_byte(found: re.Match[str]) -> str:
+    return f"{{?,\\\\x{ord(found[0]) - 0xDC00:02x}}}"
 
 
 @lru_cache(maxsize=65536)

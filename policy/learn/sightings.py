@@ -10,6 +10,7 @@ instances that showed it: `by_behaviour`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final
@@ -19,6 +20,7 @@ import msgspec
 from policy.judge.judge import considered
 from policy.judge.precedence import changes
 from policy.judge.sockets import LOCAL
+from policy.learn.components import UNDECODED
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.identity import Identity
 from schemas.operations import Access, Class, Operation
@@ -102,12 +104,31 @@ def use_of(behaviour: Behaviour) -> Use:
     if cls is Class.PROCESS:
         if behaviour.operation is not Operation.EXEC:
             return Use.NOTHING
-        return Use.EVIDENCE if _nameable(behaviour) else Use.NAMELESS
+        # A program is named exactly or not at all.
+        exact = _nameable(behaviour) and not any(UNDECODED.search(path) for path in paths(behaviour))
+        return Use.EVIDENCE if exact else Use.NAMELESS
     if cls is Class.FILE:
         return Use.EVIDENCE if _nameable(behaviour) else Use.NAMELESS
     if cls is Class.NETWORK and behaviour.operation is not Operation.DNS:
         return Use.EVIDENCE
     return Use.NOTHING
+
+
+_TOLD_BYTE: Final = re.compile(r"\\x([89a-f][0-9a-f])")
+_NAMES: Final = ("executable", "parent", "resource", "resource2", "script")
+
+
+def as_judged(behaviour: Behaviour) -> Behaviour:
+    """A stored behaviour with its bytes that are not UTF-8 as a judge has them, one surrogate each. Stores carry them as `\\xff`; a file may
+    be called that too, so rules for it take both (`components.escape`)."""
+    if not any("\\x" in getattr(behaviour, name) for name in _NAMES):
+        return behaviour
+    whole = {name: _TOLD_BYTE.sub(_surrogate, getattr(behaviour, name)) for name in _NAMES}
+    return msgspec.structs.replace(behaviour, **whole)
+
+
+def _surrogate(told: re.Match[str]) -> str:
+    return chr(0xDC00 + int(told[1], 16))
 
 
 def writes(behaviour: Behaviour) -> bool:

@@ -166,7 +166,7 @@ def _body(workload: HardenedWorkload, template: Template, spec: Mapping[str, Any
     parts = "-".join(
         part for part in (workload.name, workload.container if workload.container != workload.name else "") if part
     )
-    name = re.sub("-+", "-", _BAD.sub("-", f"{parts}"[:120].lower())).strip("-")
+    name = re.sub("-+", "-", _BAD.sub("-", f"{parts}"[:120].lower())).strip("-") or "workload"
     labels = dict(sorted(workload.labels.items()))
     if workload.container:
         labels["kubearmor.io/container.name"] = f"[{workload.container}]"

@@ -99,7 +99,7 @@ def as_markdown(changes: Sequence[SummaryChange]) -> str:
     counted = {change: sum(one.change == change for one in changes) for change in ("new", "gone", "changed")}
     head = ", ".join(f"{count} {change}" for change, count in counted.items() if count)
     lines = [f"**{head}**", "", "| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(_code(cell) for cell in _cells(one)) + " |" for one in changes]
+    lines += ["| " + " | ".join(code_span(cell) for cell in _cells(one)) + " |" for one in changes]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +108,6 @@ def _cells(one: SummaryChange) -> tuple[str, ...]:
     return (*(printable(text) for text in texts), str(one.before), str(one.after))
 
 
-def _code(text: str) -> str:
-    # A code span has no escapes: what would end it, or the cell, is written otherwise.
+def code_span(text: str) -> str:
+    """Printable `text` as a code span of Markdown, also in a cell. A code span has no escapes: what would end it is written otherwise."""
     return "`" + text.replace("`", "'").replace("|", "\u00a6") + "`" if text else ""

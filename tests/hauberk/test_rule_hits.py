@@ -51,6 +51,13 @@ def test_each_rule_has_its_own_count_and_one_never_hit_is_shown() -> None:
     assert next(row.match for row in hits.rules if row.rule == BOTH) == "tcp, udp"
 
 
+def test_drift_is_of_the_policy_and_of_no_rule() -> None:
+    hits = count([policy(namespace="demo")], [alert(FIRST, Mode="baseline"), alert("", Mode="baseline")])
+    mine = hits["KubeArmorPolicy/demo/p"]
+    assert (mine.hits, mine.shadow, mine.drift) == (0, 0, 2)
+    assert not any(row.hits or row.shadow for row in mine.rules)
+
+
 def test_shadow_hits_stand_apart() -> None:
     hits = count([policy(namespace="demo")], [alert(FIRST, Mode="shadow"), alert(FIRST)])["KubeArmorPolicy/demo/p"]
     assert (hits.hits, hits.shadow) == (1, 1)

@@ -8,6 +8,7 @@ from policy.ruleset import compile_ruleset
 from policy.tools.cases import answer, judge_event
 from policy.tools.events import parse_event
 from policy.tools.explain import explain_event
+from processors.alerts import LATER
 from processors.drift import DriftTold
 from schemas.alert import encode_alert
 from schemas.behaviour import Behaviour
@@ -102,3 +103,34 @@ def test_what_there_is_no_room_for_is_counted():
         verdict,
     )
     assert same in told, "of another instance and another user it is the same"
+
+
+async def test_what_drifts_in_a_silence_is_told_once_when_it_is_over(node, stage, make_policy):
+    """Nobody may do it a second time. It is not counted as silenced as well."""
+    stage.policies(baseline(make_policy))
+    names = [f"/etc/new{number}" for number in range(120)]
+    for name in (*names, names[-1]):
+        node.row(node.behaviour(Operation.OPEN, name, syscall=257))
+    await stage.take(node.record())
+    told = [alert for alert in stage.alerts if alert.Mode == "baseline"]
+    assert 10 <= len(told) < 120, "the throttle holds back"
+    assert stage.processor.throttle.suppressed == 0
+    await stage.finish()
+    told = [alert.Resource for alert in stage.alerts if alert.Mode == "baseline"]
+    assert sorted(told) == sorted(names)
+    assert not any(alert.Suppressed for alert in stage.alerts)
+    node.row(node.behaviour(Operation.OPEN, names[-1], syscall=257))
+    await stage.take(node.record())
+    assert len([alert for alert in stage.alerts if alert.Mode == "baseline"]) == len(names)
+
+
+async def test_there_is_an_end_to_what_waits_and_the_rest_is_counted(node, stage, make_policy):
+    stage.policies(baseline(make_policy))
+    for number in range(600):
+        node.row(node.behaviour(Operation.OPEN, f"/etc/new{number}", syscall=257))
+    await stage.take(node.record())
+    await stage.finish()
+    told = [alert for alert in stage.alerts if alert.Mode == "baseline"]
+    assert len(told) == len({alert.Resource for alert in told})
+    assert len(told) + sum(alert.Suppressed for alert in stage.alerts) == 600
+    assert len(told) >= LATER

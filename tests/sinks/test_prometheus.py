@@ -88,7 +88,7 @@ async def test_promtool_finds_nothing_to_say(sink, make):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (
-        'hauberk_alerts_total{namespace="shop",policy="no-shadow",action="Audit",operation="File",severity="7"} 2'
+        'hauberk_alerts_total{namespace="shop",policy="no-shadow",action="Audit",operation="File",severity="7",mode=""} 2'
         in text
     )
     assert "hauberk_alerts_suppressed_total 4\n" in text
@@ -129,6 +129,13 @@ async def test_openmetrics_on_request(sink, make, accept, openmetrics):
     assert text.endswith("# EOF\n") is openmetrics
     assert ("# TYPE hauberk_alerts counter\n" in text) is openmetrics
     assert "\nhauberk_alerts_total{" in text
+
+
+async def test_what_was_only_watched_is_told_apart(sink, make):
+    await sink.send([make.alert(n, Mode=mode) for n, mode in enumerate(("", "shadow", "baseline", "baseline"))])
+    _, _, text = await get(f"{sink.url}/metrics")
+    counts = dict(re.findall(r'^hauberk_alerts_total\{.*,mode="(\w*)"\} (\d+)$', text, re.M))
+    assert counts == {"": "1", "shadow": "1", "baseline": "2"}
 
 
 async def test_series_are_capped(sink, make):
