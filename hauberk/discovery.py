@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +15,9 @@ import msgspec
 
 from hauberk.client import labels, seconds, with_bus
 from hauberk.network_discovery import when
-from hauberk.output import as_json, as_yaml, printable, table
+from hauberk.output import as_json, printable, table
 from hauberk.progress_line import ProgressLine
+from hauberk.written_policies import expect_directory, write_policies, yaml_text
 from schemas.errors import PolicyError, SettingsError
 from schemas.identity import Kind
 from schemas.operations import Class
@@ -239,56 +238,6 @@ def comment(one: LearntPolicy) -> str:
         f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
         f"{one.completeness.sentence()}."
     )
-
-
-def yaml_text(body: dict[str, Any], comment: str) -> str:
-    """A document under a line that says what it is."""
-    return f"# {printable(comment)}\n{as_yaml(body)}\n"
-
-
-def expect_directory(directory: Path) -> None:
-    """SettingsError when something that is none stands in its place."""
-    for place in (directory, *directory.parents):
-        if place.is_dir():
-            return
-        if place.exists() or place.is_symlink():
-            raise SettingsError(
-                f"expected a directory to write policies to, `{place}` is none; name another, or remove it"
-            )
-
-
-def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], form: str) -> list[str]:
-    """One file each, each whole or not there; their directories are made before the first. SettingsError when one cannot be written."""
-    written = []
-    places = [directory / body["metadata"].get("namespace", "hosts") for body, _ in bodies]
-    try:
-        for below in dict.fromkeys(places):
-            expect_directory(below)
-            below.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
-            os.close(descriptor)
-            os.unlink(name)
-        for below, (body, comment) in zip(places, bodies, strict=True):
-            path = below / f"{body['metadata']['name']}.{form}"
-            _write(path, as_json(body) + "\n" if form == "json" else yaml_text(body, comment))
-            written.append(str(path))
-    except OSError as error:
-        raise SettingsError(
-            f"expected to write policies below `{directory}`, got: {error.strerror or error}; name another directory"
-        ) from error
-    return written
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".discover-")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _merged(before: list[PolicyDocument], learnt: list[LearntPolicy]) -> list[tuple[dict[str, Any], str]]:

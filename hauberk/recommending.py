@@ -20,7 +20,6 @@ import msgspec
 import policy.recommend
 from hauberk.client import labels, seconds
 from hauberk.configuration import complete, store_path
-from hauberk.discovery import expect_directory, write_policies, yaml_text
 from hauberk.images.archives import read_path
 from hauberk.images.image import ReadImage
 from hauberk.images.registry import pull, reference
@@ -29,6 +28,7 @@ from hauberk.learning import selectable
 from hauberk.manifests import ManifestContainer, manifests
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
+from hauberk.written_policies import expect_directory, write_policies, yaml_text
 from policy.learn.sightings import Sighting, as_judged
 from policy.learn.workloads import OF_ONE_POD, workload
 from policy.recommend.contents import ImageContents

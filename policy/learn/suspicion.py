@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from typing import Final
 
 from policy.judge.sockets import LOCAL
 from policy.learn import zones
 from policy.learn.sightings import Sighting, paths, writes
 from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class, Operation
+
+_EMPTIED: Final = int(Access.TRUNCATE)
 
 
 def reason(behaviour: Behaviour) -> str:
@@ -60,4 +63,6 @@ def _touched(behaviour: Behaviour) -> str:
             return "a file becomes set-user-ID"
         if path.startswith("/var/log/") and behaviour.operation in (Operation.UNLINK, Operation.TRUNCATE):
             return "a log is removed"
+        if int(behaviour.access) & _EMPTIED and zones.record(path):
+            return "a record of the system is emptied"
     return ""

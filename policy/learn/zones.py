@@ -33,6 +33,9 @@ _PERSISTENT: Final = re.compile(
     r"|pam\.d/.*|ssh/.*|inittab|environment)|/var/spool/cron/.*|/(?:root|home/[^/]+)/(?:\.ssh/.*|\.bash.*|\.profile|\.zsh.*"
     r"|\.config/systemd/.*|\.config/autostart/.*)|/(?:usr/)?lib/systemd/.*"
 )
+_RECORD: Final = re.compile(
+    r"/var/log/(?:wtmp|btmp|lastlog|faillog|tallylog|auth\.log|secure|syslog|messages|kern\.log|audit/.*|journal/.*)|(?:/var)?/run/utmp"
+)
 _CODE: Final = re.compile(r"/(?:usr/)?(?:local/)?(?:s?bin|lib(?:32|64|x32)?|libexec)/.*|/boot/.*")
 _SERVED: Final = re.compile(
     r"(?i)(?:/var/www|/srv/(?:www|http)|/usr/share/nginx|/usr/local/apache2/htdocs|/.*/(?:htdocs|public_html|webapps|wwwroot))/.*"
@@ -146,6 +149,11 @@ def persistent(path: str) -> bool:
 def code(path: str) -> bool:
     """Where programs and libraries lie."""
     return _CODE.fullmatch(path) is not None
+
+
+def record(path: str) -> bool:
+    """Who logged in and what the system did: emptied by who does not want to be seen."""
+    return _RECORD.fullmatch(path) is not None
 
 
 def served(path: str) -> bool:

@@ -352,6 +352,24 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], state: Pa
     assert "out/shop` is none" in run(capsys, state, "discover", "--outdir", tmp_path / "out", code=2)
 
 
+def test_what_cannot_be_written_and_a_damaged_file_are_told_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    said = run(capsys, state, "discover", "--outdir", "/proc/nowhere", code=2)
+    assert said.startswith("hauberk discover: expected to write policies below `/proc/nowhere`, got: ")
+    assert said.count("\n") == 1
+    damaged = tmp_path / "damaged.yaml"
+    damaged.write_text("metadata: [x\n")
+    assert "damaged.yaml" in run(capsys, state, "discover", "--merge", damaged, "--outdir", tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
+    of = msgspec.structs.replace(pod(1), uid="z", namespace="zoo", pod="z", owner=Owner("Deployment", "z", "zoo"))
+    put(state, 9, opened("/srv/z"), of=of)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "zoo").write_text("")
+    assert "is none" in run(capsys, state, "discover", "--outdir", tmp_path / "half", code=2)
+    assert not list(tmp_path.glob("half/shop/*")), "nothing half written"
+
+
 def test_a_store_that_is_damaged_or_empty_is_one_sentence(
     capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
 ) -> None:

@@ -282,6 +282,19 @@ def test_odd_things_wait_for_a_second_instance_or_an_accept() -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    "path", ["/var/log/wtmp", "/var/log/auth.log", "/run/utmp", "/var/log/journal/1/system.journal"]
+)
+def test_a_record_of_the_system_that_is_emptied_waits_for_a_second_instance(path: str) -> None:
+    emptied = Access.WRITE | Access.CREATE | Access.TRUNCATE
+    alone = only([*WHITELISTS, seen(opened(path, emptied))])
+    assert [(item.resource, item.reason) for item in alone.apart] == [(path, "a record of the system is emptied")]
+    assert not only([*WHITELISTS, seen(opened(path, emptied), 1), seen(opened(path, emptied), 2)]).apart
+    assert not only([*WHITELISTS, seen(opened(path, Access.WRITE | Access.APPEND))]).apart, (
+        "to add to it is what it is for"
+    )
+
+
 def test_a_late_program_and_what_it_did_wait() -> None:
     base = [seen(executed("/usr/bin/app", "/usr/bin/init"), run, run) for run in range(1, 5)]
     late = [seen(executed("/usr/bin/id"), 4, 4), seen(opened("/srv/loot", Access.WRITE, "/usr/bin/id"), 4, 4)]
