@@ -24,7 +24,7 @@ static __always_inline int ends_watched(u32 number)
            number == NR_SENDMMSG;
 }
 
-/* As bpf_get_current_pid_tgid says it, which programs on packets may not call before Linux 6.10. */
+/* As bpf_get_current_pid_tgid says it, which Linux 6.1 does not let programs on packets call. */
 static __always_inline u64 ids_of_current(void)
 {
     u64 task = bpf_get_current_task();
