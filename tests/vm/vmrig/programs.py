@@ -27,7 +27,7 @@ REST: tuple[dict[str, object], ...] = (
     {"new_visibility": ["none"], "new_per_second": 256},
     HOOKED | {"rules": 131072},
 )
-"""Of the loads of `make test-vm`: the session of `tests/kernel`, and `test_budget.py`."""
+"""Of the loads of `make test-vm`: the session of `tests/kernel`, `test_budget.py`, and the upgrade of `tests/enforcers/test_lsm_swap.py`."""
 WARM = (HOOKED, *REST) if os.environ.get("HAUBERK_TEST_VM") == "all" else (HOOKED,)
 """Settings of loads worth compiling for: each takes half a minute here, and minutes in a guest."""
 
