@@ -33,13 +33,14 @@ _LAST: Final = 30.0
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
-    """`path`: of the list. `metadata`: only metadata is wanted. `optional`: the cluster may lack the kind (a CRD). `kind`: the part of
-    an object that is wanted, so that of a long list nothing else is held."""
+    """`path`: of the list. `metadata`: only metadata is wanted. `optional`: the cluster may lack the kind (a CRD), `absent`: what to do then.
+    `kind`: the part of an object that is wanted, so that of a long list nothing else is held."""
 
     name: str
     path: str
     metadata: bool = False
     optional: bool = False
+    absent: str = ""
     kind: Any = None
 
 
@@ -167,7 +168,10 @@ class Reflector:
         self.failures += 1
         self.absent = self._resource.optional and isinstance(error, Incompatible)
         if str(error) != self.problem:
-            log.warning("%s of the cluster cannot be followed, what is known stays: %s", self._resource.name, error)
+            remedy = f"; {self._resource.absent}" if self.absent and self._resource.absent else ""
+            log.warning(
+                "%s of the cluster cannot be followed, what is known stays: %s%s", self._resource.name, error, remedy
+            )
         self.problem = str(error)
         bound = min(_LAST, _FIRST * 2.0 ** min(attempt, 16))
         await asyncio.sleep(bound * (0.5 + random.random() / 2))

@@ -9,9 +9,12 @@ kubernetes-asyncio finds the configuration, renews tokens and holds the TLS sess
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +27,12 @@ from schemas.errors import HauberkError, Incompatible, Refused, SettingsError, T
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+log = logging.getLogger(__name__)
+
 MOST_LINE: Final = 8 << 20
 """Bytes of one event of a watch: etcd takes objects of 1.5 MiB, a list of managed fields may triple them."""
+CLOCK_OFF: Final = 10
+"""Seconds that clocks may differ untold; the header has whole seconds, and an answer may be a few late."""
 _GOODBYE: Final = 0.1
 """Seconds for connections that are closing; by feel, an answer of the server away."""
 
@@ -42,17 +49,22 @@ class Conflict(Temporary):
     """Somebody else wrote the object since it was read, or made it first: read it again."""
 
 
+class TooLarge(Refused):
+    """The object would be larger than etcd takes (1.5 MiB) once this is written."""
+
+
 class Gone(Temporary):
     """The version that a list or watch goes on from is not kept any more (410): list again."""
 
 
 class Server:
-    """Use `connected`. `where`: the address, for sentences."""
+    """Use `connected`. `where`: the address, for sentences. `clock_off`: seconds that the server's clock is ahead of this machine's."""
 
     def __init__(self, api: Any, where: str, settings: ServerSettings) -> None:
         self._api = api
         self._settings = settings
         self.where = where
+        self.clock_off = 0.0
 
     @property
     def settings(self) -> ServerSettings:
@@ -148,7 +160,23 @@ class Server:
                 )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._away(error) from error
+        self._compare(answer.headers.get("Date", ""))
         return answer
+
+    def _compare(self, date: str) -> None:
+        """Tell when the clocks differ: pods start by the server's, events are of the nodes' and this machine's."""
+        try:
+            there = parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return
+        now = time.time()
+        before, self.clock_off = self.clock_off, there - now
+        if abs(self.clock_off) > CLOCK_OFF and abs(self.clock_off - before) > CLOCK_OFF:
+            log.warning(
+                "expected the clock of the API server %s within %d s of this machine's, got %s there and %s here; rules are in force as ever, but "
+                "who had an address when, and times in statuses, are told wrongly: set the clocks right (NTP)",
+                self.where, CLOCK_OFF, _utc(there), _utc(now),
+            )  # fmt: skip
 
     async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         try:
@@ -158,6 +186,11 @@ class Server:
 
     def _away(self, error: BaseException) -> HauberkError:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            if any(words in str(error) for words in ("has expired", "not yet valid")):
+                return Refused(
+                    f"expected the API server {self.where} to show a certificate that is valid now ({_utc(time.time())} by this machine's "
+                    f"clock), got: {error}; set the clock right, or renew the server's certificate"
+                )
             return Refused(
                 f"expected the API server {self.where} to show a certificate of the kubeconfig's authority, got: {error}; "
                 "renew `certificate-authority-data` of the kubeconfig"
@@ -187,9 +220,15 @@ class Server:
             return Conflict(f"expected {asked}, {got}")
         if status == 410:
             return Gone(f"expected {asked}, {got}")
+        if status == 413 or "request is too large" in said.message:
+            return TooLarge(f"expected {asked}, {got}; etcd takes objects of 1.5 MiB: write a smaller one")
         if status == 429 or status >= 500:
             return Unavailable(f"expected {asked}, {got}; tried again")
         return Refused(f"expected {asked}, {got}")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _verb(method: str, path: str) -> str:
@@ -199,6 +238,19 @@ def _verb(method: str, path: str) -> str:
 @asynccontextmanager
 async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
     """A server by `settings`, whether or not it is there now. SettingsError when there is no usable configuration."""
+    from kubernetes_asyncio import client
+
+    made, where = await configured(settings)
+    async with client.ApiClient(made) as api:
+        try:
+            yield Server(api, where, settings)
+        finally:
+            # Of calls that were cancelled just now the connections say goodbye to the server first.
+            await asyncio.sleep(_GOODBYE)
+
+
+async def configured(settings: ServerSettings) -> tuple[Any, str]:
+    """The client's configuration and the server's address. SettingsError when there is none that can be used."""
     from kubernetes_asyncio import client, config
     from kubernetes_asyncio.config import ConfigException
     from yaml import YAMLError
@@ -214,12 +266,7 @@ async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
         raise SettingsError(
             f"expected a cluster's address and credentials in {source}, got: {' '.join(str(error).split())}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
         ) from error
-    async with client.ApiClient(made) as api:
-        try:
-            yield Server(api, str(made.host), settings)
-        finally:
-            # Of calls that were cancelled just now the connections say goodbye to the server first.
-            await asyncio.sleep(_GOODBYE)
+    return made, str(made.host)
 
 
 def _found(settings: ServerSettings) -> tuple[str, str]:

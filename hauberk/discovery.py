@@ -323,29 +323,41 @@ def _apply(given: argparse.Namespace, bodies: Sequence[dict[str, Any]]) -> int:
 
 
 def promote(given: argparse.Namespace) -> int:
-    """The shadow policy or baseline of this name enforces from now on. SettingsError when there is none, PolicyError when it enforces."""
+    """The shadow policy or baseline of this name enforces from now on; one alone, for others may have theirs under the same name in
+    another namespace. SettingsError when there is none or more than one, PolicyError when it enforces."""
     from hauberk.verbs.apply import publish
     from policy.learn.documents import checked
     from schemas.policy import ANNOTATION_MODE
 
+    namespace, _, name = given.promote.rpartition("/")
+    wanted = namespace or given.namespace
+
     async def work(bus: Bus) -> int:
-        found = [document for _, document in await _policies(bus) if document.name == given.promote]
+        found = [
+            document
+            for _, document in await _policies(bus)
+            if document.name == name and (not wanted or document.namespace == wanted)
+        ]
         if not found:
             raise SettingsError(
                 f"expected an applied policy `{given.promote}`, there is none; `hauberk get policies` lists them"
             )
-        for document in found:
-            body = json.loads(document.raw)
-            annotations = body["metadata"].get("annotations") or {}
-            if annotations.get(ANNOTATION_MODE) not in ("shadow", "baseline"):
-                raise PolicyError(
-                    f"expected `{given.promote}` to be a shadow policy or a baseline, it enforces already", ()
-                )
-            annotations.pop(ANNOTATION_MODE)
-            if not annotations:
-                body["metadata"].pop("annotations")
-            for name, what in await publish(bus, [checked(body)]):
-                print(f"{name.lower()} {what} (enforce)")
+        if len(found) > 1:
+            raise SettingsError(
+                f"expected one policy `{given.promote}`, got {', '.join(sorted(document.key for document in found))}; name one with -n NAMESPACE "
+                "or NAMESPACE/NAME"
+            )
+        body = json.loads(found[0].raw)
+        annotations = body["metadata"].get("annotations") or {}
+        if annotations.get(ANNOTATION_MODE) not in ("shadow", "baseline"):
+            raise PolicyError(
+                f"expected `{given.promote}` to be a shadow policy or a baseline, it enforces already", ()
+            )
+        annotations.pop(ANNOTATION_MODE)
+        if not annotations:
+            body["metadata"].pop("annotations")
+        for key, what in await publish(bus, [checked(body)]):
+            print(f"{key.lower()} {what} (enforce)")
         return 0
 
     return with_bus(given, work)

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quiet-hours", type=float, default=24.0, metavar="N", help="set apart what comes after so long without anything new (default 24)")  # fmt: skip
     made.add_argument("--apply", action="store_true", help="put the policies in force")
     made.add_argument("--mode", choices=("shadow", "baseline", "enforce"), help="with --apply: watch only (default); tell once what is new; or deny")  # fmt: skip
-    made.add_argument("--promote", metavar="NAME", help="make an applied shadow policy or baseline enforce, as it is")
+    made.add_argument("--promote", metavar="NAME", help="make an applied shadow policy or baseline enforce, as it is; NAMESPACE/NAME or -n where several have the name")  # fmt: skip
     return made
 
 

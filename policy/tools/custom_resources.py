@@ -47,6 +47,7 @@ _STATUS: Final[dict[str, Any]] = {
                 "suppressed": {"type": "integer", "format": "int64", "description": "Throttled: only their number is known."},
                 "shadow": {"type": "integer", "format": "int64", "description": "What it would have acted on; in the modes `shadow` and `baseline`."},
                 "last": {"type": "string", "nullable": True, "description": "Time of the newest."},
+                "counted": {"type": "string", "nullable": True, "description": "Which alerts these are: partition=offset@time of each."},
             },
         },
         "conditions": {

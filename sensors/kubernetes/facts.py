@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
 from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 from schemas.identity import Owner
 from sensors.kubernetes.objects import (
@@ -21,8 +23,13 @@ from sensors.kubernetes.objects import (
 
 REVISION_LABELS: Final = frozenset({"pod-template-hash", "pod-template-generation", "controller-revision-hash"})
 """What controllers add to tell revisions apart: no policy selects by them (KubeArmor, updateIdentities)."""
-NOT_TOLD: Final = frozenset({"kubectl.kubernetes.io/last-applied-configuration"})
-"""Annotations that repeat the object."""
+TOLD: Final = ("kubearmor", "hauberk.io/")
+"""How annotations begin that mean something here. What else is written there may be 256 KiB of each pod, and anybody's."""
+MOST_ANNOTATIONS: Final = 64
+LONGEST_ANNOTATION: Final = 1024
+"""Characters of a value; those that mean something are lists of a few words."""
+MOST_LABELS: Final = 16 << 10
+"""Bytes of labels of one object: alerts repeat them, and a record of a topic may have 1 MiB. The shortest are kept."""
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 """Label of an EndpointSlice: which service of its namespace it is of."""
 _DEPTH: Final = 8
@@ -43,7 +50,7 @@ def pod(one: PodObject, owners: Owners, ended: float = 0.0) -> PodFact:
     addresses = tuple(sorted({ip.ip for ip in status.pod_ips or () if ip.ip} or ({status.pod_ip} - {""})))
     return PodFact(
         uid=meta.uid, namespace=meta.namespace, name=meta.name, node=one.spec.node_name,
-        labels={key: value for key, value in (meta.labels or {}).items() if key not in REVISION_LABELS},
+        labels={key: value for key, value in _labels(meta.labels).items() if key not in REVISION_LABELS},
         annotations=_annotations(meta), owner=owner(meta, owners), host_network=one.spec.host_network,
         addresses=() if one.spec.host_network else addresses,
         service_account=one.spec.service_account_name, started=_seconds(meta.creation_timestamp), ended=ended,
@@ -72,7 +79,7 @@ def _controller(references: list[OwnerReference] | None) -> OwnerReference | Non
 def namespace(one: MetadataOnly) -> NamespaceFact:
     """Of a namespace."""
     meta = one.metadata
-    return NamespaceFact(name=meta.name, labels=meta.labels or {}, annotations=_annotations(meta))
+    return NamespaceFact(name=meta.name, labels=_labels(meta.labels), annotations=_annotations(meta))
 
 
 def node(one: NodeObject) -> NodeFact:
@@ -80,7 +87,7 @@ def node(one: NodeObject) -> NodeFact:
     meta = one.metadata
     addresses = {address.address for address in one.status.addresses or () if address.type.endswith("IP")}
     return NodeFact(
-        name=meta.name, labels=meta.labels or {}, annotations=_annotations(meta), addresses=tuple(sorted(addresses)),
+        name=meta.name, labels=_labels(meta.labels), annotations=_annotations(meta), addresses=tuple(sorted(addresses)),
         started=_seconds(meta.creation_timestamp),
     )  # fmt: skip
 
@@ -93,7 +100,7 @@ def service(one: ServiceObject) -> ServiceFact:
     return ServiceFact(
         namespace=one.metadata.namespace, name=one.metadata.name, addresses=tuple(sorted(addresses)),
         ports=tuple(ServicePort(port.port, port.protocol, port.name, port.target_port) for port in spec.ports or ()),
-        selector=spec.selector or {}, labels=one.metadata.labels or {}, started=_seconds(one.metadata.creation_timestamp),
+        selector=_labels(spec.selector), labels=_labels(one.metadata.labels), started=_seconds(one.metadata.creation_timestamp),
     )  # fmt: skip
 
 
@@ -108,8 +115,41 @@ def endpoints(one: EndpointSliceObject) -> EndpointsFact:
     )  # fmt: skip
 
 
+def trimmed(one: PodObject) -> PodObject:
+    """The pod with what its fact keeps of labels and annotations: this is held for every pod."""
+    meta = one.metadata
+    kept = msgspec.structs.replace(meta, labels=_labels(meta.labels), annotations=_annotations(meta))
+    return msgspec.structs.replace(one, metadata=kept)
+
+
+def cut(meta: ObjectMeta) -> bool:
+    """Whether labels of it are left out of its fact."""
+    return _size(meta.labels) > MOST_LABELS
+
+
+def _labels(written: dict[str, str] | None) -> dict[str, str]:
+    if _size(written) <= MOST_LABELS:
+        return written or {}
+    kept: dict[str, str] = {}
+    left = MOST_LABELS
+    for key, value in sorted((written or {}).items(), key=lambda one: (len(one[0]) + len(one[1]), one)):
+        left -= len(key) + len(value)
+        if left < 0:
+            break
+        kept[key] = value
+    return kept
+
+
+def _size(written: dict[str, str] | None) -> int:
+    return sum(len(key) + len(value) for key, value in (written or {}).items())
+
+
 def _annotations(meta: ObjectMeta) -> dict[str, str]:
-    return {key: value for key, value in (meta.annotations or {}).items() if key not in NOT_TOLD}
+    mine = sorted(
+        (key, value) for key, value in (meta.annotations or {}).items()
+        if key.startswith(TOLD) and len(value) <= LONGEST_ANNOTATION
+    )  # fmt: skip
+    return dict(mine[:MOST_ANNOTATIONS])
 
 
 def _seconds(stamp: str | None) -> float:

@@ -15,11 +15,19 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.paced_log import PacedLog
 from cluster.reflector import Apply, Resource, decoded
 from schemas.cluster import encode
 from sensors.kubernetes import facts
 from sensors.kubernetes.ended_pods import EndedPods
-from sensors.kubernetes.objects import EndpointSliceObject, MetadataOnly, NodeObject, PodObject, ServiceObject
+from sensors.kubernetes.objects import (
+    EndpointSliceObject,
+    MetadataOnly,
+    NodeObject,
+    ObjectMeta,
+    PodObject,
+    ServiceObject,
+)
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
@@ -42,7 +50,8 @@ _pod = decoded(PodObject)
 
 
 class FactsWatch:
-    """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them."""
+    """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them. `cut`: times that
+    an object had more labels than are kept."""
 
     def __init__(self, published: Published, ended: EndedPods, clock: Callable[[], float] = time.time) -> None:
         self._published = published
@@ -51,7 +60,9 @@ class FactsWatch:
         self._pods: dict[str, PodObject] = {}
         self._owners: dict[str, dict[str, MetadataOnly]] = {one.name: {} for one in OWNERS}
         self._owned: dict[str, set[str]] = {}
+        self._told_cut = PacedLog(log)
         self.undecoded = 0
+        self.cut = 0
         self.problem = ""
 
     @property
@@ -72,8 +83,10 @@ class FactsWatch:
             complete = True
             for there, raw in changes:
                 try:
-                    one = fact(decode(raw))
+                    found = decode(raw)
+                    one = fact(found)
                     value = encode(one)
+                    self._look(found.metadata)
                 except (msgspec.MsgspecError, ValueError) as error:
                     complete = False
                     self._unreadable(prefix, error)
@@ -85,6 +98,15 @@ class FactsWatch:
                     self._published.put(key, None)
 
         return apply
+
+    def _look(self, meta: ObjectMeta) -> None:
+        if facts.cut(meta):
+            self.cut += 1
+            self._told_cut.say(
+                logging.WARNING,
+                f"expected at most {facts.MOST_LABELS} bytes of labels of {meta.namespace}/{meta.name}, got more: the longest are left out of what "
+                "is known of it, and no policy selects by them",
+            )
 
     def _owners_of(self, kind: str) -> Apply:
         mine = self._owners[kind]
@@ -121,6 +143,8 @@ class FactsWatch:
                 seen.add(one.metadata.uid)
                 self._forget(one.metadata.uid)
                 if there:
+                    self._look(one.metadata)
+                    one = facts.trimmed(one)
                     self._pods[one.metadata.uid] = one
                     for reference in one.metadata.owner_references or ():
                         self._owned.setdefault(reference.uid, set()).add(one.metadata.uid)

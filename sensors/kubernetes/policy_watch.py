@@ -21,13 +21,17 @@ from bus.follow import Changes
 from cluster.policy_object import KINDS, PolicyFindings, author_document
 from cluster.reflector import Apply, Resource
 from schemas.cluster import PolicyFact, document_mark, encode
+from schemas.errors import Refused
 from schemas.policy import API_VERSION
 from schemas.policy_owner import CLUSTER_OWNER, OWNER, owner_of
 from sensors.kubernetes.published import Published
 
 log = logging.getLogger(__name__)
 
-RESOURCES: Final = tuple(Resource(name=plural, path=f"/apis/{API_VERSION}/{plural}", optional=True) for plural in KINDS)
+_DEFINE: Final = "`kubectl apply --server-side -f deploy/kubernetes/crds` defines it, and it is looked for again"
+RESOURCES: Final = tuple(
+    Resource(name=plural, path=f"/apis/{API_VERSION}/{plural}", optional=True, absent=_DEFINE) for plural in KINDS
+)
 HEADERS: Final = ((OWNER, CLUSTER_OWNER.encode()),)
 
 Check = Callable[[bytes], PolicyFindings]
@@ -46,6 +50,8 @@ class PolicyWatch:
         self._marks: dict[bytes, str] = {}
         self._documents: dict[bytes, bytes] = {}
         self._foreign: dict[bytes, str] = {}
+        self._untaken: dict[bytes, str] = {}
+        published.given_up = self._given_up
 
     @property
     def applies(self) -> list[tuple[Resource, Apply]]:
@@ -53,8 +59,8 @@ class PolicyWatch:
 
     @property
     def refused(self) -> int:
-        """Objects that are no valid policy."""
-        return sum(bool(one.errors) for one in self._objects.values())
+        """Objects that are no valid policy, or that the bus does not take."""
+        return sum(bool(one.errors) or key in self._untaken for key, one in self._objects.items())
 
     @property
     def foreign(self) -> int:
@@ -126,10 +132,18 @@ class PolicyWatch:
             generation=meta.get("generation", 0), errors=errors, mode=mode,
         )  # fmt: skip
         if not errors:
+            if self._documents.get(key) != document:
+                self._untaken.pop(key, None)
             self._documents[key] = document
-            if key not in self._foreign:
+            if key not in self._foreign and key not in self._untaken:
                 self._published.put(key, document)
         self._tell(key)
+
+    def _given_up(self, key: bytes, error: Refused) -> None:
+        """The bus takes no policy of this size: as one with an error, until its object says something else."""
+        if key in self._documents:
+            self._untaken[key] = f"the bus does not take it: {error}"
+            self._tell(key)
 
     def _tell(self, key: bytes) -> None:
         """Strictly after its policy was put: the fact says which document is meant to be in force."""
@@ -140,12 +154,18 @@ class PolicyWatch:
         fact = msgspec.structs.replace(
             known, document="" if document is None else document_mark(document), owner=self._foreign.get(key, "")
         )
+        if (why := self._untaken.get(key)) is not None:
+            before = self._published.value(key)
+            fact = msgspec.structs.replace(
+                fact, errors=(*fact.errors, why), document="" if before is None else document_mark(before)
+            )
         self._facts.put(fact.key, encode(fact))
 
     def _remove(self, key: bytes) -> None:
         self._objects.pop(key, None)
         self._marks.pop(key, None)
         self._documents.pop(key, None)
+        self._untaken.pop(key, None)
         self._facts.put(b"policy/" + key, None)
         if key not in self._foreign:
             self._published.put(key, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from bus.attempts import Attempts
@@ -26,7 +26,7 @@ MOST: Final = 500
 
 class Published:
     """`run` publishes until cancelled. All of one event loop. `refused`: records that the bus will never take, each told in the
-    log; what was there of their keys stays."""
+    log and to `given_up`; what was there of their keys stays."""
 
     def __init__(self, bus: Bus, topic: Topic, headers: Headers = ()) -> None:
         self._bus = bus
@@ -36,6 +36,7 @@ class Published:
         self._waiting: dict[bytes, bytes | None] = {}
         self._unsure: set[bytes] = set()
         self._newest_ms = 0
+        self.given_up: Callable[[bytes, Refused], None] = lambda key, error: None
         self._wake = asyncio.Event()
         self._attempts = Attempts(f"the topic {topic.name}", Backoff(max_seconds=5.0), drain_seconds=0.0)
         self.published = 0
@@ -134,3 +135,4 @@ class Published:
                 self._there[key] = value
             self.refused += 1
             log.error("`%s` is not published, what was known of it stays: %s", key.decode("utf-8", "replace"), error)
+            self.given_up(key, error)

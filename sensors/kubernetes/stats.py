@@ -13,7 +13,7 @@ class ClusterStats(msgspec.Struct):
     changed no fact; `undecoded`: objects that are not what the API reference says, whose last fact stays; `waiting`: not
     on the bus yet; `unpublished`: records that the bus refused for good, larger than it takes; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
     `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now; `ended_pods`: pods that are over and whose facts stay, `dropped_pods`: of these, those whose
-    facts went before their time, because there were too many."""
+    facts went before their time, because there were too many; `cut`: times that an object had more labels than are kept of one."""
 
     facts: Gauge = 0
     published: int = 0
@@ -28,3 +28,4 @@ class ClusterStats(msgspec.Struct):
     away: Gauge = 0
     ended_pods: Gauge = 0
     dropped_pods: int = 0
+    cut: int = 0

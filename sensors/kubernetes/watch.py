@@ -119,5 +119,5 @@ class ClusterWatch:
             unpublished=self._facts.refused + self._policies.refused,
             policies=self.policies.in_force, refused_policies=self.policies.refused,
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
-            ended_pods=len(self._ended), dropped_pods=self._ended.dropped,
+            ended_pods=len(self._ended), dropped_pods=self._ended.dropped, cut=self._facts_watch.cut,
         )  # fmt: skip

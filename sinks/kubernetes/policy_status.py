@@ -12,10 +12,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from schemas.cluster import PolicyFact
+from schemas.decoding import Count
 from sinks.kubernetes.answers import PolicyOutcome
 
 MOST_REASONS: Final = 20
 """Reasons that a status lists; by feel, what is more repeats itself."""
+_SHORT: Final = 128
+"""Characters of a reason in a status that is to be short."""
 _FEW: Final = 3
 """Nodes that a sentence names."""
 _BESIDE: Final = {"shadow": "Shadow", "baseline": "Baseline"}
@@ -24,13 +27,15 @@ _BESIDE: Final = {"shadow": "Shadow", "baseline": "Baseline"}
 
 class Hits(msgspec.Struct, kw_only=True):
     """`blocked`, `audited`: operations that alerts of the policy told of, `suppressed`: of which the throttle gave only the number, `shadow`: that
-    it would have acted on, or that are outside of what it learnt, in the modes `shadow` and `baseline`; `last`: time of the newest, RFC 3339."""
+    it would have acted on, or that are outside of what it learnt, in the modes `shadow` and `baseline`; `last`: time of the newest, RFC 3339;
+    `counted`: which alerts these are, so that whoever reads them again counts none twice (`policy_hits`)."""
 
-    blocked: int = 0
-    audited: int = 0
-    suppressed: int = 0
-    shadow: int = 0
+    blocked: Count = 0
+    audited: Count = 0
+    suppressed: Count = 0
+    shadow: Count = 0
     last: str = ""
+    counted: str = ""
 
 
 class Told(NamedTuple):
@@ -91,13 +96,27 @@ def status(fact: PolicyFact, outcome: PolicyOutcome, hits: Hits, before: dict[st
         "status": word, "observedGeneration": fact.generation, "nodes": outcome.nodes, "containers": outcome.containers,
         "errors": list(fact.errors), "refused": reasons,
         "hits": {"blocked": hits.blocked, "audited": hits.audited, "suppressed": hits.suppressed,
-                 "shadow": hits.shadow, "last": hits.last or None},
+                 "shadow": hits.shadow, "last": hits.last or None, "counted": hits.counted or None},
         "conditions": [
             {"type": kind, "status": value, "reason": reason, "message": message[:32768], "observedGeneration": fact.generation,
              "lastTransitionTime": _since(known.get(kind, {}), value, now)}
             for kind, value, reason, message in conditions
         ],
     }  # fmt: skip
+
+
+def shortened(status: dict[str, Any]) -> dict[str, Any]:
+    """The status in about 1 KiB: one reason of each kind, and each cut."""
+    short = dict(status)
+    for name in ("errors", "refused"):
+        listed = status.get(name) or []
+        short[name] = [one[:_SHORT] for one in listed[:1]] + (
+            [f"and {len(listed) - 1} more"] if len(listed) > 1 else []
+        )
+    short["conditions"] = [
+        one | {"message": str(one.get("message", ""))[:_SHORT]} for one in status.get("conditions") or ()
+    ]
+    return short
 
 
 def differs(status: dict[str, Any], before: dict[str, Any]) -> tuple[bool, bool]:

@@ -6,8 +6,8 @@
     cluster (policy objects), policies, plans, receipts ─► Answers ─► status, when it says something else than the one there
     alerts ─► AlertCounts ─► status, now and then; an Event for a storm of Block
 
-Nothing is kept beside the cluster's own objects: counts go on from the status that is there, and alerts are committed once their
-counts are written. What cannot be written is tried again after a back-off, and what nodes enforce never waits for it. Run by the
+Nothing is kept beside the cluster's own objects: counts go on from the status that is there, which says of which alerts
+they are; alerts are committed once their counts are written, and none that comes again is counted twice. What cannot be written is tried again after a back-off, and what nodes enforce never waits for it. Run by the
 replica of `hauberk cluster` that works. Neighbours: `answers`, `policy_status`, `policy_hits`, `writes`.
 """
 
@@ -16,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -26,7 +28,7 @@ from bus.contract import Bus, Subscription
 from bus.follow import Changes, Follower
 from bus.paced_log import PacedLog
 from bus.side_by_side import SideBySide
-from cluster.server import Conflict, Server
+from cluster.server import Conflict, Server, TooLarge
 from schemas.cluster import PolicyFact
 from schemas.cluster import decode as decode_fact
 from schemas.enforcement import decode_plan_head, decode_receipt
@@ -35,7 +37,7 @@ from schemas.stats import Gauge
 from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES, Topic
 from sinks.kubernetes.answers import Answers
 from sinks.kubernetes.policy_hits import AlertCounts
-from sinks.kubernetes.policy_status import Hits, differs, status, told
+from sinks.kubernetes.policy_status import Hits, differs, shortened, status, told
 from sinks.kubernetes.settings import ClusterStatusSettings
 from sinks.kubernetes.writes import Writes
 
@@ -51,7 +53,7 @@ _UNTOLD: Final = "Waiting"
 
 class TellerStats(msgspec.Struct):
     """Plain counts since start. `written`: statuses; `events`; `lost_events`: Events that were not taken; `failures`: writes that are
-    tried again; `untold`: statuses that a definition without status did not take; `waiting`: policies whose status is to be looked at; `undecoded`: records left out."""
+    tried again; `untold`: statuses that a definition without status, or an object without room, did not take; `waiting`: policies whose status is to be looked at; `undecoded`: records left out."""
 
     written: int = 0
     events: int = 0
@@ -152,7 +154,7 @@ class Teller:
     async def _round(self) -> None:
         """Look at every policy that was touched. What fails is looked at again last, so that it holds up no other."""
         failed: HauberkError | None = None
-        for key in sorted(self._answers.touched):
+        for key in in_turns(self._answers.touched):
             self._answers.touched.discard(key)
             self.stats.waiting = len(self._answers.touched)
             try:
@@ -174,7 +176,7 @@ class Teller:
         if uid != fact.uid:
             # Made anew under the same name: what the one before was told is not its.
             before = {}
-            self._hits.hits.pop(key, None)
+            self._hits.forget(key)
         outcome, now = self._answers.outcome(key), _now()
         made = status(fact, outcome, self._hits.hits.get(key, Hits()), before, now)
         other, more = differs(made, before)
@@ -182,7 +184,8 @@ class Teller:
             self._there[key] = fact.uid, before
             return
         try:
-            await self._writes.status(fact, made)
+            if not await self._written(fact, made, before):
+                return
         except (Conflict, Incompatible) as error:
             if isinstance(error, Incompatible) and await self._writes.still_there(fact):
                 self._older(fact)
@@ -195,6 +198,25 @@ class Teller:
         word = told(fact, outcome)
         if word.word not in (before.get("status"), _UNTOLD) and (before or word.word != "NoEffect"):
             await self._event(fact, "NotEnforced" if word.word == "Partial" else word.word, word.sentence)
+
+    async def _written(self, fact: PolicyFact, made: dict[str, Any], before: dict[str, Any]) -> bool:
+        """Write `made`, or its short form; False when the object has no room even for that, which is told."""
+        try:
+            await self._writes.status(fact, made)
+        except TooLarge:
+            # The author's part fills the object: the word and one reason still say what to do.
+            brief = shortened(made)
+        else:
+            return True
+        try:
+            if brief != shortened(before):
+                await self._writes.status(fact, brief)
+        except TooLarge as error:
+            self.stats.untold += 1
+            self._there[fact.policy] = fact.uid, made
+            log.error("what became of %s is told in no status, `hauberk get policies` has it: %s", fact.policy, error)
+            return False
+        return True
 
     def _older(self, fact: PolicyFact) -> None:
         """The definition of its kind is older than statuses: told once, and counted."""
@@ -225,7 +247,7 @@ class Teller:
                     while True:
                         await self._window(subscription)
             except HauberkError as error:
-                # What was counted since the last commit comes again: counts go on from what is written.
+                # What was taken since the last commit comes again: counts go on from what is written, and from there.
                 self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
                 await self._pause(error, attempt)
                 attempt += 1
@@ -238,7 +260,7 @@ class Teller:
         while (left := ends - clock()) > 0:
             for delivery in await subscription.take(1000, min(left, 5.0)):
                 try:
-                    changed.add(self._hits.take(delivery.record.value or b""))
+                    changed.add(self._hits.take(delivery))
                 except DecodeError:
                     self.stats.undecoded += 1
             if subscription.revoking:
@@ -273,6 +295,17 @@ class Teller:
             log.warning("the cluster cannot be told what became of its policies; what is in force stays: %s", error)
         self.problem = str(error)
         await asyncio.sleep(self._backoff.delay(attempt, 0.5 + random.random() / 2))
+
+
+def in_turns(keys: Collection[str]) -> list[str]:
+    """Keys of policies, one of each namespace after the other: thousands of one do not hold up another's."""
+    turn: Counter[str] = Counter()
+    ranked = []
+    for key in sorted(keys):
+        place = key.split("/", 2)[1]
+        ranked.append((turn[place], key))
+        turn[place] += 1
+    return [key for _, key in sorted(ranked)]
 
 
 def _hits_of(there: dict[str, Any]) -> Hits:

@@ -73,6 +73,23 @@ def test_labels_of_revisions_and_the_applied_object_are_left_out() -> None:
     assert fact.annotations == {"kubearmor-policy": "audited"}
 
 
+def test_megabytes_of_labels_and_annotations_become_a_fact_of_a_few_kilobytes() -> None:
+    """Whoever may make a pod may write them; alerts repeat labels, and every process that judges holds the fact."""
+    one = pod(metadata={
+        "labels": {f"{'k' * 200}{number}": "v" * 63 for number in range(5000)} | {"app": "web"},
+        "annotations": {f"kubearmor-{number}": "x" * 1000 for number in range(200)}
+        | {"note": "x" * 250_000, "kubearmor-file-posture": "y" * 2000, "kubearmor-policy": "audited", "hauberk.io/signal": "enabled"},
+    })  # fmt: skip
+    fact = facts.pod(one, {})
+    assert fact.labels["app"] == "web"
+    assert len(encode(fact)) < facts.MOST_LABELS + facts.MOST_ANNOTATIONS * (facts.LONGEST_ANNOTATION + 64)
+    assert "note" not in fact.annotations
+    assert "kubearmor-file-posture" not in fact.annotations
+    assert fact.annotations["hauberk.io/signal"] == "enabled"
+    assert facts.cut(one.metadata)
+    assert facts.pod(facts.trimmed(one), {}) == fact
+
+
 @pytest.mark.parametrize(
     ("status", "spec", "addresses"),
     [

@@ -15,7 +15,7 @@ from schemas.policy_set_mark import PolicySetMark
 from schemas.refusals import RefusalCode
 from schemas.verdict import RuleRef
 from sinks.kubernetes.answers import Answers
-from sinks.kubernetes.policy_status import Hits, differs, status, told
+from sinks.kubernetes.policy_status import Hits, differs, shortened, status, told
 
 KEY = "KubeArmorPolicy/shop/no-udp"
 DOCUMENT = b"{}"
@@ -229,3 +229,13 @@ def test_only_what_says_something_else_differs_and_times_of_transition_stay() ->
     other = status(FACT, answers.outcome(KEY), Hits(), first, "now")
     assert differs(other, first) == (True, True)
     assert [one["lastTransitionTime"] for one in other["conditions"]] == ["then", "now"]
+
+
+def test_a_status_that_has_no_room_keeps_its_word_and_one_reason_of_each_kind() -> None:
+    fact = msgspec.structs.replace(FACT, errors=tuple(f"spec.{number}: {'wrong ' * 200}" for number in range(50)))
+    made = status(fact, known(fact=fact).outcome(KEY), Hits(), {}, "2026-11-28T10:00:00Z")
+    brief = shortened(made)
+    assert (brief["status"], brief["errors"][1]) == ("Refused", "and 49 more")
+    assert brief["errors"][0].startswith("spec.0: wrong")
+    assert len(msgspec.json.encode(brief)) < 1500 < len(msgspec.json.encode(made))
+    assert shortened(brief)["status"] == "Refused"
