@@ -53,7 +53,7 @@ print(json.dumps(said))
 @pytest.mark.parametrize(
     ("parameters", "why"),
     [
-        ("lsm=capability,apparmor", "boot with lsm=capability,apparmor,bpf"),
+        ("lsm=capability,apparmor", "apparmor,bpf"),
         ("lsm=lockdown,capability,bpf lockdown=confidentiality", "boot with `lockdown=integrity` or without it"),
     ],
 )
