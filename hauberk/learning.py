@@ -156,17 +156,18 @@ def _children(
         for turn in range(workers):
             mine, its = forking.Pipe(duplex=False)
             share = [(number, parts[number]) for number in range(turn, len(parts), workers)]
-            child = forking.Process(target=_share, args=(its, share, read, settings), daemon=True)
+            ends.append(mine)
+            child = forking.Process(target=_share, args=(its, ends, share, read, settings), daemon=True)
             child.start()
             its.close()
             running.append(child)
-            ends.append(mine)
         while ends:
             for end in wait(ends):
                 assert isinstance(end, Connection)
                 try:
                     yield end.recv()
-                except EOFError:
+                except (EOFError, OSError):
+                    # OSError: it died with half an answer written.
                     ends.remove(end)
                     end.close()
     finally:
@@ -177,10 +178,15 @@ def _children(
             child.join()
 
 
-def _share(end: Connection, share: list[tuple[int, Instances]], read: Read, settings: LearnSettings) -> None:
+def _share(
+    end: Connection, ends: list[Connection], share: list[tuple[int, Instances]], read: Read, settings: LearnSettings
+) -> None:
     """In the child. It says nothing: what fails here is done again, and told, by the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Inherited. Open here too, they would keep it writing for good to a parent that was killed.
+    for other in ends:
+        other.close()
     try:
         for number, part in share:
             end.send((number, _learnt(part, read, settings, lambda one, of: None, False)))

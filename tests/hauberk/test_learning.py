@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The children that learn parts of a store: they end with whoever waits for them, and one that dies while it answers is no loss."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hauberk.learning
+from policy.learn.learner import LearnSettings
+
+LARGE = 1 << 20
+"""Bytes of an answer: more than a pipe takes, so that who writes it waits for who reads it."""
+
+PARENT = f"""
+import multiprocessing, sys
+import hauberk.learning
+hauberk.learning._learnt = lambda *_: [bytes({LARGE})]
+going = hauberk.learning._children([frozenset({{("n", str(number))}}) for number in range(6)], 2, None, None)
+next(going)
+print(*[one.pid for one in multiprocessing.active_children()], flush=True)
+sys.stdin.read()
+"""
+
+
+def state(pid: int) -> str:
+    """R, S, Z, ...; "" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def soon(what: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_they_end_when_the_parent_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(word) for word in parent.stdout.readline().split()]
+        assert len(children) == 2
+        parent.kill()
+        parent.wait()
+    try:
+        assert soon(lambda: not any(state(one) not in ("", "Z") for one in children)), [state(one) for one in children]
+    finally:
+        for one in children:
+            if state(one) not in ("", "Z"):
+                os.kill(one, signal.SIGKILL)
+
+
+def test_those_that_die_within_an_answer_are_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Any = [bytes(LARGE)]
+    monkeypatch.setattr("hauberk.learning._learnt", lambda *_: found)
+    parts = [frozenset({("n", str(number))}) for number in range(6)]
+    going = hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings())
+    first, _ = next(going)
+    children = [one.pid or 0 for one in multiprocessing.active_children()]
+    assert soon(lambda: [state(one) for one in children] == ["S", "S"]), "each waits with half an answer written"
+    for one in children:
+        os.kill(one, signal.SIGKILL)
+    assert first not in [number for number, _ in going]
