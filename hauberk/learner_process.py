@@ -25,6 +25,7 @@ from sinks.web.learnt import FRAME_MOST, LENGTH, LearnFailure, Remark, Told, tol
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
+    from kernel.machine import Machine
     from policy.ruleset import PostureSettings
 
 DAYS: Final = 30
@@ -41,6 +42,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     postures: bytes
     policies: tuple[bytes, ...]
     facts: tuple[tuple[bytes, bytes], ...]
+
+
+def bounded(learn_bytes: int, here: Machine) -> int:
+    """What learning may take of `learn_bytes`: half of what the machine or the container has at most. Who meets a container's limit before its own
+    may be killed with everybody in it (memory.oom.group, which kubelets set)."""
+    return min(learn_bytes, here.memory // 2)
 
 
 class LearnerProcess:

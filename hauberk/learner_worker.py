@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
@@ -50,6 +50,7 @@ TOLD_EACH: Final = 0.3
 """Seconds between two words on how far it is."""
 WORKLOADS_MOST: Final = 2000
 _PEERS_OF_ONE: Final = 3
+_PEERS_OF_FRAME: Final = 1000
 _TALK: Final = frozenset({Operation.CONNECT, Operation.SEND, Operation.ACCEPT})
 _INTERNET: Final = frozenset({socket_names.INET, socket_names.INET6})
 
@@ -105,8 +106,7 @@ class Worker:
                     self._tell(one)
                 self._names.clear()
                 self._pods.clear()
-        if self._peers:
-            self.put(Peers(names={address: tuple(names) for address, names in self._peers.items()}))
+        self.tell_peers(self._peers)
         self.put(Done(more=self._left))
 
     def _tell(self, one: LearntPolicy) -> None:
@@ -114,7 +114,13 @@ class Worker:
             self._left += 1
         elif one.rules or one.apart:
             self._told += 1
-            self.put(self._found(one))
+            self.put(learnt.fitting(self._found(one)))
+
+    def tell_peers(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Some at a time: the longest names that there are, all in one frame, would not fit."""
+        told = list(names.items())
+        for at in range(0, len(told), _PEERS_OF_FRAME):
+            self.put(Peers(names={address: tuple(some) for address, some in told[at : at + _PEERS_OF_FRAME]}))
 
     def put(self, word: Told) -> None:
         """To whoever listens."""
@@ -230,8 +236,8 @@ def main() -> int:
     task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)
     # Made now: later there is no memory for it.
     short = learnt.frame(LearnFailure(
-        why=f"expected to learn within the {task.memory_bytes} bytes of `page.learn_bytes`, it takes more; raise it, or "
-        "`hauberk discover -n NAMESPACE` learns a part"
+        why=f"expected to learn within {task.memory_bytes} bytes (`page.learn_bytes`, half of the machine's or container's memory at most), it "
+        "takes more; raise it, or `hauberk discover -n NAMESPACE` learns a part"
     ))  # fmt: skip
     # Before anything large is made: what learns for a page is the first to go when memory is short, and the last to get the processor.
     resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
@@ -246,7 +252,8 @@ def main() -> int:
             worker.run()
         except HauberkError as error:
             worker.put(LearnFailure(why=str(error)))
-    except MemoryError:
+    except (MemoryError, SystemError):
+        # SystemError: an extension that had no memory, and did not say so.
         os.write(sys.stdout.fileno(), short)
     return 0
 

@@ -37,9 +37,10 @@ async def open_page(settings: Configuration, bus: Bus, opened: contextlib.AsyncE
     path = store.path
     learner = None
     if settings.page.learn_bytes:
-        from hauberk.learner_process import LearnerProcess
+        from hauberk.learner_process import LearnerProcess, bounded
+        from kernel.machine import machine
 
-        learner = LearnerProcess(path, bus, settings.postures, settings.page.learn_bytes)
+        learner = LearnerProcess(path, bus, settings.postures, bounded(settings.page.learn_bytes, machine()))
     page = WebPage(settings.page, lambda: SqliteReader(path), learner)
     await page.open()
     opened.push_async_callback(page.close)

@@ -27,7 +27,7 @@ from bus.kafka.client import QuietClient
 from bus.kafka.connection import BrokerLink
 from bus.kafka.failures import translated
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
-from bus.kafka.unpacking import UnreadBatch, most
+from bus.kafka.unpacking import UnreadBatch, hand_out, most
 from bus.paced_log import PacedLog
 from schemas.errors import Refused
 from schemas.topics import Topic
@@ -166,6 +166,7 @@ class KafkaReader(ABC):
     def _ask(self, most: int) -> None:
         count = max(1, min(most, int(self._settings.take_bytes / self._record_size)))
         consumer = self._consumer
+        self._context.run(hand_out)
         self._fetch = asyncio.get_running_loop().create_task(
             consumer.getmany(timeout_ms=int(_ROUND_SECONDS * 1000), max_records=count), context=self._context
         )

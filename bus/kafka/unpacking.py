@@ -25,6 +25,8 @@ MOST_UNPACKED: Final = 8 << 20
 """Bytes of a batch, where a reader says nothing else."""
 most: Final[ContextVar[int]] = ContextVar("most", default=MOST_UNPACKED)
 """Bytes that a batch may unpack to, in the task that reads."""
+_left: Final[ContextVar[int | None]] = ContextVar("left", default=None)
+"""Bytes that the question under way may still hand out; the record that exceeds them is the last. None: nobody counts over partitions."""
 
 _KEPT: Final = 1 << 20
 """Bytes of memory that stay with a reader: a batch of ours is no larger, as a rule."""
@@ -32,6 +34,8 @@ _GZIP: Final = 31
 """Window of zlib, with gzip's header."""
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER: Final = 16
+_HEADER_BYTES: Final = 80
+"""Of a header in memory, beside its name and value."""
 
 
 class UnreadBatch(NamedTuple):
@@ -75,6 +79,42 @@ class UnpackedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                     self.next_fetch_offset = batch.next_offset
                     yield left
             self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+
+
+class UnpackedResult(fetcher.FetchResult):  # type: ignore[misc]
+    """The same, as it is handed out: no more than `most` bytes over all partitions, for some kilobytes may hold many batches that are each no
+    larger than that. The rest waits packed, for the next question."""
+
+    _partition_records: Any
+
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        if not self.check_assignment(self._topic_partition) or not self.has_more():
+            return []
+        found: list[Any] = []
+        counted = _left.get()
+        left = most.get() if counted is None else counted
+        while left > 0 and (max_records is None or len(found) < max_records):
+            one = next(self._partition_records, None)
+            if one is None:
+                self._update_position()
+                self._partition_records = None
+                break
+            found.append(one)
+            if isinstance(one, UnreadBatch):
+                # Nothing of it is kept, but to find that out took as long as to read it.
+                left -= most.get()
+            else:
+                left -= len(one.value or b"") + len(one.key or b"") + _HEADER_BYTES * len(one.headers)
+        else:
+            self._update_position()
+        if counted is not None:
+            _left.set(left)
+        return found
+
+
+def hand_out() -> None:
+    """A new question: it may hand out `most` bytes."""
+    _left.set(most.get())
 
 
 class _Room(threading.local):
@@ -161,6 +201,7 @@ def _too_large(error: Exception | None) -> Unpackable:
 def _install() -> None:
     """The library has no seam for it: the names that its modules call."""
     fetcher.PartitionRecords = UnpackedRecords
+    fetcher.FetchResult = UnpackedResult
     # Compiled or not, it is the module that has the class.
     module = sys.modules[default_records.DefaultRecordBatch.__module__]
     for name, decode in (("gzip", _gzip), ("snappy", _snappy), ("lz4", _lz4), ("zstd", _zstd)):

@@ -139,7 +139,7 @@ class Learning:
                         case FoundWorkload():
                             answer.put(one, self._kept_bytes)
                         case Peers():
-                            answer.peers = one.names
+                            answer.peers |= one.names
                         case Remark():
                             answer.remarks.append(one.text)
                         case LearnFailure():

@@ -137,6 +137,25 @@ def frame(told: Told) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
+def fitting(found: FoundWorkload) -> FoundWorkload:
+    """`found` without so much of its sheet that it fits a frame: who names what a container runs may fill one. Its text goes first, then half of
+    the rules and of what is apart, as often as it takes."""
+    while len(msgspec.json.encode(found)) > FRAME_MOST:
+        sheet = found.sheet
+        if sheet.yaml:
+            sheet = msgspec.structs.replace(sheet, yaml="")
+        elif sheet.rules or sheet.apart:
+            rules, apart = sheet.rules[: len(sheet.rules) // 2], sheet.apart[: len(sheet.apart) // 2]
+            sheet = msgspec.structs.replace(
+                sheet, rules=rules, more_rules=sheet.more_rules + len(sheet.rules) - len(rules),
+                apart=apart, more_apart=sheet.more_apart + len(sheet.apart) - len(apart),
+            )  # fmt: skip
+        else:
+            break
+        found = FoundWorkload(line=found.line, sheet=sheet)
+    return found
+
+
 def told(body: bytes) -> Told:
     """What a frame's body says. DecodeError when it is nothing of this."""
     try:

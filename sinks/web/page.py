@@ -102,7 +102,7 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         msgspec.Meta(
             ge=0,
             le=1 << 40,
-            description="Bytes that learning policies for it may take, in a process of its own that runs only while somebody looks at them; 0: none are learnt.",
+            description="Bytes that learning policies for it may take, in a process of its own that runs only while somebody looks at them; never more than half of the machine's or container's memory; 0: none are learnt.",
             examples=[536870912],
         ),
     ] = 512 << 20

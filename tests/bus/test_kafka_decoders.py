@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import gzip
 import random
+import struct
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cramjam
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.record.memory_records import MemoryRecords
 
 from bus.kafka import unpacking
+from bus.kafka.batches import encoded
 
 TEXT = bytes(range(256)) * 20
 PACKED = {
@@ -44,3 +51,59 @@ def test_streams_of_nothing() -> None:
         unpacking._gzip(gzip.compress(b"") * 50_000)
     with pytest.raises(unpacking.Unpackable, match="ends before"):
         unpacking._gzip(PACKED[unpacking._gzip][:-1])
+
+
+class Assigned:
+    """A partition that somebody reads, as the library's results ask it."""
+
+    active = True
+    paused = False
+    position = 0
+
+    def state_value(self, _: object) -> Assigned:
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+def fetched(value: bytes, batches: int, headers: int = 0) -> tuple[Any, Assigned]:
+    """What a fetch brought: `batches` of one record each."""
+    codec = 4
+    one = SimpleNamespace(key=b"n1", value=value, headers=(("", b""),) * headers, timestamp_ms=1)
+    data = b""
+    for number in range(batches):
+        data += struct.pack(">q", number) + encoded([cast(Any, one)], codec, (-1, -1), -1, 1)[8:]
+    place, assigned = TopicPartition("t", 0), Assigned()
+    records = fetcher.PartitionRecords(place, MemoryRecords(data), [], 0, None, None, False, 0)
+    return fetcher.FetchResult(place, assignment=assigned, partition_records=records, backoff=0), assigned
+
+
+@pytest.mark.fault(
+    "some kilobytes that unpack to gigabytes: many batches, each of them no larger than is taken, of many partitions",
+    "handed out some at a time, so that memory stays bounded; nothing is left out",
+)
+def test_many_batches_are_handed_out_some_at_a_time() -> None:
+    most = unpacking.most.get()
+    results = [fetched(bytes(most // 4), 20)[0] for _ in range(3)]
+    taken = 0
+    for _ in range(60):
+        unpacking.hand_out()
+        found = [one for result in results if result.has_more() for one in result.getall(2048)]
+        assert sum(len(one.value) for one in found) <= most + most // 4
+        taken += len(found)
+    assert taken == 60
+    assert not any(result.has_more() for result in results)
+
+
+def test_headers_count() -> None:
+    result, _ = fetched(b"", 40, headers=50_000)
+    unpacking.hand_out()
+    assert 1 <= len(result.getall(2048)) <= 5
+
+
+def test_small_ones_are_handed_out_as_many_as_were_asked_for() -> None:
+    result, assigned = fetched(b"x", 30)
+    unpacking.hand_out()
+    assert (len(result.getall(20)), assigned.position) == (20, 20)
+    assert (len(result.getall(20)), assigned.position, result.has_more()) == (10, 30, False)

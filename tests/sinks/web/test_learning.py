@@ -15,8 +15,9 @@ import yaml
 
 from bus.contract import Record
 from hauberk import discovery
-from hauberk.learner_process import LearnerProcess, Task
+from hauberk.learner_process import LearnerProcess, Task, bounded
 from hauberk.learner_worker import Worker
+from kernel.machine import Machine
 from policy.documents import key, to_json
 from policy.learn.learner import learn
 from policy.parse import parse
@@ -300,6 +301,12 @@ async def test_too_little_memory_is_one_sentence(store, make, tmp_path, bus):
     assert "page.learn_bytes" in last.why
 
 
+def test_it_takes_half_of_a_small_container_at_most():
+    """With all of `page.learn_bytes` it would meet the container's limit before its own, and who is killed then may be everybody in it."""
+    assert bounded(512 << 20, Machine(memory=512 << 20, processors=1)) == 256 << 20
+    assert bounded(512 << 20, Machine(memory=8 << 30, processors=1)) == 512 << 20
+
+
 async def test_it_ends_with_who_listens(store, make, learner):
     store.apply([make.summary(0)], [])
     words = learner.learn()
@@ -362,3 +369,44 @@ def test_what_is_long_is_cut_and_said(store, make, inside, monkeypatch):
     assert (len(one.sheet.rules), one.sheet.more_rules) == (2, 1)
     (long,) = (rule for rule in one.sheet.rules if "y" * 9 in rule.rule)
     assert (len(long.rule), long.pods, long.more_pods) == (learnt.TEXT_MOST, ("web-2",), 1)
+
+
+def test_what_does_not_fit_a_frame_hides_nobody_else(store, make, inside, monkeypatch):
+    """Names that a container gave to what it made fill a frame: text goes first, then rules; others are told all the same."""
+    monkeypatch.setattr(learnt, "FRAME_MOST", 6000)
+    names = [f"/srv/{number}{chr(0x5B57) * 60}" for number in range(40)]
+    other = make.identity("other", container_name="cart", owner=Owner("Deployment", "cart", "shop"))
+    store.apply(
+        [make.summary(0, None, *(ran(make, name) for name in names)), make.summary(0, None, ran(make), identity=other)],
+        [],
+    )
+    told = inside()
+    assert told[-1] == Done()
+    cart, web = sorted(one_of(FoundWorkload, told), key=lambda one: one.line.label)
+    assert (cart.line.label, cart.sheet.more_rules) == ("shop/cart/cart", 0)
+    assert cart.sheet.yaml
+    assert (web.line.rules, web.sheet.yaml) == (len(web.sheet.rules) + web.sheet.more_rules, "")
+    assert 4 < len(web.sheet.rules) < 40
+
+
+def test_names_of_many_peers_come_in_several_frames():
+    out = io.BytesIO()
+    task = Task(store="", since=0, memory_bytes=0, postures=b"", policies=(), facts=())
+    worker = Worker(task, out)
+    names = {
+        f"10.0.{number // 256}.{number % 256}": [f"pod/{'p' * 253} in {'n' * 63}"] * 3
+        for number in range(learnt.PEERS_MOST)
+    }
+    worker.tell_peers(names)
+    left, found = out.getvalue(), {}
+    while left:
+        (length,) = learnt.LENGTH.unpack(left[:4])
+        found |= learnt.told(left[4 : 4 + length]).names
+        left = left[4 + length :]
+    assert found.keys() == names.keys()
+
+
+async def test_peers_of_several_frames_are_all_kept(until):
+    learning = Learning(Script(learnt.Peers(names={"a": ("x",)}), learnt.Peers(names={"b": ("y",)}), Done()), 1 << 20)
+    learning.look()
+    assert (await settled(learning, until)).peers == {"a": ("x",), "b": ("y",)}
