@@ -44,3 +44,11 @@ def test_exposure_does_not_grow(unit: Path) -> None:
     if found is None:
         pytest.skip(f"needs systemd 250 for `security --offline`: {done.stderr.strip()[:200]}")
     assert float(found[1]) <= WORST[unit.stem]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_child_that_is_killed_for_memory_does_not_end_the_service(path: Path) -> None:
+    """systemd's default is to stop a unit of which any process was killed for want of memory; children here are meant to be the first."""
+    settings = dict(line.split("=", 1) for line in path.read_text().splitlines() if re.match(r"[A-Z]\w+=", line))
+    assert settings.get("OOMPolicy") == "continue"
+    assert settings["Restart"] in ("always", "on-failure"), "the main process is started again all the same"
