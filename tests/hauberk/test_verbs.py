@@ -143,7 +143,9 @@ def test_describe(hauberk: Any) -> None:
     assert yaml.safe_load(workload)["image"] == "example/web:1.0"
     ident = json.loads(out(hauberk, "get alerts audit-password-hashes -o json"))[0]["EventID"]
     assert yaml.safe_load(out(hauberk, f"describe alert {ident}"))["Resource"] == "/etc/shadow"
-    assert yaml.safe_load(out(hauberk, "describe node demo"))["node"] == "demo"
+    node, policies = out(hauberk, "describe node demo").split("\n\n")
+    assert yaml.safe_load(node)["node"] == "demo"
+    assert "audit-password-hashes" in policies
     assert "there is none" in hauberk("describe", "policy", "nothing").stderr
     out(hauberk, "describe policy nothing", 1)
 
