@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hauberk.client import labels, seconds, with_bus
+from hauberk.client import labels, readable, seconds, with_bus
 from hauberk.network_discovery import when
 from hauberk.output import as_json, printable, table
 from hauberk.progress_line import ProgressLine
@@ -225,11 +225,8 @@ async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
     from policy.documents import from_json
     from schemas.topics import POLICIES
 
-    return [
-        (key, from_json(record.value))
-        for key, record in (await bus.latest(POLICIES)).items()
-        if record.value is not None
-    ]
+    told = [(key, record.value) for key, record in (await bus.latest(POLICIES)).items() if record.value is not None]
+    return readable(told, lambda one: (one[0], from_json(one[1])), "policies")
 
 
 def comment(one: LearntPolicy) -> str:

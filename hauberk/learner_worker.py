@@ -136,9 +136,21 @@ class Worker:
         from hauberk.discovery import shadows
         from policy.documents import from_json
         from policy.ruleset import PostureSettings
+        from schemas.errors import PolicyError
 
         postures = msgspec.json.decode(self._task.postures, type=PostureSettings)
-        return shadows([from_json(raw) for raw in self._task.policies], postures)
+        documents, bad = [], []
+        for raw in self._task.policies:
+            try:
+                documents.append(from_json(raw))
+            except PolicyError as error:
+                bad.append(str(error))
+        if bad:
+            are, it = ("policy cannot", "it") if len(bad) == 1 else ("policies cannot", "they")
+            self.put(
+                Remark(text=f"{len(bad)} {are} be read, and what {it} may have spoken against is learnt: {bad[0]}")
+            )
+        return shadows(documents, postures)
 
     def _cluster(self) -> ClusterPeers:
         from policy.cluster_peers import ClusterPeers

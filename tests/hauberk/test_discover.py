@@ -34,7 +34,7 @@ from schemas.errors import PolicyError
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
-from schemas.topics import CLUSTER
+from schemas.topics import CLUSTER, POLICIES
 from schemas.verdict import Action
 from sinks.store.sqlite import SqliteStore
 
@@ -231,6 +231,22 @@ def test_that_shadows_are_not_known_is_said(capsys: pytest.CaptureFixture[str], 
     said = capsys.readouterr()
     assert said.out == text
     assert "what shadow policies spoke against is not known" in said.err
+
+
+def test_a_policy_that_cannot_be_read_stops_nothing(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    text = run(capsys, state, "discover")
+
+    async def tell() -> None:
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(state / "bus")))
+        await bus.publish(POLICIES, [Record(b"KubeArmorPolicy/shop/bad", b"{}")])
+        await bus.close()
+
+    asyncio.run(tell())
+    capsys.readouterr()
+    assert main(["discover", "--state", str(state)]) == 0
+    said = capsys.readouterr()
+    assert said.out == text
+    assert "1 policies left out, the first because: " in said.err
 
 
 def test_network_policies_of_what_pods_spoke_to(

@@ -269,6 +269,16 @@ async def test_the_process_knows_shadows_and_peers_of_the_bus(store, make, learn
     assert [one.names for one in one_of(learnt.Peers, told)] == [{"10.0.0.9": ("pod/db-0 in shop",)}]
 
 
+async def test_a_policy_that_cannot_be_read_hides_no_other(store, make, learner, bus):
+    store.apply([make.summary(0, None, make.entry(3, resource="/srv/a"))], [])
+    await bus.publish(POLICIES, [Record(b"KubeArmorPolicy/shop/bad", b"{}")])
+    told = await words(learner)
+    assert told[-1] == Done()
+    assert [one.line.label for one in one_of(FoundWorkload, told)] == ["shop/web/web"]
+    (remark,) = one_of(Remark, told)
+    assert remark.text.startswith("1 policy cannot be read, and what it may have spoken against is learnt: ")
+
+
 async def test_no_bus_is_a_remark_and_no_store_a_sentence(learner, bus):
     bus.fail(Unavailable("the brokers are away"), call="latest", times=2)
     told = await words(learner)
