@@ -82,10 +82,12 @@ class LearnerProcess:
             facts = tuple(_there(await self._bus.latest(CLUSTER)))
         except HauberkError as error:
             yield Remark(text=f"peers are told by their addresses: {error}")
-        task = Task(
+        task = msgspec.msgpack.encode(Task(
             store=self._store, since=int(time.time()) - DAYS * 86400, memory_bytes=self._memory_bytes, postures=self._postures,
             policies=policies, facts=facts,
-        )  # fmt: skip
+        ))  # fmt: skip
+        # Megabytes, in a large cluster: not held while it learns.
+        del policies, facts
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "hauberk.learner_worker",
@@ -97,7 +99,8 @@ class LearnerProcess:
         assert process.stdout is not None
         assert process.stderr is not None
         saying = asyncio.create_task(_tail(process.stderr))
-        feeding = asyncio.create_task(_feed(process.stdin, msgspec.msgpack.encode(task)))
+        feeding = asyncio.create_task(_feed(process.stdin, task))
+        del task
         try:
             while True:
                 try:

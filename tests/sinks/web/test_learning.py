@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -327,6 +328,17 @@ async def test_it_ends_with_who_listens(store, make, learner):
     assert Path(f"/proc/{mine[0]}/oom_score_adj").read_text().strip() == "1000"
     await words.aclose()
     assert not Path(f"/proc/{mine[0]}").exists()
+
+
+async def test_the_page_does_not_hold_what_it_handed_over(store, make, learner, bus):
+    """A cluster's facts are megabytes, and a run takes half an hour at most."""
+    store.apply([make.summary(0)], [])
+    fact = PodFact(uid="p", namespace="shop", name="db-0", node="n", addresses=("10.0.0.9",), started=make.start - 9.0)
+    await bus.publish(CLUSTER, [Record(b"p", encode_fact(fact))])
+    words = learner.learn()
+    await anext(words)
+    assert not [one for one in gc.get_objects() if isinstance(one, Task)]
+    await words.aclose()
 
 
 def test_a_change_of_the_store_is_seen(store, make, learner):
