@@ -72,8 +72,9 @@ def delivered(topic: Topic, came: Any) -> Delivery:
     """`came`: a ConsumerRecord of aiokafka."""
     time, headers = came.timestamp, came.headers
     if headers:
-        # The protocol has values that are null, which the contract has not.
-        headers = tuple((name, value or b"") for name, value in headers)
+        if any(value is None for _, value in headers):
+            # The protocol has values that are null, which the contract has not.
+            headers = tuple((name, value or b"") for name, value in headers)
         if headers[-1][0] == TIME_HEADER:
             time, headers = _time(headers, time)
     return Delivery(topic, came.partition, came.offset, Record(came.key or b"", came.value, headers, max(time, 0)))

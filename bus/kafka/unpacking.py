@@ -14,6 +14,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +37,10 @@ _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER: Final = 16
 _HEADER_BYTES: Final = 80
 """Of a header in memory, beside its name and value."""
+MOST_HEADERS: Final = 1024
+"""Of one record in a packed batch: some kilobytes may be millions of empty ones, which the library makes before it hands out the record."""
+_LONG: Final = 2 * MOST_HEADERS
+"""Bytes of a record that may have more headers than that: an empty one is two bytes."""
 
 
 class UnreadBatch(NamedTuple):
@@ -193,6 +198,52 @@ def _snappy(payload: Any) -> bytes:
         raise _too_large(error) from error
 
 
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """(value, place behind it) of a zigzag varint of Kafka's records. IndexError where `data` ends before it does."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return (value >> 1) ^ -(value & 1), at
+        shift += 7
+        if shift > 63:
+            raise IndexError
+
+
+def refuse_headers(records: bytes) -> None:
+    """Unpackable where a record of an unpacked batch (KIP-98, version 2) has more than MOST_HEADERS. What is no record is left to the
+    library."""
+    at = 0
+    with suppress(IndexError):
+        while at < len(records):
+            size, start = _varint(records, at)
+            at = start + size
+            if size <= _LONG:
+                if size < 0:
+                    return
+                continue
+            place = start + 1
+            for _ in range(2):
+                _, place = _varint(records, place)
+            for _ in range(2):
+                length, place = _varint(records, place)
+                place += max(length, 0)
+            count, _ = _varint(records, place)
+            if count > MOST_HEADERS:
+                raise Unpackable(f"a record has {count} headers, at most {MOST_HEADERS} are read")
+
+
+def _checked(decode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    def decoded(payload: Any) -> bytes:
+        found = decode(payload)
+        refuse_headers(found)
+        return found
+
+    return decoded
+
+
 def _too_large(error: Exception | None) -> Unpackable:
     said = f", or is damaged ({error})" if error is not None else ""
     return Unpackable(f"it unpacks to more than {most.get()} bytes{said}")
@@ -206,7 +257,7 @@ def _install() -> None:
     module = sys.modules[default_records.DefaultRecordBatch.__module__]
     for name, decode in (("gzip", _gzip), ("snappy", _snappy), ("lz4", _lz4), ("zstd", _zstd)):
         assert hasattr(module, f"{name}_decode")
-        setattr(module, f"{name}_decode", decode)
+        setattr(module, f"{name}_decode", _checked(decode))
 
 
 _install()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -97,9 +98,27 @@ def test_many_batches_are_handed_out_some_at_a_time() -> None:
 
 
 def test_headers_count() -> None:
-    result, _ = fetched(b"", 40, headers=50_000)
+    result, _ = fetched(b"", 2000, headers=unpacking.MOST_HEADERS)
     unpacking.hand_out()
-    assert 1 <= len(result.getall(2048)) <= 5
+    assert 1 <= len(result.getall(2048)) <= 110
+
+
+@pytest.mark.fault(
+    "record with more than 1,024 headers in a packed batch", "left out and told, before any of them is made"
+)
+def test_headers_without_end() -> None:
+    result, assigned = fetched(b"x" * 5000, 1, headers=500_000)
+    unpacking.hand_out()
+    tracemalloc.start()
+    try:
+        (one,) = result.getall(2048)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(one, unpacking.UnreadBatch)
+    assert one.why == "a record has 500000 headers, at most 1024 are read"
+    assert peak < 4 << 20
+    assert assigned.position == 1
 
 
 def test_small_ones_are_handed_out_as_many_as_were_asked_for() -> None:
