@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learns for the page in a process of its own: bounded memory that goes back when it ends, lowest priority, killed with its page.
+"""Learns for the page in a process of its own: bounded memory that goes back when it ends, lowest priority, no capability but
+those to read files, killed with its page.
 
 A million stored behaviours take seconds of CPU that no loop of a sink should stop for. What the process needs of the bus (policies, for
 what shadows spoke against; facts of a cluster, for names of peers) is asked here, where the bus is open, and handed over.
@@ -34,8 +35,10 @@ _WORDS_MOST: Final = 2000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is given on its standard input, as msgpack. `policies`: documents as JSON; `facts`: records of `cluster.v1`."""
+    """What the process is given on its standard input, as msgpack. `parent`: the process that starts it; `policies`: documents as JSON;
+    `facts`: records of `cluster.v1`."""
 
+    parent: int
     store: str
     since: int
     memory_bytes: int
@@ -83,7 +86,7 @@ class LearnerProcess:
         except HauberkError as error:
             yield Remark(text=f"peers are told by their addresses: {error}")
         task = msgspec.msgpack.encode(Task(
-            store=self._store, since=int(time.time()) - DAYS * 86400, memory_bytes=self._memory_bytes, postures=self._postures,
+            parent=os.getpid(), store=self._store, since=int(time.time()) - DAYS * 86400, memory_bytes=self._memory_bytes, postures=self._postures,
             policies=policies, facts=facts,
         ))  # fmt: skip
         # Megabytes, in a large cluster: not held while it learns.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import msgspec
 
 from hauberk.learner_process import Task
+from kernel.confinement import end_with_parent, give_up_capabilities
 from schemas import socket_names
 from schemas.errors import HauberkError
 from schemas.operations import Operation
@@ -246,6 +247,9 @@ def _cell(text: str) -> str:
 def main() -> int:
     """Exit 0 also when it could not learn: that is said in a frame."""
     task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)
+    # Before it reads names that workloads chose.
+    end_with_parent(task.parent)
+    give_up_capabilities()
     # Made now: later there is no memory for it.
     short = learnt.frame(LearnFailure(
         why=f"expected to learn within {task.memory_bytes} bytes (`page.learn_bytes`, half of the machine's or container's memory at most), it "

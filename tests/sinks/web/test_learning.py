@@ -187,6 +187,7 @@ def inside(tmp_path):
     def inside(path=None):
         out = io.BytesIO()
         task = Task(
+            parent=0,
             store=str(path or tmp_path / "summary.db"), since=0, memory_bytes=1 << 30, postures=msgspec.json.encode(PostureSettings()), policies=(),
             facts=(),
         )  # fmt: skip
@@ -413,7 +414,7 @@ def test_what_does_not_fit_a_frame_hides_nobody_else(store, make, inside, monkey
 
 def test_names_of_many_peers_come_in_several_frames():
     out = io.BytesIO()
-    task = Task(store="", since=0, memory_bytes=0, postures=b"", policies=(), facts=())
+    task = Task(parent=0, store="", since=0, memory_bytes=0, postures=b"", policies=(), facts=())
     worker = Worker(task, out)
     names = {
         f"10.0.{number // 256}.{number % 256}": [f"pod/{'p' * 253} in {'n' * 63}"] * 3
