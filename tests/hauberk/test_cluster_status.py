@@ -14,14 +14,19 @@ import pytest
 
 from bus.contract import Bus, Record
 from bus.embedded.bus import EmbeddedSettings
+from bus.memory import MemoryBus
 from bus.registry import open_bus
+from cluster.server import connected
+from hauberk.sections import Configuration
+from hauberk.stages import ClusterPart
 from schemas.alert import Alert, encode_alert
 from schemas.enforcement import Plan, Receipt, Refusal, decode_plan
 from schemas.enforcement import encode as encode_receipt
+from schemas.errors import Unavailable
 from schemas.identity import Identity, Kind, encode
 from schemas.operations import Backend
 from schemas.refusals import RefusalCode
-from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from schemas.verdict import RuleRef
 
 pytestmark = pytest.mark.kubernetes
@@ -240,6 +245,46 @@ async def test_hits_are_counted_once_when_their_status_could_not_be_written(haub
     assert watching.end() == 0
 
 
+async def test_alerts_that_come_again_after_a_commit_that_failed_are_counted_once(
+    api_server: Any, until: Callable[..., Any]
+) -> None:
+    """As after a takeover from a replica that was killed between the write and the commit."""
+    made = {"cluster": {"server": {"kubeconfig": str(api_server.kubeconfig())}, "lease": {"enabled": False}},
+            "cluster_status": {"writes_per_second": 1000, "hits_seconds": 0.2}}  # fmt: skip
+    configuration, bus = msgspec.convert(made, Configuration), MemoryBus()
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLACE}}
+    await asyncio.to_thread(api_server.apply, namespace, policy("counted"))
+    told = Told(api_server, bus, until)
+
+    async def blocks(count: int, total: int) -> None:
+        alert = Alert(Timestamp=1, UpdatedTime="2026-11-28T10:00:00Z", PolicyName="counted", NamespaceName=PLACE, PodName="web-1",
+                      Type="MatchedPolicy", Action="Block", Count=count)  # fmt: skip
+        await bus.publish(ALERTS, [Record(b"w", encode_alert(alert))])
+
+        async def there() -> bool:
+            found = ((await told.object("counted")).get("status") or {}).get("hits") or {}
+            return bool(found.get("blocked") == total)
+
+        await until(there)
+
+    async with connected(configuration.cluster.server) as server:
+        part = ClusterPart(bus, server, configuration)
+        running = asyncio.create_task(part.engine.run())
+        try:
+            await told.word("Waiting", "counted")
+            await blocks(1, 1)
+            bus.fail(Unavailable("the bus is away"), call="commit", times=2)
+            await blocks(10, 11)
+            assert part.teller is not None
+            teller = part.teller
+            await until(lambda: teller.stats.failures >= 2)
+            await blocks(100, 111)
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+            await asyncio.to_thread(api_server.kubectl, "delete", "ksp,events", "--all", "-n", PLACE)
+
+
 async def test_errors_and_another_owner_are_told_with_their_paths(hauberk: Any, told: Told) -> None:
     file = hauberk.home / "mine.json"
     file.write_bytes(msgspec.json.encode(policy("mine")))
@@ -305,6 +350,12 @@ async def test_definitions_older_than_statuses_are_told_in_one_sentence(hauberk:
         assert "expected the definition of KubeArmorPolicy to have a status" in said
         assert "apply deploy/kubernetes/crds" in said
         assert "Traceback" not in said
+        await asyncio.to_thread(told.api_server.apply, policy("without"))
+
+        async def taken() -> bool:
+            return f"KubeArmorPolicy/{PLACE}/without".encode() in await told.bus.latest(POLICIES)
+
+        await told.until(taken)
         assert watching.end() == 0
     finally:
         await asyncio.to_thread(set_subresources, msgspec.json.encode(before).decode())
