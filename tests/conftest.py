@@ -164,9 +164,10 @@ def build() -> Callable[[str], str]:
     def made(name: str) -> str:
         source, words = Path(__file__).parent / "attacks" / f"{name}.c", ["gcc", "-O1", "-static", "-pthread", "-w"]
         mark = hashlib.blake2b(repr(words).encode() + source.read_bytes(), digest_size=8).hexdigest()
-        out = kept / f"{name}-{mark}"
+        # What alerts name: the file is called as its source.
+        out = kept / mark / name
         if not out.exists():
-            kept.mkdir(parents=True, exist_ok=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
             part = out.with_name(f"{out.name}-{os.getpid()}")
             subprocess.run([*words, source, "-o", part], check=True)
             part.rename(out)

@@ -44,17 +44,22 @@ def test_the_old_name_of_a_verb_is_accepted_and_reported(capsys: pytest.CaptureF
     assert shown.err == "hauberk: the verb `enforcer` is now `planner`; the old name ends with version 0.3\n"
 
 
-def test_help_takes_less_than_100_ms() -> None:
-    """Processor time, which the machine's other work cannot lengthen much; `make bench` measures the clock's."""
-    taken: list[float] = []
-    # Once is enough to show that it can: a cold page cache and a shared core only ever add to it.
-    while len(taken) < 5 or (min(taken) >= 0.1 and len(taken) < 50):
+def test_help_costs_at_most_as_much_again_as_a_start_of_python() -> None:
+    """Processor time beside that of the interpreter alone, on whatever machine; `make bench` measures the clock's."""
+
+    def taken(*command: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([PROGRAM, "--help"], capture_output=True, check=True)
+        subprocess.run(command, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert b"Usage: hauberk VERB" in done.stdout
-    assert min(taken) < 0.1
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert b"Usage: hauberk VERB" in subprocess.run([PROGRAM, "--help"], capture_output=True, check=True).stdout
+    python, program = [], []
+    # Once is enough to show that it can: a cold page cache and a shared core only ever add to it.
+    while len(program) < 5 or (min(program) >= 2 * min(python) and len(program) < 50):
+        python.append(taken(sys.executable, "-c", "pass"))
+        program.append(taken(str(PROGRAM), "--help"))
+    assert min(program) < 2 * min(python)
 
 
 def test_completion_knows_verbs_and_options() -> None:
