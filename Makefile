@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Byte code is kept, as where Hauberk is installed: a start without it compiles 300 modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-dev run test test-vm test-compose test-kubernetes lint format fuzz bench soak docs lock clean
 
