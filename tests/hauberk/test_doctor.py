@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import codecs
-import importlib
 import json
 import os
 from pathlib import Path
@@ -80,8 +79,7 @@ def test_somebody_without_rights_is_told_and_not_thrown_out(said, tmp_path: Path
         directory.chmod(0o700)
     # Imported on first use, from a place that only root may read.
     codecs.lookup("ascii")
-    for module in ("hauberk.verbs.probe", "orjson"):
-        importlib.import_module(module)
+    said()
     os.seteuid(65534)
     try:
         found = said()
