@@ -107,6 +107,13 @@ def _run(words: list[str]) -> int:
 
         settle()
     try:
+        if any(word.startswith(("--kubeconfig", "--context", "--installed-in")) for word in words):
+            from hauberk.client import through_cluster
+
+            if through_cluster(verb, words):
+                from hauberk.in_cluster import run
+
+                return run(verb, words)
         return int(import_module(f"hauberk.verbs.{verb}").main(words))
     except KeyboardInterrupt:
         return 130

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hauberk.output import FORMATS
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
+THROUGH: Final = {"get": "cluster", "describe": "cluster", "logs": "cluster", "summary": "sink-store"}
+"""Verbs that may be run in a cluster -> component of the pod that can answer: the summary store lies with its sink."""
+CLUSTER_OPTIONS: Final = ("--kubeconfig", "--context", "--installed-in")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -26,7 +29,40 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A verb's parser with the options every verb has."""
     made = argparse.ArgumentParser(prog=f"hauberk {verb}", description=description, allow_abbrev=False)
     _add_settings(made, None, [])
+    if verb in THROUGH:
+        _add_cluster(made)
     return made
+
+
+def _add_cluster(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group(
+        "through a cluster", "run the verb in a pod of Hauberk there, as `kubectl exec` would"
+    )
+    group.add_argument(
+        "--kubeconfig", metavar="FILE", help="kubeconfig of the cluster; '' takes $KUBECONFIG or ~/.kube/config"
+    )
+    group.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
+    group.add_argument(
+        "--installed-in", metavar="NAMESPACE", default="hauberk", help="where Hauberk runs (default hauberk)"
+    )
+
+
+def through_cluster(verb: str, words: Sequence[str]) -> bool:
+    """Whether `words` of this verb name a cluster to run it in."""
+    return verb in THROUGH and any(word.partition("=")[0] in CLUSTER_OPTIONS for word in words)
+
+
+def cluster_options(verb: str, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that name the cluster, and the words that are left for the verb there. Exits with 2 for settings of a bus."""
+    made = argparse.ArgumentParser(prog=f"hauberk {verb}", allow_abbrev=False, add_help=False)
+    _add_settings(made, None, [])
+    _add_cluster(made)
+    given, rest = made.parse_known_args(list(words))
+    if given.config or given.set or given.state:
+        made.error(
+            "--config, --set and --state are of a bus that is reached from here: leave them out, or --kubeconfig, --context and --installed-in"
+        )
+    return given, rest
 
 
 def _add_settings(made: argparse.ArgumentParser, nothing: Any, no_sets: Any) -> None:
