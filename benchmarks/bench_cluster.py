@@ -37,7 +37,10 @@ from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, INVENTORY, POLICIES  # 
 
 Result = dict[str, dict[str, Any]]
 PODS, NODES, NAMESPACES = 10_000, 1_000, 20
+POLICIES_ALL = 5_000
 AT_ONCE = 32
+WRITES = 200
+"""Statuses a second, ten times the default: at that one the 5,000 take four minutes."""
 _MERGE = "application/merge-patch+json"
 _ROLE = "from hauberk.cli import main; import sys; sys.exit(main([sys.argv[1]]))"
 
@@ -67,7 +70,7 @@ async def _within(made: ApiServer, scale: float, directory: Path) -> Result:
     bus = await open_bus(EmbeddedSettings(directory=str(directory / "state/bus")))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")} | {
         "HAUBERK_STATE": str(directory / "state"), "HAUBERK__CLUSTER__SERVER__KUBECONFIG": kubeconfig,
-        "HAUBERK__CLUSTER__LEASE__ENABLED": "false",
+        "HAUBERK__CLUSTER__LEASE__ENABLED": "false", "HAUBERK__CLUSTER_STATUS__WRITES_PER_SECOND": str(WRITES),
     }  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
 
@@ -96,7 +99,7 @@ async def _within(made: ApiServer, scale: float, directory: Path) -> Result:
             figures["cluster_memory"] = _figure(
                 peak / 1024, "MB", 1, f"largest resident memory of `hauberk cluster`, {pods} pods, {nodes} nodes"
             )
-            return figures
+            return figures | await _many_policies(bus, server, watching.pid, max(50, int(POLICIES_ALL * scale)))
     finally:
         for one in running:
             one.terminate()
@@ -231,6 +234,65 @@ async def _plans(bus: Bus, server: Server, pid: int, nodes: int, rounds: int) ->
     }
 
 
+async def _many_policies(bus: Bus, server: Server, pid: int, count: int) -> Result:
+    """Policies made one after the other, until all are on the bus and each has a status; then nothing more is written."""
+    kinds, before, patches = f"{count} KubeArmorPolicies", _cpu(pid), await _patches(server)
+    there = len(await bus.latest(POLICIES))
+
+    async def make(number: int) -> None:
+        await server.send("POST", f"/apis/security.kubearmor.com/v1/namespaces/space-{number % NAMESPACES}/kubearmorpolicies", {
+            "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": f"many-{number}"},
+            "spec": {"selector": {"matchLabels": {"app": f"none-{number}"}}, "action": "Block",
+                     "network": {"matchProtocols": [{"protocol": "udp"}]}},
+        })  # fmt: skip
+
+    began = time.monotonic()
+    await _all(make(number) for number in range(count))
+    made = time.monotonic() - began
+
+    async def on_bus() -> bool:
+        return len(await bus.latest(POLICIES)) >= there + count
+
+    await _until(on_bus)
+    synced = time.monotonic() - began - made
+
+    async def told() -> bool:
+        return await _patches(server) - patches >= count
+
+    # Megabytes a time, of the server that takes the writes.
+    await _until(told, pause=2.0)
+    last = -1.0
+    while last != (last := await _patches(server)):  # noqa: ASYNC110 - a count of the server
+        await asyncio.sleep(5)
+    return {
+        "cluster_policies_sync": _figure(synced, "s", count, f"the last of {kinds} to the last of them on the bus"),
+        "cluster_policies_cpu": _figure(
+            _cpu(pid) - before, "s", count, f"CPU of the process for {kinds} and their statuses"
+        ),
+        "cluster_policies_writes": _figure(
+            (last - patches) / count,
+            "patches/policy",
+            count,
+            f"statuses written for each of {kinds} while no node answers",
+        ),
+        "cluster_policies_memory": _figure(
+            _status(pid, "VmHWM") / 1024,
+            "MB",
+            1,
+            f"largest resident memory of `hauberk cluster` with {kinds} beside the pods",
+        ),
+    }
+
+
+async def _patches(server: Server) -> float:
+    """Writes of statuses of policies that the API server took."""
+    said = (await server.get("/metrics", accept="text/plain")).decode()
+    return sum(
+        float(line.rpartition(" ")[2]) for line in said.splitlines()
+        if line.startswith("apiserver_request_total") and 'resource="kubearmorpolicies"' in line and 'verb="PATCH"' in line
+    )  # fmt: skip
+
+
 def _newest(records: dict[bytes, Record]) -> int:
     return max((record.timestamp_ms for record in records.values()), default=0) * 1_000_000
 
@@ -257,11 +319,11 @@ async def _end(bus: Bus) -> int:
     return sum((await bus.end(CLUSTER)).values())
 
 
-async def _until(there: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 600) -> None:
+async def _until(there: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 600, pause: float = 0.05) -> None:
     deadline = time.monotonic() + seconds
     while not await there():
         assert time.monotonic() < deadline, "not within the time"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
