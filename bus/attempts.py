@@ -110,7 +110,8 @@ class Attempts:
         """Something was done: a stop waits for who gets on."""
         self._since = time.monotonic()
         if self.stats.failure:
-            log.info("%s works again", self._who)
+            # As loud as the outage was.
+            log.warning("%s works again", self._who)
         self.stats.failure = ""
 
     def note(self, error: Exception) -> None:

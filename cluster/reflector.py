@@ -160,7 +160,8 @@ class Reflector:
 
     def _good(self) -> None:
         if self.problem:
-            log.info("%s of the cluster are followed again", self._resource.name)
+            # As loud as the outage was.
+            log.warning("%s of the cluster are followed again", self._resource.name)
         self.problem = ""
         self.ready.set()
 

@@ -286,7 +286,8 @@ class Teller:
 
     def _good(self) -> None:
         if self.problem:
-            log.info("the cluster is told again what became of its policies")
+            # As loud as the outage was.
+            log.warning("the cluster is told again what became of its policies")
         self.problem = ""
 
     async def _pause(self, error: HauberkError, attempt: int) -> None:

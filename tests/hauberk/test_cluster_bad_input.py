@@ -70,7 +70,7 @@ async def test_a_definition_that_is_missing_is_told_and_followed_once_it_is_ther
     name = "kubearmornetworkpolicies.security.kubearmor.com"
     await asyncio.to_thread(api_server.kubectl, "delete", "crd", name)
     try:
-        running = hauberk.start("cluster", **settings(api_server, HAUBERK_LOG="INFO"))
+        running = hauberk.start("cluster", **settings(api_server))
         said = await asyncio.to_thread(running.until, "kubearmornetworkpolicies of the cluster cannot be followed")
         assert "`kubectl apply --server-side -f deploy/kubernetes/crds` defines it" in said
         # The other kinds are followed all the same.
