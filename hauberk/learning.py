@@ -158,7 +158,13 @@ def _children(
             share = [(number, parts[number]) for number in range(turn, len(parts), workers)]
             ends.append(mine)
             child = forking.Process(target=_share, args=(its, ends, share, read, settings), daemon=True)
-            child.start()
+            try:
+                child.start()
+            except OSError:
+                # No more processes may be started (pids.max): what they do not answer is learnt by the caller.
+                its.close()
+                ends.pop().close()
+                break
             its.close()
             running.append(child)
         while ends:

@@ -77,3 +77,21 @@ def test_those_that_die_within_an_answer_are_no_loss(monkeypatch: pytest.MonkeyP
     for one in children:
         os.kill(one, signal.SIGKILL)
     assert first not in [number for number, _ in going]
+
+
+def test_where_no_process_can_be_started_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    start = multiprocessing.context.ForkProcess.start
+
+    def full(child: Any) -> None:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(child)
+        start(child)
+
+    monkeypatch.setattr("hauberk.learning._learnt", lambda *_: [])
+    monkeypatch.setattr("multiprocessing.context.ForkProcess.start", full)
+    parts = [frozenset({("n", str(number))}) for number in range(6)]
+    answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings()))
+    assert sorted(answers) == [0, 2, 4], "the share of the one that was started; the caller learns the others"
+    assert multiprocessing.active_children() == []
