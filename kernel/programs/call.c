@@ -59,7 +59,8 @@ static __always_inline int told_by_hook(u32 number, s64 ret)
         return 0;
     u32 shadowed = note->kind == NOTE_SHADOWED;
     notes.delete(&key);
-    return shadowed ? ret >= 0 || ret == UNDER_WAY_RETURNED : ret == EPERM_RETURNED;
+    /* What a shadow let pass of a sendmmsg is one message: the others are told here, and that one twice. */
+    return shadowed ? number != NR_SENDMMSG && (ret >= 0 || ret == UNDER_WAY_RETURNED) : ret == EPERM_RETURNED;
 }
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
