@@ -10,48 +10,25 @@ from __future__ import annotations
 
 import pytest
 
-MARKED = {"kernel": "kernel", "containers": "kernel"}
-"""Mark to share. Containers are with the kernel's tests: both make cgroups and look at all of them."""
-SERVED = {
-    "api_server": "kubernetes",
-    "kafka": "kafka",
-    "kafka_secure": "kafka",
-    "kafka_clusters": "kafka",
-    "guest": "vm",
-    "kernels": "vm",
-    "results": "vm",
-}
+SERVED = {"api_server": "kubernetes", "guest": "vm", "kernels": "vm", "results": "vm"}
 """Fixture to share."""
-
-
-TOGETHER = ("vm", "kubernetes")
-"""Shares that one worker takes."""
 WHOLE = ("tests/hauberk/test_benchmarks.py",)
-"""Files that stay together whatever their tests are marked: what one measured the next one reads."""
+"""Files that are a share: what one test measured the next one reads."""
 
 
-def share(item: pytest.Item) -> str:
-    """The name of the share that `item` belongs to."""
+def share(item: pytest.Item) -> str | None:
+    """The name of the share that `item` belongs to, if it does to any."""
     file = item.nodeid.partition("::")[0]
     if file in WHOLE:
         return file
-    for mark, name in MARKED.items():
-        if item.get_closest_marker(mark):
-            return name
-    # A suite that runs over several buses asks for the broker by the value of its parameter.
-    called = getattr(item, "callspec", None)
-    wanted = [*getattr(item, "fixturenames", ()), *(called.params.values() if called else ())]
-    return next(
-        (SERVED[one] for one in wanted if isinstance(one, str) and one in SERVED), item.nodeid.partition("::")[0]
-    )
+    return next((SERVED[one] for one in getattr(item, "fixturenames", ()) if one in SERVED), None)
 
 
 class Shares:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            name = share(item)
-            if name in TOGETHER or name in WHOLE:
+            if name := share(item):
                 # What xdist 3.8 does with its mark `xdist_group` is lost on pytest 9.2: it writes to `_nodeid`, which nobody reads.
                 item._id = type(item._id).parse(f"{item.nodeid}@{name}")  # type: ignore[attr-defined]
 
