@@ -72,12 +72,19 @@ def _text(found: Iterable[Recommendation], known: TemplateSet) -> str:
         ]
         parts.append(f"\n{printable(_title(one))}\n{_sum(one)}\n")
         parts.append(table(("TEMPLATE", "ACTION", "SEVERITY", "TITLE", "TAGS"), rows) + "\n")
-        covered = ", ".join(f"{name} {mine} of {every}" for name, (mine, every) in coverage(one, known).items())
-        parts.append(f"Covered: {covered}\n")
-        notes = [(p.template.name, note) for p in one.policies for note in p.notes]
-        notes += [(left.template, f"left out: {left.reason}") for left in one.left_out]
-        parts += [f"  {name}: {printable(note)}\n" for name, note in notes]
+        parts.append(f"Covered: {_covered(one, known)}\n")
+        parts += [f"  {name}: {printable(note)}\n" for name, note in _notes(one)]
     return "".join(parts)
+
+
+def _covered(one: Recommendation, known: TemplateSet) -> str:
+    return ", ".join(f"{name} {mine} of {every}" for name, (mine, every) in coverage(one, known).items())
+
+
+def _notes(one: Recommendation) -> list[tuple[str, str]]:
+    """(template, what there is to say of it), those that were left out last."""
+    notes = [(policy.template.name, note) for policy in one.policies for note in policy.notes]
+    return notes + [(left.template, f"left out: {left.reason}") for left in one.left_out]
 
 
 def _html(found: Iterable[Recommendation], known: TemplateSet) -> str:
@@ -100,8 +107,7 @@ def _html(found: Iterable[Recommendation], known: TemplateSet) -> str:
         parts.append("</table><table>" + row(("Framework", "Covered", "Of"), "th"))
         parts += [row((name, mine, every)) for name, (mine, every) in coverage(one, known).items()]
         parts.append("</table><ul>")
-        parts += [f"<li>{said(p.template.name)}: {said(note)}</li>" for p in one.policies for note in p.notes]
-        parts += [f"<li>{said(left.template)} left out: {said(left.reason)}</li>" for left in one.left_out]
+        parts += [f"<li>{said(name)}: {said(note)}</li>" for name, note in _notes(one)]
         parts.append("</ul>")
     return "".join(parts) + "</body></html>\n"
 
@@ -116,11 +122,8 @@ def _markdown(found: Iterable[Recommendation], known: TemplateSet) -> str:
         )
         parts += [f"| {said(p.template.name)} | {p.body['spec']['action']} | {p.template.severity} | {said(p.template.title)} | {said(', '.join(p.template.tags))} |\n"
                   for p in one.policies]  # fmt: skip
-        covered = ", ".join(f"{name} {mine} of {every}" for name, (mine, every) in coverage(one, known).items())
-        parts.append(f"\nCovered: {covered}\n\n")
-        notes = [(p.template.name, note) for p in one.policies for note in p.notes]
-        notes += [(left.template, f"left out: {left.reason}") for left in one.left_out]
-        parts += [f"- {said(name)}: {said(printable(note))}\n" for name, note in notes]
+        parts.append(f"\nCovered: {_covered(one, known)}\n\n")
+        parts += [f"- {said(name)}: {said(printable(note))}\n" for name, note in _notes(one)]
     return "".join(parts)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +26,7 @@ from hauberk.learning import selectable
 from hauberk.manifests import ManifestContainer, manifests
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
-from hauberk.written_policies import expect_directory, write_policies, yaml_text
+from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
 from policy.learn.sightings import Sighting, as_judged
 from policy.learn.workloads import OF_ONE_POD, workload
 from policy.recommend.contents import ImageContents
@@ -349,17 +347,9 @@ def _ask(target: HardeningTarget, chosen: Iterable[Template]) -> Recommendation:
 
 
 def _whole(path: Path, text: str) -> None:
-    """A file, whole or not there."""
+    """The report. SettingsError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".recommend-")
+        write_whole(path, text)
     except OSError as error:
         raise SettingsError(f"expected to write `{path}`, got: {error.strerror or error}") from error
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

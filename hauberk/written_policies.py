@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies that `discover` and `recommend` made, as text and as files: each whole or not there."""
+"""What `discover` and `recommend` made, as text and as files: each whole or not there."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], fo
         for below in dict.fromkeys(places):
             expect_directory(below)
             below.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=below, prefix=".discover-")
+            descriptor, name = tempfile.mkstemp(dir=below, prefix=".hauberk-")
             os.close(descriptor)
             os.unlink(name)
         for below, (body, comment) in zip(places, bodies, strict=True):
             path = below / f"{body['metadata']['name']}.{form}"
-            _write(path, as_json(body) + "\n" if form == "json" else yaml_text(body, comment))
+            write_whole(path, as_json(body) + "\n" if form == "json" else yaml_text(body, comment))
             written.append(str(path))
     except OSError as error:
         raise SettingsError(
@@ -50,10 +50,11 @@ def write_policies(directory: Path, bodies: list[tuple[dict[str, Any], str]], fo
     return written
 
 
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".discover-")
+def write_whole(path: Path, text: str) -> None:
+    """A file that is whole or not there; half of a character of UTF-16, as a manifest may hold, is written as `\\udc80`. OSError."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".hauberk-")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)
