@@ -38,6 +38,8 @@ class SideBySide:
         try:
             await asyncio.wait((waiting, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
             self._raise()
+            if waiting.done():
+                waiting.result()
         finally:
             waiting.cancel()
 
