@@ -24,9 +24,9 @@ async def test_the_others_are_cancelled_and_waited_for() -> None:
             await asyncio.sleep(0)
             ended.append("goes on")
 
-    with pytest.raises(ValueError, match="a part"):
-        async with SideBySide() as parts:
-            parts.start(goes_on(), fails("a part"))
+    async with SideBySide() as parts:
+        parts.start(goes_on(), fails("a part"))
+        with pytest.raises(ValueError, match="a part"):
             await parts.first()
     assert ended == ["goes on"]
 
