@@ -85,7 +85,8 @@ class World:
     def row(self) -> list[Record]:
         """A frame of each node."""
         self._number += 1
-        return [numbered(self._whole, self._number - 1, node) for node in self._nodes]
+        # The first frame of a node is new to its processor, the others hold what it has judged.
+        return [numbered(self._whole, self._number - 1, node, patient=self._number > 1) for node in self._nodes]
 
     def cpu(self) -> float:
         return sum(one.cpu() for one in self.roles)

@@ -31,7 +31,7 @@ from kafka_cluster import Cluster, free_ports  # noqa: E402
 from kafka_jars import NoKafka  # noqa: E402
 from kafka_topics import create_topics  # noqa: E402
 
-from bus.contract import Record  # noqa: E402
+from bus.contract import PATIENT, Record  # noqa: E402
 from bus.kafka.batches import partition_of  # noqa: E402
 from bus.kafka.bus import KafkaBus  # noqa: E402
 from bus.kafka.settings import KafkaSettings  # noqa: E402
@@ -101,13 +101,14 @@ def recorded(node: str) -> tuple[list[Record], frames.Frame]:
     )  # fmt: skip
 
 
-def numbered(whole: frames.Frame, number: int, node: str) -> Record:
+def numbered(whole: frames.Frame, number: int, node: str, *, patient: bool = False) -> Record:
     """`whole` as the frame of that number of `node`, and as much later: counts of one second are one summary, so frames that all
-    were of the same second would be committed when no more come."""
+    were of the same second would be committed when no more come. `patient`: as a node sends what it has sent before."""
     header = msgspec.structs.replace(
         whole.header, number=number, node=node, clock_offset_ns=whole.header.clock_offset_ns + number * FRAME_NS
     )
-    return Record(node.encode(), frames.encode(msgspec.structs.replace(whole, header=header)))
+    value = frames.encode(msgspec.structs.replace(whole, header=header))
+    return Record(node.encode(), value, ((PATIENT, b""),) if patient else ())
 
 
 def spread(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -22,6 +22,9 @@ Headers = tuple[tuple[str, bytes], ...]
 Partition = tuple[str, int]
 """(topic name, number of the partition)."""
 Start = Literal["earliest", "latest", "committed"]
+PATIENT: Final = "bus.patient"
+"""Name of a header, its value is empty: the record may lie at its reader until others come, for as long as the settings of the bus
+allow (`patience`). Where a batch costs its reader round trips, one of a single record costs nearly as much as one of ten."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -128,7 +131,7 @@ class Subscription(Protocol):
     async def take(self, max_records: int, max_wait: float) -> list[Delivery]:
         """The next records, at least one unless `max_wait` seconds passed without any: then an empty list.
 
-        Waits without blocking the loop. Returns as soon as there is something; it does not wait to fill the list, and
+        Waits without blocking the loop. Returns as soon as there is something that is not `PATIENT`; it does not wait to fill the list, and
         it stops early at the bus's byte cap. In order within a partition; no order between partitions. Cancelling is
         safe: what was not returned is handed out by the next call. Silence means nothing arrived, or another member
         of the group holds these partitions. Raises `Unavailable` when the far side is away, within the bus's deadline;

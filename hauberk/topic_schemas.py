@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
+from bus.contract import PATIENT
 from schemas import alert
 from schemas.alert import Alert
 from schemas.claim import NodeClaim
@@ -28,7 +29,7 @@ from schemas.kernel import OCCURRENCE, RING_HEADER, STRIDE, Layout
 from schemas.progress import Progress
 from schemas.summary import Summary
 from schemas.telemetry import TelemetryFrame
-from schemas.topics import ALERTS, TOPICS, Topic
+from schemas.topics import ALERTS, EVENTS_RAW, TOPICS, Topic
 
 VALUES: Final[dict[str, Any]] = {
     "events.raw": Frame, "inventory": Identity, "telemetry": TelemetryFrame, "alerts": Alert, "summaries": Summary,
@@ -79,6 +80,9 @@ def _message(topic: Topic, schema: dict[str, Any] | None) -> dict[str, Any]:
         "name": topic.name, "contentType": topic.content_type, "summary": topic.value,
         "bindings": {"kafka": {"key": {"type": "string", "description": topic.key}}},
     }  # fmt: skip
+    if topic is EVENTS_RAW:
+        why = "empty; there when the frame holds nothing that cannot wait for others"
+        message["headers"] = {"type": "object", "properties": {PATIENT: {"type": "string", "description": why}}}
     if topic is ALERTS:
         fields = {name: {"type": "string", "description": text} for name, text in alert.HEADERS.items()}
         message["headers"] = {"type": "object", "properties": fields, "required": list(fields)}

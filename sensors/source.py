@@ -18,12 +18,14 @@ from schemas.frame import Frame
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
     """What one drain found. `inventory`: records for `inventory.v1` that belong to the stream (recordings only).
-    `more`: the source has more right now; drain again without waiting. `fill`: 0..1, how full the source is."""
+    `more`: the source has more right now; drain again without waiting. `fill`: 0..1, how full the source is. `hasty`: there may be
+    something in it that cannot wait."""
 
     frames: tuple[Frame, ...] = ()
     inventory: tuple[Record, ...] = ()
     more: bool = False
     fill: float = 0.0
+    hasty: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.frames or self.inventory)

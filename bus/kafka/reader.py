@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -21,10 +22,11 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.errors import KafkaError
 
-from bus.contract import Delivery, Gap, Partition
+from bus.contract import PATIENT, Delivery, Gap, Partition
 from bus.kafka.batches import delivered
 from bus.kafka.client import QuietClient
 from bus.kafka.connection import BrokerLink
+from bus.kafka.ending import stopped
 from bus.kafka.failures import translated
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
 from bus.kafka.unpacking import UnreadBatch, hand_out, most
@@ -36,8 +38,6 @@ log = logging.getLogger(__name__)
 
 _ROUND_SECONDS: Final = 0.5
 """A `getmany` ends after so long without a record."""
-_STOP_SECONDS: Final = 3.0
-_GIVEN_UP_SECONDS: Final = 0.03
 
 
 class KafkaReader(ABC):
@@ -54,6 +54,8 @@ class KafkaReader(ABC):
         self._fetch: asyncio.Task[dict[TopicPartition, list[Any]]] | None = None
         self._news = asyncio.Event()
         self._buffer: deque[Delivery] = deque()
+        self._due = math.inf
+        self._interrupted = False
         self._position: dict[Partition, int] = {}
         self._grants: dict[Partition, int] = {}
         self._revoking: set[Partition] = set()
@@ -87,25 +89,32 @@ class KafkaReader(ABC):
 
     async def take(self, max_records: int, max_wait: float) -> list[Delivery]:
         deadline = time.monotonic() + max_wait
+        self._interrupted = False
         # Once, so that a reader that only ever finds something still lets others run.
         await asyncio.sleep(0)
         while True:
             await self._ensure()
             self._alive()
-            batch = self._from_buffer(max_records)
+            now = time.monotonic()
+            batch = self._from_buffer(max_records) if now >= self._due or 0 < max_records <= len(self._buffer) else []
             news = not self._revoking <= self._announced
             self._announced = set(self._revoking)
-            left = deadline - time.monotonic()
-            if batch or news or left <= 0:
+            left = deadline - now
+            if batch or news or left <= 0 or self._interrupted:
                 return batch
             if max_records and self._fetch is None:
                 self._ask(max_records)
             self._news.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, _ROUND_SECONDS)):
+                async with asyncio.timeout(min(left, _ROUND_SECONDS, max(0.0, self._due - now))):
                     await self._news.wait()
             if self._fetch is not None and self._fetch.done():
                 await self._collect()
+
+    def interrupt(self) -> None:
+        """Have the `take` that waits now return, with nothing. See `bus.interruptible`."""
+        self._interrupted = True
+        self._tell()
 
     async def _ensure(self) -> None:
         """A consumer on brokers that answer. Raises `Unavailable`, `Refused` on a closed bus."""
@@ -225,7 +234,15 @@ class KafkaReader(ABC):
         if fresh:
             size = sum(len(one.value or b"") for one in fresh) / len(fresh)
             self._record_size = max(256.0, self._record_size * 0.5 + size * 0.5)
-            self._buffer.extend(delivered(topic, one) for one in fresh)
+            self._keep([delivered(topic, one) for one in fresh])
+
+    def _keep(self, came: list[Delivery]) -> None:
+        self._buffer.extend(came)
+        patient = all(any(name == PATIENT for name, _ in one.record.headers) for one in came)
+        if patient and sum(one.record.size for one in self._buffer) < self._settings.take_bytes:
+            self._due = min(self._due, time.monotonic() + self._settings.patience)
+        else:
+            self._due = 0.0
 
     def _without(self, place: TopicPartition, mine: Partition, came: list[Any]) -> list[Any]:
         """`came` without what is left out of it, which is a gap."""
@@ -259,6 +276,8 @@ class KafkaReader(ABC):
                 self._position[mine] = delivery.offset + 1
                 size += delivery.record.size
                 batch.append(delivery)
+        # What is left is due: it waited for as long as what was before it.
+        self._due = 0.0 if self._buffer else math.inf
         return batch
 
     async def _out_of_range(self, places: Mapping[TopicPartition, int]) -> None:
@@ -322,51 +341,3 @@ class KafkaReader(ABC):
         self._drop()
         if self._ending:
             await asyncio.wait(self._ending)
-
-
-async def stopped(consumer: Any, fetch: asyncio.Task[Any] | None, link: BrokerLink) -> None:
-    """The library's `stop`, for seconds at each of its steps: it may hang while brokers are away, and may raise CancelledError to who
-    was not cancelled. Once brokers are given up a step has 30 ms, the one under way too."""
-    stop = asyncio.get_running_loop().create_task(consumer.stop())
-    await _ended(link, [stop])
-    coordinator, fetcher, client = consumer._coordinator, consumer._fetcher, consumer._client
-    if not stop.done():
-        for task in _tasks(coordinator, "_coordination_task", "_heartbeat_task", "_commit_refresh_task"):
-            task.cancel()
-        stop.cancel()
-        await _ended(link, [stop])
-        if not link.given_up and hasattr(coordinator, "_maybe_leave_group"):
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                async with link.limited(1.0, least=_GIVEN_UP_SECONDS):
-                    await coordinator._maybe_leave_group()
-        if fetcher is not None:
-            with contextlib.suppress(KafkaError, OSError, TimeoutError, asyncio.CancelledError):
-                async with link.limited(1.0, least=_GIVEN_UP_SECONDS):
-                    await fetcher.close()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        stop.result()
-    with contextlib.suppress(TimeoutError):
-        async with link.limited(2.0, least=_GIVEN_UP_SECONDS):
-            await client.end()
-    left = _tasks(coordinator, "_coordination_task", "_heartbeat_task", "_commit_refresh_task")
-    if fetch is not None:
-        left.append(fetch)
-    for task in left:
-        task.cancel()
-    if left:
-        await _ended(link, left)
-        for task in left:
-            if task.done() and not task.cancelled():
-                task.exception()
-
-
-async def _ended(link: BrokerLink, tasks: list[asyncio.Task[Any]]) -> None:
-    """Wait until they are, `_STOP_SECONDS` at most; they are not cancelled."""
-    with contextlib.suppress(TimeoutError):
-        async with link.limited(_STOP_SECONDS, least=_GIVEN_UP_SECONDS):
-            await asyncio.wait(tasks)
-
-
-def _tasks(owner: Any, *names: str) -> list[asyncio.Task[Any]]:
-    found = [getattr(owner, name, None) for name in names]
-    return [task for task in found if isinstance(task, asyncio.Task) and not task.done()]

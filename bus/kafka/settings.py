@@ -110,6 +110,15 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     take_bytes: Annotated[
         int, Meta(ge=1024, le=1 << 30, description="Bytes after which a reader gets what there is.", examples=[8388608])
     ] = 8 << 20
+    patience: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="Longest time that frames which hold nothing that cannot wait lie at a reader until more of them come.",
+            examples=[0.25],
+        ),
+    ] = 0.25
     publish_seconds: Annotated[
         Seconds, Meta(description="Time for a publication; then it is given up for certain.", examples=[10.0])
     ] = 10.0

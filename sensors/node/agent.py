@@ -24,7 +24,7 @@ from typing import Annotated
 import msgspec
 
 from bus.backoff import Backoff
-from bus.contract import Bus, Record
+from bus.contract import PATIENT, Bus, Record
 from bus.rest import until_look
 from schemas import frame as frame_words
 from schemas.errors import HauberkError, Temporary
@@ -37,6 +37,7 @@ from sensors.source import Batch, FrameSource
 
 log = logging.getLogger(__name__)
 
+_WAITS = ((PATIENT, b""),)
 _LEFT_SECONDS = 0.3
 """From a stop on, while which rings are emptied that stay: whoever pressed Ctrl-C waits."""
 
@@ -294,9 +295,8 @@ class Agent:
             await self._publish(INVENTORY, list(batch.inventory))
             self.stats.inventory += len(batch.inventory)
         if batch.frames:
-            records = [
-                Record(key=frame.header.node.encode(), value=frame_words.encode(frame)) for frame in batch.frames
-            ]
+            headers = _WAITS if self._elsewhere and not batch.hasty else ()
+            records = [Record(frame.header.node.encode(), frame_words.encode(frame), headers) for frame in batch.frames]
             started = time.monotonic()
             await self._publish(EVENTS_RAW, records)
             stats = self.stats

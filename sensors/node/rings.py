@@ -176,6 +176,7 @@ class RingSource:
         if self._resting:
             self._resting = False
             self._pins.sleep(Sleep.AWAKE)
+        hasty = bool(self._parking.rows) or self._pins.haste()
         # Strictly before anything is taken: what comes from here on and is not taken is noted.
         self._pins.calm()
         fill = self.fill
@@ -192,7 +193,8 @@ class RingSource:
         more = self._drain_folding(made) if folding else self._drain_rows(made)
         if self._losses.waiting and not made:
             made = [Frame(header=self._stamp(events=0, undefined=0), occurrences=b"", definitions=b"")]
-        return Batch(frames=tuple(made), more=more, fill=fill)
+        hasty = hasty or self._pins.haste() or any(any(frame.header.lost) for frame in made)
+        return Batch(frames=tuple(made), more=more, fill=fill, hasty=hasty)
 
     def release(self) -> None:
         """Give the drained space back to the kernel and remember which losses were told."""

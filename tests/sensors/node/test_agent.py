@@ -11,6 +11,7 @@ import pytest
 from waiting import until
 
 from bus.backoff import Backoff
+from bus.contract import PATIENT
 from bus.memory import MemoryBus
 from schemas import frame as words
 from schemas.errors import Backpressure, Refused
@@ -24,6 +25,7 @@ from sensors.node.agent import Agent, AgentSettings, Allowance
 from sensors.node.rings import RingSettings, RingSource
 from sensors.recordings.recording import BlockKind, RecordingWriter
 from sensors.recordings.replay import Replay, ReplaySettings
+from sensors.source import Batch
 
 
 def frame(number: int, node: str = "n") -> Frame:
@@ -185,6 +187,32 @@ async def test_publications_are_spaced_where_the_bus_is_elsewhere(stand_in: Any,
     assert agent.delays[0] + agent.delays[1] == pytest.approx(0.2)
     source.close()
     await bus.close()
+
+
+class Told:
+    """A source of one frame at each drain."""
+
+    finished = False
+
+    def __init__(self, hasty: bool) -> None:
+        self._batch = Batch(frames=(frame(0),), hasty=hasty)
+
+    def drain(self) -> Batch:
+        batch, self._batch, self.finished = self._batch, Batch(), not self._batch
+        return batch
+
+    def release(self) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "hasty", "waits"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+async def test_a_frame_says_that_it_may_wait_where_batches_cost(elsewhere: bool, hasty: bool, waits: bool) -> None:
+    bus = MemoryBus()
+    await asyncio.wait_for(Agent(Told(hasty), bus, AgentSettings(tick=0.001), elsewhere=elsewhere).run(), 60)
+    (record,) = await everything(bus, EVENTS_RAW)
+    assert record.headers == (((PATIENT, b""),) if waits else ())
 
 
 @pytest.mark.kernel

@@ -367,6 +367,26 @@ def test_who_is_about_to_sleep_finds_what_came_before(stand_in: Any) -> None:
     source.close()
 
 
+def test_a_drain_says_whether_something_in_it_cannot_wait(stand_in: Any) -> None:
+    source = open_source(stand_in)
+    config = Map.open(f"{stand_in.pins}/maps/config")
+    source.drain()
+    stand_in.behaviour(5)
+    stand_in.happen(5)
+    assert not source.drain().hasty
+    stand_in.happen(5)
+    config.put(struct.pack("=I", Config.HASTE), struct.pack("=Q", 1))
+    assert source.drain().hasty
+    stand_in.happen(5)
+    assert not source.drain().hasty
+    # A row without its definition goes out later, when what made haste is forgotten.
+    stand_in.happen(6)
+    source.drain()
+    assert source.drain().hasty
+    config.close()
+    source.close()
+
+
 def test_rows_that_wait_keep_the_reader_awake(stand_in: Any) -> None:
     source = RingSource(str(stand_in.pins), "n", "run", RingSettings())
     stand_in.happen(5)
