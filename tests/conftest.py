@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import api_server as kube
+import container_runtimes as runtimes
 import kafka_cluster
 import kafka_jars
 import pytest
@@ -89,6 +90,46 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system: busybox and its names."""
+    return runtimes.busybox_root(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture(scope="session")
+def image(rootfs: Path) -> bytes:
+    """The root file system as a tar."""
+    return subprocess.run(["tar", "-C", str(rootfs), "-c", "."], check=True, capture_output=True).stdout
+
+
+@pytest.fixture(scope="session")
+def dockerd(tmp_path_factory: pytest.TempPathFactory, rootfs: Path, image: bytes) -> Iterator[Any]:
+    """A private Docker engine (`container_runtimes.Dockerd`)."""
+    with runtimes.running_dockerd(tmp_path_factory.mktemp("dockerd"), rootfs, image) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory, dockerd: Any) -> Iterator[Any]:
+    """A private containerd with CRI (`container_runtimes.Containerd`)."""
+    with runtimes.running_containerd(tmp_path_factory.mktemp("containerd"), dockerd) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def oci(tmp_path: Path, rootfs: Path) -> Iterator[Any]:
+    """runc and crun by hand (`container_runtimes.Oci`)."""
+    with runtimes.by_hand(tmp_path, rootfs) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def podman_cli(rootfs: Path) -> Iterator[Any]:
+    """podman with a storage of its own (`container_runtimes.PodmanCli`)."""
+    with runtimes.private_podman(rootfs) as cli:
+        yield cli
 
 
 @pytest.fixture(scope="session")
