@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from cluster.server import configured
+from cluster.credentials import configured
 from cluster.settings import ServerSettings
 from schemas.errors import Refused, Unavailable
 

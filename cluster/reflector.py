@@ -14,9 +14,10 @@ Nothing is removed because a list or a watch failed: `whole` is told of a comple
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -74,7 +75,7 @@ _status = msgspec.json.Decoder(ApiStatus).decode
 
 class Reflector:
     """`run(apply)` until cancelled. `ready`: a whole list was applied. `problem`: why it cannot be followed now, "" when it is.
-    `lists`, `watches`, `failures`: since start. `absent`: the cluster does not have the kind."""
+    `lists`, `watches`, `failures`: since start. `absent`: the cluster does not have the kind. `name`: of the kind."""
 
     def __init__(self, server: Server, resource: Resource) -> None:
         self._server = server
@@ -87,8 +88,14 @@ class Reflector:
         self.watches = 0
         self.failures = 0
 
-    async def run(self, apply: Apply) -> None:
-        """Follow the resource. Every error is told once and tried again."""
+    @property
+    def name(self) -> str:
+        return self._resource.name
+
+    async def run(self, apply: Apply, after: Sequence[Reflector] = ()) -> None:
+        """Follow the resource, once all of `after` were listed. Every error is told once and tried again."""
+        for other in after:
+            await self._wait_for(other)
         version = ""
         attempt = 0
         while True:
@@ -111,6 +118,17 @@ class Reflector:
                     attempt,
                 )
                 attempt += 1
+
+    async def _wait_for(self, other: Reflector) -> None:
+        """What keeps the other keeps this one too, and is told of it as well."""
+        while not other.ready.is_set():
+            if (why := other.problem) and why != self.problem:
+                log.warning("%s of the cluster wait for %s, what is known stays: %s", self.name, other.name, why)
+            self.problem = why
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST):
+                    await other.ready.wait()
+        self.problem = ""
 
     async def _list(self, apply: Apply) -> str:
         settings = self._server.settings

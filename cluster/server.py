@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import msgspec
 
+from cluster.credentials import Credentials
 from cluster.settings import ServerSettings
-from schemas.errors import HauberkError, Incompatible, Refused, SettingsError, Temporary, Unavailable
+from schemas.errors import HauberkError, Incompatible, Refused, Temporary, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,13 +57,21 @@ class Gone(Temporary):
 
 
 class Server:
-    """Use `connected`. `where`: the address, for sentences. `clock_off`: seconds that the server's clock is ahead of this machine's."""
+    """Use `connected`. `where`: the address, for sentences. `clock_off`: seconds that the server's clock is ahead of this machine's.
 
-    def __init__(self, api: Any, where: str, settings: ServerSettings) -> None:
-        self._api = api
+    Credentials that the server does not take any more (401) are read again where they came from. Where they are the same still, every
+    watch ends with that: the server goes on with one that began before, and nobody would hear of the others for minutes."""
+
+    def __init__(self, credentials: Credentials, settings: ServerSettings) -> None:
+        self._credentials = credentials
         self._settings = settings
-        self.where = where
+        self._watched: set[aiohttp.ClientResponse] = set()
+        self._unauthorized = False
         self.clock_off = 0.0
+
+    @property
+    def where(self) -> str:
+        return self._credentials.where
 
     @property
     def settings(self) -> ServerSettings:
@@ -95,14 +102,16 @@ class Server:
         try:
             if answer.status != 200:
                 raise self._refusal("watch", path, answer.status, await self._read(answer))
-            yield self._split(answer.content)
+            self._watched.add(answer)
+            yield self._split(answer.content, path)
         finally:
+            self._watched.discard(answer)
             # Not closed with TLS's goodbye: the other side still sends, and would be waited for.
             if answer.connection is not None and answer.connection.transport is not None:
                 answer.connection.transport.abort()
             answer.close()
 
-    async def _split(self, stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    async def _split(self, stream: aiohttp.StreamReader, path: str) -> AsyncIterator[bytes]:
         rest = bytearray()
         try:
             async for data in stream.iter_any():
@@ -117,6 +126,8 @@ class Server:
                         f"expected events of at most {MOST_LINE} bytes from {self.where}, got a longer one; asked again"
                     )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if self._unauthorized:
+                raise self._refusal("watch", path, 401, b'{"message":"Unauthorized"}') from error
             raise self._away(error) from error
 
     async def _whole(
@@ -152,16 +163,30 @@ class Server:
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": accept, "Content-Type": content}
         pairs: Sequence[tuple[str, str]] = list(query.items())
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                answer: aiohttp.ClientResponse = await self._api.call_api(
-                    path, method, query_params=pairs, header_params=headers, body=body, auth_settings=["BearerToken"],
-                    _preload_content=False, _request_timeout=timeout,
-                )  # fmt: skip
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._away(error) from error
-        self._compare(answer.headers.get("Date", ""))
-        return answer
+        while True:
+            api = self._credentials.api
+            try:
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    answer: aiohttp.ClientResponse = await api.call_api(
+                        path, method, query_params=pairs, header_params=dict(headers), body=body, auth_settings=["BearerToken"],
+                        _preload_content=False, _request_timeout=timeout,
+                    )  # fmt: skip
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._away(error) from error
+            self._compare(answer.headers.get("Date", ""))
+            if answer.status != 401:
+                self._unauthorized = False
+                return answer
+            if not await self._credentials.renewed(api):
+                self._end_watches()
+                return answer
+            answer.close()
+
+    def _end_watches(self) -> None:
+        self._unauthorized = True
+        for one in self._watched:
+            if one.connection is not None and one.connection.transport is not None:
+                one.connection.transport.abort()
 
     def _compare(self, date: str) -> None:
         """Tell when the clocks differ: pods start by the server's, events are of the nodes' and this machine's."""
@@ -238,48 +263,11 @@ def _verb(method: str, path: str) -> str:
 @asynccontextmanager
 async def connected(settings: ServerSettings) -> AsyncIterator[Server]:
     """A server by `settings`, whether or not it is there now. SettingsError when there is no usable configuration."""
-    from kubernetes_asyncio import client
-
-    made, where = await configured(settings)
-    async with client.ApiClient(made) as api:
-        try:
-            yield Server(api, where, settings)
-        finally:
-            # Of calls that were cancelled just now the connections say goodbye to the server first.
-            await asyncio.sleep(_GOODBYE)
-
-
-async def configured(settings: ServerSettings) -> tuple[Any, str]:
-    """The client's configuration and the server's address. SettingsError when there is none that can be used."""
-    from kubernetes_asyncio import client, config
-    from kubernetes_asyncio.config import ConfigException
-    from yaml import YAMLError
-
-    made = client.Configuration()
-    file, source = _found(settings)
+    credentials = Credentials(settings)
+    await credentials.open()
     try:
-        if file:
-            await config.load_kube_config(config_file=file, context=settings.context or None, client_configuration=made)
-        else:
-            config.load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
-    except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise SettingsError(
-            f"expected a cluster's address and credentials in {source}, got: {' '.join(str(error).split())}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
-        ) from error
-    return made, str(made.host)
-
-
-def _found(settings: ServerSettings) -> tuple[str, str]:
-    """The kubeconfig to read, "" in a pod; and its name for sentences. SettingsError when there is none."""
-    usual = Path("~/.kube/config").expanduser()
-    named = settings.kubeconfig or os.environ.get("KUBECONFIG", "")
-    if not named and not usual.is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:
-        return "", "the pod's service account"
-    file = named or str(usual)
-    # $KUBECONFIG may name several, of which not all need be there.
-    if not any(Path(one).is_file() for one in file.split(os.pathsep)):
-        raise SettingsError(
-            f"expected a cluster's address and credentials in the kubeconfig `{file}`, there is no such file; "
-            "set `cluster.server.kubeconfig`, or $KUBECONFIG"
-        )
-    return file, f"the kubeconfig `{file}`"
+        yield Server(credentials, settings)
+    finally:
+        # Of calls that were cancelled just now the connections say goodbye to the server first.
+        await asyncio.sleep(_GOODBYE)
+        await credentials.close()

@@ -93,7 +93,7 @@ def of_cluster(part: ClusterPart) -> Checks:
     def checks() -> dict[str, str]:
         engine = part.engine
         if engine.problems:
-            return {"cluster": engine.problems[0]}
+            return {f"cluster.{kind}": why for kind, why in engine.problems.items()}
         if part.teller is not None and part.teller.problem and not engine.standing_by:
             return {"cluster": part.teller.problem}
         return {} if engine.ready else {"cluster": "objects of the cluster are not on the bus yet"}

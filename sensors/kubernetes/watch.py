@@ -21,7 +21,7 @@ from cluster.reflector import Reflector
 from cluster.server import Server
 from schemas.topics import CLUSTER, POLICIES
 from sensors.kubernetes.ended_pods import EndedPods
-from sensors.kubernetes.facts_watch import FactsWatch
+from sensors.kubernetes.facts_watch import OWNERS, PODS, FactsWatch
 from sensors.kubernetes.policy_watch import HEADERS, Check, PolicyWatch
 from sensors.kubernetes.published import Published
 from sensors.kubernetes.settings import ClusterSettings
@@ -78,11 +78,10 @@ class ClusterWatch:
             # Strictly before an object is put on the bus: what others own there must be known.
             await parts.until(follower.ready.wait())
             parts.start(self._facts.run(), self._policies.run(), self._sweep(), *(work() for work in self._beside))
+            # Owners before pods: a pod's first fact names its Deployment, not its ReplicaSet.
+            owners = [one for one, _ in self._reflected if one.name in {owner.name for owner in OWNERS}]
             for reflector, apply in self._reflected:
-                parts.start(reflector.run(apply))
-                if reflector is self._reflected[0][0] or reflector is self._reflected[1][0]:
-                    # Owners before pods: a pod's first fact names its Deployment, not its ReplicaSet.
-                    await parts.until(reflector.ready.wait())
+                parts.start(reflector.run(apply, owners if reflector.name == PODS.name else ()))
             await parts.first()
 
     async def _sweep(self) -> None:
@@ -96,10 +95,10 @@ class ClusterWatch:
         return self.lease is not None and not self.lease.held
 
     @property
-    def problems(self) -> list[str]:
-        """One sentence for each kind that cannot be followed, and for a lease that cannot be read."""
-        told = [one.problem for one, _ in self._reflected if one.problem]
-        return ([self.lease.problem] if self.lease is not None and self.lease.problem else []) + told
+    def problems(self) -> dict[str, str]:
+        """Each kind that cannot be followed, and `lease` where that cannot be read -> one sentence."""
+        told = {one.name: one.problem for one, _ in self._reflected if one.problem}
+        return ({"lease": self.lease.problem} if self.lease is not None and self.lease.problem else {}) | told
 
     @property
     def ready(self) -> bool:

@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
+from cluster.credentials import Credentials
 from cluster.server import CLOCK_OFF, Server
 from cluster.settings import ServerSettings
 
@@ -16,7 +17,9 @@ from cluster.settings import ServerSettings
 def test_a_clock_that_is_off_is_told_once_and_again_when_it_is_otherwise_off(
     caplog: pytest.LogCaptureFixture, ahead: int
 ) -> None:
-    server = Server(None, "https://x", ServerSettings())
+    credentials = Credentials(ServerSettings())
+    credentials.where = "https://x"
+    server = Server(credentials, ServerSettings())
     for date in ("", "no date", formatdate(time.time(), usegmt=True)):
         server._compare(date)
     assert caplog.messages == []

@@ -7,8 +7,6 @@ Rights that are missing: test_cluster_rights; definitions without status: test_c
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import ssl
 import subprocess
 import time
@@ -18,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from service_tokens import signed
 
 from bus.contract import Bus
 from bus.embedded.bus import EmbeddedSettings
@@ -104,23 +103,6 @@ async def test_a_definition_that_is_missing_is_told_and_followed_once_it_is_ther
     assert running.end() == 0
 
 
-def expired(api_server: Any) -> str:
-    """A service account's token that was good until an hour ago, signed with the key of the API server."""
-    now = int(time.time())
-    claims = {
-        "iss": "https://kubernetes.default.svc", "aud": ["https://kubernetes.default.svc"], "sub": f"system:serviceaccount:{PLACE}:old",
-        "iat": now - 7200, "nbf": now - 7200, "exp": now - 3600,
-        "kubernetes.io": {"namespace": PLACE, "serviceaccount": {"name": "old", "uid": "u"}},
-    }  # fmt: skip
-    parts = [base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=") for one in ({"alg": "RS256"}, claims)]
-    text = b".".join(parts)
-    key = api_server.directory / "sa.key"
-    made = subprocess.run(
-        ["openssl", "dgst", "-sha256", "-sign", key], input=text, capture_output=True, check=True
-    ).stdout
-    return (text + b"." + base64.urlsafe_b64encode(made).rstrip(b"=")).decode()
-
-
 async def test_credentials_that_are_wrong_or_expired_are_one_sentence_and_nothing_is_removed(
     hauberk: Any, bus: Bus, api_server: Any, until: Callable[..., Any]
 ) -> None:
@@ -133,7 +115,7 @@ async def test_credentials_that_are_wrong_or_expired_are_one_sentence_and_nothin
 
     await until(there)
     assert first.end() == 0
-    for token in ("wrong", expired(api_server)):
+    for token in ("wrong", signed(api_server, PLACE, "old", "u", -3600.0)):
         running = hauberk.start("cluster", **settings(api_server, token))
         said = await asyncio.to_thread(running.until, "of the cluster cannot be followed.*renew the kubeconfig")
         assert "got 401: Unauthorized; the token or certificate is wrong or expired" in said
