@@ -39,6 +39,8 @@ Result = dict[str, dict[str, Any]]
 PODS, NODES, NAMESPACES = 10_000, 1_000, 20
 POLICIES_ALL = 5_000
 AT_ONCE = 32
+ROUNDS = 5
+"""Changes of a policy beside all the others."""
 WRITES = 200
 """Statuses a second, ten times the default: at that one the 5,000 take four minutes."""
 _MERGE = "application/merge-patch+json"
@@ -99,7 +101,9 @@ async def _within(made: ApiServer, scale: float, directory: Path) -> Result:
             figures["cluster_memory"] = _figure(
                 peak / 1024, "MB", 1, f"largest resident memory of `hauberk cluster`, {pods} pods, {nodes} nodes"
             )
-            return figures | await _many_policies(bus, server, watching.pid, max(50, int(POLICIES_ALL * scale)))
+            return figures | await _many_policies(
+                bus, server, watching.pid, planning.pid, nodes, max(50, int(POLICIES_ALL * scale))
+            )
     finally:
         for one in running:
             one.terminate()
@@ -205,13 +209,8 @@ async def _plans(bus: Bus, server: Server, pid: int, nodes: int, rounds: int) ->
         })  # fmt: skip
         # The first ones may be of the time before the policy was there.
         await _planned(bus, plans, nodes, 0)
-        seconds, before = [], _cpu(pid)
-        for number in range(rounds):
-            since = _newest(await bus.latest(POLICIES))
-            began = time.monotonic()
-            await server.send("PATCH", f"{path}/bench", {"spec": {"message": f"round {number}"}}, content=_MERGE)
-            await _planned(bus, plans, nodes, since + 1)
-            seconds.append(time.monotonic() - began)
+        before = _cpu(pid)
+        seconds = await _rounds(bus, server, plans, nodes, rounds)
         spent = (_cpu(pid) - before) / rounds
         await asyncio.sleep(1)
         await plans.take(100_000, 0.5)
@@ -234,7 +233,20 @@ async def _plans(bus: Bus, server: Server, pid: int, nodes: int, rounds: int) ->
     }
 
 
-async def _many_policies(bus: Bus, server: Server, pid: int, count: int) -> Result:
+async def _rounds(bus: Bus, server: Server, plans: Subscription, nodes: int, rounds: int) -> list[float]:
+    """Seconds from each change of the policy `bench` to the plan of the last node."""
+    seconds = []
+    for number in range(rounds):
+        since = _newest(await bus.latest(POLICIES))
+        began = time.monotonic()
+        path = "/apis/security.kubearmor.com/v1/kubearmorclusterpolicies/bench"
+        await server.send("PATCH", path, {"spec": {"message": f"round {number} {began}"}}, content=_MERGE)
+        await _planned(bus, plans, nodes, since + 1)
+        seconds.append(time.monotonic() - began)
+    return seconds
+
+
+async def _many_policies(bus: Bus, server: Server, pid: int, planning: int, nodes: int, count: int) -> Result:
     """Policies made one after the other, until all are on the bus and each has a status; then nothing more is written."""
     kinds, before, patches = f"{count} KubeArmorPolicies", _cpu(pid), await _patches(server)
     there = len(await bus.latest(POLICIES))
@@ -261,10 +273,21 @@ async def _many_policies(bus: Bus, server: Server, pid: int, count: int) -> Resu
 
     # Megabytes a time, of the server that takes the writes.
     await _until(told, pause=2.0)
+    async with bus.subscribe((ENFORCEMENT_DESIRED,), None, "latest") as plans:
+        spent = _cpu(planning)
+        rounds = await _rounds(bus, server, plans, nodes, ROUNDS)
+        spent = (_cpu(planning) - spent) / ROUNDS
     last = -1.0
     while last != (last := await _patches(server)):  # noqa: ASYNC110 - a count of the server
         await asyncio.sleep(5)
+    how = f"PATCH of a policy to the plan of the last of {nodes} nodes beside {kinds}, {ROUNDS} rounds"
     return {
+        "cluster_policies_to_plans": _figure(statistics.median(rounds), "s", ROUNDS, f"median, {how}"),
+        "cluster_policies_to_plans_most": _figure(max(rounds), "s", ROUNDS, how),
+        "cluster_policies_to_plans_cpu": _figure(spent, "s", ROUNDS, f"CPU of the planner, {how}"),
+        "cluster_policies_planner_memory": _figure(
+            _status(planning, "VmHWM") / 1024, "MB", 1, f"largest resident memory of `hauberk planner` with {kinds}"
+        ),
         "cluster_policies_sync": _figure(synced, "s", count, f"the last of {kinds} to the last of them on the bus"),
         "cluster_policies_cpu": _figure(
             _cpu(pid) - before, "s", count, f"CPU of the process for {kinds} and their statuses"

@@ -80,7 +80,7 @@ class Teller:
     def _begin(self) -> None:
         self._answers = Answers()
         self._hits = AlertCounts()
-        self._there: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._there: dict[str, tuple[str, bytes]] = {}
         self._changed = asyncio.Event()
         self._statusless: set[str] = set()
 
@@ -88,7 +88,7 @@ class Teller:
         """From what the cluster's objects say now."""
         self._begin()
         self._there = await self._insist_statuses()
-        self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
+        self._hits.restart({key: _hits_of(_status_of(there)) for key, (_, there) in self._there.items()})
         topics = (CLUSTER, POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS)
         follower = Follower(self._bus, topics, wanted=lambda key: not key.startswith(_OTHERS))
         async with SideBySide() as parts:
@@ -98,7 +98,7 @@ class Teller:
             parts.start(self._tell_all(), self._count_all())
             await parts.first()
 
-    async def _insist_statuses(self) -> dict[str, tuple[str, dict[str, Any]]]:
+    async def _insist_statuses(self) -> dict[str, tuple[str, bytes]]:
         attempt = 0
         while True:
             try:
@@ -172,7 +172,8 @@ class Teller:
         if fact is None:
             self._there.pop(key, None)
             return
-        uid, before = self._there.get(key, ("", {}))
+        uid, there = self._there.get(key, ("", b"{}"))
+        before = _status_of(there)
         if uid != fact.uid:
             # Made anew under the same name: what the one before was told is not its.
             before = {}
@@ -181,7 +182,7 @@ class Teller:
         made = status(fact, outcome, self._hits.hits.get(key, Hits()), before, now)
         other, more = differs(made, before)
         if not (other if hits_alone else more):
-            self._there[key] = fact.uid, before
+            self._there[key] = fact.uid, msgspec.json.encode(before)
             return
         try:
             if not await self._written(fact, made, before):
@@ -194,7 +195,7 @@ class Teller:
             log.info("the status of %s was not written: %s", key, error)
             return
         self.stats.written += 1
-        self._there[key] = fact.uid, made
+        self._there[key] = fact.uid, msgspec.json.encode(made)
         word = told(fact, outcome)
         if word.word not in (before.get("status"), _UNTOLD) and (before or word.word != "NoEffect"):
             await self._event(fact, "NotEnforced" if word.word == "Partial" else word.word, word.sentence)
@@ -213,7 +214,7 @@ class Teller:
                 await self._writes.status(fact, brief)
         except TooLarge as error:
             self.stats.untold += 1
-            self._there[fact.policy] = fact.uid, made
+            self._there[fact.policy] = fact.uid, msgspec.json.encode(made)
             log.error("what became of %s is told in no status, `hauberk get policies` has it: %s", fact.policy, error)
             return False
         return True
@@ -248,7 +249,7 @@ class Teller:
                         await self._window(subscription)
             except HauberkError as error:
                 # What was taken since the last commit comes again: counts go on from what is written, and from there.
-                self._hits.restart({key: _hits_of(there) for key, (_, there) in self._there.items()})
+                self._hits.restart({key: _hits_of(_status_of(there)) for key, (_, there) in self._there.items()})
                 await self._pause(error, attempt)
                 attempt += 1
 
@@ -307,6 +308,12 @@ def in_turns(keys: Collection[str]) -> list[str]:
         ranked.append((turn[place], key))
         turn[place] += 1
     return [key for _, key in sorted(ranked)]
+
+
+def _status_of(there: bytes) -> dict[str, Any]:
+    """A status as it stands in an object; what is no object begins at none."""
+    found = msgspec.json.decode(there)
+    return found if isinstance(found, dict) else {}
 
 
 def _hits_of(there: dict[str, Any]) -> Hits:
