@@ -23,6 +23,7 @@ from bus.follow import Changes, Follower
 from bus.rest import until_look
 from enforcers import trial_watch, trials
 from enforcers.apply import Applier
+from enforcers.holding import HeldStarts
 from enforcers.settings import EnforceSettings
 from enforcers.swap import opened, saved_file, saved_plan
 from enforcers.trials import Standing, TrialRecord, boot_id
@@ -93,6 +94,7 @@ class Enforcement:
         self._unsaid: Receipt | None = None
         self._said = 0.0
         self._next = HEARTBEAT
+        self.holding = HeldStarts()
         self.plan: Plan | None = None
         self.receipt: Receipt | None = None
         self.problem = ""
@@ -292,6 +294,7 @@ class Enforcement:
             self.ready.set()
             return
         self.plan = plan
+        self.holding.carried_out(plan, self.receipt)
         self.stats.plans += 1
         if standing.over:
             await asyncio.to_thread(self._trials.lifted, standing.over)

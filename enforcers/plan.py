@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from enforcers import pods, protected
+from enforcers import newborn, pods, protected
 from policy.kernel_plan import plan_scope
 from policy.rules import lockout
 from policy.rules.visibility import visibility
@@ -135,6 +135,8 @@ class Planner:
                 # No runtime answered for it: what is chosen for the host's rules does not leave them by its name.
                 scope, identity = scope.beside, msgspec.structs.replace(identity, kind=Kind.HOST)
             template, refusals = self._part(scope, identity) if scope.members else (_NOTHING, ())
+            if identity.starting:
+                template = newborn.while_starting(template)
             if identity.kind is Kind.HOST and self._chosen(identity):
                 held.update(one.ref for one in refusals if one.code is RefusalCode.LOCKOUT)
             if identity.kind is not Kind.CONTAINER and not named and not self._chosen(identity):
@@ -182,6 +184,7 @@ class Planner:
             created_ns=created_ns, refused=tuple(one for one in refused if not one.code.partial),
             partial=tuple(one for one in refused if one.code.partial), host_visibility=said[0], new_visibility=said[1],
             host_cgroups=said[2], linked_set=linked, selected=tuple(sorted(selected.items())), trials=trials,
+            starting=tuple(sorted(one.cgroups[0] for one in living if one.starting and one.cgroups)),
         )  # fmt: skip
 
     def _of_pods(self, living: list[Identity], watch: Watch) -> Iterable[ScopePlan]:

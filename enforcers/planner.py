@@ -263,6 +263,8 @@ class PlannerEngine:
                 and not answer
                 and old.created_ns >= self._policies.newest_ns
                 and old.linked_set == plan.linked_set
+                # Whoever starts a container waits to hear that it was thought of.
+                and set(plan.starting) <= set(old.starting)
             ):
                 self.stats.unchanged += 1
                 self._held.discard(node)

@@ -25,6 +25,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "cluster": ("Watch a Kubernetes cluster: pods, namespaces, nodes and policies to the bus", "run"),
     "probe": ("Show what this kernel offers, what was chosen, and why not the rest", "node"),
     "record": ("Record the raw ring of this node to a file", "node"),
+    "hook": ("Print the OCI hook that has containers wait for their rules", "node"),
     "release": ("Take everything on this node from under enforcement, at once", "node"),
     "doctor": ("Check this installation and show how to fix what is wrong", "node"),
     "apply": ("Apply policies from files", "policy"),

@@ -36,6 +36,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from hauberk.supervision import StageStats
     from processors.stats import ProcessorStats
     from sensors.containers.hashes import HashStats
+    from sensors.containers.start_socket import StartStats
     from sensors.containers.stats import InventoryStats
     from sensors.kubernetes.stats import ClusterStats
     from sensors.node.agent import AgentStats as SensorStats
@@ -49,7 +50,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     return {
         "applier": EnforcementStats, "bus": EmbeddedStats, "cluster": ClusterStats, "cluster_status": TellerStats, "cluster_webhook": PolicyWebhookStats, "handover": HandoverStats, "hashes": HashStats, "inventory": InventoryStats, "kafka": KafkaStats, "listener": ListenerStats, "memory": MemoryStats, "planner": PlannerStats,
         "processor": ProcessorStats, "pump": PumpStats, "rings": RingStats, "sensor": SensorStats, "sink": DeliveryStats,
-        "spool": SpoolStats, "stage": StageStats, "store": StoreStats, "syslog": SyslogStats,
+        "spool": SpoolStats, "stage": StageStats, "starts": StartStats, "store": StoreStats, "syslog": SyslogStats,
     }  # fmt: skip
 
 

@@ -135,10 +135,11 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
         enforcing = stages.enforcement(
             bus, settings, inventory.engine.node, lambda cgroup: inventory.engine.find(cgroup)
         )
+        starting = stages.starts(settings.inventory.start_socket, inventory, enforcing)
         exposure = await expose(settings.metrics, opened)
         exposure.collect(lambda: [
             ("sensor", sensing.engine.stats), ("rings", node.source.stats), ("applier", enforcing.engine.stats),
-            ("inventory", inventory.engine.stats),
+            ("inventory", inventory.engine.stats), *(("starts", part.engine.stats) for part in starting),
         ])  # fmt: skip
         exposure.enforcement(lambda: enforcing.engine.receipt)
         for checks in (
@@ -147,7 +148,7 @@ async def run_node(given: argparse.Namespace, usual: int) -> int:
             exposure.ready_when(checks)
         return [
             ("enforcement", enforcing.stage), ("sensor", sensing.stage), ("inventory", inventory.part.stage),
-            ("progress", following.stage), ("claim", claiming.stage),
+            ("progress", following.stage), ("claim", claiming.stage), *(("starts", part.stage) for part in starting),
         ], exposure  # fmt: skip
 
     return await _part(given, "node", build, node_configuration, lambda settings: settings.spool)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from processors.quiet import Needless
     from schemas.identity import Identity
     from sensors.containers.inventory import NodeInventory
+    from sensors.containers.start_socket import StartSocket
     from sensors.kubernetes.watch import ClusterWatch
     from sensors.node.agent import Agent
     from sensors.node.backlog import Read
@@ -315,6 +316,26 @@ def enforcement(
     from enforcers.agent import Enforcement
 
     return StagePart(lambda: Enforcement(bus, configuration.sensor.pin_dir, node, configuration.enforcement, find), run)
+
+
+def starts(path: str, inventory: Inventories, enforcing: StagePart[Enforcement]) -> list[StagePart[StartSocket]]:
+    """Where OCI hooks of containers wait for their rules; nothing where `inventory.start_socket` is empty."""
+    if not path:
+        return []
+    from sensors.containers.start_socket import StartSocket
+
+    async def work(engine: StartSocket, stop: asyncio.Event) -> None:
+        await unless(stop, engine.run())
+
+    def make() -> StartSocket:
+        # Asked each time: either may have been made anew.
+        return StartSocket(
+            path,
+            lambda state: inventory.engine.starts.begin(state),
+            lambda cgroup: enforcing.engine.holding.until(cgroup),
+        )
+
+    return [StagePart(make, work)]
 
 
 def replay(

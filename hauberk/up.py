@@ -113,8 +113,7 @@ async def load_sensor(
 
 
 def open_sensor(
-    settings: Configuration | NodeConfiguration, on_cgroup: Any, halt: Halt | None = None,
-    prepare: Callable[[str], None] | None = None,
+    settings: Configuration | NodeConfiguration, on_cgroup: Any, halt: Halt | None = None, prepare: Callable[[str], None] | None = None
 ) -> tuple[Node, float]:  # fmt: skip
     """The live sensor and how long its loading took. PermissionMissing and MissingDependency say what to do."""
     from hauberk.verbs.probe import missing
@@ -288,10 +287,11 @@ async def _live(
     sensing = stages.sensor(bus, node, lambda header: judging.engine.pipeline.reached(header), word_of(bus, node))
     planning = stages.planner(bus, settings)
     enforcing = stages.enforcement(bus, settings, inventory.engine.node, lambda cgroup: inventory.engine.find(cgroup))
+    starting = stages.starts(settings.inventory.start_socket, inventory, enforcing)
     exposure.collect(lambda: {
         "sensor": sensing.engine.stats, "processor": judging.engine.stats(), "pump": judging.engine.pump.stats,
         "planner": planning.engine.stats, "rings": node.source.stats, "applier": enforcing.engine.stats,
-        "inventory": inventory.engine.stats,
+        "inventory": inventory.engine.stats, **({"starts": starting[0].engine.stats} if starting else {}),
     }.items())  # fmt: skip
     if hashes is not None:
         exposure.collect(lambda: [("hashes", hashes.stats)])
@@ -308,7 +308,7 @@ async def _live(
     opened.callback(asyncio.create_task(tell_runtimes(lambda: inventory.engine.status)).cancel)
     return [
         ("sensor", sensing.stage), ("inventory", inventory.part.stage), ("planner", planning.stage),
-        ("enforcement", enforcing.stage), ("processor", judging.stage),
+        ("enforcement", enforcing.stage), ("processor", judging.stage), *(("starts", part.stage) for part in starting),
     ], judging  # fmt: skip
 
 

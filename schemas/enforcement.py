@@ -116,6 +116,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Mark of the policies on the bus that it was made of (`schemas.policy_set_mark`)."""
     linked_set: str = ""
     """Mark of the policies whose paths had been looked up in every root of the node before this plan was made."""
+    starting: tuple[Count, ...] = ()
+    """Cgroups of the containers whose runtimes wait for this plan, or for one after it; with or without a scope in it."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

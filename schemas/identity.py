@@ -77,6 +77,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """CONTAINER only: id of its pod's cgroup, the parent of `cgroup_path`; 0 where there is none."""
     linked_set: str = ""
     """NODE only: mark of the policies (`schemas.policy_set_mark`) whose paths were looked up in every root of the node."""
+    starting: bool = False
+    """CONTAINER only. Its runtime sets it up and waits, because of an OCI hook, until its rules are in force."""
 
     @property
     def key(self) -> bytes:

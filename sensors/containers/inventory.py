@@ -34,6 +34,7 @@ from sensors.containers.early_answers import EarlyAnswers
 from sensors.containers.inner import Inner
 from sensors.containers.inventory_settings import NodeInventorySettings
 from sensors.containers.registry import make
+from sensors.containers.starts import Starts
 from sensors.containers.stats import InventoryStats
 from sensors.containers.symlinks import Symlinks
 from sensors.containers.users import Users
@@ -70,6 +71,7 @@ class NodeInventory:
                                         "node_labels": self._settings.node_labels}  # fmt: skip
         self._inner = Inner(self._identities.get, self._put)
         self._links = Symlinks(bus)
+        self.starts = Starts(self._runtimes, self._links, self._complete, self._started)
         self._looking = False
         self._early: deque[tuple[int, str | None, bool]] | None = deque(maxlen=MOST_EARLY)
         self.ready = asyncio.Event()
@@ -145,6 +147,7 @@ class NodeInventory:
                     tasks.remove(task)
                 self._rescan()
         finally:
+            self.starts.close()
             tasks += self._asking.values()
             for task in tasks:
                 task.cancel()
@@ -231,7 +234,7 @@ class NodeInventory:
         # What its runtime said of it before its first process ran is all there will be.
         complete = known.complete or said
         self._put(msgspec.structs.replace(
-            known, ended=time.time(), root_pid=0, complete=complete, confirmed=known.confirmed or said
+            known, ended=time.time(), root_pid=0, complete=complete, confirmed=known.confirmed or said, starting=False
         ))  # fmt: skip
 
     # -- what the runtimes tell
@@ -274,6 +277,7 @@ class NodeInventory:
                     continue
                 if found is None:
                     continue
+                found = self.starts.known(found)
                 if not (found.root_pid or found.cgroup_path):
                     if self._hear(found):
                         self._asking.pop(uid, None)
@@ -292,6 +296,14 @@ class NodeInventory:
             # In doubt it is the host's, whose links then are its own.
             links = known.links or (self._links.host if known.doubtful else {})
             self._put(msgspec.structs.replace(known, complete=True, links=links))
+
+    def _started(self, uid: str) -> None:
+        """Its own program runs now, or it ended before that."""
+        known = self._identities.get(uid)
+        if known is not None and known.starting:
+            self._put(msgspec.structs.replace(known, starting=False))
+            if not known.ended:
+                self._ask(uid, self._place_of[uid], self._settings.answer_seconds, again=True)
 
     def _hear(self, found: Found) -> bool:
         self._said.hear(found)
@@ -337,7 +349,7 @@ class NodeInventory:
             self._uid_of[seen] = found.id
         namespace = self._settings.container_namespace
         identity = node_identity.described(found, tuple(cgroup_ids), own, namespace, links=links,
-                                     pod_cgroup=cgroups.pod_cgroup(self._mount, own), **self._common)  # fmt: skip
+                                     pod_cgroup=cgroups.pod_cgroup(self._mount, own), starting=found.id in self.starts, **self._common)  # fmt: skip
         if identity != before:
             self._put(identity)
         return True

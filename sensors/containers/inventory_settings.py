@@ -53,6 +53,15 @@ class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
             gt=0, le=86_400, description="Seconds to keep asking a runtime about a container.", examples=[2.0]
         ),
     ] = 10.0
+    start_socket: Annotated[
+        str,
+        msgspec.Meta(
+            max_length=107,
+            pattern="^(|/.*)$",
+            description="Unix socket at which the OCI hook of a container (`hauberk hook`) waits for its rules; empty: none.",
+            examples=["/run/hauberk/start.sock"],
+        ),
+    ] = ""
     rescan_seconds: Annotated[
         float, msgspec.Meta(gt=0, le=86_400, description="Seconds between full scans of cgroups.", examples=[1.0])
     ] = 10.0

@@ -128,13 +128,13 @@ def _found(id_: str, state: dict[str, Any]) -> Found:
     else:
         pid, path, bundle, runtime = state.get("pid", 0), state.get("cgroup-path", ""), state.get("bundle", ""), "crun"
     annotations: dict[str, str] = _json(Path(bundle, "config.json")).get("annotations") or {}
-    stored = _stored(bundle, id_)
+    kept = stored(bundle, id_)
     return Found(
         id=id_,
         runtime="podman" if annotations.get("io.container.manager") == "libpod" else runtime,
-        name=stored.get("name") or id_,
-        image=stored.get("image-name", ""),
-        image_digest=stored.get("image-id", ""),
+        name=kept.get("name") or id_,
+        image=kept.get("image-name", ""),
+        image_digest=kept.get("image-id", ""),
         annotations=annotations,
         privileged=annotations.get("io.podman.annotations.privileged") == "TRUE",
         root_pid=int(pid),
@@ -150,7 +150,8 @@ def _path(full: str) -> str:
     return ""
 
 
-def _stored(bundle: str, id_: str) -> dict[str, str]:
+def stored(bundle: str, id_: str) -> dict[str, str]:
+    """What podman's storage says of the container of a bundle: `name`, `image-name`, `image-id`; nothing for another's bundle."""
     # .../<driver>-containers/<id>/userdata -> .../<driver>-containers/containers.json
     if not bundle.endswith(f"/{id_}/userdata"):
         return {}

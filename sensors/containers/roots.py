@@ -63,10 +63,22 @@ def _place(fd: int) -> tuple[int, int, str]:
     return found.st_dev, found.st_ino, mount
 
 
-class Root:
-    """The root of the mount namespace of host process `pid`; a context manager. OSError when the process is gone."""
+def _within(fd: int, path: str) -> int:
+    """The directory at `path` below `fd`, which is closed."""
+    how = _How(os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY, 0, _IN_ROOT | _NO_MAGIC)
+    found = int(_libc.syscall(_OPENAT2, fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+    number = ctypes.get_errno()
+    os.close(fd)
+    if found < 0:
+        raise OSError(number, os.strerror(number), path)
+    return found
 
-    def __init__(self, pid: int) -> None:
+
+class Root:
+    """The root of the mount namespace of host process `pid`, or the directory `below` in it; a context manager. OSError when the process, or
+    that directory, is gone."""
+
+    def __init__(self, pid: int, below: str = "") -> None:
         try:
             self._fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
         except PermissionError:
@@ -75,6 +87,8 @@ class Root:
                 raise
             self._fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._fd = _top(self._fd)
+        if below:
+            self._fd = _within(self._fd, below)
         self._prefix = os.readlink(f"/proc/self/fd/{self._fd}").rstrip("/")
 
     def __enter__(self) -> Root:

@@ -111,14 +111,15 @@ class Symlinks:
         """Somebody new came without links: look at everybody again soon. What is known costs nothing."""
         self._wake.set()
 
-    async def of(self, uid: str, pid: int) -> dict[str, str]:
-        """The links of the root that host process `pid` lives in; those that were found first for `uid` stand."""
-        found, settled = await self._of(uid, pid)
+    async def of(self, uid: str, pid: int, below: str = "") -> dict[str, str]:
+        """The links of the root that host process `pid` lives in, or of the one at `below` that it will change to; those that were found
+        first for `uid` stand."""
+        found, settled = await self._of(uid, pid, below)
         if pid and not settled:
             self.ask()  # a runtime may tell of a process before it has changed its root
         return found
 
-    async def _of(self, uid: str, pid: int) -> tuple[dict[str, str], bool]:
+    async def _of(self, uid: str, pid: int, below: str = "") -> tuple[dict[str, str], bool]:
         if not pid or not self._keys:
             # Without paths to look for, who is there does not matter.
             return {}, not self._keys
@@ -128,7 +129,7 @@ class Symlinks:
         missing = [key for key in self._keys if key not in known]
         settled = True
         if missing:
-            fresh, own = await self._look(pid, missing)
+            fresh, own = await self._look(pid, missing, below)
             known = known | fresh
             settled = own or uid == _HOST
             if settled:
@@ -224,7 +225,7 @@ class Symlinks:
                 put(msgspec.structs.replace(one, links=links))
         self._linked(policy_set, identities, put)
 
-    async def _look(self, pid: int, keys: list[str]) -> tuple[dict[str, str], bool]:
+    async def _look(self, pid: int, keys: list[str], below: str) -> tuple[dict[str, str], bool]:
         before = self._stuck.get(pid)
         if before is not None and before.is_alive():
             return {}, True
@@ -237,7 +238,7 @@ class Symlinks:
                 answer.set_result(found)
 
         def work() -> None:
-            found = _look(pid, keys, deadline)
+            found = _look(pid, keys, deadline, below)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(tell, found)
 
@@ -253,12 +254,12 @@ class Symlinks:
             return {}, True
 
 
-def _look(pid: int, keys: list[str], deadline: float) -> tuple[dict[str, str], bool]:
+def _look(pid: int, keys: list[str], deadline: float, below: str) -> tuple[dict[str, str], bool]:
     """What was found in time, and whether the root is another than ours."""
     found: dict[str, str] = {}
     own = False
     try:
-        with Root(pid) as root:
+        with Root(pid, below) as root:
             own = root.other()
             for key in keys:
                 if time.monotonic() > deadline:
