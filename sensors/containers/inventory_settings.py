@@ -59,7 +59,7 @@ class NodeInventorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
             max_length=107,
             pattern="^(|/.*)$",
             description="Unix socket at which the OCI hook of a container (`hauberk hook`) waits for its rules; empty: none.",
-            examples=["/run/hauberk/start.sock"],
+            examples=["/var/lib/hauberk/start/start.sock"],
         ),
     ] = ""
     rescan_seconds: Annotated[

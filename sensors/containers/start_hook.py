@@ -15,7 +15,7 @@ import time
 # Not `socket`, which takes longer to import than everything else here together.
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
-SOCKET = "/run/hauberk/start.sock"
+SOCKET = "/var/lib/hauberk/start/start.sock"
 SECONDS = 2.0
 LONGEST = 50.0
 """Seconds that may be asked for: the agent answers within a minute."""
