@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,13 @@ class Held:
         return made
 
     def metric(self, name: str) -> float:
-        import urllib.request
-
+        """Its value; -1 while nobody answers."""
         url = next(line.split()[1] for line in self.running.said().splitlines() if line.startswith("  metrics"))
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            lines = answer.read().decode().splitlines()
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return -1.0
         return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
 
 
