@@ -334,7 +334,7 @@ class _MemorySubscription:
                 continue
             log = self._bus._logs[place[0]][place[1]]
             if self._position[place] < log.base:
-                gap = Gap(*place, self._position[place], log.base - 1, "retention")
+                gap = Gap(*place, self._position[place], log.base - 1, "retention deleted them first")
                 self._gaps.append(gap)
                 self.skipped += gap.records
                 self._position[place] = log.base

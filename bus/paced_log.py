@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A log line that somebody outside can cause as often as they like: one at once, then one each interval with a count of the others.
 
-What is counted in metrics stays exact. Used on a running event loop. Neighbours: `dead_letters`, `sinks.delivery.consumer`.
+What is counted in metrics stays exact. Without a running event loop each line is said. Neighbours: `dead_letters`, `sinks.delivery.consumer`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ class PacedLog:
         self._wait()
 
     def _wait(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # Nobody could say later what was held back.
+            return
         self._silent = True
-        asyncio.get_running_loop().call_later(self._seconds, self._over)
+        loop.call_later(self._seconds, self._over)
 
     def _over(self) -> None:
         self._silent = False

@@ -25,10 +25,11 @@ import msgspec
 
 from bus.attempts import Attempts, AttemptStats, Stopped
 from bus.backoff import Backoff
-from bus.contract import Bus, Delivery, Partition, Start, Subscription
+from bus.contract import Bus, Delivery, Gap, Partition, Start, Subscription
 from bus.dead_letters import DeadLetters, letter
 from bus.handler import Handler
 from bus.interruptible import Signal, take_or
+from bus.paced_log import PacedLog
 from schemas.errors import HauberkError, Temporary
 from schemas.stats import Gauge, Level
 from schemas.topics import Topic
@@ -108,7 +109,8 @@ class PumpStats(AttemptStats):
 class Pump:
     """`await run()` until `stop()` or `finish()`; or use `task = create_task(pump.run())`.
 
-    `group` None reads as a broadcast reader: same care, no offsets. `who`: for log lines. `position`: (topic name,
+    `group` None reads as a broadcast reader: same care, no offsets. `who`: for log lines. `missed`: called, before the batch behind
+    them is handled, with how many records will never come and the newest gap. `position`: (topic name,
     partition) -> offset after the newest record that was handled.
     """
 
@@ -124,6 +126,7 @@ class Pump:
         settings: PumpSettings | None = None,
         who: str = "",
         random_part: Callable[[], float] = random.random,
+        missed: Callable[[int, Gap], None] | None = None,
     ) -> None:
         self._bus = bus
         self._topics = tuple(topics)
@@ -133,6 +136,8 @@ class Pump:
         self._settings = used = settings or PumpSettings()
         self.stats = PumpStats()
         self._who = who or f"stage `{stage}`"
+        self._missed = missed
+        self._gap_log = PacedLog(log)
         self.attempts = Attempts(
             self._who,
             used.retry,
@@ -239,7 +244,9 @@ class Pump:
             # Before the batch: a partition that was lost and given anew begins again at its committed offset.
             self._forget_lost(subscription)
             dry = 0 if batch else dry + 1
-            self.stats.skipped, self.stats.disowned = subscription.skipped, subscription.disowned
+            self.stats.disowned = subscription.disowned
+            if subscription.skipped != self.stats.skipped:
+                self._tell_missed(subscription)
             if batch:
                 began = time.monotonic()
                 self.stats.late_seconds = max(0.0, time.time() - min(one.record.timestamp_ms for one in batch) / 1000)
@@ -258,6 +265,21 @@ class Pump:
             if (now := time.monotonic()) >= next_lag + (0 if moved != seen else LAG_SECONDS_AT_REST):
                 await self._look_at_lag()
                 next_lag, seen = now + LAG_SECONDS, moved
+
+    def _tell_missed(self, subscription: Subscription) -> None:
+        # Smaller once `run` has begun anew with another subscription.
+        more = subscription.skipped - (self.stats.skipped if self.stats.skipped < subscription.skipped else 0)
+        self.stats.skipped = subscription.skipped
+        if not subscription.gaps:
+            return
+        gap = subscription.gaps[-1]
+        self._gap_log.say(
+            logging.ERROR,
+            f"{self._who}: {more} records will never be read, the newest of `{gap.topic}`, partition {gap.partition}, offsets "
+            f"{gap.first} to {gap.last}: {gap.why}",
+        )
+        if self._missed is not None:
+            self._missed(more, gap)
 
     def _at_the_end(self, subscription: Subscription, dry: bool) -> bool:
         if not self.attempts.stopping.is_set() or self._mark is None:

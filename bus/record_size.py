@@ -5,20 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import NoneType
+from typing import Final
 
 from bus.contract import Record
 from schemas.errors import Refused
 from schemas.topics import Topic
 
+KEY_BYTES: Final = 4096
+"""Of a key, at most: four names of Kubernetes, each as long as may be, are a quarter of it."""
+
 
 def measure(topic: Topic, records: Sequence[Record], most: int) -> int:
-    """Bytes of `records`. `Refused` for one over `most` bytes or made of anything but bytes: one such fails a whole commit."""
+    """Bytes of `records`. `Refused` for one over `most` bytes a key over `KEY_BYTES`, or what is not made of bytes: one such fails a whole commit."""
     total = 0
     for record in records:
         if type(record.key) is not bytes or type(record.value) not in (bytes, NoneType):
             raise Refused(
                 f"`{topic.name}`: expected key and value as bytes, got {type(record.key).__name__} and "
                 f"{type(record.value).__name__}; encode them first"
+            )
+        if len(record.key) > KEY_BYTES:
+            raise Refused(
+                f"`{topic.name}`: expected a key of at most {KEY_BYTES} bytes, got {len(record.key)}; shorten it"
             )
         size = record.size
         if size > most:

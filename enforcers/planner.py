@@ -18,6 +18,7 @@ import msgspec
 
 from bus.contract import Bus, Record
 from bus.follow import Changes, Follower
+from bus.paced_log import PacedLog
 from enforcers.plan import Planner, PlanSettings
 from policy.cluster_facts import ClusterFacts
 from policy.policy_set import PolicySet
@@ -104,6 +105,7 @@ class PlannerEngine:
         self._planner: Planner | None = None
         self._stale = True
         self._stopping = asyncio.Event()
+        self._left_out = PacedLog(log)
         self._follower = Follower(
             bus, (CLUSTER, INVENTORY, POLICIES), stopping=self._stopping, prepare=self._read_plans, failed=self._failed
         )
@@ -224,7 +226,7 @@ class PlannerEngine:
     def _refuse(self, error: Exception) -> None:
         self.stats.refused_records += 1
         self.stats.problem = str(error)
-        log.warning("a record was left out of the plans: %s", error)
+        self._left_out.say(logging.WARNING, f"a record was left out of the plans: {error}")
 
     def _failed(self, error: HauberkError) -> None:
         self.stats.problem = str(error)

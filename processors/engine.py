@@ -20,6 +20,7 @@ import msgspec
 
 from bus.contract import Bus, Delivery, Partition, Record
 from bus.dead_letters import Letter
+from bus.paced_log import PacedLog
 from bus.pump import Pump, PumpSettings
 from bus.rest import REST_SECONDS, until_look
 from bus.side_by_side import SideBySide
@@ -29,6 +30,7 @@ from processors.commit_tracker import CommitTracker
 from processors.followed import Compile, Followed
 from processors.inventory import Inventory, InventorySettings
 from processors.judge import FrameJudge, JudgeSettings
+from processors.missed_frames import MissedFrames
 from processors.names import Names, NameSettings
 from processors.notices import notice
 from processors.parking import Parking, ParkingSettings
@@ -104,6 +106,7 @@ class Processor:
     ) -> None:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
+        self._clock = clock
         self.inventory = Inventory(self.settings.inventory, clock)
         self.judge = FrameJudge(self.settings.judge, self.inventory, compile_ruleset((), self.settings.postures))
         self.parking = Parking(self.settings.parking)
@@ -113,7 +116,17 @@ class Processor:
         self.facts = Followed(
             bus, self.inventory, self.judge.use, self._wake, self.settings.postures, compile_documents, self._damaged
         )
-        self.pump = Pump(bus, (EVENTS_RAW,), self.settings.group, self, stage="processors", settings=self.settings.pump)
+        self._missed = MissedFrames()
+        self.pump = Pump(
+            bus,
+            (EVENTS_RAW,),
+            self.settings.group,
+            self,
+            stage="processors",
+            settings=self.settings.pump,
+            missed=self._missed.add,
+        )
+        self._bugs = PacedLog(log)
         self._reporting = Reporting(bus, self.settings.group, lambda: self.pipeline.numbers) if reports else None
         if due is None and self._reporting is not None:
             due = self._reporting.due
@@ -213,7 +226,9 @@ class Processor:
                     self._bad_frames += self.tracker.dead(delivery)
                     if isinstance(error, HauberkError):
                         raise
-                    log.exception("a frame could not be judged and goes to the dead letters")
+                    self._bugs.say(
+                        logging.ERROR, "a frame could not be judged and goes to the dead letters", exc_info=True
+                    )
                     raise DecodeError(
                         f"expected a frame that can be judged, got {type(error).__name__}: {error}; report it with the dead letter"
                     ) from error
@@ -221,11 +236,18 @@ class Processor:
     async def tick(self, idle: bool) -> None:
         """Publish what is known by now."""
         self.pipeline.settle()
+        self.pipeline.outbox.alerts += self._missed.due(self._clock())
         await self.send()
 
     def wait(self) -> float:
         # Groups to be closed, rows that wait for an owner, silences to be ended: all of them by the clock.
-        busy = self.tracker.open_frames or self.parking.waiting or len(self.throttle) or self.pipeline.losses_wait
+        busy = (
+            self._missed.waiting
+            or self.tracker.open_frames
+            or self.parking.waiting
+            or len(self.throttle)
+            or self.pipeline.losses_wait
+        )
         return _TICK if busy else until_look()
 
     def committable(self) -> Sequence[Delivery]:
@@ -243,6 +265,7 @@ class Processor:
             self.pipeline.settle()
             await self.send()
         self.pipeline.settle(closing=True)
+        self.pipeline.outbox.alerts += self._missed.due(self._clock(), everything=True)
         await self.send()
 
     def released(self, partitions: Collection[Partition]) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from bus.contract import Delivery, Record
+from bus.paced_log import PacedLog
 from processors import rows
 from processors.alerts import Alerts
 from processors.clocks import Clocks
@@ -46,7 +47,7 @@ _RUNS: Final = 4096
 _UNTOLD: Final = int(Access.UNTOLD)
 _bits: Final = int.__and__
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Due = Callable[[FrameHeader, list[int], list[int] | None], None]
 """(of a frame's node, behaviours whose events may be alerts or are asked about one by one, behaviours whose events need only be
@@ -114,6 +115,7 @@ class Pipeline:
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._read_from: dict[tuple[str, str, str], tuple[str, int]] = {}
         self._lost = ReportedLosses()
+        self._bugs = PacedLog(_log)
         self.outbox = Outbox()
         self.groups: list[list[FrameCounts]] = []
         self.counts = PipelineCounts()
@@ -205,8 +207,10 @@ class Pipeline:
         are told as lost and those of other nodes are not touched."""
         try:
             work()
-        except Exception:
-            log.exception("%d events of node `%s` could not be reported in full", events, header.node)
+        except Exception:  # noqa: BLE001 - said with its traceback
+            self._bugs.say(
+                logging.ERROR, f"{events} events of node `{header.node}` could not be reported in full", exc_info=True
+            )
             self.counts.unjudged += events
             self._lost.add(header, 0, [("unjudged", events)])
 

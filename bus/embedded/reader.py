@@ -272,7 +272,9 @@ class EmbeddedSubscription:
             return
         for offset in offsets:
             if offset > position:
-                gap = Gap(topic.name, 0, position, offset - 1, "retention or an unreadable segment")
+                gap = Gap(
+                    topic.name, 0, position, offset - 1, "retention deleted them first, or their segment cannot be read"
+                )
                 self._gaps.append(gap)
                 self.skipped += gap.records
             position = offset + 1

@@ -31,17 +31,22 @@ from bus.kafka.failures import translated
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
 from bus.kafka.unpacking import UnreadBatch, hand_out, most
 from bus.paced_log import PacedLog
+from bus.record_size import KEY_BYTES
 from schemas.errors import Refused
 from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
 
+_RETENTION: Final = "retention deleted them first; is the reader too slow, or was it away for too long?"
 _ROUND_SECONDS: Final = 0.5
 """A `getmany` ends after so long without a record."""
 
 
 class KafkaReader(ABC):
     """The half of `contract.Subscription` that does not depend on who owns what. For one task at a time, as the contract says."""
+
+    _tells = True
+    """Whether gaps are logged here. Those of a group are by its pump."""
 
     def __init__(self, link: BrokerLink, offsets: BrokerOffsets, topics: Sequence[Topic]) -> None:
         self._link = link
@@ -228,7 +233,7 @@ class KafkaReader(ABC):
         if mine not in self._grants or mine in self._revoking:
             return
         # What was fetched before the place was set again is handed out once.
-        fresh = [one for one in came if one.offset >= self._expected(mine)]
+        fresh = [_bounded(one) for one in came if one.offset >= self._expected(mine)]
         if any(isinstance(one, UnreadBatch) for one in fresh):
             fresh = self._without(place, mine, fresh)
         if fresh:
@@ -248,12 +253,12 @@ class KafkaReader(ABC):
         """`came` without what is left out of it, which is a gap."""
         for one in came:
             if isinstance(one, UnreadBatch):
-                self._lose(Gap(*mine, one.offset, one.last, one.why))
-                where = f"{place.topic}, partition {place.partition}, offsets {one.offset} to {one.last}"
-                self._left_out.say(
-                    logging.ERROR,
-                    f"records that cannot be read are left out ({where}): {one.why}; find out who writes to this topic",
-                )
+                self._lose(Gap(*mine, one.offset, one.last, f"{one.why}; find out who writes to this topic"))
+                if self._tells:
+                    where = f"{place.topic}, partition {place.partition}, offsets {one.offset} to {one.last}"
+                    self._left_out.say(
+                        logging.ERROR, f"records that cannot be read are left out ({where}): {self._gaps[-1].why}"
+                    )
         records = [one for one in came if not isinstance(one, UnreadBatch)]
         if not records and not any((one.topic.name, one.partition) == mine for one in self._buffer):
             self._position[mine] = came[-1].last + 1
@@ -297,7 +302,7 @@ class KafkaReader(ABC):
         mine = (topic.name, number)
         self._position[mine] = min(max(offset, begin), end)
         if offset < begin:
-            self._lose(Gap(topic.name, number, offset, begin - 1, "retention"))
+            self._lose(Gap(topic.name, number, offset, begin - 1, _RETENTION))
         elif offset > end:
             # BrokerOffsets began anew: the topic was deleted and made again. Everything on it is new.
             self._position[mine] = begin
@@ -341,3 +346,11 @@ class KafkaReader(ABC):
         self._drop()
         if self._ending:
             await asyncio.wait(self._ending)
+
+
+def _bounded(one: Any) -> Any:
+    """`one`, a record or an UnreadBatch; instead of a record with a key that nobody here writes, an UnreadBatch: whoever follows a
+    topic keeps its keys, and where one belongs is computed at some megabytes a second."""
+    if isinstance(one, UnreadBatch) or len(one.key or b"") <= KEY_BYTES:
+        return one
+    return UnreadBatch(one.offset, one.offset, f"a key of {len(one.key)} bytes, at most {KEY_BYTES} are taken")

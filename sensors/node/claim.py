@@ -24,6 +24,7 @@ from bus.attempts import Attempts, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from bus.interruptible import take_or
+from bus.paced_log import PacedLog
 from schemas.claim import NodeClaim, decode, encode
 from schemas.errors import DecodeError
 from schemas.topics import NODES
@@ -46,6 +47,7 @@ class NameClaim:
             node=node, run=os.urandom(8).hex(), host=os.uname().nodename,
             boot=word("/proc/sys/kernel/random/boot_id"), started_ns=time.time_ns(),
         )  # fmt: skip
+        self._lines = PacedLog(log)
         self.other: NodeClaim | None = None
         self.taken = asyncio.Event()
 
@@ -93,7 +95,7 @@ class NameClaim:
         try:
             one = decode(record.value)
         except DecodeError as error:
-            log.warning("a record of `%s` was left out: %s", NODES.name, error)
+            self._lines.say(logging.WARNING, f"a record of `{NODES.name}` was left out: {error}")
             return
         if one.run == self.mine.run:
             return
@@ -101,5 +103,7 @@ class NameClaim:
             self.other = one
             self.taken.set()
         else:
-            log.error("another process claims the name of this node from host `%s`; it is told to end", one.host)
+            self._lines.say(
+                logging.ERROR, f"another process claims the name of this node from host `{one.host}`; it is told to end"
+            )
             await self._say()

@@ -18,6 +18,7 @@ from bus.attempts import Attempts, Stopped
 from bus.backoff import Backoff
 from bus.contract import Bus, Delivery
 from bus.interruptible import take_or
+from bus.paced_log import PacedLog
 from schemas.errors import DecodeError, KernelError
 from schemas.frame import FrameHeader
 from schemas.progress import Progress, decode
@@ -42,6 +43,7 @@ class Following:
         call_for: Callable[[Sequence[int]], None] = lambda idents: None,
     ) -> None:
         self._call_for = call_for
+        self._left_out = PacedLog(log)
         self._bus, self._node, self._clock = bus, node, clock
         self._groups: dict[str, tuple[Progress, float]] = {}
         self._attempts = Attempts("following the processors", Backoff(max_seconds=5.0), drain_seconds=0.0)
@@ -80,7 +82,7 @@ class Following:
             try:
                 one = decode(delivery.record.value)
             except DecodeError as error:
-                log.warning("a record of `%s` was left out: %s", PROGRESS.name, error)
+                self._left_out.say(logging.WARNING, f"a record of `{PROGRESS.name}` was left out: {error}")
                 continue
             if one.node == self._node and (one.group in self._groups or len(self._groups) < _GROUPS):
                 self._groups[one.group] = (one, now)

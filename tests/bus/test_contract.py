@@ -274,6 +274,13 @@ async def test_end_says_where_the_next_record_goes(world, records):
     assert sum((await bus.end(ALERTS)).values()) == 3
 
 
+async def test_a_key_of_many_bytes_is_refused_before_anything_is_written(world):
+    bus = await world.open()
+    with pytest.raises(Refused, match=r"`alerts`: expected a key of at most 4096 bytes, got 4097"):
+        await bus.publish(ALERTS, [Record(b"k", b"1"), Record(b"k" * 4097, b"2")])
+    assert sum((await bus.end(ALERTS)).values()) == 0
+
+
 async def test_closing_twice_is_once_and_a_closed_bus_refuses(world):
     bus = await world.open()
     await bus.close()

@@ -522,3 +522,29 @@ async def test_a_bus_that_is_away_at_the_start_is_waited_for_and_a_stop_ends_tha
     pump = Pump(bus, [ALERTS], "g", handler, stage="test", settings=QUICK)
     async with running(pump):
         await until(lambda: pump.stats.backing_off)
+
+
+async def test_records_that_will_never_come_are_told(caplog, until):
+    """To whoever runs it, and to the stage before what lies behind them."""
+    bus, order = MemoryBus(), []
+    await bus.publish(ALERTS, [Record(b"k", b"%d" % number) for number in range(10)])
+    async with bus.subscribe([ALERTS], "g", "earliest") as before:
+        await before.take(1, 1.0)
+        await before.commit()
+    bus.drop(ALERTS, 6)
+
+    async def handle(batch):
+        order.extend(int(delivery.record.value) for delivery in batch)
+
+    def missed(many, gap):
+        order.append((many, gap.first, gap.last))
+
+    pump = Pump(bus, [ALERTS], "g", Doing(handle), stage="test", settings=QUICK, missed=missed)
+    async with running(pump):
+        await until(lambda: pump.stats.committed == 4)
+    assert order == [(5, 1, 5), 6, 7, 8, 9]
+    (line,) = [one.getMessage() for one in caplog.records if "never be read" in one.getMessage()]
+    assert line.startswith(
+        "stage `test`: 5 records will never be read, the newest of `alerts`, partition 0, offsets 1 to 5: retention"
+    )
+    assert pump.stats.skipped == 5

@@ -262,3 +262,9 @@ async def test_a_pass_over_one_node_forgets_no_plan_that_is_held(
     assert desk.engine.stats.held == 1
     await desk.bus.publish(POLICIES, [Record(b"KubeArmorPolicy/shop/lost", None)])
     await desk.until(lambda: desk.engine.stats.held == 0 and not desk.plans()[-1].held)
+
+
+async def test_a_flood_of_bad_records_is_one_line(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    await desk.bus.publish(INVENTORY, [Record(b"n/%d" % number, b"no identity") for number in range(50)])
+    await desk.until(lambda: desk.engine.stats.refused_records == 50)
+    assert len([one for one in caplog.messages if "left out of the plans" in one]) == 1

@@ -11,7 +11,7 @@ from msgspec.structs import replace as replaced
 from waiting import until
 
 from bus.backoff import Backoff
-from bus.contract import Record
+from bus.contract import Gap, Record
 from bus.memory import MemoryBus
 from bus.pump import PumpSettings
 from processors.engine import Processor, ProcessorSettings
@@ -264,3 +264,29 @@ async def test_the_sensor_hears_what_is_needed_row_by_row(node, host, web, make_
     processor.stop()
     await task
     await bus.close()
+
+
+async def test_frames_that_retention_took_are_told_as_an_alert(node, host):
+    """One at once, what comes within its silence when the stage ends."""
+    bus = MemoryBus()
+    await bus.publish(INVENTORY, [Record(host.key, identities.encode(host))])
+    await bus.publish(EVENTS_RAW, [node.record() for _ in range(5)])
+    async with bus.subscribe([EVENTS_RAW], "processors", "earliest") as before:
+        await before.take(1, 1.0)
+        await before.commit()
+    bus.drop(EVENTS_RAW, 3)
+    processor = Processor(bus)
+    running = asyncio.create_task(processor.run())
+
+    def told():
+        found = [decode_alert(record.value) for record in bus.records(ALERTS)]
+        return [alert for alert in found if alert.Operation == "FramesLost"]
+
+    await until(told)
+    (alert,) = told()
+    assert (alert.Type, alert.EventData) == ("SystemEvent", {"frames": "2", "topic": "events.raw", "partition": "0"})
+    assert "2 frames of `events.raw` were lost before they were judged" in alert.Message
+    processor._missed.add(4, Gap("events.raw", 0, 9, 12, "retention"))
+    processor.stop()
+    await running
+    assert [alert.EventData["frames"] for alert in told()] == ["2", "4"]
