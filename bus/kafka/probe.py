@@ -67,7 +67,10 @@ async def _steps(settings: KafkaSettings, address: str, stands: list[bool]) -> s
         answer = await reader.readexactly(8)
     except ssl.SSLError as error:
         # With TLS 1.3 the server's word on our certificate comes with the first bytes.
-        return f"our certificate is not accepted ({error.reason or said(error)}); check `bus.tls.cert_file`"
+        return (
+            f"our certificate is not accepted ({error.reason or said(error)}); has `bus.tls.cert_file` expired, or do the brokers not "
+            "trust who signed it?"
+        )
     except (OSError, asyncio.IncompleteReadError):
         if context is not None and not settings.tls.cert_file:
             return "it closed the connection without a word; does this listener ask for a certificate (`bus.tls.cert_file`)?"

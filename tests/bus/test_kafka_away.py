@@ -207,10 +207,15 @@ async def test_a_password_that_becomes_right(secure, tmp_path, opened, until):
 
 async def test_each_wrong_door_has_its_sentence(secure, tmp_path, opened):
     ca, certificate, key = secure.tls("client")
+    expired = secure.tls("yesterday", days=-1)[1:]
     tls, mtls, scram, plain = (secure.addresses(name) for name in ("TLS", "MTLS", "SCRAM", "PLAINTEXT"))
     cases = {
         "certificate is not accepted": (tls, {"security_protocol": "SSL", "tls": KafkaTls(ca_file=certificate)}),
         "ask for a certificate|our certificate": (mtls, {"security_protocol": "SSL", "tls": KafkaTls(ca_file=ca)}),
+        "has `bus.tls.cert_file` expired": (
+            mtls,
+            {"security_protocol": "SSL", "tls": KafkaTls(ca_file=ca, cert_file=expired[0], key_file=expired[1])},
+        ),
         "no TLS there|closed the connection": (plain, {"security_protocol": "SSL", "tls": KafkaTls(ca_file=ca)}),
         "is this listener for": (tls, {}),
         "takes no PLAIN": (

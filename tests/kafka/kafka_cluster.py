@@ -115,9 +115,9 @@ class Cluster:
         index = self._listeners.index(listener)
         return ",".join(f"127.0.0.1:{node.listeners[index]}" for node in self.nodes.values())
 
-    def tls(self, name: str) -> tuple[str, str, str]:
-        """Files for a client called `name`: authority, certificate, key."""
-        return str(self.directory / "tls/ca.pem"), *certificate(self.directory / "tls", name)
+    def tls(self, name: str, days: int = 30) -> tuple[str, str, str]:
+        """Files for a client called `name`: authority, certificate that is good for `days`, key."""
+        return str(self.directory / "tls/ca.pem"), *certificate(self.directory / "tls", name, days)
 
     def start(self, number: int | None = None, *, timeout: float = 240.0) -> float:
         """Start what is not running, and wait until all that run know of each other; seconds that it took."""
