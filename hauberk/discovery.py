@@ -184,9 +184,16 @@ def stored(path: str, query: Query, shadows: Ruleset | None) -> Iterator[Sightin
 
     reader = SqliteReader(path)
     try:
+        before = behaviour = None
         for row in reader.behaviours(query):
-            behaviour = as_judged(row.behaviour)
-            verdicts = shadows.scope(row.identity).judge(behaviour).shadow if shadows is not None else ()
+            if row.behaviour is not before or behaviour is None:
+                before, behaviour = row.behaviour, as_judged(row.behaviour)
+            if shadows is None:
+                yield Sighting(
+                    identity=row.identity, behaviour=behaviour, status=row.status, count=row.count, first=row.first, last=row.last
+                )  # fmt: skip
+                continue
+            verdicts = shadows.scope(row.identity).judge(behaviour).shadow
             yield Sighting(
                 identity=row.identity, behaviour=behaviour, status=row.status, count=row.count, first=row.first,
                 last=row.last, shadowed=any(one.tell for one in verdicts),

@@ -103,6 +103,12 @@ class Access(IntFlag):
     """One of many: its container made more new names than the node could tell, so paths, addresses and arguments were left
     out. Counted exactly, never judged."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> Access:
+        # Asked for each behaviour that is decoded with more than one of these. The library makes the same member anew: 7 of 8 us.
+        known = cls._value2member_map_.get(value)
+        return known if isinstance(known, cls) else super()._missing_(value)
+
     @property
     def changes(self) -> bool:
         """Whether anything but reading or executing is asked for."""

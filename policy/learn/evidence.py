@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Self
 
 Look = tuple[str, int]
 """An instance (its uid) and ten minutes of its life (`sightings.SLOT`): what is done in one look counts once."""
+Birth = tuple[int, Look]
+"""When (Unix ns), and in which look."""
 
 
 class Evidence:
@@ -21,7 +24,7 @@ class Evidence:
         self.count = self.last = 0
         self.first = 1 << 63
         self.looks: dict[Look, int] = {}
-        self.sources: set[str] = set()
+        self.sources: frozenset[str] = frozenset()
         self.write = self.foreign = self.others = False
 
     def add(self, count: int, first: int, last: int, look: Look, source: str) -> None:
@@ -34,13 +37,16 @@ class Evidence:
         known = self.looks.get(look)
         if known is None or first < known:
             self.looks[look] = first
-        self.sources.add(source)
+        if source not in self.sources:
+            self.sources = self.sources | just(source) if self.sources else just(source)
 
     def merge(self, other: Evidence) -> None:
         """Everything of `other` too."""
         self.count += other.count
-        self.first = min(self.first, other.first)
-        self.last = max(self.last, other.last)
+        if other.first < self.first:
+            self.first = other.first
+        if other.last > self.last:
+            self.last = other.last
         if self.looks:
             looks = self.looks
             for look, first in other.looks.items():
@@ -49,7 +55,8 @@ class Evidence:
                     looks[look] = first
         else:
             self.looks = dict(other.looks)
-        self.sources |= other.sources
+        if other.sources is not self.sources and not other.sources <= self.sources:
+            self.sources = self.sources | other.sources if self.sources else other.sources
         self.write |= other.write
         self.foreign |= other.foreign
         self.others |= other.others
@@ -68,10 +75,16 @@ class Evidence:
         return frozenset(uid for uid, _ in self.looks)
 
     @property
-    def birth(self) -> tuple[int, Look]:
+    def birth(self) -> Birth:
         """When and in which look it was seen first."""
         looks = self.looks
         if len(looks) == 1:
-            ((look, first),) = looks.items()
-            return first, look
+            for look, first in looks.items():
+                return first, look
         return min((first, look) for look, first in looks.items())
+
+
+@lru_cache(maxsize=4096)
+def just(source: str) -> frozenset[str]:
+    """One source, the same object each time: most of what is merged has the same."""
+    return frozenset((source,))

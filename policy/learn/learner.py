@@ -22,7 +22,7 @@ from policy.learn.completeness import Completeness, completeness
 from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
-from policy.learn.sightings import Sighting
+from policy.learn.sightings import Group, Shown, Sighting, by_behaviour, flat
 from policy.learn.workloads import LearntWorkload, selector, workload
 from schemas.errors import PolicyError
 from schemas.identity import Identity
@@ -80,25 +80,25 @@ def learn(
 ) -> list[LearntPolicy]:
     """A policy for each workload that was seen, in order of workload. `done` hears how far it is. PolicyError when one would deny its
     own evidence."""
-    grouped: dict[LearntWorkload, list[Sighting]] = {}
-    known: dict[tuple[str, str], list[Sighting]] = {}
+    grouped: dict[LearntWorkload, Group] = {}
+    # By the object, which all sightings of an instance share; they are kept, so its number stays its own.
+    known: dict[int, Group] = {}
     for one in sightings:
-        key = (one.identity.node, one.identity.uid)
-        found = known.get(key)
+        found = known.get(id(one.identity))
         if found is None:
-            found = known[key] = grouped.setdefault(workload(one.identity), [])
-        found.append(one)
+            found = known[id(one.identity)] = grouped.setdefault(workload(one.identity), Group())
+        found.add(one)
     known.clear()
     drafts: list[_Draft] = []
     for number, of in enumerate(sorted(grouped), 1):
         # Let go one by one: what is not evidence is needed no more.
-        draft = _Draft(of, grouped.pop(of), settings)
-        if draft.evidence or draft.apart:
+        draft = _Draft(of, grouped.pop(of).shown(), settings)
+        if draft.shown or draft.apart:
             drafts.append(draft)
         done(number, number + len(grouped))
     for left in reversed(range(ROUNDS)):
-        replay = TrainingReplay(draft.document for draft in drafts if draft.evidence)
-        denied = [(draft, list(replay.denied(draft.evidence))) for draft in drafts]
+        replay = TrainingReplay(draft.document for draft in drafts if draft.shown)
+        denied = [(draft, list(replay.denied_of(draft.shown))) for draft in drafts]
         if not any(some for _, some in denied):
             break
         if not left:
@@ -116,25 +116,27 @@ def learn(
 
 
 class _Draft:
-    def __init__(self, of: LearntWorkload, sightings: list[Sighting], settings: LearnSettings) -> None:
+    def __init__(self, of: LearntWorkload, shown: list[Shown], settings: LearnSettings) -> None:
         self.of = of
         self._settings = settings
-        found = sort_out(of.label, sightings, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)
-        self.evidence, self.apart = found.evidence, found.apart
-        self._build(self.evidence)
+        found = sort_out(of.label, shown, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)
+        self.shown, self.apart = found.shown, found.apart
+        self._build(self.shown)
 
-    def _build(self, evidence: list[Sighting]) -> None:
-        uses = Uses.of(evidence)
+    def _build(self, shown: list[Shown]) -> None:
+        uses = Uses.of(shown)
         # Globs take no `fromSource`, without which the rule of one service would hold for the whole host.
         self.rules = rules(uses, patterns=self._settings.patterns and not self.of.host)
         # Other processes' files below /proc stay theirs, if the workload never looked at any.
         proc = [path for path in uses.files if path.startswith("/proc/") and path[6:7].isdigit()]
         self.presets = ["protectProc"] if proc and not any(uses.files[path].others for path in proc) else []
         newest: dict[str, Sighting] = {}
-        for one in evidence:
-            known = newest.get(one.identity.uid)
-            if known is None or one.last > known.last:
-                newest[one.identity.uid] = one
+        for _, some in shown:
+            for one in some:
+                uid = one.identity.uid
+                known = newest.get(uid)
+                if known is None or one.last > known.last:
+                    newest[uid] = one
         self.identities: dict[str, Identity] = {uid: one.identity for uid, one in newest.items()}
         self._write()
 
@@ -145,13 +147,13 @@ class _Draft:
         )  # fmt: skip
         self.document = documents.checked(self.body)
 
-    def _denied(self, base: list[Sighting], late: list[Sighting]) -> list[Sighting]:
+    def _denied(self, base: list[Shown], late: list[Shown]) -> list[Sighting]:
         self._build(base)
-        return list(TrainingReplay([self.document]).denied(late))
+        return list(TrainingReplay([self.document]).denied_of(late))
 
     def add(self, denied: list[Sighting]) -> None:
         """Rules for exactly what was denied, as wide as the evidence asks for."""
-        uses = Uses.of(denied)
+        uses = Uses.of(by_behaviour(denied))
         merged = {rule.key: rule for rule in self.rules}
         for table, section in ((uses.executed, "process"), (uses.files, "file")):
             for path, evidence in table.items():
@@ -166,9 +168,10 @@ class _Draft:
     def finish(self) -> LearntPolicy:
         body = self.body
         known = completeness(rule.evidence for rule in self.rules)
+        evidence = flat(self.shown)
         if self._settings.mode != "enforce":
             # The alert of a drift says from how much its baseline was learnt.
-            said = f"not among what {len(self.evidence):,} behaviours showed of {self.of.label}; {known.sentence()}"
+            said = f"not among what {len(evidence):,} behaviours showed of {self.of.label}; {known.sentence()}"
             body = documents.document(
                 self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
                 isolate=self._settings.isolate, mode=self._settings.mode, message=said if self._settings.mode == "baseline" else "",
@@ -176,5 +179,5 @@ class _Draft:
         return LearntPolicy(
             workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
             completeness=known, apart=tuple(self.apart),
-            evidence=tuple(self.evidence), sightings=len(self.evidence), events=sum(one.count for one in self.evidence),
+            evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip

@@ -16,13 +16,14 @@ later than what was there. Must never be used for executables. Neighbours: `comp
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 from typing import Final
 
 import msgspec
 
 from policy.learn import zones
 from policy.learn.components import escape, skeleton, strong
-from policy.learn.evidence import Evidence
+from policy.learn.evidence import Birth, Evidence
 
 LEAST: Final = 4
 """Names a directory must have to be an open set. Three are still read one by one; DE of 2023 opened at four without asking more."""
@@ -43,68 +44,92 @@ class PlaceRule(msgspec.Struct, frozen=True, kw_only=True):
     """Paths that it stands for, in order; of a whole directory only some."""
 
 
+_NEVER: Final[Birth] = (1 << 63, ("", 0))
 _NO_CHILDREN: Final[dict[str, _PathNode]] = {}
-"""Of a leaf. Never added to."""
-_NEVER: Final = (1 << 63, ("", 0))
+_NO_LEAVES: Final[dict[str, Evidence]] = {}
+"""Of nodes that have none. Never added to."""
 
 
 class _PathNode:
-    """`born`: when, and in which look, anything at or below it was seen first."""
+    """A directory. `leaves`: evidence of what lies in it by name, of a directory that was opened itself too; `children`: directories with
+    something below them. `born`: when, and in which look, anything at or below it was seen first."""
 
-    __slots__ = ("born", "children", "evidence")
+    __slots__ = ("born", "children", "leaves")
 
     def __init__(self) -> None:
         self.children: dict[str, _PathNode] = _NO_CHILDREN
-        self.evidence: Evidence | None = None
+        self.leaves: dict[str, Evidence] = _NO_LEAVES
         self.born = _NEVER
 
 
 Nodes = list[_PathNode]
+Names = Mapping[str, tuple[Nodes, list[Evidence]]]
+"""What is called so: directories with something below, and what was seen of the name itself."""
 
 
 def generalise(seen: Mapping[str, Evidence], *, reading: bool, patterns: bool = True) -> list[PlaceRule]:
     """The rules for `seen` (absolute paths). `reading`: only reading is meant, so package directories count as one.
     `patterns` False: no globs; what would need one becomes its directory."""
     made: list[PlaceRule] = []
-    _Walk(made, reading, patterns).visit([_tree(seen)], "", "", False)
+    root, own = _tree(seen)
+    _Walk(made, reading, patterns).visit([root], own)
     return made
 
 
-def _tree(seen: Mapping[str, Evidence]) -> _PathNode:
+def _tree(seen: Mapping[str, Evidence]) -> tuple[_PathNode, list[Evidence]]:
+    """(the root, what was seen of the root itself)."""
     root = _PathNode()
-    directories: dict[str, _PathNode] = {}
+    own: list[Evidence] = []
+    directories = {"": root}
     # Parents stand before what is below them.
     order: list[tuple[_PathNode, _PathNode]] = []
     for path, evidence in seen.items():
         parent, _, last = path.rpartition("/")
+        if not last:
+            # Two spellings of one path, as with a slash at its end, are one place.
+            names = [name for name in parent.split("/") if name]
+            if not names:
+                own.append(evidence)
+                continue
+            parent, last = "/".join(["", *names[:-1]]), names[-1]
         node = directories.get(parent)
         if node is None:
-            node = root
-            for name in parent.split("/"):
-                if name:
-                    node = node.children.get(name) or _grown(node, name, order)
-            directories[parent] = node
-        if last:
-            node = node.children.get(last) or _grown(node, last, order)
-        # Two spellings of one path, as with a slash at its end, are one place.
-        node.evidence = evidence if node.evidence is None else Evidence.of((node.evidence, evidence))
+            node = _directory(directories, parent, order)
+        leaves = node.leaves
+        if leaves is _NO_LEAVES:
+            node.leaves = {last: evidence}
+        else:
+            known = leaves.get(last)
+            leaves[last] = evidence if known is None else Evidence.of((known, evidence))
         birth = evidence.birth
         if birth < node.born:
             node.born = birth
     for above, node in reversed(order):
         if node.born < above.born:
             above.born = node.born
-    return root
+    return root, own
 
 
-def _grown(node: _PathNode, name: str, order: list[tuple[_PathNode, _PathNode]]) -> _PathNode:
-    below = _PathNode()
-    if node.children is _NO_CHILDREN:
-        node.children = {name: below}
-    else:
-        node.children[name] = below
-    order.append((node, below))
-    return below
+def _directory(directories: dict[str, _PathNode], path: str, order: list[tuple[_PathNode, _PathNode]]) -> _PathNode:
+    missing: list[str] = []
+    node = None
+    while node is None:
+        missing.append(path)
+        # Of a path that does not begin with a slash the rest is nothing.
+        path = path[: max(path.rfind("/"), 0)]
+        node = directories.get(path)
+    for path in reversed(missing):
+        name = path[path.rfind("/") + 1 :]
+        if name:
+            above, node = node, _PathNode()
+            if above.children is _NO_CHILDREN:
+                above.children = {name: node}
+            else:
+                # Of two spellings (`//`) the first made it.
+                node = above.children.setdefault(name, node)
+            order.append((above, node))
+        directories[path] = node
+    return node
 
 
 class _Walk:
@@ -113,74 +138,78 @@ class _Walk:
         self._reading = reading
         self._patterns = patterns
 
-    def visit(self, nodes: Nodes, plain: str, glob: str, is_glob: bool) -> None:
-        """`nodes`: all that one rule's place stands for. `plain`: one real path of it; `glob`: the place itself, escaped."""
-        # A deep tree is a workload's to make: an explicit stack, no recursion.
-        waiting = [(nodes, plain, glob, is_glob, False)]
+    def visit(self, roots: Nodes, own: list[Evidence]) -> None:
+        """`roots`: one tree, and what was seen of its root."""
+        # A deep tree is a workload's to make: an explicit stack, no recursion. Each: directories that one rule's place stands for, what was
+        # seen of them, one real path of it, the place itself as a glob, whether it is one, whether a rule above covers `own`.
+        waiting = [(roots, own, "", "", False, False)]
         while waiting:
-            nodes, plain, glob, is_glob, covered = waiting.pop()
-            own = [node.evidence for node in nodes if node.evidence is not None]
+            nodes, own, plain, glob, is_glob, covered = waiting.pop()
             if own and not covered:
                 self._emit("pattern" if is_glob else "path", plain, glob, False, own, (plain,))
-            children: dict[str, Nodes] = {}
-            for node in nodes:
-                for name, below in node.children.items():
-                    found_below = children.get(name)
-                    if found_below is None:
-                        children[name] = [below]
-                    else:
-                        found_below.append(below)
-            if not children:
+            if not nodes:
                 continue
             directory = plain or "/"
-            deep = {name: some for name, some in children.items() if _any_children(some)}
-            if self._open(deep, directory):
-                self._emit("dir", plain, glob, True, _all(nodes, children), _samples(plain, children), is_glob)
-                continue
-            leaves = {name: some for name, some in children.items() if _any_evidence(some)}
-            opened = self._open(leaves, directory)
-            if opened:
-                found = [one.evidence for some in leaves.values() for one in some if one.evidence]
-                self._emit("dir", plain, glob, False, found, _samples(plain, leaves), is_glob)
-            waiting += self._below(children, plain, glob, is_glob, directory, opened)
+            opened = False
+            if sum(len(node.children) + len(node.leaves) for node in nodes) >= LEAST:
+                deep, leaves = _births(nodes)
+                if self._open(deep, directory):
+                    self._emit(
+                        "dir", plain, glob, True, [*own, *_below(nodes)], _samples(plain, {**deep, **leaves}), is_glob
+                    )
+                    continue
+                opened = self._open(leaves, directory)
+                if opened:
+                    found = [one for node in nodes for one in node.leaves.values()]
+                    self._emit("dir", plain, glob, False, found, _samples(plain, leaves), is_glob)
+                    if not deep:
+                        continue
+            waiting += self._inner(_named(nodes), plain, glob, is_glob, directory, opened)
 
-    def _below(
-        self, children: dict[str, Nodes], plain: str, glob: str, is_glob: bool, directory: str, opened: bool
-    ) -> list[tuple[Nodes, str, str, bool, bool]]:
+    def _inner(
+        self, names: Names, plain: str, glob: str, is_glob: bool, directory: str, opened: bool
+    ) -> list[tuple[Nodes, list[Evidence], str, str, bool, bool]]:
         grouped: dict[str, list[str]] = {}
         temporary = zones.temporary(directory)
         closed = zones.closed(directory)
-        weak = not closed or directory.startswith("/proc")
-        for name in sorted(children):
+        kind_of = skeleton if not closed or directory.startswith("/proc") else strong
+        for name in sorted(names):
             # What is strong is its own skeleton.
-            kind = skeleton(name, temporary) if weak else strong(name, temporary)
-            grouped.setdefault(kind or escape(name), []).append(name)
-        found: list[tuple[Nodes, str, str, bool, bool]] = []
-        for kind, names in grouped.items():
-            typed = len(names) > 1 or strong(names[0], temporary) != ""
-            if typed and self._patterns:
-                together = [node for name in names for node in children[name]]
-                found.append((together, f"{plain}/{names[0]}", f"{glob}/{kind}", True, opened))
-            elif typed and not closed and not zones.top(directory):
-                together = [node for name in names for node in children[name]]
-                deep = any(node.children for node in together)
-                if not opened or deep:
-                    some = {name: children[name] for name in names}
-                    self._emit("dir", plain, glob, deep, _all([], some), _samples(plain, some), is_glob)
+            kind = kind_of(name, temporary) or escape(name)
+            some = grouped.get(kind)
+            if some is None:
+                grouped[kind] = [name]
             else:
-                found += [
-                    (children[name], f"{plain}/{name}", f"{glob}/{escape(name)}", is_glob, opened) for name in names
-                ]
+                some.append(name)
+        found: list[tuple[Nodes, list[Evidence], str, str, bool, bool]] = []
+        for kind, same in grouped.items():
+            first = same[0]
+            typed = len(same) > 1 or strong(first, temporary) != ""
+            if not typed:
+                nodes, own = names[first]
+                if nodes or not opened:
+                    found.append((nodes, own, f"{plain}/{first}", f"{glob}/{escape(first)}", is_glob, opened))
+                continue
+            nodes = [node for name in same for node in names[name][0]]
+            own = [one for name in same for one in names[name][1]]
+            if self._patterns:
+                if nodes or not opened:
+                    found.append((nodes, own, f"{plain}/{first}", f"{glob}/{kind}", True, opened))
+            elif not closed and not zones.top(directory):
+                if nodes or not opened:
+                    self._emit("dir", plain, glob, bool(nodes), [*own, *_below(nodes)], _samples(plain, same), is_glob)
+            else:
+                found += [(*names[name], f"{plain}/{name}", f"{glob}/{escape(name)}", is_glob, opened) for name in same]
         return found
 
-    def _open(self, children: Mapping[str, Nodes], directory: str) -> bool:
-        if len(children) < LEAST or zones.closed(directory) or zones.top(directory):
+    def _open(self, born: Mapping[str, Birth], directory: str) -> bool:
+        """Whether a rule stands for the whole of a directory with these names in it."""
+        if len(born) < LEAST or zones.closed(directory) or zones.top(directory):
             return False
         temporary = zones.temporary(directory)
-        births: dict[str, tuple[int, tuple[str, int]]] = {}
-        for name, nodes in children.items():
+        births: dict[str, Birth] = {}
+        for name, birth in born.items():
             kind = skeleton(name, temporary)
-            birth = nodes[0].born if len(nodes) == 1 else min(node.born for node in nodes)
             known = births.get(kind)
             if known is None or birth < known:
                 births[kind] = birth
@@ -214,24 +243,51 @@ class _Walk:
         )
 
 
-def _any_children(nodes: Nodes) -> bool:
-    return nodes[0].children is not _NO_CHILDREN or (len(nodes) > 1 and any(node.children for node in nodes))
+def _births(nodes: Nodes) -> tuple[dict[str, Birth], dict[str, Birth]]:
+    """When what is called so was first seen, anything below it too: of directories with something below, and of names that were seen
+    themselves."""
+    deep: dict[str, Birth] = {}
+    leaves: dict[str, Birth] = {}
+    for node in nodes:
+        for name, evidence in node.leaves.items():
+            birth = evidence.birth
+            if name not in leaves or birth < leaves[name]:
+                leaves[name] = birth
+        for name, below in node.children.items():
+            if name not in deep or below.born < deep[name]:
+                deep[name] = below.born
+    for name in deep.keys() & leaves.keys():
+        deep[name] = leaves[name] = min(deep[name], leaves[name])
+    return deep, leaves
 
 
-def _any_evidence(nodes: Nodes) -> bool:
-    return nodes[0].evidence is not None or (len(nodes) > 1 and any(node.evidence is not None for node in nodes))
+def _named(nodes: Nodes) -> Names:
+    found: dict[str, tuple[Nodes, list[Evidence]]] = {}
+    for node in nodes:
+        for name, evidence in node.leaves.items():
+            known = found.get(name)
+            if known is None:
+                found[name] = ([], [evidence])
+            else:
+                known[1].append(evidence)
+        for name, below in node.children.items():
+            known = found.get(name)
+            if known is None:
+                found[name] = ([below], [])
+            else:
+                known[0].append(below)
+    return found
 
 
-def _all(nodes: Nodes, children: dict[str, Nodes]) -> list[Evidence]:
-    found = [node.evidence for node in nodes if node.evidence is not None]
-    waiting = [one for some in children.values() for one in some]
+def _below(nodes: Nodes) -> list[Evidence]:
+    found: list[Evidence] = []
+    waiting = [*nodes]
     while waiting:
         one = waiting.pop()
-        if one.evidence is not None:
-            found.append(one.evidence)
+        found += one.leaves.values()
         waiting += one.children.values()
     return found
 
 
-def _samples(plain: str, children: Mapping[str, Nodes]) -> tuple[str, ...]:
-    return tuple(f"{plain}/{name}" for name in sorted(children)[:5])
+def _samples(plain: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{plain}/{name}" for name in nsmallest(5, names))

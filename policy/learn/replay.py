@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from policy.learn.sightings import Sighting, by_behaviour
+from policy.learn.sightings import Shown, Sighting, by_behaviour
 from policy.ruleset import PostureSettings, Ruleset, Scope, compile_ruleset
 from schemas.identity import Identity
 from schemas.policy import PolicyDocument
@@ -20,31 +20,42 @@ STRICT: Final = PostureSettings(
 )  # fmt: skip
 
 
+_ALLOW: Final = Action.ALLOW
+
+
 class TrainingReplay:
     """Policies as they would be if nothing softened them: no audited workloads, no namespace annotations, no untracked namespaces."""
 
     def __init__(self, documents: Iterable[PolicyDocument]) -> None:
         self.ruleset: Ruleset = compile_ruleset(documents, STRICT)
-        self._scopes: dict[tuple[str, str], Scope] = {}
+        self._scopes: dict[int, tuple[Identity, Scope]] = {}
 
     def scope(self, identity: Identity) -> Scope:
         """What holds for an identity."""
-        key = (identity.node, identity.uid)
-        found = self._scopes.get(key)
+        # By the object, of which all its sightings share one. What is kept with the answer keeps its number from being another's.
+        found = self._scopes.get(id(identity))
         if found is None:
             plain = msgspec.structs.replace(identity, annotations={}, namespace_annotations={}, confirmed=True)
-            found = self._scopes[key] = self.ruleset.scope(plain)
-        return found
+            found = self._scopes[id(identity)] = (identity, self.ruleset.scope(plain))
+        return found[1]
 
     def denied(self, sightings: Iterable[Sighting]) -> Iterator[Sighting]:
         """Those of `sightings` that would not pass."""
-        for behaviour, some in by_behaviour(sightings):
+        return self.denied_of(by_behaviour(sightings))
+
+    def denied_of(self, shown: Iterable[Shown]) -> Iterator[Sighting]:
+        """The same of what is in groups already."""
+        for behaviour, some in shown:
+            if len(some) == 1:
+                if self.scope(some[0].identity).judge(behaviour).action is not _ALLOW:
+                    yield some[0]
+                continue
             # Instances of a workload share their scope: one question for all of them.
             passes: dict[Scope, bool] = {}
             for one in some:
                 scope = self.scope(one.identity)
                 passed = passes.get(scope)
                 if passed is None:
-                    passed = passes[scope] = scope.judge(behaviour).action is Action.ALLOW
+                    passed = passes[scope] = scope.judge(behaviour).action is _ALLOW
                 if not passed:
                     yield one

@@ -9,7 +9,7 @@ instances showed it, or when its id is accepted. What a program does that is set
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +19,19 @@ from policy.learn import zones
 from policy.learn.components import skeleton
 from policy.learn.evidence import Evidence
 from policy.learn.rules import word
-from policy.learn.sightings import SLOT, Shown, Sighting, Use, by_behaviour, paths, refused, use, use_of, writes
+from policy.learn.sightings import (
+    ALLOWED,
+    SLOT,
+    Shown,
+    Sighting,
+    Use,
+    by_behaviour,
+    paths,
+    refused,
+    use,
+    use_of,
+    writes,
+)
 from policy.learn.suspicion import executed, reason
 from schemas.behaviour import Behaviour
 from schemas.identity import Kind
@@ -57,21 +69,25 @@ class ReviewItem(msgspec.Struct, frozen=True, kw_only=True):
 class Sorted(msgspec.Struct, kw_only=True):
     """The sightings of one workload's container: what is learnt, what is set apart."""
 
-    evidence: list[Sighting] = []
+    shown: list[Shown] = []
     apart: list[ReviewItem] = []
 
 
 def sort_out(
-    name: str, sightings: Iterable[Sighting], accepted: Collection[str], quiet_ns: int,
-    denied: Callable[[list[Sighting], list[Sighting]], list[Sighting]],
+    name: str, shown: Iterable[Shown], accepted: Collection[str], quiet_ns: int,
+    denied: Callable[[list[Shown], list[Shown]], list[Sighting]],
 ) -> Sorted:  # fmt: skip
     """`name`: the workload's, for the ids. `denied(base, late)`: which of `late` a policy learnt from `base` would deny."""
     grouped: list[Shown] = []
     items: dict[Subject, _Item] = {}
-    for behaviour, some in by_behaviour(sightings):
+    for behaviour, some in shown:
         plain = use_of(behaviour)
-        if plain is Use.NOTHING and not any(map(refused, some)):
-            continue
+        if not any(one.status != ALLOWED or one.shadowed for one in some):
+            if plain is Use.EVIDENCE:
+                grouped.append((behaviour, some))
+                continue
+            if plain is Use.NOTHING:
+                continue
         heard: list[Sighting] = []
         for one in some:
             match Use.REFUSED if refused(one) else plain:
@@ -93,7 +109,9 @@ def sort_out(
         if behaviour.cls is Class.FILE and writes(behaviour):
             first = _first(some)
             for path in paths(behaviour):
-                written[path] = min(first, written.get(path, first))
+                known = written.get(path)
+                if known is None or first < known:
+                    written[path] = first
     entries, births = _starts(grouped)
     odd: dict[Subject, list[Sighting]] = {}
     kept: list[Shown] = []
@@ -139,10 +157,10 @@ def sort_out(
                 _put(items, one, f"done by `{behaviour.executable}`, which is set apart")
         if before:
             done.append((behaviour, before))
-    evidence = _after_quiet(name, done, items, accepted, quiet_ns, denied)
+    kept = _after_quiet(name, done, items, accepted, quiet_ns, denied)
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
-    return Sorted(evidence=evidence, apart=apart)
+    return Sorted(shown=kept, apart=apart)
 
 
 def _first(some: list[Sighting]) -> int:
@@ -152,7 +170,10 @@ def _first(some: list[Sighting]) -> int:
 def _starts(grouped: Iterable[Shown]) -> tuple[dict[str, Moment], dict[str, int]]:
     """(the first program of each instance; for each program, how many instances had begun when the first of those that ran it did)."""
     begun: dict[str, int] = {}
-    for _, some in grouped:
+    run: list[Shown] = []
+    for behaviour, some in grouped:
+        if behaviour.operation is Operation.EXEC:
+            run.append((behaviour, some))
         for one in some:
             uid = one.identity.uid
             known = begun.get(uid)
@@ -161,9 +182,7 @@ def _starts(grouped: Iterable[Shown]) -> tuple[dict[str, Moment], dict[str, int]
     rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
     started: dict[str, Moment] = {}
     births: dict[str, int] = {}
-    for behaviour, some in grouped:
-        if behaviour.operation is not Operation.EXEC:
-            continue
+    for behaviour, some in run:
         for one in some:
             uid = one.identity.uid
             started[uid] = min(_moment(one), started.get(uid, _moment(one)))
@@ -178,14 +197,13 @@ def _moment(one: Sighting) -> Moment:
 
 def _after_quiet(
     name: str, grouped: list[Shown], items: dict[Subject, _Item], accepted: Collection[str], quiet_ns: int,
-    denied: Callable[[list[Sighting], list[Sighting]], list[Sighting]],
-) -> list[Sighting]:  # fmt: skip
+    denied: Callable[[list[Shown], list[Shown]], list[Sighting]],
+) -> list[Shown]:  # fmt: skip
     since = quiet_since(grouped, quiet_ns)
-    evidence = [one for _, some in grouped for one in some]
     if since is None:
-        return evidence
-    base = [one for one in evidence if one.first <= since]
-    late = [one for one in evidence if one.first > since]
+        return grouped
+    base = _only(grouped, lambda one: one.first <= since)
+    late = _only(grouped, lambda one: one.first > since)
     refused: dict[Subject, list[Sighting]] = {}
     why = "new after the workload had been doing nothing new"
     for one in denied(base, late):
@@ -196,20 +214,31 @@ def _after_quiet(
             for one in some:
                 _put(items, one, why)
                 out.add(id(one))
-    return [one for one in evidence if id(one) not in out]
+    return _only(grouped, lambda one: id(one) not in out)
 
 
-def quiet_since(grouped: Iterable[Shown], quiet_ns: int) -> int | None:
+def _only(grouped: Iterable[Shown], wanted: Callable[[Sighting], bool]) -> list[Shown]:
+    return [(behaviour, kept) for behaviour, some in grouped if (kept := [one for one in some if wanted(one)])]
+
+
+def quiet_since(grouped: Sequence[Shown], quiet_ns: int) -> int | None:
     """When (Unix ns) a workload had been doing nothing new for `quiet_ns` while it ran; None when it never had.
 
     New is a program, a protocol, a directory: names of files alone go on changing."""
-    births: dict[tuple[str, str], int] = {}
     begin, end = 1 << 63, 0
+    for _, some in grouped:
+        for one in some:
+            if one.first < begin:
+                begin = one.first
+            if one.last > end:
+                end = one.last
+    if end - begin < quiet_ns:
+        # Nothing can have been quiet for longer than all of it took.
+        return None
+    births: dict[tuple[str, str], int] = {}
     files: dict[tuple[str, str], int] = {}
     for behaviour, some in grouped:
         first = _first(some)
-        last = some[0].last if len(some) == 1 else max(one.last for one in some)
-        begin, end = min(begin, first), max(end, last)
         if behaviour.cls is Class.FILE:
             kind = "write" if writes(behaviour) else "read"
             for path in paths(behaviour):
@@ -220,9 +249,6 @@ def quiet_since(grouped: Iterable[Shown], quiet_ns: int) -> int | None:
             continue
         for feature in _features(behaviour):
             births[feature] = min(first, births.get(feature, first))
-    if end - begin < quiet_ns:
-        # Nothing can have been quiet for longer than all of it took.
-        return None
     for (kind, directory), first in files.items():
         feature = (kind, _directory(directory or "/"))
         births[feature] = min(first, births.get(feature, first))

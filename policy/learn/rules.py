@@ -18,13 +18,14 @@ from policy.learn import zones
 from policy.learn.components import escape
 from policy.learn.evidence import Evidence
 from policy.learn.paths import PlaceRule, generalise
-from policy.learn.sightings import SLOT, Sighting, by_behaviour, owned, paths, writes
+from policy.learn.sightings import SLOT, Shown, Sighting, paths, writes
 from policy.match import glob
 from policy.match.automata import Automaton
-from schemas.behaviour import Behaviour
+from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.operations import Access, Class
 
 _OWN: Final = int(Access.OWN)
+_bits: Final = int.__and__
 SOURCES: Final = 16
 """Sources written under a rule; where more do it, anybody may."""
 _PREFERRED: Final = (
@@ -73,14 +74,14 @@ class Uses:
         self.sockets: dict[str, Evidence] = {}
 
     @classmethod
-    def of(cls, evidence: Iterable[Sighting]) -> Self:
+    def of(cls, shown: Iterable[Shown]) -> Self:
         """All that these sightings used."""
         made = cls()
-        for behaviour, some in by_behaviour(evidence):
+        for behaviour, some in shown:
             made.add(behaviour, some)
         return made
 
-    def add(self, behaviour: Behaviour, some: Iterable[Sighting]) -> None:
+    def add(self, behaviour: Behaviour, some: list[Sighting]) -> None:
         """Sightings of one behaviour that are evidence."""
         cls = behaviour.cls
         if cls is Class.NETWORK and behaviour.family in LOCAL:
@@ -88,22 +89,23 @@ class Uses:
         source = (behaviour.parent or behaviour.executable) if cls is Class.PROCESS else behaviour.executable
         seen = Evidence()
         for one in some:
-            seen.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), source)
-        if cls is Class.NETWORK:
-            _into(self.sockets, word(behaviour), seen, False)
-            return
-        taken = False
-        if cls is Class.PROCESS:
-            for path in paths(behaviour):
-                taken = _into(self.executed, path, seen, taken)
-            return
-        seen.write = writes(behaviour)
-        seen.foreign = not owned(behaviour)
-        seen.others = not int(behaviour.access) & _OWN
-        for path in paths(behaviour):
-            taken = _into(self.files, path, seen, taken)
-            if seen.write:
-                taken = _into(self.changed, path, seen, taken)
+            first = one.first
+            seen.add(one.count, first, one.last, (one.identity.uid, first // SLOT), source)
+        if cls is Class.FILE:
+            write = seen.write = writes(behaviour)
+            owner = behaviour.owner
+            seen.foreign = owner == NO_OWNER or owner != behaviour.uid
+            seen.others = not _bits(behaviour.access, _OWN)
+            for number, path in enumerate(paths(behaviour)):
+                mine = Evidence.of((seen,)) if number else seen
+                _into(self.files, path, mine, self.changed)
+                if write:
+                    _into(self.changed, path, mine, self.files)
+        elif cls is Class.NETWORK:
+            _into(self.sockets, word(behaviour), seen, {})
+        else:
+            for number, path in enumerate(paths(behaviour)):
+                _into(self.executed, path, Evidence.of((seen,)) if number else seen, {})
 
 
 def word(behaviour: Behaviour) -> str:
@@ -218,14 +220,15 @@ class _Covering:
         return found
 
 
-def _into(table: dict[str, Evidence], key: str, seen: Evidence, taken: bool) -> bool:
-    """Adds `seen`. Whether it lies in a table itself now, so that the next one needs a copy: `taken` says that it did before."""
+def _into(table: dict[str, Evidence], key: str, seen: Evidence, beside: dict[str, Evidence]) -> None:
+    """Adds `seen`, which is the entry itself where there was none. What lies in `beside` too is copied before it is added to."""
     found = table.get(key)
-    if found is not None:
-        found.merge(seen)
-        return taken
-    table[key] = Evidence.of((seen,)) if taken else seen
-    return True
+    if found is None:
+        table[key] = seen
+        return
+    if beside.get(key) is found:
+        found = table[key] = Evidence.of((found,))
+    found.merge(seen)
 
 
 def _sources(evidence: Evidence) -> tuple[str, ...]:

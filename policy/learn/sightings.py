@@ -11,7 +11,7 @@ instances that showed it: `by_behaviour`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -34,6 +34,8 @@ _UNTOLD: Final = int(Access.UNTOLD)
 _PARTIAL: Final = int(Access.PARTIAL)
 """As plain numbers: an operation on flags makes a flag, and there is one for each stored behaviour."""
 _TWO_PATHS: Final = frozenset((Operation.RENAME, Operation.LINK))
+_OPEN: Final = Operation.OPEN
+_bits: Final = int.__and__
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -65,17 +67,38 @@ Shown = tuple[Behaviour, list[Sighting]]
 """A behaviour and its sightings, one for each instance that showed it."""
 
 
-def by_behaviour(sightings: Iterable[Sighting]) -> Iterator[Shown]:
-    """Each behaviour with its sightings, in the order of the first. Equal behaviours that are several objects come several times."""
-    grouped: dict[int, list[Sighting]] = {}
-    for one in sightings:
-        some = grouped.get(id(one.behaviour))
+class Group:
+    """Sightings by behaviour, as they come."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: dict[int, list[Sighting]] = {}
+
+    def add(self, one: Sighting) -> None:
+        """One more."""
+        some = self._found.get(id(one.behaviour))
         if some is None:
-            grouped[id(one.behaviour)] = [one]
+            self._found[id(one.behaviour)] = [one]
         else:
             some.append(one)
-    for some in grouped.values():
-        yield some[0].behaviour, some
+
+    def shown(self) -> list[Shown]:
+        """Each behaviour with its sightings, in the order of the first. Equal behaviours that are several objects come several times."""
+        return [(some[0].behaviour, some) for some in self._found.values()]
+
+
+def by_behaviour(sightings: Iterable[Sighting]) -> list[Shown]:
+    """What `Group` makes of them."""
+    grouped = Group()
+    for one in sightings:
+        grouped.add(one)
+    return grouped.shown()
+
+
+def flat(shown: Iterable[Shown]) -> list[Sighting]:
+    """The sightings of all of them."""
+    return [one for _, some in shown for one in some]
 
 
 def use(sighting: Sighting) -> Use:
@@ -88,8 +111,20 @@ def refused(sighting: Sighting) -> bool:
     return (sighting.status != ALLOWED or sighting.shadowed) and not int(sighting.behaviour.access) & _UNTOLD
 
 
+_EVIDENCE: Final = Use.EVIDENCE
+_NAMELESS: Final = Use.NAMELESS
+
+
+def plain_open(behaviour: Behaviour) -> bool:
+    """Whether it is the opening of one file, which passed and of which all was told: nearly all that there is."""
+    return behaviour.operation is _OPEN and not behaviour.result and not _bits(behaviour.access, _UNTOLD | _PARTIAL)
+
+
 def use_of(behaviour: Behaviour) -> Use:
     """Which of the four, when nobody spoke against it."""
+    if plain_open(behaviour):
+        path = behaviour.resource
+        return _EVIDENCE if path.startswith("/") and "\0" not in path else _NAMELESS
     if int(behaviour.access) & _UNTOLD:
         # What was left out of it cannot be learnt, and is not to be missed unseen.
         cls = behaviour.cls
@@ -121,7 +156,10 @@ _NAMES: Final = ("executable", "parent", "resource", "resource2", "script")
 def as_judged(behaviour: Behaviour) -> Behaviour:
     """A stored behaviour with its bytes that are not UTF-8 as a judge has them, one surrogate each. Stores carry them as `\\xff`; a file may
     be called that too, so rules for it take both (`components.escape`)."""
-    if not any("\\x" in getattr(behaviour, name) for name in _NAMES):
+    if not (
+        "\\x" in behaviour.resource or "\\x" in behaviour.executable or "\\x" in behaviour.parent
+        or "\\x" in behaviour.resource2 or "\\x" in behaviour.script
+    ):  # fmt: skip
         return behaviour
     whole = {name: _TOLD_BYTE.sub(_surrogate, getattr(behaviour, name)) for name in _NAMES}
     return msgspec.structs.replace(behaviour, **whole)

@@ -17,6 +17,7 @@ from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class, Operation
 
 _EMPTIED: Final = int(Access.TRUNCATE)
+_OWN: Final = int(Access.OWN)
 
 
 def reason(behaviour: Behaviour) -> str:
@@ -49,7 +50,7 @@ def executed(one: Sighting, written: Mapping[str, int], *, entry: bool = False) 
 def _touched(behaviour: Behaviour) -> str:
     write = writes(behaviour)
     for path in paths(behaviour):
-        if zones.secret(path) and not behaviour.access & Access.OWN:
+        if zones.secret(path) and not int(behaviour.access) & _OWN:
             return "a secret"
         if not write:
             continue

@@ -28,6 +28,8 @@ _SECRET: Final = re.compile(
     r"|/(?:var/)?run/secrets/.*|/proc/(?:[0-9]+/(?:environ|mem)|kcore|kallsyms)|/dev/(?:mem|kmem|port)|/etc/kubernetes/.*"
     r"|/var/lib/kubelet/.*|(?:/var)?/run/(?:docker|containerd/containerd|crio/crio)\.sock"
 )
+_WITH_SECRETS: Final = ("/etc/", "/root/", "/home/", "/run/", "/var/run/", "/proc/", "/dev/", "/var/lib/kubelet/")
+"""Where `_SECRET` begins; most paths lie elsewhere."""
 _PERSISTENT: Final = re.compile(
     r"/etc/(?:cron.*|ld\.so\.(?:preload|conf.*)|passwd|shadow|group|gshadow|sudoers.*|profile.*|bash.*|rc.*|init\.d/.*|systemd/.*"
     r"|pam\.d/.*|ssh/.*|inittab|environment)|/var/spool/cron/.*|/(?:root|home/[^/]+)/(?:\.ssh/.*|\.bash.*|\.profile|\.zsh.*"
@@ -41,6 +43,7 @@ _SERVED: Final = re.compile(
     r"(?i)(?:/var/www|/srv/(?:www|http)|/usr/share/nginx|/usr/local/apache2/htdocs|/.*/(?:htdocs|public_html|webapps|wwwroot))/.*"
     r"\.(?:php[0-9]?|phtml|phar|jspx?|jspf|war|aspx?|ashx|cgi|pl|py|rb|sh)"
 )
+_SCRIPT: Final = re.compile(r"(?i)\.(?:php[0-9]?|phtml|phar|jspx?|jspf|war|aspx?|ashx|cgi|pl|py|rb|sh)\Z")
 TOOLS: Final = frozenset(
     [
         "nc",
@@ -138,7 +141,7 @@ def writable(path: str) -> bool:
 
 def secret(path: str) -> bool:
     """Keys, tokens, password hashes, the memory of others."""
-    return _SECRET.fullmatch(path) is not None
+    return path.startswith(_WITH_SECRETS) and _SECRET.fullmatch(path) is not None
 
 
 def persistent(path: str) -> bool:
@@ -158,4 +161,4 @@ def record(path: str) -> bool:
 
 def served(path: str) -> bool:
     """Whether a web server would run it for whoever asks."""
-    return _SERVED.fullmatch(path) is not None
+    return _SCRIPT.search(path) is not None and _SERVED.fullmatch(path) is not None

@@ -27,8 +27,7 @@ _decode_rule = msgspec.msgpack.Decoder(RuleRef).decode
 
 _ALERTS_MOST = 1000
 _DECODED_MOST = 1 << 16
-"""Behaviours kept decoded while a question is answered, at most about 50 MB."""
-
+"""Behaviours kept decoded while rows come in another order than theirs, at most about 50 MB."""
 
 _BUCKETS = (
     "bucket IN (WITH RECURSIVE b(at) AS (SELECT min(bucket) FROM {name} UNION ALL "
@@ -118,19 +117,22 @@ class SqliteReader:
             if query.limit:
                 tail += f" LIMIT {query.limit:d}"
             decoded: dict[int, Behaviour] = {}
+            of = -1
+            behaviour = Behaviour()
             for identity, verdict, ident, body, count, first, last in db.execute(
                 "SELECT s.identity, s.verdict, s.behaviour, b.body, s.count, s.first, s.last FROM ("
                 "SELECT c.identity, c.behaviour, c.verdict, sum(c.count) AS count, min(c.first) AS first, "
-                f"max(c.last) AS last FROM ({where}) c GROUP BY 1, 2, 3) s JOIN behaviour b ON b.id = s.behaviour{tail}",
+                f"max(c.last) AS last FROM ({where}) c GROUP BY 2, 1, 3) s JOIN behaviour b ON b.id = s.behaviour{tail}",
                 values,
             ):
                 status, policy, rule = verdicts[verdict]
-                behaviour = decoded.get(ident)
-                if behaviour is None:
-                    # One object for all instances that showed it: a third of the time of reading, most of its memory.
-                    if len(decoded) >= _DECODED_MOST:
-                        decoded.clear()
-                    behaviour = decoded[ident] = _decode_behaviour(body)
+                if ident != of:
+                    # Grouped by behaviour: one object for all instances that showed it, decoded once, and found in the order of its table.
+                    of = ident
+                    found = decoded.get(ident) if ordered else None
+                    behaviour = _decode_behaviour(body) if found is None else found
+                    if ordered and found is None and len(decoded) < _DECODED_MOST:
+                        decoded[ident] = behaviour
                 yield StoredRow(
                     identity=identities[identity],
                     behaviour=behaviour,

@@ -12,7 +12,7 @@ from policy.learn.evidence import Evidence
 from policy.learn.network.addresses import metadata_service, parsed
 from policy.learn.network.flows import FlowKey, Flows, Subject
 from policy.learn.review import TWICE, UNTOLD, ReviewItem, sort_out
-from policy.learn.sightings import Sighting, paths
+from policy.learn.sightings import Sighting, by_behaviour, paths
 from policy.learn.workloads import LearntWorkload, workload
 from schemas.operations import Class, Operation, class_of
 
@@ -32,9 +32,9 @@ def known_programs(
     kept: list[Sighting] = []
     apart: list[tuple[LearntWorkload, ReviewItem]] = []
     for of, some in sorted(groups.items()):
-        found = sort_out(of.label, some, accepted, 1 << 62, lambda base, late: [])
+        found = sort_out(of.label, by_behaviour(some), accepted, 1 << 62, lambda base, late: [])
         run = {
-            path for one in found.evidence if one.behaviour.operation is Operation.EXEC for path in paths(one.behaviour)
+            path for behaviour, _ in found.shown if behaviour.operation is Operation.EXEC for path in paths(behaviour)
         }
         strange = {item.resource: item for item in found.apart if item.operation == "exec" and item.resource not in run}
         sockets = [one for one in some if one.behaviour.cls is Class.NETWORK]
