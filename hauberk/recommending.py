@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -18,16 +19,17 @@ import msgspec
 import policy.recommend
 from hauberk.client import labels, seconds
 from hauberk.configuration import complete, store_path
+from hauberk.discovery import stored
 from hauberk.images.archives import read_path
 from hauberk.images.image import ReadImage
-from hauberk.images.registry import pull, reference
+from hauberk.images.registry import ImageReference, pull, reference
 from hauberk.images.streams import ImageLimits
-from hauberk.learning import selectable
+from hauberk.learning import ROWS, selectable
 from hauberk.manifests import ManifestContainer, manifests
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
 from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
-from policy.learn.sightings import Sighting, as_judged
+from policy.learn.sightings import Sighting
 from policy.learn.workloads import OF_ONE_POD, workload
 from policy.recommend.contents import ImageContents
 from policy.recommend.recommend import HardenedWorkload, Recommendation
@@ -37,18 +39,28 @@ from schemas.behaviour import Behaviour
 from schemas.errors import SettingsError
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
+from sinks.store.queries import SqliteReader
+from sinks.store.store import Query
 
 _FILE: Final = "templates.yaml"
 _MOST: Final = 4 << 20
 
 
+class RecordedWorkload(msgspec.Struct, kw_only=True):
+    """A container of the summary store: its instances by (node, uid), and how many rows they have."""
+
+    workload: HardenedWorkload
+    instances: set[tuple[str, str]] = set()
+    rows: int = 0
+
+
 class HardeningTarget(msgspec.Struct, kw_only=True):
-    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what it was seen doing."""
+    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it."""
 
     workload: HardenedWorkload
     contents: ImageContents | None = None
     commands: tuple[str, ...] = ()
-    sightings: list[Sighting] = []
+    recorded: list[RecordedWorkload] = []
 
 
 def recommend(given: argparse.Namespace) -> int:
@@ -66,7 +78,9 @@ def recommend(given: argparse.Namespace) -> int:
         ),
         "hauberk recommend",
     )
-    found = _distinct([_ask(target, chosen) for target in line.each(targets)])
+    found = _distinct(
+        [_ask(target, sightings, chosen) for target, sightings in line.each(_with_sightings(targets, given))]
+    )
     if given.image and not given.file:
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
@@ -200,7 +214,7 @@ def _targets(given: argparse.Namespace) -> list[HardeningTarget]:
     if given.file:
         found = [_of_manifest(one) for one in manifests([Path(text) for text in given.file])]
     elif recorded and not given.image:
-        found = [HardeningTarget(workload=one) for one, _ in recorded]
+        found = [HardeningTarget(workload=one.workload) for one in recorded]
     else:
         found = [
             HardeningTarget(workload=_of_image(one), contents=one.contents, commands=one.commands) for one in images
@@ -216,9 +230,9 @@ def _targets(given: argparse.Namespace) -> list[HardeningTarget]:
         if given.namespace in (None, one.workload.namespace) and wanted <= one.workload.labels.items()
     ]
     for one in found:
-        one.sightings = [
-            each for of, some in recorded if _same(of, one.workload) or (not given.file and _alike(of.image, one.workload.image))
-            for each in some
+        one.recorded = [
+            each for each in recorded
+            if _same(each.workload, one.workload) or (not given.file and _alike(each.workload.image, one.workload.image))
         ]  # fmt: skip
         if one.contents is None and (image := _matching(one.workload.image, images, given)) is not None:
             one.contents = image.contents
@@ -257,10 +271,16 @@ def _matching(image: str, images: list[ReadImage], given: argparse.Namespace) ->
 
 
 def _alike(one: str, other: str) -> bool:
+    mine, its = _reference(one), _reference(other)
+    return mine is not None and mine == its
+
+
+@lru_cache(maxsize=65536)
+def _reference(text: str) -> ImageReference | None:
     try:
-        return reference(one) == reference(other)
+        return reference(text)
     except SettingsError:
-        return False
+        return None
 
 
 def _of_manifest(one: ManifestContainer) -> HardeningTarget:
@@ -277,48 +297,60 @@ def _of_image(one: ReadImage) -> HardenedWorkload:
     return HardenedWorkload(name=name, container=name, image=text)
 
 
-def _recorded(given: argparse.Namespace) -> list[tuple[HardenedWorkload, list[Sighting]]]:
-    """What the summary store has, by workload; nothing where there is none."""
-    from schemas.operations import Class
-    from sinks.store.queries import SqliteReader
-    from sinks.store.store import Query
+def _query(given: argparse.Namespace) -> Query:
+    return Query(namespace=given.namespace, kinds=("container",), since=int(time.time() - seconds(given.since)))
 
+
+def _recorded(given: argparse.Namespace) -> list[RecordedWorkload]:
+    """Whom the summary store has; nothing where there is none."""
     path = store_path(given)
     if not path.exists():
         return []
     reader = SqliteReader(str(path))
-    found: dict[tuple[str, ...], tuple[HardenedWorkload, list[Sighting]]] = {}
-    known: dict[tuple[str, str], HardenedWorkload] = {}
-    line = ProgressLine(
-        lambda number, seconds: f"{number:,} stored behaviours read in {seconds:.0f} s", "hauberk recommend"
-    )
     try:
-        query = Query(namespace=given.namespace, kinds=("container",), classes=(Class.PROCESS, Class.FILE, Class.NETWORK), since=int(time.time() - seconds(given.since)))  # fmt: skip
-        kept, left_out = selectable((one, 0) for one in reader.identities(query))
-        if left_out:
-            print(f"hauberk recommend: {left_out}", file=sys.stderr)
-        fits = {one.namespace for one, _ in kept}
-        for row in line.of(reader.behaviours(query)):
-            if row.identity.namespace not in fits:
-                continue
-            key = (row.identity.node, row.identity.uid)
-            if key not in known:
-                known[key] = _of_identity(row.identity)
-            of = known[key]
-            _, some = found.setdefault((of.namespace, of.name, of.container, of.image), (of, []))
-            some.append(
-                Sighting(
-                    identity=row.identity,
-                    behaviour=as_judged(row.behaviour),
-                    status=row.status,
-                    count=row.count,
-                    first=row.first,
-                    last=row.last,
-                )
-            )
+        kept, left_out = selectable(reader.sizes(_query(given)))
     finally:
         reader.close()
+    if left_out:
+        print(f"hauberk recommend: {left_out}", file=sys.stderr)
+    found: dict[tuple[str, ...], RecordedWorkload] = {}
+    for identity, rows in kept:
+        of = _of_identity(identity)
+        one = found.setdefault((of.namespace, of.name, of.container, of.image), RecordedWorkload(workload=of))
+        one.instances.add((identity.node, identity.uid))
+        one.rows += rows
     return [found[key] for key in sorted(found)]
+
+
+def _with_sightings(
+    targets: list[HardeningTarget], given: argparse.Namespace
+) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
+    """Each with what it was seen doing, some at a time: memory is bounded by `ROWS`, or by the one that has more."""
+    waiting: list[HardeningTarget] = []
+    held = 0
+    for target in targets:
+        rows = sum(one.rows for one in target.recorded)
+        if waiting and held + rows > ROWS:
+            yield from _read(waiting, given)
+            waiting, held = [], 0
+        waiting.append(target)
+        held += rows
+    yield from _read(waiting, given)
+
+
+def _read(
+    targets: list[HardeningTarget], given: argparse.Namespace
+) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
+    found: dict[tuple[str, str], list[Sighting]] = {
+        key: [] for target in targets for one in target.recorded for key in one.instances
+    }
+    if found:
+        query = msgspec.structs.replace(_query(given), instances=frozenset(found))
+        for one in stored(str(store_path(given)), query, None):
+            found[one.identity.node, one.identity.uid].append(one)
+    for target in targets:
+        keys = sorted({key for one in target.recorded for key in one.instances})
+        yield target, [one for key in keys for one in found[key]]
 
 
 def _of_identity(identity: Identity) -> HardenedWorkload:
@@ -329,7 +361,7 @@ def _of_identity(identity: Identity) -> HardenedWorkload:
     )
 
 
-def _ask(target: HardeningTarget, chosen: Iterable[Template]) -> Recommendation:
+def _ask(target: HardeningTarget, sightings: list[Sighting], chosen: Iterable[Template]) -> Recommendation:
     """What a container runs by its manifest or image is as good as seen: a health check with curl needs curl."""
     identity = Identity(
         kind=Kind.CONTAINER, node="", uid="declared", namespace=target.workload.namespace, labels=target.workload.labels,
@@ -343,7 +375,7 @@ def _ask(target: HardeningTarget, chosen: Iterable[Template]) -> Recommendation:
             Sighting(identity=identity, behaviour=Behaviour(operation=Operation.EXEC, access=Access.EXEC, resource=path, executable="/init", parent="/init"))
             for path in paths
         ]  # fmt: skip
-    return recommended(target.workload, chosen, target.contents, [*target.sightings, *declared])
+    return recommended(target.workload, chosen, target.contents, [*sightings, *declared])
 
 
 def _whole(path: Path, text: str) -> None:

@@ -24,6 +24,8 @@ EACH: Final = 4000
 """Distinct behaviours of a workload."""
 STARTED: Final = 400
 INSTANCES: Final = 4
+STORE_SETTINGS: Final = ("synchronous=OFF", "cache_size=-524288")
+"""Behaviours lie under keyed hashes, each in another page: without these the making takes longer than what is measured."""
 _SECOND: Final = 10**9
 _HOUR: Final = 3600 * _SECOND
 _WORDS: Final = (
@@ -45,8 +47,7 @@ def identity(workload: int, instance: int) -> Identity:
 def store(path: Path, distinct: int, started: int) -> tuple[int, int]:
     """(rows, workloads) of a store with `distinct` behaviours that all differ. `started`: Unix seconds of the first event."""
     made = SqliteStore(str(path))
-    # Behaviours lie under keyed hashes, each in another page: without these the making takes longer than what is measured.
-    for setting in ("synchronous=OFF", "cache_size=-524288"):
+    for setting in STORE_SETTINGS:
         made._db.execute(f"PRAGMA {setting}")
     rows = 0
     workloads = max(1, round(distinct / EACH))

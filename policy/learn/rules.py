@@ -18,10 +18,10 @@ from policy.learn import zones
 from policy.learn.components import escape
 from policy.learn.evidence import Evidence
 from policy.learn.paths import PlaceRule, generalise
-from policy.learn.sightings import SLOT, Shown, Sighting, paths, writes
+from policy.learn.sightings import SLOT, Shown, Sighting, owned, paths, writes
 from policy.match import glob
 from policy.match.automata import Automaton
-from schemas.behaviour import NO_OWNER, Behaviour
+from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class
 
 _OWN: Final = int(Access.OWN)
@@ -93,8 +93,7 @@ class Uses:
             seen.add(one.count, first, one.last, (one.identity.uid, first // SLOT), source)
         if cls is Class.FILE:
             write = seen.write = writes(behaviour)
-            owner = behaviour.owner
-            seen.foreign = owner == NO_OWNER or owner != behaviour.uid
+            seen.foreign = not owned(behaviour)
             seen.others = not _bits(behaviour.access, _OWN)
             for number, path in enumerate(paths(behaviour)):
                 mine = Evidence.of((seen,)) if number else seen

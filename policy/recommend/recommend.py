@@ -8,19 +8,19 @@ Without an image nothing is known of where programs are, so they are named where
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from policy.learn.documents import checked, namespace_of
-from policy.learn.sightings import Sighting, Use, use
+from policy.learn.sightings import Shown, Sighting, Use, by_behaviour, refused, use_of
 from policy.recommend.contents import ImageContents
 from policy.recommend.templates import Template
 from policy.ruleset import PostureSettings, Scope, compile_ruleset
 from schemas.identity import Identity
 from schemas.policy import API_VERSION, PolicyDocument
-from schemas.verdict import Action
+from schemas.verdict import ALLOWED, Action
 
 MANAGED: Final = {"app.kubernetes.io/managed-by": "hauberk-recommend"}
 _OPEN: Final = PostureSettings(untracked_namespaces=())
@@ -67,18 +67,26 @@ def recommend(
     workload: HardenedWorkload, templates: Iterable[Template], contents: ImageContents | None, sightings: Iterable[Sighting] = (),
 ) -> Recommendation:  # fmt: skip
     """The policies for one container of a workload, in order of template."""
-    evidence = [one for one in sightings if use(one) is Use.EVIDENCE]
-    made: list[Recommended] = []
-    left: list[LeftOut] = []
-    documents: list[PolicyDocument] = []
+    shown = _evidence(sightings)
+    drafts: list[tuple[Template, dict[str, Any], PolicyDocument, list[str]] | LeftOut] = []
     for template in templates:
         spec, notes = _spec(template, contents)
         if isinstance(spec, str):
-            left.append(LeftOut(template.name, spec))
+            drafts.append(LeftOut(template.name, spec))
             continue
         body = _body(workload, template, spec)
-        document = checked(body, template.name)
-        against = _first_denied([document], evidence)
+        drafts.append((template, body, checked(body, template.name), notes))
+    # Nearly all that was seen no template speaks of; each is asked about the rest alone.
+    spoken = _spoken_of([one[2] for one in drafts if not isinstance(one, LeftOut)], shown)
+    made: list[Recommended] = []
+    left: list[LeftOut] = []
+    documents: list[PolicyDocument] = []
+    for one in drafts:
+        if isinstance(one, LeftOut):
+            left.append(one)
+            continue
+        template, body, document, notes = one
+        against = next(_denied([document], spoken), None)
         if against is not None:
             behaviour = against.behaviour
             what = behaviour.resource or behaviour.detail or "a socket"
@@ -90,11 +98,21 @@ def recommend(
             continue
         documents.append(document)
         made.append(Recommended(template=template, body=body, notes=tuple(notes)))
-    denied = sum(1 for _ in _denied(documents, evidence))
+    denied = sum(1 for _ in _denied(documents, shown))
     distribution = contents.distribution.name or contents.distribution.ident if contents is not None else ""
     return Recommendation(
-        workload=workload, distribution=distribution, policies=tuple(made), left_out=tuple(left), behaviours=len(evidence), denied=denied,
+        workload=workload, distribution=distribution, policies=tuple(made), left_out=tuple(left),
+        behaviours=sum(len(some) for _, some in shown), denied=denied,
     )  # fmt: skip
+
+
+def _evidence(sightings: Iterable[Sighting]) -> list[Shown]:
+    """What somebody needed, by behaviour."""
+    found: list[Shown] = []
+    for behaviour, some in by_behaviour(sightings):
+        if use_of(behaviour) is Use.EVIDENCE and (heard := [one for one in some if not refused(one)]):
+            found.append((behaviour, heard))
+    return found
 
 
 def _spec(template: Template, contents: ImageContents | None) -> tuple[dict[str, Any] | str, list[str]]:
@@ -180,27 +198,43 @@ def _body(workload: HardenedWorkload, template: Template, spec: Mapping[str, Any
     }  # fmt: skip
 
 
-def _first_denied(documents: list[PolicyDocument], evidence: list[Sighting]) -> Sighting | None:
-    return next(_denied(documents, evidence), None)
+def _spoken_of(documents: list[PolicyDocument], shown: list[Shown]) -> list[Shown]:
+    """What any rule of the policies says anything of, all of them asked at once. The rest gets the one answer `ALLOWED`, which no rule
+    gives, and which each of the policies would give alone."""
+    if not documents or not shown:
+        return []
+    scope_of = _scopes(documents)
+    return [
+        (behaviour, some) for behaviour, some in shown
+        if any(scope.judge(behaviour) is not ALLOWED for scope in {scope_of(one.identity) for one in some})
+    ]  # fmt: skip
 
 
-def _denied(documents: list[PolicyDocument], evidence: list[Sighting]) -> Iterator[Sighting]:
+def _denied(documents: list[PolicyDocument], shown: list[Shown]) -> Iterator[Sighting]:
     """What the policies would block, asked as of a workload that they select."""
-    if not documents or not evidence:
-        return iter(())
+    if not documents or not shown:
+        return
+    scope_of = _scopes(documents)
+    for behaviour, some in shown:
+        blocked: dict[Scope, bool] = {}
+        for one in some:
+            scope = scope_of(one.identity)
+            if scope not in blocked:
+                blocked[scope] = scope.judge(behaviour).action is Action.BLOCK
+            if blocked[scope]:
+                yield one
+
+
+def _scopes(documents: list[PolicyDocument]) -> Callable[[Identity], Scope]:
     ruleset = compile_ruleset(documents, _OPEN)
     scopes: dict[tuple[str, str], Scope] = {}
 
-    def asked() -> Iterator[Sighting]:
-        for one in evidence:
-            key = (one.identity.node, one.identity.uid)
-            if key not in scopes:
-                scopes[key] = ruleset.scope(_selected(one.identity))
-            if scopes[key].judge(one.behaviour).action is Action.BLOCK:
-                yield one
+    def scope_of(identity: Identity) -> Scope:
+        key = (identity.node, identity.uid)
+        found = scopes.get(key)
+        if found is None:
+            plain = msgspec.structs.replace(identity, annotations={}, namespace_annotations={}, confirmed=True)
+            found = scopes[key] = ruleset.scope(plain)
+        return found
 
-    return asked()
-
-
-def _selected(identity: Identity) -> Identity:
-    return msgspec.structs.replace(identity, annotations={}, namespace_annotations={}, confirmed=True)
+    return scope_of

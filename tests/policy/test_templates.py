@@ -160,6 +160,27 @@ def test_what_contradicts_recorded_behaviour_is_left_out_and_the_rest_is_replaye
     assert found == recommend(WEB, SET.templates, contents, sightings[::-1])
 
 
+def test_asked_together_each_template_is_left_out_for_what_it_would_block_alone() -> None:
+    texts = sorted({text for one in SET.templates for text in (*one.stops, *one.passes)})
+    sightings = [Sighting(identity=POD, behaviour=event(text)) for text in texts]
+    alone = {}
+    for template in SET.templates:
+        for made in recommend(WEB, [template], None).policies:
+            (document,) = parse(msgspec.json.encode(made.body), template.name).policies
+            scope = compile_ruleset([document], PostureSettings(untracked_namespaces=())).scope(POD)
+            alone[template.name] = {
+                one.behaviour.resource or "a socket"
+                for one in sightings
+                if scope.judge(one.behaviour).action is Action.BLOCK
+            }
+    found = recommend(WEB, SET.templates, None, sightings)
+    assert {one.template.name for one in found.policies} == {name for name, blocked in alone.items() if not blocked}
+    told = {one.template: one.reason for one in found.left_out if one.reason.startswith("it would block")}
+    assert told.keys() == {name for name, blocked in alone.items() if blocked}
+    assert all(any(f" of {what} by " in told[name] for what in blocked) for name, blocked in alone.items() if blocked)
+    assert (len(told) > 40, len(found.policies) > 5, found.denied) == (True, True, 0)
+
+
 def test_without_an_image_programs_are_named() -> None:
     found = recommend(WEB, [TEMPLATES["netcat"], TEMPLATES["java-shells"]], None)
     (one,) = found.policies

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from schemas import alert, enforcement, frame, identity, summary, telemetry
+from schemas.behaviour import Behaviour
 from schemas.errors import DecodeError
 from schemas.frame import FrameHeader
 from schemas.identity import Identity, Kind
+from schemas.operations import Access
 from schemas.summary import Summary
 
 DOORS: dict[str, Callable[[bytes], object]] = {
@@ -62,3 +65,17 @@ def test_a_telemetry_frame_is_held_to_the_header_of_a_frame() -> None:
     made = telemetry.TelemetryFrame(header=header, identities=(), behaviours=(), processes=(), rows=b"")
     with pytest.raises(DecodeError):
         telemetry.decode(telemetry.encode(made))
+
+
+def test_a_combination_of_access_modes_is_looked_up_and_not_made_anew() -> None:
+    wire = msgspec.msgpack.encode(Behaviour(access=Access.WRITE | Access.CREATE | Access.TRUNCATE))
+    decode = msgspec.msgpack.Decoder(Behaviour).decode
+    first = decode(wire)
+    called: list[str] = []
+    sys.setprofile(lambda frame, what, _: called.append(frame.f_code.co_name) if what == "call" else None)
+    try:
+        again = decode(wire)
+    finally:
+        sys.setprofile(None)
+    assert again.access is first.access is Access.WRITE | Access.CREATE | Access.TRUNCATE
+    assert called == ["_missing_"], "the library's own makes a member: five times the rest of the decoding"

@@ -91,6 +91,16 @@ def test_repeats_in_any_order_give_equal_counts(tmp_path_factory, make, records,
         store.close()
 
 
+def test_rows_of_one_behaviour_come_one_after_another_as_one_object(store, make):
+    for who in range(5):
+        entries = [make.entry(1, resource=f"/{what}") for what in range(20)]
+        store.apply([make.summary(who, None, *entries, identity=make.identity(f"uid{who}"))], [])
+    rows = list(store.behaviours(Query()))
+    assert len({id(row.behaviour) for row in rows}) == 20
+    assert sum(one.behaviour is not other.behaviour for one, other in pairwise(rows)) == 19
+    assert len({id(row.behaviour) for row in store.totals(Query())}) == 20
+
+
 def test_what_is_remembered_is_bounded_and_counts_stay_exact(path, make, monkeypatch):
     monkeypatch.setattr(sqlite, "_NAMES_MOST", 4)
     store = SqliteStore(path, known=4)
