@@ -26,6 +26,8 @@ _TIME = re.compile(r"(?<![0-9])[0-9]{2}[-:.][0-9]{2}[-:.][0-9]{2}(?![0-9])")
 _LONG_HEX = re.compile(r"(?<![0-9A-Za-z])(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,}(?![0-9A-Za-z])")
 _OBJECT = re.compile(r"[0-9a-f]{38}|[0-9a-f]{40}|[0-9a-f]{32}|[0-9a-f]{64}")
 _LONG_NUMBER = re.compile(r"(?<![0-9])[0-9]{5,}(?![0-9])")
+_ANY_STRONG = re.compile("|".join(f"(?:{one.pattern})" for one in (_UUID, _TIME, _LONG_HEX, _LONG_NUMBER)) + "|(?:19|20)[0-9]{2}")
+"""Of what has none of these no part is strong; a year stands for the dates."""
 _NUMBER = re.compile(r"[0-9]+")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+(?:[A-Z][a-z]+)*|[A-Z]+[a-z]*|[a-z]+[A-Z]+")
 _AFTER_MARK = re.compile(r"(?P<head>.*[._-]|)(?P<random>[A-Za-z0-9_]{6,24})(?P<tail>\.[a-z]{1,5})?")
@@ -61,6 +63,8 @@ def strong(name: str, temporary: bool = False) -> str:
     if _ANY_DIGIT.search(name) is None and len(name) < _UUID_LENGTH:
         # Every other kind has a digit in it; a UUID may be letters alone.
         return _random(name, temporary)
+    if _ANY_STRONG.search(name) is None:
+        return _random(name, temporary)
     parts = _split(
         name, ((_UUID, "uuid"), (_DATE, "date"), (_TIME, "time"), (_LONG_HEX, "hex"), (_LONG_NUMBER, "number"))
     )
@@ -73,7 +77,12 @@ def skeleton(name: str, temporary: bool = False) -> str:
     found = strong(name, temporary)
     if found:
         return found
-    return _joined(_split(name, ((_NUMBER, "number"),))) if _ANY_DIGIT.search(name) else escape(name)
+    if _ANY_DIGIT.search(name) is None:
+        return escape(name)
+    if name.isascii():
+        # What escaping adds to it has no digits.
+        return _NUMBER.sub(_TOKENS["number"].replace("\\", r"\\"), escape(name))
+    return _joined(_split(name, ((_NUMBER, "number"),)))
 
 
 def _split(name: str, kinds: tuple[tuple[re.Pattern[str], str], ...]) -> list[tuple[str, str]]:
