@@ -48,6 +48,8 @@ def discover(given: argparse.Namespace) -> int:
     if given.policy.endswith("NetworkPolicy"):
         return _network(given)
     from hauberk.learning import learn_store, selectable
+    from hauberk.learnt_answers import expect_accepted, untracked
+    from hauberk.policies import postures
     from policy.learn.learner import LearnSettings
 
     settings = LearnSettings(
@@ -64,7 +66,14 @@ def discover(given: argparse.Namespace) -> int:
     learnt = learn_store(
         sizes, lambda some: _sightings(given, spoken, instances=some), settings, evidence=bool(given.merge)
     )
+    expect_accepted(
+        settings.accept,
+        {ident for one in learnt for ident in one.accepted},
+        (item for one in learnt for item in one.apart),
+    )
     learnt = [one for one in learnt if one.rules or given.review]
+    if said := untracked((one.workload.namespace for one in learnt if one.workload.orchestrated), postures(given)):
+        print(f"hauberk discover: {said}", file=sys.stderr)
     if not learnt:
         print(f"hauberk discover: nothing in the last {given.since} for this selection", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hauberk.client import readable, with_bus
+from hauberk.learnt_answers import expect_accepted
 from hauberk.output import as_json, table
 from schemas.errors import PolicyError, SettingsError
 
@@ -160,9 +161,12 @@ def _flows(
     from policy.learn.network.late import known_programs, set_apart
 
     accepted = tuple(filter(None, given.accept.split(",")))
-    kept, strange = known_programs(read(everywhere=True), accepted)
+    kept, strange, met = known_programs(read(everywhere=True), accepted)
     found = flows(kept, directory)
-    return found, strange + set_apart(found, accepted, int(given.quiet_hours * 3600e9))
+    late, met_late = set_apart(found, accepted, int(given.quiet_hours * 3600e9))
+    apart = strange + late
+    expect_accepted(accepted, met | met_late, (item for _, item in apart))
+    return found, apart
 
 
 def _wanted(given: argparse.Namespace) -> Callable[[Subject], bool]:

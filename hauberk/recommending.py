@@ -25,7 +25,9 @@ from hauberk.images.image import ReadImage
 from hauberk.images.registry import ImageReference, pull, reference
 from hauberk.images.streams import ImageLimits
 from hauberk.learning import ROWS, selectable
+from hauberk.learnt_answers import untracked
 from hauberk.manifests import ManifestContainer, manifests
+from hauberk.policies import postures
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
 from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
@@ -52,6 +54,7 @@ class RecordedWorkload(msgspec.Struct, kw_only=True):
     workload: HardenedWorkload
     instances: set[tuple[str, str]] = set()
     rows: int = 0
+    orchestrated: bool = False
 
 
 class HardeningTarget(msgspec.Struct, kw_only=True):
@@ -81,6 +84,12 @@ def recommend(given: argparse.Namespace) -> int:
     found = _distinct(
         [_ask(target, sightings, chosen) for target, sightings in line.each(_with_sightings(targets, given))]
     )
+    orchestrated = (
+        {of.workload.namespace for one in targets for of in one.recorded if of.orchestrated} if not given.file else None
+    )
+    spoken = (one.body["metadata"]["namespace"] for of in found for one in of.policies)
+    if said := untracked((name for name in spoken if orchestrated is None or name in orchestrated), postures(given)):
+        print(f"hauberk recommend: {said}", file=sys.stderr)
     if given.image and not given.file:
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
@@ -319,6 +328,7 @@ def _recorded(given: argparse.Namespace) -> list[RecordedWorkload]:
         one = found.setdefault((of.namespace, of.name, of.container, of.image), RecordedWorkload(workload=of))
         one.instances.add((identity.node, identity.uid))
         one.rows += rows
+        one.orchestrated |= identity.orchestrated
     return [found[key] for key in sorted(found)]
 
 

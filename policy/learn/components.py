@@ -26,7 +26,9 @@ _TIME = re.compile(r"(?<![0-9])[0-9]{2}[-:.][0-9]{2}[-:.][0-9]{2}(?![0-9])")
 _LONG_HEX = re.compile(r"(?<![0-9A-Za-z])(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,}(?![0-9A-Za-z])")
 _OBJECT = re.compile(r"[0-9a-f]{38}|[0-9a-f]{40}|[0-9a-f]{32}|[0-9a-f]{64}")
 _LONG_NUMBER = re.compile(r"(?<![0-9])[0-9]{5,}(?![0-9])")
-_ANY_STRONG = re.compile("|".join(f"(?:{one.pattern})" for one in (_UUID, _TIME, _LONG_HEX, _LONG_NUMBER)) + "|(?:19|20)[0-9]{2}")
+_ANY_STRONG = re.compile(
+    "|".join(f"(?:{one.pattern})" for one in (_UUID, _TIME, _LONG_HEX, _LONG_NUMBER)) + "|(?:19|20)[0-9]{2}"
+)
 """Of what has none of these no part is strong; a year stands for the dates."""
 _NUMBER = re.compile(r"[0-9]+")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+(?:[A-Z][a-z]+)*|[A-Z]+[a-z]*|[a-z]+[A-Z]+")

@@ -22,7 +22,7 @@ from policy.learn.completeness import Completeness, completeness
 from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
-from policy.learn.sightings import Group, Shown, Sighting, by_behaviour, flat
+from policy.learn.sightings import SightingGroups, Shown, Sighting, by_behaviour, flat
 from policy.learn.workloads import LearntWorkload, selector, workload
 from schemas.errors import PolicyError
 from schemas.identity import Identity
@@ -51,7 +51,8 @@ class LearnSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's policy. `body`: the document as plain data. `evidence`: what it was learnt from, and it was replayed
-    on all of it: `sightings` stored behaviours, of `events` events. `apart`: what was not learnt."""
+    on all of it: `sightings` stored behaviours, of `events` events. `apart`: what was not learnt. `accepted`: ids of
+    `LearnSettings.accept` that something of it has."""
 
     workload: LearntWorkload
     name: str
@@ -60,6 +61,7 @@ class LearntPolicy(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[LearntRule, ...]
     completeness: Completeness
     apart: tuple[ReviewItem, ...]
+    accepted: tuple[str, ...] = ()
     evidence: tuple[Sighting, ...]
     sightings: int
     events: int
@@ -80,13 +82,13 @@ def learn(
 ) -> list[LearntPolicy]:
     """A policy for each workload that was seen, in order of workload. `done` hears how far it is. PolicyError when one would deny its
     own evidence."""
-    grouped: dict[LearntWorkload, Group] = {}
+    grouped: dict[LearntWorkload, SightingGroups] = {}
     # By the object, which all sightings of an instance share; they are kept, so its number stays its own.
-    known: dict[int, Group] = {}
+    known: dict[int, SightingGroups] = {}
     for one in sightings:
         found = known.get(id(one.identity))
         if found is None:
-            found = known[id(one.identity)] = grouped.setdefault(workload(one.identity), Group())
+            found = known[id(one.identity)] = grouped.setdefault(workload(one.identity), SightingGroups())
         found.add(one)
     known.clear()
     drafts: list[_Draft] = []
@@ -120,7 +122,7 @@ class _Draft:
         self.of = of
         self._settings = settings
         found = sort_out(of.label, shown, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)
-        self.shown, self.apart = found.shown, found.apart
+        self.shown, self.apart, self.accepted = found.shown, found.apart, found.accepted
         self._build(self.shown)
 
     def _build(self, shown: list[Shown]) -> None:
@@ -178,6 +180,6 @@ class _Draft:
             )  # fmt: skip
         return LearntPolicy(
             workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
-            completeness=known, apart=tuple(self.apart),
+            completeness=known, apart=tuple(self.apart), accepted=tuple(sorted(self.accepted)),
             evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip

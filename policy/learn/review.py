@@ -67,10 +67,12 @@ class ReviewItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sorted(msgspec.Struct, kw_only=True):
-    """The sightings of one workload's container: what is learnt, what is set apart."""
+    """The sightings of one workload's container: what is learnt, what is set apart. `accepted`: ids that were accepted and that something
+    here has or would have had."""
 
     shown: list[Shown] = []
     apart: list[ReviewItem] = []
+    accepted: set[str] = set()
 
 
 def sort_out(
@@ -80,6 +82,7 @@ def sort_out(
     """`name`: the workload's, for the ids. `denied(base, late)`: which of `late` a policy learnt from `base` would deny."""
     grouped: list[Shown] = []
     items: dict[Subject, _Item] = {}
+    answers = _Accepted(name, accepted)
     for behaviour, some in shown:
         plain = use_of(behaviour)
         if not any(one.status != ALLOWED or one.shadowed for one in some):
@@ -93,7 +96,7 @@ def sort_out(
             match Use.REFUSED if refused(one) else plain:
                 case Use.EVIDENCE:
                     heard.append(one)
-                case Use.REFUSED if (taken := _heard(name, one, accepted)) is not None:
+                case Use.REFUSED if (taken := _heard(one, answers)) is not None:
                     heard.append(taken)
                 case Use.REFUSED:
                     why = _SHADOWED if one.shadowed else f"told as {one.status}" if one.status != "Allow" else "denied"
@@ -135,7 +138,7 @@ def sort_out(
         if plainly:
             kept.append((behaviour, plainly))
     for subject, some in odd.items():
-        if len({one.identity.uid for one in some}) >= TWICE or _ident(name, subject) in accepted:
+        if answers.has(subject) or len({one.identity.uid for one in some}) >= TWICE:
             kept += by_behaviour(some)
         else:
             for one in some:
@@ -157,10 +160,10 @@ def sort_out(
                 _put(items, one, f"done by `{behaviour.executable}`, which is set apart")
         if before:
             done.append((behaviour, before))
-    kept = _after_quiet(name, done, items, accepted, quiet_ns, denied)
+    kept = _after_quiet(done, items, answers, quiet_ns, denied)
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
-    return Sorted(shown=kept, apart=apart)
+    return Sorted(shown=kept, apart=apart, accepted=answers.met)
 
 
 def _first(some: list[Sighting]) -> int:
@@ -196,7 +199,7 @@ def _moment(one: Sighting) -> Moment:
 
 
 def _after_quiet(
-    name: str, grouped: list[Shown], items: dict[Subject, _Item], accepted: Collection[str], quiet_ns: int,
+    grouped: list[Shown], items: dict[Subject, _Item], accepted: _Accepted, quiet_ns: int,
     denied: Callable[[list[Shown], list[Shown]], list[Sighting]],
 ) -> list[Shown]:  # fmt: skip
     since = quiet_since(grouped, quiet_ns)
@@ -210,7 +213,7 @@ def _after_quiet(
         refused.setdefault(_subject(one.behaviour, why), []).append(one)
     out: set[int] = set()
     for subject, some in refused.items():
-        if len({one.identity.uid for one in some}) < TWICE and _ident(name, subject) not in accepted:
+        if not accepted.has(subject) and len({one.identity.uid for one in some}) < TWICE:
             for one in some:
                 _put(items, one, why)
                 out.add(id(one))
@@ -297,14 +300,26 @@ def _subject(behaviour: Behaviour, why: str) -> Subject:
     return behaviour.cls.label, resource, why
 
 
-def _heard(name: str, one: Sighting, accepted: Collection[str]) -> Sighting | None:
+class _Accepted:
+    """What somebody accepted, of one workload. `met`: which of it there was."""
+
+    def __init__(self, name: str, idents: Collection[str]) -> None:
+        self._name = name
+        self._idents = idents
+        self.met: set[str] = set()
+
+    def has(self, subject: Subject) -> bool:
+        """Whether this was accepted."""
+        if not self._idents or (ident := _ident(self._name, subject)) not in self._idents:
+            return False
+        self.met.add(ident)
+        return True
+
+
+def _heard(one: Sighting, accepted: _Accepted) -> Sighting | None:
     """What only a shadow policy spoke against, once somebody has accepted it."""
     plain = msgspec.structs.replace(one, shadowed=False)
-    if (
-        not one.shadowed
-        or use(plain) is not Use.EVIDENCE
-        or _ident(name, _subject(one.behaviour, _SHADOWED)) not in accepted
-    ):
+    if not one.shadowed or use(plain) is not Use.EVIDENCE or not accepted.has(_subject(one.behaviour, _SHADOWED)):
         return None
     return plain
 

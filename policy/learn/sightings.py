@@ -67,7 +67,7 @@ Shown = tuple[Behaviour, list[Sighting]]
 """A behaviour and its sightings, one for each instance that showed it."""
 
 
-class Group:
+class SightingGroups:
     """Sightings by behaviour, as they come."""
 
     __slots__ = ("_found",)
@@ -89,8 +89,8 @@ class Group:
 
 
 def by_behaviour(sightings: Iterable[Sighting]) -> list[Shown]:
-    """What `Group` makes of them."""
-    grouped = Group()
+    """What `SightingGroups` makes of them."""
+    grouped = SightingGroups()
     for one in sightings:
         grouped.add(one)
     return grouped.shown()

@@ -151,6 +151,40 @@ def test_every_rule_has_its_evidence_and_what_is_apart_its_reason(
     assert "a secret" in run(capsys, state, "discover", "--review", code=1)
 
 
+def test_an_id_that_accepts_nothing_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    shadow, denied = (
+        item["ident"] for item in json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
+    )
+    out = tmp_path / "out"
+    said = run(capsys, state, "discover", "--accept", f"{shadow},0123456789", "--outdir", out, code=2)
+    assert "got `0123456789`, which nothing in this selection and time has" in said
+    said = run(capsys, state, "discover", "--accept", denied, "--outdir", out, code=2)
+    assert f"got `{denied}`, which never is: told as Deny" in said
+    assert not out.exists()
+    # What a second instance did meanwhile is learnt; the id of before is no mistake.
+    put(state, 3, opened("/etc/shadow"))
+    assert "/etc/shadow" in run(capsys, state, "discover", "--accept", shadow)
+    said = run(capsys, state, "discover", "-p", "NetworkPolicy", "--accept", "0123456789", code=2)
+    assert "got `0123456789`" in said
+
+
+def test_that_policies_for_an_untracked_namespace_select_nothing_is_said(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    dns = msgspec.structs.replace(pod(8), namespace="kube-system", owner=Owner("Deployment", "coredns", "kube-system"))
+    put(state, 8, opened("/etc/coredns/Corefile"), of=dns)
+    said = "1 policy is for kube-system and will select nothing: containers there are neither logged nor subject to policies"
+    for verb in (("discover",), ("recommend", "-p", "netcat")):
+        assert main([*verb, "--state", str(state)]) == 0
+        assert said in capsys.readouterr().err, verb
+        assert main([*verb, "-n", "shop", "--state", str(state)]) == 0
+        assert "select nothing" not in capsys.readouterr().err
+        assert main([*verb, "--set", "postures.untracked_namespaces=[]", "--state", str(state)]) == 0
+        assert "select nothing" not in capsys.readouterr().err
+
+
 def test_a_file_is_extended_and_nothing_of_it_lost(
     capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
 ) -> None:

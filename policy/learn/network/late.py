@@ -23,16 +23,18 @@ CREDENTIALS = "a cloud's metadata service, which hands out credentials"
 
 def known_programs(
     sightings: Iterable[Sighting], accepted: Collection[str]
-) -> tuple[list[Sighting], list[tuple[LearntWorkload, ReviewItem]]]:
-    """(the sightings of sockets by programs that are believed, the programs that are not and that used sockets). `sightings`: of all
-    classes, for what a program wrote says whether it may be run."""
+) -> tuple[list[Sighting], list[tuple[LearntWorkload, ReviewItem]], set[str]]:
+    """(the sightings of sockets by programs that are believed, the programs that are not and that used sockets, which of `accepted` there
+    were). `sightings`: of all classes, for what a program wrote says whether it may be run."""
     groups: dict[LearntWorkload, list[Sighting]] = {}
     for one in sightings:
         groups.setdefault(workload(one.identity), []).append(one)
     kept: list[Sighting] = []
+    met: set[str] = set()
     apart: list[tuple[LearntWorkload, ReviewItem]] = []
     for of, some in sorted(groups.items()):
         found = sort_out(of.label, by_behaviour(some), accepted, 1 << 62, lambda base, late: [])
+        met |= found.accepted
         run = {
             path for behaviour, _ in found.shown if behaviour.operation is Operation.EXEC for path in paths(behaviour)
         }
@@ -44,14 +46,17 @@ def known_programs(
         apart += [
             (of, item) for item in found.apart if item.reason == UNTOLD and set(item.operation.split(",")) & _SOCKETS
         ]
-    return kept, apart
+    return kept, apart, met
 
 
-def set_apart(found: Flows, accepted: Collection[str], quiet_ns: int) -> list[tuple[LearntWorkload, ReviewItem]]:
-    """Takes out of `found.seen` what one instance alone did and nobody accepted; says what and why."""
+def set_apart(
+    found: Flows, accepted: Collection[str], quiet_ns: int
+) -> tuple[list[tuple[LearntWorkload, ReviewItem]], set[str]]:
+    """Takes out of `found.seen` what one instance alone did and nobody accepted; (what and why, which of `accepted` there were)."""
     by_subject: dict[Subject, dict[FlowKey, Evidence]] = {}
     for key, evidence in found.seen.items():
         by_subject.setdefault(key.subject, {})[key] = evidence
+    met: set[str] = set()
     apart: list[tuple[LearntWorkload, ReviewItem]] = []
     for subject, some in sorted(by_subject.items()):
         births: dict[str, int] = {}
@@ -67,10 +72,12 @@ def set_apart(found: Flows, accepted: Collection[str], quiet_ns: int) -> list[tu
             else:
                 continue
             item = _item(subject, key, evidence, why)
-            if len(evidence.instances) < TWICE and item.ident not in accepted:
+            if item.ident in accepted:
+                met.add(item.ident)
+            elif len(evidence.instances) < TWICE:
                 del found.seen[key]
                 apart.append((subject.workload, item))
-    return apart
+    return apart, met
 
 
 def _quiet(moments: list[int], quiet_ns: int) -> int | None:
