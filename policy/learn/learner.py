@@ -22,7 +22,7 @@ from policy.learn.completeness import Completeness, completeness
 from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
-from policy.learn.sightings import SightingGroups, Shown, Sighting, by_behaviour, flat
+from policy.learn.sightings import Shown, Sighting, SightingGroups, by_behaviour, flat
 from policy.learn.workloads import LearntWorkload, selector, workload
 from schemas.errors import PolicyError
 from schemas.identity import Identity
