@@ -25,7 +25,8 @@ from schemas.cluster import Fact
 from schemas.enforcement import Plan, Receipt
 from schemas.frame import FOLDED, Frame
 from schemas.identity import Identity
-from schemas.kernel import OCCURRENCE, RING_HEADER, STRIDE, Layout
+from schemas.kernel import OCCURRENCE, RING_HEADER, STRIDE
+from schemas.layout import Layout
 from schemas.progress import Progress
 from schemas.summary import Summary
 from schemas.telemetry import TelemetryFrame

@@ -200,6 +200,11 @@ def cgroup_attach(program: int, cgroup: int, attach_type: int, target: str = "cg
     return -1
 
 
+def cgroup_link(program: int, cgroup: int, attach_type: int, target: str = "cgroup") -> int:
+    """fd of a link of `program` to a cgroup directory fd, beside whatever else is attached there. KernelError on a kernel without (before 5.7)."""
+    return check(LINK_CREATE, struct.pack("=IIII", program, cgroup, attach_type, 0), target)
+
+
 def cgroup_detach(program: int, cgroup: int, attach_type: int, target: str = "cgroup") -> None:
     """Undo a PROG_ATTACH."""
     check(PROG_DETACH, struct.pack("=IIIII", cgroup, program, attach_type, 0, 0), target)

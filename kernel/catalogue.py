@@ -14,7 +14,7 @@ import msgspec
 
 SOURCES: Final = (
     "hash", "work", "scope", "budget", "announce", "quiet", "event", "caller", "question", "jobs", "path", "process", "adopt", "script", "file", "call",
-    "network", "send", "dns", "identity", "enforce", "foreign", "guard",
+    "network", "send", "dns", "identity", "enforce", "foreign", "guard", "answers",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled: each may use what came before."""
 
@@ -82,6 +82,13 @@ GUARDS: Final = (
     Guard("guard_egress", CGROUP_SKB, 1, "a packet of a socket whose sends ask nobody: raw, ping, SCTP"),
 )
 
+LISTENERS: Final = (
+    Guard("hear_question", CGROUP_SKB, 1, "a question to a name server, so that its answer is known"),
+    Guard("hear_answer", CGROUP_SKB, 0, "what a name server answers"),
+)
+"""Attached by the loader to the root of cgroup v2, links pinned as links/`name`; `kernel.listening`. The sensor does without them where
+they cannot be attached."""
+
 HOPS: Final = (
     "none", "call", "open", "paths", "path_text", "mount", "socket", "address", "listen", "accept", "send", "identity",
     "join", "walk", "again", "store", "adopt", "adopted", "fork", "exec", "script", "enforce", "ascend", "decide", "sent", "query", "finish",
@@ -111,6 +118,7 @@ TABLES: Final = (
     KernelMap("rules", "hash", "rule_key", "rule", "enforcer", "path rules of the signal backend"),
     KernelMap("net_rules", "lpm trie", "net_key", "rule", "enforcer", "network rules of the cgroup backend"),
     KernelMap("notes", "lru hash", "u64 pid_tgid", "note", "kernel", "what a call has reported, or a guard knows of it, before it ends"),
+    KernelMap("questions", "lru hash", "u64 socket cookie << 16 + id", "u64 boot time ns", "kernel", "questions for names that have no answer yet"),
     KernelMap("hops", "program array", "u32", "program", "loader", "steps of an event"),
 )  # fmt: skip
 

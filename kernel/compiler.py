@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from kernel import bpf, casts
 from kernel.btf import VMLINUX, Btf
-from kernel.catalogue import GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES, UNPINNED, source
+from kernel.catalogue import GUARDS, HOPS, LISTENERS, PROBES, RAW_TRACEPOINT, TABLES, UNPINNED, source
 from kernel.compiled import Compiled, fingerprint, placeholders, without_descriptors
 from kernel.features import typed_loads
 from kernel.headers import installed, write_tree
@@ -108,7 +108,7 @@ def compile_programs(request: dict[str, Any], step: Callable[[str], None]) -> Co
         maps={name: bpf.map_info(fd, name)._replace(id=0) for name, fd in maps.items()},
         programs={f"hop_{name}": code_of(f"hop_{name}") for name in HOPS[1:]}
         | {probe.name: code_of(probe.name) for probe in PROBES}
-        | {guard.name: code_of(guard.name, guard.kind) for guard in GUARDS},
+        | {guard.name: code_of(guard.name, guard.kind) for guard in (*GUARDS, *LISTENERS)},
         attach_to={
             probe.name: probe.instead if probe.instead and probe.tracepoint not in known else probe.tracepoint
             for probe in PROBES

@@ -14,6 +14,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -24,10 +25,11 @@ from kernel.btf import VMLINUX, Btf
 from kernel.headers import installed
 from schemas.errors import HauberkError, KernelError
 
-_KPROBE, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 17, 18, 26, 29
-_TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 23, 24, 27, 10
+_KPROBE, _CGROUP_SKB, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 8, 17, 18, 26, 29
+_INGRESS, _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 0, 23, 24, 27, 10
 _SEND_SIGNAL, _NS_PID_TGID, _TASK_BTF = 109, 120, 158
 _NET_ADMIN, _SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39  # include/uapi/linux/capability.h
+ROOT_CGROUP: Final = 1  # inode of the root of cgroup v2 (kernfs)
 DISTRIBUTION_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
 
@@ -283,6 +285,24 @@ def _sock_addr() -> Feature:
     )
 
 
+def _dns_answers() -> Feature:
+    # By effect: a program that lets everything pass is on the root for a moment.
+    name, bad, where = "DNS answers", "addresses outside the cluster have no names", cgroup2_mount()
+    if where is None or os.stat(where).st_ino != ROOT_CGROUP:
+        return Feature(name, False, f"{bad} (the root of cgroup v2 is not mounted here)")
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, root := os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            allow = _insn(0xB7, 0, value=1) + _insn(0x95)
+            program = bpf.program_load(_CGROUP_SKB, allow, name="hauberk_test", attach_type=_INGRESS)
+            stack.callback(os.close, program)
+            os.close(bpf.cgroup_link(program, root, _INGRESS))
+        except KernelError as error:
+            need = " without CAP_NET_ADMIN" if not has_capability(_NET_ADMIN) else ""
+            return Feature(name, False, _refused(bad + need, error.errno, str(error)))
+    return Feature(name, True, "heard at the root of cgroup v2: addresses have the names that workloads asked for")
+
+
 def _signal() -> Feature:
     code = _insn(0xB7, 1, value=0) + _call(_SEND_SIGNAL) + _END
     return _loads(
@@ -376,5 +396,5 @@ def _bcc() -> Feature:
 
 _TESTS: Final[tuple[Callable[[], Feature], ...]] = (
     _btf, _headers, _bcc, _bpffs, _cgroup2, _raw_tracepoint, _tp_btf, typed_loads, _ring_buffer, _lru, _lpm, _loop,
-    _signal, _sock_addr, _lsm_list, lsm_programs, _fentry, _kprobe, _cap_capable,
+    _signal, _sock_addr, _dns_answers, _lsm_list, lsm_programs, _fentry, _kprobe, _cap_capable,
 )  # fmt: skip

@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from kernel import bpf, hook_compiler, hook_loading
-from kernel.catalogue import ENFORCING, GUARDS, HOPS, PROBES, RAW_TRACEPOINT, TABLES
+from kernel import bpf, hook_compiler, hook_loading, listening
+from kernel.catalogue import ENFORCING, GUARDS, HOPS, LISTENERS, PROBES, RAW_TRACEPOINT, TABLES
 from kernel.compiled import Compiled, forget, relocated, store, stored
 from kernel.compiler import compile_programs, name_of
 from kernel.features import lsm_programs
@@ -86,6 +86,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     if asked is not None and (why := load_hooks(asked, maps, key, request)):
         refused["lsm"] = why
     install(compiled, maps, programs, request, key)
+    if request["dns_answers"] and (why := listening.listen(programs, refused, request["pin_dir"])):
+        refused[listening.REFUSED] = why
     step("attach")
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)
@@ -156,7 +158,7 @@ def create(compiled: Compiled) -> dict[str, int]:
 def verify(compiled: Compiled, maps: dict[str, int], key: tuple[int, int]) -> tuple[dict[str, int], dict[str, str]]:
     """A descriptor of each program the kernel took, and why it did not take others: a kernel that cannot enforce can still
     observe. KernelError when it refuses one that observes."""
-    kinds = {guard.name: (guard.kind, guard.attach_type) for guard in GUARDS}
+    kinds = {guard.name: (guard.kind, guard.attach_type) for guard in (*GUARDS, *LISTENERS)}
     may_lack = {*kinds, *(f"hop_{name}" for name in ENFORCING)}
 
     def one(name: str) -> int | KernelError:
@@ -212,7 +214,7 @@ def install(
     put(maps["sequences"], struct.pack("=I", 0), struct.pack("=Q", start) * possible_cpus(), "sequences")
     for table in TABLES:
         bpf.pin(maps[table.name], str(pin_dir / "maps" / table.name))
-    for name in (*(probe.name for probe in PROBES), *(guard.name for guard in GUARDS)):
+    for name in (one.name for one in (*PROBES, *GUARDS, *LISTENERS)):
         if name in programs:
             bpf.pin(programs[name], str(pin_dir / "programs" / name))
     # Strictly last, and on_sys_exit after the ones that keep the process map: from here on events flow.

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from kernel import attach, bpf, hooks
-from kernel.catalogue import GUARDS, HOPS, PROBES, TABLES, source
+from kernel import attach, bpf, hooks, listening
+from kernel.catalogue import GUARDS, HOPS, LISTENERS, PROBES, TABLES, source
 from kernel.compiled import DIRECTORY
 from kernel.generation import renew
 from kernel.loader import Halt, run_child
@@ -127,6 +127,13 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             examples=[["process", "network"]],
         ),
     ] = EVERYTHING
+    dns_answers: Annotated[
+        bool,
+        msgspec.Meta(
+            description="hear the answers of name servers, so that an address outside the cluster is told by the name that its workload had asked for; needs CAP_NET_ADMIN and the root of cgroup v2, `hauberk probe` says whether it can be had",
+            examples=[True],
+        ),
+    ] = True
     pattern_cells: Annotated[
         int,
         msgspec.Meta(
@@ -194,7 +201,7 @@ def layout_hash(settings: LoadSettings) -> int:
         hooks.source(),
         c_header(),
         json.dumps(sizes, sort_keys=True),
-        repr((TABLES, PROBES, GUARDS, HOPS, hooks.HOOKS)),
+        repr((TABLES, PROBES, GUARDS, LISTENERS, HOPS, hooks.HOOKS)),
     ]
     text.append(repr(call_records({name: index for index, name in enumerate(HOPS)})))
     return int.from_bytes(hashlib.blake2b("\0".join(text).encode(), digest_size=8).digest(), "little")
@@ -252,6 +259,8 @@ def load(
         )
     if why := done["refused"].get("lsm"):
         log.warning("no LSM hooks are attached: %s", why)
+    if why := done["refused"].get(listening.REFUSED):
+        log.warning("answers of name servers are not heard, so addresses have no names from DNS: %s", why)
     return msgspec.structs.replace(
         found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"],
         compiled="compile" in done["seconds"], not_kept=done["not_kept"],

@@ -175,7 +175,7 @@ class Alerts:
         alert.EventID = f"{ident}:{mode}:{verdict.policy or ''}" if mode else ident
         alert.Count = count
         alert.UserName = entry.user
-        if self._peer is not None and (other := self._peer(entry.behaviour, unix)) is not NOBODY:
+        if self._peer is not None and (other := self._peer(entry.identity, entry.behaviour, unix)) is not NOBODY:
             alert.RemotePeer, alert.RemoteNamespace, alert.RemoteOwner = other.name, other.namespace, other.owner
         return alert
 

@@ -26,6 +26,7 @@ from bus.rest import REST_SECONDS, until_look
 from bus.side_by_side import SideBySide
 from policy.ruleset import PostureSettings, compile_ruleset
 from processors.alerts import Alerts
+from processors.called import CalledSettings
 from processors.commit_tracker import CommitTracker
 from processors.followed import Compile, Followed
 from processors.inventory import Inventory, InventorySettings
@@ -76,6 +77,10 @@ class ProcessorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     names: Annotated[NameSettings, msgspec.Meta(description="How many names the summaries list.", examples=[{}])] = (
         NameSettings()
     )
+    called: Annotated[
+        CalledSettings,
+        msgspec.Meta(description="What workloads call addresses, by the DNS answers that they heard.", examples=[{}]),
+    ] = CalledSettings()
     throttle: Annotated[
         ThrottleSettings, msgspec.Meta(description="When repeated alerts are suppressed.", examples=[{}])
     ] = ThrottleSettings()
@@ -107,7 +112,7 @@ class Processor:
         self.settings = settings or ProcessorSettings()
         self._bus = bus
         self._clock = clock
-        self.inventory = Inventory(self.settings.inventory, clock)
+        self.inventory = Inventory(self.settings.inventory, clock, self.settings.called)
         self.judge = FrameJudge(self.settings.judge, self.inventory, compile_ruleset((), self.settings.postures))
         self.parking = Parking(self.settings.parking)
         self.throttle = Throttle(self.settings.throttle)
@@ -145,6 +150,7 @@ class Processor:
 
     def stats(self) -> ProcessorStats:
         """The counts as of now."""
+        called = self.inventory.called.stats
         return ProcessorStats(
             **msgspec.structs.asdict(self.pipeline.counts),
             judged=self.judge.judged,
@@ -156,6 +162,11 @@ class Processor:
             throttled=self.throttle.suppressed,
             unlisted=self.pipeline.names.left_out,
             drift_forgotten=self.alerts.drift.forgotten,
+            dns_answers=called.answers,
+            dns_answers_unread=called.unread,
+            dns_answers_cut=called.cut,
+            dns_names_forgotten=called.forgotten,
+            dns_names=self.inventory.called.held,
             bad_frames=self._bad_frames,
             refused_records=self._refused_records,
             open_frames=self.tracker.open_frames,

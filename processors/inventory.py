@@ -17,10 +17,11 @@ import msgspec
 
 from policy.cluster_facts import ClusterFacts
 from policy.cluster_peers import ClusterPeers
+from processors.called import Called, CalledSettings
 from schemas.behaviour import Behaviour
 from schemas.expand import PEERS
 from schemas.identity import Identity, Kind, decode
-from schemas.telemetry import NOBODY, RemotePeer
+from schemas.telemetry import FROM_DNS, NOBODY, RemotePeer
 
 ROOT_CGROUP: Final = 1
 """Inode of the cgroup2 root directory (kernfs root id)."""
@@ -67,11 +68,17 @@ class _Node:
 class Inventory:
     """The table. `epoch` grows with every change, so that a cache can tell whether its answers may be old."""
 
-    def __init__(self, settings: InventorySettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: InventorySettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        called: CalledSettings | None = None,
+    ) -> None:
         self._settings = settings or InventorySettings()
         self._clock = clock
         self._facts = ClusterFacts()
         self._peers = ClusterPeers()
+        self.called = Called(self.owner, called)
         self._nodes: dict[str, _Node] = {}
         self._by_key: dict[bytes, Identity] = {}
         self._ended: dict[bytes, tuple[float, Identity]] = {}
@@ -99,13 +106,14 @@ class Inventory:
             self._put(changed, identity)
         self._peers.fact(key, value)
 
-    def peer(self, behaviour: Behaviour, unix_ns: int) -> RemotePeer:
-        """Who the other side of `behaviour` was at that time."""
-        if not self._peers or behaviour.operation not in PEERS or not behaviour.address:
+    def peer(self, identity: Identity, behaviour: Behaviour, unix_ns: int) -> RemotePeer:
+        """Who the other side of what `identity` did was at that time: as the cluster says, else what it called the address itself."""
+        if behaviour.operation not in PEERS or not behaviour.address:
             return NOBODY
-        found = self._peers.peer(behaviour.address, unix_ns / 1e9)
+        found = self._peers.peer(behaviour.address, unix_ns / 1e9) if self._peers else None
         if found is None:
-            return NOBODY
+            name = self.called.name(identity, behaviour, unix_ns)
+            return RemotePeer(FROM_DNS + name) if name else NOBODY
         owner = f"{found.owner.ref}/{found.owner.name}" if found.owner.name else ""
         return RemotePeer(found.name, found.namespace, owner)
 

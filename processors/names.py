@@ -97,12 +97,13 @@ class Names:
         self.held_bytes = 0
         self.left_out = 0
 
-    def entry(self, key: Key, judged: JudgedBehaviour, count: int) -> JudgedBehaviour:
-        """`judged` itself while the budget lasts, else the remainder that its `count` events belong to."""
+    def entry(self, key: Key, judged: JudgedBehaviour, count: int, name: str = "") -> JudgedBehaviour:
+        """`judged` itself while the budget lasts, else the remainder that its `count` events belong to. `name`: what its address is called; each
+        takes from the budget."""
         minute = self._minutes.get(key)
         if minute is None:
             minute = self._begin(key)
-        listed, ident = minute.listed, judged.raw.id
+        listed, ident = minute.listed, judged.raw.id if not name else hash((judged.raw.id, name))
         if ident in listed:
             return judged
         if _bits(judged.raw.access, _UNTOLD):

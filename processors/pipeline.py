@@ -126,6 +126,8 @@ class Pipeline:
         if value is None:
             raise DecodeError(f"expected a frame under key `{delivery.record.key!r}`, got a tombstone; nothing to do")
         frame = frames.decode(value)
+        # Strictly before any row: what was asked for names where the rows go.
+        heard = self._inventory.called.learn(frame.header, frame.answers) if frame.answers else 0
         self.release()
         tally = self._judge.tally(frame)
         waits = bool(tally.parked or tally.undefined)
@@ -134,9 +136,9 @@ class Pipeline:
             _ = tally.processes
         header = frame.header
         times = tally.times
-        at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=0)
+        at = times[0] if times else min((row[2] for found in tally.folded.values() for row in found), default=heard)
         unix = at + header.clock_offset_ns
-        frame_counts = FrameCounts(header, unix // _SECOND, self._clock(), self.names)
+        frame_counts = FrameCounts(header, unix // _SECOND, self._clock(), self.names, self._inventory.called.name)
         if at:
             self._clocks.heard(header, at)
         self._tell(tally, frame_counts)

@@ -15,6 +15,8 @@ class ProcessorStats(msgspec.Struct):
     """Plain counts since start. `events`: rows and folded; `told_unknown`: events judged without knowing whose they are;
     `unnamed`: events counted without their paths and addresses; `unlisted`: events that the summaries count by directory alone (`processor.names.per_minute`);
     `drift_forgotten`: behaviours outside baselines that were told and will be told again, for there was no room to remember more;
+    `dns_answers`: heard of name servers; `dns_answers_unread`: of these, not well formed or without an address; `dns_answers_cut`: of which a part was missing;
+    `dns_names`: addresses that workloads have a name for now; `dns_names_forgotten`: those that lost it for want of room;
     `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
     as lost; `policies_damaged`: policies that plans were made of are missing on the bus; `outages`: times that policies and
@@ -36,6 +38,11 @@ class ProcessorStats(msgspec.Struct):
     throttled: int = 0
     unlisted: int = 0
     drift_forgotten: int = 0
+    dns_answers: int = 0
+    dns_answers_unread: int = 0
+    dns_answers_cut: int = 0
+    dns_names_forgotten: int = 0
+    dns_names: Gauge = 0
     repeats: int = 0
     holes: int = 0
     lost: dict[str, int] = {}

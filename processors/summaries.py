@@ -9,13 +9,15 @@ record's frames ignores the repeat. Neighbours: `processors.commit_tracker` (ord
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 import msgspec
 
+from processors.called import CALLED
 from processors.judge import JudgedBehaviour, Tally
 from processors.names import Names
+from schemas.behaviour import Behaviour
 from schemas.frame import FrameHeader
 from schemas.identity import Identity
 from schemas.summary import BUCKET_SECONDS, Summary, SummaryEntry
@@ -27,18 +29,36 @@ _SLACK: Final = _SECOND
 EXACT_ROWS: Final = 8192
 """Up to this many rows `first` and `last` are exact; in a larger frame they are the frame's own, 250 ms wide at most."""
 
-Cell = dict[JudgedBehaviour, list[int]]
+
+class CalledBehaviour(NamedTuple):
+    """A connection to an address that its workload had a name for: rows of their own, so that counts by name are exact."""
+
+    entry: JudgedBehaviour
+    name: str
+
+
+Cell = dict[JudgedBehaviour | CalledBehaviour, list[int]]
 """Judged behaviour -> [count, first, last], Unix ns."""
+NameOf = Callable[[Identity, Behaviour, int], str]
+"""(whose, behaviour, Unix ns): what the workload called the address then; "" when it had no name for it."""
 
 
 class FrameCounts:
     """The counts of one frame. `open`: parts of it that are still parked."""
 
-    __slots__ = ("cells", "events", "header", "identities", "names", "open", "received", "second")
+    __slots__ = ("called", "cells", "events", "header", "identities", "names", "open", "received", "second")
 
-    def __init__(self, header: FrameHeader, second: int, received: float, names: Names | None = None) -> None:
+    def __init__(
+        self,
+        header: FrameHeader,
+        second: int,
+        received: float,
+        names: Names | None = None,
+        called: NameOf | None = None,
+    ) -> None:
         self.header = header
         self.names = names or Names()
+        self.called = called
         self.second = second
         self.received = received
         self.open = 0
@@ -54,8 +74,18 @@ class FrameCounts:
         cell = self.cells.get(key)
         if cell is None:
             cell = self.cells[key] = {}
-        _merge(cell, self.names.entry(key, entry, count), count, first, last)
+        name = ""
+        if self.called is not None and entry.raw.operation in CALLED:
+            name = self.called(entry.identity, entry.raw, first)
+        listed = self.names.entry(key, entry, count, name)
+        _merge(cell, CalledBehaviour(entry, name) if name and listed is entry else listed, count, first, last)
         self.events += count
+
+    def renamed(self, entry: JudgedBehaviour, first: int, last: int) -> bool:
+        """Whether the workload had another name for the address of `entry` at Unix ns `last` than at `first`."""
+        if self.called is None or entry.raw.operation not in CALLED or first == last:
+            return False
+        return self.called(entry.identity, entry.raw, first) != self.called(entry.identity, entry.raw, last)
 
 
 def count(frame_counts: FrameCounts, tally: Tally, apart: set[int]) -> None:
@@ -73,10 +103,12 @@ def count(frame_counts: FrameCounts, tally: Tally, apart: set[int]) -> None:
                 entry = entries.get(ident)
                 if entry is not None and ident not in apart:
                     start, end = first[ident] + offset, last[ident] + offset
-                    frame_counts.add(entry, many, *((start, end) if start <= end else (end, start)))
+                    start, end = (start, end) if start <= end else (end, start)
+                    if not _renamed(frame_counts, tally, ident, start, end):
+                        frame_counts.add(entry, many, start, end)
         else:
             for ident, many in tally.counts.items():
-                if ident in entries and ident not in apart:
+                if ident in entries and ident not in apart and not _renamed(frame_counts, tally, ident, low, high):
                     frame_counts.add(entries[ident], many, low, high)
     for ident, found in tally.folded.items():
         entry = entries.get(ident)
@@ -84,6 +116,18 @@ def count(frame_counts: FrameCounts, tally: Tally, apart: set[int]) -> None:
             for _, many, start, end, _, _ in found:
                 # A folded count cannot be split: it belongs to the bucket it began in.
                 frame_counts.add(entry, many, start + offset, end + offset)
+
+
+def _renamed(frame_counts: FrameCounts, tally: Tally, ident: int, low: int, high: int) -> bool:
+    """Whether the address of `ident` changed its name between these times; then its rows are added, each by its own time."""
+    entry = tally.entries[ident]
+    if not frame_counts.renamed(entry, low, high):
+        return False
+    offset = tally.header.clock_offset_ns
+    for row, at in zip(tally.ids, tally.times, strict=True):
+        if row == ident:
+            frame_counts.add(entry, 1, at + offset, at + offset)
+    return True
 
 
 def _across(frame_counts: FrameCounts, tally: Tally, apart: set[int], offset: int) -> None:
@@ -99,10 +143,15 @@ def _across(frame_counts: FrameCounts, tally: Tally, apart: set[int], offset: in
         entry = tally.entries.get(key[0])
         if entry is not None and key[0] not in apart:
             start, end = sorted((first[key] + offset, last[key] + offset))
-            frame_counts.add(entry, many, start, end)
+            if not frame_counts.renamed(entry, start, end):
+                frame_counts.add(entry, many, start, end)
+                continue
+            for row, bucket, at in zip(tally.ids, buckets, tally.times, strict=True):
+                if (row, bucket) == key:
+                    frame_counts.add(entry, 1, at + offset, at + offset)
 
 
-def _merge(cell: Cell, entry: JudgedBehaviour, many: int, first: int, last: int) -> None:
+def _merge(cell: Cell, entry: JudgedBehaviour | CalledBehaviour, many: int, first: int, last: int) -> None:
     found = cell.get(entry)
     if found is None:
         cell[entry] = [many, first, last]
@@ -137,12 +186,13 @@ def summaries(frames: list[FrameCounts]) -> Iterable[Summary]:
         )
 
 
-def _entry(entry: JudgedBehaviour, many: int, first: int, last: int) -> SummaryEntry:
+def _entry(counted: JudgedBehaviour | CalledBehaviour, many: int, first: int, last: int) -> SummaryEntry:
+    entry, name = counted if isinstance(counted, CalledBehaviour) else (counted, "")
     if entry.plain is None:
         entry.plain = msgspec.structs.replace(entry.behaviour, id=0, pid_ns=0, mnt_ns=0)
     verdict = entry.verdict
     return SummaryEntry(
-        behaviour=entry.plain,
+        behaviour=msgspec.structs.replace(entry.plain, detail=name) if name else entry.plain,
         status=entry.outcome.status,
         policy=verdict.policy or "",
         rule=verdict.rule,

@@ -14,12 +14,13 @@ import msgspec
 from processors import rows
 from processors.judge import Tally
 from schemas.behaviour import Behaviour
+from schemas.expand import PEERS
 from schemas.frame import FOLDED
 from schemas.identity import Identity
 from schemas.telemetry import NOBODY, Enriched, RemotePeer, TelemetryFrame
 
-PeerOf = Callable[[Behaviour, int], RemotePeer]
-"""(behaviour, Unix ns): who the other side was then."""
+PeerOf = Callable[[Identity, Behaviour, int], RemotePeer]
+"""(whose, behaviour, Unix ns): who the other side was then."""
 
 
 def telemetry(tally: Tally, peer: PeerOf | None = None) -> TelemetryFrame | None:
@@ -33,13 +34,19 @@ def telemetry(tally: Tally, peer: PeerOf | None = None) -> TelemetryFrame | None
     identities: list[Identity] = []
     index: dict[int, int] = {}
     behaviours = []
-    unix = tally.times[0] + tally.header.clock_offset_ns if tally.times else 0
-    for entry in logged.values():
+    offset = tally.header.clock_offset_ns
+    asked = peer is not None and any(entry.behaviour.operation in PEERS for entry in logged.values())
+    # When each was first: an answer that names its address may lie in this frame, before it.
+    first = dict(zip(tally.ids[::-1], tally.times[::-1], strict=True)) if asked else {}
+    for ident, entry in logged.items():
         place = index.get(id(entry.identity))
         if place is None:
             place = index[id(entry.identity)] = len(identities)
             identities.append(entry.identity)
-        other = NOBODY if peer is None else peer(entry.behaviour, unix)
+        other = NOBODY
+        if peer is not None and entry.behaviour.operation in PEERS:
+            at = first[ident] if ident in first else tally.folded[ident][0][2]
+            other = peer(entry.identity, entry.behaviour, at + offset)
         behaviours.append(
             Enriched(behaviour=entry.behaviour, identity=place, verdict=entry.verdict, user=entry.user, peer=other)
         )

@@ -4,7 +4,7 @@
 Ours in addition: `EventID` (node:boot:sequence, the same on every replay, so repeats can be dropped), `Count` (how many
 occurrences this one line stands for), `Suppressed` (how many were throttled before it), `Rule` (position of the rule that
 matched), `Mode` (`shadow` for what would have happened, `baseline` for drift from a baseline), `RemoteAddress`/`RemotePort`, and in a cluster `RemotePeer` (`pod/NAME`,
-`svc/NAME`, `node/NAME`: who had that address then), `RemoteNamespace` and `RemoteOwner` (`Kind/name` of a pod's owner); and what a verdict hangs on, so that the
+`svc/NAME`, `node/NAME`: who had that address then; `dns/NAME`: what the workload had asked for), `RemoteNamespace` and `RemoteOwner` (`Kind/name` of a pod's owner); and what a verdict hangs on, so that the
 event can be judged again: `OID` (owner of the file or image; absent: it has none), `Script` (the `#!` file that was executed;
 `ProcessName` is its interpreter), `SourceScript` (the `#!` file whose interpreter acted), `Resource2` (the second path of rename,
 link, symlink and mount), `Cut` (`arguments`, `path`: what is not whole), `Links` (symlinks of the workload's root that lead to a path

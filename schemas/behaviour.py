@@ -18,7 +18,8 @@ class Behaviour(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=F
     connect/send: `address`/`port` are remote; bind/listen: local; accept: remote address, local port.
     `result`: 0 or -errno. `syscall`: number on the node's architecture, `syscall_name` its name without `sys_`.
     `script`: the `#!` file that the acting `executable` runs (exec: that the caller ran); a source of it is a source of what it does.
-    `detail`: what has no field of its own, as text (capability name, DNS name, filesystem type).
+    `detail`: what has no field of its own, as text (capability name, DNS name, filesystem type; of a counted connect or send the name that a
+    DNS answer had given its address, which no policy decides on).
     """
 
     id: int = 0

@@ -4,7 +4,8 @@
 Self-contained, so processors stay stateless. `occurrences` is a table of `schemas.kernel.STRIDE` bytes a row, ring headers
 included; row field offsets are `RING_HEADER + OCCURRENCE.offsets[...]`. `definitions` is a run of definition records, each
 `DEFINITION` header + bytes, padded to 8; those of the cgroups come first. `folded` holds rows of `FOLDED` for behaviours whose repeats were counted on the
-node instead of being sent one by one (under flood, or in edge mode): counted, never hidden.
+node instead of being sent one by one (under flood, or in edge mode): counted, never hidden. `answers` is a run of ANSWER definitions:
+what name servers said before the rows of this frame, or early in its time.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ class FrameHeader(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
 
 
 class Frame(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
-    """What travels. See the module's text for the three tables."""
+    """What travels. See the module's text for the tables."""
 
     header: FrameHeader
     occurrences: bytes
     definitions: bytes
     folded: bytes = b""
+    answers: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -12,58 +12,15 @@ occurrences mean; each is sent once, and again if the kernel forgot it:
     BEHAVIOUR  id = keyed hash of the behaviour  -> `BEHAVIOUR`, refers to strings
     PROCESS    id = process id of one exec image -> `PROCESS`, refers to strings
     CGROUP     id = cgroup id                    -> path at creation; empty when it was removed (CGROUP_GONE)
+    ANSWER     id = cgroup id                    -> `ANSWER` and what a name server said to a socket of that cgroup, once
 """
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum, IntFlag
 from typing import Final
 
-import msgspec
-
-
-class Field(msgspec.Struct, frozen=True):
-    """One member: name, C type (`u8 u16 u32 u64 s32`), how many, what it means."""
-
-    name: str
-    ctype: str
-    meaning: str
-    count: int = 1
-
-
-_SIZES: Final = {"u8": (1, "B"), "u16": (2, "H"), "u32": (4, "I"), "s32": (4, "i"), "u64": (8, "Q"), "s64": (8, "q")}
-
-
-class Layout:
-    """A fixed record: fields in order, naturally aligned without holes (checked here, so `struct` and C agree)."""
-
-    def __init__(self, name: str, *fields: Field) -> None:
-        self.name = name
-        self.fields = fields
-        self.offsets: dict[str, int] = {}
-        offset = 0
-        form = "="
-        for field in fields:
-            size, code = _SIZES[field.ctype]
-            if offset % size:
-                raise ValueError(f"layout `{name}`: `{field.name}` at {offset} is not aligned to {size}")
-            self.offsets[field.name] = offset
-            form += f"{field.count}s" if field.ctype == "u8" and field.count > 1 else code * field.count
-            offset += size * field.count
-        if offset % 8:
-            raise ValueError(f"layout `{name}`: size {offset} is not a multiple of 8")
-        self.struct = struct.Struct(form)
-        self.size = offset
-
-    def c_struct(self) -> str:
-        """The C declaration."""
-        lines = [f"struct {self.name} {{"]
-        for field in self.fields:
-            array = f"[{field.count}]" if field.count > 1 else ""
-            lines.append(f"    {field.ctype} {field.name}{array}; /* {field.meaning} */")
-        return "\n".join([*lines, "};"])
-
+from schemas.layout import Field, Layout
 
 OCCURRENCE: Final = Layout(
     "occurrence",
@@ -163,6 +120,7 @@ class DefinitionKind(IntEnum):
     PROCESS = 3
     CGROUP = 4
     CGROUP_GONE = 5
+    ANSWER = 6
 
 
 DEFINITION: Final = Layout(
@@ -171,6 +129,14 @@ DEFINITION: Final = Layout(
     Field("kind", "u32", "DefinitionKind"),
     Field("size", "u32", "bytes that follow this header, without padding to 8"),
 )
+
+ANSWER: Final = Layout(
+    "answer",
+    Field("time", "u64", "bpf_ktime_get_boot_ns() when it reached the socket"),
+    Field("length", "u32", "bytes of the message; when fewer follow, its end is missing"),
+    Field("reserved", "u32", "0"),
+)
+"""Body of an ANSWER definition; the message (RFC 1035, section 4.1) follows, as far as it was kept."""
 
 STRING_LIMIT: Final = 4096
 """Longest string kept: PATH_MAX of Linux (include/uapi/linux/limits.h)."""
@@ -193,6 +159,9 @@ class Loss(IntEnum):
     """An event after `config[OBSERVED_UNTIL]`: nobody had drained the rings for so long that reporting stopped."""
     HANDED_OVER = 9
     """Counted by an agent: events that the one before it had in hand when it was killed. They may have been judged and counted."""
+    ANSWERS = 10
+    """An answer of a name server that was not handed on: its container or the node heard too many, or the ring was half full. No event is
+    lost; the addresses in it have no name."""
 
 
 IMAGE: Final = Layout(
@@ -354,6 +323,8 @@ BUDGET: Final = Layout(
     Field("window", "u64", "boot time ns >> 30 that `asked` is of"),
     Field("asked", "u32", "new behaviours asked for in it: calls that failed, that passed, denials and execs, shed ones", 4),
     Field("lost", "u64", "events lost since the entry was made: to a full ring, and because nobody read (OWN_LOSSES)", 2),
+    Field("heard_window", "u64", "as `window`, of `heard`"),
+    Field("heard", "u32", "questions for names and answers to them that were heard in it", 2),
 )  # fmt: skip
 """Value of the `budgets` map, keyed by cgroup id (u64; ~0 is the node). A cgroup made inside a container is charged to it."""
 
@@ -396,4 +367,4 @@ class Config(IntEnum):
     """Events that were handed over in memory and are not committed; what the next agent tells as HANDED_OVER."""
 
 
-LAYOUTS: Final = (OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY)  # fmt: skip
+LAYOUTS: Final = (OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, ANSWER, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY)  # fmt: skip

@@ -21,9 +21,13 @@ CUT: Final = "\0"
 """Stands for arguments that are not known: no argument holds a NUL, so no `allowedArgs` can name it."""
 
 
+FROM_DNS: Final = "dns/"
+"""Before a name that a workload learnt of a name server: it is what the workload was told, and nobody vouches for it."""
+
+
 class RemotePeer(msgspec.Struct, frozen=True, array_like=True):
     """Who the other side of a connection was, as the cluster tells: `pod/NAME`, `svc/NAME` or `node/NAME`, its namespace, and a pod's owner
-    as `Kind/name`. "" when that is not known."""
+    as `Kind/name`; of an address that the cluster does not know `dns/NAME`, what its workload had asked for. "" when that is not known."""
 
     name: str = ""
     namespace: str = ""

@@ -78,6 +78,10 @@ def chosen() -> list[tuple[str, str]]:
         ),
         ("tell containers apart", "cgroup v2 id" if has("cgroup v2") else "pid and mount namespaces"),
         (
+            "name addresses",
+            "answers of name servers" if has("DNS answers") else "nothing: " + features["DNS answers"].why,
+        ),
+        (
             "block network",
             "cgroup programs"
             if has("cgroup socket programs")

@@ -23,6 +23,7 @@ from sensors.node.boot import boot_id, clock_offset_ns
 from sensors.node.definition_log import DefinitionLog
 from sensors.node.definitions import Definitions
 from sensors.node.frames import Fold, columns, frames
+from sensors.node.heard import Heard
 from sensors.node.late_rows import LateRows
 from sensors.node.losses import KernelLosses
 from sensors.node.pins import Pins
@@ -72,6 +73,7 @@ class RingSource:
         self._cgroups: set[int] = set()
         self._number = 0
         self._resting = False
+        self._heard = Heard()
         self._losses_at, self._observed_at = 0.0, float("-inf")
         self._parked_from = self._barrier = 0
         self._pins = Pins(pin_dir)
@@ -191,6 +193,7 @@ class RingSource:
         self._parking.hurry = fill >= 0.25
         made: list[Frame] = []
         more = self._drain_folding(made) if folding else self._drain_rows(made)
+        self._heard.into(made, self._stamp, settings.frames.limit_bytes)
         if self._losses.waiting and not made:
             made = [Frame(header=self._stamp(events=0, undefined=0), occurrences=b"", definitions=b"")]
         hasty = hasty or self._pins.haste() or any(any(frame.header.lost) for frame in made)
@@ -334,6 +337,7 @@ class RingSource:
                 self._logged(lambda log: log.rewrite(self._definitions.records()), 0)
 
     def _take_in(self, records: list[bytes]) -> None:
+        records = self._heard.sort_out(records)
         self._definitions.learn(records)
         if self._log is not None:
             # Strictly before the release: what the ring no longer holds must be on file.

@@ -18,6 +18,7 @@ from schemas import socket_names
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
 from schemas.operations import Class, Operation
+from schemas.telemetry import FROM_DNS
 from sinks.store.store import StoredRow
 
 PROCESS_COLUMNS: Final = ("SRC PROCESS", "DESTINATION PROCESS PATH", "COUNT", "LAST UPDATED TIME", "STATUS")
@@ -126,6 +127,8 @@ def build(
             if behaviour.operation is Operation.SOCKET:
                 peer, port = "", 0
             who = PeerName(name=peer) if table == "bind" else _who(peer, row, resolve)
+            if who.name == peer and table == "egress" and behaviour.address and behaviour.detail:
+                who = PeerName(name=FROM_DNS + behaviour.detail)
             _sum(peers[table], (protocol, behaviour.executable, who, port, _status(row)), row)
     if agg:
         # Files alone: which program was started is never too much to tell.

@@ -52,6 +52,17 @@ def _entries(limit: int = 40) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     return frames, identities
 
 
+def _with_answer(frame: bytes) -> bytes:
+    import msgspec
+
+    from schemas import frame as frames
+    from schemas.kernel import ANSWER, DefinitionKind
+
+    message = Answers().samples[0]
+    run = frames.definition(DefinitionKind.ANSWER, 1, ANSWER.struct.pack(1, len(message), 0) + message)
+    return frames.encode(msgspec.structs.replace(frames.decode(frame), answers=run))
+
+
 class Frames(_Plain):
     """Raw frames through the whole middle of a processor: decode, judge, alerts, telemetry, summaries; then the sinks' reader."""
 
@@ -64,6 +75,7 @@ class Frames(_Plain):
         from sinks.delivery.reader import ItemReader
 
         self.samples, self._identities = _entries()
+        self.samples.append(_with_answer(self.samples[0]))
         self._now = 0.0
         self._made = lambda: Processor(MemoryBus(MemorySettings()), clock=lambda: self._now)
         documents = [one for path in POLICIES for one in parse(path.read_bytes(), path.name).policies]
@@ -108,6 +120,36 @@ class Frames(_Plain):
                 # What the processor wrote the sinks read: no HauberkError here.
                 self._reader.read(Delivery(topic, 0, 0, record))
         pipeline.discard()
+        return taken
+
+
+class Answers(_Plain):
+    """What name servers answer: said by the parser, or not; it raises nothing."""
+
+    def __init__(self) -> None:
+        head = bytes.fromhex("1267818000010003000000000377777707657861 6d706c650363 6f6d0000010001".replace(" ", ""))
+        alias = bytes.fromhex("c00c000500010000003c0009026362 01620178c018".replace(" ", ""))
+        self.samples = [
+            head
+            + alias
+            + bytes.fromhex(
+                "c02d000100010000012c00045db8d822" + "c02d001c00010000012c0010" + "20010db8" + "00" * 11 + "01"
+            ),
+            bytes.fromhex("000181000001000100000000" + "01610000010001" + "c00c000100010000000000047f000001"),
+        ]
+
+    def try_one(self, data: bytes) -> bool:
+        from schemas.dns_answer import TEXT_MOST, parse
+
+        taken = False
+        for length in (0, len(data) + 7):
+            found = parse(data, length)
+            if found is not None:
+                taken = True
+                assert 0 < len(found.name) <= TEXT_MOST
+                assert all(letter in "abcdefghijklmnopqrstuvwxyz0123456789-_.\\" for letter in found.name)
+                assert found.addresses
+                assert all(len(raw) in (4, 16) and 0 <= ttl < 1 << 31 for raw, ttl in found.addresses)
         return taken
 
 
@@ -354,5 +396,5 @@ class Requests(_Plain):
 
 DOORS: Final[dict[str, Callable[[], Door]]] = {
     "frames": Frames, "recordings": Recordings, "plans": Plans, "settings": Settings, "policies": Policies, "words": Words,
-    "requests": Requests,
+    "requests": Requests, "answers": Answers,
 }  # fmt: skip

@@ -34,10 +34,10 @@ from schemas.kernel import (
     SCOPE,
     Config,
     DefinitionKind,
-    Layout,
     Loss,
     ScopeFlag,
 )  # fmt: skip
+from schemas.layout import Layout
 from schemas.operations import Access, Backend, Class, Operation
 
 ALL = sum(1 << member for member in Class)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kernel import hooks
 from kernel.btf import VMLINUX, Btf
-from kernel.catalogue import GUARDS, HOPS, PROBES, PROGRAM_DIRECTORY, SOURCES, TABLES
+from kernel.catalogue import GUARDS, HOPS, LISTENERS, PROBES, PROGRAM_DIRECTORY, SOURCES, TABLES
 from kernel.features import survey, typed_loads
 from kernel.headers import write_tree
 from kernel.members import offsets_by_headers, offsets_from
@@ -159,13 +159,17 @@ def test_docs_list_every_pin() -> None:
         assert f"| `{probe.name}` | raw tracepoint `{probe.tracepoint}` | {probe.why} |" in text
     for guard in GUARDS:
         assert f"| `{guard.name}` | per cgroup, attach type {guard.attach_type} | {guard.why} |" in text
+    for listener in LISTENERS:
+        assert f"| `{listener.name}` | root of cgroup v2, attach type {listener.attach_type} | {listener.why} |" in text
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     for hook in hooks.HOOKS:
         assert f"| `lsm_{hook.name}` | {hook.why} |" in text
     for table in hooks.TABLES:
         row = f"| `{table.name}` | {table.kind} | {table.key} | {table.value} | {table.writer} | {table.why} |"
         assert row in text
-    assert len(listed) == len(TABLES) + len(PROBES) + len(GUARDS) + len(hooks.HOOKS) + len(hooks.TABLES)
+    assert len(listed) == len(TABLES) + len(PROBES) + len(GUARDS) + len(LISTENERS) + len(hooks.HOOKS) + len(
+        hooks.TABLES
+    )
 
 
 @pytest.mark.kernel

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from kernel import bpf, loading
-from kernel.catalogue import GUARDS, PROBES, TABLES
+from kernel.catalogue import GUARDS, LISTENERS, PROBES, TABLES
 from kernel.compiled import store, stored
 from kernel.loader import Halt
 from kernel.loading import LoadSettings, existing, is_bpffs, layout_hash, load, unload
@@ -53,7 +53,7 @@ def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
         assert not steps[0][1], "told while it happens: nothing is installed before anything is compiled"
         assert not first.reused
         assert sorted(os.listdir(f"{pins}/maps")) == sorted(table.name for table in TABLES)
-        assert sorted(os.listdir(f"{pins}/programs")) == sorted(each.name for each in (*PROBES, *GUARDS))
+        assert sorted(os.listdir(f"{pins}/programs")) == sorted(each.name for each in (*PROBES, *GUARDS, *LISTENERS))
         assert links_alive(pins) == [probe.name for probe in PROBES]
         second = load(
             LoadSettings(**{n: getattr(SMALL, n) for n in SMALL.__struct_fields__} | {"host_visibility": ("file",)}),

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from kernel import bpf
-from kernel.catalogue import GUARDS, HOPS, PROBES
+from kernel.catalogue import GUARDS, HOPS, LISTENERS, PROBES
 from kernel.loading import LoadedPrograms
 
 pytestmark = pytest.mark.kernel
@@ -25,7 +25,7 @@ MOST_OF_ALL = 2_500_000
 
 def verified(loaded: LoadedPrograms) -> dict[str, int]:
     """Instructions by program: what is pinned, and the hops of its program array."""
-    programs = {each.name: loaded.program(each.name) for each in (*PROBES, *GUARDS)}
+    programs = {each.name: loaded.program(each.name) for each in (*PROBES, *GUARDS, *LISTENERS)}
     with loaded.map("hops") as hops:
         for index, name in enumerate(HOPS[1:], 1):
             value = hops.get(struct.pack("=I", index))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import random
 from typing import Any
 
@@ -124,6 +125,11 @@ def learnt(
     return found, directory, {name: [form(one) for one in made] for name, form in FORMS.items()}
 
 
+def copied(document: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(json.dumps(document))
+    return made
+
+
 def of(documents: list[dict[str, Any]], owner: str) -> dict[str, Any]:
     (found,) = [one for one in documents if one["metadata"]["name"].startswith(owner)]
     return found
@@ -241,6 +247,67 @@ def test_cilium_names_entities_and_dns() -> None:
     assert of(made["CiliumNetworkPolicy"], "web")["spec"]["ingress"] == [{}], "an empty list would deny nothing"
     two = [*asked, seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail="other.example.com")]
     assert "toFQDNs" not in str(learnt(two)[2]["CiliumNetworkPolicy"]), "nobody says which of the two it was"
+
+
+NAME = "api.example.com"
+
+
+def test_what_was_connected_to_by_name_is_let_through_by_name() -> None:
+    """Cilium: the name and the port that were connected to, whoever else was asked for; forms without names: the addresses."""
+    some = [
+        seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail=name)
+        for name in (NAME, "other.example.com", "unused.example.com")
+    ]
+    some += [
+        seen(WEB, CONNECT, "93.184.216.34", 443, detail=NAME), seen(WEB, CONNECT, "93.184.216.35", 443, detail=NAME),
+        seen(WEB, CONNECT, "198.51.100.9", 5432, detail="other.example.com"), seen(WEB, CONNECT, "203.0.113.1", 80),
+    ]  # fmt: skip
+    found, directory, made = learnt(some)
+    web = of(made["CiliumNetworkPolicy"], "web")["spec"]["egress"]
+
+    def rule(name: str, port: str) -> dict[str, Any]:
+        return {"toFQDNs": [{"matchName": name}], "toPorts": [{"ports": [{"port": port, "protocol": "TCP"}]}]}
+
+    assert [one for one in web if "toFQDNs" in one] == [rule(NAME, "443"), rule("other.example.com", "5432")]
+    dns = next(one for one in web if "toEndpoints" in one)
+    assert dns["toPorts"][0]["rules"] == {"dns": [{"matchPattern": "*"}]}
+    assert [one["cidr"] for rule in web for one in rule.get("toCIDRSet", ())] == ["203.0.113.1/32"]
+    plain = of(made["NetworkPolicy"], "web")["spec"]["egress"]
+    blocks = {peer["ipBlock"]["cidr"] for rule in plain for peer in rule["to"] if "ipBlock" in peer}
+    assert any(ipaddress.ip_address("93.184.216.34") in ipaddress.ip_network(block) for block in blocks)
+    assert any(ipaddress.ip_address("198.51.100.9") in ipaddress.ip_network(block) for block in blocks)
+    for documents in made.values():
+        assert connectivity(found, directory, documents).refused == ()
+    # The check does hold the names: without their rule the flows are denied.
+    broken = [copied(one) for one in made["CiliumNetworkPolicy"]]
+    of(broken, "web")["spec"]["egress"] = [one for one in web if one.get("toFQDNs") != [{"matchName": NAME}]]
+    assert {one.flow for one in connectivity(found, directory, broken).refused} == {
+        "shop/web -> 93.184.216.34 TCP 443", "shop/web -> 93.184.216.35 TCP 443",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", "a\\046b.example", "\\032.example", "intranet", "10.0.0.1", "a.example\n"])
+def test_an_address_that_no_rule_can_name_stays_an_address(name: str) -> None:
+    some = [
+        seen(WEB, CONNECT, "93.184.216.34", 443, detail=NAME),
+        seen(WEB, CONNECT, "93.184.216.34", 443, detail=name),
+    ]
+    found, directory, made = learnt(some)
+    text = str(made["CiliumNetworkPolicy"])
+    assert text.count("matchName") == 1
+    assert "93.184.216.34/32" in text, "what went there without that name has to pass too"
+    for documents in made.values():
+        assert connectivity(found, directory, documents).refused == ()
+
+
+def test_one_name_for_many_addresses_is_one_rule_in_any_order() -> None:
+    some = [seen(WEB, CONNECT, f"93.184.{number}.1", port, detail=NAME) for number in range(20) for port in (443, 8443)]
+    first = learnt(some)[2]
+    random.Random(4).shuffle(some)
+    again = learnt([*some, *some[:7]])[2]
+    assert first == again
+    assert str(first["CiliumNetworkPolicy"]).count("matchName") == 1
+    assert "toCIDRSet" not in str(first["CiliumNetworkPolicy"])
 
 
 def test_an_address_is_whose_it_was_then() -> None:

@@ -94,6 +94,27 @@ def test_the_text_of_all_tables(row):
     assert [line for line in wide if "443" in line and line.endswith("| Allow  |")]
 
 
+def test_a_peer_outside_the_cluster_is_told_by_the_name_it_was_asked_for(row):
+    def resolve(address, at):
+        return PeerName(name="pod/db-1", namespace="data") if address == "10.0.0.9" else None
+
+    tables = summary_tables.build(
+        [
+            row(2, **connection(Operation.CONNECT, address="93.184.216.34", port=443, detail="api.example.com")),
+            row(3, **connection(Operation.CONNECT, address="93.184.216.35", port=443, detail="api.example.com")),
+            row(1, **connection(Operation.CONNECT, address="93.184.216.34", port=443, detail="other.example.com")),
+            row(4, **connection(Operation.SEND, address="93.184.216.34", port=123)),
+            row(1, **connection(Operation.CONNECT, address="10.0.0.9", port=5432, detail="db.data.svc")),
+            row(1, **connection(Operation.ACCEPT, address="93.184.216.34", port=80, detail="not.heard.of.accepts")),
+        ],
+        resolve=resolve,
+    )
+    assert [(line.peer, line.port, line.count) for line in tables.egress] == [
+        ("dns/api.example.com", 443, 5), ("93.184.216.34", 123, 4), ("dns/other.example.com", 443, 1), ("pod/db-1", 5432, 1),
+    ]  # fmt: skip
+    assert [line.peer for line in tables.ingress] == ["93.184.216.34"]
+
+
 def test_what_was_not_allowed_is_told_apart_in_connections(row):
     curl = connection(Operation.CONNECT, address="10.1.2.3", port=443, executable="/usr/bin/curl")
     shown = table_text.text(summary_tables.build([row(3, **curl), row(1, "Deny", **curl)]))

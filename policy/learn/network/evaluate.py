@@ -134,6 +134,7 @@ class _Ends:
 
     def __init__(self, found: Flows, directory: Directory) -> None:
         self._directory = directory
+        self._called = found.called
         self._pods = {
             uid: self._pod(pod) for uid, pod in sorted(directory.pods.items()) if not pod.ended and not pod.host_network
         }
@@ -148,6 +149,13 @@ class _Ends:
     def of(self, key: FlowKey) -> list[tuple[PodEnd, PodEnd, int]]:
         """(source, target, port) of every connection that the flow may be."""
         mine, theirs = self._of_pods(_party(key.subject)), self._of(key.peer)
+        if called := self._called.get(key):
+            # Each name by itself, and the address alone where it had none: all of them must pass.
+            theirs = [
+                msgspec.structs.replace(end, names=frozenset({name} if name else ()))
+                for end in theirs
+                for name in sorted(called)
+            ]
         sources, targets = (theirs, mine) if key.ingress else (mine, theirs)
         return [(source, target, self._number(target, key.port)) for source in sources for target in targets]
 

@@ -8,6 +8,7 @@ A datagram to a port that nobody serves, from a program that serves one, is an a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
@@ -27,6 +28,8 @@ from schemas.operations import Access, Class, Operation
 EPHEMERAL: Final = 32768
 """Linux's range of local ports (ip_local_port_range) begins here: from there on a port is whoever asks', not a service's."""
 EPHEMERAL_LAST: Final = 65535
+HOST_NAME: Final = re.compile(r"(?=.*[a-z_-])[a-z0-9_-]+(\.[a-z0-9_-]+)+")
+"""Names that a rule may have: what is no host's name was escaped when it was heard, and a name of numbers alone is an address to some."""
 _PROTOCOLS: Final = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 KINDS: Final = ("pods", "node", "outside")
 
@@ -62,14 +65,21 @@ class FlowKey(msgspec.Struct, frozen=True, order=True):
 
 
 class Flows(msgspec.Struct, kw_only=True):
-    """`seen`: flows with their evidence. `left`: reason -> how many events no policy is about. `services`: names that pods asked
-    for, by subject and program. `unsure`: why some were not learnt."""
+    """`seen`: flows with their evidence. `left`: reason -> how many events no policy is about. `names`: names that pods asked
+    for, by subject and program. `called`: flows to outside whose address had a name, and the evidence by name; "": without one. `unsure`: why some
+    were not learnt."""
 
     seen: dict[FlowKey, Evidence] = {}
     subjects: dict[Subject, set[str]] = {}
     left: Counter[str] = msgspec.field(default_factory=Counter)
     unsure: Counter[str] = msgspec.field(default_factory=Counter)
     names: dict[tuple[Subject, str], set[str]] = {}
+    called: dict[FlowKey, dict[str, Evidence]] = {}
+
+    def fully_called(self, key: FlowKey) -> bool:
+        """Whether each connection of the flow went to a name, and each name is one that a policy can have."""
+        some = self.called.get(key, {})
+        return bool(some) and all(HOST_NAME.fullmatch(name) for name in some)
 
 
 def pods_workload(identity: Identity) -> LearntWorkload:
@@ -243,8 +253,11 @@ class _Reading:
             self.found.unsure[f"nobody is known behind service {service.namespace}/{service.name}"] += one.count
 
     def _put(self, one: Sighting, subject: Subject, ingress: bool, peer: Party, port: PortRange) -> None:
-        key = FlowKey(subject, ingress, peer, port)
-        evidence = self.found.seen.get(key)
+        key, found = FlowKey(subject, ingress, peer, port), self.found
+        evidence = found.seen.get(key)
         if evidence is None:
-            evidence = self.found.seen[key] = Evidence()
-        evidence.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), one.behaviour.executable)
+            evidence = found.seen[key] = Evidence()
+        told = (one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), one.behaviour.executable)
+        evidence.add(*told)
+        if peer.kind == "outside" and not ingress:
+            found.called.setdefault(key, {}).setdefault(one.behaviour.detail, Evidence()).add(*told)

@@ -74,7 +74,9 @@ def cilium(one: ConnectPolicy) -> dict[str, Any]:
                 return [{f"{way}Entities": ["host", "remote-node"]}]
             case "name":
                 return [{f"{way}FQDNs": [{"matchName": peer.name}]}]
-        return [{f"{way}CIDRSet": [_block(network) for network in peer.networks]}]
+        # What was connected to by name alone is let through by name: its addresses may be another's tomorrow.
+        networks = peer.nameless if peer.called else peer.networks
+        return [{f"{way}CIDRSet": [_block(network) for network in networks]}] if networks else []
 
     def ports(some: Iterable[PortRange], names: bool) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ and TCP, whichever was seen. Addresses outside become few networks; more evidenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from policy.learn.evidence import Evidence
 from policy.learn.network.addresses import parsed, private, summarised
 from policy.learn.network.directory import Directory, Labels, PortRange, carries
-from policy.learn.network.flows import EPHEMERAL, EPHEMERAL_LAST, FlowKey, Flows, Party, Subject
+from policy.learn.network.flows import EPHEMERAL, EPHEMERAL_LAST, HOST_NAME, FlowKey, Flows, Party, Subject
 from schemas.cluster import ServiceFact
 
 RANGE_AT: Final = 4
@@ -24,14 +24,16 @@ _DNS: Final = 53
 
 
 class RulePeer(msgspec.Struct, frozen=True, order=True):
-    """`pods`: of `namespace` with `labels`. `nodes`: `networks` are theirs. `networks`: outside. `name`: a DNS name outside, for forms
-    that know names; its addresses are in a rule of their own."""
+    """`pods`: of `namespace` with `labels`. `nodes`: `networks` are theirs. `networks`: outside; `called`: some of it was
+    connected to by name alone, and forms that know names need but `nameless` of it. `name`: a DNS name outside, for such forms."""
 
     kind: str
     namespace: str = ""
     labels: Labels = ()
     networks: tuple[str, ...] = ()
     name: str = ""
+    called: bool = False
+    nameless: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.kind == "pods":
@@ -85,6 +87,13 @@ def policies(found: Flows, directory: Directory) -> list[ConnectPolicy]:
             ports = table.setdefault((subject, ingress), {}).setdefault(_plain(peer), {})
             ports.setdefault(port, Evidence()).merge(evidence)
     names = _names(found)
+    called: dict[Subject, set[Party]] = {}
+    for key in found.seen:
+        if key.peer.kind == "outside" and not key.ingress:
+            called.setdefault(key.subject, set()).add(key.peer)
+    for key in found.seen:
+        if key.peer.kind == "outside" and not key.ingress and not found.fully_called(key):
+            called[key.subject].discard(key.peer)
     resolvers: dict[str, list[ServiceFact]] = {}
     for service in directory.services.values():
         if _serves_names(service):
@@ -93,7 +102,7 @@ def policies(found: Flows, directory: Directory) -> list[ConnectPolicy]:
     for subject in sorted(found.subjects):
         egress = dict(table.get((subject, False), {}))
         dns = _whole_dns(egress, directory, resolvers)
-        rules = _rules(egress, directory)
+        rules = _rules(egress, directory, called.get(subject, ()))
         rules += [ConnectRule(peer=RulePeer("name", name=name), ports=ports, evidence=evidence)
                   for name, (ports, evidence) in sorted(names.get(subject, {}).items())]  # fmt: skip
         made.append(ConnectPolicy(
@@ -144,7 +153,9 @@ def _same(port: PortRange, target: PortRange) -> bool:
     return port.protocol == target.protocol and (port == target or port.first == target.first != 0)
 
 
-def _rules(peers: dict[Party, dict[PortRange, Evidence]], directory: Directory) -> list[ConnectRule]:
+def _rules(
+    peers: dict[Party, dict[PortRange, Evidence]], directory: Directory, called: Collection[Party] = ()
+) -> list[ConnectRule]:
     made: dict[tuple[RulePeer, tuple[PortRange, ...]], Evidence] = {}
     outside: dict[tuple[PortRange, ...], dict[str, Evidence]] = {}
     nodes: dict[PortRange, dict[str, Evidence]] = {}
@@ -166,7 +177,11 @@ def _rules(peers: dict[Party, dict[PortRange, Evidence]], directory: Directory) 
             some.setdefault(peer.name, Evidence()).merge(Evidence.of(ports.values()))
     for same, where in outside.items():
         networks = tuple(summarised(where))
-        made.setdefault((RulePeer("networks", networks=networks), same), Evidence()).merge(Evidence.of(where.values()))
+        left = [name for name in where if Party("outside", name=name) not in called]
+        there = RulePeer("networks", networks=networks)
+        if len(left) < len(where):
+            there = RulePeer("networks", networks=networks, called=True, nameless=tuple(summarised(left)))
+        made.setdefault((there, same), Evidence()).merge(Evidence.of(where.values()))
     by_nodes: dict[tuple[str, ...], dict[PortRange, Evidence]] = {}
     for port, names in nodes.items():
         by_nodes.setdefault(_node_networks(names, directory), {})[port] = Evidence.of(names.values())
@@ -225,9 +240,22 @@ def merged_ports(ports: Iterable[PortRange]) -> tuple[PortRange, ...]:
 
 
 def _names(found: Flows) -> dict[Subject, dict[str, tuple[tuple[PortRange, ...], Evidence]]]:
-    """A program that asked for one name outside alone, and spoke to the internet, spoke to that name: nobody tells us of answers."""
+    """What each workload connected to by name. Of a program whose answers were not heard: one that asked for one name outside alone, and
+    spoke to the internet, spoke to that name."""
+    seen: dict[tuple[Subject, str], dict[PortRange, Evidence]] = {}
+    told: set[tuple[Subject, str]] = set()
+    for key, called in found.called.items():
+        for name, evidence in called.items():
+            if name:
+                told.update((key.subject, program) for program in evidence.sources)
+            if HOST_NAME.fullmatch(name):
+                seen.setdefault((key.subject, name), {}).setdefault(key.port, Evidence()).merge(evidence)
     made: dict[Subject, dict[str, tuple[tuple[PortRange, ...], Evidence]]] = {}
+    for (subject, name), by_port in seen.items():
+        made.setdefault(subject, {})[name] = (merged_ports(by_port), Evidence.of(by_port.values()))
     for (subject, program), names in found.names.items():
+        if (subject, program) in told:
+            continue
         outside = {
             name for name in names if "." in name and not name.endswith((".local", ".internal", ".arpa", ".svc"))
         }
@@ -245,5 +273,5 @@ def _names(found: Flows) -> dict[Subject, dict[str, tuple[tuple[PortRange, ...],
                 if address is not None and not private(address):
                     ports.setdefault(key.port, Evidence()).merge(evidence)
         if ports:
-            made.setdefault(subject, {})[outside.pop()] = (merged_ports(ports), Evidence.of(ports.values()))
+            made.setdefault(subject, {}).setdefault(outside.pop(), (merged_ports(ports), Evidence.of(ports.values())))
     return made

@@ -23,7 +23,8 @@ _CALICO_TERM: Final = re.compile(r"\s*([\w./-]+)\s*==\s*(?:'([^']*)'|\"([^\"]*)\
 
 class PodEnd(msgspec.Struct, frozen=True, kw_only=True):
     """An end of a connection as an engine sees it. `node`: where a pod runs; `host`: the name of a node that is itself the end.
-    `named`: numbers of the pod's named ports, by name and protocol. `stand_in`: any pod of a workload of which none is known."""
+    `named`: numbers of the pod's named ports, by name and protocol. `names`: what it was asked for as, of an end outside. `stand_in`: any pod of a
+    workload of which none is known."""
 
     namespace: str = ""
     labels: dict[str, str] = {}
@@ -32,6 +33,7 @@ class PodEnd(msgspec.Struct, frozen=True, kw_only=True):
     node: str = ""
     host: str = ""
     named: dict[tuple[str, str], int] = {}
+    names: frozenset[str] = frozenset()
     uid: str = ""
     stand_in: bool = False
 
@@ -118,7 +120,8 @@ def _cilium(document: Mapping[str, Any]) -> WrittenPolicy:
             elif name == f"{way}Entities" and set(value) <= {"host", "remote-node"}:
                 tests.append(lambda end: bool(end.host))
             elif name == f"{way}FQDNs":
-                tests.append(_nobody)
+                # By exact name alone; what a pattern would match is not guessed.
+                tests.append(_called(frozenset(one["matchName"] for one in value if "matchName" in one)))
             elif name not in known:
                 raise PolicyError(
                     f"expected endpoints, CIDR sets, names, host and remote-node, got `{name}`: {value}", ()
@@ -280,8 +283,8 @@ def _everybody(end: PodEnd) -> bool:
     return True
 
 
-def _nobody(end: PodEnd) -> bool:
-    return False
+def _called(names: frozenset[str]) -> PeerTest:
+    return lambda end: not end.namespace and not end.host and not names.isdisjoint(end.names)
 
 
 def _every_port(end: PodEnd, spoken: str, number: int) -> bool:
