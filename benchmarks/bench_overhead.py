@@ -70,7 +70,7 @@ def run(scale: float) -> dict[str, Row]:
             with empty_program() as empty:
                 floor = measure(storm, cgroup, scale)
                 counted = count([empty], storm, cgroup, scale)
-            loaded = load(LoadSettings(new_visibility=("none",)), f"{bpffs}/bench")
+            loaded = load(LoadSettings(new_visibility=("none",), calls_by="tracepoint"), f"{bpffs}/bench")
             with draining(loaded), loaded.map("scopes") as scopes:
                 for name, visibility in (("unwatched", 0), ("watched", ALL)):
                     record = SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, visibility)

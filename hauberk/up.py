@@ -252,11 +252,10 @@ async def _watch(bus: Bus) -> None:
 
 def how(loaded: LoadedPrograms, took: float) -> str:
     """Where the programs of `loaded` come from, after `took` seconds."""
-    if loaded.reused:
-        return "reused from the last run"
+    calls = f"; calls are seen at {loaded.functions} functions" if loaded.functions else ""
     made = "compiled, loaded and attached" if loaded.compiled else "found compiled, loaded and attached"
     kept = f" (they are not kept for the next start: {loaded.not_kept})" if loaded.not_kept else ""
-    return f"{made} in {took:.1f} s{kept}"
+    return ("reused from the last run" if loaded.reused else f"{made} in {took:.1f} s{kept}") + calls
 
 
 async def _live(

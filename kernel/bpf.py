@@ -144,9 +144,15 @@ def map_create(kind: int, key_size: int, value_size: int, max_entries: int, *, n
     return check(MAP_CREATE, attributes, name or f"map type {kind}")
 
 
+def map_put(fd: int, key: bytes, value: bytes, target: str) -> None:
+    """One element of the map behind `fd`."""
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    check(MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), ANY), target)
+
+
 def map_info(fd: int, target: str = "map") -> MapInfo:
     """What the kernel says about the map behind `fd`."""
-    data = _info(fd, 80, target)
+    data = object_info(fd, 80, target)
     kind, ident, key_size, value_size, max_entries, flags, name = struct.unpack_from("=IIIIII16s", data)
     return MapInfo(kind, ident, key_size, value_size, max_entries, flags, name.split(b"\0")[0].decode())
 
@@ -159,17 +165,18 @@ def enable_stats() -> int:
 def program_time(fd: int, target: str = "program") -> tuple[int, int]:
     """(ns, runs) of the program behind `fd`, tail calls included, while somebody held `enable_stats`."""
     # struct bpf_prog_info, since 5.1: run_time_ns and run_cnt at 192.
-    nanoseconds, runs = struct.unpack_from("=QQ", _info(fd, 208, target), 192)
+    nanoseconds, runs = struct.unpack_from("=QQ", object_info(fd, 208, target), 192)
     return nanoseconds, runs
 
 
 def program_verified(fd: int, target: str = "program") -> int:
     """Instructions that the verifier went through for the program behind `fd`: what a load of it costs. 0 before Linux 5.16."""
     # struct bpf_prog_info: verified_insns at 216.
-    return int(struct.unpack_from("=I", _info(fd, 224, target), 216)[0])
+    return int(struct.unpack_from("=I", object_info(fd, 224, target), 216)[0])
 
 
-def _info(fd: int, size: int, target: str) -> bytes:
+def object_info(fd: int, size: int, target: str) -> bytes:
+    """`size` bytes of what the kernel says of the object behind `fd` (struct bpf_prog_info, bpf_map_info, bpf_link_info)."""
     buffer = ctypes.create_string_buffer(size)
     check(OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)), target)
     return buffer.raw
@@ -216,14 +223,22 @@ def raw_tracepoint_open(program: int, name: str) -> int:
     return check(RAW_TRACEPOINT_OPEN, struct.pack("=QII", ctypes.addressof(label), program, 0), name)
 
 
+def target_attach(program: int, name: str) -> int:
+    """fd of a link of `program` to the function that it was loaded for; `name` is that of the error. Closing it detaches unless pinned."""
+    return check(RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, program, 0), name)
+
+
 def btf_load(blob: bytes) -> int:
     """fd of a program's own BTF."""
     data = ctypes.create_string_buffer(blob, len(blob))
     return check(BTF_LOAD, struct.pack("=QQIIII", ctypes.addressof(data), 0, len(blob), 0, 0, 0), "BTF")
 
 
-def program_load(kind: int, instructions: bytes, *, name: str = "", attach_type: int = 0, flags: int = 0) -> int:
-    """fd of a small program made by hand: for feature tests and the ring's own tests. KernelError carries the verifier's log."""
+def program_load(
+    kind: int, instructions: bytes, *, name: str = "", attach_type: int = 0, flags: int = 0, target: int = 0
+) -> int:
+    """fd of the program `instructions` of `kind` (BPF_PROG_TYPE_*). `target`: BTF id of the kernel function that it will be attached
+    to, for kinds that want one. KernelError carries the verifier's last words."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(b"GPL")
     label = name.encode()[:15].ljust(16, b"\0")
@@ -233,7 +248,7 @@ def program_load(kind: int, instructions: bytes, *, name: str = "", attach_type:
             "=IIQQIIQII16sII",
             kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(license_text),
             1 if log else 0, log_size, log, 0, flags, label, 0, attach_type,
-        )  # fmt: skip
+        ) + (struct.pack("=IIQIIQII", 0, 0, 0, 0, 0, 0, 0, target) if target else b"")  # fmt: skip
 
     result = call(PROG_LOAD, attributes(0, 0))
     if result >= 0:

@@ -99,6 +99,20 @@ class Btf:
         """Id of the kernel function `name`: what fentry and LSM programs attach to."""
         return self._find(name, {_FUNC})
 
+    def functions(self, start: str) -> dict[str, tuple[int, int, int]]:
+        """name -> (id, id of its prototype, how many parameters it has) of each function whose name begins with `start`. Functions
+        of one prototype have the same id of it; the names of parameters belong to it."""
+        found: dict[str, tuple[int, int, int]] = {}
+        needle = b"\0" + start.encode()
+        at = self._strings.find(needle)
+        while at >= 0:
+            for type_id in self._named.get(at + 1, ()):
+                _, info, prototype = self._header(type_id)
+                if info >> 24 & 0x1F == _FUNC:
+                    found[self._text(at + 1)] = type_id, prototype, self._header(prototype)[1] & 0xFFFF
+            at = self._strings.find(needle, at + 1)
+        return found
+
     def has_tracepoint(self, name: str) -> bool:
         """Whether the kernel defines tracepoint `name` (BTF keeps one `btf_trace_NAME` typedef for each)."""
         return self._find(f"btf_trace_{name}", {_TYPEDEF}) is not None

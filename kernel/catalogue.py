@@ -96,6 +96,15 @@ HOPS: Final = (
 )  # fmt: skip
 """Steps reached by tail call; the position is the index in the `hops` map, the C function is `hop_NAME`."""
 
+CALL_HOPS: Final = (
+    "call", "open", "paths", "path_text", "mount", "socket", "address", "listen", "accept", "send", "identity", "sent", "query",
+    "foreign", "text", "uring",
+)  # fmt: skip
+"""Hops that only system calls take: not needed at the tracepoints when calls are seen at the kernel's functions (`call_exits`)."""
+
+PROCESS_HOPS: Final = ("fork", "exec", "script")
+"""Hops that no system call takes."""
+
 ENFORCING: Final = ("enforce", "ascend", "decide", "uring")
 """Hops only the signal backend needs: where the verifier refuses one, `finish` takes its place and nobody is stopped."""
 

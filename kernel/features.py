@@ -7,7 +7,6 @@ instructions or opens a file, takes milliseconds and leaves nothing behind. Neig
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -20,13 +19,14 @@ from typing import Final
 
 import msgspec
 
-from kernel import bpf
+from kernel import bpf, call_exits
 from kernel.btf import VMLINUX, Btf
 from kernel.headers import installed
+from kernel.instructions import END, helper, instruction, wide
 from schemas.errors import HauberkError, KernelError
 
 _KPROBE, _CGROUP_SKB, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING, _LSM = 2, 8, 17, 18, 26, 29
-_INGRESS, _TRACE_RAW_TP, _TRACE_FENTRY, _LSM_MAC, _INET4_CONNECT = 0, 23, 24, 27, 10
+_INGRESS, _TRACE_RAW_TP, _LSM_MAC, _INET4_CONNECT = 0, 23, 27, 10
 _SEND_SIGNAL, _NS_PID_TGID, _TASK_BTF = 109, 120, 158
 _NET_ADMIN, _SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39  # include/uapi/linux/capability.h
 ROOT_CGROUP: Final = 1  # inode of the root of cgroup v2 (kernfs)
@@ -53,24 +53,8 @@ def by_name(features: tuple[Feature, ...]) -> dict[str, Feature]:
 
 def typed_loads() -> Feature:
     """Whether programs may read task_struct without a probe read per member."""
-    code = _call(_TASK_BTF) + _insn(0x79, 0, 0) + _END
+    code = helper(_TASK_BTF) + instruction(0x79, 0, 0) + END
     return _loads("typed loads", code, "task members are read directly", "every task member costs a probe read")
-
-
-def _insn(code: int, dst: int = 0, src: int = 0, offset: int = 0, value: int = 0) -> bytes:
-    return struct.pack("=BBhi", code, src << 4 | dst, offset, value)
-
-
-def _wide(dst: int, value: int) -> bytes:
-    low, high = struct.unpack("=ii", struct.pack("=Q", value))
-    return _insn(0x18, dst, value=low) + _insn(0, value=high)
-
-
-def _call(helper: int) -> bytes:
-    return _insn(0x85, 0, 0, 0, helper)
-
-
-_END: Final = _insn(0xB7, 0) + _insn(0x95)
 
 
 def _loads(name: str, code: bytes, good: str, bad: str, kind: int = _RAW_TRACEPOINT, attach_type: int = 0) -> Feature:
@@ -123,57 +107,40 @@ def _headers() -> Feature:
 
 
 def _raw_tracepoint() -> Feature:
-    return _loads("raw tracepoints", _END, "every event is seen through these", "nothing can be observed")
+    return _loads("raw tracepoints", END, "every event is seen through these", "nothing can be observed")
 
 
 def _attachable(kind: int, code: bytes, attach_type: int, target: int) -> int:
     """A program on the BTF id `target`; its descriptor, or minus the errno."""
-    text, instructions = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(code, len(code))
-    attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQIIQII",
-        kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(text), 0, 0, 0, 0, 0, b"hauberk_test",
-        0, attach_type, 0, 0, 0, 0, 0, 0, 0, target,
-    )  # fmt: skip
-    return bpf.call(bpf.PROG_LOAD, attributes)
-
-
-def _tracing(
-    name: str, attach_type: int, target: str, function: str, good: str, bad: str, kind: int = _TRACING
-) -> Feature:
     try:
-        ident = Btf.of_kernel().function_id(target) if function == "func" else Btf.of_kernel().type_id(target)
-    except HauberkError:
-        return Feature(name, False, f"{bad} (no BTF)")
-    if ident is None:
-        return Feature(name, False, f"{bad} (`{target}` is not in BTF)")
-    result = _attachable(kind, _END, attach_type, ident)
-    if result < 0:
-        return Feature(name, False, _refused(bad, -result))
-    try:
-        if attach_type == _TRACE_RAW_TP:
-            return Feature(name, True, good)
-        link = bpf.call(bpf.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, result, 0))
-        if link < 0:
-            return Feature(name, False, _refused(f"{bad}; loads, attaching does not", -link))
-        os.close(link)
-    finally:
-        os.close(result)
-    return Feature(name, True, good)
+        return bpf.program_load(kind, code, name="hauberk_test", attach_type=attach_type, target=target)
+    except KernelError as error:
+        return -error.errno
 
 
 def _tp_btf() -> Feature:
-    return _tracing(
-        "BTF tracepoints",
-        _TRACE_RAW_TP,
-        "btf_trace_sched_process_exec",
-        "typedef",
-        "load; not used, typed loads give the same",
-        "not used",
+    name, bad = "BTF tracepoints", "not used"
+    try:
+        target = Btf.of_kernel().type_id("btf_trace_sched_process_exec")
+    except HauberkError:
+        return Feature(name, False, f"{bad} (no BTF)")
+    if target is None:
+        return Feature(name, False, f"{bad} (`btf_trace_sched_process_exec` is not in BTF)")
+    program = _attachable(_TRACING, END, _TRACE_RAW_TP, target)
+    if program < 0:
+        return Feature(name, False, _refused(bad, -program))
+    os.close(program)
+    return Feature(name, True, "load; not used, typed loads give the same")
+
+
+def call_functions() -> Feature:
+    """Whether system calls can be seen at the kernel's own functions, each as the tracepoint would see it."""
+    found, why = call_exits.functions()
+    if not found:
+        return Feature("fexit", False, f"{why if _capable() else MISSING_CAPABILITY}; a tracepoint sees system calls")
+    return Feature(
+        "fexit", True, f"system calls are seen at {len(found)} functions of the kernel; the others run no program"
     )
-
-
-def _fentry() -> Feature:
-    return _tracing("fentry", _TRACE_FENTRY, "do_exit", "func", "load and attach", "refused; tracepoints are used")
 
 
 _NO_LSM: Final = "no `bpf-lsm` enforcement"
@@ -198,10 +165,16 @@ def lsm_programs() -> Feature:
     # process's pid namespace; deny when it is this process by the number it has there.
     here = os.stat("/proc/self/ns/pid")
     device = os.major(here.st_dev) << 20 | os.minor(here.st_dev)
-    code = _insn(0xB7, 1, value=device) + _wide(2, here.st_ino)
-    code += _insn(0xBF, 3, 10) + _insn(0x07, 3, value=-8) + _insn(0xB7, 4, value=8) + _call(_NS_PID_TGID)
-    code += _insn(0x55, 0, offset=4) + _insn(0x61, 0, 10, -4) + _insn(0x55, 0, offset=2, value=os.getpid())
-    code += _insn(0xB7, 0, value=-1) + _insn(0x95) + _END
+    code = instruction(0xB7, 1, value=device) + wide(2, here.st_ino)
+    code += (
+        instruction(0xBF, 3, 10) + instruction(0x07, 3, value=-8) + instruction(0xB7, 4, value=8) + helper(_NS_PID_TGID)
+    )
+    code += (
+        instruction(0x55, 0, offset=4)
+        + instruction(0x61, 0, 10, -4)
+        + instruction(0x55, 0, offset=2, value=os.getpid())
+    )
+    code += instruction(0xB7, 0, value=-1) + instruction(0x95) + END
     program = _attachable(_LSM, code, _LSM_MAC, target)
     if program < 0:
         return Feature(name, False, _refused(_NO_LSM, -program))
@@ -248,7 +221,7 @@ def _kprobe() -> Feature:
     path = Path("/sys/bus/event_source/devices/kprobe/type")
     if not path.exists():
         return Feature("kprobes", False, "not compiled into this kernel; not needed")
-    return _loads("kprobes", _END, "load", "refused; not needed", _KPROBE)
+    return _loads("kprobes", END, "load", "refused; not needed", _KPROBE)
 
 
 def _ring_buffer() -> Feature:
@@ -274,7 +247,7 @@ def _map(name: str, kind: int, key: int, value: int, entries: int, good: str, ba
 
 
 def _sock_addr() -> Feature:
-    allow = _insn(0xB7, 0, value=1) + _insn(0x95)
+    allow = instruction(0xB7, 0, value=1) + instruction(0x95)
     return _loads(
         "cgroup socket programs",
         allow,
@@ -293,7 +266,7 @@ def _dns_answers() -> Feature:
     with ExitStack() as stack:
         try:
             stack.callback(os.close, root := os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            allow = _insn(0xB7, 0, value=1) + _insn(0x95)
+            allow = instruction(0xB7, 0, value=1) + instruction(0x95)
             program = bpf.program_load(_CGROUP_SKB, allow, name="hauberk_test", attach_type=_INGRESS)
             stack.callback(os.close, program)
             os.close(bpf.cgroup_link(program, root, _INGRESS))
@@ -304,7 +277,7 @@ def _dns_answers() -> Feature:
 
 
 def _signal() -> Feature:
-    code = _insn(0xB7, 1, value=0) + _call(_SEND_SIGNAL) + _END
+    code = instruction(0xB7, 1, value=0) + helper(_SEND_SIGNAL) + END
     return _loads(
         "bpf_send_signal", code, "`signal` enforcement kills at exec or right after open", "no `signal` enforcement"
     )
@@ -396,5 +369,5 @@ def _bcc() -> Feature:
 
 _TESTS: Final[tuple[Callable[[], Feature], ...]] = (
     _btf, _headers, _bcc, _bpffs, _cgroup2, _raw_tracepoint, _tp_btf, typed_loads, _ring_buffer, _lru, _lpm, _loop,
-    _signal, _sock_addr, _dns_answers, _lsm_list, lsm_programs, _fentry, _kprobe, _cap_capable,
+    _signal, _sock_addr, _dns_answers, _lsm_list, lsm_programs, call_functions, _kprobe, _cap_capable,
 )  # fmt: skip

@@ -17,13 +17,13 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from kernel import bpf, hook_compiler, hook_loading, listening
-from kernel.catalogue import ENFORCING, GUARDS, HOPS, LISTENERS, PROBES, RAW_TRACEPOINT, TABLES
+from kernel import bpf, call_exits, hook_compiler, hook_loading, listening
+from kernel.catalogue import CALL_HOPS, ENFORCING, GUARDS, HOPS, LISTENERS, PROBES, RAW_TRACEPOINT, TABLES
 from kernel.compiled import Compiled, forget, relocated, store, stored
 from kernel.compiler import compile_programs, name_of
 from kernel.features import lsm_programs
@@ -72,26 +72,64 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     asked, without = prepare_hooks(request, step)
     maps = create(compiled)
     try:
-        programs, refused = verify(compiled, maps, key)
+        exits, tracepoint = prepare_exits(compiled, maps, key, request)
+        programs, refused = verify(compiled, maps, key, _others(compiled) if exits else compiled.programs)
     except KernelError:
         if not kept:
             raise
         # What was kept was made under other privileges, or by a compiler whose output this kernel does not take.
         forget(request["cache"], name_of(request))
         compiled, _, not_kept = prepare(request, step)
-        programs, refused = verify(compiled, maps, key)
+        exits, tracepoint = prepare_exits(compiled, maps, key, request)
+        programs, refused = verify(compiled, maps, key, _others(compiled) if exits else compiled.programs)
     step("verify")
     if without:
         refused["lsm"] = without
     if asked is not None and (why := load_hooks(asked, maps, key, request)):
         refused["lsm"] = why
-    install(compiled, maps, programs, request, key)
+    fill(maps, programs, request, key)
+    pin(maps, programs, request)
+    attach(compiled, programs, request)
+    functions = 0
+    if exits is not None:
+        try:
+            functions = call_exits.install(exits, Path(request["pin_dir"]), request["timeout"] / 3)
+            number = struct.pack("=I", Config.CALL_FUNCTIONS)
+            bpf.map_put(maps["config"], number, struct.pack("=Q", functions), "config")
+        except HauberkError as error:
+            tracepoint = str(error)
+            late, more = verify(compiled, maps, key, set(compiled.programs) - _others(compiled))
+            refused |= more
+            fill(maps, programs | late, request, key)
+            pin({}, late, request)
+            attach(compiled, late, request)
     if request["dns_answers"] and (why := listening.listen(programs, refused, request["pin_dir"])):
         refused[listening.REFUSED] = why
     step("attach")
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)
-    return {"seconds": times, "peak_kb": peak, "not_kept": not_kept, "programs": len(programs), "refused": refused}
+    return {"seconds": times, "peak_kb": peak, "not_kept": not_kept, "programs": len(programs), "refused": refused,
+            "functions": functions, "tracepoint": tracepoint, "fell_back": exits is not None and not functions}  # fmt: skip
+
+
+def _others(compiled: Compiled) -> set[str]:
+    """The programs that are needed when calls are seen at the kernel's functions."""
+    return set(compiled.programs) - {"on_sys_exit", *(f"hop_{name}" for name in CALL_HOPS)}
+
+
+def prepare_exits(
+    compiled: Compiled, maps: dict[str, int], key: tuple[int, int], request: dict[str, Any]
+) -> tuple[call_exits.CallExits | None, str]:
+    """The programs of the functions behind the watched calls; None with the reason where calls are seen by the tracepoint."""
+    if request.get("calls_by") == "tracepoint":
+        return None, "`sensor.load.calls_by` says so"
+    targets, why = call_exits.functions()
+    if not targets:
+        return None, why
+    try:
+        return call_exits.verify(compiled, maps, key, targets), ""
+    except KernelError as error:
+        return None, f"this kernel refuses them as programs of functions: {error}"
 
 
 def prepare(request: dict[str, Any], step: Callable[[str], None]) -> tuple[Compiled, bool, str]:
@@ -155,9 +193,11 @@ def create(compiled: Compiled) -> dict[str, int]:
     }
 
 
-def verify(compiled: Compiled, maps: dict[str, int], key: tuple[int, int]) -> tuple[dict[str, int], dict[str, str]]:
-    """A descriptor of each program the kernel took, and why it did not take others: a kernel that cannot enforce can still
-    observe. KernelError when it refuses one that observes."""
+def verify(
+    compiled: Compiled, maps: dict[str, int], key: tuple[int, int], names: Collection[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """A descriptor of each program of `names` that the kernel took, and why it did not take others: a kernel that cannot enforce can
+    still observe. KernelError when it refuses one that observes."""
     kinds = {guard.name: (guard.kind, guard.attach_type) for guard in (*GUARDS, *LISTENERS)}
     may_lack = {*kinds, *(f"hop_{name}" for name in ENFORCING)}
 
@@ -171,7 +211,7 @@ def verify(compiled: Compiled, maps: dict[str, int], key: tuple[int, int]) -> tu
             return error
 
     # The guards take the verifier longest, so they go first.
-    order = sorted(compiled.programs, key=lambda name: name not in kinds)
+    order = sorted(names, key=lambda name: name not in kinds)
     with ThreadPoolExecutor(_VERIFYING) as pool:
         answers = dict(zip(order, pool.map(one, order), strict=True))
     taken: dict[str, int] = {}
@@ -186,18 +226,13 @@ def verify(compiled: Compiled, maps: dict[str, int], key: tuple[int, int]) -> tu
     return taken, refused
 
 
-def install(
-    compiled: Compiled, maps: dict[str, int], programs: dict[str, int], request: dict[str, Any], key: tuple[int, int]
-) -> None:
-    """Fill the tables that do not change, pin, attach."""
-    pin_dir = Path(request["pin_dir"])
-    for room in ("maps", "programs", "links"):
-        (pin_dir / room).mkdir(parents=True, exist_ok=True)
+def fill(maps: dict[str, int], programs: dict[str, int], request: dict[str, Any], key: tuple[int, int]) -> None:
+    """What does not change: steps, calls, the first settings."""
     for index, name in enumerate(HOPS[1:], 1):
         hop = programs.get(f"hop_{name}", programs["hop_finish"])
-        put(maps["hops"], struct.pack("=I", index), struct.pack("=I", hop), "hops")
+        bpf.map_put(maps["hops"], struct.pack("=I", index), struct.pack("=I", hop), "hops")
     for call, record in call_records({name: index for index, name in enumerate(HOPS)}):
-        put(maps["calls"], struct.pack("=I", call), record, "calls")
+        bpf.map_put(maps["calls"], struct.pack("=I", call), record, "calls")
     settings = {
         Config.LAYOUT: request["layout"],
         Config.HASH_K0: key[0],
@@ -207,26 +242,33 @@ def install(
         Config.GENERATION: FIRST,
     }
     for entry, value in settings.items():
-        put(maps["config"], struct.pack("=I", entry), struct.pack("=Q", value), "config")
+        bpf.map_put(maps["config"], struct.pack("=I", entry), struct.pack("=Q", value), "config")
     # Event ids are node:boot:sequence, so a load must not count where an earlier one of this boot did: microseconds since
     # boot are ahead of any count below a million events a second and cpu, and 48 bits of them last 8.9 years.
     start = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-    put(maps["sequences"], struct.pack("=I", 0), struct.pack("=Q", start) * possible_cpus(), "sequences")
+    bpf.map_put(maps["sequences"], struct.pack("=I", 0), struct.pack("=Q", start) * possible_cpus(), "sequences")
+
+
+def pin(maps: dict[str, int], programs: dict[str, int], request: dict[str, Any]) -> None:
+    """What of `maps` and `programs` the catalogue pins."""
+    pin_dir = Path(request["pin_dir"])
+    for room in ("maps", "programs", "links"):
+        (pin_dir / room).mkdir(parents=True, exist_ok=True)
     for table in TABLES:
-        bpf.pin(maps[table.name], str(pin_dir / "maps" / table.name))
+        if table.name in maps:
+            bpf.pin(maps[table.name], str(pin_dir / "maps" / table.name))
     for name in (one.name for one in (*PROBES, *GUARDS, *LISTENERS)):
         if name in programs:
             bpf.pin(programs[name], str(pin_dir / "programs" / name))
+
+
+def attach(compiled: Compiled, programs: dict[str, int], request: dict[str, Any]) -> None:
+    """The probes of `programs` to their tracepoints."""
     # Strictly last, and on_sys_exit after the ones that keep the process map: from here on events flow.
     for probe in reversed(PROBES):
-        link = bpf.raw_tracepoint_open(programs[probe.name], compiled.attach_to[probe.name])
-        bpf.pin(link, str(pin_dir / "links" / probe.name))
-
-
-def put(fd: int, key: bytes, value: bytes, target: str) -> None:
-    """One map element."""
-    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
-    bpf.check(bpf.MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0), target)
+        if probe.name in programs:
+            link = bpf.raw_tracepoint_open(programs[probe.name], compiled.attach_to[probe.name])
+            bpf.pin(link, str(Path(request["pin_dir"]) / "links" / probe.name))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from kernel import attach, bpf, hooks, listening
+from kernel import attach, bpf, call_exits, hooks, listening
 from kernel.catalogue import GUARDS, HOPS, LISTENERS, PROBES, TABLES, source
 from kernel.compiled import DIRECTORY
 from kernel.generation import renew
@@ -147,6 +147,13 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool,
         msgspec.Meta(description="load the LSM hooks too, where this kernel asks them", extra={"setting": "derived"}),
     ] = False
+    calls_by: Annotated[
+        Literal["auto", "tracepoint", "fexit"],
+        msgspec.Meta(
+            description="how system calls are seen: by the tracepoint that every call of the machine passes, or (fexit) at the kernel's functions behind the watched calls, so that other calls cost nothing; auto: at the functions where this kernel can and leaves out none, as `hauberk probe` says. What cannot be had is said, and the tracepoint is used",
+            examples=["auto"],
+        ),
+    ] = "tracepoint"
     timeout: Annotated[
         float,
         msgspec.Meta(gt=0, le=86_400, description="seconds the loader may take before it is ended", examples=[180.0]),
@@ -179,6 +186,10 @@ class LoadedPrograms(msgspec.Struct, frozen=True, kw_only=True):
     """Whether BCC compiled them now; else they were kept from an earlier load, or are reused."""
     not_kept: str = ""
     """Why what was compiled now is not kept for the next load; empty when it is, or nobody asked."""
+    functions: int = 0
+    """Functions of the kernel at which system calls are seen; 0: the tracepoint sees them."""
+    tracepoint: str = ""
+    """Why the tracepoint sees them; empty when it does not, and when reused."""
 
     def map(self, name: str) -> Map:
         """The map pinned as `name`; the caller closes it."""
@@ -197,12 +208,9 @@ def layout_hash(settings: LoadSettings) -> int:
         if name not in ("timeout", "host_visibility", "new_visibility")
     }
     text = [
-        source(),
-        hooks.source(),
-        c_header(),
-        json.dumps(sizes, sort_keys=True),
+        source(), hooks.source(), c_header(), json.dumps(sizes, sort_keys=True),
         repr((TABLES, PROBES, GUARDS, LISTENERS, HOPS, hooks.HOOKS)),
-    ]
+    ]  # fmt: skip
     text.append(repr(call_records({name: index for index, name in enumerate(HOPS)})))
     return int.from_bytes(hashlib.blake2b("\0".join(text).encode(), digest_size=8).digest(), "little")
 
@@ -261,29 +269,36 @@ def load(
         log.warning("no LSM hooks are attached: %s", why)
     if why := done["refused"].get(listening.REFUSED):
         log.warning("answers of name servers are not heard, so addresses have no names from DNS: %s", why)
+    if done["tracepoint"] and (settings.calls_by == "fexit" or done["fell_back"]):
+        log.warning("the tracepoint sees system calls: %s", done["tracepoint"])
     return msgspec.structs.replace(
         found, reused=False, seconds=done["seconds"], peak_kb=done["peak_kb"], refused=done["refused"],
-        compiled="compile" in done["seconds"], not_kept=done["not_kept"],
+        compiled="compile" in done["seconds"], not_kept=done["not_kept"], tracepoint=done["tracepoint"],
     )  # fmt: skip
 
 
 def existing(pin_dir: str, expected: int | None = None) -> LoadedPrograms | None:
     """What is pinned under `pin_dir` now; None when nothing is, or its layout hash is not `expected` (None: any)."""
-    paths = [f"maps/{table.name}" for table in TABLES] + [f"links/{probe.name}" for probe in PROBES]
-    paths += [f"programs/{probe.name}" for probe in PROBES]
+    functions = call_exits.attached(pin_dir)
+    probes = [probe.name for probe in PROBES if not functions or probe.tracepoint != "sys_exit"]
+    paths = [f"maps/{table.name}" for table in TABLES]
+    paths += [f"{room}/{name}" for room in ("links", "programs") for name in probes]
     if not all(os.path.exists(f"{pin_dir}/{path}") for path in paths):
         return None
     with Map.open(f"{pin_dir}/maps/config") as config:
         values = {name: config.sum_u64(struct.pack("=I", name)) for name in Config}
-    if expected is not None and values[Config.LAYOUT] != expected:
+    if functions != values[Config.CALL_FUNCTIONS] or (expected is not None and values[Config.LAYOUT] != expected):
         return None
-    return LoadedPrograms(pin_dir=pin_dir, key=(values[Config.HASH_K0], values[Config.HASH_K1]), reused=True)
+    key = values[Config.HASH_K0], values[Config.HASH_K1]
+    return LoadedPrograms(pin_dir=pin_dir, key=key, reused=True, functions=functions)
 
 
 def unload(pin_dir: str) -> None:
     """Remove every pin under `pin_dir` and the directory: programs detach when the last reference goes. Twice is once."""
     # An attachment without a link would outlive every pin, and nobody could find it any more.
     attach.release_all(pin_dir)
+    # Strictly before their links: to detach a function takes the kernel 10 ms and more, and it does so afterwards.
+    call_exits.disarm(pin_dir)
     # Links strictly first: nothing runs any more while its maps disappear.
     for room in ("links", "programs", "maps"):
         shutil.rmtree(f"{pin_dir}/{room}", ignore_errors=True)
@@ -309,10 +324,8 @@ def _take_place(beside: str, pin_dir: str) -> None:
         raise KernelError(
             f"expected to move `{beside}` to `{pin_dir}`, got: {error.strerror}; the programs run with their rules, remove what "
             "else lies there and start again",
-            operation="pin",
-            target=pin_dir,
-            errno=error.errno or 0,
-        ) from error
+            operation="pin", target=pin_dir, errno=error.errno or 0,
+        ) from error  # fmt: skip
 
 
 def exclude(loaded: LoadedPrograms, pid: int) -> None:
@@ -332,24 +345,20 @@ def mount_bpffs(where: str) -> bool:
     except OSError as error:
         raise KernelError(
             f"expected to make `{where}` for a bpffs, got: {error.strerror}; name a directory under /sys/fs/bpf",
-            operation="mount",
-            target=where,
-            errno=error.errno or 0,
-        ) from error
+            operation="mount", target=where, errno=error.errno or 0,
+        ) from error  # fmt: skip
     if hidden:
         # A mount over them would take these files from everybody on the machine.
         raise KernelError(
             f"expected a bpffs or an empty directory at `{where}` to mount one, got a directory with files; name one under /sys/fs/bpf",
-            operation="mount",
-            target=where,
-        )
+            operation="mount", target=where,
+        )  # fmt: skip
     result = subprocess.run(["mount", "-t", "bpf", "bpf", where], capture_output=True, text=True, check=False)
     if result.returncode:
         raise PermissionMissing(
             f"cannot mount a bpffs at `{where}`: {result.stderr.strip()}; run as root or mount it beforehand",
-            operation="mount",
-            target=where,
-        )
+            operation="mount", target=where,
+        )  # fmt: skip
     return True
 
 
@@ -380,9 +389,8 @@ def _require_bpffs(directory: Path) -> None:
     if not is_bpffs(str(directory)):
         raise KernelError(
             f"expected `{directory}` to lie in a bpffs, it does not; mount one (`mount -t bpf bpf /sys/fs/bpf`) or name another directory",
-            operation="pin",
-            target=str(directory),
-        )
+            operation="pin", target=str(directory),
+        )  # fmt: skip
 
 
 def _set_visibility(loaded: LoadedPrograms, settings: LoadSettings) -> None:

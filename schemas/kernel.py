@@ -49,9 +49,7 @@ BEHAVIOUR: Final = Layout(
         "u64",
         "string id of the parent task's executable path; for exec: the same as `executable`'s caller parent",
     ),
-    Field(
-        "resource", "u64", "string id of the path acted on; exec: what was executed; unix socket: its path; 0 if none"
-    ),
+    Field("resource", "u64", "string id of the path acted on; exec: what was executed; unix socket: its path; or 0"),
     Field(
         "resource2",
         "u64",
@@ -365,6 +363,8 @@ class Config(IntEnum):
     """Events since the reader put 0 here that cannot wait: what it finds when it is about to doze."""
     IN_HAND = 11
     """Events that were handed over in memory and are not committed; what the next agent tells as HANDED_OVER."""
+    CALL_FUNCTIONS = 12
+    """How many of the kernel's functions are watched for system calls; 0: the tracepoint sees them."""
 
 
 LAYOUTS: Final = (OCCURRENCE, BEHAVIOUR, PROCESS, DEFINITION, ANSWER, IMAGE, SCOPE, RULE_KEY, RULE, NET_KEY, CALL, BUDGET, QUIET_KEY)  # fmt: skip

@@ -71,6 +71,7 @@ def chosen() -> list[tuple[str, str]]:
 
     return [
         ("observe", "raw tracepoints" if has("raw tracepoints") else "nothing: " + features["raw tracepoints"].why),
+        ("calls_by auto", _calls(features["fexit"])),
         ("read tasks", "typed loads" if has("typed loads") else "probe reads"),
         (
             "struct layouts",
@@ -96,6 +97,11 @@ def chosen() -> list[tuple[str, str]]:
             _modules(features["LSM programs"]),
         ),
     ]
+
+
+def _calls(functions: Feature) -> str:
+    """How system calls are seen where `sensor.load.calls_by` says `auto`."""
+    return functions.why if functions.available else f"raw tracepoint sys_exit: {functions.why}"
 
 
 def sizes() -> list[tuple[str, str]]:

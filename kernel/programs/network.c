@@ -141,7 +141,7 @@ static __always_inline void locate_registers(struct bpf_raw_tracepoint_args *ctx
     u32 index = CONFIG_REGISTERS;
     u64 *known = config.lookup(&index);
     if (known && !*known)
-        *known = ctx->args[0] - LOAD64(TASK(), K_task_struct__stack);
+        *known = hidden(ctx->args[0]) - LOAD64(TASK(), K_task_struct__stack); /* a program of a function is given a typed pointer */
 }
 
 /* Inode of the socket behind a descriptor: never used twice in a short time, as the address of a struct sock is. */

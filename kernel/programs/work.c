@@ -22,7 +22,7 @@
 #define KIN 1024
 #define NONE 0xff     /* "this call has no such argument" in struct call */
 #define AT_FDCWD_ (-100)
-#define STEPS 33 /* MAX_TAIL_CALL_CNT, include/linux/bpf.h */
+#define STEPS 32 /* MAX_TAIL_CALL_CNT, include/linux/bpf.h, is 33; the first may lead a call to on_sys_exit (kernel/call_exits.py) */
 
 #define SCAN_STEPS 512 /* words and slashes that one program looks at */
 #define SCAN_PROGRAMS 11 /* the worst path of TEXT_MAX bytes: 512 words and 2048 slashes, then twice hop_decide with four of hop_ascend between */

@@ -80,8 +80,15 @@ def hooked(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
     offered = lsm_programs()
     if not offered.available:
         pytest.skip(offered.why)
+    # Calls at the kernel's functions beside the hooks: with `make test-vm`, for they take a guest a minute more.
+    calls_by = "auto" if os.environ.get("HAUBERK_TEST_VM") == "all" else "tracepoint"
     settings = LoadSettings(
-        occurrence_pages=256, definition_pages=256, new_visibility=("none",), hooks=True, timeout=900.0
+        occurrence_pages=256,
+        definition_pages=256,
+        new_visibility=("none",),
+        hooks=True,
+        timeout=900.0,
+        calls_by=calls_by,
     )
     home = bpffs_home("lsm")
     try:

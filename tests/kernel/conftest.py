@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kernel import bpf
+from kernel import bpf, call_exits
 from kernel.features import cgroup2_mount, survey
 from kernel.generation import renew
 from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
@@ -41,6 +42,7 @@ from schemas.layout import Layout
 from schemas.operations import Access, Backend, Class, Operation
 
 ALL = sum(1 << member for member in Class)
+WAYS = ("tracepoint", "fexit")
 
 
 def why_not() -> str | None:
@@ -69,14 +71,39 @@ def bpffs(bpffs_home: Callable[[str], str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def loaded(bpffs: str) -> Iterator[LoadedPrograms]:
-    """The programs, watching only cgroups that a test made."""
-    # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
+def load_by(bpffs: str) -> Iterator[Callable[[str], LoadedPrograms]]:
+    """load_by(way): the programs, seeing system calls by `way`, watching only cgroups that a test made. Once each in a session:
+    tests of both ways come in any order."""
+    there: dict[str, LoadedPrograms] = {}
+
+    def by(way: str) -> LoadedPrograms:
+        if way == "fexit" and (why := no_functions()):
+            pytest.skip(f"calls cannot be seen at functions: {why}")
+        if way not in there:
+            # New cgroups are not watched by themselves: the machine's other work is none of the tests' business.
+            # Nobody drains while a test acts: 2000 paths of 4 KB each must leave the ring of definitions below half.
+            settings = LoadSettings(new_visibility=("none",), definition_pages=4096, timeout=900.0, calls_by=way)
+            there[way] = load(settings, f"{bpffs}/{way}")
+            assert bool(there[way].functions) == (way == "fexit"), there[way].tracepoint
+        return there[way]
+
     try:
-        # Nobody drains while a test acts: 2000 paths of 4 KB each must leave the ring of definitions below half.
-        yield load(LoadSettings(new_visibility=("none",), definition_pages=4096, timeout=900.0), f"{bpffs}/session")
+        yield by
     finally:
-        unload(f"{bpffs}/session")
+        for way in WAYS:
+            unload(f"{bpffs}/{way}")
+
+
+@functools.cache
+def no_functions() -> str:
+    """Why calls cannot be seen at the kernel's functions here."""
+    return call_exits.functions()[1]
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def loaded(load_by: Callable[[str], LoadedPrograms], request: pytest.FixtureRequest) -> LoadedPrograms:
+    """The programs, in each way of seeing system calls that this kernel has: whatever is asserted holds for both."""
+    return load_by(request.param)
 
 
 class Reader:
@@ -278,6 +305,20 @@ def sensor(loaded: LoadedPrograms, cgroup: Path) -> Iterator[Sensor]:
     made = Sensor(loaded, cgroup)
     yield made
     made.close()
+
+
+@pytest.fixture
+def sensor_of(cgroup: Path) -> Iterator[Callable[[LoadedPrograms], Sensor]]:
+    """sensor_of(loaded): other programs than the session's, watching `cgroup`."""
+    made: list[Sensor] = []
+
+    def of(loaded: LoadedPrograms) -> Sensor:
+        made.append(Sensor(loaded, cgroup))
+        return made[-1]
+
+    yield of
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kernel.loading import LoadedPrograms
 from schemas.kernel import ScopeFlag
 from schemas.operations import Backend, Operation
 from schemas.syscalls import name, number
@@ -125,3 +127,27 @@ def test_a_ring_is_refused_where_asked(sensor: Any) -> None:
     sensor.scope(flags=flags | ScopeFlag.STOP_IO_URING, visibility=0)
     (stopped,) = (event for event in sensor.run(act, status=KILLED) if event.operation is Operation.CALL)
     assert stopped.enforcer is Backend.SIGNAL
+
+
+def test_calls_that_do_not_reach_their_function(sensor: Any, loaded: LoadedPrograms) -> None:
+    """What a filter refuses before it begins, and what this kernel does not have: the tracepoint tells both, functions neither."""
+    refused, unknown = number("acct"), number("uselib")
+    # struct sock_filter: load the number, is it acct?, SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW
+    rows = ((0x20, 0, 0, 0), (0x15, 0, 1, refused), (6, 0, 0, 0x00050000 | errno.EPERM), (6, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in rows))
+    program = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", len(rows), ctypes.addressof(code)))
+
+    def act() -> None:
+        assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+        assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        assert call("acct", b"/no/such") == -errno.EPERM
+        assert call("swapoff", b"/no/such") == -errno.ENOENT
+        call("uselib", b"/no/such")
+
+    events = [event for event in sensor.run(act) if event.operation is Operation.CALL]
+    told = {event.syscall: event.result for event in events}
+    assert told[number("swapoff")] == -errno.ENOENT
+    assert told.get(refused) == (None if loaded.functions else -errno.EPERM)
+    if told.get(unknown) not in (None, -errno.ENOSYS):
+        pytest.skip("this kernel has uselib(2)")
+    assert told.get(unknown) == (None if loaded.functions else -errno.ENOSYS)

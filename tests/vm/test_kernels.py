@@ -11,9 +11,12 @@ import pytest
 from vmrig.kernels import SOURCES
 from vmrig.machine import CHECKOUT
 
-CHOSEN = {"6.1": ("bpf_lsm", "lsm_hooks", "lsm_shadow"), "6.12": ("apparmor", "lsm_capabilities")}
-"""What skips on most machines that run this, the backends of security modules, in one kernel each: a load of the hooks alone takes
-a minute of processor time there. The attacks, births, host policies and mixed fleets are with `make test-vm`."""
+CHOSEN = {
+    "6.1": ("enforcers/test_bpf_lsm", "enforcers/test_lsm_hooks", "enforcers/test_lsm_shadow"),
+    "6.12": ("enforcers/test_apparmor", "enforcers/test_lsm_capabilities", "kernel/test_call_exits"),
+}
+"""What skips on most machines that run this, the backends of security modules and programs of functions, in one kernel each: a load of
+the hooks alone takes a minute of processor time there. The attacks, births, host policies and mixed fleets are with `make test-vm`."""
 EVERYTHING = tuple(
     str(path.relative_to(CHECKOUT))
     for room in ("kernel", "enforcers", "attacks")
@@ -23,7 +26,7 @@ ALL = os.environ.get("HAUBERK_TEST_VM") == "all"
 ASKED = (
     [(series, file) for series in SOURCES for file in EVERYTHING]
     if ALL
-    else [(series, f"tests/enforcers/test_{name}.py") for series, names in CHOSEN.items() for name in names]
+    else [(series, f"tests/{name}.py") for series, names in CHOSEN.items() for name in names]
 )
 
 
