@@ -128,7 +128,6 @@ class Reflector:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST):
                     await other.ready.wait()
-        self.problem = ""
 
     async def _list(self, apply: Apply) -> str:
         settings = self._server.settings

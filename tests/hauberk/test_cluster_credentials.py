@@ -53,10 +53,15 @@ class Watching:
 def test_credentials_that_were_never_good_are_told_of_each_kind(
     hauberk: Any, api_server: Any, eventually: Callable[..., Any]
 ) -> None:
-    watching = Watching(hauberk, api_server.kubeconfig("wrong"))
+    file = hauberk.home / "kubeconfig"
+    shutil.copy(api_server.kubeconfig("wrong"), file)
+    watching = Watching(hauberk, file)
     eventually(lambda: set(watching.told("(?:cannot be followed|wait for)")) == FOLLOWED)
     assert watching.not_ready() == {f"cluster.{kind}" for kind in FOLLOWED}
     assert sorted(watching.told("(?:cannot be followed|wait for)")) == sorted(FOLLOWED)
+    shutil.copy(api_server.kubeconfig(), file)
+    eventually(lambda: watching.not_ready() == set())
+    assert sorted(watching.told("are followed again")) == sorted(FOLLOWED)
     assert watching.running.end() == 0
 
 
