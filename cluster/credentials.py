@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.client_library import light
 from cluster.settings import ServerSettings
 from schemas.errors import SettingsError
 
@@ -37,9 +38,9 @@ class Credentials:
 
     async def open(self) -> None:
         """SettingsError when there is no usable configuration."""
+        made, self.where = await configured(self._settings)
         from kubernetes_asyncio import client
 
-        made, self.where = await configured(self._settings)
         self._mark = _mark(made)
         self.api = client.ApiClient(made)
 
@@ -100,6 +101,7 @@ def _content(name: str | None) -> bytes:
 
 async def configured(settings: ServerSettings) -> tuple[Any, str]:
     """The client's configuration and the server's address. SettingsError when there is none that can be used."""
+    light()
     from kubernetes_asyncio import client, config
     from kubernetes_asyncio.config import ConfigException
     from yaml import YAMLError

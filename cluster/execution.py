@@ -51,9 +51,9 @@ async def execute(
 ) -> int:
     """The exit code of `words` in that container; `out` gets OUT or ERROR and bytes. Refused when it may not be or cannot be started,
     Unavailable when nobody answers or the connection breaks, SettingsError without a usable kubeconfig."""
+    made, where = await configured(settings)
     from kubernetes_asyncio.stream import WsApiClient
 
-    made, where = await configured(settings)
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
     query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", word) for word in words)]
     async with WsApiClient(made, heartbeat=_HEARTBEAT) as api:
