@@ -88,6 +88,7 @@ class Teller:
         """From what the cluster's objects say now."""
         self._begin()
         self._there = await self._insist_statuses()
+        self._good()
         self._hits.restart({key: _hits_of(_status_of(there)) for key, (_, there) in self._there.items()})
         topics = (CLUSTER, POLICIES, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS)
         follower = Follower(self._bus, topics, wanted=lambda key: not key.startswith(_OTHERS))
