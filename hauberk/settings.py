@@ -236,6 +236,8 @@ def _explain(message: str, loaded: LoadedSettings, kind: Any) -> str:
     if unknown:
         text = f"expected a key of this table, got `{unknown.group(1)}`"
     said = f"settings: `{path or '$'}`: {text}" + (f" (from {origin})" if origin else "")
+    if "matching regex" in text or "of length" in text:
+        said += _described(where, loaded.tree, kind)
     if unknown and (near := _near(unknown.group(1), where, loaded.tree, kind)):
         said += f"; did you mean `{near}`?"
     if wrong := re.search(r"Invalid value '(.*)'", text):
@@ -244,6 +246,18 @@ def _explain(message: str, loaded: LoadedSettings, kind: Any) -> str:
         if near := _nearest(wrong.group(1), known):
             said += f"; did you mean `{near}`?"
     return said + "; `hauberk settings --reference` lists the keys"
+
+
+def _described(where: str, tree: Any, kind: Any) -> str:
+    """What the setting at `where` is, with an example: a pattern alone tells few people what to write."""
+    parent, _, name = where.rpartition(".")
+    for one in filter(_is_struct, _at(parent, tree, kind)):
+        for field in msgspec.structs.fields(one):
+            for about in getattr(field.type, "__metadata__", ()) if field.encode_name == name else ():
+                if isinstance(about, msgspec.Meta) and about.description:
+                    example = f", such as `{about.examples[0]}`" if about.examples else ""
+                    return f": {about.description[0].lower()}{about.description[1:].rstrip('.')}{example}"
+    return ""
 
 
 def _value(tree: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
+from hauberk.sections import Configuration
 from hauberk.settings import check, merge, read_file, state_directory
 from schemas.errors import SettingsError
 
@@ -194,3 +195,22 @@ def test_a_node_reads_the_same_sections() -> None:
         assert msgspec.inspect.type_info(whole[name]) == msgspec.inspect.type_info(part[name]) or part[name] in getattr(
             whole[name], "__args__", (whole[name],)
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "bus.prefix=",
+            "got `` (from --set): what the names of topics and groups begin with on the broker, such as `hauberk.`; `hauberk",
+        ),
+        (
+            "bus.bootstrap=",
+            "of length >= 1, got `` (from --set): brokers to begin with, host:port, separated by commas, such as `kafka-1",
+        ),
+    ],
+)
+def test_a_text_that_does_not_fit_is_told_with_what_it_is_for(given: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check(merge("", ["bus.type=kafka", given], {}), Configuration)
+    assert said in str(caught.value)
