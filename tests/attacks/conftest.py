@@ -120,6 +120,8 @@ class Node:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
         self.environment = plain | {"HAUBERK_STATE": str(self.state), "HAUBERK_CONFIG": str(home / "settings.json")}
         self.process: subprocess.Popen[str] | None = None
+        self.patience = 180.0
+        """Seconds for a start, and for a policy to be in force; an emulated machine takes minutes."""
         self.before: Sequence[str] = ()
         """Words in front of the command, as `prlimit --nofile=256`."""
 
@@ -134,7 +136,9 @@ class Node:
                 env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, text=True,
             )  # fmt: skip
         process = self.process
-        eventually(lambda: re.search(r"(?m)^  bus  ", self.said()[before:]) or process.poll() is not None, 180)
+        eventually(
+            lambda: re.search(r"(?m)^  bus  ", self.said()[before:]) or process.poll() is not None, self.patience
+        )
         assert process.poll() is None, self.said()
         if policies:
             self._apply(self.home / "policies.yaml")
@@ -157,7 +161,9 @@ class Node:
         self._apply(path)
 
     def _apply(self, path: Path) -> None:
-        done = self.hauberk("apply", "-f", str(path), "--wait")
+        done = self.hauberk(
+            "apply", "-f", str(path), "--wait", f"{self.patience:g}", seconds=2 * self.patience
+        )
         assert done.returncode == 0, f"{done.stderr}{self.said()}"
 
     def alerts(self, text: str = "", **fields: Any) -> list[dict[str, Any]]:
