@@ -161,9 +161,7 @@ class Node:
         self._apply(path)
 
     def _apply(self, path: Path) -> None:
-        done = self.hauberk(
-            "apply", "-f", str(path), "--wait", f"{self.patience:g}", seconds=2 * self.patience
-        )
+        done = self.hauberk("apply", "-f", str(path), "--wait", f"{self.patience:g}", seconds=2 * self.patience)
         assert done.returncode == 0, f"{done.stderr}{self.said()}"
 
     def alerts(self, text: str = "", **fields: Any) -> list[dict[str, Any]]:
