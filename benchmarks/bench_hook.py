@@ -84,12 +84,12 @@ def _measured(live: Live, oci: Oci, home: Path, count: int) -> Result:
     how = f"{count} containers of runc, from main() of their first program to the first denial; {beside}"
     ended = f", of which {free} ended before, after 1 s" if free else ""
     return {
-        "start_window_median": _figure(statistics.median(windows), "ms", count, f"without the hook: {how}{ended}"),
-        "start_window_p95": _figure(last, "ms", count, f"without the hook: {how}{ended}"),
-        "start_window_acts": _figure(statistics.median(one[0] for one in said["late"]), "acts", count, f"sockets made in it; {beside}"),
-        "start_hook_acts": _figure(max(one[0] for one in said["held"]), "acts", count, f"the most, with the hook: {how}"),
-        "start_hook_added": _figure(added, "ms", count, f"median of `runc run` with the hook, no policy, less that without; {beside}"),
-        "start_hook_alone": _figure(_alone(count) * 1e3, "ms", count, f"the hook's program without work: interpreter, imports; {beside}"),
+        "hook_without_median": _figure(statistics.median(windows), "ms", count, f"without the hook: {how}{ended}"),
+        "hook_without_p95": _figure(last, "ms", count, f"without the hook: {how}{ended}"),
+        "hook_without_acts": _figure(statistics.median(one[0] for one in said["late"]), "acts", count, f"sockets made in it; {beside}"),
+        "hook_acts_unheld": _figure(max(one[0] for one in said["held"]), "acts", count, f"the most, with the hook: {how}"),
+        "hook_added": _figure(added, "ms", count, f"median of `runc run` with the hook, no policy, less that without; {beside}"),
+        "hook_interpreter": _figure(_alone(count) * 1e3, "ms", count, f"the hook's program without work: interpreter, imports; {beside}"),
     }  # fmt: skip
 
 

@@ -17,13 +17,13 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-APART = {"cluster", "kafka_alert", "recovery", "shares"}
-"""Groups that form, processes that are killed, an API server: half a minute each at any scale. `make bench` runs them; what those over
+APART = {"cluster", "hook", "kafka_alert", "recovery", "shares"}
+"""Groups that form, processes that are killed, an API server, container runtimes: half a minute each at any scale. `make bench` runs them; what those over
 Kafka measured lies in sizing.json."""
-KERNEL = {"enforce", "flood", "idle", "kafka_alert", "latency", "memory", "new", "overhead", "rates", "start"}
-NONE = ("_lost", "_missing", "_undefined")
+KERNEL = {"enforce", "flood", "hook", "idle", "kafka_alert", "latency", "memory", "new", "overhead", "rates", "start"}
+NONE = ("_lost", "_missing", "_undefined", "_unheld")
 """Counts that are wanted to be 0."""
-DIFFERENCES = ("overhead_", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")
+DIFFERENCES = ("overhead_", "hook_added", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")
 """With and without: at this scale the noise may be larger than the difference, and of either sign."""
 
 WRITTEN = "_written"
