@@ -71,7 +71,7 @@ def chosen() -> list[tuple[str, str]]:
 
     return [
         ("observe", "raw tracepoints" if has("raw tracepoints") else "nothing: " + features["raw tracepoints"].why),
-        ("calls_by auto", _calls(features["fexit"])),
+        ("see system calls", _calls(features["fexit"])),
         ("read tasks", "typed loads" if has("typed loads") else "probe reads"),
         (
             "struct layouts",
@@ -100,8 +100,9 @@ def chosen() -> list[tuple[str, str]]:
 
 
 def _calls(functions: Feature) -> str:
-    """How system calls are seen where `sensor.load.calls_by` says `auto`."""
-    return functions.why if functions.available else f"raw tracepoint sys_exit: {functions.why}"
+    """How system calls are seen, and how where the settings ask for more."""
+    asked = 'raw tracepoint sys_exit; with `sensor.load.calls_by = "auto"`'
+    return f"{asked} at functions of the kernel" if functions.available else f"{asked} too: {functions.why}"
 
 
 def sizes() -> list[tuple[str, str]]:

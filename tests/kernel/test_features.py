@@ -14,7 +14,15 @@ from kernel.features import by_name, survey
 
 ROOT = Path(__file__).parents[2]
 ASK = "from kernel.features import survey\nfor one in survey(): print(one.name, '|', one.available, '|', one.why)"
-LOADED = ("raw tracepoints", "ring buffer", "LRU hash", "LPM trie", "bpf_send_signal", "cgroup socket programs")
+LOADED = (
+    "raw tracepoints",
+    "ring buffer",
+    "LRU hash",
+    "LPM trie",
+    "bpf_send_signal",
+    "cgroup socket programs",
+    "fexit",
+)
 
 
 def test_without_capabilities_every_refusal_says_so() -> None:
