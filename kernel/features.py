@@ -139,7 +139,9 @@ def call_functions() -> Feature:
     if not found:
         return Feature("fexit", False, f"{why if _capable() else MISSING_CAPABILITY}; a tracepoint sees system calls")
     return Feature(
-        "fexit", True, f"system calls are seen at {len(found)} functions of the kernel; the others run no program"
+        "fexit",
+        True,
+        f"with `sensor.load.calls_by` calls are seen at {len(found)} functions of the kernel; the others run no program",
     )
 
 
