@@ -28,7 +28,7 @@ _HEAD: Final = struct.Struct(">HHHHHH").unpack_from
 _RECORD: Final = struct.Struct(">HHIH").unpack_from
 _A, _CNAME, _AAAA, _IN = 1, 5, 28, 1
 _RESPONSE, _OPCODE, _CUT, _CODE = 0x8000, 0x7800, 0x0200, 0x000F
-_HOST: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
+_HOST: Final = b"abcdefghijklmnopqrstuvwxyz0123456789-_"
 _LOWER: Final = bytes(range(256)).lower()
 
 
@@ -129,11 +129,18 @@ def _name(message: bytes, at: int) -> tuple[bytes, int] | None:
 
 def _text(name: bytes) -> str:
     """As people write it; "" for the root, and for what would be longer than any host's name."""
-    labels: list[str] = []
+    labels: list[bytes] = []
     at = 0
     while at < len(name):
-        label = name[at + 1 : at + 1 + name[at]]
-        labels.append("".join(chr(byte) if byte in _HOST else f"\\{byte:03d}" for byte in label))
+        labels.append(name[at + 1 : at + 1 + name[at]])
         at += 1 + name[at]
-    text = ".".join(labels)
+    if b"".join(labels).translate(None, _HOST):
+        labels = [
+            b"".join(byte if byte in _HOST else b"\\%03d" % ord(byte) for byte in _bytes(label)) for label in labels
+        ]
+    text = b".".join(labels).decode()
     return text if len(text) <= TEXT_MOST else ""
+
+
+def _bytes(label: bytes) -> list[bytes]:
+    return [label[at : at + 1] for at in range(len(label))]

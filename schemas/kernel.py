@@ -320,13 +320,13 @@ BUDGET: Final = Layout(
     "budget",
     Field("window", "u64", "boot time ns >> 30 that `asked` is of"),
     Field("asked", "u32", "new behaviours asked for in it: calls that failed, that passed, denials and execs, shed ones", 4),
-    Field("lost", "u64", "events lost since the entry was made: to a full ring, and because nobody read (OWN_LOSSES)", 2),
+    Field("lost", "u64", "lost since the entry was made: events to a full ring, and because nobody read; answers (OWN_LOSSES)", 3),
     Field("heard_window", "u64", "as `window`, of `heard`"),
     Field("heard", "u32", "questions for names and answers to them that were heard in it", 2),
 )  # fmt: skip
 """Value of the `budgets` map, keyed by cgroup id (u64; ~0 is the node). A cgroup made inside a container is charged to it."""
 
-OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD)
+OWN_LOSSES: Final = (Loss.OCCURRENCES_FULL, Loss.UNREAD, Loss.ANSWERS)
 """Losses that are counted for each container too, in the order of `budget.lost`."""
 
 

@@ -146,6 +146,6 @@ int hear_answer(struct __sk_buff *skb)
         if (!(length > ANSWER_SMALL ? put_answer(skb, at, length, now, cgroup, ANSWER_ROOM) : put_answer(skb, at, length, now, cgroup, ANSWER_SMALL)))
             return 1;
     }
-    lose(LOSS_ANSWERS);
+    lose_of(payer, LOSS_ANSWERS);
     return 1;
 }

@@ -109,13 +109,13 @@ static __always_inline u64 shed(struct behaviour *b, u64 payer)
     return hash_behaviour(b);
 }
 
-/* A loss of an event, for the node and for the container that pays. */
+/* A loss of an event or an answer, for the node and for the container that pays. */
 static __always_inline void lose_of(u64 payer, u32 what)
 {
     lose(what);
     struct budget *budget = budget_of(payer);
     if (budget)
-        __sync_fetch_and_add(&budget->lost[what == LOSS_UNREAD], 1); /* OWN_LOSSES */
+        __sync_fetch_and_add(&budget->lost[what == LOSS_ANSWERS ? 2 : what == LOSS_UNREAD], 1); /* OWN_LOSSES */
 }
 
 /* Whether an event that is to be reported has a reader, as far as is known without asking for the time: `reported` asks, and

@@ -16,7 +16,7 @@ from name_server import ADDRESS, UNCONNECTED, WAYS, A, NameServer, answer, ask, 
 from kernel import listening
 from kernel.loading import LoadedPrograms
 from schemas.dns_answer import parse
-from schemas.kernel import ANSWER, DefinitionKind, Loss
+from schemas.kernel import ANSWER, BUDGET, OWN_LOSSES, DefinitionKind, Loss
 from schemas.operations import Class
 
 pytestmark = pytest.mark.kernel
@@ -176,6 +176,11 @@ def test_a_flood_is_bounded_and_counted(sensor: Any, server: NameServer) -> None
     # The window of budget.c turns over about once a second, so a slow machine has several.
     assert SHARE <= len(told) <= SHARE * (last - first + 1)
     assert sensor.lost(Loss.ANSWERS) - before == many - len(told) > 0
+    with sensor.map("budgets") as budgets:
+        value = budgets.get(struct.pack("=Q", sensor.cgroup_id))
+    assert value is not None
+    lost = struct.unpack_from(f"={len(OWN_LOSSES)}Q", value, BUDGET.offsets["lost"])
+    assert lost[OWN_LOSSES.index(Loss.ANSWERS)] == many - len(told), "the loss of who made it"
 
 
 def test_hostile_bytes_change_nothing(sensor: Any, server: NameServer) -> None:
