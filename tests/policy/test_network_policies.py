@@ -300,6 +300,27 @@ def test_an_address_that_no_rule_can_name_stays_an_address(name: str) -> None:
         assert connectivity(found, directory, documents).refused == ()
 
 
+def test_of_an_address_with_two_names_each_has_to_pass() -> None:
+    some = [seen(WEB, CONNECT, "93.184.216.34", 443, detail=name) for name in (NAME, "other.example.com")]
+    found, directory, made = learnt(some)
+    assert "toCIDRSet" not in str(made["CiliumNetworkPolicy"])
+    for name in (NAME, "other.example.com"):
+        broken = [copied(one) for one in made["CiliumNetworkPolicy"]]
+        web = of(broken, "web")["spec"]
+        web["egress"] = [one for one in web["egress"] if one.get("toFQDNs") != [{"matchName": name}]]
+        assert len(connectivity(found, directory, broken).refused) == 1
+
+
+def test_what_answers_say_goes_before_what_questions_let_guess() -> None:
+    some = [
+        seen(WEB, ASK, "10.96.0.10", 53, kind=DGRAM, detail="old.example.com"),
+        seen(WEB, CONNECT, "93.184.216.34", 443, detail=NAME),
+    ]
+    text = str(learnt(some)[2]["CiliumNetworkPolicy"])
+    assert NAME in text
+    assert "old.example.com" not in text, "asked for, and not connected to"
+
+
 def test_one_name_for_many_addresses_is_one_rule_in_any_order() -> None:
     some = [seen(WEB, CONNECT, f"93.184.{number}.1", port, detail=NAME) for number in range(20) for port in (443, 8443)]
     first = learnt(some)[2]

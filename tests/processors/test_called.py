@@ -194,6 +194,8 @@ async def test_a_peer_is_told_by_the_name_that_it_was_asked_for(node, stage, mak
     stage.policies(make_policy(network={"matchProtocols": [{"protocol": "tcp"}]}, action="Audit"))
     service = ServiceFact(namespace="shop", name="db", addresses=("10.96.0.1",))
     stage.processor.inventory.apply_fact(service.key, encode_fact(service))
+    # The answer comes after the first row of its frame.
+    node.row(node.behaviour(Operation.OPEN, "/etc/resolv.conf", syscall=257))
     for address in (ADDRESS, "10.96.0.1", "192.0.2.1"):
         node.row(node.behaviour(Operation.CONNECT, "", syscall=42, **INET, address=address, port=443))
     run = said("api.example", ADDRESS, "10.96.0.1", at=node.clock - 2_500_000)
@@ -203,8 +205,9 @@ async def test_a_peer_is_told_by_the_name_that_it_was_asked_for(node, stage, mak
     wanted = ["dns/api.example", "svc/db", ""]
     assert [alert.RemotePeer for alert in stage.alerts] == wanted
     assert [alert.RemoteAddress for alert in stage.alerts] == [ADDRESS, "10.96.0.1", "192.0.2.1"]
-    assert [log.RemotePeer for frame in stage.telemetry for log in logs(frame)] == wanted
-    details = {entry.behaviour.address: entry.behaviour.detail for one in stage.summaries for entry in one.entries}
+    assert [log.RemotePeer for frame in stage.telemetry for log in logs(frame)] == ["", *wanted]
+    entries = [entry.behaviour for one in stage.summaries for entry in one.entries]
+    details = {one.address: one.detail for one in entries if one.address}
     assert details == {ADDRESS: "api.example", "10.96.0.1": "api.example", "192.0.2.1": ""}
 
 
