@@ -15,7 +15,7 @@ from waiting import eventually
 
 from kernel.loading import LoadedPrograms, LoadSettings, load, unload
 from kernel.siphash import string_id
-from schemas.kernel import BUDGET, QUIET_KEY, RULE, RULE_KEY, Config, Loss, RuleAction, RuleKind, ScopeFlag
+from schemas.kernel import BUDGET, OWN_LOSSES, QUIET_KEY, RULE, RULE_KEY, Config, Loss, RuleAction, RuleKind, ScopeFlag
 from schemas.operations import Access, Backend, Class, Operation
 
 PER_SECOND = 256
@@ -224,7 +224,9 @@ def test_nothing_is_reported_before_there_is_a_reader_nor_long_after(flooder: An
     untold = flooder.lost(Loss.UNREAD) - lost
     assert untold > 0
     with flooder.map("budgets") as budgets:
-        assert BUDGET.struct.unpack(budgets.get(struct.pack("=Q", flooder.cgroup_id)))[-1] == untold
+        value = budgets.get(struct.pack("=Q", flooder.cgroup_id))
+        lost_of_it = struct.unpack_from(f"={len(OWN_LOSSES)}Q", value, BUDGET.offsets["lost"])
+        assert lost_of_it[OWN_LOSSES.index(Loss.UNREAD)] == untold
     with flooder.map("processes") as images:
         images.clear()  # what was executed meanwhile is not known by name
     observed(time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60_000_000_000)
