@@ -2,7 +2,7 @@
 """Watched calls seen at the kernel's own functions (fexit), so that a call that nobody watches runs no program at all.
 
 `on_sys_exit` and its hops, loaded once more as programs of functions: what such a program is given, the registers and the result, is
-what the tracepoint gives. Each function gets a program of six instructions that leads to it. All functions or none: one that
+what the tracepoint gives. Each function gets a program of ten instructions that leads to it. All functions or none: one that
 cannot be had leaves every call to the tracepoint. Runs in the loader's process. Neighbours: `entry_points` (which functions),
 `preemption` (why not everywhere), `loader_child` (who calls).
 """
@@ -27,15 +27,16 @@ from kernel.btf import Btf
 from kernel.catalogue import HOPS, PROCESS_HOPS
 from kernel.compiled import Compiled, relocated
 from kernel.entry_points import PREFIXES, symbols, watched_functions
-from kernel.instructions import END, MAP, helper, instruction, wide
-from kernel.maps import Map
+from kernel.instructions import END, MAP, MAP_VALUE, helper, instruction, wide
 from kernel.preemption import TRACE_FEXIT, TRACING
 from schemas.errors import HauberkError, KernelError
 
 KALLSYMS: Final = Path("/proc/kallsyms")
+ARMED: Final = "call_armed"
+"""Pin of an array of one u64: the programs of the functions do nothing while it is 0."""
 PINNED: Final = "call_hops_"
 """Pins of the program arrays, numbered; an array is emptied when the last descriptor and pin of it go."""
-_PROGRAM_ARRAY: Final = 3
+_ARRAY, _PROGRAM_ARRAY = 2, 3
 _TAIL_CALL: Final = 12
 _FIRST: Final = len(HOPS)
 """Where `on_sys_exit` is in an array."""
@@ -46,8 +47,9 @@ Functions = dict[str, tuple[int, int]]
 
 
 class CallExits(msgspec.Struct, frozen=True):
-    """Verified, not attached. `arrays`: descriptors of program arrays; `entries`: function -> descriptor of its program."""
+    """Verified, not attached. `armed`, `arrays`: descriptors of maps; `entries`: function -> descriptor of its program."""
 
+    armed: int
     arrays: list[int]
     entries: dict[str, int]
 
@@ -74,7 +76,7 @@ def verify(compiled: Compiled, maps: Mapping[str, int], key: tuple[int, int], wa
     """The programs of the functions `watched`. Raises KernelError when the kernel refuses one, enforcing ones too: what the
     tracepoint would hold is not to be held in part."""
     names = ["on_sys_exit", *(f"hop_{name}" for name in HOPS[1:] if name not in PROCESS_HOPS)]
-    made = CallExits([], {})
+    made = CallExits(bpf.map_create(_ARRAY, 4, 8, 1, name=ARMED), [], {})
     with ThreadPoolExecutor(_VERIFYING) as pool:
         # A program array takes programs of one prototype alone (__bpf_prog_map_compatible, kernel/bpf/core.c, since 6.12 and 6.1.135),
         # and the compiler's BTF has two: the parameter is `regs` in some declarations and `__unused` in others.
@@ -93,14 +95,16 @@ def verify(compiled: Compiled, maps: Mapping[str, int], key: tuple[int, int], wa
             _put(array, _FIRST, steps["on_sys_exit"])
             for program in steps.values():
                 os.close(program)
-            lead = wide(2, array, MAP) + instruction(0xB7, 3, value=_FIRST) + helper(_TAIL_CALL) + END
+            # if (armed) tail_call(ctx, array, _FIRST): a flag, because the kernel takes milliseconds for each program to empty an array.
+            lead = wide(2, made.armed, MAP_VALUE) + instruction(0x79, 0, 2) + instruction(0x15, 0, offset=4)
+            lead += wide(2, array, MAP) + instruction(0xB7, 3, value=_FIRST) + helper(_TAIL_CALL) + END
             for name, target in targets.items():
                 made.entries[name] = _load(f"exit{name[1:]}", lead, target)
     return made
 
 
 def install(exits: CallExits, pin_dir: Path, seconds: float) -> int:
-    """Attach and pin: how many functions. What fails takes back what was attached: all or none. KernelError also after `seconds`: the
+    """Attach, pin, then arm: how many functions. What fails takes back what was attached: all or none. KernelError also after `seconds`: the
     kernel attaches a function in milliseconds, but waits while it detaches others, each for a tenth of a second and more."""
     done: list[Path] = []
     late = time.monotonic() + seconds
@@ -110,6 +114,7 @@ def install(exits: CallExits, pin_dir: Path, seconds: float) -> int:
         done.append(place)
 
     try:
+        keep(exits.armed, pin_dir / "maps" / ARMED)
         for number, array in enumerate(exits.arrays):
             keep(array, pin_dir / "maps" / f"{PINNED}{number}")
         for name, program in exits.entries.items():
@@ -123,6 +128,7 @@ def install(exits: CallExits, pin_dir: Path, seconds: float) -> int:
                 keep(link, pin_dir / "links" / name)
             finally:
                 os.close(link)
+        _arm(exits.armed, True)
     except BaseException:
         for place in reversed(done):
             with contextlib.suppress(OSError):
@@ -141,9 +147,16 @@ def attached(pin_dir: str) -> int:
 
 def disarm(pin_dir: str) -> None:
     """Have the programs of the functions under `pin_dir` do nothing from here on, attached or not."""
-    for place in Path(pin_dir, "maps").glob(f"{PINNED}*"):
-        with Map.open(str(place)) as array:
-            array.delete(struct.pack("=I", _FIRST))
+    if os.path.exists(f"{pin_dir}/maps/{ARMED}"):
+        armed = bpf.pinned(f"{pin_dir}/maps/{ARMED}")
+        try:
+            _arm(armed, False)
+        finally:
+            os.close(armed)
+
+
+def _arm(armed: int, on: bool) -> None:
+    bpf.map_put(armed, bytes(4), struct.pack("=Q", on), ARMED)
 
 
 def _load(name: str, code: bytes, target: int) -> int:

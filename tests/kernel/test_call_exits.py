@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from kernel import bpf, call_exits
-from kernel.catalogue import HOPS, PROBES
+from kernel.catalogue import PROBES
 from kernel.entry_points import PREFIXES
 from kernel.loading import LoadedPrograms, LoadSettings, existing, layout_hash, load, unload
 from schemas.operations import Operation
@@ -164,18 +164,12 @@ def test_functions_that_are_disarmed_do_nothing_at_once(swapped: Swapped, sensor
     """As `unload` does first: to detach them takes the kernel seconds."""
     watching = sensor_of(swapped.loaded)
     assert creats(watching) == 3
-    first = struct.pack("=I", len(HOPS))
-    arrays = [swapped.loaded.map(name) for name in os.listdir(f"{swapped.loaded.pin_dir}/maps") if "call_hops" in name]
-    assert arrays
-    programs = [bpf.check(_FD_BY_ID, struct.pack("=4sII", array.get(first), 0, 0), "on_sys_exit") for array in arrays]
+    call_exits.disarm(swapped.loaded.pin_dir)
     try:
-        call_exits.disarm(swapped.loaded.pin_dir)
         assert creats(watching) == 0
     finally:
-        for array, program in zip(arrays, programs, strict=True):
-            array.put(first, struct.pack("=I", program))
-            array.close()
-            os.close(program)
+        with swapped.loaded.map(call_exits.ARMED) as armed:
+            armed.put(bytes(4), struct.pack("=Q", 1))
     assert creats(watching) == 3
 
 
