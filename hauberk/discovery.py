@@ -127,7 +127,10 @@ def _network(given: argparse.Namespace) -> int:
     if given.explain and bodies:
         return 0
     if not bodies:
-        print(f"hauberk discover: no connections of pods in the last {given.since} for this selection", file=sys.stderr)
+        whose = "nodes" if given.policy == "KubeArmorNetworkPolicy" else "pods"
+        print(
+            f"hauberk discover: no connections of {whose} in the last {given.since} for this selection", file=sys.stderr
+        )
         return 1
     return _give(given, bodies, len(apart))
 

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from hauberk.images.image import split
+from policy.learn.workloads import OF_ONE_POD
 from policy.recommend.recommend import HardenedWorkload
 from schemas.errors import SettingsError
 
@@ -55,17 +56,22 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
         if "{{" in text:
             raise _templated(path, text) from error
         raise SettingsError(f"expected YAML at `{path}`, got: {' '.join(str(error).split())}") from error
+    for document in documents:
+        for found in containers(document, str(path)):
+            # A rendered manifest may hold braces of others: dashboards, alerts, commands.
+            of = found.workload
+            if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
+                raise _templated(path, text)
+            yield found
+
+
+def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:
+    """Those of one object, or of a list of them; none of kinds that have none. SettingsError for one that is not formed as they are."""
     try:
-        for document in documents:
-            for found in _document(document):
-                # A rendered manifest may hold braces of others: dashboards, alerts, commands.
-                of = found.workload
-                if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
-                    raise _templated(path, text)
-                yield found
+        yield from _document(document)
     except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise SettingsError(
-            f"expected objects of Kubernetes at `{path}`, one is not formed as they are ({error})"
+            f"expected objects of Kubernetes at `{origin}`, one is not formed as they are ({error})"
         ) from error
 
 
@@ -101,7 +107,7 @@ def _document(document: Any) -> Iterator[ManifestContainer]:
         yield ManifestContainer(
             workload=HardenedWorkload(
                 namespace=_scalar(metadata.get("namespace") or "default"), name=_scalar(metadata["name"]), image=_scalar(container.get("image", "")),
-                labels={_scalar(key): _scalar(value) for key, value in (labels or {}).items()}, container=_scalar(container["name"]),
+                labels={_scalar(key): _scalar(value) for key, value in (labels or {}).items() if key not in OF_ONE_POD}, container=_scalar(container["name"]),
             ),
             commands=tuple(part for word in _words(container) for part in split(word)),
         )  # fmt: skip

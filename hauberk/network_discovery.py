@@ -108,16 +108,14 @@ def verify(given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]) -
     from policy.learn.network.forms import FORMS
     from policy.learn.network.intermediate import policies
 
+    # Strictly first: a file that is none must not pass for an answer where nothing was seen.
+    written = None if given.verify == "-" else _documents(given.verify)
     directory = _directory(given)
     found, _ = _flows(given, read, directory)
     if not found.seen:
         print(f"hauberk discover: no connections in the last {given.since} for this selection", file=sys.stderr)
         return 1
-    documents = (
-        [FORMS[given.policy](one) for one in policies(found, directory)]
-        if given.verify == "-"
-        else _documents(given.verify)
-    )
+    documents = [FORMS[given.policy](one) for one in policies(found, directory)] if written is None else written
     check = connectivity(found, directory, documents)
     if given.format == "json":
         print(as_json({**msgspec.to_builtins(check), "policies": len(documents), "over_permission": check.over}))

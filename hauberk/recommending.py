@@ -1,69 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `hauberk recommend` does: reads images, manifests, recorded behaviour and templates, asks `policy.recommend`, and gives the answer."""
+"""What `hauberk recommend` does: asks `policy.recommend` about what there is to harden and the templates, and gives the answer. Neighbour:
+`recommend_targets`, which reads manifests, clusters, images and recorded behaviour."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import sys
 import tarfile
-import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 import policy.recommend
-from hauberk.client import labels, seconds
-from hauberk.configuration import complete, store_path
-from hauberk.discovery import stored
-from hauberk.images.archives import read_path
-from hauberk.images.image import ReadImage
-from hauberk.images.registry import ImageReference, pull, reference
-from hauberk.images.streams import ImageLimits
-from hauberk.learning import ROWS, selectable
+from hauberk.configuration import complete
 from hauberk.learnt_answers import untracked
-from hauberk.manifests import ManifestContainer, manifests
 from hauberk.policies import postures
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
+from hauberk.recommend_targets import HardeningTarget, targets_of, with_sightings
 from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
 from policy.learn.sightings import Sighting
-from policy.learn.workloads import OF_ONE_POD, workload
-from policy.recommend.contents import ImageContents
-from policy.recommend.recommend import HardenedWorkload, Recommendation
+from policy.recommend.recommend import Recommendation
 from policy.recommend.recommend import recommend as recommended
 from policy.recommend.templates import Template, TemplateSet, read
 from schemas.behaviour import Behaviour
 from schemas.errors import SettingsError
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
-from sinks.store.queries import SqliteReader
-from sinks.store.store import Query
 
 _FILE: Final = "templates.yaml"
 _MOST: Final = 4 << 20
-
-
-class RecordedWorkload(msgspec.Struct, kw_only=True):
-    """A container of the summary store: its instances by (node, uid), and how many rows they have."""
-
-    workload: HardenedWorkload
-    instances: set[tuple[str, str]] = set()
-    rows: int = 0
-    orchestrated: bool = False
-
-
-class HardeningTarget(msgspec.Struct, kw_only=True):
-    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it."""
-
-    workload: HardenedWorkload
-    contents: ImageContents | None = None
-    commands: tuple[str, ...] = ()
-    recorded: list[RecordedWorkload] = []
 
 
 def recommend(given: argparse.Namespace) -> int:
@@ -74,7 +43,7 @@ def recommend(given: argparse.Namespace) -> int:
         expect_directory(Path(given.outdir))
     if given.report and given.report != "-" and Path(given.report).is_dir():
         raise SettingsError(f"expected a file to write the report to, `{given.report}` is a directory")
-    targets = _targets(given)
+    targets = targets_of(given)
     line = ProgressLine(
         lambda number, seconds: (
             f"{number:,} of {len(targets):,} containers compared with {len(chosen)} templates in {seconds:.0f} s"
@@ -82,15 +51,17 @@ def recommend(given: argparse.Namespace) -> int:
         "hauberk recommend",
     )
     found = _distinct(
-        [_ask(target, sightings, chosen) for target, sightings in line.each(_with_sightings(targets, given))]
+        [_ask(target, sightings, chosen) for target, sightings in line.each(with_sightings(targets, given))]
     )
     orchestrated = (
-        {of.workload.namespace for one in targets for of in one.recorded if of.orchestrated} if not given.file else None
+        {of.workload.namespace for one in targets for of in one.recorded if of.orchestrated}
+        if not (given.file or given.kubeconfig is not None or given.context)
+        else None
     )
     spoken = (one.body["metadata"]["namespace"] for of in found for one in of.policies)
     if said := untracked((name for name in spoken if orchestrated is None or name in orchestrated), postures(given)):
         print(f"hauberk recommend: {said}", file=sys.stderr)
-    if given.image and not given.file:
+    if given.image and not (given.file or given.kubeconfig is not None or given.context):
         print(
             "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
             file=sys.stderr,
@@ -214,161 +185,6 @@ def _chosen(known: TemplateSet, given: argparse.Namespace) -> list[Template]:
     if not chosen:
         raise SettingsError(f"expected a framework or a tag that templates have with -t, got `{given.tag}`")
     return chosen
-
-
-def _targets(given: argparse.Namespace) -> list[HardeningTarget]:
-    """Of manifests, else of what was recorded, else of the images alone; each with what is known of the other two."""
-    images = [one for text in given.image for one in _image(text, given)]
-    recorded = _recorded(given)
-    if given.file:
-        found = [_of_manifest(one) for one in manifests([Path(text) for text in given.file])]
-    elif recorded and not given.image:
-        found = [HardeningTarget(workload=one.workload) for one in recorded]
-    else:
-        found = [
-            HardeningTarget(workload=_of_image(one), contents=one.contents, commands=one.commands) for one in images
-        ]
-    if not found:
-        raise SettingsError(
-            "expected images (-i), manifests (-f) or a summary store with recorded workloads, got none of them"
-        )
-    wanted = labels(given.selector).items()
-    found = [
-        one
-        for one in found
-        if given.namespace in (None, one.workload.namespace) and wanted <= one.workload.labels.items()
-    ]
-    for one in found:
-        one.recorded = [
-            each for each in recorded
-            if _same(each.workload, one.workload) or (not given.file and _alike(each.workload.image, one.workload.image))
-        ]  # fmt: skip
-        if one.contents is None and (image := _matching(one.workload.image, images, given)) is not None:
-            one.contents = image.contents
-            one.commands += image.commands
-    return found
-
-
-def _same(one: HardenedWorkload, other: HardenedWorkload) -> bool:
-    return (one.namespace, one.name, one.container) == (other.namespace, other.name, other.container)
-
-
-def _image(text: str, given: argparse.Namespace) -> list[ReadImage]:
-    path = Path(text)
-    limits = ImageLimits()
-    if path.exists():
-        return read_path(path, given.platform, limits)
-    if text.startswith((".", "/")) or path.suffix in (".tar", ".gz", ".zst"):
-        raise SettingsError(f"expected an image archive or an OCI layout at `{text}`, there is nothing")
-    return [pull(text, _docker_config(given), given.platform, limits)]
-
-
-def _docker_config(given: argparse.Namespace) -> Path:
-    if given.docker_config and not Path(given.docker_config).exists():
-        raise SettingsError(f"expected docker's configuration at `{given.docker_config}`, there is none")
-    return Path(given.docker_config or Path.home() / ".docker/config.json")
-
-
-def _matching(image: str, images: list[ReadImage], given: argparse.Namespace) -> ReadImage | None:
-    """The image of that name among those given; pulled where that was asked for."""
-    if not image:
-        return None
-    for one in images:
-        if any(_alike(name, image) for name in one.names):
-            return one
-    return pull(image, _docker_config(given), given.platform) if given.pull else None
-
-
-def _alike(one: str, other: str) -> bool:
-    mine, its = _reference(one), _reference(other)
-    return mine is not None and mine == its
-
-
-@lru_cache(maxsize=65536)
-def _reference(text: str) -> ImageReference | None:
-    try:
-        return reference(text)
-    except SettingsError:
-        return None
-
-
-def _of_manifest(one: ManifestContainer) -> HardeningTarget:
-    return HardeningTarget(workload=one.workload, commands=one.commands)
-
-
-def _of_image(one: ReadImage) -> HardenedWorkload:
-    """Nobody says where an image runs: its repository's name is the usual name of its container."""
-    text = one.names[0] if one.names else Path(one.origin).stem
-    name = (
-        re.sub(r"[^a-z0-9-]+", "-", text.partition("@")[0].rpartition("/")[2].partition(":")[0].lower()).strip("-")
-        or "image"
-    )
-    return HardenedWorkload(name=name, container=name, image=text)
-
-
-def _query(given: argparse.Namespace) -> Query:
-    return Query(namespace=given.namespace, kinds=("container",), since=int(time.time() - seconds(given.since)))
-
-
-def _recorded(given: argparse.Namespace) -> list[RecordedWorkload]:
-    """Whom the summary store has; nothing where there is none."""
-    path = store_path(given)
-    if not path.exists():
-        return []
-    reader = SqliteReader(str(path))
-    try:
-        kept, left_out = selectable(reader.sizes(_query(given)))
-    finally:
-        reader.close()
-    if left_out:
-        print(f"hauberk recommend: {left_out}", file=sys.stderr)
-    found: dict[tuple[str, ...], RecordedWorkload] = {}
-    for identity, rows in kept:
-        of = _of_identity(identity)
-        one = found.setdefault((of.namespace, of.name, of.container, of.image), RecordedWorkload(workload=of))
-        one.instances.add((identity.node, identity.uid))
-        one.rows += rows
-        one.orchestrated |= identity.orchestrated
-    return [found[key] for key in sorted(found)]
-
-
-def _with_sightings(
-    targets: list[HardeningTarget], given: argparse.Namespace
-) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
-    """Each with what it was seen doing, some at a time: memory is bounded by `ROWS`, or by the one that has more."""
-    waiting: list[HardeningTarget] = []
-    held = 0
-    for target in targets:
-        rows = sum(one.rows for one in target.recorded)
-        if waiting and held + rows > ROWS:
-            yield from _read(waiting, given)
-            waiting, held = [], 0
-        waiting.append(target)
-        held += rows
-    yield from _read(waiting, given)
-
-
-def _read(
-    targets: list[HardeningTarget], given: argparse.Namespace
-) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
-    found: dict[tuple[str, str], list[Sighting]] = {
-        key: [] for target in targets for one in target.recorded for key in one.instances
-    }
-    if found:
-        query = msgspec.structs.replace(_query(given), instances=frozenset(found))
-        for one in stored(str(store_path(given)), query, None):
-            found[one.identity.node, one.identity.uid].append(one)
-    for target in targets:
-        keys = sorted({key for one in target.recorded for key in one.instances})
-        yield target, [one for key in keys for one in found[key]]
-
-
-def _of_identity(identity: Identity) -> HardenedWorkload:
-    of = workload(identity)
-    lasting = {key: value for key, value in identity.labels.items() if key not in OF_ONE_POD}
-    return HardenedWorkload(
-        namespace=of.namespace, name=of.owner, labels=lasting, container=of.container, image=identity.image
-    )
 
 
 def _ask(target: HardeningTarget, sightings: list[Sighting], chosen: Iterable[Template]) -> Recommendation:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -36,18 +37,25 @@ def read_path(path: Path, wanted: str = "", limits: ImageLimits = ImageLimits())
     try:
         if path.is_dir():
             return list(_layout(_Directory(path), str(path), wanted, limits))
-        with tarfile.open(path, mode="r:", tarinfo=BoundedMember) as archive:
-            files = _Archive(archive, str(path), limits)
-            if "manifest.json" in files.members:
-                return list(_saved(files, str(path), limits))
-            return list(_layout(files, str(path), wanted, limits))
-    except tarfile.TarError as error:
-        raise SettingsError(
-            f"expected an image archive or an OCI layout at `{path}`, got a file that is neither: {error}"
-        ) from error
+        with path.open("rb") as file:
+            return read_file(file, str(path), wanted, limits)
     except OSError as error:
         raise SettingsError(
             f"expected an image archive or an OCI layout at `{path}`, got: {error.strerror or error}"
+        ) from error
+
+
+def read_file(file: BinaryIO, origin: str, wanted: str = "", limits: ImageLimits = ImageLimits()) -> list[ReadImage]:  # noqa: B008
+    """Every image of an archive. SettingsError in one sentence for anything else; OSError of the file."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as archive:
+            files = _Archive(archive, origin, limits)
+            if "manifest.json" in files.members:
+                return list(_saved(files, origin, limits))
+            return list(_layout(files, origin, wanted or architecture(), limits))
+    except tarfile.TarError as error:
+        raise SettingsError(
+            f"expected an image archive or an OCI layout at `{origin}`, got a file that is neither: {error}"
         ) from error
 
 

@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("path", nargs="?", help=argparse.SUPPRESS)
     made.add_argument("-i", "--image", metavar="IMAGE", action="append", default=[], help="an OCI layout, an archive of `docker save`, or an image in a registry; repeatable")  # fmt: skip
     made.add_argument("-f", "--file", metavar="PATH", action="append", default=[], help="manifests: a file or a directory; repeatable")  # fmt: skip
+    made.add_argument("--engine", metavar="SOCKET", nargs="?", const="auto", help="read images from the store of this machine's container engine (Docker, Podman); without SOCKET the first that is found")  # fmt: skip
+    made.add_argument("--kubeconfig", metavar="FILE", help="workloads of a running cluster, asked of its API server; '' takes $KUBECONFIG, ~/.kube/config or the pod's account")  # fmt: skip
+    made.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
     made.add_argument("--pull", action="store_true", help="read the images that manifests and workloads name from their registries")  # fmt: skip
     made.add_argument("--platform", metavar="ARCH", default="", help="architecture of images, as `amd64`, `arm64` (default this machine's)")  # fmt: skip
     made.add_argument("-c", "--docker-config", metavar="FILE", default="", help="docker's configuration with credentials (default ~/.docker/config.json)")  # fmt: skip

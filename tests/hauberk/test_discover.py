@@ -170,6 +170,18 @@ def test_an_id_that_accepts_nothing_is_refused_before_anything_is_written(
     assert "got `0123456789`" in said
 
 
+def test_a_file_to_verify_that_is_none_is_told_also_where_nothing_was_seen(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    assert "expected a readable file of policies" in run(
+        capsys, state, "discover", "--verify", tmp_path / "none", code=2
+    )
+    (tmp_path / "text").write_text("no policy")
+    assert "expected network policies" in run(capsys, state, "discover", "--verify", tmp_path / "text", code=2)
+    assert main(["discover", "-p", "KubeArmorNetworkPolicy", "--state", str(state)]) == 1
+    assert "no connections of nodes in the last 30d" in capsys.readouterr().err
+
+
 def test_that_policies_for_an_untracked_namespace_select_nothing_is_said(
     capsys: pytest.CaptureFixture[str], state: Path
 ) -> None:

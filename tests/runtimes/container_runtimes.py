@@ -371,6 +371,19 @@ class PodmanCli:
         options = options or ("-d",)
         return self.podman(*given, "run", "--name", name, *options, *limits, "--rootfs", str(self._rootfs), *words)
 
+    @contextlib.contextmanager
+    def service(self, path: Path) -> Iterator[None]:
+        """Its API on a socket, until the end of the block."""
+        words = [*self._words, "system", "service", "--time=0", f"unix://{path}"]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield
+        finally:
+            end(process)
+
 
 @contextlib.contextmanager
 def private_podman(rootfs: Path) -> Iterator[PodmanCli]:

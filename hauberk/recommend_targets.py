@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to harden: containers of manifests, of a cluster, of the summary store or of images, each with what is known of it elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from cluster.settings import ServerSettings
+from hauberk.client import labels, seconds
+from hauberk.configuration import store_path
+from hauberk.discovery import stored
+from hauberk.images.archives import read_path
+from hauberk.images.engine import engine_socket, from_engine
+from hauberk.images.image import ReadImage
+from hauberk.images.registry import ImageReference, pull, reference
+from hauberk.images.streams import ImageLimits
+from hauberk.learning import ROWS, selectable
+from hauberk.manifests import ManifestContainer, manifests
+from policy.learn.sightings import Sighting
+from policy.learn.workloads import OF_ONE_POD, workload
+from policy.recommend.contents import ImageContents
+from policy.recommend.recommend import HardenedWorkload
+from schemas.errors import SettingsError
+from schemas.identity import Identity
+from sinks.store.queries import SqliteReader
+from sinks.store.store import Query
+
+
+class RecordedWorkload(msgspec.Struct, kw_only=True):
+    """A container of the summary store: its instances by (node, uid), and how many rows they have."""
+
+    workload: HardenedWorkload
+    instances: set[tuple[str, str]] = set()
+    rows: int = 0
+    orchestrated: bool = False
+
+
+class HardeningTarget(msgspec.Struct, kw_only=True):
+    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it."""
+
+    workload: HardenedWorkload
+    contents: ImageContents | None = None
+    commands: tuple[str, ...] = ()
+    recorded: list[RecordedWorkload] = []
+
+
+def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
+    """Of manifests, else of what was recorded, else of the images alone; each with what is known of the other two."""
+    fetch = _Fetch(given)
+    images = [one for text in given.image for one in _image(text, given, fetch)]
+    recorded = _recorded(given)
+    manifested = _manifested(given)
+    if manifested is not None:
+        found = [_of_manifest(one) for one in manifested]
+    elif recorded and not given.image:
+        found = [HardeningTarget(workload=one.workload) for one in recorded]
+    else:
+        found = [
+            HardeningTarget(workload=_of_image(one), contents=one.contents, commands=one.commands) for one in images
+        ]
+    if not found:
+        raise SettingsError(
+            "expected images (-i), manifests (-f) or a summary store with recorded workloads, got none of them"
+        )
+    wanted = labels(given.selector).items()
+    found = [
+        one
+        for one in found
+        if given.namespace in (None, one.workload.namespace) and wanted <= one.workload.labels.items()
+    ]
+    for one in found:
+        one.recorded = [
+            each for each in recorded
+            if _same(each.workload, one.workload) or (manifested is None and _alike(each.workload.image, one.workload.image))
+        ]  # fmt: skip
+        if one.contents is None and (image := _matching(one.workload.image, images, fetch)) is not None:
+            one.contents = image.contents
+            one.commands += image.commands
+    fetch.tell()
+    return found
+
+
+def _manifested(given: argparse.Namespace) -> list[ManifestContainer] | None:
+    """Of files, of a cluster, or of both; None where neither was asked for."""
+    asked = given.kubeconfig is not None or given.context
+    if not given.file and not asked:
+        return None
+    found = manifests([Path(text) for text in given.file]) if given.file else []
+    if asked:
+        from hauberk.live_workloads import live_workloads
+
+        settings = ServerSettings(kubeconfig=given.kubeconfig or "", context=given.context or "")
+        found += live_workloads(settings, given.namespace)
+    return found
+
+
+def _same(one: HardenedWorkload, other: HardenedWorkload) -> bool:
+    return (one.namespace, one.name, one.container) == (other.namespace, other.name, other.container)
+
+
+def _image(text: str, given: argparse.Namespace, fetch: _Fetch) -> list[ReadImage]:
+    path = Path(text)
+    if path.exists():
+        return read_path(path, given.platform, ImageLimits())
+    if text.startswith((".", "/")) or path.suffix in (".tar", ".gz", ".zst"):
+        raise SettingsError(f"expected an image archive or an OCI layout at `{text}`, there is nothing")
+    return [fetch.named(text)]
+
+
+class _Fetch:
+    """Images by reference: of the engine of this machine where that was asked for, of their registry otherwise."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._given = given
+        self._engine = engine_socket(given.engine) if given.engine is not None else ""
+        self._missing: set[str] = set()
+
+    def named(self, text: str) -> ReadImage:
+        """The image that somebody named. SettingsError when it is nowhere."""
+        found = self._of_engine(text)
+        if found is None and self._engine and not self._given.pull:
+            raise SettingsError(
+                f"expected the image `{text}` in the container engine at `{self._engine}`, it has none; pull it there, or add --pull"
+            )
+        return found or self._pulled(text)
+
+    def of_workload(self, text: str) -> ReadImage | None:
+        """The image that a workload runs, where it was asked for; None where the engine has not got it, which `tell` says."""
+        found = self._of_engine(text)
+        if found is None and self._given.pull:
+            return self._pulled(text)
+        if found is None and self._engine:
+            self._missing.add(text)
+        return found
+
+    def tell(self) -> None:
+        """What the engine has not got."""
+        if self._missing:
+            are = "image is" if len(self._missing) == 1 else "images are"
+            print(
+                f"hauberk recommend: {len(self._missing)} {are} not in the container engine at {self._engine} (`{min(self._missing)}`); "
+                "their programs are named wherever they lie",
+                file=sys.stderr,
+            )
+
+    def _of_engine(self, text: str) -> ReadImage | None:
+        return from_engine(self._engine, text, self._given.platform) if self._engine else None
+
+    def _pulled(self, text: str) -> ReadImage:
+        return pull(text, _docker_config(self._given), self._given.platform)
+
+
+def _docker_config(given: argparse.Namespace) -> Path:
+    if given.docker_config and not Path(given.docker_config).exists():
+        raise SettingsError(f"expected docker's configuration at `{given.docker_config}`, there is none")
+    return Path(given.docker_config or Path.home() / ".docker/config.json")
+
+
+def _matching(image: str, images: list[ReadImage], fetch: _Fetch) -> ReadImage | None:
+    """The image of that name among those given; fetched once where that was asked for."""
+    if not image:
+        return None
+    for one in images:
+        if any(_alike(name, image) for name in one.names):
+            return one
+    found = fetch.of_workload(image)
+    if found is not None:
+        images.append(found)
+    return found
+
+
+def _alike(one: str, other: str) -> bool:
+    mine, its = _reference(one), _reference(other)
+    return mine is not None and mine == its
+
+
+@lru_cache(maxsize=65536)
+def _reference(text: str) -> ImageReference | None:
+    try:
+        return reference(text)
+    except SettingsError:
+        return None
+
+
+def _of_manifest(one: ManifestContainer) -> HardeningTarget:
+    return HardeningTarget(workload=one.workload, commands=one.commands)
+
+
+def _of_image(one: ReadImage) -> HardenedWorkload:
+    """Nobody says where an image runs: its repository's name is the usual name of its container."""
+    text = one.names[0] if one.names else Path(one.origin).stem
+    name = (
+        re.sub(r"[^a-z0-9-]+", "-", text.partition("@")[0].rpartition("/")[2].partition(":")[0].lower()).strip("-")
+        or "image"
+    )
+    return HardenedWorkload(name=name, container=name, image=text)
+
+
+def _query(given: argparse.Namespace) -> Query:
+    return Query(namespace=given.namespace, kinds=("container",), since=int(time.time() - seconds(given.since)))
+
+
+def _recorded(given: argparse.Namespace) -> list[RecordedWorkload]:
+    """Whom the summary store has; nothing where there is none."""
+    path = store_path(given)
+    if not path.exists():
+        return []
+    reader = SqliteReader(str(path))
+    try:
+        kept, left_out = selectable(reader.sizes(_query(given)))
+    finally:
+        reader.close()
+    if left_out:
+        print(f"hauberk recommend: {left_out}", file=sys.stderr)
+    found: dict[tuple[str, ...], RecordedWorkload] = {}
+    for identity, rows in kept:
+        of = _of_identity(identity)
+        one = found.setdefault((of.namespace, of.name, of.container, of.image), RecordedWorkload(workload=of))
+        one.instances.add((identity.node, identity.uid))
+        one.rows += rows
+        one.orchestrated |= identity.orchestrated
+    return [found[key] for key in sorted(found)]
+
+
+def with_sightings(
+    targets: list[HardeningTarget], given: argparse.Namespace
+) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
+    """Each with what it was seen doing, some at a time: memory is bounded by `ROWS`, or by the one that has more."""
+    waiting: list[HardeningTarget] = []
+    held = 0
+    for target in targets:
+        rows = sum(one.rows for one in target.recorded)
+        if waiting and held + rows > ROWS:
+            yield from _read(waiting, given)
+            waiting, held = [], 0
+        waiting.append(target)
+        held += rows
+    yield from _read(waiting, given)
+
+
+def _read(
+    targets: list[HardeningTarget], given: argparse.Namespace
+) -> Iterator[tuple[HardeningTarget, list[Sighting]]]:
+    found: dict[tuple[str, str], list[Sighting]] = {
+        key: [] for target in targets for one in target.recorded for key in one.instances
+    }
+    if found:
+        query = msgspec.structs.replace(_query(given), instances=frozenset(found))
+        for one in stored(str(store_path(given)), query, None):
+            found[one.identity.node, one.identity.uid].append(one)
+    for target in targets:
+        keys = sorted({key for one in target.recorded for key in one.instances})
+        yield target, [one for key in keys for one in found[key]]
+
+
+def _of_identity(identity: Identity) -> HardenedWorkload:
+    of = workload(identity)
+    lasting = {key: value for key, value in identity.labels.items() if key not in OF_ONE_POD}
+    return HardenedWorkload(
+        namespace=of.namespace, name=of.owner, labels=lasting, container=of.container, image=identity.image
+    )
