@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -137,3 +139,40 @@ async def test_of_two_planners_one_plans_and_the_other_takes_over(cluster: Roles
         while await plans() == before:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
     assert other.end(signal.SIGTERM) == 0, other.said()
+
+
+async def test_the_page_of_a_sink_shows_what_came_over_the_brokers(cluster: Roles) -> None:
+    """A store sink with its page, alone in its state directory: activity, alerts, policies and what was learnt."""
+    await cluster.judge()
+    identities, records = played("n0")
+    await cluster.put(INVENTORY, identities)
+    await cluster.put(EVENTS_RAW, records)
+    processor = cluster.start("processor")
+    place = cluster.hauberk.home / "store"
+    place.mkdir()
+    store = [{"type": "store", "path": str(place / "summary.db")}]
+    sink = cluster.start("sink", "store", HAUBERK__SINKS=json.dumps(store), HAUBERK__PAGE__PORT="0")
+    for one in (processor, sink):
+        await asyncio.to_thread(one.ready)
+    found = re.search(r"(?m)^\S* *page +(http://127\.0\.0\.1:\d+/)$", sink.said())
+    assert found is not None, sink.said()
+
+    def get(path: str) -> Any:
+        with urllib.request.urlopen(f"{found[1]}{path}", timeout=30) as answer:
+            return json.loads(answer.read())
+
+    await cluster.judged()
+    await eventually(lambda: any(one["name"] == "everything" for one in get("api/survey")["policies"]))
+    assert get("api/survey")["workloads"]
+    learnt: dict[str, Any] = {}
+
+    def known() -> bool:
+        learnt.update(get("api/learnt"))
+        return bool(learnt["lines"]) and not learnt["learning"]
+
+    await eventually(known)
+    assert learnt["why"] == ""
+    sheet = get(f"api/learnt?policy={learnt['lines'][0]['policy']}")
+    assert sheet["yaml"].startswith("# "), "to copy"
+    assert sink.end(signal.SIGTERM) == 0, sink.said()
+    assert processor.end(signal.SIGTERM) == 0, processor.said()
