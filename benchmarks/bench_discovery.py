@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 sys.path.append(str(Path(__file__).parent))
-from discovery import baselines, corpus, large
+from discovery import baselines, corpus, large, lifelike
 
 from policy.learn.documents import count
 from policy.learn.learner import LearnSettings, learn
@@ -254,25 +254,41 @@ def _any_order(workloads: list[str]) -> float:
 
 
 def _speed(most: int) -> dict[str, dict[str, Any]]:
-    """`hauberk discover` itself over a store of `most` behaviours of which no two are the same: start, reading, learning, replay and
-    writing. What it takes is told for just as many: `n` says how many, a million at scale 1."""
+    """`hauberk discover` itself over a store of `most` behaviours of which no two are the same, and over one of as many rows as instances of
+    real workloads fill it: start, reading, learning, replay and writing. `n` says how many, a million at scale 1."""
     with tempfile.TemporaryDirectory(prefix="hauberk-bench-") as room:
         rows, workloads = large.store(Path(room, "summary.db"), most, int(time.time()) - 24 * 3600)
-        words = [sys.executable, "-m", "hauberk", "discover", "--state", room, "--outdir", f"{room}/out"]
-        began = time.monotonic()
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        peak = _watched(child)
-        seconds = time.monotonic() - began
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if child.returncode:
-            raise RuntimeError(f"expected `hauberk discover` to end with 0, got {child.returncode}")
-    cpu = used.ru_utime + used.ru_stime
+        seconds, cpu, peak = _discovered(room)
     how = f"of `hauberk discover --outdir` over {most:,} behaviours that all differ ({rows:,} stored rows, {workloads} workloads)"
-    return {
+    found = {
         "discovery_speed": _figure(most / cpu, "behaviours/s", most, f"CPU {how}"),
         "discovery_seconds": _figure(seconds, "s", most, f"wall, {cpu:.1f} s of CPU, {how}"),
         "discovery_memory": _figure(peak / 1e6, "MB", most, f"the most that its processes held together {how}"),
     }
+    with tempfile.TemporaryDirectory(prefix="hauberk-bench-") as room:
+        rows, distinct, instances = lifelike.store(Path(room, "summary.db"), most, int(time.time()) - 28 * 86400)
+        seconds, cpu, peak = _discovered(room)
+    how = f"of the same over {rows:,} stored rows of {instances:,} instances of the recorded workloads ({distinct:,} behaviours differ)"
+    return found | {
+        "discovery_lifelike_seconds": _figure(seconds, "s", rows, f"wall, {cpu:.1f} s of CPU, {how}"),
+        "discovery_lifelike_memory": _figure(
+            peak / 1e6, "MB", rows, f"the most that its processes held together {how}"
+        ),
+    }
+
+
+def _discovered(room: str) -> tuple[float, float, int]:
+    """(seconds by the clock, seconds of CPU, bytes) of one run over the store in `room`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [sys.executable, "-m", "hauberk", "discover", "--state", room, "--outdir", f"{room}/out"]
+    began = time.monotonic()
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = _watched(child)
+    seconds = time.monotonic() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if child.returncode:
+        raise RuntimeError(f"expected `hauberk discover` to end with 0, got {child.returncode}")
+    return seconds, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, peak
 
 
 def _watched(child: subprocess.Popen[bytes]) -> int:

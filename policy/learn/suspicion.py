@@ -44,6 +44,8 @@ def executed(one: Sighting, written: Mapping[str, int], *, entry: bool = False) 
             return "a program with a hidden name"
         if posixpath.basename(path) in zones.TOOLS and not entry:
             return "a tool that moves data, builds or changes the system"
+        if zones.interpreter(posixpath.basename(path)) and not entry:
+            return "an interpreter, which runs whatever it is given"
     return ""
 
 

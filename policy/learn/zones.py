@@ -104,9 +104,23 @@ TOOLS: Final = frozenset(
         "pkexec",
         "sudo",
         "su",
+        "ip",
+        "ifconfig",
+        "ss",
+        "netstat",
+        "arp",
+        "route",
+        "iptables",
+        "nft",
     ]
 )
-"""Programs that move data, build programs or change the system: ordinary in some workloads, telling where they are new."""
+"""Programs that move data, build programs, look at the network or change the system: ordinary in some workloads, telling where they are new."""
+_INTERPRETER: Final = re.compile(r"(?:python|perl|ruby|php|lua|luajit|node|nodejs|tclsh|pypy)[0-9]*(?:\.[0-9]+)*")
+
+
+def interpreter(name: str) -> bool:
+    """Whether a program of this name runs whatever it is given. Shells are none of these: everything starts them."""
+    return _INTERPRETER.fullmatch(name) is not None
 
 
 def closed(directory: str) -> bool:

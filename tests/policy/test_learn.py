@@ -295,6 +295,19 @@ def test_a_record_of_the_system_that_is_emptied_waits_for_a_second_instance(path
     )
 
 
+@pytest.mark.parametrize("name", ["python3.11", "perl", "perl5.36.0", "node", "php8.2", "ip", "ss"])
+def test_interpreters_and_tools_that_look_at_the_network_wait_unless_the_container_is_for_them(name: str) -> None:
+    run, loaded = executed(f"/usr/bin/{name}"), opened("/usr/lib/x.so", by=f"/usr/bin/{name}")
+    begun = seen(executed("/usr/bin/app", parent="/init"), 1, 0.5)
+    policy = only([begun, seen(run, 1), seen(loaded, 1)])
+    assert {item.resource for item in policy.apart} == {f"/usr/bin/{name}", "/usr/lib/x.so"}
+    again = [msgspec.structs.replace(begun, identity=pod(2)), seen(run, 2)]
+    assert only([begun, seen(run, 1), *again]).apart == ()
+    assert only([seen(run, 1), seen(loaded, 1)]).apart == (), "what it was started with"
+    for other in ("sh", "pythonic", "my-node", "cp"):
+        assert only([begun, seen(executed(f"/usr/bin/{other}"), 1)]).apart == ()
+
+
 def test_a_late_program_and_what_it_did_wait() -> None:
     base = [seen(executed("/usr/bin/app", "/usr/bin/init"), run, run) for run in range(1, 5)]
     late = [seen(executed("/usr/bin/id"), 4, 4), seen(opened("/srv/loot", Access.WRITE, "/usr/bin/id"), 4, 4)]
