@@ -64,7 +64,11 @@ def discover(given: argparse.Namespace) -> int:
     if left_out:
         print(f"hauberk discover: {left_out}", file=sys.stderr)
     learnt = learn_store(
-        sizes, lambda some: _sightings(given, spoken, instances=some), settings, evidence=bool(given.merge)
+        sizes,
+        lambda some: _sightings(given, spoken, instances=some),
+        settings,
+        evidence=bool(given.merge),
+        looks=given.explain,
     )
     expect_accepted(
         settings.accept,

@@ -42,10 +42,11 @@ Read = Callable[[Instances], Iterator["Sighting"]]
 
 
 def learn_store(
-    sizes: Iterable[tuple[Identity, int]], read: Read, settings: LearnSettings, *, evidence: bool
+    sizes: Iterable[tuple[Identity, int]], read: Read, settings: LearnSettings, *, evidence: bool, looks: bool = True
 ) -> list[LearntPolicy]:
     """The policies of everybody in `sizes`, each with how many rows it has stored, in order of workload. `read` gives the sightings of some.
-    `evidence`: the policies keep what they were learnt from, for which they are all learnt here."""
+    `evidence`: the policies keep what they were learnt from, for which they are all learnt here. `looks`: their rules keep which
+    instances needed them, which of thousands of instances is most of what an answer weighs."""
     parts = parts_of(sizes)
     learning = ProgressLine(
         lambda number, seconds: f"{number:,} workloads learnt in {seconds:.0f} s", "hauberk discover"
@@ -54,13 +55,13 @@ def learn_store(
     found: dict[int, list[LearntPolicy]] = {}
     try:
         if workers > 1:
-            for number, policies in _children(parts, workers, read, settings):
+            for number, policies in _children(parts, workers, read, settings, looks):
                 found[number] = policies
                 learning.tell(sum(map(len, found.values())))
         for number, part in enumerate(parts):
             if number not in found:
                 done = sum(map(len, found.values()))
-                found[number] = _learnt(part, _told(read), settings, _after(learning, done), evidence)
+                found[number] = _learnt(part, _told(read), settings, _after(learning, done), evidence, looks)
     finally:
         learning.clear()
     every = [one for policies in found.values() for one in policies]
@@ -125,9 +126,15 @@ def parts_of(sizes: Iterable[tuple[Identity, int]]) -> list[Instances]:
     return [frozenset(part) for part in parts]
 
 
-def _learnt(part: Instances, read: Read, settings: LearnSettings, done: Done, evidence: bool) -> list[LearntPolicy]:
+def _learnt(
+    part: Instances, read: Read, settings: LearnSettings, done: Done, evidence: bool, looks: bool
+) -> list[LearntPolicy]:
     with _uncollected():
         found = learn(read(part), settings, done)
+    if not looks:
+        for one in found:
+            for rule in one.rules:
+                rule.evidence.looks = {}
     return found if evidence else [msgspec.structs.replace(one, evidence=()) for one in found]
 
 
@@ -147,7 +154,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _children(
-    parts: list[Instances], workers: int, read: Read, settings: LearnSettings
+    parts: list[Instances], workers: int, read: Read, settings: LearnSettings, looks: bool
 ) -> Iterator[tuple[int, list[LearntPolicy]]]:
     forking = multiprocessing.get_context("fork")
     running = []
@@ -157,7 +164,7 @@ def _children(
             mine, its = forking.Pipe(duplex=False)
             share = [(number, parts[number]) for number in range(turn, len(parts), workers)]
             ends.append(mine)
-            child = forking.Process(target=_share, args=(its, ends, share, read, settings), daemon=True)
+            child = forking.Process(target=_share, args=(its, ends, share, read, settings, looks), daemon=True)
             try:
                 child.start()
             except OSError:
@@ -185,7 +192,12 @@ def _children(
 
 
 def _share(
-    end: Connection, ends: list[Connection], share: list[tuple[int, Instances]], read: Read, settings: LearnSettings
+    end: Connection,
+    ends: list[Connection],
+    share: list[tuple[int, Instances]],
+    read: Read,
+    settings: LearnSettings,
+    looks: bool,
 ) -> None:
     """In the child. It says nothing: what fails here is done again, and told, by the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -195,6 +207,6 @@ def _share(
         other.close()
     try:
         for number, part in share:
-            end.send((number, _learnt(part, read, settings, lambda one, of: None, False)))
+            end.send((number, _learnt(part, read, settings, lambda one, of: None, False, looks)))
     except Exception:  # noqa: BLE001 - whatever it is, the parent meets it again
         os._exit(1)

@@ -23,6 +23,7 @@ from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
 from hauberk.cli import main
 from hauberk.progress_line import ProgressLine
+from policy.learn.learner import LearnSettings, LearntPolicy
 from policy.learn.replay import TrainingReplay
 from policy.learn.sightings import Sighting
 from policy.parse import parse
@@ -535,6 +536,19 @@ def test_parts_and_processes_change_nothing(
 
     monkeypatch.setattr("hauberk.learning.learn", fails)
     assert "this is none" in run(capsys, state, "discover", code=2)
+
+
+def test_who_needed_a_rule_is_kept_only_where_it_is_asked_for() -> None:
+    seen = [Sighting(identity=pod(number), behaviour=opened("/srv/a")) for number in (1, 2)]
+
+    def learnt(looks: bool) -> list[LearntPolicy]:
+        sizes = [(one.identity, 1) for one in seen]
+        return hauberk.learning.learn_store(sizes, lambda _: iter(seen), LearnSettings(), evidence=False, looks=looks)
+
+    (whole,), (bare,) = learnt(True), learnt(False)
+    assert [rule.evidence.instances for rule in whole.rules] == [{"u1", "u2"}]
+    assert [rule.evidence.instances for rule in bare.rules] == [set()]
+    assert (bare.body, bare.completeness, bare.rules[0].evidence.count) == (whole.body, whole.completeness, 2)
 
 
 def test_sockets_without_names_are_told(capsys: pytest.CaptureFixture[str], state: Path) -> None:
