@@ -26,12 +26,12 @@ _MAKERS: Final = frozenset(kind for _, _, kind in _KINDS)
 _OVER: Final = frozenset({"Succeeded", "Failed"})
 
 
-class _Meta(msgspec.Struct, frozen=True):
+class _ListedMeta(msgspec.Struct, frozen=True):
     continue_: str = msgspec.field(name="continue", default="")
 
 
-class _Page(msgspec.Struct, frozen=True):
-    metadata: _Meta = _Meta()
+class _ListedPage(msgspec.Struct, frozen=True):
+    metadata: _ListedMeta = _ListedMeta()
     items: list[dict[str, Any]] | None = None
 
 
@@ -61,7 +61,7 @@ async def _listed(server: Server, place: str, page: int) -> list[dict[str, Any]]
     query = {"limit": str(page)}
     while True:
         try:
-            got = msgspec.json.decode(await server.get(place, query), type=_Page)
+            got = msgspec.json.decode(await server.get(place, query), type=_ListedPage)
         except msgspec.MsgspecError as error:
             raise SettingsError(f"expected a list of objects at {place} of {server.where}, got: {error}") from error
         items += got.items or ()
