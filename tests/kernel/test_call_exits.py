@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from kernel import bpf, call_exits
-from kernel.catalogue import PROBES
+from kernel.catalogue import LISTENERS, PROBES
 from kernel.entry_points import PREFIXES
 from kernel.loading import LoadedPrograms, LoadSettings, existing, layout_hash, load, unload
 from schemas.operations import Operation
@@ -134,7 +134,7 @@ def test_auto_takes_the_place_of_the_tracepoint(swapped: Swapped, needed: set[st
     functions = {name for name in found if name.startswith(PREFIXES)}
     assert functions == needed
     assert len(functions) == loaded.functions
-    assert found - functions == {probe.name for probe in PROBES} - {"on_sys_exit"}
+    assert found - functions == {one.name for one in (*PROBES, *LISTENERS)} - {"on_sys_exit"}
     assert not os.path.exists(f"{loaded.pin_dir}/programs/on_sys_exit")
     again = load(SETTINGS, loaded.pin_dir)
     assert (again.reused, again.functions) == (True, loaded.functions)
@@ -207,7 +207,7 @@ sys.exit(loader_child.main())
         answer = json.loads(done.stdout.splitlines()[-1])["done"]
         assert (answer["functions"], answer["fell_back"], answer["refused"]) == (0, what == "attach", {})
         assert "__x64_sys_last" in answer["tracepoint"]
-        assert set(os.listdir(f"{pins}/links")) == {probe.name for probe in PROBES}
+        assert set(os.listdir(f"{pins}/links")) == {one.name for one in (*PROBES, *LISTENERS)}
         found = existing(pins, layout_hash(SETTINGS))
         assert found is not None
         assert creats(sensor_of(found)) == 3
