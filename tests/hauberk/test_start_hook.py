@@ -120,7 +120,9 @@ def test_the_first_act_of_a_container_of_podman_is_denied(
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks/hauberk.json").write_text(json.dumps(held.hook("hooks.d")))
     for name in names:
-        said = podman_cli.run(name, "-v", f"{program}:/first_act:ro", words=["/first_act"], hooks=str(tmp_path / "hooks"))
+        said = podman_cli.run(
+            name, "-v", f"{program}:/first_act:ro", words=["/first_act"], hooks=str(tmp_path / "hooks")
+        )
         got, _, why = acts(said)
         assert (got, why) == (0, errno.EPERM), (name, said, held.running.said())
     assert held.running.end() == 0
