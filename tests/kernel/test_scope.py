@@ -143,6 +143,7 @@ def test_the_nearest_scope_counts(sensor: Any, rules: Any, tmp_path: Path) -> No
     sensor.run(inside(sensor.cgroup, lambda: os.open(secret, os.O_RDONLY)), status=9)
 
 
+@pytest.mark.timeout(900)
 def test_full_maps_lift_no_rule(bpffs: str, cgroup: Path, sensor: Any, rules: Any, tmp_path: Path) -> None:
     """A container that makes many cgroups and processes: the rules hold in all of them, and for everybody else."""
     pins = f"{bpffs}/full"
