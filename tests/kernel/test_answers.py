@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from schemas.kernel import ANSWER, BUDGET, OWN_LOSSES, DefinitionKind, Loss
 from schemas.operations import Class
 
 pytestmark = pytest.mark.kernel
+BURST = 64
+"""Questions before the first answer is read."""
 KEPT, SHARE = 1232, 256
 """ANSWER_ROOM and HEARD_SHARE of kernel/programs/answers.c."""
 
@@ -166,21 +169,27 @@ def test_a_flood_is_bounded_and_counted(sensor: Any, server: NameServer) -> None
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(20.0)
             client.connect((ADDRESS, 53))
-            for number in range(many):
-                client.send(question("a.example", A, number))
-                client.recv(512)
+            for first in range(0, many, BURST):
+                for number in range(first, first + BURST):
+                    client.send(question("a.example", A, number))
+                for _ in range(BURST):
+                    client.recv(512)
 
-    sensor.run(act)
-    told = heard(sensor)
+    asked, told, deadline = 0, [], time.monotonic() + 120
+    # A crowded machine may need several rounds until more come in a window than are told of it.
+    while sensor.lost(Loss.ANSWERS) == before and time.monotonic() < deadline:
+        sensor.run(act)
+        asked += many
+        told += heard(sensor)
     first, last = told[0][0] >> 30, told[-1][0] >> 30
     # The window of budget.c turns over about once a second, so a slow machine has several.
     assert SHARE <= len(told) <= SHARE * (last - first + 1)
-    assert sensor.lost(Loss.ANSWERS) - before == many - len(told) > 0
+    assert sensor.lost(Loss.ANSWERS) - before == asked - len(told) > 0
     with sensor.map("budgets") as budgets:
         value = budgets.get(struct.pack("=Q", sensor.cgroup_id))
     assert value is not None
     lost = struct.unpack_from(f"={len(OWN_LOSSES)}Q", value, BUDGET.offsets["lost"])
-    assert lost[OWN_LOSSES.index(Loss.ANSWERS)] == many - len(told), "the loss of who made it"
+    assert lost[OWN_LOSSES.index(Loss.ANSWERS)] == asked - len(told), "the loss of who made it"
 
 
 def test_hostile_bytes_change_nothing(sensor: Any, server: NameServer) -> None:
