@@ -25,7 +25,7 @@ PARENT = f"""
 import multiprocessing, sys
 import hauberk.learning
 hauberk.learning._learnt = lambda *_: [bytes({LARGE})]
-going = hauberk.learning._children([frozenset({{("n", str(number))}}) for number in range(6)], 2, None, None)
+going = hauberk.learning._children([frozenset({{("n", str(number))}}) for number in range(6)], 2, None, None, False)
 next(going)
 print(*[one.pid for one in multiprocessing.active_children()], flush=True)
 sys.stdin.read()
@@ -70,7 +70,7 @@ def test_those_that_die_within_an_answer_are_no_loss(monkeypatch: pytest.MonkeyP
     found: Any = [bytes(LARGE)]
     monkeypatch.setattr("hauberk.learning._learnt", lambda *_: found)
     parts = [frozenset({("n", str(number))}) for number in range(6)]
-    going = hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings())
+    going = hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False)
     first, _ = next(going)
     children = [one.pid or 0 for one in multiprocessing.active_children()]
     assert soon(lambda: [state(one) for one in children] == ["S", "S"]), "each waits with half an answer written"
@@ -92,6 +92,6 @@ def test_where_no_process_can_be_started_nothing_is_lost(monkeypatch: pytest.Mon
     monkeypatch.setattr("hauberk.learning._learnt", lambda *_: [])
     monkeypatch.setattr("multiprocessing.context.ForkProcess.start", full)
     parts = [frozenset({("n", str(number))}) for number in range(6)]
-    answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings()))
+    answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False))
     assert sorted(answers) == [0, 2, 4], "the share of the one that was started; the caller learns the others"
     assert multiprocessing.active_children() == []
