@@ -138,6 +138,7 @@ class Pump:
         self._who = who or f"stage `{stage}`"
         self._missed = missed
         self._gap_log = PacedLog(log)
+        self._skipped = 0
         self.attempts = Attempts(
             self._who,
             used.retry,
@@ -201,6 +202,8 @@ class Pump:
         """Pump until the end that was asked for. Cancelling it stops in the middle: what was not committed comes again after
         the next start."""
         self._done, self._done_count, self._grants, self._unburied = {}, 0, {}, {}
+        # Of each subscription from 0 on, and this run has a new one.
+        self._skipped = 0
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._left)
             try:
@@ -245,7 +248,7 @@ class Pump:
             self._forget_lost(subscription)
             dry = 0 if batch else dry + 1
             self.stats.disowned = subscription.disowned
-            if subscription.skipped != self.stats.skipped:
+            if subscription.skipped != self._skipped:
                 self._tell_missed(subscription)
             if batch:
                 began = time.monotonic()
@@ -267,11 +270,9 @@ class Pump:
                 next_lag, seen = now + LAG_SECONDS, moved
 
     def _tell_missed(self, subscription: Subscription) -> None:
-        # Smaller once `run` has begun anew with another subscription.
-        more = subscription.skipped - (self.stats.skipped if self.stats.skipped < subscription.skipped else 0)
-        self.stats.skipped = subscription.skipped
-        if not subscription.gaps:
-            return
+        more = subscription.skipped - self._skipped
+        self._skipped = subscription.skipped
+        self.stats.skipped += more
         gap = subscription.gaps[-1]
         self._gap_log.say(
             logging.ERROR,

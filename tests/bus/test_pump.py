@@ -548,3 +548,37 @@ async def test_records_that_will_never_come_are_told(caplog, until):
         "stage `test`: 5 records will never be read, the newest of `alerts`, partition 0, offsets 1 to 5: retention"
     )
     assert pump.stats.skipped == 5
+
+
+async def test_what_was_lost_is_counted_over_all_runs(until):
+    """Each run has a subscription of its own, which counts from nothing: as many lost as in the run before are told too."""
+    bus, told = MemoryBus(), []
+    await bus.publish(ALERTS, [Record(b"k", b"%d" % number) for number in range(9)])
+    async with bus.subscribe([ALERTS], "g", "earliest") as before:
+        await before.take(1, 1.0)
+        await before.commit()
+
+    async def handle(batch):
+        return
+
+    pump = Pump(
+        bus,
+        [ALERTS],
+        "g",
+        Doing(handle),
+        stage="test",
+        settings=QUICK,
+        missed=lambda many, gap: told.append((many, gap.last)),
+    )
+    # Read up to 1, lost 1 and 2, read 3 to 8; then three more come, of which the first two are lost before the next run.
+    for base, end in ((3, 9), (11, 12)):
+        bus.drop(ALERTS, base)
+        task = asyncio.create_task(pump.run())
+        await until(lambda: pump.position.get(("alerts", 0)) == end)  # noqa: B023
+        await until(lambda: pump.stats.lag == 0)
+        # As a stage that fails ends: a pump that was stopped stays so.
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.publish(ALERTS, [Record(b"k", b"later")] * 3)
+    assert told == [(2, 2), (2, 10)]
+    assert pump.stats.skipped == 4
