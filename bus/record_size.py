@@ -16,7 +16,7 @@ KEY_BYTES: Final = 4096
 
 
 def measure(topic: Topic, records: Sequence[Record], most: int) -> int:
-    """Bytes of `records`. `Refused` for one over `most` bytes a key over `KEY_BYTES`, or what is not made of bytes: one such fails a whole commit."""
+    """Bytes of `records`. `Refused` for one over `most` bytes, with a key over `KEY_BYTES`, or not made of bytes: one such fails a whole commit."""
     total = 0
     for record in records:
         if type(record.key) is not bytes or type(record.value) not in (bytes, NoneType):
