@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -240,8 +240,8 @@ def _explain(message: str, loaded: LoadedSettings, kind: Any) -> str:
         said += _described(where, loaded.tree, kind)
     if unknown and (near := _near(unknown.group(1), where, loaded.tree, kind)):
         said += f"; did you mean `{near}`?"
-    if wrong := re.search(r"Invalid value '(.*)'", text):
-        known = _tags(where, loaded.tree, kind)
+    if wrong := re.search(r"Invalid (?:enum )?value '(.*)'", text):
+        known = _tags(where, loaded.tree, kind) or _choices(_at(where, loaded.tree, kind))
         said += f"; expected one of {', '.join(known)}" if known else ""
         if near := _nearest(wrong.group(1), known):
             said += f"; did you mean `{near}`?"
@@ -306,6 +306,11 @@ def _tags(where: str, tree: Any, kind: Any) -> list[str]:
     structs = [struct for struct in _at(above, tree, kind, tagged=False) if _is_struct(struct)]
     configs = [struct.__struct_config__ for struct in structs]
     return [str(config.tag) for config in configs if config.tag_field == field]
+
+
+def _choices(kinds: Sequence[Any]) -> list[str]:
+    """The texts that a setting of one of `kinds` may be, where they are few."""
+    return [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
 
 
 def _at(where: str, tree: Any, kind: Any, *, tagged: bool = True) -> list[Any]:

@@ -200,6 +200,7 @@ def test_a_node_reads_the_same_sections() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("sensor.load.calls_by=fexti", "; expected one of auto, tracepoint, fexit; did you mean `fexit`?"),
         (
             "bus.prefix=",
             "got `` (from --set): what the names of topics and groups begin with on the broker, such as `hauberk.`; `hauberk",
