@@ -188,7 +188,7 @@ async def test_a_root_that_hangs_costs_nobody_else_its_links(monkeypatch: pytest
     asked_for: list[int] = []
     over = threading.Event()
 
-    def look(pid: int, keys: list[str], deadline: float) -> tuple[dict[str, str], bool]:
+    def look(pid: int, keys: list[str], deadline: float, below: str) -> tuple[dict[str, str], bool]:
         asked_for.append(pid)
         if pid == 7:
             over.wait(90)
