@@ -18,9 +18,10 @@ from hauberk.client import labels, seconds
 from hauberk.configuration import store_path
 from hauberk.discovery import stored
 from hauberk.images.archives import read_path
-from hauberk.images.engine import engine_socket, from_engine
+from hauberk.images.engine import image_store
 from hauberk.images.image import ReadImage
-from hauberk.images.registry import ImageReference, pull, reference
+from hauberk.images.references import ImageReference, reference
+from hauberk.images.registry import pull
 from hauberk.images.streams import ImageLimits
 from hauberk.learning import ROWS, selectable
 from hauberk.manifests import ManifestContainer, manifests
@@ -120,15 +121,15 @@ class _Fetch:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
-        self._engine = engine_socket(given.engine) if given.engine is not None else ""
+        self._engine = image_store(given.engine) if given.engine is not None else None
         self._missing: set[str] = set()
 
     def named(self, text: str) -> ReadImage:
         """The image that somebody named. SettingsError when it is nowhere."""
         found = self._of_engine(text)
-        if found is None and self._engine and not self._given.pull:
+        if found is None and self._engine is not None and not self._given.pull:
             raise SettingsError(
-                f"expected the image `{text}` in the container engine at `{self._engine}`, it has none; pull it there, or add --pull"
+                f"expected the image `{text}` in the container engine at `{self._engine.place}`, it has none; pull it there, or add --pull"
             )
         return found or self._pulled(text)
 
@@ -137,22 +138,22 @@ class _Fetch:
         found = self._of_engine(text)
         if found is None and self._given.pull:
             return self._pulled(text)
-        if found is None and self._engine:
+        if found is None and self._engine is not None:
             self._missing.add(text)
         return found
 
     def tell(self) -> None:
         """What the engine has not got."""
-        if self._missing:
+        if self._missing and self._engine is not None:
             are = "image is" if len(self._missing) == 1 else "images are"
             print(
-                f"hauberk recommend: {len(self._missing)} {are} not in the container engine at {self._engine} (`{min(self._missing)}`); "
+                f"hauberk recommend: {len(self._missing)} {are} not in the container engine at {self._engine.place} (`{min(self._missing)}`); "
                 "their programs are named wherever they lie",
                 file=sys.stderr,
             )
 
     def _of_engine(self, text: str) -> ReadImage | None:
-        return from_engine(self._engine, text, self._given.platform) if self._engine else None
+        return self._engine.image(text, self._given.platform) if self._engine is not None else None
 
     def _pulled(self, text: str) -> ReadImage:
         return pull(text, _docker_config(self._given), self._given.platform)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in the store of this machine's container engine: Docker's API over its socket, which Podman speaks too.
+"""Images in the store of this machine's container engine: over its socket with Docker's API, which Podman speaks too, or where it lies,
+of containerd, CRI-O and Podman.
 
 `GET /images/NAME/get` is what `docker save` asks. Its archive has the layers in an order of its own, so it lies in a temporary file
-without a name while it is read. Neighbours: `archives` reads it, `registry` knows references.
+without a name while it is read. Neighbours: `archives` reads it; `containerd` and `containers_storage` read stores.
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ import stat
 import tempfile
 import urllib.parse
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from hauberk.images.archives import read_file
+from hauberk.images.containerd import ContainerdStore
+from hauberk.images.containers_storage import ContainersStorage
 from hauberk.images.image import ReadImage
-from hauberk.images.registry import reference
+from hauberk.images.references import reference
 from hauberk.images.streams import PIECE, ImageLimits
 from schemas.errors import SettingsError
 
 _TIMEOUT: Final = 60.0
 """Seconds until the engine must have sent more: it may pack a large image first."""
+STORES: Final = ("/var/lib/containerd", "/var/lib/rancher/k3s/agent/containerd", "/var/lib/containers/storage")
+"""Of containerd, of that in k3s, of CRI-O and Podman."""
+_OTHER_APIS: Final = ("containerd.sock", "crio.sock")
 _SPARE: Final = 64 << 20
 """Bytes of the disk that are left to others."""
 
@@ -46,27 +52,56 @@ class _SocketConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def engine_socket(given: str) -> str:
-    """The socket that was named, or the first of the usual ones that there is. SettingsError when there is none."""
+class ImageStore(Protocol):
+    """Where an engine has its images. `place`: a socket or a directory."""
+
+    place: str
+
+    def image(self, text: str, wanted: str = "") -> ReadImage | None: ...
+
+
+def image_store(given: str) -> ImageStore:
+    """That of the socket or the directory that was named, or the first of the usual ones that there is. SettingsError when there is none."""
     if given and given != "auto":
         path = given.removeprefix("unix://")
-        if not _is_socket(path):
-            raise SettingsError(f"expected the socket of a container engine at `{path}`, there is none")
-        return path
+        found = _at(path)
+        if found is None and _is_socket(path):
+            raise SettingsError(
+                f"expected Docker's API, or the directory of a store, got `{path}`, over which containerd and CRI-O give no images away; name "
+                f"the directory, as in --engine {' or --engine '.join(STORES)}"
+            )
+        if found is None:
+            raise SettingsError(
+                f"expected the socket of a container engine or the directory of its store at `{path}`, there is none"
+            )
+        return found
     places = usual()
     for path in places:
-        if _is_socket(path):
-            return path
+        if (found := _at(path)) is not None:
+            return found
     raise SettingsError(
-        f"expected a container engine on this machine, none of {', '.join(places)} is a socket; name its with --engine SOCKET "
+        f"expected a container engine on this machine, none of {', '.join(places)} is its socket or its store; name it with --engine PLACE "
         "(of Podman: `systemctl start podman.socket`)"
     )
 
 
+def _at(path: str) -> ImageStore | None:
+    root = Path(path)
+    if _is_socket(path):
+        return None if root.name in _OTHER_APIS else EngineSocket(path)
+    try:
+        if ContainerdStore.is_at(root):
+            return ContainerdStore(root)
+        return ContainersStorage(root) if ContainersStorage.is_at(root) else None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"expected to read the store of a container engine at `{path}`, got: {error}") from error
+
+
 def usual() -> list[str]:
-    """Where engines listen: $DOCKER_HOST, Docker's, Podman's, those of this user."""
+    """Where engines are: $DOCKER_HOST, the sockets of Docker and Podman, those of this user, stores."""
     named = os.environ.get("DOCKER_HOST", "")
     own = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    data = os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local/share"))
     places = [named.removeprefix("unix://")] if named.startswith("unix://") else []
     return [
         *places,
@@ -75,7 +110,20 @@ def usual() -> list[str]:
         "/run/podman/podman.sock",
         f"{own}/docker.sock",
         f"{own}/podman/podman.sock",
+        f"{data}/containers/storage",
+        *STORES,
     ]
+
+
+class EngineSocket:
+    """Docker's API at `place`."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def image(self, text: str, wanted: str = "") -> ReadImage | None:
+        """See `from_engine`."""
+        return from_engine(self.place, text, wanted)
 
 
 def from_engine(path: str, text: str, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage | None:  # noqa: B008

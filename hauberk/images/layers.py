@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of an image, lowest first -> the names that a container sees: whiteouts, symlinks, hard links, replaced directories.
 
-Nothing is extracted. A name that leaves the image, a device, a name twice too long is refused: no builder makes them.
+Nothing is extracted. A name that leaves the image or is too long is refused: no builder makes them. A device is a name that no program has.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from hauberk.images.streams import ByteSource, ImageLimits, PlainStream
 from policy.recommend.contents import EntryKind, ImageContents, ImageEntry, os_release
 from schemas.errors import SettingsError
 
-_WHITEOUT: Final = ".wh."
-_OPAQUE: Final = ".wh..wh..opq"
-_OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
+TEXT_MOST: Final = 1 << 16
+"""Bytes of an os-release(5)."""
+WHITEOUT: Final = ".wh."
+OPAQUE: Final = ".wh..wh..opq"
+OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
 _PATH_MOST: Final = 4096
 """PATH_MAX."""
-_DEPTH_MOST: Final = 256
+DEPTH_MOST: Final = 256
 """Directories in one another; by feel, no builder makes a tenth."""
 _HEADER_MOST: Final = 1 << 20
 """Bytes of an extended header: names and attributes, which the reader holds whole."""
@@ -43,8 +45,19 @@ class BoundedMember(tarfile.TarInfo):
         return super()._proc_member(tarfile_)  # type: ignore[misc, no-any-return]
 
 
+class LayerNames:
+    """What one layer says: names that it `added`, lower ones that it `removed`, directories of which it `emptied` what is below, and
+    the `texts` of os-release(5)."""
+
+    def __init__(self) -> None:
+        self.added: dict[str, ImageEntry] = {}
+        self.removed: set[str] = set()
+        self.emptied: set[str] = set()
+        self.texts: dict[str, str] = {}
+
+
 class LayerReader:
-    """`add` each layer, then `contents`."""
+    """`add` each layer, or `begin` and `merge` one that lies unpacked; then `contents`."""
 
     def __init__(self, limits: ImageLimits = ImageLimits()) -> None:  # noqa: B008
         self._limits = limits
@@ -54,31 +67,42 @@ class LayerReader:
 
     def add(self, source: ByteSource, name: str, digest: str = "") -> None:
         """One layer. SettingsError for what is none or is not to be read."""
-        self._layers += 1
-        if self._layers > self._limits.layers:
-            raise SettingsError(f"expected at most {self._limits.layers} layers, got more")
+        layer = self.begin()
         stream = PlainStream(source, name, self._spend, digest)
-        removed: set[str] = set()
-        emptied: set[str] = set()
-        added: dict[str, ImageEntry] = {}
-        texts: dict[str, str] = {}
         try:
             with tarfile.open(
                 fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=BoundedMember, errorlevel=1
             ) as archive:
                 for member in archive:
-                    self._member(archive, member, name, added, removed, emptied, texts)
+                    self._member(archive, member, name, layer)
                     # The reader keeps every member it has seen, for a search that nobody makes here.
                     archive.members = []  # type: ignore[attr-defined]
         except (tarfile.TarError, ValueError, EOFError, OSError) as error:
             raise SettingsError(f"expected {name} to be a tar archive, got: {error}") from error
         stream.finish()
-        self._merge(added, removed, emptied, texts)
+        self.merge(layer)
+
+    def begin(self) -> LayerNames:
+        """A layer above those that there are. SettingsError when they are too many."""
+        self._layers += 1
+        if self._layers > self._limits.layers:
+            raise SettingsError(f"expected at most {self._limits.layers} layers, got more")
+        return LayerNames()
+
+    def count(self, layer: LayerNames, path: str, target: str, name: str) -> None:
+        """Before a name is taken. SettingsError when there are too many, or too long ones."""
+        if len(layer.added) + len(self._entries) >= self._limits.names:
+            raise SettingsError(f"expected at most {self._limits.names:,} names in an image, got more in {name}")
+        self._named += len(path) + len(target)
+        if self._named > self._limits.name_bytes:
+            raise SettingsError(
+                f"expected at most {self._limits.name_bytes:,} bytes of names in an image, got more in {name}"
+            )
 
     def contents(self) -> ImageContents:
         """After the last layer."""
         made = ImageContents(self._entries)
-        for path in _OS_RELEASE:
+        for path in OS_RELEASE:
             target = made.resolve(path)
             if target in self._texts:
                 made.distribution = os_release(self._texts[target])
@@ -92,27 +116,17 @@ class LayerReader:
                 f"expected at most {self._limits.plain_bytes:,} bytes in the layers of an image, got more; it is not read"
             )
 
-    def _member(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, added: dict[str, ImageEntry], removed: set[str], emptied: set[str],
-        texts: dict[str, str],
-    ) -> None:  # fmt: skip
+    def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, layer: LayerNames) -> None:
+        added = layer.added
         path = _inside(member.name, name)
-        if member.ischr() or member.isblk():
-            raise SettingsError(f"expected no devices in {name}, got `{path}`")
-        if len(added) + len(self._entries) > self._limits.names:
-            raise SettingsError(f"expected at most {self._limits.names:,} names in an image, got more in {name}")
-        self._named += len(path) + len(member.linkname)
-        if self._named > self._limits.name_bytes:
-            raise SettingsError(
-                f"expected at most {self._limits.name_bytes:,} bytes of names in an image, got more in {name}"
-            )
+        self.count(layer, path, member.linkname, name)
         if path == "/":
             return
         base = posixpath.basename(path)
-        if base == _OPAQUE:
-            emptied.add(posixpath.dirname(path))
-        elif base.startswith(_WHITEOUT):
-            removed.add(_join(posixpath.dirname(path), base.removeprefix(_WHITEOUT)))
+        if base == OPAQUE:
+            layer.emptied.add(posixpath.dirname(path))
+        elif base.startswith(WHITEOUT):
+            layer.removed.add(joined(posixpath.dirname(path), base.removeprefix(WHITEOUT)))
         elif member.issym():
             if len(member.linkname) > _PATH_MOST:
                 raise SettingsError(
@@ -129,24 +143,28 @@ class LayerReader:
             added[path] = ImageEntry(known.kind, known.mode, known.target, known.same or target)
         elif member.isreg():
             added[path] = ImageEntry(EntryKind.FILE, member.mode & 0o7777)
-            if path in _OS_RELEASE and member.size <= 1 << 16:
+            if path in OS_RELEASE and member.size <= TEXT_MOST:
                 held = archive.extractfile(member)
-                texts[path] = held.read().decode("utf-8", "replace") if held is not None else ""
+                layer.texts[path] = held.read().decode("utf-8", "replace") if held is not None else ""
+        else:
+            added[path] = ImageEntry(EntryKind.FILE, 0)
 
-    def _merge(self, added: dict[str, ImageEntry], removed: set[str], emptied: set[str], texts: dict[str, str]) -> None:
-        """Whiteouts are about lower layers alone, whatever their place in the archive (OCI image-spec, layer.md)."""
-        below = ImageContents(self._entries)
+    def merge(self, layer: LayerNames, *, through_links: bool = True) -> None:
+        """Whiteouts are about lower layers alone, whatever their place in the archive (OCI image-spec, layer.md). `through_links`: what lies
+        in a directory that is a symlink below goes where that leads, as when it is unpacked there; overlayfs hides the symlink instead."""
+        below, added = ImageContents(self._entries), layer.added
         moved: dict[str, str] = {}
 
         def real(path: str) -> str:
-            # What is unpacked into a directory that is a symlink below lies where that leads.
+            if not through_links:
+                return path
             directory = posixpath.dirname(path)
             if directory not in moved:
                 moved[directory] = directory if directory in added else below.resolve(directory) or directory
-            return _join(moved[directory], posixpath.basename(path))
+            return joined(moved[directory], posixpath.basename(path))
 
-        gone = {real(path) for path in removed}
-        empty = {real(path) for path in emptied}
+        gone = {real(path) for path in layer.removed}
+        empty = {real(path) for path in layer.emptied}
         replaced = {real(path) for path, entry in added.items() if entry.kind is not EntryKind.DIRECTORY}
         if gone or empty or replaced:
             self._entries = {
@@ -156,7 +174,12 @@ class LayerReader:
         for path, entry in added.items():
             place = real(path)
             known = self._entries.get(place)
-            if entry.kind is EntryKind.DIRECTORY and known is not None and known.kind is EntryKind.SYMLINK:
+            if (
+                through_links
+                and entry.kind is EntryKind.DIRECTORY
+                and known is not None
+                and known.kind is EntryKind.SYMLINK
+            ):
                 continue
             self._entries[place] = entry
             # Some builders write no directories: what holds a file is one.
@@ -164,8 +187,8 @@ class LayerReader:
             while above != "/" and above not in self._entries:
                 self._entries[above] = ImageEntry(EntryKind.DIRECTORY)
                 above = posixpath.dirname(above)
-            if place in _OS_RELEASE and path in texts:
-                self._texts[place] = texts[path]
+            if place in OS_RELEASE and path in layer.texts:
+                self._texts[place] = layer.texts[path]
 
 
 def _below(path: str, directories: set[str]) -> bool:
@@ -177,13 +200,14 @@ def _below(path: str, directories: set[str]) -> bool:
     return "/" in directories
 
 
-def _join(directory: str, name: str) -> str:
+def joined(directory: str, name: str) -> str:
+    """A path below `directory`."""
     return f"/{name}" if directory == "/" else f"{directory}/{name}"
 
 
 def _inside(text: str, name: str) -> str:
     """An absolute path of a member's name. SettingsError for one that leaves the image."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
-    if ".." in parts or "\0" in text or len(text) > _PATH_MOST or len(parts) > _DEPTH_MOST:
+    if ".." in parts or "\0" in text or len(text) > _PATH_MOST or len(parts) > DEPTH_MOST:
         raise SettingsError(f"expected names inside of the image in {name}, got `{text[:200]}`")
     return "/" + "/".join(parts)

@@ -24,6 +24,7 @@ import msgspec
 
 from hauberk.images.archives import architecture
 from hauberk.images.image import DIGEST, ImageManifest, ReadImage, from_manifest, read_json
+from hauberk.images.references import HUB, LOOPBACK, ImageReference, reference
 from hauberk.images.streams import ByteSource, ImageLimits
 from schemas.errors import SettingsError
 
@@ -31,41 +32,9 @@ _ACCEPT: Final = ", ".join((
     "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
 ))  # fmt: skip
-_REFERENCE: Final = re.compile(
-    r"(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]+(?::[0-9]+)?|localhost(?::[0-9]+)?|[A-Za-z0-9.-]+:[0-9]+|\[[0-9a-f:]+\](?::[0-9]+)?)/)?"
-    r"(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-_HUB: Final = "registry-1.docker.io"
 _TIMEOUT: Final = 30.0
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """A token of RFC 6750: anything else would not go into a header."""
-_LOOPBACK: Final = re.compile(r"(?:localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]+)?")
-
-
-class ImageReference(msgspec.Struct, frozen=True):
-    """`host/name:tag@digest`, whole."""
-
-    host: str
-    name: str
-    tag: str
-    digest: str
-
-    @property
-    def base(self) -> str:
-        """Where its registry answers."""
-        scheme = "http" if _LOOPBACK.fullmatch(self.host) else "https"
-        return f"{scheme}://{self.host}/v2/{self.name}"
-
-
-def reference(text: str) -> ImageReference:
-    """SettingsError for what is no reference."""
-    match = _REFERENCE.fullmatch(text)
-    if match is None:
-        raise SettingsError(f"expected a file or an image such as `registry.example/team/app:1.2`, got `{text[:200]}`")
-    host, name = match["host"] or "docker.io", match["name"]
-    if host in ("docker.io", "index.docker.io"):
-        host, name = _HUB, name if "/" in name else f"library/{name}"
-    return ImageReference(host, name, match["tag"] or "latest", match["digest"] or "")
 
 
 def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage:  # noqa: B008
@@ -88,7 +57,7 @@ def _credentials(config: Path, host: str) -> tuple[str, str]:
     found = found if isinstance(found, dict) else {}
     known = found.get("auths")
     names = [host, f"https://{host}", f"https://{host}/v2/"]
-    if host == _HUB:
+    if host == HUB:
         names += ["https://index.docker.io/v1/", "docker.io"]
     for name in names:
         entry = known.get(name) if isinstance(known, dict) else None
@@ -185,7 +154,7 @@ class _Registry:
     def _token(self, challenge: str) -> str:
         fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         realm = urllib.parse.urlsplit(fields.get("realm", ""))
-        if realm.scheme != "https" and not (realm.scheme == "http" and _LOOPBACK.fullmatch(realm.netloc)):
+        if realm.scheme != "https" and not (realm.scheme == "http" and LOOPBACK.fullmatch(realm.netloc)):
             raise SettingsError(
                 f"expected {self._of.host} to name a token service with TLS, got `{fields.get('realm', '')[:100]}`"
             )

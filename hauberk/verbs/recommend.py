@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("path", nargs="?", help=argparse.SUPPRESS)
     made.add_argument("-i", "--image", metavar="IMAGE", action="append", default=[], help="an OCI layout, an archive of `docker save`, or an image in a registry; repeatable")  # fmt: skip
     made.add_argument("-f", "--file", metavar="PATH", action="append", default=[], help="manifests: a file or a directory; repeatable")  # fmt: skip
-    made.add_argument("--engine", metavar="SOCKET", nargs="?", const="auto", help="read images from the store of this machine's container engine (Docker, Podman); without SOCKET the first that is found")  # fmt: skip
+    made.add_argument("--engine", metavar="PLACE", nargs="?", const="auto", help="read images from the store of this machine's container engine: the socket of Docker or Podman, or the directory of containerd, CRI-O or Podman; without PLACE the first that is found")  # fmt: skip
     made.add_argument("--kubeconfig", metavar="FILE", help="workloads of a running cluster, asked of its API server; '' takes $KUBECONFIG, ~/.kube/config or the pod's account")  # fmt: skip
     made.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
     made.add_argument("--pull", action="store_true", help="read the images that manifests and workloads name from their registries")  # fmt: skip

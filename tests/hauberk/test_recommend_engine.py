@@ -127,7 +127,7 @@ def test_an_engine_that_is_not_there_is_one_sentence(
     assert (code, "expected the socket of a container engine" in err, err.count("\n")) == (2, True, 1)
     monkeypatch.setattr("hauberk.images.engine.usual", lambda: ["/nowhere/docker.sock"])
     code, _, err = asked(capsys, tmp_path / "state", "-i", "web:1", "--engine")
-    assert (code, "none of /nowhere/docker.sock is a socket" in err, err.count("\n")) == (2, True, 1)
+    assert (code, "none of /nowhere/docker.sock is its socket or its store" in err, err.count("\n")) == (2, True, 1)
     with answering(tmp_path / "e.sock", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as path:
         monkeypatch.setattr("hauberk.images.engine.usual", lambda: ["/nowhere/docker.sock", path])
         code, _, err = asked(capsys, tmp_path / "state", "-i", "web:1", "--engine")

@@ -352,11 +352,11 @@ def by_hand(home: Path, rootfs: Path) -> Iterator[Oci]:
 class PodmanCli:
     """podman with a storage of its own."""
 
-    def __init__(self, home: Path, rootfs: Path) -> None:
-        self._rootfs = rootfs
+    def __init__(self, home: Path, rootfs: Path, driver: str) -> None:
+        self._rootfs, self.storage = rootfs, home / "root"
         self._words = [
-            "podman", "--root", str(home / "root"), "--runroot", str(home / "run"), "--tmpdir", str(home / "tmp"),
-            "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "vfs", "--runtime", "runc",
+            "podman", "--root", str(self.storage), "--runroot", str(home / "run"), "--tmpdir", str(home / "tmp"),
+            "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", driver, "--runtime", "runc",
         ]  # fmt: skip
 
     def podman(self, *words: str) -> str:
@@ -386,11 +386,11 @@ class PodmanCli:
 
 
 @contextlib.contextmanager
-def private_podman(rootfs: Path) -> Iterator[PodmanCli]:
+def private_podman(rootfs: Path, driver: str = "vfs") -> Iterator[PodmanCli]:
     """One whose containers and storage go at the end of the block."""
     need("podman", "runc")
     home = Path(tempfile.mkdtemp(prefix="hb"))  # podman refuses a run root longer than 50 characters
-    cli = PodmanCli(home, rootfs)
+    cli = PodmanCli(home, rootfs, driver)
     with contextlib.ExitStack() as stack:
         stack.callback(remove_cgroups, "libpod_parent")
         stack.callback(_remove_tree, home)
