@@ -210,7 +210,7 @@ def _arrays(kind: Any) -> Iterator[type]:
 
 ATTACKS = (
     "names", "told", "drift", "shared_descriptors", "deep", "entries", "guards", "sockets", "identity", "birth", "capacity", "floods",
-    "descriptors", "cgroup_trees", "state", "the_end_of_enforcement",
+    "descriptors", "cgroup_trees", "state", "the_end_of_enforcement", "hooks_stay",
 )  # fmt: skip
 """Files of tests/attacks as SECURITY.md has them: files and programs, other ways into the kernel, sockets, containers, the agent."""
 

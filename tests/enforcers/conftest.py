@@ -63,7 +63,7 @@ def loaded(bpffs_home: Callable[[str], str]) -> Iterator[LoadedPrograms]:
         pins = f"{home}/pins"
         try:
             yield load(
-                LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",), timeout=180.0), pins
+                LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",), timeout=900.0), pins
             )
         finally:
             unload(pins)

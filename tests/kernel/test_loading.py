@@ -27,7 +27,7 @@ from schemas.operations import Operation
 
 pytestmark = pytest.mark.kernel
 SMALL = LoadSettings(
-    new_visibility=("none",), occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=180.0, calls_by="tracepoint"
+    new_visibility=("none",), occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=900.0, calls_by="tracepoint"
 )  # fmt: skip
 
 

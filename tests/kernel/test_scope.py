@@ -147,7 +147,7 @@ def test_the_nearest_scope_counts(sensor: Any, rules: Any, tmp_path: Path) -> No
 def test_full_maps_lift_no_rule(bpffs: str, cgroup: Path, sensor: Any, rules: Any, tmp_path: Path) -> None:
     """A container that makes many cgroups and processes: the rules hold in all of them, and for everybody else."""
     pins = f"{bpffs}/full"
-    small = load(LoadSettings(new_visibility=("none",), scopes=4, processes=16, timeout=180.0), pins)
+    small = load(LoadSettings(new_visibility=("none",), scopes=4, processes=16, timeout=900.0), pins)
     try:
         tight = type(sensor)(small, cgroup)
         secret, table = tmp_path / "secret", 77
@@ -276,7 +276,7 @@ def at_rest(tight: Any, action: Callable[[], object]) -> list[Any]:
 
 def test_full_rings_are_counted_and_ids_announced_again(bpffs: str, cgroup: Path, sensor: Any) -> None:
     pins = f"{bpffs}/small"
-    small = load(LoadSettings(new_visibility=("none",), occurrence_pages=1, definition_pages=1, timeout=180.0), pins)
+    small = load(LoadSettings(new_visibility=("none",), occurrence_pages=1, definition_pages=1, timeout=900.0), pins)
     try:
         tight = type(sensor)(small, cgroup)
 
