@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -162,7 +163,8 @@ class _Fetch:
 def _docker_config(given: argparse.Namespace) -> Path:
     if given.docker_config and not Path(given.docker_config).exists():
         raise SettingsError(f"expected docker's configuration at `{given.docker_config}`, there is none")
-    return Path(given.docker_config or Path.home() / ".docker/config.json")
+    usual = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+    return Path(given.docker_config or usual)
 
 
 def _matching(image: str, images: list[ReadImage], fetch: _Fetch) -> ReadImage | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import AbstractContextManager
 from typing import Final, Protocol, TypeVar
@@ -76,16 +77,22 @@ class BlobStore(Protocol):
     def open(self, digest: str) -> AbstractContextManager[ByteSource]: ...
 
 
-def read_json(source: ByteSource, what: str, form: type[_T], limits: ImageLimits) -> _T:
-    """A manifest or a configuration. SettingsError when it is too large, no JSON or not of this form."""
+def read_json(source: ByteSource, what: str, form: type[_T], limits: ImageLimits, digest: str = "") -> _T:
+    """A manifest or a configuration. SettingsError when it is too large, not that of `digest`, no JSON or not of this form."""
     parts, got = [], 0
     while piece := source.read(1 << 16):
         got += len(piece)
         if got > limits.json_bytes:
             raise SettingsError(f"expected {what} of at most {limits.json_bytes:,} bytes, got more")
         parts.append(piece)
+    whole = b"".join(parts)
+    found = f"sha256:{hashlib.sha256(whole).hexdigest()}"
+    if digest and found != digest:
+        raise SettingsError(
+            f"expected {what} to have the digest {digest}, it has {found}; it is damaged or not what it says"
+        )
     try:
-        return msgspec.json.decode(b"".join(parts), type=form)
+        return msgspec.json.decode(whole, type=form)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"expected {what} to be JSON of its form, got: {error}") from error
 
@@ -103,8 +110,9 @@ def from_manifest(
     layers, config = manifest.layers, manifest.config
     if layers is None or config is None:
         raise SettingsError(f"expected an image in `{origin}`, its manifest names no layers or no configuration")
-    with store.open(_digest(config, origin)) as source:
-        configuration = read_json(source, f"the configuration of `{origin}`", ImageConfiguration, limits)
+    digest = _digest(config, origin)
+    with store.open(digest) as source:
+        configuration = read_json(source, f"the configuration of `{origin}`", ImageConfiguration, limits, digest)
     reader = LayerReader(limits)
     for layer in layers:
         digest = _digest(layer, origin)
@@ -146,8 +154,9 @@ def _of_platform(
         if not mine:
             known = ", ".join(sorted({str(of.architecture) for _, of in images})) or "none"
             raise SettingsError(f"expected an image for linux/{architecture} in `{origin}`, it has {known}")
-        with store.open(_digest(mine[0], origin)) as source:
-            manifest = read_json(source, f"a manifest of `{origin}`", ImageManifest, limits)
+        digest = _digest(mine[0], origin)
+        with store.open(digest) as source:
+            manifest = read_json(source, f"a manifest of `{origin}`", ImageManifest, limits, digest)
     raise SettingsError(f"expected an image in `{origin}`, its indexes lead to indexes")
 
 

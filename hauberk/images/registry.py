@@ -7,10 +7,7 @@ TLS or on loopback, never to where a blob is redirected to.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import http.client
-import json
 import re
 import urllib.error
 import urllib.parse
@@ -23,8 +20,9 @@ from typing import Any, Final
 import msgspec
 
 from hauberk.images.archives import architecture
+from hauberk.images.credentials import RegistryCredentials, credentials
 from hauberk.images.image import DIGEST, ImageManifest, ReadImage, from_manifest, read_json
-from hauberk.images.references import HUB, LOOPBACK, ImageReference, reference
+from hauberk.images.references import LOOPBACK, ImageReference, reference
 from hauberk.images.streams import ByteSource, ImageLimits
 from schemas.errors import SettingsError
 
@@ -40,43 +38,10 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage:  # noqa: B008
     """The image of a reference, layer after layer, nothing kept. SettingsError when the registry does not give it."""
     of = reference(text)
-    registry = _Registry(of, *_credentials(docker_config, of.host))
+    registry = _Registry(of, credentials(docker_config, of))
     with registry.get(f"{of.base}/manifests/{of.digest or of.tag}", _ACCEPT) as answer:
-        manifest = read_json(answer, f"the manifest of `{text}`", ImageManifest, limits)
+        manifest = read_json(answer, f"the manifest of `{text}`", ImageManifest, limits, of.digest)
     return from_manifest(registry, manifest, text, (text,), wanted or architecture(), limits)
-
-
-def _credentials(config: Path, host: str) -> tuple[str, str]:
-    """(`user:password` in base64, "" when there are none; the credential helper that would know: helpers are not run)."""
-    try:
-        found = json.loads(config.read_bytes())
-    except FileNotFoundError:
-        return "", ""
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"expected docker's configuration at `{config}`, got: {error}") from error
-    found = found if isinstance(found, dict) else {}
-    known = found.get("auths")
-    names = [host, f"https://{host}", f"https://{host}/v2/"]
-    if host == HUB:
-        names += ["https://index.docker.io/v1/", "docker.io"]
-    for name in names:
-        entry = known.get(name) if isinstance(known, dict) else None
-        if isinstance(entry, dict):
-            if isinstance(entry.get("auth"), str) and entry["auth"]:
-                return _of_base64(entry["auth"], host, config), ""
-            if entry.get("username"):
-                return base64.b64encode(f"{entry['username']}:{entry.get('password', '')}".encode()).decode(), ""
-    helpers = found.get("credHelpers")
-    own = next((helpers[name] for name in names if name in helpers), "") if isinstance(helpers, dict) else ""
-    return "", own or found.get("credsStore") or ""
-
-
-def _of_base64(given: str, host: str, config: Path) -> str:
-    """In one line. SettingsError, which does not repeat them, for credentials that are none."""
-    try:
-        return base64.b64encode(base64.b64decode("".join(given.split()), validate=True)).decode()
-    except (binascii.Error, ValueError):
-        raise SettingsError(f"expected `auth` of {host} in `{config}` to be base64, it is not") from None
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -85,9 +50,11 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class _Registry:
-    def __init__(self, of: ImageReference, credentials: str, helper: str = "") -> None:
-        self._of, self._credentials, self._helper = of, credentials, helper
-        self._authorization = f"Basic {credentials}" if credentials else ""
+    def __init__(self, of: ImageReference, known: RegistryCredentials) -> None:
+        self._of, self._known = of, known
+        self._authorization = f"Basic {known.basic}" if known.basic else ""
+        if known.bearer:
+            self._authorization = f"Bearer {_token(known.bearer, of.host)}"
 
     @contextmanager
     def open(self, digest: str) -> Iterator[ByteSource]:
@@ -138,10 +105,10 @@ class _Registry:
 
     def _refusal(self, error: urllib.error.HTTPError) -> SettingsError:
         name = f"{self._of.name}:{self._of.tag}"
-        if error.code in (401, 403) and self._helper:
+        if error.code in (401, 403) and self._known.without:
             return SettingsError(
-                f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}): its credentials are with the helper "
-                f"`docker-credential-{str(self._helper)[:80]}`, which is not run; name a configuration that has them in `auths` with -c"
+                f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}): {self._known.without}; log in with docker, or name "
+                "a configuration that has them in `auths` with -c"
             )
         if error.code in (401, 403):
             return SettingsError(
@@ -162,18 +129,33 @@ class _Registry:
             "service": fields.get("service", ""),
             "scope": fields.get("scope") or f"repository:{self._of.name}:pull",
         }
-        asked = urllib.request.Request(
-            f"{fields['realm']}?{urllib.parse.urlencode(query)}", headers={"User-Agent": "hauberk"}
-        )
-        if self._credentials:
-            asked.add_unredirected_header("Authorization", f"Basic {self._credentials}")
         try:
-            with self._opened(asked) as answer:
+            with self._opened(self._question(fields["realm"], query)) as answer:
                 found = read_json(answer, f"a token for {self._of.host}", _Token, ImageLimits())
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refusal(error) from error
-        token = found.token or found.access_token
-        if not _TOKEN.fullmatch(token):
-            raise SettingsError(f"expected a token for {self._of.host}, its token service gives none")
-        return token
+        return _token(found.token or found.access_token, self._of.host)
+
+    def _question(self, realm: str, query: dict[str, str]) -> urllib.request.Request:
+        """With an identity token it is OAuth 2 that is spoken (distribution, token/oauth), which is a POST."""
+        agent = {"User-Agent": "hauberk"}
+        if self._known.identity:
+            form = {
+                **query,
+                "grant_type": "refresh_token",
+                "client_id": "hauberk",
+                "refresh_token": self._known.identity,
+            }
+            return urllib.request.Request(realm, data=urllib.parse.urlencode(form).encode(), headers=agent)
+        asked = urllib.request.Request(f"{realm}?{urllib.parse.urlencode(query)}", headers=agent)
+        if self._known.basic:
+            asked.add_unredirected_header("Authorization", f"Basic {self._known.basic}")
+        return asked
+
+
+def _token(text: str, host: str) -> str:
+    """A token that goes into a header. SettingsError, which does not repeat it, for none."""
+    if not _TOKEN.fullmatch(text):
+        raise SettingsError(f"expected a token for {host}, its token service or docker's configuration gives none")
+    return text

@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk recommend`: images read as a container sees them, manifests, recorded behaviour, reports; hostile archives refused in a sentence.
-
-The registry is a server on loopback that speaks the distribution protocol and docker's token protocol over real HTTP.
-"""
+"""`hauberk recommend`: images read as a container sees them, manifests, recorded behaviour, reports; hostile archives refused in a sentence."""
 
 from __future__ import annotations
 
-import base64
 import gzip
 import io
 import json
-import socket
 import tarfile
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +19,6 @@ from image_files import BASE, TOP, digest, folder, layout, member, saved, symlin
 from hauberk.cli import main
 from hauberk.images.archives import read_path
 from hauberk.images.layers import LayerReader
-from hauberk.images.references import reference
 from hauberk.images.streams import ImageLimits
 from policy.parse import parse
 from policy.recommend.contents import Distribution
@@ -461,140 +452,3 @@ def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureF
     (new / "b.yaml").write_text("version: '2999.1.3'\ntemplates: [{name: bad}]")
     assert "missing required field" in run(capsys, state, "update", new, code=2)
     assert "web-mine" in run(capsys, state, "-i", image, "--platform", "amd64")
-
-
-class Registry:
-    """Serves one layout; wants a token for `user`."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        outer = self
-        self.asked: list[tuple[str, str]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *words: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                given = self.headers.get("Authorization", "")
-                outer.asked.append((self.path, given))
-                if self.path.startswith("/token"):
-                    if given != "Basic " + base64.b64encode(b"user:secret").decode():
-                        return self.answer(401, b"{}")
-                    return self.answer(200, b'{"token":"t0ken"}')
-                if self.path.startswith("/elsewhere/"):
-                    return self.answer(200, files[f"blobs/sha256/{self.path.rpartition('/')[2]}"])
-                if given != "Bearer t0ken":
-                    return self.answer(
-                        401,
-                        b"",
-                        **{
-                            "WWW-Authenticate": f'Bearer realm="{outer.address}/token",service="s",scope="repository:team/web:pull"'
-                        },
-                    )
-                if self.path == "/v2/team/web/manifests/1":
-                    named = json.loads(files["index.json"])["manifests"][0]["digest"]
-                    return self.answer(200, files[f"blobs/sha256/{named[7:]}"])
-                blob = files.get(f"blobs/sha256/{self.path.rpartition(':')[2]}")
-                if blob is None:
-                    return self.answer(404, b"")
-                return self.answer(
-                    307, b"", Location=f"http://localhost:{outer.port}/elsewhere/{self.path.rpartition(':')[2]}"
-                )
-
-            def answer(self, code: int, body: bytes, **headers: str) -> None:
-                self.send_response(code)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    made = Registry(layout(gzip.compress(BASE), TOP))
-    yield made
-    made.close()
-
-
-def test_an_image_of_a_registry_with_docker_credentials(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry
-) -> None:
-    config = tmp_path / "config.json"
-    host = f"127.0.0.1:{registry.port}"
-    config.write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(b"user:secret").decode()}}}))
-    text = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64")
-    assert "web-package-managers" in text
-    elsewhere = [given for path, given in registry.asked if path.startswith("/elsewhere")]
-    assert len(elsewhere) >= 3
-    assert set(elsewhere) == {""}, "credentials stay with the registry"
-    config.write_text("{}")
-    assert "it refuses (401); log in with docker" in run(
-        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2
-    )
-    for helper in ({"credsStore": "desktop"}, {"credHelpers": {host: "desktop"}, "credsStore": "other"}):
-        config.write_text(json.dumps({"auths": {host: {}}} | helper))
-        said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2)
-        assert "`docker-credential-desktop`, which is not run" in said
-    config.write_text(json.dumps({"auths": {host: {"username": "user", "password": "secret"}}}))
-    assert "has no such image" in run(capsys, tmp_path / "state", "-i", f"{host}/team/none", "-c", config, code=2)
-    assert "it has amd64" in run(
-        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "riscv64", code=2
-    )
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", b""],
-    ids=["ssh", "half", "nothing"],
-)
-def test_what_is_no_registry_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes) -> None:
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        peer, _ = server.accept()
-        with peer:
-            peer.recv(65536)
-            peer.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        said = run(capsys, tmp_path / "state", "-i", f"127.0.0.1:{server.getsockname()[1]}/x", code=2)
-    finally:
-        thread.join()
-        server.close()
-    assert len(said.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("given", ["dXNlcjpzZWNyZXQ=\n", "c2VjcmV0\x01c2VjcmV0", "user:secret"])
-def test_credentials_are_never_told(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, given: str
-) -> None:
-    """What cannot go into a header is told by the library with all of it."""
-    host = f"127.0.0.1:{registry.port}"
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"auths": {host: {"auth": given}}}))
-    code = 0 if given.endswith("\n") else 2
-    said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64", code=code)
-    assert given.strip() not in said
-    assert "user:secret" not in said
-    assert code == 0 or f"expected `auth` of {host}" in said
-
-
-def test_references() -> None:
-    assert reference("nginx").base == "https://registry-1.docker.io/v2/library/nginx"
-    assert reference("team/app:2").name == "team/app"
-    assert reference("localhost:5000/a:1").base == "http://localhost:5000/v2/a"
-    assert reference("ghcr.io/a/b@sha256:" + "0" * 64).digest.endswith("0")

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hauberk recommend -i NAME` of a registry: a server on loopback that speaks the distribution protocol and docker's token protocols over
+real HTTP; credentials of docker's configuration and of helpers, which are real programs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from image_files import BASE, TOP, layout
+
+from hauberk.cli import main
+from hauberk.images.references import reference, spellings
+
+
+def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: int = 0) -> str:
+    capsys.readouterr()
+    got = main(["recommend", *map(str, words), "--state", str(state)])
+    said = capsys.readouterr()
+    assert got == code, (words, said)
+    return said.out + (said.err if code else "")
+
+
+class Registry:
+    """Serves one layout; wants a token for `user`."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        outer = self
+        self.files = files
+        self.asked: list[tuple[str, str]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                outer.asked.append((self.path, ""))
+                if (
+                    form.get("refresh_token") != ["1dentity"]
+                    or form["grant_type"] != ["refresh_token"]
+                    or form["scope"] != ["repository:team/web:pull"]
+                ):
+                    return self.answer(401, b"{}")
+                return self.answer(200, b'{"access_token":"t0ken"}')
+
+            def do_GET(self) -> None:
+                given = self.headers.get("Authorization", "")
+                outer.asked.append((self.path, given))
+                if self.path.startswith("/token"):
+                    if given != "Basic " + base64.b64encode(b"user:secret").decode():
+                        return self.answer(401, b"{}")
+                    return self.answer(200, b'{"token":"t0ken"}')
+                if self.path.startswith("/elsewhere/"):
+                    return self.answer(200, files[f"blobs/sha256/{self.path.rpartition('/')[2]}"])
+                if given != "Bearer t0ken":
+                    return self.answer(
+                        401,
+                        b"",
+                        **{
+                            "WWW-Authenticate": f'Bearer realm="{outer.address}/token",service="s",scope="repository:team/web:pull"'
+                        },
+                    )
+                if self.path == "/v2/team/web/manifests/1":
+                    named = json.loads(files["index.json"])["manifests"][0]["digest"]
+                    return self.answer(200, files[f"blobs/sha256/{named[7:]}"])
+                blob = files.get(f"blobs/sha256/{self.path.rpartition(':')[2]}")
+                if blob is None:
+                    return self.answer(404, b"")
+                return self.answer(
+                    307, b"", Location=f"http://localhost:{outer.port}/elsewhere/{self.path.rpartition(':')[2]}"
+                )
+
+            def answer(self, code: int, body: bytes, **headers: str) -> None:
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry(layout(gzip.compress(BASE), TOP))
+    yield made
+    made.close()
+
+
+def test_an_image_of_a_registry_with_docker_credentials(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry
+) -> None:
+    config = tmp_path / "config.json"
+    host = f"127.0.0.1:{registry.port}"
+    config.write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(b"user:secret").decode()}}}))
+    text = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64")
+    assert "web-package-managers" in text
+    elsewhere = [given for path, given in registry.asked if path.startswith("/elsewhere")]
+    assert len(elsewhere) >= 3
+    assert set(elsewhere) == {""}, "credentials stay with the registry"
+    config.write_text("{}")
+    assert "it refuses (401); log in with docker" in run(
+        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2
+    )
+    config.write_text(json.dumps({"auths": {host: {"username": "user", "password": "secret"}}}))
+    assert "has no such image" in run(capsys, tmp_path / "state", "-i", f"{host}/team/none", "-c", config, code=2)
+    assert "it has amd64" in run(
+        capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "riscv64", code=2
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", b""],
+    ids=["ssh", "half", "nothing"],
+)
+def test_what_is_no_registry_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        said = run(capsys, tmp_path / "state", "-i", f"127.0.0.1:{server.getsockname()[1]}/x", code=2)
+    finally:
+        thread.join()
+        server.close()
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", ["dXNlcjpzZWNyZXQ=\n", "c2VjcmV0\x01c2VjcmV0", "user:secret"])
+def test_credentials_are_never_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, given: str
+) -> None:
+    """What cannot go into a header is told by the library with all of it."""
+    host = f"127.0.0.1:{registry.port}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": {host: {"auth": given}}}))
+    code = 0 if given.endswith("\n") else 2
+    said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64", code=code)
+    assert given.strip() not in said
+    assert "user:secret" not in said
+    assert code == 0 or f"expected `auth` of {host}" in said
+
+
+def test_references() -> None:
+    assert reference("nginx").base == "https://registry-1.docker.io/v2/library/nginx"
+    assert reference("team/app:2").name == "team/app"
+    assert reference("localhost:5000/a:1").base == "http://localhost:5000/v2/a"
+    assert reference("ghcr.io/a/b@sha256:" + "0" * 64).digest.endswith("0")
+
+
+BASIC = {"auth": base64.b64encode(b"user:secret").decode()}
+
+
+@pytest.mark.parametrize(
+    ("auths", "code"),
+    [
+        ({"HOST/team/web": BASIC, "HOST": {"username": "other", "password": "wrong"}}, 0),  # the nearest, as podman writes it
+        ({"HOST/team": BASIC}, 0),
+        ({"HOST/other": BASIC}, 2),
+        ({"https://HOST/v1/": BASIC}, 0),
+        ({"HOST": {"identitytoken": "1dentity"}}, 0),
+        ({"HOST": {"auth": base64.b64encode(b"user:").decode(), "identitytoken": "1dentity"}}, 0),
+        ({"HOST": {"identitytoken": "expired"}}, 2),
+        ({"HOST": {"registrytoken": "t0ken"}}, 0),
+        ({"HOST": {"registrytoken": "no\r\nHeader: x"}}, 2),
+        ({"HOST": {"auth": 5, "username": [], "identitytoken": {}}}, 2),
+        ([], 2),
+    ],
+)  # fmt: skip
+def test_credentials_as_they_are_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, auths: Any, code: int
+) -> None:
+    host = f"127.0.0.1:{registry.port}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": auths}).replace("HOST", host))
+    said = run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64", code=code)
+    assert ("web-package-managers" in said) == (code == 0)
+    assert not any(secret in said for secret in ("expired", "Header", "1dentity", "t0ken"))
+
+
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """`docker-credential-mine` on the PATH."""
+    program = tmp_path / "bin/docker-credential-mine"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ('read host; [ "$1 $host" = "get HOST" ] && echo \'{"ServerURL":"x","Username":"user","Secret":"secret"}\'', ""),
+        ('read host; echo \'{"Username":"<token>","Secret":"1dentity"}\'', ""),
+        ('echo "credentials not found in native keychain"; exit 1', "which has none for it"),
+        ('echo s3cret; echo s3cret >&2; exit 3', "which ended with code 3"),
+        ('echo "no json s3cret"', "gives no credentials, but something else"),
+        ('echo \'{"Username":5,"Secret":"s3cret"}\'', "gives no credentials, but something else"),
+        ('echo \'{"Username":"user","Secret":"s3cret"}\'', "it refuses (401)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("store", [False, True])
+def test_a_helper_is_asked_for_this_registry_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, script: str, says: str, store: bool,
+) -> None:  # fmt: skip
+    host = f"127.0.0.1:{registry.port}"
+    helper(tmp_path, monkeypatch, script.replace("HOST", host))
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"auths": {host: {}}} | ({"credsStore": "mine"} if store else {"credHelpers": {host: "mine"}}))
+    )
+    words = ("-i", f"{host}/team/web:1", "-c", config, "--platform", "amd64")
+    said = run(capsys, tmp_path / "state", *words, code=2 if says else 0)
+    assert says in said
+    assert "s3cret" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere", "`docker-credential-nowhere`, which is not on the PATH"), ("../../bin/sh", "no name of a program"), (["sh"], "no name of a program")],
+)  # fmt: skip
+def test_a_helper_that_is_none_is_told_where_the_registry_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, name: Any, says: str
+) -> None:
+    host = f"127.0.0.1:{registry.port}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"credHelpers": {host: name}}))
+    assert says in run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2)
+
+
+def test_the_configuration_that_docker_would_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = f"127.0.0.1:{registry.port}"
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: BASIC}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert "web-package-managers" in run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "--platform", "amd64")
+
+
+@pytest.mark.parametrize("which", ["manifest", "configuration"])
+def test_what_a_digest_names_is_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, which: str
+) -> None:
+    """An image that is pinned is that image, whatever its registry answers."""
+    host, files = f"127.0.0.1:{registry.port}", registry.files
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: BASIC}}))
+    index = json.loads(files["index.json"])["manifests"][0]["digest"]
+    manifest = json.loads(files[f"blobs/sha256/{index[7:]}"])["manifests"][0]["digest"]
+    name = manifest if which == "manifest" else json.loads(files[f"blobs/sha256/{manifest[7:]}"])["config"]["digest"]
+    files[f"blobs/sha256/{name[7:]}"] += b" "
+    words = ("-i", f"{host}/team/web:1", "-c", tmp_path / "config.json", "--platform", "amd64")
+    assert f"to have the digest {name}" in run(capsys, tmp_path / "state", *words, code=2)
+
+
+def test_names_of_a_store() -> None:
+    assert spellings("nginx") == ("nginx", "docker.io/library/nginx:latest", "localhost/nginx:latest")
+    assert spellings("ghcr.io/a/b:1")[1:] == ()
+    pinned = "sha256:" + "0" * 64
+    assert spellings(f"ghcr.io/a/b:1@{pinned}")[1] == f"ghcr.io/a/b@{pinned}"
