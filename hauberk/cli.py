@@ -146,7 +146,10 @@ OUTSIDE: Final = (Temporary, KernelError, MissingDependency, Refused)
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """What a registry, a file or a workload said may be in it."""
+    from hauberk.output import printable
+
+    return printable(" ".join(str(error).split()))
 
 
 def _of_system(error: OSError) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from hauberk.policies import postures
 from hauberk.progress_line import ProgressLine
 from hauberk.recommend_report import report
 from hauberk.recommend_targets import HardeningTarget, targets_of, with_sightings
+from hauberk.template_files import template_files
 from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
 from policy.learn.sightings import Sighting
 from policy.recommend.recommend import Recommendation
@@ -32,7 +32,6 @@ from schemas.identity import Identity, Kind
 from schemas.operations import Access, Operation
 
 _FILE: Final = "templates.yaml"
-_MOST: Final = 4 << 20
 
 
 def recommend(given: argparse.Namespace) -> int:
@@ -123,12 +122,14 @@ def templates(given: argparse.Namespace) -> TemplateSet:
 
 
 def update(given: argparse.Namespace) -> int:
-    """Templates from a file, the YAML files of a directory, or those of a tar archive: checked whole, then taken whole."""
+    """Templates from a file, the YAML files below a directory, or those of an archive: checked whole, then taken whole."""
     path = Path(given.path)
     merged: dict[str, Template] = {}
     version: tuple[tuple[int, ...], str] = ((), "")
-    for name, text in _template_files(path):
+    for name, text in template_files(path):
         some = read(text, name)
+        if twice := merged.keys() & {one.name for one in some.templates}:
+            raise SettingsError(f"expected every template once at `{path}`, got `{min(twice)}` again in `{name}`")
         merged |= {one.name: one for one in some.templates}
         version = max(version, (some.order, some.version))
     if not merged:
@@ -142,35 +143,6 @@ def update(given: argparse.Namespace) -> int:
     _whole(state / _FILE, msgspec.yaml.encode(msgspec.to_builtins(made)).decode())
     print(f"{len(merged)} templates of {made.version}, before {len(before.templates)} of {before.version}")
     return 0
-
-
-def _template_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        if path.is_dir():
-            for file in sorted(path.glob("*.y*ml")):
-                yield str(file), _bounded(file.read_bytes(), str(file))
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as archive:
-                for number, member in enumerate(archive):
-                    if number > 1000:
-                        raise SettingsError(f"expected at most 1000 files in `{path}`, got more")
-                    if member.isreg() and member.name.endswith((".yaml", ".yml")):
-                        if member.size > _MOST:
-                            raise SettingsError(
-                                f"expected at most {_MOST:,} bytes in `{member.name}`, got {member.size:,}"
-                            )
-                        held = archive.extractfile(member)
-                        yield f"{path}: {member.name}", held.read() if held is not None else b""
-        else:
-            yield str(path), _bounded(path.read_bytes(), str(path))
-    except (OSError, tarfile.TarError) as error:
-        raise SettingsError(f"expected templates at `{path}`, got: {error}") from error
-
-
-def _bounded(text: bytes, name: str) -> bytes:
-    if len(text) > _MOST:
-        raise SettingsError(f"expected at most {_MOST:,} bytes in `{name}`, got {len(text):,}")
-    return text
 
 
 def _chosen(known: TemplateSet, given: argparse.Namespace) -> list[Template]:

@@ -7,6 +7,7 @@ import platform
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,8 @@ from hauberk.images.image import (
     read_json,
 )  # fmt: skip
 from hauberk.images.layers import BoundedMember, LayerReader
-from hauberk.images.streams import ByteSource, ImageLimits
+from hauberk.images.spool import spooled
+from hauberk.images.streams import PIECE, ByteSource, ImageLimits, PlainStream, is_packed
 from schemas.errors import SettingsError
 
 
@@ -46,7 +48,16 @@ def read_path(path: Path, wanted: str = "", limits: ImageLimits = ImageLimits())
 
 
 def read_file(file: BinaryIO, origin: str, wanted: str = "", limits: ImageLimits = ImageLimits()) -> list[ReadImage]:  # noqa: B008
-    """Every image of an archive. SettingsError in one sentence for anything else; OSError of the file."""
+    """Every image of an archive, packed with gzip or Zstandard or not. SettingsError in one sentence for anything else; OSError of
+    the file."""
+    if is_packed(file.peek(4) if isinstance(file, BufferedReader) else b""):
+        plain = PlainStream(file, f"`{origin}`", lambda count: None)
+        with spooled(iter(lambda: plain.read(PIECE), b""), f"`{origin}`", limits) as unpacked:
+            return _read_tar(unpacked, origin, wanted, limits)
+    return _read_tar(file, origin, wanted, limits)
+
+
+def _read_tar(file: BinaryIO, origin: str, wanted: str, limits: ImageLimits) -> list[ReadImage]:
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as archive:
             files = _Archive(archive, origin, limits)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import socket
 import stat
-import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,6 +24,7 @@ from hauberk.images.containerd import ContainerdStore
 from hauberk.images.containers_storage import ContainersStorage
 from hauberk.images.image import ReadImage
 from hauberk.images.references import reference
+from hauberk.images.spool import spooled
 from hauberk.images.streams import PIECE, ImageLimits
 from schemas.errors import SettingsError
 
@@ -33,8 +33,6 @@ _TIMEOUT: Final = 60.0
 STORES: Final = ("/var/lib/containerd", "/var/lib/rancher/k3s/agent/containerd", "/var/lib/containers/storage")
 """Of containerd, of that in k3s, of CRI-O and Podman."""
 _OTHER_APIS: Final = ("containerd.sock", "crio.sock")
-_SPARE: Final = 64 << 20
-"""Bytes of the disk that are left to others."""
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -141,23 +139,7 @@ def from_engine(path: str, text: str, wanted: str = "", limits: ImageLimits = Im
             return None
         if answer.status != 200:
             raise _refusal(answer, text, path)
-        with tempfile.TemporaryFile(prefix="hauberk-") as file:
-            got = 0
-            while piece := answer.read(PIECE):
-                got += len(piece)
-                if got > limits.plain_bytes:
-                    raise SettingsError(
-                        f"expected an image of at most {limits.plain_bytes:,} bytes of the engine at `{path}`, got more"
-                    )
-                if not got % (PIECE << 8) and shutil.disk_usage(tempfile.gettempdir()).free < _SPARE:
-                    raise SettingsError(
-                        f"expected room for the image `{text}` in `{tempfile.gettempdir()}`, the disk is full; set TMPDIR"
-                    )
-                file.write(piece)
-            if answer.length:
-                # Of an answer that ends too early `read` only gives less.
-                raise http.client.IncompleteRead(b"", answer.length)
-            file.seek(0)
+        with spooled(_pieces(answer), f"the engine at `{path}`", limits) as file:
             found = read_file(file, f"{text} of the engine at {path}", wanted, limits)
     except (OSError, http.client.HTTPException) as error:
         said = getattr(error, "strerror", None) or error or type(error).__name__
@@ -167,6 +149,14 @@ def from_engine(path: str, text: str, wanted: str = "", limits: ImageLimits = Im
     if not found:
         return None
     return msgspec.structs.replace(found[0], origin=text, names=tuple(dict.fromkeys((text, *found[0].names))))
+
+
+def _pieces(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    while piece := answer.read(PIECE):
+        yield piece
+    if answer.length:
+        # Of an answer that ends too early `read` only gives less.
+        raise http.client.IncompleteRead(b"", answer.length)
 
 
 def _refusal(answer: http.client.HTTPResponse, text: str, path: str) -> SettingsError:

@@ -120,7 +120,10 @@ class _Registry:
 
     def _token(self, challenge: str) -> str:
         fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-        realm = urllib.parse.urlsplit(fields.get("realm", ""))
+        try:
+            realm = urllib.parse.urlsplit(fields.get("realm", ""))
+        except ValueError:
+            realm = urllib.parse.SplitResult("", "", "", "", "")
         if realm.scheme != "https" and not (realm.scheme == "http" and LOOPBACK.fullmatch(realm.netloc)):
             raise SettingsError(
                 f"expected {self._of.host} to name a token service with TLS, got `{fields.get('realm', '')[:100]}`"

@@ -38,6 +38,16 @@ class ByteSource(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+def is_gzip(begin: bytes) -> bool:
+    """By the first bytes (RFC 1952)."""
+    return begin.startswith(b"\x1f\x8b")
+
+
+def is_packed(begin: bytes) -> bool:
+    """Whether they are gzip's or Zstandard's (RFC 8878, skippable frames among them)."""
+    return is_gzip(begin) or begin.startswith(b"\x28\xb5\x2f\xfd") or begin[1:4] == b"\x2a\x4d\x18"
+
+
 class PlainStream:
     """`read` gives plain bytes. `spend(n)` is told how many and refuses when they are too many."""
 
@@ -92,9 +102,9 @@ class PlainStream:
     def _open(self) -> Iterator[bytes]:
         first = self._take()
         try:
-            if first.startswith(b"\x1f\x8b"):
+            if is_gzip(first):
                 yield from map(self._count, self._gzip(first))
-            elif first.startswith(b"\x28\xb5\x2f\xfd") or first[1:4] == b"\x2a\x4d\x18":
+            elif is_packed(first):
                 yield from map(self._count, self._zstd(first))
             else:
                 while first:

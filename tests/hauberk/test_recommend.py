@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +41,35 @@ def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: i
     return said.out + (said.err if code else "")
 
 
-@pytest.mark.parametrize("form", ["layout", "tar of a layout", "docker save", "gzip", "zstd", "gzip in two members"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "layout",
+        "tar of a layout",
+        "docker save",
+        "docker save, gzip",
+        "tar of a layout, zstd",
+        "gzip",
+        "zstd",
+        "gzip in two members",
+    ],
+)
 def test_an_image_is_read_as_a_container_sees_it(tmp_path: Path, form: str) -> None:
     layers = {
         "gzip": (gzip.compress(BASE), gzip.compress(TOP)), "zstd": (bytes(cramjam.zstd.compress(BASE)), bytes(cramjam.zstd.compress(TOP))),
         "gzip in two members": (gzip.compress(BASE[:700]) + gzip.compress(BASE[700:]), TOP),
     }.get(form, (BASE, TOP))  # fmt: skip
     path = tmp_path / "image"
-    if form == "docker save":
+    if form.startswith("docker save"):
         saved(path)
-    elif form == "tar of a layout":
+    elif form.startswith("tar of a layout"):
         path.write_bytes(tarred(*(member(name, data) for name, data in layout(*layers).items())))
     else:
         written(path, layout(*layers))
+    if form.endswith(", gzip"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    if form.endswith(", zstd"):
+        path.write_bytes(bytes(cramjam.zstd.compress(path.read_bytes())))
     (image,) = read_path(path, "amd64")
     contents = image.contents
     assert contents.distribution == Distribution("wolfi", "20230201", "Wolfi")
@@ -435,6 +454,51 @@ def _reported(capsys: pytest.CaptureFixture[str], state: Path, report: Path, *wo
     return report.read_text()
 
 
+def archive_of(body: str) -> bytes:
+    return tarred(member("t/a.yaml", f"version: '2999.1.2'\n{body}".encode()))
+
+
+def zipped(name: str, data: bytes, *, flags: int = 0) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    made = bytearray(held.getvalue())
+    made[made.index(b"PK\x01\x02") + 8] |= flags
+    made[6] |= flags
+    return bytes(made)
+
+
+ARCHIVES = {
+    "a tar that leaves itself": (tarred(member("../../x.yaml", b"a")), "names inside of the archive"),
+    "a zip that leaves itself": (zipped("a/../../x.yaml", b"a"), "names inside of the archive"),
+    "a zip for another system": (zipped("..\\x.yaml", b"a"), "names inside of the archive"),
+    "an absolute name": (tarred(member("/etc/x.yaml", b"a")), "names inside of the archive"),
+    "a link": (tarred(symlink("x.yaml", "/etc/passwd")), "found none"),
+    "a large text in a zip": (zipped("x.yaml", bytes(5 << 20)), "at most 4,194,304 bytes in `x.yaml`"),
+    "a large text in a tar": (gzip.compress(tarred(member("x.yaml", bytes(5 << 20)))), "at most 4,194,304 bytes in `x.yaml`"),
+    "a tar that grows": (gzip.compress(tarred(member("x.bin", bytes(70 << 20)), member("x.yaml", b"a"))), "got more"),
+    "an xz that grows": (lzma.compress(tarred(member("x.bin", bytes(70 << 20)))), "got more"),
+    "many names": (tarred(*(member(f"{number}.txt") for number in range(1001))), "at most 1000 files"),
+    "a password": (zipped("x.yaml", b"a", flags=1), "encrypted"),
+    "half a zip": (zipped("x.yaml", b"a" * 500)[:60], "not a zip file"),
+    "half a gzip": (gzip.compress(tarred(member("x.yaml", b"a")))[:40], "ends too early"),
+    "no tar inside": (gzip.compress(b"hello" * 500), "expected templates at"),
+    "no texts": (tarred(member("x.yaml", b"\xff\xfe")), "expected a file of templates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", sorted(ARCHIVES))
+def test_hostile_archives_of_templates_are_refused_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, what: str
+) -> None:
+    data, says = ARCHIVES[what]
+    (tmp_path / "a").write_bytes(data)
+    said = run(capsys, tmp_path / "state", "update", tmp_path / "a", code=2)
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "state").exists(), "nothing half written"
+
+
 def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     body = "templates: [{name: mine, title: Mine, why: It is., severity: 5, action: Block, closed: ['/x!']}]"
     new, old = tmp_path / "new", tmp_path / "old.yaml"
@@ -449,6 +513,22 @@ def test_templates_are_updated_whole_and_never_backwards(capsys: pytest.CaptureF
     archive = tmp_path / "t.tar.gz"
     archive.write_bytes(gzip.compress(tarred(member("t/a.yaml", f"version: '2999.1.2'\n{body}".encode()))))
     assert "2999.1.2" in run(capsys, state, "update", archive)
-    (new / "b.yaml").write_text("version: '2999.1.3'\ntemplates: [{name: bad}]")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("t-main/README.md", "no template")
+        made.writestr("t-main/deep/a.yml", f"version: '2999.1.2'\n{body}")
+    for data in (
+        packed.getvalue(),
+        *(
+            pack(archive_of(body))
+            for pack in (bz2.compress, lzma.compress, lambda one: bytes(cramjam.zstd.compress(one)))
+        ),
+    ):
+        archive.write_bytes(data)
+        assert run(capsys, state, "update", archive).startswith("1 templates of 2999.1.2, before 1")
+    (new / "below").mkdir()
+    (new / "below/b.yaml").write_text(f"version: '2999.1.3'\n{body}")
+    assert "got `mine` again" in run(capsys, state, "update", new, code=2)
+    (new / "below/b.yaml").write_text("version: '2999.1.3'\ntemplates: [{name: bad}]")
     assert "missing required field" in run(capsys, state, "update", new, code=2)
     assert "web-mine" in run(capsys, state, "-i", image, "--platform", "amd64")

@@ -132,8 +132,16 @@ def test_an_image_of_a_registry_with_docker_credentials(
 
 @pytest.mark.parametrize(
     "answer",
-    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", b""],
-    ids=["ssh", "half", "nothing"],
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz",
+        b"",
+        b"HTTP/1.1 500 \x1b[31mred\x07\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm="http://[x"\r\nContent-Length: 0\r\n\r\n',
+        b"HTTP/1.1 302 Found\r\nLocation: http://[x\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: file:///etc/shadow\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=["ssh", "half", "nothing", "drives the terminal", "no address of tokens", "leads nowhere", "leads to a file"],
 )
 def test_what_is_no_registry_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes) -> None:
     server = socket.create_server(("127.0.0.1", 0))
@@ -152,6 +160,7 @@ def test_what_is_no_registry_is_one_sentence(capsys: pytest.CaptureFixture[str],
         thread.join()
         server.close()
     assert len(said.strip().splitlines()) == 1
+    assert said.strip().isprintable()
 
 
 @pytest.mark.parametrize("given", ["dXNlcjpzZWNyZXQ=\n", "c2VjcmV0\x01c2VjcmV0", "user:secret"])
