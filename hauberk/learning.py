@@ -23,6 +23,7 @@ import msgspec
 from hauberk.output import printable
 from hauberk.progress_line import ProgressLine
 from policy.learn.documents import namespace_of
+from policy.learn.evidence import NOBODY
 from policy.learn.learner import Done, LearnSettings, LearntPolicy, learn
 from policy.learn.together import together
 from policy.text.values import label_name
@@ -134,7 +135,7 @@ def _learnt(
     if not looks:
         for one in found:
             for rule in one.rules:
-                rule.evidence.looks = {}
+                rule.evidence.instances = NOBODY
     return found if evidence else [msgspec.structs.replace(one, evidence=()) for one in found]
 
 

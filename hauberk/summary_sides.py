@@ -107,11 +107,10 @@ def placing(rows: list[StoredRow]) -> Callable[[StoredRow], str]:
     """What stands for each file that a program touched, as a learnt policy would say it: kinds of names, open directories."""
     from policy.learn.evidence import Evidence
     from policy.learn.places import places
-    from policy.learn.sightings import SLOT
 
     seen: dict[str, dict[str, Evidence]] = {}
     for row in rows:
         evidence = seen.setdefault(row.behaviour.executable, {}).setdefault(row.behaviour.resource, Evidence())
-        evidence.add(row.count, row.first, row.last, (row.identity.uid, row.first // SLOT), row.behaviour.executable)
+        evidence.add(row.count, row.first, row.last, row.identity.uid, row.behaviour.executable)
     found = {program: places(paths) for program, paths in seen.items()}
     return lambda row: found[row.behaviour.executable](row.behaviour.resource)

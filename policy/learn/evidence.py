@@ -1,60 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one thing that a workload used: how often, when, in which looks, by whom. Sums that no order or batching changes."""
+"""What is known of one thing that a workload used: how often, when, by which instances. Sums that no order or batching changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import lru_cache
-from typing import Self
+from typing import Final, Self
 
+SLOT: Final = 600 * 1_000_000_000
+"""Nanoseconds. What a container does within ten minutes is one look at it: a start is one look, a day is many."""
+NEVER: Final = 1 << 63
+
+Birth = tuple[int, str]
+"""When something was seen first (Unix ns), and by which instance (its uid)."""
 Look = tuple[str, int]
-"""An instance (its uid) and ten minutes of its life (`sightings.SLOT`): what is done in one look counts once."""
-Birth = tuple[int, Look]
-"""When (Unix ns), and in which look."""
+"""An instance and ten minutes of its life: what is done in one look counts once."""
+
+NOBODY: Final[frozenset[str]] = frozenset()
 
 
 class Evidence:
-    """Adds up. `looks`: each with the time (Unix ns) of the first event in it. `write`: something changed it. `foreign`: somebody did it
-    who is not known to own the file. `sources`: executables that did it, "" for one that is not known. `others`: below /proc of another
-    process."""
+    """Adds up. `first`, by the instance `uid`, and `last`: Unix ns. `instances`: who did it, by uid. `sources`: executables that did it, ""
+    for one that is not known. `write`: something changed it. `foreign`: somebody did it who is not known to own the file. `others`: below
+    /proc of another process."""
 
-    __slots__ = ("count", "first", "foreign", "last", "looks", "others", "sources", "write")
+    __slots__ = ("count", "first", "foreign", "instances", "last", "others", "sources", "uid", "write")
 
-    def __init__(self) -> None:
-        self.count = self.last = 0
-        self.first = 1 << 63
-        self.looks: dict[Look, int] = {}
-        self.sources: frozenset[str] = frozenset()
+    def __init__(
+        self, count: int = 0, first: int = NEVER, last: int = 0, uid: str = "", instances: frozenset[str] = NOBODY,
+        sources: frozenset[str] = NOBODY,
+    ) -> None:  # fmt: skip
+        self.count = count
+        self.first = first
+        self.last = last
+        self.uid = uid
+        self.instances: Set[str] = instances
+        self.sources = sources
         self.write = self.foreign = self.others = False
 
-    def add(self, count: int, first: int, last: int, look: Look, source: str) -> None:
-        """`count` events between `first` and `last`, of which the first lies in `look`."""
-        self.count += count
-        if first < self.first:
-            self.first = first
-        if last > self.last:
-            self.last = last
-        known = self.looks.get(look)
-        if known is None or first < known:
-            self.looks[look] = first
-        if source not in self.sources:
-            self.sources = self.sources | just(source) if self.sources else just(source)
+    def add(self, count: int, first: int, last: int, uid: str, source: str) -> None:
+        """`count` events of the instance `uid` by the executable `source`, between `first` and `last`."""
+        self.merge(Evidence(count, first, last, uid, just(uid), just(source)))
 
     def merge(self, other: Evidence) -> None:
         """Everything of `other` too."""
         self.count += other.count
-        if other.first < self.first:
+        if other.first < self.first or (other.first == self.first and other.uid < self.uid):
             self.first = other.first
+            self.uid = other.uid
         if other.last > self.last:
             self.last = other.last
-        if self.looks:
-            looks = self.looks
-            for look, first in other.looks.items():
-                known = looks.get(look)
-                if known is None or first < known:
-                    looks[look] = first
-        else:
-            self.looks = dict(other.looks)
+        mine, its = self.instances, other.instances
+        if its is not mine and not its <= mine:
+            # A set is this one's own and grows; what is frozen may be another's too.
+            if isinstance(mine, set):
+                mine |= its
+            elif mine:
+                self.instances = {*mine, *its}
+            else:
+                self.instances = its if isinstance(its, frozenset) else {*its}
         if other.sources is not self.sources and not other.sources <= self.sources:
             self.sources = self.sources | other.sources if self.sources else other.sources
         self.write |= other.write
@@ -70,21 +74,18 @@ class Evidence:
         return made
 
     @property
-    def instances(self) -> frozenset[str]:
-        """Who did it, by uid."""
-        return frozenset(uid for uid, _ in self.looks)
-
-    @property
     def birth(self) -> Birth:
-        """When and in which look it was seen first."""
-        looks = self.looks
-        if len(looks) == 1:
-            for look, first in looks.items():
-                return first, look
-        return min((first, look) for look, first in looks.items())
+        """When and by whom it was seen first."""
+        return self.first, self.uid
+
+
+def look(birth: Birth) -> Look:
+    """In which look."""
+    first, uid = birth
+    return uid, first // SLOT
 
 
 @lru_cache(maxsize=4096)
-def just(source: str) -> frozenset[str]:
-    """One source, the same object each time: most of what is merged has the same."""
-    return frozenset((source,))
+def just(name: str) -> frozenset[str]:
+    """One source or instance, the same object each time: most of what is merged has the same."""
+    return frozenset((name,))

@@ -83,24 +83,27 @@ def learn(
     """A policy for each workload that was seen, in order of workload. `done` hears how far it is. PolicyError when one would deny its
     own evidence."""
     grouped: dict[LearntWorkload, SightingGroups] = {}
+    numbers: dict[LearntWorkload, int] = {}
     # By the object, which all sightings of an instance share; they are kept, so its number stays its own.
-    known: dict[int, SightingGroups] = {}
+    known: dict[int, Callable[[Sighting], None]] = {}
     for one in sightings:
-        found = known.get(id(one.identity))
-        if found is None:
-            found = known[id(one.identity)] = grouped.setdefault(workload(one.identity), SightingGroups())
-        found.add(one)
+        add = known.get(id(one.identity))
+        if add is None:
+            of = workload(one.identity)
+            add = known[id(one.identity)] = grouped.setdefault(of, SightingGroups()).add
+            numbers[of] = numbers.get(of, 0) + 1
+        add(one)
     known.clear()
     drafts: list[_Draft] = []
     for number, of in enumerate(sorted(grouped), 1):
         # Let go one by one: what is not evidence is needed no more.
-        draft = _Draft(of, grouped.pop(of).shown(), settings)
+        draft = _Draft(of, grouped.pop(of).shown(), settings, numbers[of])
         if draft.shown or draft.apart:
             drafts.append(draft)
         done(number, number + len(grouped))
     for left in reversed(range(ROUNDS)):
         replay = TrainingReplay(draft.document for draft in drafts if draft.shown)
-        denied = [(draft, list(replay.denied_of(draft.shown))) for draft in drafts]
+        denied = [(draft, list(replay.denied_of(draft.shown, draft.whose))) for draft in drafts]
         if not any(some for _, some in denied):
             break
         if not left:
@@ -118,9 +121,11 @@ def learn(
 
 
 class _Draft:
-    def __init__(self, of: LearntWorkload, shown: list[Shown], settings: LearnSettings) -> None:
+    def __init__(self, of: LearntWorkload, shown: list[Shown], settings: LearnSettings, number: int) -> None:
+        """`number`: of the objects that are identities of `shown`."""
         self.of = of
         self._settings = settings
+        self._number = number
         found = sort_out(of.label, shown, settings.accept, int(settings.quiet_hours * 3600e9), self._denied)
         self.shown, self.apart, self.accepted = found.shown, found.apart, found.accepted
         self._build(self.shown)
@@ -132,14 +137,7 @@ class _Draft:
         # Other processes' files below /proc stay theirs, if the workload never looked at any.
         proc = [path for path in uses.files if path.startswith("/proc/") and path[6:7].isdigit()]
         self.presets = ["protectProc"] if proc and not any(uses.files[path].others for path in proc) else []
-        newest: dict[str, Sighting] = {}
-        for _, some in shown:
-            for one in some:
-                uid = one.identity.uid
-                known = newest.get(uid)
-                if known is None or one.last > known.last:
-                    newest[uid] = one
-        self.identities: dict[str, Identity] = {uid: one.identity for uid, one in newest.items()}
+        self.whose, self.identities = _identities(shown, self._number)
         self._write()
 
     def _write(self) -> None:
@@ -151,7 +149,7 @@ class _Draft:
 
     def _denied(self, base: list[Shown], late: list[Shown]) -> list[Sighting]:
         self._build(base)
-        return list(TrainingReplay([self.document]).denied_of(late))
+        return list(TrainingReplay([self.document]).denied_of(late, _identities(late, self._number)[0]))
 
     def add(self, denied: list[Sighting]) -> None:
         """Rules for exactly what was denied, as wide as the evidence asks for."""
@@ -183,3 +181,24 @@ class _Draft:
             completeness=known, apart=tuple(self.apart), accepted=tuple(sorted(self.accepted)),
             evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip
+
+
+def _identities(shown: Iterable[Shown], number: int) -> tuple[list[Identity], dict[str, Identity]]:
+    """(all identities of `shown`, of which there are at most `number`; the newest of each uid)."""
+    met: dict[int, Identity] = {}
+    for each in shown:
+        for one in each.some:
+            met[id(one.identity)] = one.identity
+        if len(met) == number:
+            # What all showed comes early.
+            break
+    newest = {one.uid: one for one in met.values()}
+    if len(newest) == len(met):
+        return list(met.values()), newest
+    last: dict[str, int] = {}
+    for each in shown:
+        for one in each.some:
+            uid = one.identity.uid
+            if one.last > last.get(uid, -1):
+                last[uid], newest[uid] = one.last, one.identity
+    return list(met.values()), newest

@@ -23,7 +23,7 @@ import msgspec
 
 from policy.learn import zones
 from policy.learn.components import escape, skeleton, strong
-from policy.learn.evidence import Birth, Evidence
+from policy.learn.evidence import NEVER, Birth, Evidence, look
 
 LEAST: Final = 4
 """Names a directory must have to be an open set. Three are still read one by one; DE of 2023 opened at four without asking more."""
@@ -44,7 +44,6 @@ class PlaceRule(msgspec.Struct, frozen=True, kw_only=True):
     """Paths that it stands for, in order; of a whole directory only some."""
 
 
-_NEVER: Final[Birth] = (1 << 63, ("", 0))
 _NO_CHILDREN: Final[dict[str, _PathNode]] = {}
 _NO_LEAVES: Final[dict[str, Evidence]] = {}
 """Of nodes that have none. Never added to."""
@@ -52,14 +51,21 @@ _NO_LEAVES: Final[dict[str, Evidence]] = {}
 
 class _PathNode:
     """A directory. `leaves`: evidence of what lies in it by name, of a directory that was opened itself too; `children`: directories with
-    something below them. `born`: when, and in which look, anything at or below it was seen first."""
+    something below them. `first`: when anything at or below it was seen first (Unix ns), by the instance `uid`."""
 
-    __slots__ = ("born", "children", "leaves")
+    __slots__ = ("children", "first", "leaves", "uid")
 
     def __init__(self) -> None:
         self.children: dict[str, _PathNode] = _NO_CHILDREN
         self.leaves: dict[str, Evidence] = _NO_LEAVES
-        self.born = _NEVER
+        self.first = NEVER
+        self.uid = ""
+
+    def older(self, one: Evidence | _PathNode) -> None:
+        """What it may have been seen first by."""
+        if one.first < self.first or (one.first == self.first and one.uid < self.uid):
+            self.first = one.first
+            self.uid = one.uid
 
 
 Nodes = list[_PathNode]
@@ -101,12 +107,11 @@ def _tree(seen: Mapping[str, Evidence]) -> tuple[_PathNode, list[Evidence]]:
         else:
             known = leaves.get(last)
             leaves[last] = evidence if known is None else Evidence.of((known, evidence))
-        birth = evidence.birth
-        if birth < node.born:
-            node.born = birth
+        if evidence.first <= node.first:
+            node.older(evidence)
     for above, node in reversed(order):
-        if node.born < above.born:
-            above.born = node.born
+        if node.first <= above.first:
+            above.older(node)
     return root, own
 
 
@@ -207,18 +212,26 @@ class _Walk:
         if len(born) < LEAST or zones.closed(directory) or zones.top(directory):
             return False
         temporary = zones.temporary(directory)
+        if (
+            self._reading
+            and len(born) >= MODULES
+            and zones.program(directory)
+            and len({skeleton(name, temporary) for name in born}) >= MODULES
+        ):
+            return True
+        first_look = look(min(born.values()))
+        if sum(look(birth) != first_look for birth in born.values()) < NEWS:
+            # A kind of names is as old as the oldest of them.
+            return False
         births: dict[str, Birth] = {}
         for name, birth in born.items():
             kind = skeleton(name, temporary)
             known = births.get(kind)
             if known is None or birth < known:
                 births[kind] = birth
-        if self._reading and len(births) >= MODULES and zones.program(directory):
-            return True
         if len(births) < LEAST:
             return False
-        _, first_look = min(births.values())
-        return sum(look != first_look for _, look in births.values()) >= NEWS
+        return sum(look(birth) != first_look for birth in births.values()) >= NEWS
 
     def _emit(
         self, kind: str, plain: str, glob: str, recursive: bool, found: Iterable[Evidence], samples: tuple[str, ...],
@@ -250,12 +263,13 @@ def _births(nodes: Nodes) -> tuple[dict[str, Birth], dict[str, Birth]]:
     leaves: dict[str, Birth] = {}
     for node in nodes:
         for name, evidence in node.leaves.items():
-            birth = evidence.birth
+            birth = evidence.first, evidence.uid
             if name not in leaves or birth < leaves[name]:
                 leaves[name] = birth
         for name, below in node.children.items():
-            if name not in deep or below.born < deep[name]:
-                deep[name] = below.born
+            birth = below.first, below.uid
+            if name not in deep or birth < deep[name]:
+                deep[name] = birth
     for name in deep.keys() & leaves.keys():
         deep[name] = leaves[name] = min(deep[name], leaves[name])
     return deep, leaves

@@ -43,9 +43,18 @@ class TrainingReplay:
         """Those of `sightings` that would not pass."""
         return self.denied_of(by_behaviour(sightings))
 
-    def denied_of(self, shown: Iterable[Shown]) -> Iterator[Sighting]:
-        """The same of what is in groups already."""
-        for behaviour, some in shown:
+    def denied_of(self, shown: Iterable[Shown], whose: Iterable[Identity] = ()) -> Iterator[Sighting]:
+        """The same of what is in groups already. `whose`: all identities of it, if known; mostly they share one scope, which then is not
+        found again for each."""
+        common = {self.scope(one) for one in whose}
+        if len(common) == 1:
+            judge = common.pop().judge
+            for each in shown:
+                if judge(each.behaviour).action is not _ALLOW:
+                    yield from each.some
+            return
+        for each in shown:
+            behaviour, some = each.behaviour, each.some
             if len(some) == 1:
                 if self.scope(some[0].identity).judge(behaviour).action is not _ALLOW:
                     yield some[0]

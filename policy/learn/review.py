@@ -20,8 +20,6 @@ from policy.learn.components import skeleton
 from policy.learn.evidence import Evidence
 from policy.learn.rules import word
 from policy.learn.sightings import (
-    ALLOWED,
-    SLOT,
     Shown,
     Sighting,
     Use,
@@ -30,7 +28,6 @@ from policy.learn.sightings import (
     refused,
     use,
     use_of,
-    writes,
 )
 from policy.learn.suspicion import executed, reason
 from schemas.behaviour import Behaviour
@@ -83,16 +80,17 @@ def sort_out(
     grouped: list[Shown] = []
     items: dict[Subject, _Item] = {}
     answers = _Accepted(name, accepted)
-    for behaviour, some in shown:
+    for each in shown:
+        behaviour = each.behaviour
         plain = use_of(behaviour)
-        if not any(one.status != ALLOWED or one.shadowed for one in some):
+        if not each.spoken:
             if plain is Use.EVIDENCE:
-                grouped.append((behaviour, some))
+                grouped.append(each)
                 continue
             if plain is Use.NOTHING:
                 continue
         heard: list[Sighting] = []
-        for one in some:
+        for one in each.some:
             match Use.REFUSED if refused(one) else plain:
                 case Use.EVIDENCE:
                     heard.append(one)
@@ -106,29 +104,30 @@ def sort_out(
                     why = UNTOLD if untold else "no rule can name it"
                     _put(items, one, why, final=True)
         if heard:
-            grouped.append((behaviour, heard))
+            grouped.append(Shown(behaviour, heard))
     written: dict[str, int] = {}
-    for behaviour, some in grouped:
-        if behaviour.cls is Class.FILE and writes(behaviour):
-            first = _first(some)
-            for path in paths(behaviour):
+    for each in grouped:
+        if each.write:
+            first = each.first
+            for path in paths(each.behaviour):
                 known = written.get(path)
                 if known is None or first < known:
                     written[path] = first
     entries, births = _starts(grouped)
     odd: dict[Subject, list[Sighting]] = {}
     kept: list[Shown] = []
-    for behaviour, some in grouped:
+    for each in grouped:
+        behaviour = each.behaviour
         if behaviour.operation is not Operation.EXEC:
-            why = reason(behaviour)
+            why = reason(behaviour, each.write)
             if why:
-                odd.setdefault(_subject(behaviour, why), []).extend(some)
+                odd.setdefault(_subject(behaviour, why), []).extend(each.some)
             else:
-                kept.append((behaviour, some))
+                kept.append(each)
             continue
         late = max(births[path] for path in paths(behaviour)) >= KNOWN
         plainly: list[Sighting] = []
-        for one in some:
+        for one in each.some:
             # What a container was started with is what it is for, also a tool that would be odd later.
             entry = one.identity.kind is Kind.CONTAINER and entries[one.identity.uid] == _moment(one)
             why = executed(one, written, entry=entry)
@@ -136,48 +135,58 @@ def sort_out(
                 why = f"a program that the first {KNOWN} instances did not run"
             (odd.setdefault(_subject(behaviour, why), []) if why else plainly).append(one)
         if plainly:
-            kept.append((behaviour, plainly))
+            kept.append(Shown(behaviour, plainly))
     for subject, some in odd.items():
         if answers.has(subject) or len({one.identity.uid for one in some}) >= TWICE:
             kept += by_behaviour(some)
         else:
             for one in some:
                 _put(items, one, subject[2])
-    run = {path for behaviour, _ in kept if behaviour.operation is Operation.EXEC for path in paths(behaviour)}
-    strangers = {
-        resource: item.evidence.first for (cls, resource, _), item in items.items()
-        if cls == "Process" and not item.final and resource not in run
-    }  # fmt: skip
-    done: list[Shown] = []
-    for behaviour, some in kept:
-        since = strangers.get(behaviour.executable) if behaviour.cls is not Class.PROCESS else None
-        if since is None:
-            done.append((behaviour, some))
-            continue
-        before = [one for one in some if one.first < since]
-        for one in some:
-            if since <= one.first:
-                _put(items, one, f"done by `{behaviour.executable}`, which is set apart")
-        if before:
-            done.append((behaviour, before))
-    kept = _after_quiet(done, items, answers, quiet_ns, denied)
+    kept = _without_strangers(kept, items)
+    kept = _after_quiet(kept, items, answers, quiet_ns, denied)
     apart = [item.finish(name, subject) for subject, item in items.items()]
     apart.sort(key=lambda item: (item.reason, item.operation, item.resource))
     return Sorted(shown=kept, apart=apart, accepted=answers.met)
 
 
-def _first(some: list[Sighting]) -> int:
-    return some[0].first if len(some) == 1 else min(one.first for one in some)
+def _without_strangers(kept: list[Shown], items: dict[Subject, _Item]) -> list[Shown]:
+    """What programs did that are set apart is set apart with them, from the moment on at which they were first run."""
+    run = {path for each in kept if each.behaviour.operation is Operation.EXEC for path in paths(each.behaviour)}
+    strangers = {
+        resource: item.evidence.first for (cls, resource, _), item in items.items()
+        if cls == "Process" and not item.final and resource not in run
+    }  # fmt: skip
+    if not strangers:
+        return kept
+    done: list[Shown] = []
+    for each in kept:
+        since = strangers.get(each.behaviour.executable) if each.cls is not Class.PROCESS else None
+        if since is None:
+            done.append(each)
+            continue
+        for one in each.some:
+            if since <= one.first:
+                _put(items, one, f"done by `{each.behaviour.executable}`, which is set apart")
+        _keep(done, each, since - 1)
+    return done
+
+
+def _keep(into: list[Shown], each: Shown, last: int) -> None:
+    """What of it was first seen at `last` (Unix ns) at the latest."""
+    if each.latest <= last:
+        into.append(each)
+    elif each.first <= last:
+        into.append(Shown(each.behaviour, [one for one in each.some if one.first <= last]))
 
 
 def _starts(grouped: Iterable[Shown]) -> tuple[dict[str, Moment], dict[str, int]]:
     """(the first program of each instance; for each program, how many instances had begun when the first of those that ran it did)."""
     begun: dict[str, int] = {}
     run: list[Shown] = []
-    for behaviour, some in grouped:
-        if behaviour.operation is Operation.EXEC:
-            run.append((behaviour, some))
-        for one in some:
+    for each in grouped:
+        if each.behaviour.operation is Operation.EXEC:
+            run.append(each)
+        for one in each.some:
             uid = one.identity.uid
             known = begun.get(uid)
             if known is None or one.first < known:
@@ -185,11 +194,11 @@ def _starts(grouped: Iterable[Shown]) -> tuple[dict[str, Moment], dict[str, int]
     rank = {uid: at for at, uid in enumerate(sorted(begun, key=lambda uid: (begun[uid], uid)))}
     started: dict[str, Moment] = {}
     births: dict[str, int] = {}
-    for behaviour, some in run:
-        for one in some:
+    for each in run:
+        for one in each.some:
             uid = one.identity.uid
             started[uid] = min(_moment(one), started.get(uid, _moment(one)))
-            for path in paths(behaviour):
+            for path in paths(each.behaviour):
                 births[path] = min(births.get(path, 1 << 31), rank[uid])
     return started, births
 
@@ -205,8 +214,14 @@ def _after_quiet(
     since = quiet_since(grouped, quiet_ns)
     if since is None:
         return grouped
-    base = _only(grouped, lambda one: one.first <= since)
-    late = _only(grouped, lambda one: one.first > since)
+    base: list[Shown] = []
+    late: list[Shown] = []
+    for each in grouped:
+        _keep(base, each, since)
+        if each.first > since:
+            late.append(each)
+        elif each.latest > since:
+            late.append(Shown(each.behaviour, [one for one in each.some if one.first > since]))
     refused: dict[Subject, list[Sighting]] = {}
     why = "new after the workload had been doing nothing new"
     for one in denied(base, late):
@@ -217,33 +232,26 @@ def _after_quiet(
             for one in some:
                 _put(items, one, why)
                 out.add(id(one))
-    return _only(grouped, lambda one: id(one) not in out)
-
-
-def _only(grouped: Iterable[Shown], wanted: Callable[[Sighting], bool]) -> list[Shown]:
-    return [(behaviour, kept) for behaviour, some in grouped if (kept := [one for one in some if wanted(one)])]
+    if not out:
+        return grouped
+    return [part for each in grouped if (part := each.only(lambda one: id(one) not in out)) is not None]
 
 
 def quiet_since(grouped: Sequence[Shown], quiet_ns: int) -> int | None:
     """When (Unix ns) a workload had been doing nothing new for `quiet_ns` while it ran; None when it never had.
 
     New is a program, a protocol, a directory: names of files alone go on changing."""
-    begin, end = 1 << 63, 0
-    for _, some in grouped:
-        for one in some:
-            if one.first < begin:
-                begin = one.first
-            if one.last > end:
-                end = one.last
+    begin = min((each.first for each in grouped), default=0)
+    end = max((each.last for each in grouped), default=0)
     if end - begin < quiet_ns:
         # Nothing can have been quiet for longer than all of it took.
         return None
     births: dict[tuple[str, str], int] = {}
     files: dict[tuple[str, str], int] = {}
-    for behaviour, some in grouped:
-        first = _first(some)
-        if behaviour.cls is Class.FILE:
-            kind = "write" if writes(behaviour) else "read"
+    for each in grouped:
+        behaviour, first = each.behaviour, each.first
+        if each.cls is Class.FILE:
+            kind = "write" if each.write else "read"
             for path in paths(behaviour):
                 place = (kind, path[: path.rfind("/")])
                 known = files.get(place)
@@ -330,7 +338,7 @@ def _put(items: dict[Subject, _Item], one: Sighting, why: str, *, final: bool = 
     if item is None:
         item = items[subject] = _Item(final)
     item.operations.add(one.behaviour.operation.name.lower())
-    item.evidence.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), one.behaviour.executable)
+    item.evidence.add(one.count, one.first, one.last, one.identity.uid, one.behaviour.executable)
     item.pods.add(one.identity.pod or one.identity.container_name or one.identity.node)
 
 

@@ -16,13 +16,13 @@ import msgspec
 from policy.judge.sockets import LOCAL, words
 from policy.learn import zones
 from policy.learn.components import escape
-from policy.learn.evidence import Evidence
+from policy.learn.evidence import Evidence, just
 from policy.learn.paths import PlaceRule, generalise
-from policy.learn.sightings import SLOT, Shown, Sighting, owned, paths, writes
+from policy.learn.sightings import Shown, paths
 from policy.match import glob
 from policy.match.automata import Automaton
-from schemas.behaviour import Behaviour
-from schemas.operations import Access, Class
+from schemas.behaviour import NO_OWNER, Behaviour
+from schemas.operations import Access, Class, Operation
 
 _OWN: Final = int(Access.OWN)
 _bits: Final = int.__and__
@@ -77,24 +77,26 @@ class Uses:
     def of(cls, shown: Iterable[Shown]) -> Self:
         """All that these sightings used."""
         made = cls()
-        for behaviour, some in shown:
-            made.add(behaviour, some)
+        for one in shown:
+            made.add(one)
         return made
 
-    def add(self, behaviour: Behaviour, some: list[Sighting]) -> None:
+    def add(self, one: Shown) -> None:
         """Sightings of one behaviour that are evidence."""
-        cls = behaviour.cls
+        behaviour, cls = one.behaviour, one.cls
         if cls is Class.NETWORK and behaviour.family in LOCAL:
             return
         source = (behaviour.parent or behaviour.executable) if cls is Class.PROCESS else behaviour.executable
-        seen = Evidence()
-        for one in some:
-            first = one.first
-            seen.add(one.count, first, one.last, (one.identity.uid, first // SLOT), source)
+        seen = Evidence(one.count, one.first, one.last, one.uid, one.instances, just(source))
         if cls is Class.FILE:
-            write = seen.write = writes(behaviour)
-            seen.foreign = not owned(behaviour)
+            write = seen.write = one.write
+            seen.foreign = behaviour.owner == NO_OWNER or behaviour.uid != behaviour.owner
             seen.others = not _bits(behaviour.access, _OWN)
+            if behaviour.operation is Operation.OPEN:
+                _into(self.files, behaviour.resource, seen, self.changed)
+                if write:
+                    _into(self.changed, behaviour.resource, seen, self.files)
+                return
             for number, path in enumerate(paths(behaviour)):
                 mine = Evidence.of((seen,)) if number else seen
                 _into(self.files, path, mine, self.changed)

@@ -11,7 +11,7 @@ instances that showed it: `by_behaviour`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -21,20 +21,19 @@ from policy.judge.judge import considered
 from policy.judge.precedence import changes
 from policy.judge.sockets import LOCAL
 from policy.learn.components import UNDECODED
+from policy.learn.evidence import NEVER, just
 from schemas.behaviour import NO_OWNER, Behaviour
 from schemas.identity import Identity
 from schemas.operations import Access, Class, Operation
 
 ALLOWED: Final = "Allow"
-SLOT: Final = 600 * 1_000_000_000
-"""Nanoseconds. What a container does within ten minutes is one look at it: a start is one look, a day is many."""
-
 
 _UNTOLD: Final = int(Access.UNTOLD)
 _PARTIAL: Final = int(Access.PARTIAL)
 """As plain numbers: an operation on flags makes a flag, and there is one for each stored behaviour."""
 _TWO_PATHS: Final = frozenset((Operation.RENAME, Operation.LINK))
 _OPEN: Final = Operation.OPEN
+_FILE: Final = Class.FILE
 _bits: Final = int.__and__
 
 
@@ -63,8 +62,50 @@ class Use(StrEnum):
     """A rule would be needed and none can name it: a path that is not whole, a program without a file, one of too many new names."""
 
 
-Shown = tuple[Behaviour, list[Sighting]]
-"""A behaviour and its sightings, one for each instance that showed it."""
+class Shown:
+    """A behaviour and its sightings, mostly one for each instance that showed it, and what they add up to. `first` to `last`: Unix ns, the
+    former by the instance `uid`; `latest`: the latest first one. `write`: a file is changed. `spoken`: somebody spoke against one."""
+
+    __slots__ = ("behaviour", "cls", "count", "first", "last", "latest", "some", "spoken", "uid", "write")
+
+    def __init__(self, behaviour: Behaviour, some: Sequence[Sighting]) -> None:
+        self.behaviour = behaviour
+        self.some = some
+        self.cls = cls = behaviour.cls
+        self.write = cls is _FILE and changes(behaviour)
+        one = some[0]
+        if len(some) == 1:
+            self.count = one.count
+            self.first = self.latest = one.first
+            self.last = one.last
+            self.uid = one.identity.uid
+            self.spoken = one.status != ALLOWED or one.shadowed
+            return
+        count = last = latest = 0
+        first, uid = NEVER, ""
+        spoken = False
+        for one in some:
+            count += one.count
+            at = one.first
+            if at <= first and (at < first or one.identity.uid < uid):
+                first, uid = at, one.identity.uid
+            if at > latest:
+                latest = at
+            if one.last > last:
+                last = one.last
+            if one.status != ALLOWED or one.shadowed:
+                spoken = True
+        self.count, self.first, self.last, self.latest, self.uid, self.spoken = count, first, last, latest, uid, spoken
+
+    @property
+    def instances(self) -> frozenset[str]:
+        """Who showed it, by uid."""
+        return just(self.uid) if len(self.some) == 1 else frozenset([one.identity.uid for one in self.some])
+
+    def only(self, wanted: Callable[[Sighting], bool]) -> Shown | None:
+        """The same of some of the sightings; None where there are none of these."""
+        kept = [one for one in self.some if wanted(one)]
+        return self if len(kept) == len(self.some) else Shown(self.behaviour, kept) if kept else None
 
 
 class SightingGroups:
@@ -73,19 +114,27 @@ class SightingGroups:
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._found: dict[int, list[Sighting]] = {}
+        # One alone, which most are, as itself.
+        self._found: dict[int, Sighting | list[Sighting]] = {}
 
     def add(self, one: Sighting) -> None:
         """One more."""
-        some = self._found.get(id(one.behaviour))
-        if some is None:
-            self._found[id(one.behaviour)] = [one]
+        found = self._found
+        ident = id(one.behaviour)
+        known = found.get(ident)
+        if known is None:
+            found[ident] = one
+        elif isinstance(known, list):
+            known.append(one)
         else:
-            some.append(one)
+            found[ident] = [known, one]
 
     def shown(self) -> list[Shown]:
         """Each behaviour with its sightings, in the order of the first. Equal behaviours that are several objects come several times."""
-        return [(some[0].behaviour, some) for some in self._found.values()]
+        return [
+            Shown(some[0].behaviour, some) if isinstance(some, list) else Shown(some.behaviour, (some,))
+            for some in self._found.values()
+        ]
 
 
 def by_behaviour(sightings: Iterable[Sighting]) -> list[Shown]:
@@ -98,7 +147,7 @@ def by_behaviour(sightings: Iterable[Sighting]) -> list[Shown]:
 
 def flat(shown: Iterable[Shown]) -> list[Sighting]:
     """The sightings of all of them."""
-    return [one for _, some in shown for one in some]
+    return [one for each in shown for one in each.some]
 
 
 def use(sighting: Sighting) -> Use:

@@ -12,7 +12,7 @@ from typing import Final
 
 from policy.judge.sockets import LOCAL
 from policy.learn import zones
-from policy.learn.sightings import Sighting, paths, writes
+from policy.learn.sightings import Sighting, paths
 from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class, Operation
 
@@ -20,11 +20,11 @@ _EMPTIED: Final = int(Access.TRUNCATE)
 _OWN: Final = int(Access.OWN)
 
 
-def reason(behaviour: Behaviour) -> str:
-    """A few words; "" when nothing is odd. Of files and sockets; of programs `executed` knows."""
+def reason(behaviour: Behaviour, write: bool) -> str:
+    """A few words; "" when nothing is odd. Of files (`write`: they are changed) and sockets; of programs `executed` knows."""
     match behaviour.cls:
         case Class.FILE:
-            return _touched(behaviour)
+            return _touched(behaviour, write)
         case Class.NETWORK:
             if behaviour.family not in LOCAL and behaviour.socket_type & 0xF in (3, 10):
                 return "a raw socket"
@@ -49,8 +49,7 @@ def executed(one: Sighting, written: Mapping[str, int], *, entry: bool = False) 
     return ""
 
 
-def _touched(behaviour: Behaviour) -> str:
-    write = writes(behaviour)
+def _touched(behaviour: Behaviour, write: bool) -> str:
     for path in paths(behaviour):
         if zones.secret(path) and not int(behaviour.access) & _OWN:
             return "a secret"

@@ -102,17 +102,16 @@ def recommend(
     distribution = contents.distribution.name or contents.distribution.ident if contents is not None else ""
     return Recommendation(
         workload=workload, distribution=distribution, policies=tuple(made), left_out=tuple(left),
-        behaviours=sum(len(some) for _, some in shown), denied=denied,
+        behaviours=sum(len(each.some) for each in shown), denied=denied,
     )  # fmt: skip
 
 
 def _evidence(sightings: Iterable[Sighting]) -> list[Shown]:
     """What somebody needed, by behaviour."""
-    found: list[Shown] = []
-    for behaviour, some in by_behaviour(sightings):
-        if use_of(behaviour) is Use.EVIDENCE and (heard := [one for one in some if not refused(one)]):
-            found.append((behaviour, heard))
-    return found
+    return [
+        heard for each in by_behaviour(sightings)
+        if use_of(each.behaviour) is Use.EVIDENCE and (heard := each.only(lambda one: not refused(one))) is not None
+    ]  # fmt: skip
 
 
 def _spec(template: Template, contents: ImageContents | None) -> tuple[dict[str, Any] | str, list[str]]:
@@ -205,8 +204,8 @@ def _spoken_of(documents: list[PolicyDocument], shown: list[Shown]) -> list[Show
         return []
     scope_of = _scopes(documents)
     return [
-        (behaviour, some) for behaviour, some in shown
-        if any(scope.judge(behaviour) is not ALLOWED for scope in {scope_of(one.identity) for one in some})
+        each for each in shown
+        if any(scope.judge(each.behaviour) is not ALLOWED for scope in {scope_of(one.identity) for one in each.some})
     ]  # fmt: skip
 
 
@@ -215,12 +214,12 @@ def _denied(documents: list[PolicyDocument], shown: list[Shown]) -> Iterator[Sig
     if not documents or not shown:
         return
     scope_of = _scopes(documents)
-    for behaviour, some in shown:
+    for each in shown:
         blocked: dict[Scope, bool] = {}
-        for one in some:
+        for one in each.some:
             scope = scope_of(one.identity)
             if scope not in blocked:
-                blocked[scope] = scope.judge(behaviour).action is Action.BLOCK
+                blocked[scope] = scope.judge(each.behaviour).action is Action.BLOCK
             if blocked[scope]:
                 yield one
 

@@ -202,7 +202,9 @@ class SqliteReader:
 
 def _identities(db: sqlite3.Connection, query: Query) -> dict[int, Identity]:
     found = {}
-    for ident, body in db.execute("SELECT id, body FROM identity"):
+    for ident, node, uid, body in db.execute("SELECT id, node, uid, body FROM identity"):
+        if query.instances and (node, uid) not in query.instances:
+            continue
         identity = decode_identity(body)
         if _matches(identity, query):
             found[ident] = identity
@@ -216,8 +218,6 @@ def _matches(identity: Identity, query: Query) -> bool:
     ):  # fmt: skip
         if wanted is not None and wanted != got:
             return False
-    if query.instances and (identity.node, identity.uid) not in query.instances:
-        return False
     if query.uid is not None and not identity.uid.startswith(query.uid):
         return False
     if query.kinds and identity.kind not in query.kinds:

@@ -382,7 +382,7 @@ def test_every_path_has_a_place_that_holds_it_in_any_order(seen_paths: list[tupl
     def table(some: list[tuple[str, int, int]]) -> dict[str, Evidence]:
         made: dict[str, Evidence] = {}
         for path, instance, slot in some:
-            made.setdefault(path, Evidence()).add(1, slot * HOUR, slot * HOUR, (f"u{instance}", slot), "/bin/x")
+            made.setdefault(path, Evidence()).add(1, slot * HOUR, slot * HOUR, f"u{instance}", "/bin/x")
         return made
 
     place, again = places(table(seen_paths)), places(table(seen_paths[::-1]))
@@ -395,11 +395,9 @@ def test_every_path_has_a_place_that_holds_it_in_any_order(seen_paths: list[tupl
 def test_places_are_kinds_and_open_directories() -> None:
     table: dict[str, Evidence] = {}
     for number in range(6):
-        table.setdefault(f"/srv/app/job-{number}00", Evidence()).add(
-            1, number * HOUR, number * HOUR, ("u1", number), "/bin/x"
-        )
+        table.setdefault(f"/srv/app/job-{number}00", Evidence()).add(1, number * HOUR, number * HOUR, "u1", "/bin/x")
         table.setdefault(f"/srv/data/{'abcdef'[number]}", Evidence()).add(
-            1, number * HOUR, number * HOUR, ("u1", number), "/bin/x"
+            1, number * HOUR, number * HOUR, "u1", "/bin/x"
         )
     table["/etc/app.conf"] = table["/srv/data/a"]
     place = places(table)

@@ -20,7 +20,7 @@ from policy.learn.network.directory import PortRange
 from policy.learn.network.flows import learnable
 from policy.learn.network.intermediate import merged_ports
 from policy.learn.replay import TrainingReplay
-from policy.learn.sightings import SLOT, Sighting
+from policy.learn.sightings import Sighting
 from policy.learn.workloads import LearntWorkload
 from schemas.behaviour import Behaviour
 from schemas.errors import PolicyError
@@ -85,7 +85,7 @@ def _body(cluster: str, node: str, some: list[Sighting]) -> tuple[dict[str, Any]
         address = parsed(behaviour.address)
         if not side or address is None:
             continue
-        whole.add(one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), behaviour.executable)
+        whole.add(one.count, one.first, one.last, one.identity.uid, behaviour.executable)
         if loopback(address):
             sides[side].setdefault(_LOOPBACK[address.version], set())
             continue

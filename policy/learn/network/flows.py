@@ -19,7 +19,7 @@ from policy.judge.sockets import INET, INET6, words
 from policy.learn.evidence import Evidence
 from policy.learn.network.addresses import Address, loopback, many, parsed
 from policy.learn.network.directory import Directory, Labels, PortRange, lasting
-from policy.learn.sightings import ALLOWED, SLOT, Sighting, Use, use
+from policy.learn.sightings import ALLOWED, Sighting, Use, use
 from policy.learn.workloads import LearntWorkload, workload
 from schemas.cluster import NodeFact, PodFact, ServiceFact
 from schemas.identity import Identity
@@ -257,7 +257,7 @@ class _Reading:
         evidence = found.seen.get(key)
         if evidence is None:
             evidence = found.seen[key] = Evidence()
-        told = (one.count, one.first, one.last, (one.identity.uid, one.first // SLOT), one.behaviour.executable)
+        told = (one.count, one.first, one.last, one.identity.uid, one.behaviour.executable)
         evidence.add(*told)
         if peer.kind == "outside" and not ingress:
             found.called.setdefault(key, {}).setdefault(one.behaviour.detail, Evidence()).add(*told)

@@ -36,7 +36,7 @@ def known_programs(
         found = sort_out(of.label, by_behaviour(some), accepted, 1 << 62, lambda base, late: [])
         met |= found.accepted
         run = {
-            path for behaviour, _ in found.shown if behaviour.operation is Operation.EXEC for path in paths(behaviour)
+            path for each in found.shown if each.behaviour.operation is Operation.EXEC for path in paths(each.behaviour)
         }
         strange = {item.resource: item for item in found.apart if item.operation == "exec" and item.resource not in run}
         sockets = [one for one in some if one.behaviour.cls is Class.NETWORK]
