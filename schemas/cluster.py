@@ -74,16 +74,17 @@ class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="
 
 
 class ServicePort(msgspec.Struct, frozen=True, array_like=True):
-    """`target`: a number or the name of a container's port."""
+    """`target`: a number or the name of a container's port. `node_port`: of every node, 0 for none."""
 
     port: Port
     protocol: Word = "TCP"
     name: Word = ""
     target: int | Word = 0
+    node_port: Port = 0
 
 
 class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="service"):
-    """`addresses`: cluster and load balancer addresses; none of a headless service."""
+    """`addresses`: cluster and load balancer addresses; none of a headless service. `public`: it asks for a load balancer that anybody may use."""
 
     namespace: Named
     name: Named
@@ -92,6 +93,7 @@ class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, ta
     selector: dict[str, str] = {}
     labels: dict[str, str] = {}
     started: float = 0.0
+    public: bool = False
 
     @property
     def key(self) -> bytes:

@@ -99,8 +99,9 @@ def service(one: ServiceObject) -> ServiceFact:
     addresses = {*(spec.cluster_ips or ()), *(spec.external_ips or ()), *balanced} - {"", "None"}
     return ServiceFact(
         namespace=one.metadata.namespace, name=one.metadata.name, addresses=tuple(sorted(addresses)),
-        ports=tuple(ServicePort(port.port, port.protocol, port.name, port.target_port) for port in spec.ports or ()),
+        ports=tuple(ServicePort(port.port, port.protocol, port.name, port.target_port, port.node_port) for port in spec.ports or ()),
         selector=_labels(spec.selector), labels=_labels(one.metadata.labels), started=_seconds(one.metadata.creation_timestamp),
+        public=spec.type == "LoadBalancer" and not spec.source_ranges,
     )  # fmt: skip
 
 

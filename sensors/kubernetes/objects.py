@@ -72,9 +72,16 @@ class ServicePortSpec(msgspec.Struct, frozen=True, rename="camel"):
     protocol: str = "TCP"
     name: str = ""
     target_port: int | str = 0
+    node_port: int = 0
 
 
-class ServiceSpec(msgspec.Struct, frozen=True, rename={"cluster_ips": "clusterIPs", "external_ips": "externalIPs"}):
+class ServiceSpec(
+    msgspec.Struct,
+    frozen=True,
+    rename={"cluster_ips": "clusterIPs", "external_ips": "externalIPs", "source_ranges": "loadBalancerSourceRanges"},
+):
+    type: str = ""
+    source_ranges: list[str] | None = None
     cluster_ips: list[str] | None = None
     external_ips: list[str] | None = None
     ports: list[ServicePortSpec] | None = None

@@ -8,6 +8,7 @@ import json
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -496,3 +497,116 @@ def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(PolicyError, match="got `fromEntities`"):
         written({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "x"},
                  "spec": {"endpointSelector": {}, "ingress": [{"fromEntities": ["world"]}]}})  # fmt: skip
+
+
+def peers_of(document: dict[str, Any], way: str) -> list[Any]:
+    side = {"egress": "to", "ingress": "from"}[way]
+    return [peer for rule in document["spec"].get(way, ()) for peer in rule[side]]
+
+
+def test_a_service_of_one_pod_opens_no_whole_namespace() -> None:
+    """StatefulSets have services that select by the name of a pod alone."""
+    mine = {"statefulset.kubernetes.io/pod-name": "db-1"}
+    db = msgspec.structs.replace(DB, labels={"app": "db", **mine})
+    one = ServiceFact(namespace="data", name="db-1", addresses=("10.96.0.44",), ports=(ServicePort(5432, "TCP", "sql", 15432),), selector=mine)  # fmt: skip
+    connection = [seen(WEB, CONNECT, "10.96.0.44", 5432)]
+    for facts, is_known in (([*FACTS, db, one], True), ([NodeFact(name="n1"), one], False)):
+        found, directory, made = learnt(connection, facts)
+        web = of(made["NetworkPolicy"], "web")
+        labels = [peer["podSelector"]["matchLabels"] for peer in peers_of(web, "egress")]
+        assert labels == ([{"app": "db"}] if is_known else []), "never an empty selector, which is every pod"
+        assert bool(found.unsure) != is_known
+        assert connectivity(found, directory, made["NetworkPolicy"]).refused == ()
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_pods_in_their_nodes_network_behind_a_service_are_nodes(form: str) -> None:
+    """No selector of pods reaches them: an engine sees the address of the node."""
+    agents = [
+        pod_fact("infra", "agent", "", number=number, addresses=(), host_network=True, node=f"n{number}")
+        for number in (1, 2)
+    ]
+    exporter = ServiceFact(namespace="infra", name="agent", addresses=("10.96.0.77",), ports=(ServicePort(80, "TCP", "m", 9100),), selector={"app": "agent"})  # fmt: skip
+    for some, hosts in ((agents[:1], ("n1",)), (agents, ("n1", "n2"))):
+        found, directory, made = learnt([seen(WEB, CONNECT, "10.96.0.77", 80)], [*FACTS, *some, exporter])
+        assert {str(key.peer) for key in found.seen} == {f"node/{name}" for name in hosts}
+        (document,) = made[form]
+        assert "agent" not in str(document["spec"])
+        evaluator = Evaluator([document])
+        web = PodEnd(namespace="shop", labels={"app": "web"}, uid="w")
+        for name in hosts:
+            node = directory.nodes[name]
+            end = PodEnd(host=name, addresses=tuple(map(ipaddress.ip_address, node.addresses)))
+            assert evaluator.passes(web, end, "TCP", 9100) is None
+        assert connectivity(found, directory, [document]).refused == ()
+
+
+def test_some_pods_of_a_service_in_their_nodes_network_and_some_not() -> None:
+    agent = pod_fact("data", "db", "", number=9, addresses=(), host_network=True, node="n3")
+    found, _, made = learnt([seen(WEB, CONNECT, "10.96.0.4", 5432)], [*FACTS, agent])
+    assert {str(key.peer) for key in found.seen} == {"data/svc/db", "node/n3"}
+    assert {"ipBlock": {"cidr": "192.168.0.3/32"}} in peers_of(of(made["NetworkPolicy"], "web"), "egress")
+    unknown = msgspec.structs.replace(agent, node="n9")
+    found, _, _ = learnt([seen(WEB, CONNECT, "10.96.0.4", 5432)], [*FACTS, unknown])
+    assert list(found.unsure) == ["node n9, where data/db-9 runs, is not known"]
+
+
+BALANCED = ServiceFact(
+    namespace="shop", name="web", addresses=("10.96.0.80", "203.0.113.80"), ports=(ServicePort(443, "TCP", "https", 8443),), selector={"app": "web"},
+    public=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_who_comes_from_outside_through_a_load_balancer_is_anybody(form: str) -> None:
+    """Where the balancer keeps its clients' addresses no list of them is ever complete."""
+    some = [seen(WEB, ACCEPT, text, 8443) for text in ("198.51.100.7", "2001:db8:7::1")] + [
+        seen(WEB, ACCEPT, "198.51.100.7", 9000),
+        seen(WEB, ACCEPT, "10.200.0.9", 8443),
+    ]
+    found, directory, made = learnt(some, [*FACTS, BALANCED])
+    assert connectivity(found, directory, made[form]).refused == ()
+    evaluator, web = Evaluator(made[form]), PodEnd(namespace="shop", labels={"app": "web"}, uid="w")
+
+    def passes(text: str, port: int) -> bool:
+        return evaluator.passes(PodEnd(addresses=(ipaddress.ip_address(text),)), web, "TCP", port) is None
+
+    assert passes("203.0.113.200", 8443)
+    assert passes("2600::1", 8443)
+    assert not passes("203.0.113.200", 9000), "a port that the balancer does not lead to"
+    assert not passes("10.200.0.10", 8443), "a neighbour that was not seen"
+    assert passes("10.200.0.9", 8443)
+    # A service without a balancer, or one for some networks alone, keeps the list.
+    for service in (
+        msgspec.structs.replace(BALANCED, public=False),
+        msgspec.structs.replace(BALANCED, selector={"app": "api"}),
+    ):
+        _, _, made = learnt(some, [*FACTS, service])
+        evaluator = Evaluator(made[form])
+        assert not passes("203.0.113.200", 8443)
+
+
+def test_resolvers_outside_and_on_nodes_are_asked_over_both_protocols() -> None:
+    """A cache for names on each node (169.254.20.10), or one of the network's: long answers come over TCP there, too."""
+    some = [seen(WEB, ASK, text, 53, kind=DGRAM, detail="a.example") for text in ("169.254.20.10", "192.168.0.3")]
+    _, _, made = learnt([*some, seen(WEB, CONNECT, "198.51.100.7", 443)])
+    rules = of(made["NetworkPolicy"], "web")["spec"]["egress"]
+    asked = {peer["ipBlock"]["cidr"]: rule["ports"] for rule in rules for peer in rule["to"]}
+    both = [{"protocol": "TCP", "port": 53}, {"protocol": "UDP", "port": 53}]
+    assert asked["169.254.20.10/32"] == asked["192.168.0.3/32"] == both
+    assert asked["198.51.100.7/32"] == [{"protocol": "TCP", "port": 443}]
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_node_port_leads_to_the_pods_behind_it(form: str) -> None:
+    """Its own node translates before policies are asked (kube-proxy), another one does not: both are let pass."""
+    ports = (ServicePort(80, "TCP", "http", "web", 30080),)
+    service = next(one for one in FACTS if isinstance(one, ServiceFact) and one.name == "api")
+    facts = [one for one in FACTS if one is not service] + [msgspec.structs.replace(service, ports=ports)]
+    found, directory, made = learnt([seen(WEB, CONNECT, "192.168.0.3", 30080)], facts)
+    assert {str(key.peer) for key in found.seen} == {"node/n3", "shop/svc/api"}
+    assert connectivity(found, directory, made[form]).refused == ()
+    shop = {"kubernetes.io/metadata.name": "shop"}
+    api = PodEnd(namespace="shop", labels={"app": "api"}, namespace_labels=shop, uid="a", named={("web", "TCP"): 8080})
+    web = PodEnd(namespace="shop", labels={"app": "web"}, uid="w")
+    assert Evaluator(made[form]).passes(web, api, "TCP", 8080) is None

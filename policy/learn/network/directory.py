@@ -13,7 +13,7 @@ import msgspec
 from policy.cluster_peers import ClusterPeers
 from policy.learn.network.addresses import parsed
 from policy.learn.workloads import OF_ONE_POD
-from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact
+from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 
 Labels = tuple[tuple[str, str], ...]
 """Sorted pairs: a selector that can be a key."""
@@ -57,14 +57,20 @@ class Directory:
         self._endpoints: dict[tuple[str, str], list[EndpointsFact]] = {}
         self._named: dict[tuple[str, str, float], PodFact] = {}
         self._carried: dict[tuple[str, str, str], Labels] = {}
+        self._node_ports: dict[tuple[str, int], tuple[ServiceFact, ServicePort]] = {}
+        self._spaces: dict[str, list[PodFact]] = {}
         for fact in facts:
             self._peers.put(fact.key, fact)
             match fact:
                 case PodFact():
                     self.pods[fact.uid] = fact
                     self._named[fact.namespace, fact.name, fact.started] = fact
+                    self._spaces.setdefault(fact.namespace, []).append(fact)
                 case ServiceFact():
                     self.services[fact.namespace, fact.name] = fact
+                    self._node_ports |= {
+                        (one.protocol, one.node_port): (fact, one) for one in fact.ports if one.node_port
+                    }
                 case NodeFact():
                     self.nodes[fact.name] = fact
                 case NamespaceFact():
@@ -101,6 +107,27 @@ class Directory:
         """Whether a pod had `address` at some other time: then it is no address outside."""
         peer = self._peers.peer(address)
         return peer is not None and peer.name.startswith("pod/")
+
+    def behind(self, service: ServiceFact) -> list[PodFact]:
+        """The pods that a service selects, in order; those that ended where it is nobody else."""
+        wanted = tuple(service.selector.items())
+        found = [one for one in self._spaces.get(service.namespace, ()) if carries(one.labels, wanted)]
+        found.sort(key=lambda one: one.uid)
+        return [one for one in found if not one.ended] or found
+
+    def at_node_port(self, protocol: str, number: int) -> tuple[ServiceFact, ServicePort] | None:
+        """The service, and the port of it, that every node has at a port of its own."""
+        return self._node_ports.get((protocol, number))
+
+    def exposed(self, namespace: str, labels: Labels) -> set[tuple[str, int]]:
+        """(protocol, port) of pods with `labels` that a load balancer for anybody leads to."""
+        found = set()
+        for service in self.services.values():
+            selector = lasting(service.selector.items())
+            if service.public and service.namespace == namespace and selector and carries(dict(labels), selector):
+                targets = [self.target(service, one.port, one.protocol) for one in service.ports]
+                found |= {(one.protocol, one.first) for one in targets if one is not None}
+        return found
 
     def outside_of(self, service: ServiceFact) -> list[tuple[str, int, str]]:
         """(address, port, protocol) behind a service that selects no pods."""

@@ -108,6 +108,7 @@ class _Reading:
         self._carried: dict[LearntWorkload, set[tuple[str, str]]] = {}
         self._served: dict[tuple[str, str], set[int]] = {}
         self._streams: set[tuple[str, str, str, int]] = set()
+        self._behind: dict[tuple[str, str], tuple[list[Party], list[str]]] = {}
 
     def read(self, sightings: list[Sighting]) -> Flows:
         some = [one for one in sightings if learnable(one) and one.behaviour.family in (INET, INET6)]
@@ -224,6 +225,12 @@ class _Reading:
                 found.left["the pod's own node, its kubelet's probes among it"] += one.count
             case NodeFact():
                 self._put(one, subject, ingress, Party("node", name=holder.name), port)
+                behind = None if ingress else self.directory.at_node_port(port.protocol, port.first)
+                if behind is not None:
+                    # The caller's own node translates before policies are asked, another one does not.
+                    self._service(
+                        one, subject, behind[0], address, PortRange(port.protocol, behind[1].port, behind[1].port)
+                    )
             case ServiceFact() if not ingress:
                 self._service(one, subject, holder, address, port)
             case _ if self.directory.once_a_pods(address):
@@ -239,8 +246,11 @@ class _Reading:
                     f"service {service.namespace}/{service.name} has no port {port.first}/{port.protocol}"
                 ] += one.count
                 return
-            labels = lasting(service.selector.items())
-            self._put(one, subject, False, Party("pods", service.namespace, f"svc/{service.name}", labels), target)
+            parties, unsure = self._selected(service)
+            for party in parties:
+                self._put(one, subject, False, party, target)
+            for why in unsure:
+                self.found.unsure[why] += one.count
             return
         behind = self.directory.outside_of(service)
         for where, number, protocol in behind:
@@ -251,6 +261,36 @@ class _Reading:
             self._put(one, subject, False, peer, PortRange(protocol, number, number))
         if not behind:
             self.found.unsure[f"nobody is known behind service {service.namespace}/{service.name}"] += one.count
+
+    def _selected(self, service: ServiceFact) -> tuple[list[Party], list[str]]:
+        """(whom a selector leads to, why that is not all). A pod in its node's network is that node: no engine knows it by its labels."""
+        known = self._behind.get((service.namespace, service.name))
+        if known is not None:
+            return known
+        pods, labels = self.directory.behind(service), lasting(service.selector.items())
+        own = [pod for pod in pods if not pod.host_network]
+        parties: set[Party] = set()
+        unsure: list[str] = []
+        if len(labels) == len(service.selector) and (own or not pods):
+            parties.add(Party("pods", service.namespace, f"svc/{service.name}", labels))
+        elif len(labels) < len(service.selector):
+            # It selects one pod or run: the workload of that is who is let pass.
+            parties |= {
+                Party("pods", pod.namespace, pod.owner.name or pod.name, mine)
+                for pod in own
+                if (mine := self.directory.labels_of(pod))
+            }
+        for pod in (one for one in pods if one.host_network):
+            if pod.node in self.directory.nodes:
+                parties.add(Party("node", name=pod.node))
+            else:
+                unsure.append(f"node {pod.node}, where {pod.namespace}/{pod.name} runs, is not known")
+        if not parties and not unsure:
+            unsure.append(
+                f"service {service.namespace}/{service.name} selects one pod, and labels that outlast it are not known"
+            )
+        self._behind[service.namespace, service.name] = sorted(parties), unsure
+        return sorted(parties), unsure
 
     def _put(self, one: Sighting, subject: Subject, ingress: bool, peer: Party, port: PortRange) -> None:
         key, found = FlowKey(subject, ingress, peer, port), self.found

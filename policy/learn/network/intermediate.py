@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from policy.learn.evidence import Evidence
-from policy.learn.network.addresses import parsed, private, summarised
+from policy.learn.network.addresses import INTERNET, parsed, private, summarised
 from policy.learn.network.directory import Directory, Labels, PortRange, carries
 from policy.learn.network.flows import EPHEMERAL, EPHEMERAL_LAST, HOST_NAME, FlowKey, Flows, Party, Subject
 from schemas.cluster import ServiceFact
@@ -105,8 +105,10 @@ def policies(found: Flows, directory: Directory) -> list[ConnectPolicy]:
         rules = _rules(egress, directory, called.get(subject, ()))
         rules += [ConnectRule(peer=RulePeer("name", name=name), ports=ports, evidence=evidence)
                   for name, (ports, evidence) in sorted(names.get(subject, {}).items())]  # fmt: skip
+        exposed = directory.exposed(subject.workload.namespace, subject.labels)
+        arriving = _rules(table.get((subject, True), {}), directory, exposed=exposed)
         made.append(ConnectPolicy(
-            subject=subject, ingress=tuple(_rules(table.get((subject, True), {}), directory)), egress=tuple(rules), dns=dns,
+            subject=subject, ingress=tuple(arriving), egress=tuple(rules), dns=dns,
         ))  # fmt: skip
     return made
 
@@ -128,9 +130,13 @@ def _mirrored(key: FlowKey, subjects: Iterable[Subject]) -> Iterator[tuple[Subje
 def _whole_dns(
     egress: dict[Party, dict[PortRange, Evidence]], directory: Directory, resolvers: dict[str, list[ServiceFact]]
 ) -> bool:
-    """Whoever asks the cluster's DNS may do so over both protocols: answers that are too long come over TCP."""
+    """Whoever asks the cluster's DNS, or a resolver of nodes or outside, may do so over both protocols: answers that are too long come
+    over TCP."""
     asks = False
     for peer, ports in egress.items():
+        asked = ports.get(PortRange("UDP", _DNS, _DNS)) if peer.kind != "pods" else None
+        if asked is not None:
+            ports.setdefault(PortRange("TCP", _DNS, _DNS), asked)
         some = resolvers.get(peer.namespace, ()) if peer.kind == "pods" else ()
         for service in (one for one in some if carries(dict(peer.labels), tuple(one.selector.items()))):
             targets = [
@@ -154,11 +160,12 @@ def _same(port: PortRange, target: PortRange) -> bool:
 
 
 def _rules(
-    peers: dict[Party, dict[PortRange, Evidence]], directory: Directory, called: Collection[Party] = ()
-) -> list[ConnectRule]:
+    peers: dict[Party, dict[PortRange, Evidence]], directory: Directory, called: Collection[Party] = (), exposed: Collection[tuple[str, int]] = (),
+) -> list[ConnectRule]:  # fmt: skip
     made: dict[tuple[RulePeer, tuple[PortRange, ...]], Evidence] = {}
     outside: dict[tuple[PortRange, ...], dict[str, Evidence]] = {}
     nodes: dict[PortRange, dict[str, Evidence]] = {}
+    anybody: dict[str, dict[PortRange, Evidence]] = {}
     whole = _ephemeral(port for peer, ports in peers.items() if peer.kind == "outside" for port in ports)
     for peer, ports in peers.items():
         if peer.kind == "pods":
@@ -168,6 +175,14 @@ def _rules(
             for port, evidence in ports.items():
                 nodes.setdefault(port, {}).setdefault(peer.name, Evidence()).merge(evidence)
         else:
+            if exposed and (internet := _internet(peer)):
+                for port in [one for one in ports if (one.protocol, one.first) in exposed]:
+                    anybody.setdefault(internet, {}).setdefault(port, Evidence()).merge(ports[port])
+                ports = {
+                    port: evidence for port, evidence in ports.items() if (port.protocol, port.first) not in exposed
+                }
+                if not ports:
+                    continue
             known = tuple(
                 dict.fromkeys(
                     port if port.last < EPHEMERAL else whole.get(port.protocol, port) for port in sorted(ports)
@@ -182,6 +197,9 @@ def _rules(
         if len(left) < len(where):
             there = RulePeer("networks", networks=networks, called=True, nameless=tuple(summarised(left)))
         made.setdefault((there, same), Evidence()).merge(Evidence.of(where.values()))
+    for network, by_port in anybody.items():
+        key = (RulePeer("networks", networks=(network,)), merged_ports(by_port))
+        made.setdefault(key, Evidence()).merge(Evidence.of(by_port.values()))
     by_nodes: dict[tuple[str, ...], dict[PortRange, Evidence]] = {}
     for port, names in nodes.items():
         by_nodes.setdefault(_node_networks(names, directory), {})[port] = Evidence.of(names.values())
@@ -191,6 +209,12 @@ def _rules(
         ConnectRule(peer=peer, ports=ports, evidence=evidence)
         for (peer, ports), evidence in sorted(made.items(), key=lambda item: item[0])
     ]
+
+
+def _internet(peer: Party) -> str:
+    """All of the internet, for an address of it; "" for one that is not."""
+    address = parsed(peer.name)
+    return INTERNET[address.version] if address is not None and not private(address) else ""
 
 
 def _node_networks(names: Iterable[str], directory: Directory) -> tuple[str, ...]:

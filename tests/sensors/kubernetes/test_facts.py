@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.cluster import decode, encode
+from schemas.cluster import ServiceFact, ServicePort, decode, encode
 from schemas.identity import Owner
 from sensors.kubernetes import facts
 from sensors.kubernetes.objects import EndpointSliceObject, MetadataOnly, NodeObject, PodObject, ServiceObject
@@ -128,6 +128,31 @@ def test_a_headless_service_has_no_address() -> None:
     assert fact.addresses == ()
     assert fact.ports[0].target == "pg"
     assert decode(encode(fact)) == fact
+
+
+@pytest.mark.parametrize(
+    ("more", "public"),
+    [
+        ({"type": "LoadBalancer"}, True),
+        ({"type": "LoadBalancer", "loadBalancerSourceRanges": ["198.51.100.0/24"]}, False),
+        ({"type": "NodePort"}, False),
+        ({}, False),
+    ],
+)
+def test_a_service_that_anybody_may_use_and_the_ports_of_nodes_are_told(more: dict[str, Any], public: bool) -> None:
+    spec = {"clusterIPs": ["10.0.0.1"], "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}], **more}
+    one = msgspec.convert({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}, ServiceObject)
+    fact = facts.service(one)
+    assert (fact.public, fact.ports[0].node_port) == (public, 30080)
+    assert decode(encode(fact)) == fact
+
+
+def test_a_fact_of_before_is_read() -> None:
+    """An earlier release knew no ports of nodes; what it wrote stays on the topic."""
+    one = ServiceFact(namespace="shop", name="web", ports=(ServicePort(80, "TCP", "http", 8080),))
+    was = msgspec.msgpack.decode(encode(one))
+    assert (was.pop(), was[4][0].pop()) == (False, 0)
+    assert decode(msgspec.msgpack.encode(was)) == one
 
 
 @pytest.mark.parametrize("labels", [{"b": "1", "a": "2"}, {"a": "2", "b": "1"}])
