@@ -148,7 +148,19 @@ def _documents(path: str) -> list[dict[str, Any]]:
         raise SettingsError(f"expected YAML in `{path}`, got: {' '.join(str(error).split())}") from error
     if not found or not all(isinstance(one, dict) for one in found):
         raise SettingsError(f"expected network policies in `{path}`, found none")
-    return found
+    return [each for one in found for each in _listed(one, path)]
+
+
+def _listed(one: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """What `kubectl get -o yaml` gives is a list of them in one document."""
+    kind = one.get("kind")
+    if not isinstance(kind, str) or not kind.endswith("List") or "items" not in one:
+        return [one]
+    items = one["items"] or []
+    if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
+        raise SettingsError(f"expected network policies in the list of `{path}`, got something else")
+    of = {} if kind == "List" else {"kind": kind.removesuffix("List"), "apiVersion": one.get("apiVersion")}
+    return [of | each for each in items]
 
 
 def _flows(

@@ -67,6 +67,10 @@ def main(argv: Sequence[str]) -> int:
         raise SettingsError(
             f"expected a kind of policy that Hauberk enforces with --apply and --merge, got {given.policy}; `kubectl apply -f` takes what is printed"
         )
+    if network and given.container:
+        raise SettingsError(
+            f"expected -c with KubeArmorPolicy, got {given.policy}, which is for pods and nodes with all of their containers"
+        )
     if given.policy == NETWORK_KINDS[3] and given.merge:
         raise SettingsError("expected --merge with KubeArmorPolicy and KubeArmorHostPolicy, got KubeArmorNetworkPolicy")
     from hauberk import discovery

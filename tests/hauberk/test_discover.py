@@ -347,8 +347,20 @@ def test_network_policies_of_what_pods_spoke_to(
         (("-p", "NetworkPolicy", "--apply"), "`kubectl apply -f` takes what is printed"),
         (("-p", "KubeArmorHostPolicy", "--verify"), "expected --verify with NetworkPolicy"),
         (("--verify", "--review"), "got several"),
+        (("-p", "NetworkPolicy", "-c", "app"), "with all of their containers"),
     ):  # fmt: skip
         assert said in run(capsys, state, "discover", *words, code=2)
+    bare = {key: value for key, value in body.items() if key not in ("apiVersion", "kind")}
+    for listed in (
+        {"apiVersion": "v1", "kind": "List", "items": [body]},
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicyList", "items": [bare]},
+    ):
+        broken.write_text(yaml.safe_dump(listed))
+        assert "1 policies, 1 flows that were seen: 1 pass" in run(capsys, state, "discover", "--verify", broken), (
+            "as kubectl prints them"
+        )
+    broken.write_text("{kind: List, items: [5]}")
+    assert "got something else" in run(capsys, state, "discover", "--verify", broken, code=2)
     broken.write_text("a: [")
     assert "expected YAML" in run(capsys, state, "discover", "--verify", broken, code=2)
     broken.write_text("kind: Pod")
