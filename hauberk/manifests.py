@@ -21,10 +21,11 @@ _MOST: Final = 16 << 20
 
 
 class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
-    """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks."""
+    """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks. `placed`: its namespace is written."""
 
     workload: HardenedWorkload
     commands: tuple[str, ...]
+    placed: bool
 
 
 def manifests(paths: list[Path]) -> list[ManifestContainer]:
@@ -109,7 +110,7 @@ def _document(document: Any) -> Iterator[ManifestContainer]:
                 namespace=_scalar(metadata.get("namespace") or "default"), name=_scalar(metadata["name"]), image=_scalar(container.get("image", "")),
                 labels={_scalar(key): _scalar(value) for key, value in (labels or {}).items() if key not in OF_ONE_POD}, container=_scalar(container["name"]),
             ),
-            commands=tuple(part for word in _words(container) for part in split(word)),
+            commands=tuple(part for word in _words(container) for part in split(word)), placed=bool(metadata.get("namespace")),
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from sinks.formats.summary_diff import code_span
 
 def report(found: list[Recommendation], known: TemplateSet, suffix: str) -> str:
     """By the ending of the file's name. SettingsError for one that is none of these."""
+    expect_form(suffix)
     match suffix.lower():
         case ".txt" | "":
             return _text(found, known)
@@ -28,9 +29,14 @@ def report(found: list[Recommendation], known: TemplateSet, suffix: str) -> str:
             return _html(found, known)
         case ".json":
             return json.dumps(plain(_data(found, known)), indent=2) + "\n"
-        case ".sarif":
+        case _:
             return json.dumps(plain(_sarif(found, known)), indent=2) + "\n"
-    raise SettingsError(f"expected a report that ends in .txt, .md, .html, .json or .sarif, got `{suffix}`")
+
+
+def expect_form(suffix: str) -> None:
+    """Before anything is asked. SettingsError for an ending that says no form."""
+    if suffix.lower() not in ("", ".txt", ".md", ".html", ".htm", ".json", ".sarif"):
+        raise SettingsError(f"expected a report that ends in .txt, .md, .html, .json or .sarif, got `{suffix}`")
 
 
 def coverage(one: Recommendation, known: TemplateSet) -> dict[str, tuple[int, int]]:

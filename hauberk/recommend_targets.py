@@ -55,18 +55,20 @@ class HardeningTarget(msgspec.Struct, kw_only=True):
 
 
 def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
-    """Of manifests, else of what was recorded, else of the images alone; each with what is known of the other two."""
+    """Of manifests, else of what was recorded, else of the images alone; each with what is known of the other two. `-n` and `-l` choose, but
+    of images, and of manifests without a namespace, they say where they will run."""
     fetch = _Fetch(given)
     images = [one for text in given.image for one in _image(text, given, fetch)]
     recorded = _recorded(given)
     manifested = _manifested(given)
     if manifested is not None:
-        found = [_of_manifest(one) for one in manifested]
+        found = [_of_manifest(one, given.namespace) for one in manifested]
     elif recorded and not given.image:
         found = [HardeningTarget(workload=one.workload) for one in recorded]
     else:
         found = [
-            HardeningTarget(workload=_of_image(one), contents=one.contents, commands=one.commands) for one in images
+            HardeningTarget(workload=_of_image(one, given), contents=one.contents, commands=one.commands)
+            for one in images
         ]
     if not found:
         raise SettingsError(
@@ -193,18 +195,24 @@ def _reference(text: str) -> ImageReference | None:
         return None
 
 
-def _of_manifest(one: ManifestContainer) -> HardeningTarget:
-    return HardeningTarget(workload=one.workload, commands=one.commands)
+def _of_manifest(one: ManifestContainer, namespace: str | None) -> HardeningTarget:
+    of = one.workload
+    if namespace and not one.placed:
+        of = msgspec.structs.replace(of, namespace=namespace)
+    return HardeningTarget(workload=of, commands=one.commands)
 
 
-def _of_image(one: ReadImage) -> HardenedWorkload:
-    """Nobody says where an image runs: its repository's name is the usual name of its container."""
+def _of_image(one: ReadImage, given: argparse.Namespace) -> HardenedWorkload:
+    """Where nobody says how an image runs, its repository's name is the usual name of its container."""
     text = one.names[0] if one.names else Path(one.origin).stem
     name = (
         re.sub(r"[^a-z0-9-]+", "-", text.partition("@")[0].rpartition("/")[2].partition(":")[0].lower()).strip("-")
         or "image"
     )
-    return HardenedWorkload(name=name, container=name, image=text)
+    chosen = labels(given.selector)
+    return HardenedWorkload(
+        namespace=given.namespace or "default", name=name, container="" if chosen else name, labels=chosen, image=text
+    )
 
 
 def _query(given: argparse.Namespace) -> Query:

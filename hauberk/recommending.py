@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from hauberk.configuration import complete
 from hauberk.learnt_answers import untracked
 from hauberk.policies import postures
 from hauberk.progress_line import ProgressLine
-from hauberk.recommend_report import report
+from hauberk.recommend_report import expect_form, report
 from hauberk.recommend_targets import HardeningTarget, targets_of, with_sightings
 from hauberk.template_files import template_files
 from hauberk.written_policies import expect_directory, write_policies, write_whole, yaml_text
@@ -40,8 +41,10 @@ def recommend(given: argparse.Namespace) -> int:
     chosen = _chosen(known, given)
     if given.outdir:
         expect_directory(Path(given.outdir))
-    if given.report and given.report != "-" and Path(given.report).is_dir():
-        raise SettingsError(f"expected a file to write the report to, `{given.report}` is a directory")
+    if given.report and given.report != "-":
+        if Path(given.report).is_dir():
+            raise SettingsError(f"expected a file to write the report to, `{given.report}` is a directory")
+        expect_form(Path(given.report).suffix)
     targets = targets_of(given)
     line = ProgressLine(
         lambda number, seconds: (
@@ -60,9 +63,9 @@ def recommend(given: argparse.Namespace) -> int:
     spoken = (one.body["metadata"]["namespace"] for of in found for one in of.policies)
     if said := untracked((name for name in spoken if orchestrated is None or name in orchestrated), postures(given)):
         print(f"hauberk recommend: {said}", file=sys.stderr)
-    if given.image and not (given.file or given.kubeconfig is not None or given.context):
+    if given.image and not (given.selector or given.file or given.kubeconfig is not None or given.context):
         print(
-            "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name",
+            "hauberk recommend: images alone do not say where they run; policies select containers by the repository's name, or with -l by labels",
             file=sys.stderr,
         )
     bodies = {(policy.body["metadata"]["namespace"], policy.body["metadata"]["name"]): (
@@ -71,7 +74,9 @@ def recommend(given: argparse.Namespace) -> int:
     )
         for one in found for policy in one.policies
     }  # fmt: skip
-    # Policies first: a report that lies there says what was written.
+    # Policies first: a report that lies there says what was written; and none where there could be no report.
+    if given.report and given.report != "-":
+        _expect_writable(Path(given.report))
     if given.report == "-":
         print(report(found, known, ".txt"), end="")
     elif not bodies:
@@ -174,6 +179,16 @@ def _ask(target: HardeningTarget, sightings: list[Sighting], chosen: Iterable[Te
             for path in paths
         ]  # fmt: skip
     return recommended(target.workload, chosen, target.contents, [*sightings, *declared])
+
+
+def _expect_writable(path: Path) -> None:
+    """SettingsError when no report can be written there; its directory is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SettingsError(f"expected to write `{path}`, got: {error.strerror or error}") from error
 
 
 def _whole(path: Path, text: str) -> None:

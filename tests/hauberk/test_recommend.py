@@ -413,6 +413,31 @@ def test_bad_images_and_words_are_one_sentence(capsys: pytest.CaptureFixture[str
         assert len(said.strip().splitlines()) == 1
 
 
+def test_of_images_alone_namespace_and_labels_say_where_they_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = written(tmp_path / "image", layout(BASE, TOP))
+    words = ("-i", image, "--platform", "amd64", "-p", "miners")
+    body = yaml.safe_load(run(capsys, tmp_path / "state", *words, "-n", "shop"))
+    assert body["metadata"]["namespace"] == "shop"
+    assert body["spec"]["selector"]["matchLabels"] == {"kubearmor.io/container.name": "[web]"}
+    body = yaml.safe_load(run(capsys, tmp_path / "state", *words, "-l", "app=web,tier=front"))
+    assert body["spec"]["selector"]["matchLabels"] == {"app": "web", "tier": "front"}
+
+
+def test_a_manifest_without_a_namespace_is_for_the_one_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As `kubectl apply -n` takes it; one that is written chooses."""
+    (tmp_path / "all.yaml").write_text(MANIFEST)
+    words = ("-f", tmp_path / "all.yaml", "-p", "miners")
+    for namespace, names in (("bank", ["nightly"]), ("shop", ["<script>alone", "nightly", "web", "web"])):
+        run(capsys, tmp_path / "state", *words, "-n", namespace, "-r", tmp_path / "r.json")
+        found = json.loads((tmp_path / "r.json").read_text())["workloads"]
+        assert sorted(one["name"] for one in found) == names
+        assert {one["namespace"] for one in found} == {namespace}
+
+
 def test_a_report_is_written_after_policies_and_without_any(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """All left out is an answer too, with its reasons; and no report says what an `-o` that failed never wrote."""
     image = written(tmp_path / "image", layout(BASE, TOP))
@@ -426,6 +451,14 @@ def test_a_report_is_written_after_policies_and_without_any(capsys: pytest.Captu
     assert "expected a directory" in run(capsys, state, *words, "-o", tmp_path / "out", code=2)
     assert not report.exists()
     assert "is a directory" in run(capsys, state, "-i", image, "-r", tmp_path / "out", code=2)
+    for place, says in (
+        (tmp_path / "r.pdf", "a report that ends in"),
+        ("/proc/nowhere/r.html", "expected to write"),
+        (tmp_path / "file/r.txt", "expected to write"),
+    ):
+        said = run(capsys, state, "-i", image, "--platform", "amd64", "-o", tmp_path / "none", "-r", place, code=2)
+        assert says in said
+        assert not (tmp_path / "none").exists(), "no policies where there can be no report"
     state.mkdir()
     pod = Identity(kind=Kind.CONTAINER, node="n", uid="u", namespace="shop", container_name="app", owner=Owner("Deployment", "web", "shop"),
                    orchestrated=True)  # fmt: skip
