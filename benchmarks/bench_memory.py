@@ -3,6 +3,7 @@
 
 VmRSS and Pss of the process alone, from /proc/PID/smaps_rollup, in MB of 10^6 bytes; children are not counted. Pss leaves out
 what is shared with others, so it is what one more process really costs. Needs root, BPF, BCC and cgroup v2.
+Neighbour: bench_kafka_memory, which weighs a node over Kafka the same way.
 """
 
 from __future__ import annotations
@@ -44,23 +45,26 @@ def run(scale: float) -> Result:
         print(f"bench_memory: {lacks}", file=sys.stderr)
         return {}
     seconds = max(0.5, 20 * scale)
-    result: Result = {}
-    for verb in ("node", "up"):
-        # The host is left out: what others do on a shared machine would be weighed too.
-        with running(verb, sets=('postures.host_visibility=["none"]',)) as live:
-            time.sleep(min(5.0, seconds))
-            before = live.memory()
-            calls = _work(live, seconds)
-            time.sleep(min(2.0, seconds))
-            after = live.memory()
-        result[f"{verb}_rss_start"] = _figure(
-            before["Rss"], 1, f"VmRSS of `hauberk {verb}` {min(5.0, seconds):g} s after it was ready"
-        )
-        how = f"after {seconds:g} s in which a watched cgroup made {calls} watched calls"
-        result[f"{verb}_rss"] = _figure(after["Rss"], calls, f"VmRSS of `hauberk {verb}` {how}")
-        result[f"{verb}_pss"] = _figure(after["Pss"], calls, f"Pss of `hauberk {verb}` {how}")
-        result[f"{verb}_anonymous"] = _figure(after["Anonymous"], calls, f"Anonymous memory of `hauberk {verb}` {how}")
-    return result
+    return weighed("node", "node", seconds) | weighed("up", "up", seconds)
+
+
+def weighed(verb: str, name: str, seconds: float, where: str = "", sets: tuple[str, ...] = ()) -> Result:
+    """Figures `{name}_...` of `hauberk VERB`, with `sets` as further settings and `where` to say so; it works for `seconds`."""
+    # The host is left out: what others do on a shared machine would be weighed too.
+    with running(verb, sets=('postures.host_visibility=["none"]', *sets)) as live:
+        time.sleep(min(5.0, seconds))
+        before = live.memory()
+        calls = _work(live, seconds)
+        time.sleep(min(2.0, seconds))
+        after = live.memory()
+    what = f"of `hauberk {verb}`{where}"
+    how = f"after {seconds:g} s in which a watched cgroup made {calls} watched calls"
+    return {
+        f"{name}_rss_start": _figure(before["Rss"], 1, f"VmRSS {what} {min(5.0, seconds):g} s after it was ready"),
+        f"{name}_rss": _figure(after["Rss"], calls, f"VmRSS {what} {how}"),
+        f"{name}_pss": _figure(after["Pss"], calls, f"Pss {what} {how}"),
+        f"{name}_anonymous": _figure(after["Anonymous"], calls, f"Anonymous memory {what} {how}"),
+    }
 
 
 def _work(live: Live, seconds: float) -> int:

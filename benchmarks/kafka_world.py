@@ -62,11 +62,12 @@ def quantile(times: Sequence[float], share: float) -> float:
 
 
 @contextmanager
-def broker(*, heap: str = "256m") -> Iterator[tuple[Cluster, Path]]:
-    """(a running broker, a directory beside it). SystemExit where there is none to be had."""
+def broker(*, heap: str = "256m", secure: bool = False) -> Iterator[tuple[Cluster, Path]]:
+    """(a running broker, a directory beside it). SystemExit where there is none to be had. `secure`: with all listeners of
+    `kafka_cluster.LISTENERS`."""
     with tempfile.TemporaryDirectory(prefix="hauberk-bench-") as directory:
         try:
-            cluster = Cluster(Path(directory) / "kafka", heap=heap)
+            cluster = Cluster(Path(directory) / "kafka", heap=heap, secure=secure)
         except NoKafka as error:
             raise SystemExit(f"no Kafka: {error}") from error
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from bus.contract import Bus
-from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
+from bus.embedded.settings import EmbeddedSettings
 from bus.kafka.settings import KafkaSettings
 from bus.memory import MemoryBus, MemorySettings
 
@@ -23,6 +23,9 @@ async def open_bus(settings: BusSettings, *, aloud: bool = True) -> Bus:
     in the log; False for who ends with the error, which says the same."""
     match settings:
         case EmbeddedSettings():
+            # What each bus is made of, and its memory, is for who is on it.
+            from bus.embedded.bus import EmbeddedBus
+
             return await EmbeddedBus.open(settings)
         case MemorySettings():
             return MemoryBus(settings)

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-import ssl
+from typing import TYPE_CHECKING
 
+from bus.openssl import take_in
 from bus.secret import Secret, refuse_shared
 from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def client_context(section: str, ca_file: str, cert_file: str, key_file: str, key_password: Secret) -> ssl.SSLContext:
     """PEM files; "" for none: the system's authorities, no certificate of our own, the key beside its certificate. SettingsError
     names `section` and the files that are wrong, and a key that others may read."""
+    take_in()
+    import ssl
+
     try:
         made = ssl.create_default_context(cafile=ca_file or None)
         if cert_file:

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 def of_bus(memory: ProcessMemory, bus: Bus) -> None:
     """Newest records. A bus that is elsewhere keeps none; and a spool is not read here."""
-    from bus.embedded.bus import EmbeddedBus
-    from bus.handover import HandoverBus
-
-    if isinstance(bus, EmbeddedBus | HandoverBus):
+    if hasattr(bus, "held_bytes"):
         memory.watch("records", lambda: bus.held_bytes)
 
 

@@ -107,6 +107,10 @@ def _run(words: list[str]) -> int:
         from hauberk.allocator import settle
 
         settle()
+    if verb == "node":
+        from bus.openssl import leave_out
+
+        leave_out()
     try:
         if any(word.startswith(("--kubeconfig", "--context", "--installed-in")) for word in words):
             from hauberk.client import through_cluster

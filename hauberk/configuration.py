@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from bus.embedded.bus import EmbeddedSettings
+from bus.embedded.settings import EmbeddedSettings
 from bus.registry import BusSettings, open_bus
 from hauberk.settings import LoadedSettings, check, merge, state_directory
 from schemas.backends import DEFAULTS

@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from bus.embedded.bus import EmbeddedBus
-from bus.handover import HandoverBus
 from schemas.errors import HauberkError, KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bus.contract import Bus
+    from bus.handover import HandoverBus
     from hauberk.sections import Configuration
     from processors.quiet import Place
     from schemas.frame import FrameHeader
@@ -23,13 +22,24 @@ if TYPE_CHECKING:
 
 def handing_over(bus: Bus, settings: Configuration) -> Bus:
     """`bus`, with raw frames in memory where it is this machine's own and that is not switched off."""
+    from bus.embedded.bus import EmbeddedBus
+    from bus.handover import HandoverBus
+
     most = getattr(settings.bus, "hand_over_bytes", 0)
     return HandoverBus(bus, most) if isinstance(bus, EmbeddedBus) and most else bus
 
 
+def _handing(bus: Bus) -> HandoverBus | None:
+    # Imported on use: `node` shares the wiring of `up` and hands nothing over.
+    from bus.handover import HandoverBus
+
+    return bus if isinstance(bus, HandoverBus) else None
+
+
 def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
     """What the sensor calls with each published batch; None where nothing is handed over."""
-    if not isinstance(bus, HandoverBus):
+    handing = _handing(bus)
+    if handing is None:
         return None
     from sensors.node.in_hand import InHand
 
@@ -38,7 +48,6 @@ def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
         with contextlib.suppress(KernelError):
             node.source.in_hand(events)
 
-    handing = bus
     word = InHand(lambda: handing.end_handed, write)
     handing.outstanding = lambda end, committed: word.settled(committed)
 
@@ -53,12 +62,13 @@ def word_of(bus: Bus, node: Node) -> Callable[[Batch], None] | None:
 
 def needs_of(bus: Bus, node: Node, name: str) -> Callable[[FrameHeader, list[int], list[int] | None], None]:
     """What the processor calls with what it needs of the sensor of node `name`. What cannot be marked is told all the same, a moment later."""
+    handing = _handing(bus)
 
     def needs(header: FrameHeader, rows: list[int], counted: list[int] | None) -> None:
         if header.node != name:
             return
         with contextlib.suppress(KernelError):
-            if counted is None or not isinstance(bus, HandoverBus) or bus.watched:
+            if counted is None or handing is None or handing.watched:
                 node.source.wanted.count_none()
             else:
                 node.source.wanted.count_only(counted)
@@ -70,7 +80,8 @@ def needs_of(bus: Bus, node: Node, name: str) -> Callable[[FrameHeader, list[int
 
 def needless_of(bus: Bus, node: Node, name: str) -> Callable[[list[Place] | None], None] | None:
     """What the processor calls with directories of node `name` whose names nobody needs; None where others may read them too."""
-    if not isinstance(bus, HandoverBus):
+    handing = _handing(bus)
+    if handing is None:
         return None
 
     def needless(places: list[Place] | None) -> None:
@@ -78,7 +89,7 @@ def needless_of(bus: Bus, node: Node, name: str) -> Callable[[list[Place] | None
         with contextlib.suppress(KernelError):
             if places is None:
                 node.source.wanted.name_by_file()
-            elif not bus.watched:
+            elif not handing.watched:
                 # Frames of another node may be on the same log: its cgroup ids are others here.
                 node.source.wanted.name_by_directory(
                     [(cgroup, directory) for of, cgroup, directory in places if of == name]
@@ -89,14 +100,15 @@ def needless_of(bus: Bus, node: Node, name: str) -> Callable[[list[Place] | None
 
 def logged(bus: Bus) -> Callable[[], bool] | None:
     """Whether telemetry is wanted; None: always."""
-    return bus.logged if isinstance(bus, HandoverBus) else None
+    handing = _handing(bus)
+    return None if handing is None else handing.logged
 
 
 async def put_aside(bus: Bus) -> str:
     """At the end, what nobody here has judged goes to the log for the next start; why it did not, "" when it did."""
-    if isinstance(bus, HandoverBus):
+    if (handing := _handing(bus)) is not None:
         try:
-            await bus.spill()
+            await handing.spill()
         except HauberkError as error:
             return str(error)
     return ""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from bus.embedded.bus import EmbeddedSettings
+from bus.embedded.settings import EmbeddedSettings
 from bus.registry import BusSettings
 from bus.spool import SpoolSettings
 from enforcers.settings import EnforceSettings

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bus.embedded.bus import EmbeddedSettings
+from bus.embedded.settings import EmbeddedSettings
 from bus.registry import BusSettings
 from bus.spool import SpoolSettings
 from enforcers.planner import PlannerSettings

@@ -15,8 +15,7 @@ import msgspec
 
 from bus.embedded.compacted import CompactedLog
 from bus.embedded.layout import ROWS_AT_ONCE, DirectoryLayout, Log
-from schemas.errors import SettingsError
-from schemas.topics import TOPICS, Cleanup, Topic
+from schemas.topics import Cleanup, Topic
 
 
 class Dropped(msgspec.Struct, kw_only=True):
@@ -36,18 +35,6 @@ class DiskCap(msgspec.Struct, kw_only=True):
 
 _SHED: Final = {"events.raw": 0, "telemetry": 1, "summaries": 2, "alerts": 4}
 """What goes first on a full disk: what a node tells again, what only shows, what is counted; alerts last."""
-
-_SEGMENTED: Final = sum(not topic.compacted for topic in TOPICS)
-
-
-def check_cap(total_bytes: int, segment_bytes: int) -> None:
-    """SettingsError for a cap that the newest segments alone, which never go, may reach."""
-    least = _SEGMENTED * segment_bytes
-    if 0 < total_bytes < least:
-        raise SettingsError(
-            f"`bus.total_bytes`: expected 0 or at least {_SEGMENTED} times `segment_bytes` ({least}), got {total_bytes}; "
-            "raise it, or lower `segment_bytes`: the newest segment of a topic never goes"
-        )
 
 
 def make_room(

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the embedded bus is told and what it counts. Neighbour: `bus`, which gives both on."""
+"""What the embedded bus is told and what it counts. No part of it is imported: whoever is on another bus reads these too.
+
+Neighbour: `bus`, which gives both on.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
-from bus.embedded.disk_cap import check_cap
-from bus.embedded.writer import HOUSEKEEPING_SECONDS
 from schemas.errors import SettingsError
 from schemas.stats import Gauge
-from schemas.topics import BY_NAME
+from schemas.topics import BY_NAME, TOPICS
 
 Meta = msgspec.Meta
+
+HOUSEKEEPING_SECONDS: Final = 2.0
+_SEGMENTED: Final = sum(not topic.compacted for topic in TOPICS)
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="embedded"):
@@ -110,6 +114,16 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             gt=0, le=315_360_000, description="Seconds between checks for segments to seal and to drop.", examples=[2.0]
         ),
     ] = HOUSEKEEPING_SECONDS
+
+
+def check_cap(total_bytes: int, segment_bytes: int) -> None:
+    """SettingsError for a cap that the newest segments alone, which never go, may reach."""
+    least = _SEGMENTED * segment_bytes
+    if 0 < total_bytes < least:
+        raise SettingsError(
+            f"`bus.total_bytes`: expected 0 or at least {_SEGMENTED} times `segment_bytes` ({least}), got {total_bytes}; "
+            "raise it, or lower `segment_bytes`: the newest segment of a topic never goes"
+        )
 
 
 def check_names(settings: EmbeddedSettings) -> None:

@@ -63,7 +63,6 @@ Job = Append | Commit | Forget | Stop
 # What the loop is told: a finished job with its result or its error.
 Done = tuple[Job, int | BaseException | None]
 
-HOUSEKEEPING_SECONDS = 2.0
 _AT_REST = 10
 """Times as long between two looks when nothing was written in between."""
 _LOOK_SECONDS = 0.02

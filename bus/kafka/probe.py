@@ -11,9 +11,8 @@ Each step that fails has a sentence of its own. Neighbour: `connection`, which a
 from __future__ import annotations
 
 import asyncio
-import ssl
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiokafka import errors
 from aiokafka.conn import create_conn
@@ -21,6 +20,9 @@ from aiokafka.conn import create_conn
 from bus.kafka.failures import said
 from bus.kafka.security import addresses, arguments
 from bus.kafka.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    import ssl
 
 _API_VERSIONS: Final = struct.pack(">ihhih", 10, 18, 0, 1, -1)
 """Length, key, version 0, correlation, no client id."""
@@ -51,27 +53,25 @@ async def _steps(settings: KafkaSettings, address: str, stands: list[bool]) -> s
     context: ssl.SSLContext | None = known["ssl_context"]
     try:
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
-    except ssl.SSLCertVerificationError as error:
-        return f"its certificate is not accepted ({error.verify_message}); check `bus.tls.ca_file` and the name in `bus.bootstrap`"
-    except ssl.SSLError as error:
-        return f"no TLS there ({error.reason or said(error)}); is this listener for `security_protocol` {settings.security_protocol}?"
     except ConnectionResetError:
         return (
             f"it closed the connection at once; is this listener for `security_protocol` {settings.security_protocol}?"
         )
     except OSError as error:
+        if context is not None and (found := _insecure(error, settings)):
+            return found
         return f"nobody there ({error.strerror or said(error)}); does the broker run, and is the address right?"
     stands.append(True)
     try:
         writer.write(_API_VERSIONS)
         answer = await reader.readexactly(8)
-    except ssl.SSLError as error:
-        # With TLS 1.3 the server's word on our certificate comes with the first bytes.
-        return (
-            f"our certificate is not accepted ({error.reason or said(error)}); has `bus.tls.cert_file` expired, or do the brokers not "
-            "trust who signed it?"
-        )
-    except (OSError, asyncio.IncompleteReadError):
+    except (OSError, asyncio.IncompleteReadError) as error:
+        if context is not None and (reason := _reason(error)):
+            # With TLS 1.3 the server's word on our certificate comes with the first bytes.
+            return (
+                f"our certificate is not accepted ({reason}); has `bus.tls.cert_file` expired, or do the brokers not "
+                "trust who signed it?"
+            )
         if context is not None and not settings.tls.cert_file:
             return "it closed the connection without a word; does this listener ask for a certificate (`bus.tls.cert_file`)?"
         return f"it closed the connection without a word; is this listener for `security_protocol` {settings.security_protocol}?"
@@ -85,6 +85,23 @@ async def _steps(settings: KafkaSettings, address: str, stands: list[bool]) -> s
     if not settings.security_protocol.startswith("SASL"):
         return "the broker answers now"
     return await _login(settings, host, int(port))
+
+
+def _insecure(error: OSError, settings: KafkaSettings) -> str:
+    """What is wrong with TLS there; "" where `error` is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message}); check `bus.tls.ca_file` and the name in `bus.bootstrap`"
+    reason = _reason(error)
+    return reason and f"no TLS there ({reason}); is this listener for `security_protocol` {settings.security_protocol}?"
+
+
+def _reason(error: BaseException) -> str:
+    """Of an error of TLS; "" of another."""
+    import ssl
+
+    return error.reason or said(error) if isinstance(error, ssl.SSLError) else ""
 
 
 async def _login(settings: KafkaSettings, host: str, port: int) -> str:

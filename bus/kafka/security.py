@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bus.kafka.settings import KafkaSettings
+from bus.openssl import take_in
 from bus.tls import client_context
 from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def context(settings: KafkaSettings) -> ssl.SSLContext | None:
@@ -28,6 +31,8 @@ def arguments(settings: KafkaSettings) -> dict[str, Any]:
         "ssl_context": context(settings),
     }
     if settings.security_protocol.startswith("SASL"):
+        # SCRAM makes a key of the password with OpenSSL's `pbkdf2_hmac`.
+        take_in()
         if not settings.sasl.username:
             raise SettingsError(
                 f"bus.sasl.username: expected a name with `security_protocol` {settings.security_protocol}, got none"

@@ -17,10 +17,23 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-APART = {"cluster", "hook", "kafka_alert", "recovery", "shares"}
+APART = {"cluster", "hook", "kafka_alert", "kafka_memory", "recovery", "shares"}
 """Groups that form, processes that are killed, an API server, container runtimes: half a minute each at any scale. `make bench` runs them; what those over
 Kafka measured lies in sizing.json."""
-KERNEL = {"enforce", "flood", "hook", "idle", "kafka_alert", "latency", "memory", "new", "overhead", "rates", "start"}
+KERNEL = {
+    "enforce",
+    "flood",
+    "hook",
+    "idle",
+    "kafka_alert",
+    "kafka_memory",
+    "latency",
+    "memory",
+    "new",
+    "overhead",
+    "rates",
+    "start",
+}
 NONE = ("_lost", "_missing", "_undefined", "_unheld")
 """Counts that are wanted to be 0."""
 DIFFERENCES = ("overhead_", "hook_added", "new_paced_cpu", "new_flood_cpu", "enforce_send", "enforce_connect")

@@ -26,7 +26,7 @@ from schemas.wakeup import CALLS
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("live")]
 
 NAME = f"hauberk-parts-{os.getpid()}"
-NODE_MB, UP_MB = 40, 90
+NODE_MB, UP_MB = 36, 90
 POLICY = f"""\
 apiVersion: security.kubearmor.com/v1
 kind: KubeArmorPolicy
@@ -267,6 +267,7 @@ def test_memory_of_the_parts(parts: Any, capsys: pytest.CaptureFixture[str]) -> 
     with capsys.disabled():
         print("".join(f"\n  hauberk {name}: {rss:.1f} MB resident, {pss:.1f} MB Pss" for name, (rss, pss) in found.items()))  # fmt: skip
     assert found["node"][0] < NODE_MB
+    assert "libcrypto" not in Path(f"/proc/{parts.started['node'].process.pid}/maps").read_text()
 
 
 def test_memory_of_up(hauberk: Any, capsys: pytest.CaptureFixture[str], eventually: Callable[..., Any]) -> None:
