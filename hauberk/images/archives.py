@@ -129,6 +129,7 @@ def _layout(files: _Directory | _Archive, origin: str, wanted: str, limits: Imag
         index = read_json(source, f"index.json of `{origin}`", ImageManifest, limits)
     if not index.manifests:
         raise SettingsError(f"expected images in the OCI layout `{origin}`, its index names none")
+    _expect_few(len(index.manifests), origin, limits)
     for entry in index.manifests:
         noted = entry.annotations or {}
         name = noted.get("io.containerd.image.name") or noted.get("org.opencontainers.image.ref.name") or ""
@@ -140,6 +141,7 @@ def _saved(files: _Archive, origin: str, limits: ImageLimits) -> Iterator[ReadIm
         manifest = read_json(source, f"manifest.json of `{origin}`", list[_SavedImage], limits)
     if not manifest:
         raise SettingsError(f"expected images in `{origin}`, its manifest.json names none")
+    _expect_few(len(manifest), origin, limits)
     for entry in manifest:
         with files.file(entry.Config) as source:
             configuration = read_json(source, f"the configuration of `{origin}`", ImageConfiguration, limits)
@@ -148,3 +150,8 @@ def _saved(files: _Archive, origin: str, limits: ImageLimits) -> Iterator[ReadIm
             with files.file(name) as source:
                 reader.add(source, f"layer {name[:40]} of `{origin}`")
         yield described(reader.contents(), configuration, origin, tuple(entry.RepoTags or ()))
+
+
+def _expect_few(count: int, origin: str, limits: ImageLimits) -> None:
+    if count > limits.images:
+        raise SettingsError(f"expected at most {limits.images} images in `{origin}`, it names {count:,}")

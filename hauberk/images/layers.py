@@ -11,7 +11,7 @@ import tarfile
 from typing import IO, Final, cast
 
 from hauberk.images.streams import ByteSource, ImageLimits, PlainStream
-from policy.recommend.contents import EntryKind, ImageContents, ImageEntry, os_release
+from policy.recommend.contents import EntryKind, ImageContents, ImageEntry, PathSteps, os_release
 from schemas.errors import SettingsError
 
 TEXT_MOST: Final = 1 << 16
@@ -62,6 +62,7 @@ class LayerReader:
     def __init__(self, limits: ImageLimits = ImageLimits()) -> None:  # noqa: B008
         self._limits = limits
         self._spent = self._layers = self._named = 0
+        self._steps = PathSteps()
         self._entries: dict[str, ImageEntry] = {}
         self._texts: dict[str, str] = {}
 
@@ -101,7 +102,7 @@ class LayerReader:
 
     def contents(self) -> ImageContents:
         """After the last layer."""
-        made = ImageContents(self._entries)
+        made = ImageContents(self._entries, steps=self._steps)
         for path in OS_RELEASE:
             target = made.resolve(path)
             if target in self._texts:
@@ -152,7 +153,7 @@ class LayerReader:
     def merge(self, layer: LayerNames, *, through_links: bool = True) -> None:
         """Whiteouts are about lower layers alone, whatever their place in the archive (OCI image-spec, layer.md). `through_links`: what lies
         in a directory that is a symlink below goes where that leads, as when it is unpacked there; overlayfs hides the symlink instead."""
-        below, added = ImageContents(self._entries), layer.added
+        below, added = ImageContents(self._entries, steps=self._steps), layer.added
         moved: dict[str, str] = {}
 
         def real(path: str) -> str:

@@ -23,13 +23,14 @@ _BOMB_RATIO: Final = 200
 
 
 class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one image: plain bytes of all layers, names and bytes of them, layers; bytes of a manifest or configuration."""
+    """Of one image: plain bytes of all layers, names and bytes of them, layers; bytes of a manifest or configuration; images of an archive."""
 
     plain_bytes: int = 16 << 30
     names: int = 1_000_000
     name_bytes: int = 256 << 20
     layers: int = 512
     json_bytes: int = 8 << 20
+    images: int = 256
 
 
 class ByteSource(Protocol):

@@ -15,10 +15,15 @@ from typing import Final
 
 import msgspec
 
+from schemas.errors import SettingsError
+
 _TARGET: Final = re.compile(r"[a-z0-9_]+-(?:[a-z0-9]+-)?linux-[a-z0-9]+-")
 """Before the name of a compiler: `x86_64-linux-gnu-gcc-12` behind `gcc`."""
 _HOPS: Final = 40
 """As the kernel: after so many symlinks there is no file."""
+_STEPS: Final = 1_000_000
+_STEPS_OF_NAME: Final = 64
+"""Of paths that are ten names deep each takes ten, and a few more for symlinks."""
 
 
 class EntryKind(Enum):
@@ -46,24 +51,53 @@ class Distribution(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+class PathSteps:
+    """Steps through the names of one image, all its layers together: symlinks to symlinks may have been made to take hours."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self, names: int) -> None:
+        """SettingsError after more than an image of so many names could need."""
+        self.taken += 1
+        if self.taken > _STEPS + _STEPS_OF_NAME * names:
+            raise SettingsError(
+                f"expected symlinks that lead somewhere in an image, those of {names:,} names take more than {self.taken - 1:,} steps"
+            )
+
+
 class ImageContents:
     """Names by absolute path."""
 
-    def __init__(self, entries: dict[str, ImageEntry], distribution: Distribution = Distribution()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        entries: dict[str, ImageEntry],
+        distribution: Distribution = Distribution(),
+        steps: PathSteps | None = None,
+    ) -> None:
         self.entries = entries
         self.distribution = distribution
+        self._steps = steps or PathSteps()
+        # Of many containers of one image each asks for the same: that costs no steps.
+        self._asked: dict[str, str | None] = {}
         self._programs: dict[str, set[str]] | None = None
         self._names_of: dict[str, set[str]] = {}
 
     def resolve(self, path: str) -> str | None:
-        """Where a path leads, symlinks followed inside of the image; None when to nothing."""
+        """Where a path leads, symlinks followed inside of the image; None when to nothing. SettingsError when they take too long."""
+        if path not in self._asked:
+            self._asked[path] = self._walked(path)
+        return self._asked[path]
+
+    def _walked(self, path: str) -> str | None:
         hops = 0
-        parts = [part for part in path.split("/") if part and part != "."]
+        waiting = _parts(path)
         at = ""
-        while parts:
-            part = parts.pop(0)
+        while waiting:
+            self._steps.take(len(self.entries))
+            part = waiting.pop()
             if part == "..":
-                at = posixpath.dirname(at) if at else ""
+                at = at.rpartition("/")[0]
                 continue
             here = f"{at}/{part}"
             entry = self.entries.get(here)
@@ -75,7 +109,7 @@ class ImageContents:
                     return None
                 if entry.target.startswith("/"):
                     at = ""
-                parts = [one for one in entry.target.split("/") if one and one != "."] + parts
+                waiting += _parts(entry.target)
                 continue
             at = here
         return at or "/"
@@ -106,7 +140,7 @@ class ImageContents:
             for path, entry in self.entries.items():
                 if entry.kind is EntryKind.DIRECTORY:
                     continue
-                target = self.resolve(path)
+                target = self._walked(path)
                 final = self.entries.get(target) if target is not None else None
                 if target is None or final is None or final.kind is not EntryKind.FILE or not final.mode & 0o111:
                     continue
@@ -120,6 +154,11 @@ class ImageContents:
                 if entry.same and path in self._names_of:
                     self._names_of[path] |= self._names_of.get(entry.same, set())
         return self._programs
+
+
+def _parts(path: str) -> list[str]:
+    """Names of a path, the first one last."""
+    return [part for part in reversed(path.split("/")) if part and part != "."]
 
 
 def os_release(text: str) -> Distribution:

@@ -170,6 +170,57 @@ def test_an_index_that_is_none_is_one_sentence(
     assert len(said.strip().splitlines()) == 1
 
 
+def test_symlinks_lead_up_to_the_root_and_not_beyond() -> None:
+    """Of `/bin/x -> ../opt/x` the first two steps are the root, as many more as there are."""
+    some = [folder("opt"), folder("bin"), folder("usr"), folder("usr/bin"), member("opt/apk"), symlink("bin/apk", "../opt/apk"),
+            symlink("usr/bin/apk", "../../../../opt/apk"), folder("lib"), folder("etc"), member("lib/release", b"ID=far\n"), symlink("lib/a", "../etc/../lib/release")]  # fmt: skip
+    reader = LayerReader()
+    reader.add(io.BytesIO(tarred(*some)), "x")
+    contents = reader.contents()
+    assert contents.resolve("/bin/apk") == contents.resolve("/usr/bin/apk") == "/opt/apk"
+    assert contents.resolve("/lib/a") == "/lib/release"
+    assert contents.programs(["apk"]) == (["/opt/apk"], [])
+
+
+def test_an_archive_of_many_images_is_bounded(tmp_path: Path) -> None:
+    """Of one large image an index may name a hundred thousand."""
+    files = layout(BASE)
+    index = json.loads(files["index.json"])
+    index["manifests"] *= 300
+    files["index.json"] = json.dumps(index).encode()
+    with pytest.raises(SettingsError, match="at most 256 images"):
+        read_path(written(tmp_path / "image", files), "amd64")
+    entry = {"Config": "c.json", "Layers": []}
+    (tmp_path / "x.tar").write_bytes(
+        tarred(member("c.json", b"{}"), member("manifest.json", json.dumps([entry] * 300).encode()))
+    )
+    with pytest.raises(SettingsError, match="at most 256 images"):
+        read_path(tmp_path / "x.tar")
+
+
+def test_symlinks_that_were_made_to_take_hours_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    long = "../b/" * 800
+    links = [symlink(f"b/l{number}", f"{long}l{number + 1}") for number in range(39)]
+    some = [folder("b"), *links, member("b/l39"), *(symlink(f"b/x{number}", f"{long}l0") for number in range(60))]
+    image = written(tmp_path / "image", layout(gzip.compress(tarred(*some))))
+    said = run(capsys, tmp_path / "state", "-i", image, "--platform", "amd64", "-o", tmp_path / "out", code=2)
+    assert "expected symlinks that lead somewhere" in said
+    assert not (tmp_path / "out").exists()
+    # Directories below them are asked for by each layer; all layers share what they may take.
+    above = tarred(*(member(f"b/x{number}/y") for number in range(60)))
+    reader = LayerReader()
+    reader.add(io.BytesIO(tarred(*some)), "x")
+    with pytest.raises(SettingsError, match="expected symlinks that lead somewhere"):
+        reader.add(io.BytesIO(above), "y")
+
+
+def test_an_image_that_a_thousand_containers_run_is_asked_a_thousand_times() -> None:
+    reader = LayerReader()
+    reader.add(io.BytesIO(BASE), "x")
+    contents = reader.contents()
+    assert all(contents.has("/etc/os-release") and contents.programs(["apk"])[0] for _ in range(200_000))
+
+
 def test_an_archive_that_leads_back_to_its_beginning_ends(tmp_path: Path) -> None:
     """A member of negative length: tarfile reads the same header again and again (CVE-2025-8194 and before it)."""
     made = tarfile.TarInfo("x")
