@@ -72,7 +72,7 @@ class ImageContents:
     def __init__(
         self,
         entries: dict[str, ImageEntry],
-        distribution: Distribution = Distribution(),
+        distribution: Distribution = Distribution(),  # noqa: B008
         steps: PathSteps | None = None,
     ) -> None:
         self.entries = entries
