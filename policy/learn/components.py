@@ -30,6 +30,8 @@ _ANY_STRONG = re.compile(
     "|".join(f"(?:{one.pattern})" for one in (_UUID, _TIME, _LONG_HEX, _LONG_NUMBER)) + "|(?:19|20)[0-9]{2}"
 )
 """Of what has none of these no part is strong; a year stands for the dates."""
+_STRONG: Final = ((_UUID, "uuid"), (_DATE, "date"), (_TIME, "time"), (_LONG_HEX, "hex"), (_LONG_NUMBER, "number"))
+"""In this order: of what is one kind no part is another."""
 _NUMBER = re.compile(r"[0-9]+")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+(?:[A-Z][a-z]+)*|[A-Z]+[a-z]*|[a-z]+[A-Z]+")
 _AFTER_MARK = re.compile(r"(?P<head>.*[._-]|)(?P<random>[A-Za-z0-9_]{6,24})(?P<tail>\.[a-z]{1,5})?")
@@ -67,10 +69,8 @@ def strong(name: str, temporary: bool = False) -> str:
         return _random(name, temporary)
     if _ANY_STRONG.search(name) is None:
         return _random(name, temporary)
-    parts = _split(
-        name, ((_UUID, "uuid"), (_DATE, "date"), (_TIME, "time"), (_LONG_HEX, "hex"), (_LONG_NUMBER, "number"))
-    )
-    return _joined(parts) if any(kind for kind, _ in parts) else _random(name, temporary)
+    parts = _split(name, tuple(kind for kind in _STRONG if kind[0].search(name) is not None))
+    return _joined(parts) if len(parts) > 1 or parts[0][0] else _random(name, temporary)
 
 
 @lru_cache(maxsize=65536)

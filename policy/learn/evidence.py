@@ -69,8 +69,30 @@ class Evidence:
     def of(cls, parts: Iterable[Evidence]) -> Self:
         """The sum of `parts`."""
         made = cls()
+        count = last = 0
+        first, uid = NEVER, ""
+        whose: list[Set[str]] = [NOBODY]
+        by = [NOBODY]
+        write = foreign = others = False
         for part in parts:
-            made.merge(part)
+            count += part.count
+            at = part.first
+            if at <= first and (at < first or part.uid < uid):
+                first, uid = at, part.uid
+            if part.last > last:
+                last = part.last
+            if part.instances is not whose[-1]:
+                whose.append(part.instances)
+            if part.sources is not by[-1]:
+                by.append(part.sources)
+            write |= part.write
+            foreign |= part.foreign
+            others |= part.others
+        made.count, made.first, made.last, made.uid = count, first, last, uid
+        made.write, made.foreign, made.others = write, foreign, others
+        # What has one set of them has that one itself.
+        made.instances = whose[1] if len(whose) == 2 and isinstance(whose[1], frozenset) else NOBODY.union(*whose)
+        made.sources = by[1] if len(by) == 2 else NOBODY.union(*by)
         return made
 
     @property

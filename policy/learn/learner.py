@@ -166,7 +166,7 @@ class _Draft:
         self._write()
 
     def finish(self) -> LearntPolicy:
-        body = self.body
+        body, made = self.body, self.document
         known = completeness(rule.evidence for rule in self.rules)
         evidence = flat(self.shown)
         if self._settings.mode != "enforce":
@@ -176,8 +176,9 @@ class _Draft:
                 self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
                 isolate=self._settings.isolate, mode=self._settings.mode, message=said if self._settings.mode == "baseline" else "",
             )  # fmt: skip
+            made = documents.checked(body)
         return LearntPolicy(
-            workload=self.of, name=self.of.policy_name, body=body, document=documents.checked(body), rules=tuple(self.rules),
+            workload=self.of, name=self.of.policy_name, body=body, document=made, rules=tuple(self.rules),
             completeness=known, apart=tuple(self.apart), accepted=tuple(sorted(self.accepted)),
             evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip

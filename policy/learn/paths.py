@@ -156,7 +156,9 @@ class _Walk:
                 continue
             directory = plain or "/"
             opened = False
-            if sum(len(node.children) + len(node.leaves) for node in nodes) >= LEAST:
+            if sum([len(node.children) + len(node.leaves) for node in nodes]) >= LEAST and not (
+                zones.closed(directory) or zones.top(directory)
+            ):
                 deep, leaves = _births(nodes)
                 if self._open(deep, directory):
                     self._emit(
@@ -208,8 +210,8 @@ class _Walk:
         return found
 
     def _open(self, born: Mapping[str, Birth], directory: str) -> bool:
-        """Whether a rule stands for the whole of a directory with these names in it."""
-        if len(born) < LEAST or zones.closed(directory) or zones.top(directory):
+        """Whether a rule stands for the whole of a directory with these names in it, where one may."""
+        if len(born) < LEAST:
             return False
         temporary = zones.temporary(directory)
         if (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -40,6 +41,8 @@ TWICE: Final = 2
 """Instances that must have done an odd thing before it is believed."""
 
 UNTOLD: Final = "told without names, for there were too many new ones"
+_READ, _WRITE = "read", "write"
+_PLACES: Final = frozenset((_READ, _WRITE))
 _SHADOWED: Final = "a shadow policy or a baseline spoke against it"
 
 Subject = tuple[str, str, str]
@@ -247,29 +250,30 @@ def quiet_since(grouped: Sequence[Shown], quiet_ns: int) -> int | None:
         # Nothing can have been quiet for longer than all of it took.
         return None
     births: dict[tuple[str, str], int] = {}
-    files: dict[tuple[str, str], int] = {}
     for each in grouped:
-        behaviour, first = each.behaviour, each.first
+        first = each.first
         if each.cls is Class.FILE:
-            kind = "write" if each.write else "read"
-            for path in paths(behaviour):
-                place = (kind, path[: path.rfind("/")])
-                known = files.get(place)
-                if known is None or first < known:
-                    files[place] = first
-            continue
-        for feature in _features(behaviour):
-            births[feature] = min(first, births.get(feature, first))
-    for (kind, directory), first in files.items():
-        feature = (kind, _directory(directory or "/"))
-        births[feature] = min(first, births.get(feature, first))
-    moments = sorted(set(births.values()))
-    if not moments:
+            kind = _WRITE if each.write else _READ
+            features = [(kind, path[: path.rfind("/")]) for path in paths(each.behaviour)]
+        else:
+            features = _features(each.behaviour)
+        for feature in features:
+            known = births.get(feature)
+            if known is None or first < known:
+                births[feature] = first
+    if not births:
         return None
-    for before, after in zip(moments, [*moments[1:], end], strict=True):
-        if after - before >= quiet_ns:
+    # From the oldest on, and no further than to the first quiet time: to say of what kind a directory is takes long.
+    met: set[tuple[str, str]] = set()
+    before = min(births.values())
+    for (kind, name), first in sorted(births.items(), key=itemgetter(1)):
+        if first - before >= quiet_ns:
             return before + quiet_ns
-    return None
+        feature = (kind, _directory(name or "/")) if kind in _PLACES else (kind, name)
+        if feature not in met:
+            met.add(feature)
+            before = first
+    return before + quiet_ns if end - before >= quiet_ns else None
 
 
 def _features(behaviour: Behaviour) -> list[tuple[str, str]]:

@@ -93,9 +93,16 @@ class Uses:
             seen.foreign = behaviour.owner == NO_OWNER or behaviour.uid != behaviour.owner
             seen.others = not _bits(behaviour.access, _OWN)
             if behaviour.operation is Operation.OPEN:
-                _into(self.files, behaviour.resource, seen, self.changed)
+                path = behaviour.resource
+                if path not in self.files:
+                    # Then it was not changed either.
+                    self.files[path] = seen
+                    if write:
+                        self.changed[path] = seen
+                    return
+                _into(self.files, path, seen, self.changed)
                 if write:
-                    _into(self.changed, behaviour.resource, seen, self.files)
+                    _into(self.changed, path, seen, self.files)
                 return
             for number, path in enumerate(paths(behaviour)):
                 mine = Evidence.of((seen,)) if number else seen

@@ -50,6 +50,9 @@ def executed(one: Sighting, written: Mapping[str, int], *, entry: bool = False) 
 
 
 def _touched(behaviour: Behaviour, write: bool) -> str:
+    if not write and behaviour.operation is Operation.OPEN and not behaviour.resource.startswith(zones.WITH_SECRETS):
+        # Nearly all that there is.
+        return ""
     for path in paths(behaviour):
         if zones.secret(path) and not int(behaviour.access) & _OWN:
             return "a secret"

@@ -28,7 +28,7 @@ _SECRET: Final = re.compile(
     r"|/(?:var/)?run/secrets/.*|/proc/(?:[0-9]+/(?:environ|mem)|kcore|kallsyms)|/dev/(?:mem|kmem|port)|/etc/kubernetes/.*"
     r"|/var/lib/kubelet/.*|(?:/var)?/run/(?:docker|containerd/containerd|crio/crio)\.sock"
 )
-_WITH_SECRETS: Final = ("/etc/", "/root/", "/home/", "/run/", "/var/run/", "/proc/", "/dev/", "/var/lib/kubelet/")
+WITH_SECRETS: Final = ("/etc/", "/root/", "/home/", "/run/", "/var/run/", "/proc/", "/dev/", "/var/lib/kubelet/")
 """Where `_SECRET` begins; most paths lie elsewhere."""
 _PERSISTENT: Final = re.compile(
     r"/etc/(?:cron.*|ld\.so\.(?:preload|conf.*)|passwd|shadow|group|gshadow|sudoers.*|profile.*|bash.*|rc.*|init\.d/.*|systemd/.*"
@@ -155,7 +155,7 @@ def writable(path: str) -> bool:
 
 def secret(path: str) -> bool:
     """Keys, tokens, password hashes, the memory of others."""
-    return path.startswith(_WITH_SECRETS) and _SECRET.fullmatch(path) is not None
+    return path.startswith(WITH_SECRETS) and _SECRET.fullmatch(path) is not None
 
 
 def persistent(path: str) -> bool:
