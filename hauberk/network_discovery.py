@@ -40,6 +40,7 @@ def learnt(
         return _firewalls(read, mode=given.mode if given.apply else "enforce"), []
     from policy.learn.completeness import completeness
     from policy.learn.network.evaluate import connectivity
+    from policy.learn.network.flows import caught
     from policy.learn.network.forms import FORMS
     from policy.learn.network.intermediate import policies
 
@@ -64,6 +65,13 @@ def learnt(
             f"pass the whole set. {completeness(rule.evidence for rule in one.rules).sentence()}."
         )))  # fmt: skip
     _tell(check, given)
+    for (namespace, owner), others in caught(found, directory).items():
+        if given.namespace in (None, namespace):
+            print(
+                f"hauberk discover: the policy of {namespace}/{owner} selects pods of {', '.join(others)} too, of which nothing was seen: they "
+                "would be cut off; give them other labels, or wait until they were seen",
+                file=sys.stderr,
+            )
     if given.explain:
         _explain([one for one in made if wanted(one.subject)], given)
     return bodies, [(of.label, item) for of, item in apart if given.namespace in (None, of.namespace)]

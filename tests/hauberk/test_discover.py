@@ -307,6 +307,7 @@ def test_network_policies_of_what_pods_spoke_to(
     facts = (
         ServiceFact(namespace="data", name="db", addresses=("10.96.0.4",), ports=(ServicePort(5432, "TCP", "sql", 15432),), selector={"app": "db"}),
         PodFact(uid="d", namespace="data", name="db-1", labels={"app": "db"}, addresses=("10.0.0.4",)),
+        PodFact(uid="b", namespace="shop", name="batch-1", labels={"app": "web"}, owner=Owner("Deployment", "batch", "shop")),
     )  # fmt: skip
 
     async def tell() -> None:
@@ -325,7 +326,11 @@ def test_network_policies_of_what_pods_spoke_to(
         }
     ]  # fmt: skip
     assert "all of which pass the whole set" in text
-    assert "pods data: app=db" in run(capsys, state, "discover", "-p", "NetworkPolicy", "--explain")
+    capsys.readouterr()
+    assert main(["discover", "-p", "NetworkPolicy", "--explain", "--state", str(state)]) == 0
+    told = capsys.readouterr()
+    assert "pods data: app=db" in told.out
+    assert "the policy of shop/web selects pods of shop/batch too, of which nothing was seen" in told.err
     for kind in ("CiliumNetworkPolicy", "CalicoNetworkPolicy"):
         assert "15432" in run(capsys, state, "discover", "-p", kind, "-n", "shop")
         assert run(capsys, state, "discover", "-p", kind, "-n", "other", code=1) == ""

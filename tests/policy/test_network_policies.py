@@ -17,7 +17,7 @@ from policy.learn.network.addresses import MOST, summarised
 from policy.learn.network.directory import Directory, PortRange
 from policy.learn.network.evaluate import Evaluator, connectivity
 from policy.learn.network.firewall import firewalls
-from policy.learn.network.flows import Flows, flows
+from policy.learn.network.flows import Flows, caught, flows
 from policy.learn.network.forms import FORMS
 from policy.learn.network.intermediate import merged_ports, policies
 from policy.learn.network.late import known_programs, set_apart
@@ -610,3 +610,31 @@ def test_a_node_port_leads_to_the_pods_behind_it(form: str) -> None:
     api = PodEnd(namespace="shop", labels={"app": "api"}, namespace_labels=shop, uid="a", named={("web", "TCP"): 8080})
     web = PodEnd(namespace="shop", labels={"app": "web"}, uid="w")
     assert Evaluator(made[form]).passes(web, api, "TCP", 8080) is None
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_pods_behind_a_service_that_selects_none_are_pods(form: str) -> None:
+    """Endpoints that somebody wrote by hand: addresses of pods are pods, and of the others what they are."""
+    by_hand: list[Fact] = [
+        ServiceFact(namespace="shop", name="far", addresses=("10.96.0.66",), ports=(ServicePort(80, "TCP", "http", 80),)),
+        EndpointsFact(namespace="shop", name="far-1", service="far", addresses=("10.0.1.4", "198.51.100.4"), ports=(ServicePort(8000, "TCP", "http"),)),
+    ]  # fmt: skip
+    found, directory, made = learnt([seen(WEB, CONNECT, "10.96.0.66", 80)], [*FACTS, *by_hand])
+    assert {str(key.peer) for key in found.seen} == {"data/db", "198.51.100.4"}
+    assert connectivity(found, directory, made[form]).refused == ()
+    assert "10.0.1.4" not in str(made[form])
+
+
+def test_pods_that_a_policy_catches_unseen_are_told() -> None:
+    """They carry the labels of a workload that was seen, and would be cut off."""
+    batch = pod_fact("shop", "batch", "10.0.8.8", labels={"app": "web", "job": "x"})
+    other = pod_fact("bank", "batch", "10.0.8.9", labels={"app": "web"})
+    over = pod_fact("shop", "past", "10.0.8.7", labels={"app": "web"}, ended=5.0)
+    some = [seen(WEB, CONNECT, "10.96.0.4", 5432)]
+    found, directory, _ = learnt(some, [*FACTS, batch, other, over])
+    assert caught(found, directory) == {("shop", "web"): ("shop/batch",)}
+    run = pod_fact("shop", "night", "10.0.8.6", labels={"app": "web"}, owner=Owner("Job", "night-28912345", "shop"))
+    again = msgspec.structs.replace(run, uid="again", name="night-2", owner=Owner("Job", "night-28912399", "shop"))
+    some += [seen(batch, CONNECT, "10.96.0.4", 5432), seen(run, CONNECT, "10.96.0.4", 5432)]
+    found, directory, _ = learnt(some, [*FACTS, batch, run, again])
+    assert caught(found, directory) == {}

@@ -18,11 +18,11 @@ import msgspec
 from policy.judge.sockets import INET, INET6, words
 from policy.learn.evidence import Evidence
 from policy.learn.network.addresses import Address, loopback, many, parsed
-from policy.learn.network.directory import Directory, Labels, PortRange, lasting
+from policy.learn.network.directory import Directory, Labels, PortRange, carries, lasting
 from policy.learn.sightings import ALLOWED, Sighting, Use, use
 from policy.learn.workloads import LearntWorkload, workload
 from schemas.cluster import NodeFact, PodFact, ServiceFact
-from schemas.identity import Identity
+from schemas.identity import Identity, Kind
 from schemas.operations import Access, Class, Operation
 
 EPHEMERAL: Final = 32768
@@ -90,6 +90,28 @@ def pods_workload(identity: Identity) -> LearntWorkload:
 def flows(sightings: Iterable[Sighting], directory: Directory) -> Flows:
     """The flows of containers in pods, the same whatever the order."""
     return _Reading(directory).read(list(sightings))
+
+
+def caught(found: Flows, directory: Directory) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By (namespace, owner) of a workload that was seen: workloads of which nothing was, whose pods carry its labels and come under its
+    policy."""
+    seen = {(subject.workload.namespace, subject.workload.owner) for subject in found.subjects}
+    made: dict[tuple[str, str], set[str]] = {}
+    for pod in directory.pods.values():
+        owner = pods_workload(_as_identity(pod)).owner
+        if pod.ended or pod.host_network or (pod.namespace, owner) in seen:
+            continue
+        for subject in found.subjects:
+            if subject.workload.namespace == pod.namespace and carries(pod.labels, subject.labels):
+                of = subject.workload.namespace, subject.workload.owner
+                made.setdefault(of, set()).add(f"{pod.namespace}/{owner}")
+    return {of: tuple(sorted(some)) for of, some in sorted(made.items())}
+
+
+def _as_identity(pod: PodFact) -> Identity:
+    return Identity(
+        kind=Kind.CONTAINER, node=pod.node, uid=pod.uid, namespace=pod.namespace, pod=pod.name, owner=pod.owner, labels=pod.labels
+    )  # fmt: skip
 
 
 def learnable(one: Sighting) -> bool:
@@ -256,8 +278,13 @@ class _Reading:
         for where, number, protocol in behind:
             if protocol != port.protocol:
                 continue
-            holder = self.directory.holder(where, one.last)
-            peer = Party("node", name=holder.name) if isinstance(holder, NodeFact) else Party("outside", name=where)
+            match self.directory.holder(where, one.last):
+                case PodFact() as pod if labels := self.directory.labels_of(pod):
+                    peer = Party("pods", pod.namespace, pod.owner.name or pod.name, labels)
+                case NodeFact() as node:
+                    peer = Party("node", name=node.name)
+                case _:
+                    peer = Party("outside", name=where)
             self._put(one, subject, False, peer, PortRange(protocol, number, number))
         if not behind:
             self.found.unsure[f"nobody is known behind service {service.namespace}/{service.name}"] += one.count
