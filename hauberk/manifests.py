@@ -21,11 +21,13 @@ _MOST: Final = 16 << 20
 
 
 class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
-    """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks. `placed`: its namespace is written."""
+    """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks. `placed`: its namespace is written.
+    `origin`: the file that says so."""
 
     workload: HardenedWorkload
     commands: tuple[str, ...]
     placed: bool
+    origin: str = ""
 
 
 def manifests(paths: list[Path]) -> list[ManifestContainer]:
@@ -63,7 +65,7 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
             of = found.workload
             if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
                 raise _templated(path, text)
-            yield found
+            yield msgspec.structs.replace(found, origin=str(path))
 
 
 def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import json
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
@@ -138,7 +139,7 @@ def _data(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any]
         "templates": known.version,
         "workloads": [
             {
-                **msgspec.to_builtins(one.workload), "distribution": one.distribution, "behaviours": one.behaviours, "denied": one.denied,
+                **msgspec.to_builtins(one.workload), "distribution": one.distribution, "origin": one.origin, "behaviours": one.behaviours, "denied": one.denied,
                 "coverage": {name: {"covered": mine, "of": every} for name, (mine, every) in coverage(one, known).items()},
                 "policies": [{"template": p.template.name, "tags": p.template.tags, "notes": p.notes, "policy": p.body} for p in one.policies],
                 "leftOut": [msgspec.to_builtins(left) for left in one.left_out],
@@ -162,7 +163,7 @@ def _sarif(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any
         {
             "ruleId": p.template.name, "ruleIndex": places[p.template.name], "level": _level(p.template.severity),
             "message": {"text": f"{p.template.title}: {p.body['metadata']['name']}. {_sum(one)}"},
-            "locations": [{"logicalLocations": [{"fullyQualifiedName": _where(one), "kind": "resource"}]}],
+            "locations": [_place(one) | {"logicalLocations": [{"fullyQualifiedName": _where(one), "kind": "resource"}]}],
         }
         for one in found for p in one.policies
     ]  # fmt: skip
@@ -170,6 +171,14 @@ def _sarif(found: Iterable[Recommendation], known: TemplateSet) -> dict[str, Any
     return {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}],
     }  # fmt: skip
+
+
+def _place(one: Recommendation) -> dict[str, Any]:
+    """The file, which whoever shows findings beside code asks for; a lone byte of a name is what it is in a URI."""
+    if not one.origin:
+        return {}
+    uri = urllib.parse.quote(one.origin.encode("utf-8", "surrogateescape"))
+    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
 
 
 def _level(severity: int) -> str:

@@ -46,12 +46,14 @@ class RecordedWorkload(msgspec.Struct, kw_only=True):
 
 
 class HardeningTarget(msgspec.Struct, kw_only=True):
-    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it."""
+    """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it, the file
+    that says of it."""
 
     workload: HardenedWorkload
     contents: ImageContents | None = None
     commands: tuple[str, ...] = ()
     recorded: list[RecordedWorkload] = []
+    origin: str = ""
 
 
 def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
@@ -66,10 +68,7 @@ def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
     elif recorded and not given.image:
         found = [HardeningTarget(workload=one.workload) for one in recorded]
     else:
-        found = [
-            HardeningTarget(workload=_of_image(one, given), contents=one.contents, commands=one.commands)
-            for one in images
-        ]
+        found = [_of_image_alone(one, given) for one in images]
     if not found:
         raise SettingsError(
             "expected images (-i), manifests (-f) or a summary store with recorded workloads, got none of them"
@@ -199,7 +198,12 @@ def _of_manifest(one: ManifestContainer, namespace: str | None) -> HardeningTarg
     of = one.workload
     if namespace and not one.placed:
         of = msgspec.structs.replace(of, namespace=namespace)
-    return HardeningTarget(workload=of, commands=one.commands)
+    return HardeningTarget(workload=of, commands=one.commands, origin=one.origin)
+
+
+def _of_image_alone(one: ReadImage, given: argparse.Namespace) -> HardeningTarget:
+    origin = one.origin if Path(one.origin).exists() else ""
+    return HardeningTarget(workload=_of_image(one, given), contents=one.contents, commands=one.commands, origin=origin)
 
 
 def _of_image(one: ReadImage, given: argparse.Namespace) -> HardenedWorkload:

@@ -178,7 +178,8 @@ def _ask(target: HardeningTarget, sightings: list[Sighting], chosen: Iterable[Te
             Sighting(identity=identity, behaviour=Behaviour(operation=Operation.EXEC, access=Access.EXEC, resource=path, executable="/init", parent="/init"))
             for path in paths
         ]  # fmt: skip
-    return recommended(target.workload, chosen, target.contents, [*sightings, *declared])
+    found = recommended(target.workload, chosen, target.contents, [*sightings, *declared])
+    return msgspec.structs.replace(found, origin=target.origin)
 
 
 def _expect_writable(path: Path) -> None:

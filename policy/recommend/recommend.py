@@ -53,7 +53,8 @@ class Recommended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
-    """`behaviours`: recorded ones that the policies were replayed on; `denied` of them would be, by construction none."""
+    """`behaviours`: recorded ones that the policies were replayed on; `denied` of them would be, by construction none. `origin`: the file that
+    says of the workload, "" for none."""
 
     workload: HardenedWorkload
     distribution: str
@@ -61,6 +62,7 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...]
     behaviours: int
     denied: int
+    origin: str = ""
 
 
 def recommend(

@@ -311,6 +311,9 @@ def test_policies_replay_and_reports_of_an_image(capsys: pytest.CaptureFixture[s
     assert sarif["version"] == "2.1.0"
     rules = sarif["runs"][0]["tool"]["driver"]["rules"]
     assert all(rules[one["ruleIndex"]]["id"] == one["ruleId"] for one in sarif["runs"][0]["results"])
+    (place,) = sarif["runs"][0]["results"][0]["locations"]
+    assert place["physicalLocation"]["artifactLocation"]["uri"] == str(image), "GitHub shows no finding without a file"
+    assert place["logicalLocations"][0]["fullyQualifiedName"] == "default/web/web"
     assert "<h2>default/web/web: registry.example/team/web:1, Wolfi</h2>" in (tmp_path / "r.html").read_text()
     assert len(list((tmp_path / "out/default").iterdir())) == len(by_name)
     only = run(capsys, state, "-i", image, "--platform", "amd64", "-t", "T1105")
@@ -480,8 +483,13 @@ def test_a_manifest_without_a_namespace_is_for_the_one_that_is_asked_for(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """As `kubectl apply -n` takes it; one that is written chooses."""
-    (tmp_path / "all.yaml").write_text(MANIFEST)
-    words = ("-f", tmp_path / "all.yaml", "-p", "miners")
+    file = tmp_path / "all \u00e4.yaml"
+    file.write_text(MANIFEST)
+    words = ("-f", file, "-p", "miners")
+    run(capsys, tmp_path / "state", *words, "-r", tmp_path / "r.sarif")
+    results = json.loads((tmp_path / "r.sarif").read_text())["runs"][0]["results"]
+    uris = {one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in results}
+    assert uris == {f"{tmp_path}/all%20%C3%A4.yaml"}
     for namespace, names in (("bank", ["nightly"]), ("shop", ["<script>alone", "nightly", "web", "web"])):
         run(capsys, tmp_path / "state", *words, "-n", namespace, "-r", tmp_path / "r.json")
         found = json.loads((tmp_path / "r.json").read_text())["workloads"]
