@@ -47,7 +47,6 @@ static __always_inline int comes_again(struct call *call, s64 ret)
 }
 
 #define EPERM_RETURNED (-1)
-#define UNDER_WAY_RETURNED (-115) /* EINPROGRESS: a connect goes on without its caller */
 
 /* Whether an LSM hook has stopped this call and told so. What it says of a call that went on all the same ends here too: it must not
  * silence the next one of this number. */
@@ -55,12 +54,10 @@ static __always_inline int told_by_hook(u32 number, s64 ret)
 {
     u64 key = bpf_get_current_pid_tgid();
     struct note *note = notes.lookup(&key);
-    if (!note || (note->kind != NOTE_TOLD && note->kind != NOTE_SHADOWED) || (note->number && note->number != number))
+    if (!note || note->kind != NOTE_TOLD || (note->number && note->number != number))
         return 0;
-    u32 shadowed = note->kind == NOTE_SHADOWED;
     notes.delete(&key);
-    /* What a shadow let pass of a sendmmsg is one message: the others are told here, and that one twice. */
-    return shadowed ? number != NR_SENDMMSG && (ret >= 0 || ret == UNDER_WAY_RETURNED) : ret == EPERM_RETURNED;
+    return ret == EPERM_RETURNED;
 }
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)

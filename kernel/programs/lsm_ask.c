@@ -49,6 +49,7 @@ struct asked {
     u32 exact;     /* a mapping of who is no loader: rules on the very file count alone */
     u32 forced;    /* to be stopped whatever the rules say of the object */
     u32 told_later; /* in a shadow: the sensor tells of it when it has happened */
+    u32 visibility; /* of the scope */
     struct {
         u32 base;
         u32 stride;
@@ -352,6 +353,7 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     w->table = scope.table;
     w->cgroup = cgroup;
     w->payer = payer;
+    w->visibility = scope.visibility;
     w->class_ = e->class_;
     w->access = e->access;
     w->sources[0] = w->sources[1] = 0;

@@ -12,7 +12,6 @@
 #define PTRACE_MODE_ATTACH_ 2
 #define PTRACE_MODE_NOAUDIT_ 4
 #define PTRACE_ATTACH_ 16
-static u64 (*registers_of_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
 
 /* Whether the executable of the task is one that starts containers. It takes the place of the text. */
 static __always_inline int is_runtime(struct asked *w)
@@ -43,11 +42,7 @@ static __always_inline int is_being_executed(u64 file)
     u64 mm = READ64(TASK(), K_task_struct__mm);
     if (!file || !mm || READ64(mm, K_mm_struct__exe_file) != file)
         return 0;
-#ifdef K_task_struct__compat
-    if (READ32(TASK(), K_task_struct__compat) & TS_COMPAT_)
-        return 0;
-#endif
-    u32 number = READ32(registers_of_(TASK()), K_REG_NUMBER) & ~X32_BIT_;
+    u32 number = call_under_way();
     return number == NR_EXECVE || number == NR_EXECVEAT;
 }
 

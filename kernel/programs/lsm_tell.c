@@ -2,8 +2,9 @@
 /*
  * What a hook says: the answer to the kernel, and the denial to whoever reads the rings, told by the hook that denied.
  *
- * A note keeps the end of the system call from telling the same once more (call.c). Denials are announced in a tier of their own
- * (budget.c), so that noise of the same container does not silence them.
+ * A note keeps the end of a denied system call from telling the same once more (call.c). A call that a shadow lets pass is told, and
+ * stopped by the signal backend, at its end. Denials are announced in a tier of their own (budget.c), so that noise of the same
+ * container does not silence them.
  */
 static __always_inline void announce_object(struct asked *w, u64 id)
 {
@@ -36,17 +37,32 @@ static __always_inline u64 executable_of(struct asked *w, void *task)
     return whole(w);
 }
 
+static u64 (*registers_of_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
+
+/* Number of the call under way; 0: one of i386, where many calls may be one. A ring makes its calls without one of their own. */
+static __always_inline u32 call_under_way(void)
+{
+    if (READ32(TASK(), K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
+        return NR_IO_URING_ENTER;
+#ifdef K_task_struct__compat
+    if (READ32(TASK(), K_task_struct__compat) & TS_COMPAT_)
+        return 0;
+#endif
+    return READ32(registers_of_(TASK()), K_REG_NUMBER) & ~X32_BIT_;
+}
+
 int sub_tell(u64 argument)
 {
     struct asked *w = ASKED(argument);
     struct behaviour *b = &w->b;
     struct occurrence *o = &w->o;
     void *task = (void *)TASK();
-    u64 registers, key = bpf_get_current_pid_tgid();
-    u32 tgid = key >> 32, number = call_of(task, &registers), lost = 0;
+    u64 key = bpf_get_current_pid_tgid();
+    u32 tgid = key >> 32, number = call_under_way(), lost = 0;
     u32 shadow = w->header.flags & TABLE_SHADOW;
-    struct note note = {.kind = shadow ? NOTE_SHADOWED : NOTE_TOLD, .number = number};
-    notes.update(&key, &note);
+    struct note note = {.kind = NOTE_TOLD, .number = number};
+    if (!shadow)
+        notes.update(&key, &note);
     struct image *image = processes.lookup(&tgid);
     o->time = bpf_ktime_get_boot_ns();
     b->cgroup = w->cgroup;
@@ -113,12 +129,28 @@ static __always_inline int stopped(struct asked *w)
     return !shadow;
 }
 
+/* Whether the end of the call under way tells what it did to the object of the hook, with all else that the call names. A ring
+ * makes its calls without one; of what is sent by a stream, the first bytes alone are told there. */
+static __always_inline int told_at_its_end(struct asked *w)
+{
+    u32 number = call_under_way(), class_ = w->class_;
+    struct call *call = calls.lookup(&number);
+    if (!call || !call->hop || !(w->visibility >> (call->class_ & 31) & 1))
+        return 0;
+    if (call->hop == HOP_SEND && w->b.socket_type != 2 && w->b.socket_type != 3)
+        return 0;
+    if (call->operation == w->b.operation)
+        return 1;
+    /* An openat that makes its file asks as mknod does, one that empties it as truncate; an open in /proc asks as ptrace, and is told as an open. */
+    return call->class_ == class_ && (class_ == CLASS_FILE || class_ == CLASS_NETWORK) && w->b.operation != OP_PTRACE;
+}
+
 /* The answer, told and counted. */
 static __always_inline int answer(struct asked *w, int stop)
 {
     if (!stop)
         return 0;
-    if (!w->told_later || !(w->header.flags & TABLE_SHADOW))
+    if (!(w->header.flags & TABLE_SHADOW) || !(w->told_later || told_at_its_end(w)))
         sub_tell_(w);
     return stopped(w);
 }

@@ -81,7 +81,7 @@ struct steer {
 #define FILES 8        /* of an exec: at most five scripts lead to each other (BINPRM_MAX_RECURSION) */
 /* What is known of a thread's system call before it ends. DENIED: a guard stopped it, and its end tells so, with what is here.
  * TOLD: a guard stopped it and has told so. INTERRUPTED: a connect told when a signal interrupted it, and made again after. */
-enum { NOTE_DENIED = 1, NOTE_TOLD, NOTE_INTERRUPTED, NOTE_SHADOWED };
+enum { NOTE_DENIED = 1, NOTE_TOLD, NOTE_INTERRUPTED };
 struct note {
     u64 inode;  /* of the socket, for INTERRUPTED */
     u32 kind;

@@ -180,14 +180,12 @@ def test_one_function_that_cannot_be_had_leaves_all_to_the_tracepoint(
 ) -> None:
     pins = f"{bpffs}/fallen-{what}"
     prelude = f"""
-import sys
+import itertools, sys
 from kernel import bpf
 real = bpf.{"target_attach" if what == "attach" else "program_load"}
-count = 0
+numbers = itertools.count(1)  # programs are loaded by several threads
 def refusing(*arguments, **named):
-    global count
-    count += {"1" if what == "attach" else 'named.get("target", 0) != 0'}
-    if count == 150:
+    if {"True" if what == "attach" else 'named.get("target", 0)'} and next(numbers) == 150:
         raise bpf.refused("PROG_LOAD", "__x64_sys_last", 16)
     return real(*arguments, **named)
 bpf.{"target_attach" if what == "attach" else "program_load"} = refusing
