@@ -18,6 +18,8 @@ from schemas.errors import SettingsError
 
 _TEMPLATED: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job")
 _MOST: Final = 16 << 20
+_OBJECTS: Final = 100_000
+"""Objects and containers of one file."""
 
 
 class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +73,7 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
 def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:
     """Those of one object, or of a list of them; none of kinds that have none. SettingsError for one that is not formed as they are."""
     try:
-        yield from _document(document)
+        yield from _Reading(origin).containers(document)
     except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"expected objects of Kubernetes at `{origin}`, one is not formed as they are ({error})"
@@ -85,50 +87,74 @@ def _templated(path: Path, text: str) -> SettingsError:
     )
 
 
-def _document(document: Any) -> Iterator[ManifestContainer]:
-    if not isinstance(document, dict):
-        return
-    kind = document.get("kind", "")
-    if kind == "List" or (kind.endswith("List") and "items" in document):
-        for item in document.get("items") or ():
-            yield from _document(item)
-        return
-    metadata = document.get("metadata") or {}
-    if kind == "Pod":
-        pod, labels = document["spec"], metadata.get("labels")
-    elif kind in _TEMPLATED:
-        pod, labels = (
-            document["spec"]["template"]["spec"],
-            (document["spec"]["template"].get("metadata") or {}).get("labels"),
-        )
-    elif kind == "CronJob":
-        template = document["spec"]["jobTemplate"]["spec"]["template"]
-        pod, labels = template["spec"], (template.get("metadata") or {}).get("labels")
-    else:
-        return
-    for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
-        yield ManifestContainer(
-            workload=HardenedWorkload(
-                namespace=_scalar(metadata.get("namespace") or "default"), name=_scalar(metadata["name"]), image=_scalar(container.get("image", "")),
-                labels={_scalar(key): _scalar(value) for key, value in (labels or {}).items() if key not in OF_ONE_POD}, container=_scalar(container["name"]),
-            ),
-            commands=tuple(part for word in _words(container) for part in split(word)), placed=bool(metadata.get("namespace")),
-        )  # fmt: skip
+class _Reading:
+    """One document. Aliases make billions of objects and a terabyte of words of a few lines, so what they come to is counted."""
 
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._objects = self._characters = 0
 
-def _scalar(value: Any) -> str:
-    """A word, also one that YAML takes for a number. Never of a list: aliases make a terabyte of a few lines."""
-    if not isinstance(value, str | int | float | date | None):
-        raise TypeError(f"expected a word, got a {type(value).__name__}")
-    return str(value)
+    def containers(self, document: Any) -> Iterator[ManifestContainer]:
+        """Of a list those of its items in order, which may be lists."""
+        waiting = [document]
+        while waiting:
+            one = waiting.pop()
+            self._object()
+            if not isinstance(one, dict):
+                continue
+            kind = one.get("kind", "")
+            if kind == "List" or (kind.endswith("List") and "items" in one):
+                waiting += reversed(one.get("items") or ())
+                self._object(len(waiting))
+            else:
+                yield from self._of(one, kind)
 
+    def _object(self, waiting: int = 0) -> None:
+        self._objects += not waiting
+        if self._objects + waiting > _OBJECTS:
+            raise SettingsError(f"expected at most {_OBJECTS:,} objects at `{self._origin}`, got more")
 
-def _words(container: dict[str, Any]) -> Iterator[str]:
-    places = [container]
-    places += [
-        (container.get(name) or {}).get("exec") or {} for name in ("livenessProbe", "readinessProbe", "startupProbe")
-    ]
-    places += [(hook or {}).get("exec") or {} for hook in (container.get("lifecycle") or {}).values()]
-    for place in places:
-        for name in ("command", "args"):
-            yield from map(_scalar, place.get(name) or ())
+    def _word(self, value: Any) -> str:
+        """A word, also one that YAML takes for a number. Never of a list."""
+        if not isinstance(value, str | int | float | date | None):
+            raise TypeError(f"expected a word, got a {type(value).__name__}")
+        text = str(value)
+        self._characters += len(text)
+        if self._characters > _MOST:
+            raise SettingsError(f"expected at most {_MOST:,} bytes of words at `{self._origin}`, got more")
+        return text
+
+    def _of(self, document: dict[str, Any], kind: str) -> Iterator[ManifestContainer]:
+        metadata = document.get("metadata") or {}
+        if kind == "Pod":
+            pod, labels = document["spec"], metadata.get("labels")
+        elif kind in _TEMPLATED:
+            template = document["spec"]["template"]
+            pod, labels = template["spec"], (template.get("metadata") or {}).get("labels")
+        elif kind == "CronJob":
+            template = document["spec"]["jobTemplate"]["spec"]["template"]
+            pod, labels = template["spec"], (template.get("metadata") or {}).get("labels")
+        else:
+            return
+        word = self._word
+        carried = {word(key): word(value) for key, value in (labels or {}).items() if key not in OF_ONE_POD}
+        for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
+            self._object()
+            yield ManifestContainer(
+                workload=HardenedWorkload(
+                    namespace=word(metadata.get("namespace") or "default"), name=word(metadata["name"]), labels=carried,
+                    image=word(container.get("image", "")), container=word(container["name"]),
+                ),
+                commands=tuple(part for text in self._words(container) for part in split(text)), placed=bool(metadata.get("namespace")),
+            )  # fmt: skip
+
+    def _words(self, container: dict[str, Any]) -> Iterator[str]:
+        places = [container]
+        places += [
+            (container.get(name) or {}).get("exec") or {}
+            for name in ("livenessProbe", "readinessProbe", "startupProbe")
+        ]
+        places += [(hook or {}).get("exec") or {} for hook in (container.get("lifecycle") or {}).values()]
+        for place in places:
+            for name in ("command", "args"):
+                yield from map(self._word, place.get(name) or ())

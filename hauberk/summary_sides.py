@@ -68,6 +68,10 @@ def side(text: str, given: argparse.Namespace, query: Query) -> Iterator[StoredR
     window = _WINDOW.fullmatch(text)
     if text.startswith("image="):
         image = text.removeprefix("image=")
+        if not image:
+            raise SettingsError(
+                "expected a name after `image=` for --diff, got none: of all images nothing would be new"
+            )
     elif other.exists():
         path = other / "summary.db" if other.is_dir() else other
     elif window is not None:

@@ -413,7 +413,7 @@ def test_what_is_new_between_two_stores_windows_or_images(
     assert "statefulset/db" in run(capsys, state, "summary", "--diff", "image=web:1", "30d", code=1)
     for words, says in (
         (("5d..4d", "1d"), "expected behaviours in `5d..4d`"), (("1d..2d", "1d"), "from earlier to later"), (("nonsense", "1d"), "got `nonsense`"),
-        (("image=none", "1d"), "found none"),
+        (("image=none", "1d"), "found none"), (("image=", "image="), "expected a name after `image=`"),
     ):  # fmt: skip
         assert says in run(capsys, state, "summary", "--diff", *words, code=2)
     assert "pod/db-1" in run(capsys, state, "summary", "-o", "wide", "--wait", "0s")

@@ -435,6 +435,36 @@ def test_bad_manifests_are_one_sentence(
     assert len(said.strip().splitlines()) == 1
 
 
+def laughs(first: str, each: str) -> str:
+    """A document that is 9 to the 9th times `first` (a "billion laughs")."""
+    rows = ["defs:", f"- &a0 {first}"]
+    rows += [f"- &a{level} {each % ', '.join([f'*a{level - 1}'] * 9)}" for level in range(1, 10)]
+    return "\n".join(rows)
+
+
+POD = "{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {containers: [{name: c, image: i}]}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{laughs(POD, '{kind: List, items: [%s]}')}\nkind: List\nitems: [*a9]",
+        f"{laughs('{kind: List, items: []}', '{kind: List, items: [%s]}')}\nkind: List\nitems: [*a9]",
+        "big: &big " + "x" * 100_000 + "\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c, command: [" + "*big, " * 500 + "]}]}",
+        "pod: &pod {kind: Pod, metadata: {name: x, labels: {" + ", ".join(f"k{n}: {'v' * 2000}" for n in range(50)) + "}}, spec: {containers: [{name: c}]}}\n"
+        "kind: List\nitems: [" + "*pod, " * 5000 + "]",
+        "c: &c {name: c}\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [" + "*c, " * 100_001 + "]}",
+    ],
+    ids=["pods", "nothing", "words", "labels", "containers"],
+)  # fmt: skip
+def test_what_aliases_come_to_is_bounded(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    said = run(capsys, tmp_path / "state", "-f", tmp_path / "m.yaml", "-p", "miners", "-o", tmp_path / "out", code=2)
+    assert "expected at most" in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_braces_of_others_in_a_rendered_manifest_are_no_template(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
