@@ -45,6 +45,8 @@ class ContainersStorage:
     def __init__(self, root: Path, limits: ImageLimits = ImageLimits()) -> None:  # noqa: B008
         self.place = str(root)
         self._root, self._limits = root, limits
+        # Of all images of the node: 2 KB each, and half a KB for each layer.
+        self._lists = msgspec.structs.replace(limits, json_bytes=8 * limits.json_bytes)
 
     @staticmethod
     def is_at(root: Path) -> bool:
@@ -67,7 +69,7 @@ class ContainersStorage:
 
     def _json(self, path: Path, form: type[_T], what: str) -> _T:
         with path.open("rb") as file:
-            return read_json(file, f"{what} at `{self.place}`", form, self._limits)
+            return read_json(file, f"{what} at `{self.place}`", form, self._lists)
 
     def _named(self, driver: str, names: tuple[str, ...], digest: str) -> _Image | None:
         path = self._root / f"{driver}-images/images.json"
@@ -91,7 +93,13 @@ class ContainersStorage:
         configuration = self._json(home / named, ImageConfiguration, f"the configuration of `{text}`")
         reader = LayerReader(self._limits)
         for ident in self._chain(driver, one.layer):
-            add_unpacked(reader, self._directory(driver, ident), f"layer {ident[:12]} of `{text}`")
+            directory = self._directory(driver, ident)
+            if (directory.parent / "composefs-data").exists():
+                raise SettingsError(
+                    f"expected layers in directories in the store at `{self.place}`, those of `{text}` are composefs, which is not read; take its "
+                    "socket or its registry"
+                )
+            add_unpacked(reader, directory, f"layer {ident[:12]} of `{text}`")
         return described(reader.contents(), configuration, text, tuple(dict.fromkeys((text, *(one.names or ())))))
 
     def _directory(self, driver: str, ident: str) -> Path:

@@ -108,6 +108,10 @@ def test_the_store_of_podman_and_cri_o(
             with pytest.raises(SettingsError, match=says):
                 store.image(NAME)
         names.write_bytes(whole)
+        if driver == "overlay":
+            next(podman.storage.glob("overlay/*/diff")).with_name("composefs-data").mkdir()
+            with pytest.raises(SettingsError, match="composefs, which is not read"):
+                store.image(NAME)
 
 
 def test_the_store_of_containerd(
