@@ -480,6 +480,24 @@ def test_a_host_has_a_firewall_that_the_judge_replays() -> None:
     }  # fmt: skip
 
 
+def test_a_host_that_speaks_to_all_the_internet_may_not_speak_to_its_neighbours_so() -> None:
+    """A rule of its firewall leaves nothing out, so the networks are written that are left: no credentials of the cloud's, no pods."""
+    host = Identity(kind=Kind.HOST, node="n1", uid="h1", cgroup_path="/system.slice/fetch.service")
+    some = [socket(CONNECT, f"{number}.{number}.0.1", 443) for number in range(11, 90)]
+    some += [socket(CONNECT, f"2{number:03x}::1", 443) for number in range(40)] + [socket(CONNECT, "10.0.0.9", 443)]
+    (one,) = firewalls([Sighting(identity=host, behaviour=behaviour, first=HOUR, last=HOUR) for behaviour in some])
+    (rule,) = one.body["spec"]["egress"]
+    networks = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in rule["to"]]
+
+    def passes(text: str) -> bool:
+        address = ipaddress.ip_address(text)
+        return any(address.version == network.version and address in network for network in networks)
+
+    assert all(map(passes, ("10.0.0.9", "8.8.8.8", "172.15.255.255", "172.32.0.0", "2606::1", "11.11.0.1")))
+    assert not any(map(passes, ("10.0.0.10", "169.254.169.254", "172.16.0.1", "192.168.3.4", "100.64.0.1", "fd00::1")))
+    assert len(networks) < 60
+
+
 def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(PolicyError, match="expected a NetworkPolicy"):
         written({"apiVersion": "v1", "kind": "Pod"})

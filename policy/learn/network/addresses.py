@@ -95,3 +95,15 @@ def excluded(network: str) -> list[str]:
     version = 4 if "." in network else 6
     whole = ip_network(network)
     return [str(one) for one in _private(version) if one.overlaps(whole)]
+
+
+def without_private(network: str) -> list[str]:
+    """`network` as it is; the whole internet as those of its networks that are not private, for rules that leave nothing out."""
+    left: list[Network] = [ip_network(network)]
+    for out in map(ip_network, excluded(network)):
+        left = [part for one in left for part in (one.address_exclude(out) if _within(out, one) else [one])]  # type: ignore[arg-type]
+    return [str(one) for one in sorted(left)]  # type: ignore[type-var]
+
+
+def _within(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]

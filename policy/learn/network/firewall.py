@@ -15,7 +15,7 @@ import msgspec
 from policy.judge.sockets import INET, INET6, words
 from policy.learn.documents import MANAGED, checked
 from policy.learn.evidence import Evidence
-from policy.learn.network.addresses import loopback, parsed, summarised
+from policy.learn.network.addresses import loopback, parsed, summarised, without_private
 from policy.learn.network.directory import PortRange
 from policy.learn.network.flows import learnable
 from policy.learn.network.intermediate import merged_ports
@@ -114,7 +114,8 @@ def _rules(where: dict[str, set[PortRange]], word: str) -> list[dict[str, Any]]:
         same.setdefault(() if whole else merged_ports(ports), []).append(address)
     made = []
     for spans, some in sorted(same.items()):
-        networks = [text for text in some if "/" in text] + summarised(some)
+        networks = [text for text in some if "/" in text]
+        networks += [part for network in summarised(some) for part in without_private(network)]
         rule: dict[str, Any] = {word: [{"ipBlock": {"cidr": network}} for network in networks]}
         made.append(rule | ({"ports": [_port(port) for port in spans]} if spans else {}))
     return made
