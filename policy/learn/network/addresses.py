@@ -102,7 +102,7 @@ def without_private(network: str) -> list[str]:
     left: list[Network] = [ip_network(network)]
     for out in map(ip_network, excluded(network)):
         left = [part for one in left for part in (one.address_exclude(out) if _within(out, one) else [one])]  # type: ignore[arg-type]
-    return [str(one) for one in sorted(left)]  # type: ignore[type-var]
+    return [str(one) for one in sorted(left)]
 
 
 def _within(one: Network, other: Network) -> bool:
