@@ -3,7 +3,7 @@
 
 A part is as many workloads as have `ROWS` stored behaviours, and more only where one workload has more or policies must be judged together
 (`policy.learn.together`), so that memory is bounded by the parts that are learnt at once and not by the store. Where there are several
-parts each processor has a child that learns its share and sends the policies back; a child that fails or dies is no loss, for its parts are
+parts each processor has a child that takes the next one whenever it is free and sends the policies back; a child that fails or dies is no loss, for its parts are
 learnt here then, and what went wrong is raised here.
 """
 
@@ -22,6 +22,7 @@ import msgspec
 
 from hauberk.output import printable
 from hauberk.progress_line import ProgressLine
+from policy.learn.components import forget_names
 from policy.learn.documents import namespace_of
 from policy.learn.evidence import NOBODY
 from policy.learn.learner import Done, LearnSettings, LearntPolicy, learn
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 ROWS: Final = 50_000
 """Of a part: about 100 MB while it is learnt."""
+
+_TURNS: Final = 1024
+"""Numbers of four bytes that any pipe holds: the least is one page."""
 
 Instances = frozenset[tuple[str, str]]
 """(node, uid) of each."""
@@ -150,6 +154,7 @@ def _uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        forget_names()
         gc.enable()
         gc.collect()
 
@@ -160,12 +165,19 @@ def _children(
     forking = multiprocessing.get_context("fork")
     running = []
     ends: list[Connection] = []
+    # Whoever is free takes the next: parts of one size do not take the same time, and not every processor is as free as another.
+    turns, told = os.pipe()
     try:
-        for turn in range(workers):
+        # Some at a time where there are more than a pipe holds.
+        step = len(parts) // _TURNS + 1
+        os.write(told, b"".join(number.to_bytes(4, "little") for number in range(0, len(parts), step)))
+        os.close(told)
+        for _ in range(workers):
             mine, its = forking.Pipe(duplex=False)
-            share = [(number, parts[number]) for number in range(turn, len(parts), workers)]
             ends.append(mine)
-            child = forking.Process(target=_share, args=(its, ends, share, read, settings, looks), daemon=True)
+            child = forking.Process(
+                target=_share, args=(its, ends, turns, step, parts, read, settings, looks), daemon=True
+            )
             try:
                 child.start()
             except OSError:
@@ -185,6 +197,7 @@ def _children(
                     ends.remove(end)
                     end.close()
     finally:
+        os.close(turns)
         for end in ends:
             end.close()
         for child in running:
@@ -195,19 +208,24 @@ def _children(
 def _share(
     end: Connection,
     ends: list[Connection],
-    share: list[tuple[int, Instances]],
+    turns: int,
+    step: int,
+    parts: list[Instances],
     read: Read,
     settings: LearnSettings,
     looks: bool,
 ) -> None:
-    """In the child. It says nothing: what fails here is done again, and told, by the parent."""
+    """In the child: `step` parts from each number on that it reads of `turns`. It says nothing: what fails here is done again, and told, by
+    the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Inherited. Open here too, they would keep it writing for good to a parent that was killed.
     for other in ends:
         other.close()
     try:
-        for number, part in share:
-            end.send((number, _learnt(part, read, settings, lambda one, of: None, False, looks)))
+        while turn := os.read(turns, 4):
+            first = int.from_bytes(turn, "little")
+            for number, part in enumerate(parts[first : first + step], first):
+                end.send((number, _learnt(part, read, settings, lambda one, of: None, False, looks)))
     except Exception:  # noqa: BLE001 - whatever it is, the parent meets it again
         os._exit(1)

@@ -87,6 +87,12 @@ def skeleton(name: str, temporary: bool = False) -> str:
     return _joined(_split(name, ((_NUMBER, "number"),)))
 
 
+def forget_names() -> None:
+    """Lets go of what `strong` and `skeleton` remember: a few of those names keep much of what was beside them in memory."""
+    strong.cache_clear()
+    skeleton.cache_clear()
+
+
 def _split(name: str, kinds: tuple[tuple[re.Pattern[str], str], ...]) -> list[tuple[str, str]]:
     """(kind, text) from left to right; the kind of plain text is ""."""
     parts = [("", name)]

@@ -93,5 +93,36 @@ def test_where_no_process_can_be_started_nothing_is_lost(monkeypatch: pytest.Mon
     monkeypatch.setattr("multiprocessing.context.ForkProcess.start", full)
     parts = [frozenset({("n", str(number))}) for number in range(6)]
     answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False))
-    assert sorted(answers) == [0, 2, 4], "the share of the one that was started; the caller learns the others"
+    assert sorted(answers) == [0, 1, 2, 3, 4, 5], "the one that was started takes all"
     assert multiprocessing.active_children() == []
+
+
+def test_who_is_free_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_first(part: frozenset[tuple[str, str]], *_: Any) -> Any:
+        if ("n", "0") in part:
+            signal.sigwait({signal.SIGUSR1})
+        return [os.getpid()]
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        monkeypatch.setattr("hauberk.learning._learnt", slow_first)
+        parts = [frozenset({("n", str(number))}) for number in range(7)]
+        by: dict[int, Any] = {}
+        for number, (pid,) in hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False):
+            by[number] = pid
+            if len(by) == 6:
+                assert 0 not in by, "the other has done all that was left"
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGUSR1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    assert len(by) == 7
+    assert len(set(by.values())) == 2
+
+
+def test_more_parts_than_a_pipe_holds_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hauberk.learning._TURNS", 3)
+    monkeypatch.setattr("hauberk.learning._learnt", lambda *_: [])
+    parts = [frozenset({("n", str(number))}) for number in range(10)]
+    answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False))
+    assert sorted(answers) == list(range(10))
