@@ -406,6 +406,11 @@ def test_many_private_peers_open_no_private_network_that_none_of_them_is_in() ->
     some = [f"10.{2 * number}.0.1" for number in range(60)]
     assert summarised(some) == ["10.0.0.0/8"]
     assert summarised([*some, "192.168.7.7"]) == ["10.0.0.0/8", "192.168.0.0/16"]
+    # A cache of names on each node is a neighbour of those credentials.
+    assert summarised([*some, "169.254.20.10"]) == ["10.0.0.0/8", "169.254.20.10/32"]
+    near = summarised([*some[:20], "169.254.20.10", "169.254.25.10"])
+    assert {"169.254.20.10/32", "169.254.25.10/32"} <= set(near)
+    assert not any(ipaddress.ip_address("169.254.169.254") in ipaddress.ip_network(one) for one in near)
 
 
 def test_what_was_denied_odd_or_late_is_no_flow() -> None:

@@ -57,12 +57,15 @@ def metadata_service(address: Address) -> bool:
 
 
 def summarised(addresses: Iterable[str]) -> list[str]:
-    """At most about `MOST` networks for each version that cover `addresses`; private and public ones never share a network."""
+    """At most about `MOST` networks for each version that cover `addresses`; private and public ones never share a network, and those of the
+    link (169.254.0.0/16) stay as they are: a cloud hands out its credentials among them."""
     groups: dict[tuple[int, bool], set[Address]] = {}
+    link: set[Address] = set()
     for text in addresses:
         if (address := parsed(text)) is not None:
-            groups.setdefault((address.version, private(address)), set()).add(address)
-    made: list[str] = []
+            near = address.version == 4 and address.is_link_local
+            (link if near else groups.setdefault((address.version, private(address)), set())).add(address)
+    made = [str(network) for network in _collapsed(ip_network(address) for address in link)]
     for (version, inside), some in sorted(groups.items()):
         networks = [ip_network(address) for address in some]
         found = _collapsed(networks)
@@ -77,7 +80,12 @@ def summarised(addresses: Iterable[str]) -> list[str]:
             )
         else:
             made += [str(network) for network in found]
-    return made
+    return sorted(made, key=_order)
+
+
+def _order(network: str) -> tuple[int, Network]:
+    found = ip_network(network)
+    return found.version, found
 
 
 def _collapsed(networks: Iterable[Network]) -> list[Network]:
