@@ -59,13 +59,15 @@ class NamespaceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, 
 
 
 class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="node"):
-    """`name`: as the cluster knows it; the node's own agent is told it as `inventory.node`. `addresses`: internal and external."""
+    """`name`: as the cluster knows it; the node's own agent is told it as `inventory.node`. `addresses`: internal and external.
+    `pod_networks`: of which its pods have their addresses, where Kubernetes gives them out (podCIDRs)."""
 
     name: Named
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     addresses: tuple[Word, ...] = ()
     started: float = 0.0
+    pod_networks: tuple[Word, ...] = ()
 
     @property
     def key(self) -> bytes:

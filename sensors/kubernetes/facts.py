@@ -88,7 +88,7 @@ def node(one: NodeObject) -> NodeFact:
     addresses = {address.address for address in one.status.addresses or () if address.type.endswith("IP")}
     return NodeFact(
         name=meta.name, labels=_labels(meta.labels), annotations=_annotations(meta), addresses=tuple(sorted(addresses)),
-        started=_seconds(meta.creation_timestamp),
+        started=_seconds(meta.creation_timestamp), pod_networks=tuple(sorted(one.spec.pod_networks or ())),
     )  # fmt: skip
 
 

@@ -62,8 +62,13 @@ class NodeStatus(msgspec.Struct, frozen=True):
     addresses: list[NodeAddress] | None = None
 
 
+class NodeSpec(msgspec.Struct, frozen=True, rename={"pod_networks": "podCIDRs"}):
+    pod_networks: list[str] | None = None
+
+
 class NodeObject(msgspec.Struct, frozen=True):
     metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
 

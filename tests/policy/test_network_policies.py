@@ -661,3 +661,42 @@ def test_pods_that_a_policy_catches_unseen_are_told() -> None:
     some += [seen(batch, CONNECT, "10.96.0.4", 5432), seen(run, CONNECT, "10.96.0.4", 5432)]
     found, directory, _ = learnt(some, [*FACTS, batch, run, again])
     assert caught(found, directory) == {}
+
+
+BRIDGED: list[Fact] = [
+    NodeFact(name=f"m{number}", addresses=(f"192.168.4.{number}",), pod_networks=(f"10.77.{number}.0/24", f"fd77:{number}::/64"))
+    for number in range(1, 31)
+]  # fmt: skip
+NEAR = pod_fact("shop", "near", "10.77.1.5", node="m1")
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_nodes_own_addresses_in_the_network_of_its_pods_are_the_node(form: str) -> None:
+    """The bridge's, from which its kubelet asks (.1), and the tunnel's, from which other nodes do (.0). Of thirty nodes their networks together
+    would be those of all pods."""
+    probes = [
+        seen(NEAR, ACCEPT, "10.77.1.1", 8080),
+        seen(NEAR, ACCEPT, "fd77:1::1", 8080),
+        seen(NEAR, ACCEPT, "10.77.1.0", 8080),
+    ]
+    found, _, _ = learnt(probes, [*BRIDGED, NEAR])
+    assert found.left == {"the pod's own node, its kubelet's probes among it": 9}
+    assert not found.seen
+    others = [seen(NEAR, ACCEPT, f"10.77.{number}.0", 8080) for number in range(2, 31)]
+    found, directory, made = learnt([*probes, *others, seen(NEAR, CONNECT, "192.168.4.7", 10250)], [*BRIDGED, NEAR])
+    assert connectivity(found, directory, made[form]).refused == ()
+    assert {key.peer.kind for key in found.seen} == {"node"}
+    evaluator = Evaluator(made[form])
+    near = PodEnd(namespace="shop", labels={"app": "near"}, uid="n")
+    pod = PodEnd(namespace="bank", labels={"app": "x"}, uid="x", addresses=(ipaddress.ip_address("10.77.9.8"),))
+    assert evaluator.passes(pod, near, "TCP", 8080) is not None, "and no pod of another namespace"
+    if form != "CiliumNetworkPolicy":
+        node = PodEnd(host="m9", addresses=(ipaddress.ip_address("192.168.4.9"),))
+        assert evaluator.passes(near, node, "TCP", 10250) is not None, "one node was spoken to"
+    # A pod that has the address is that pod, and where one had it at another time nobody knows.
+    gone = pod_fact("bank", "gone", "10.77.1.1", ended=5.0)
+    found, _, _ = learnt(probes[:1], [*BRIDGED, NEAR, gone])
+    assert (list(found.seen), list(found.unsure)) == ([], ["10.77.1.1 was a pod's at another time"])
+    odd = pod_fact("bank", "odd", "10.77.1.1")
+    found, _, _ = learnt(probes[:1], [*BRIDGED, NEAR, odd])
+    assert {str(key.peer) for key in found.seen} == {"bank/odd"}

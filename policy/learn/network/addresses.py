@@ -36,6 +36,15 @@ def parsed(text: str) -> Address | None:
     return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found
 
 
+def network_of(text: str) -> Network | None:
+    """A network of two addresses or more; None for what is none."""
+    try:
+        found = ip_network(text, strict=False)
+    except ValueError:
+        return None
+    return found if found.num_addresses > 1 else None
+
+
 def loopback(address: Address) -> bool:
     """Whether it never leaves the pod: "any" as a destination is the loopback."""
     return address.is_loopback or address.is_unspecified
@@ -86,6 +95,14 @@ def summarised(addresses: Iterable[str]) -> list[str]:
 def _order(network: str) -> tuple[int, Network]:
     found = ip_network(network)
     return found.version, found
+
+
+def exactly(addresses: Iterable[Address]) -> list[str]:
+    """The networks of these addresses and no other."""
+    found = [ip_network(address) for address in addresses]
+    return [
+        str(network) for version in (4, 6) for network in _collapsed(one for one in found if one.version == version)
+    ]
 
 
 def _collapsed(networks: Iterable[Network]) -> list[Network]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from policy.cluster_peers import ClusterPeers
-from policy.learn.network.addresses import parsed
+from policy.learn.network.addresses import Address, network_of, parsed
 from policy.learn.workloads import OF_ONE_POD
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 
@@ -45,6 +45,11 @@ def carries(labels: dict[str, str], wanted: Labels) -> bool:
     return all(labels.get(key) == value for key, value in wanted)
 
 
+def inner_addresses(node: NodeFact) -> list[Address]:
+    """What a node itself has in the network of its pods: the tunnel's address (flannel) and the bridge's (host-local, as a default)."""
+    return [network[at] for text in node.pod_networks if (network := network_of(text)) is not None for at in (0, 1)]
+
+
 class Directory:
     """The facts, each once."""
 
@@ -59,6 +64,7 @@ class Directory:
         self._carried: dict[tuple[str, str, str], Labels] = {}
         self._node_ports: dict[tuple[str, int], tuple[ServiceFact, ServicePort]] = {}
         self._spaces: dict[str, list[PodFact]] = {}
+        self._inner: dict[Address, NodeFact] = {}
         for fact in facts:
             self._peers.put(fact.key, fact)
             match fact:
@@ -73,6 +79,7 @@ class Directory:
                     }
                 case NodeFact():
                     self.nodes[fact.name] = fact
+                    self._inner |= dict.fromkeys(inner_addresses(fact), fact)
                 case NamespaceFact():
                     self._namespaces[fact.name] = fact
                 case EndpointsFact():
@@ -82,7 +89,8 @@ class Directory:
         """Whose `address` was then; None when nobody of the cluster is known to have had it."""
         peer = self._peers.peer(address, at_ns / 1e9)
         if peer is None:
-            return None
+            found = parsed(address)
+            return self._inner.get(found) if found is not None and not self.once_a_pods(address) else None
         kind, _, name = peer.name.partition("/")
         if kind == "pod":
             return self._named.get((peer.namespace, name, peer.since))
@@ -163,3 +171,7 @@ class Directory:
         return sorted(
             {str(found) for node in self.nodes.values() for text in node.addresses if (found := parsed(text))}
         )
+
+    def is_inner(self, address: str) -> bool:
+        """Whether a node has `address` in the network of its pods."""
+        return parsed(address) in self._inner

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from policy.learn.network.addresses import parsed
-from policy.learn.network.directory import Directory, PortRange, carries, lasting
+from policy.learn.network.directory import Directory, PortRange, carries, inner_addresses, lasting
 from policy.learn.network.flows import FlowKey, Flows, Party, Subject
 from policy.learn.network.written import PodEnd, WrittenPolicy, written
 from schemas.cluster import PodFact
@@ -167,6 +167,8 @@ class _Ends:
             return self._of_pods(Party("pods", party.namespace, "", party.labels))
         if party.kind == "node":
             node = self._directory.nodes.get(party.name)
+            if node is not None and party.labels:
+                return [PodEnd(host=party.name, addresses=tuple(inner_addresses(node)))]
             texts = node.addresses if node is not None else ()
             return [
                 PodEnd(host=party.name, addresses=tuple(one for text in texts if (one := parsed(text)) is not None))

@@ -32,10 +32,12 @@ HOST_NAME: Final = re.compile(r"(?=.*[a-z_-])[a-z0-9_-]+(\.[a-z0-9_-]+)+")
 """Names that a rule may have: what is no host's name was escaped when it was heard, and a name of numbers alone is an address to some."""
 _PROTOCOLS: Final = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 KINDS: Final = ("pods", "node", "outside")
+INNER: Final[Labels] = (("network", "pods"),)
+"""Mark of a node by its own addresses in the network of its pods."""
 
 
 class Party(msgspec.Struct, frozen=True, order=True):
-    """An end of a flow. `kind`: `pods` (of `namespace`, with `labels`), `node` (`name`), `outside` (`name` is the address)."""
+    """An end of a flow. `kind`: `pods` (of `namespace`, with `labels`), `node` (`name`; `INNER`), `outside` (`name` is the address)."""
 
     kind: str
     namespace: str = ""
@@ -246,7 +248,8 @@ class _Reading:
             case NodeFact() if ingress and holder.name == one.identity.node:
                 found.left["the pod's own node, its kubelet's probes among it"] += one.count
             case NodeFact():
-                self._put(one, subject, ingress, Party("node", name=holder.name), port)
+                inner = INNER if self.directory.is_inner(address) else ()
+                self._put(one, subject, ingress, Party("node", name=holder.name, labels=inner), port)
                 behind = None if ingress else self.directory.at_node_port(port.protocol, port.first)
                 if behind is not None:
                     # The caller's own node translates before policies are asked, another one does not.

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from policy.learn.evidence import Evidence
-from policy.learn.network.addresses import INTERNET, parsed, private, summarised
-from policy.learn.network.directory import Directory, Labels, PortRange, carries
+from policy.learn.network.addresses import INTERNET, exactly, parsed, private, summarised
+from policy.learn.network.directory import Directory, Labels, PortRange, carries, inner_addresses
 from policy.learn.network.flows import EPHEMERAL, EPHEMERAL_LAST, HOST_NAME, FlowKey, Flows, Party, Subject
 from schemas.cluster import ServiceFact
 
@@ -164,7 +164,7 @@ def _rules(
 ) -> list[ConnectRule]:  # fmt: skip
     made: dict[tuple[RulePeer, tuple[PortRange, ...]], Evidence] = {}
     outside: dict[tuple[PortRange, ...], dict[str, Evidence]] = {}
-    nodes: dict[PortRange, dict[str, Evidence]] = {}
+    nodes: dict[PortRange, dict[tuple[str, bool], Evidence]] = {}
     anybody: dict[str, dict[PortRange, Evidence]] = {}
     whole = _ephemeral(port for peer, ports in peers.items() if peer.kind == "outside" for port in ports)
     for peer, ports in peers.items():
@@ -173,7 +173,8 @@ def _rules(
             made.setdefault(key, Evidence()).merge(Evidence.of(ports.values()))
         elif peer.kind == "node":
             for port, evidence in ports.items():
-                nodes.setdefault(port, {}).setdefault(peer.name, Evidence()).merge(evidence)
+                key_of = (peer.name, bool(peer.labels))
+                nodes.setdefault(port, {}).setdefault(key_of, Evidence()).merge(evidence)
         else:
             if exposed and (internet := _internet(peer)):
                 for port in [one for one in ports if (one.protocol, one.first) in exposed]:
@@ -217,13 +218,18 @@ def _internet(peer: Party) -> str:
     return INTERNET[address.version] if address is not None and not private(address) else ""
 
 
-def _node_networks(names: Iterable[str], directory: Directory) -> tuple[str, ...]:
-    """One node is that node; two are any: what runs in their networks is moved about."""
+def _node_networks(names: Iterable[tuple[str, bool]], directory: Directory) -> tuple[str, ...]:
+    """Of (node, whether by an address in its pods' network). One node is that node; two are any: what runs in their networks is moved about.
+    Addresses among those of pods are never widened."""
     some = set(names)
-    if len(some) > 1:
-        return tuple(summarised(directory.node_addresses()))
-    texts = [text for name in some for text in directory.nodes[name].addresses]
-    return tuple(summarised(texts))
+    plain = {name for name, inner in some if not inner}
+    within = {name for name, inner in some if inner}
+    texts = [text for name in plain for text in directory.nodes[name].addresses]
+    if len(plain) > 1:
+        texts = directory.node_addresses()
+    chosen = directory.nodes if len(within) > 1 else within
+    inner = [address for name in chosen for address in inner_addresses(directory.nodes[name])]
+    return (*summarised(texts), *exactly(inner))
 
 
 def _ephemeral(ports: Iterable[PortRange]) -> dict[str, PortRange]:

@@ -111,12 +111,13 @@ def test_addresses_are_the_pods_own(status: Any, spec: Any, addresses: tuple[str
 def test_a_heartbeat_of_a_node_is_the_same_fact() -> None:
     def node(version: str) -> NodeObject:
         return msgspec.convert({
-            "metadata": {"name": "n1", "resourceVersion": version, "labels": {"zone": "a"}},
+            "metadata": {"name": "n1", "resourceVersion": version, "labels": {"zone": "a"}}, "spec": {"podCIDRs": ["fd00::/64", "10.2.0.0/24"]},
             "status": {"addresses": [{"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "10.1.0.1"}]},
         }, NodeObject)  # fmt: skip
 
     assert encode(facts.node(node("1"))) == encode(facts.node(node("2")))
     assert facts.node(node("1")).addresses == ("10.1.0.1",)
+    assert facts.node(node("1")).pod_networks == ("10.2.0.0/24", "fd00::/64")
 
 
 def test_a_headless_service_has_no_address() -> None:
