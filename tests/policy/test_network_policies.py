@@ -700,3 +700,15 @@ def test_a_nodes_own_addresses_in_the_network_of_its_pods_are_the_node(form: str
     odd = pod_fact("bank", "odd", "10.77.1.1")
     found, _, _ = learnt(probes[:1], [*BRIDGED, NEAR, odd])
     assert {str(key.peer) for key in found.seen} == {"bank/odd"}
+
+
+@pytest.mark.parametrize("way", [CONNECT, ACCEPT])
+def test_who_had_an_address_of_pods_that_nobody_has_any_more_is_not_guessed(way: Operation) -> None:
+    """After a month of rollouts their addresses together would be the network of all pods."""
+    gone = [seen(NEAR, way, f"10.77.{number}.9", 8080) for number in range(1, 31)]
+    found, directory, made = learnt(
+        [*gone, seen(NEAR, way, "fd77:3::99", 8080), seen(NEAR, way, "10.78.0.9", 8080)], [*BRIDGED, NEAR]
+    )
+    assert {str(key.peer) for key in found.seen} == {"10.78.0.9"}
+    assert found.unsure == {"addresses in the network of pods, and who had them then is not known": 93}
+    assert connectivity(found, directory, made["NetworkPolicy"]).refused == ()

@@ -7,11 +7,12 @@ Neighbours: `policy.cluster_peers` decides whose an address was at a time; `sche
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 import msgspec
 
 from policy.cluster_peers import ClusterPeers
-from policy.learn.network.addresses import Address, network_of, parsed
+from policy.learn.network.addresses import Address, Network, network_of, parsed
 from policy.learn.workloads import OF_ONE_POD
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 
@@ -65,6 +66,7 @@ class Directory:
         self._node_ports: dict[tuple[str, int], tuple[ServiceFact, ServicePort]] = {}
         self._spaces: dict[str, list[PodFact]] = {}
         self._inner: dict[Address, NodeFact] = {}
+        self._pod_networks: dict[tuple[int, int], set[Network]] = {}
         for fact in facts:
             self._peers.put(fact.key, fact)
             match fact:
@@ -80,6 +82,9 @@ class Directory:
                 case NodeFact():
                     self.nodes[fact.name] = fact
                     self._inner |= dict.fromkeys(inner_addresses(fact), fact)
+                    for text in fact.pod_networks:
+                        if (network := network_of(text)) is not None:
+                            self._pod_networks.setdefault((network.version, network.prefixlen), set()).add(network)
                 case NamespaceFact():
                     self._namespaces[fact.name] = fact
                 case EndpointsFact():
@@ -171,6 +176,13 @@ class Directory:
         return sorted(
             {str(found) for node in self.nodes.values() for text in node.addresses if (found := parsed(text))}
         )
+
+    def among_pods(self, address: str) -> bool:
+        """Whether `address` is in the network of some node's pods."""
+        found = parsed(address)
+        return found is not None and any(
+            ip_network((found, length), strict=False) in some for (version, length), some in self._pod_networks.items() if version == found.version
+        )  # fmt: skip
 
     def is_inner(self, address: str) -> bool:
         """Whether a node has `address` in the network of its pods."""

@@ -260,6 +260,8 @@ class _Reading:
                 self._service(one, subject, holder, address, port)
             case _ if self.directory.once_a_pods(address):
                 found.unsure[f"{address} was a pod's at another time"] += one.count
+            case _ if self.directory.among_pods(address):
+                found.unsure["addresses in the network of pods, and who had them then is not known"] += one.count
             case _:
                 self._put(one, subject, ingress, Party("outside", name=address), port)
 
