@@ -25,7 +25,7 @@ def listed(home: Path) -> list[tuple[str, int]]:
         for path in sorted(home.rglob(f"{kind}/*")):
             fd = bpf.pinned(str(path))
             try:
-                found.append((kind, struct.unpack_from("=I", bpf._info(fd, 16, str(path)), 4)[0]))
+                found.append((kind, struct.unpack_from("=I", bpf.object_info(fd, 16, str(path)), 4)[0]))
             finally:
                 os.close(fd)
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import eventually
 
 from kernel import bpf, loading
 from kernel.catalogue import GUARDS, LISTENERS, PROBES, TABLES
@@ -29,6 +30,17 @@ pytestmark = pytest.mark.kernel
 SMALL = LoadSettings(
     new_visibility=("none",), occurrence_pages=4, definition_pages=4, rules=64, net_rules=64, timeout=900.0, calls_by="tracepoint"
 )  # fmt: skip
+
+
+LISTING = str(Path(__file__).parents[1] / "deploy" / "pinned.py")
+"""What `deploy/docker/try.sh` asks about the pins of a stack."""
+
+
+def left(listed: str) -> int:
+    """Exit code: 1 while the kernel has any of what was listed; it lets go of programs a little after their pins."""
+    return subprocess.run(
+        [sys.executable, LISTING, "--left"], input=listed, text=True, stdout=subprocess.DEVNULL, check=False
+    ).returncode
 
 
 def links_alive(pin_dir: str) -> list[str]:
@@ -64,11 +76,15 @@ def test_pins_outlive_the_loader_and_are_reused(bpffs: str) -> None:
             assert config.sum_u64(struct.pack("=I", Config.HOST_VISIBILITY)) == 4
         assert existing(pins, layout_hash(SMALL)) is not None
         assert existing(pins, 1) is None
+        listed = subprocess.run([sys.executable, LISTING, pins], capture_output=True, text=True, check=True).stdout
+        assert len(listed.splitlines()) == sum(len(os.listdir(f"{pins}/{room}")) for room in ("programs", "links"))
+        assert left(listed) == 1
     finally:
         unload(pins)
     assert not os.path.exists(pins)
     assert existing(pins) is None
     unload(pins)
+    eventually(lambda: left(listed) == 0)
 
 
 def test_pins_of_another_layout_are_replaced(bpffs: str) -> None:
