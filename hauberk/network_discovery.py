@@ -48,6 +48,8 @@ def learnt(
     found, apart = _flows(given, read, directory)
     wanted = _wanted(given)
     made = policies(found, directory)
+    if made and not given.review:
+        _expect_facts(directory)
     form = FORMS[given.policy]
     check = connectivity(found, directory, [form(one) for one in made], matrix=False)
     if check.refused:
@@ -123,6 +125,7 @@ def verify(given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]) -
     if not found.seen:
         print(f"hauberk discover: no connections in the last {given.since} for this selection", file=sys.stderr)
         return 1
+    _expect_facts(directory)
     documents = [FORMS[given.policy](one) for one in policies(found, directory)] if written is None else written
     check = connectivity(found, directory, documents)
     if given.format == "json":
@@ -207,6 +210,15 @@ def _directory(given: argparse.Namespace) -> Directory:
         return [record.value for record in (await bus.latest(CLUSTER)).values() if record.value is not None]
 
     return Directory(readable(with_bus(given, facts), decode, "facts of the cluster"))
+
+
+def _expect_facts(directory: Directory) -> None:
+    """SettingsError where nothing is known of the cluster: services are translated before policies are asked."""
+    if not (directory.pods or directory.services or directory.nodes):
+        raise SettingsError(
+            "expected facts of the cluster on the bus, there are none, so that services and pods would be taken for addresses outside; run "
+            "`hauberk cluster` where it reaches the API server"
+        )
 
 
 def _firewalls(read: Callable[..., Iterator[Sighting]], *, mode: str) -> Bodies:

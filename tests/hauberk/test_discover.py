@@ -301,6 +301,9 @@ def test_network_policies_of_what_pods_spoke_to(
 ) -> None:
     """From the store and the facts on the bus: a service by its pods' port, checked, written, and broken files found out."""
     put(state, 1, connected("10.96.0.4", 5432), connected("127.0.0.1", 1))
+    for words in (("-p", "NetworkPolicy"), ("--verify",)):
+        said = run(capsys, state, "discover", *words, code=2)
+        assert "services and pods would be taken for addresses outside; run `hauberk cluster`" in said
     put(state, 2, connected("10.66.0.1", 22), status="Deny")
     host = Identity(kind=Kind.HOST, node="n", uid="h", cgroup_path="/system.slice/ssh.service")
     put(state, 1, connected("93.184.216.34", 443), of=host)
