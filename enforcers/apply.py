@@ -133,6 +133,9 @@ class Applier:
             self._tables.widen(plan.host_visibility, plan.new_visibility)
             self._carry_out(wanted, self._tables, done)
             self._tables.narrow(plan.host_visibility, plan.new_visibility, plan.host_cgroups)
+        else:
+            for scope in plan.scopes:
+                done.refused.update(dict.fromkeys(nobodys(scope, self._used())))
         for backend in self._backends.profiles:
             living = [scope for scope in plan.scopes if self._living(scope) and scope.cgroups[0] != self._own]
             self._by_profiles(partial(profiles.carry_out, backend, living, _why), backend.backend, done)
@@ -189,8 +192,7 @@ class Applier:
             except Exception as error:  # noqa: BLE001 - it is this scope's, whatever it is
                 done.failed.append(f"{scope.workload or scope.cgroup_path}: {_why(error)}")
             wanted.append((scope, encoded))
-            if self.usable:
-                done.refused.update(dict.fromkeys(nobodys(scope, self._used())))
+            done.refused.update(dict.fromkeys(nobodys(scope, self._used())))
         for one in self._encoder.made:
             done.refused.update(dict.fromkeys(one.refused))
         # What the plan says that a backend leaves of a rule, another may hold.

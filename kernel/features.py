@@ -107,6 +107,8 @@ def _headers() -> Feature:
 
 
 def _raw_tracepoint() -> Feature:
+    if why := locked_down():
+        return Feature("raw tracepoints", False, f"nothing can be observed: {why}")
     return _loads("raw tracepoints", END, "every event is seen through these", "nothing can be observed")
 
 

@@ -26,11 +26,11 @@ from kernel import bpf, call_exits, hook_compiler, hook_loading, listening
 from kernel.catalogue import CALL_HOPS, ENFORCING, GUARDS, HOPS, LISTENERS, PROBES, RAW_TRACEPOINT, TABLES
 from kernel.compiled import Compiled, forget, relocated, store, stored
 from kernel.compiler import compile_programs, name_of
-from kernel.features import lsm_programs
+from kernel.features import locked_down, lsm_programs
 from kernel.generation import FIRST
 from kernel.maps import possible_cpus
 from kernel.syscalls import call_records
-from schemas.errors import HauberkError, KernelError
+from schemas.errors import HauberkError, Incompatible, KernelError
 from schemas.kernel import Config
 
 _VERIFYING: Final = 4
@@ -67,6 +67,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
 
     # Strictly first: without privileges BCC's own message would be about a map, seconds later.
     os.close(bpf.map_create(2, 4, 8, 1, name="hauberk_test"))
+    if why := locked_down():
+        raise Incompatible(f"expected a kernel whose memory programs may read, {why}")
     key = (secrets.randbits(64), secrets.randbits(64))
     compiled, kept, not_kept = prepare(request, step)
     asked, without = prepare_hooks(request, step)

@@ -21,7 +21,7 @@ ASK = """
 import json, os, sys
 import msgspec
 from enforcers.apply import Applier
-from kernel.features import lsm_programs
+from kernel.features import by_name, lsm_programs, survey
 from kernel.loading import LoadSettings, load, mount_bpffs, unload
 from schemas.enforcement import PathRule, Plan, ScopePlan
 from schemas.operations import Class
@@ -30,7 +30,7 @@ from schemas.verdict import Action, RuleRef
 pins, box = "/sys/fs/bpf/booted", "/sys/fs/cgroup/booted"
 mount_bpffs("/sys/fs/bpf")
 os.makedirs(box)
-said = {"probe": lsm_programs().why, "load": ""}
+said = {"probe": lsm_programs().why, "load": "", "watched": by_name(survey())["raw tracepoints"].why}
 try:
     said["load"] = load(msgspec.convert(json.loads(sys.argv[1]) | {"timeout": 1200.0}, LoadSettings), pins).refused.get("lsm", "")
 except Exception as error:
@@ -53,7 +53,7 @@ print(json.dumps(said))
 @pytest.mark.parametrize(
     ("parameters", "why"),
     [
-        ("lsm=capability,apparmor", "apparmor,bpf"),
+        ("lsm=capability,apparmor", ",bpf"),
         ("lsm=lockdown,capability,bpf lockdown=confidentiality", "boot with `lockdown=integrity` or without it"),
     ],
 )
@@ -71,6 +71,7 @@ def test_a_kernel_that_does_not_ask_says_why(
     said = json.loads(out.splitlines()[-1])
     assert "boot with" in said["probe"]
     assert "boot with" in said["load"]
+    assert ("boot with" in said["watched"]) is ("confidentiality" in parameters)
     assert why in said["problem"]
     assert "nothing is enforced" in said["failed"]
     assert (said["rules"], said["refused"]) == (0, ["held"])
