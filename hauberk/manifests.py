@@ -73,7 +73,7 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
 def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:
     """Those of one object, or of a list of them; none of kinds that have none. SettingsError for one that is not formed as they are."""
     try:
-        yield from _Reading(origin).containers(document)
+        yield from _DocumentReading(origin).containers(document)
     except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"expected objects of Kubernetes at `{origin}`, one is not formed as they are ({error})"
@@ -87,7 +87,7 @@ def _templated(path: Path, text: str) -> SettingsError:
     )
 
 
-class _Reading:
+class _DocumentReading:
     """One document. Aliases make billions of objects and a terabyte of words of a few lines, so what they come to is counted."""
 
     def __init__(self, origin: str) -> None:

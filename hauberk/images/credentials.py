@@ -45,7 +45,7 @@ class RegistryCredentials(msgspec.Struct, frozen=True):
         return "RegistryCredentials(***)"
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _HelperAnswer(msgspec.Struct, frozen=True):
     Username: str = ""
     Secret: str = ""
 
@@ -125,7 +125,7 @@ def _of_helper(name: object, host: str) -> RegistryCredentials:
         why = "has none for it" if has_none else f"ended with code {done.returncode}"
         return RegistryCredentials(without=f"its credentials are with the helper `{program}`, which {why}")
     try:
-        said = msgspec.json.decode(done.stdout, type=_Answer)
+        said = msgspec.json.decode(done.stdout, type=_HelperAnswer)
     except (ValueError, RecursionError):
         return RegistryCredentials(without=f"the helper `{program}` gives no credentials, but something else")
     if said.Username == _IDENTITY:
