@@ -16,7 +16,7 @@ EACH: Final = 8
 HIGH: Final = 7
 
 
-class Shown(NamedTuple):
+class DashboardPanel(NamedTuple):
     """A panel: its title, PromQL, the series' legend and Grafana's name of the unit."""
 
     title: str
@@ -25,29 +25,29 @@ class Shown(NamedTuple):
     unit: str = "short"
 
 
-FIRST: Final[dict[str, tuple[Shown, ...]]] = {
+FIRST: Final[dict[str, tuple[DashboardPanel, ...]]] = {
     "What happens": (
-        Shown("Alerts per second", "sum by (policy, action, mode) (rate(hauberk_alerts_total[$__rate_interval]))", "{{policy}} {{action}} {{mode}}"),
-        Shown("Events judged per second", "sum by (operation) (rate(hauberk_events_total[$__rate_interval]))", "{{operation}}"),
-        Shown("Alerts held back per second", "sum(rate(hauberk_alerts_suppressed_total[$__rate_interval]))", "held back"),
+        DashboardPanel("Alerts per second", "sum by (policy, action, mode) (rate(hauberk_alerts_total[$__rate_interval]))", "{{policy}} {{action}} {{mode}}"),
+        DashboardPanel("Events judged per second", "sum by (operation) (rate(hauberk_events_total[$__rate_interval]))", "{{operation}}"),
+        DashboardPanel("Alerts held back per second", "sum(rate(hauberk_alerts_suppressed_total[$__rate_interval]))", "held back"),
     ),
     "What is enforced": (
-        Shown("Rules in force", "max by (node) (hauberk_enforcement_rules)", "{{node}}"),
-        Shown("Rules that no backend enforces", "max by (node) (hauberk_enforcement_refused_rules)", "{{node}}"),
-        Shown("Age of the plan in force", "time() - max by (node) (hauberk_enforcement_applied_timestamp_seconds)", "{{node}}", "s"),
+        DashboardPanel("Rules in force", "max by (node) (hauberk_enforcement_rules)", "{{node}}"),
+        DashboardPanel("Rules that no backend enforces", "max by (node) (hauberk_enforcement_refused_rules)", "{{node}}"),
+        DashboardPanel("Age of the plan in force", "time() - max by (node) (hauberk_enforcement_applied_timestamp_seconds)", "{{node}}", "s"),
     ),
     "Whether it keeps up": (
-        Shown("Stages up", "hauberk_stage_up", "{{role}} {{stage}} {{instance}}"),
-        Shown("Frames behind", "sum by (instance) (hauberk_pump_lag)"),
-        Shown("Age of what is judged", "hauberk_pump_late_seconds", unit="s"),
-        Shown("Records that sinks are behind", "sum by (sink) (hauberk_sink_lag)", "{{sink}}"),
-        Shown("Rebalances", "increase(hauberk_pump_rebalances_total[10m])"),
-        Shown("Losses", "sum by (kind) (increase(hauberk_processor_lost_total[10m]))", "{{kind}}"),
+        DashboardPanel("Stages up", "hauberk_stage_up", "{{role}} {{stage}} {{instance}}"),
+        DashboardPanel("Frames behind", "sum by (instance) (hauberk_pump_lag)"),
+        DashboardPanel("Age of what is judged", "hauberk_pump_late_seconds", unit="s"),
+        DashboardPanel("Records that sinks are behind", "sum by (sink) (hauberk_sink_lag)", "{{sink}}"),
+        DashboardPanel("Rebalances", "increase(hauberk_pump_rebalances_total[10m])"),
+        DashboardPanel("Losses", "sum by (kind) (increase(hauberk_processor_lost_total[10m]))", "{{kind}}"),
     ),
     "While the bus is away": (
-        Shown("Nodes whose bus is away", "hauberk_spool_away"),
-        Shown("Bytes in the spool", "hauberk_spool_bytes", unit="bytes"),
-        Shown("Records shed", "sum by (instance, kind) (increase(hauberk_spool_shed_total[10m]))", "{{instance}} {{kind}}"),
+        DashboardPanel("Nodes whose bus is away", "hauberk_spool_away"),
+        DashboardPanel("Bytes in the spool", "hauberk_spool_bytes", unit="bytes"),
+        DashboardPanel("Records shed", "sum by (instance, kind) (increase(hauberk_spool_shed_total[10m]))", "{{instance}} {{kind}}"),
     ),
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def dashboards() -> dict[str, str]:
     }
 
 
-def parts() -> dict[str, tuple[Shown, ...]]:
+def parts() -> dict[str, tuple[DashboardPanel, ...]]:
     """Every metric of the catalogue, by part."""
     from hauberk import metrics
     from schemas.stats import declared
@@ -80,12 +80,12 @@ def parts() -> dict[str, tuple[Shown, ...]]:
             name = metric_name(part, field, kind)
             unit = "s" if "_seconds" in name else "bytes" if "_bytes" in name else "short"
             query = f"rate({name}[$__rate_interval])" if kind == "counter" else name
-            shown.append(Shown(field.replace("_", " "), query, legend, unit))
+            shown.append(DashboardPanel(field.replace("_", " "), query, legend, unit))
         found[part] = tuple(shown)
     return found
 
 
-def _text(uid: str, title: str, rows: dict[str, tuple[Shown, ...]]) -> str:
+def _text(uid: str, title: str, rows: dict[str, tuple[DashboardPanel, ...]]) -> str:
     panels: list[dict[str, Any]] = []
     top = 0
     for row, shown in rows.items():
@@ -107,7 +107,7 @@ def _text(uid: str, title: str, rows: dict[str, tuple[Shown, ...]]) -> str:
     return json.dumps(board, indent=1) + "\n"
 
 
-def _panel(number: int, one: Shown, left: int, top: int) -> dict[str, Any]:
+def _panel(number: int, one: DashboardPanel, left: int, top: int) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "prometheus"}
     return {
         "id": number, "type": "timeseries", "title": one.title, "datasource": source,
