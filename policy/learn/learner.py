@@ -11,7 +11,7 @@ depends on the set of sightings alone: not on their order, batches or repetition
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from policy.learn import documents
 from policy.learn.completeness import Completeness, completeness
+from policy.learn.evidence import Evidence
 from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
@@ -134,9 +135,7 @@ class _Draft:
         uses = Uses.of(shown)
         # Globs take no `fromSource`, without which the rule of one service would hold for the whole host.
         self.rules = rules(uses, patterns=self._settings.patterns and not self.of.host)
-        # Other processes' files below /proc stay theirs, if the workload never looked at any.
-        proc = [path for path in uses.files if path.startswith("/proc/") and path[6:7].isdigit()]
-        self.presets = ["protectProc"] if proc and not any(uses.files[path].others for path in proc) else []
+        self.presets = _presets(uses.files)
         self.whose, self.identities = _identities(shown, self._number)
         self._write()
 
@@ -182,6 +181,16 @@ class _Draft:
             completeness=known, apart=tuple(self.apart), accepted=tuple(sorted(self.accepted)),
             evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip
+
+
+def _presets(files: Mapping[str, Evidence]) -> list[str]:
+    """Other processes' files below /proc stay theirs, if the workload never looked at any: pids change, so rules for its own are globs
+    that hold for all. Else their environment does, if it looked at its own alone."""
+    own = {path: not one.others for path, one in files.items() if path.startswith("/proc/") and path[6:7].isdigit()}
+    if own and all(own.values()):
+        return ["protectProc"]
+    environments = [alone for path, alone in own.items() if path.endswith("/environ")]
+    return ["protectEnv"] if environments and all(environments) else []
 
 
 def _identities(shown: Iterable[Shown], number: int) -> tuple[list[Identity], dict[str, Identity]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from stat import S_ISGID, S_ISUID
 from typing import Final
 
 from policy.judge.sockets import LOCAL
@@ -18,6 +19,8 @@ from schemas.operations import Access, Class, Operation
 
 _EMPTIED: Final = int(Access.TRUNCATE)
 _OWN: Final = int(Access.OWN)
+_WITH_MODE: Final = frozenset((Operation.CHMOD, Operation.MKNOD))
+"""Of these the first argument is the mode (`schemas/watched.py`)."""
 
 
 def reason(behaviour: Behaviour, write: bool) -> str:
@@ -64,7 +67,7 @@ def _touched(behaviour: Behaviour, write: bool) -> str:
             return "a script where a web server runs it"
         if zones.code(path):
             return "a program or a library is changed"
-        if behaviour.operation is Operation.CHMOD and len(behaviour.args) > 0 and behaviour.flags & 0o6000:
+        if behaviour.operation in _WITH_MODE and behaviour.args[0] & (S_ISUID | S_ISGID):
             return "a file becomes set-user-ID"
         if path.startswith("/var/log/") and behaviour.operation in (Operation.UNLINK, Operation.TRUNCATE):
             return "a log is removed"

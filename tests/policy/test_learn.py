@@ -239,6 +239,36 @@ def test_own_proc_only_is_kept_to_by_a_preset() -> None:
     assert "presets" not in only([own, seen(opened("/proc/13/stat"))]).body["spec"]
 
 
+def test_what_one_process_reads_of_its_own_environment_opens_no_others() -> None:
+    own = [seen(opened(f"/proc/{pid}/environ", Access.READ | Access.OWN)) for pid in (12, 345)]
+    looked = [seen(opened(f"/proc/{pid}/stat")) for pid in (1, 12)]
+    found = only([*own, *looked, seen(opened("/proc/1/environ"))])
+    assert [(item.resource, item.reason) for item in found.apart] == [("/proc/1/environ", "a secret")]
+    asked = [
+        opened("/proc/1/environ"),
+        opened("/proc/678/environ", Access.READ | Access.OWN),
+        opened("/proc/678/stat"),
+    ]
+    (denied,) = TrainingReplay([found.document]).denied(map(seen, asked))
+    assert denied.behaviour == asked[0], "set apart, and denied as what it is"
+    both = only([*own, *looked, *(seen(opened("/proc/1/environ"), run) for run in (1, 2))])
+    assert "presets" not in both.body["spec"]
+
+
+@pytest.mark.parametrize("operation", [Operation.CHMOD, Operation.MKNOD])
+def test_a_file_that_becomes_set_user_id_waits_for_a_second_instance(operation: Operation) -> None:
+    def made(mode: int, run: int = 1) -> Sighting:
+        return seen(
+            msgspec.structs.replace(opened("/srv/b", Access.METADATA), operation=operation, args=(mode, 0)), run
+        )
+
+    assert [(item.resource, item.reason) for item in only([*WHITELISTS, made(0o4755)]).apart] == [
+        ("/srv/b", "a file becomes set-user-ID")
+    ]
+    assert not only([*WHITELISTS, made(0o4755), made(0o4755, 2)]).apart
+    assert not only([*WHITELISTS, made(0o755)]).apart
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
