@@ -5,6 +5,7 @@ compacted topics."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 
@@ -13,6 +14,10 @@ from bus.kafka.connection import BrokerLink
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
 from bus.kafka.reader import KafkaReader
 from schemas.topics import Topic
+
+_WAIT_SECONDS: Final = 2.0
+_SET_SECONDS: Final = 0.5
+"""The library notices within so long that a place was set."""
 
 
 class BroadcastSubscription(KafkaReader):
@@ -35,6 +40,11 @@ class BroadcastSubscription(KafkaReader):
         self.remade = 0
         """Partitions whose offsets began anew."""
         self._counts: dict[str, int] = {}
+
+    def _extra(self) -> dict[str, Any]:
+        # Nothing is asked behind a question that waits, and what it reads is set once: little is asked where nothing comes.
+        longest = min(_WAIT_SECONDS, self._settings.call_seconds / 3)
+        return {"fetch_max_wait_ms": int(longest * 1000), "consumer_timeout_ms": int(_SET_SECONDS * 1000)}
 
     async def join(self) -> None:
         await self._ensure()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Collection
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
@@ -76,7 +77,16 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
         return connection
 
     async def _metadata_update(self, cluster_metadata: ClusterMetadata, topics: Any) -> bool:
-        request = MetadataRequest(list(topics) if topics else [], allow_auto_topic_creation=False)
+        answer = await self._metadata(topics or ())
+        if answer is None:
+            cluster_metadata.failed_update(None)
+        elif answer.brokers:
+            cluster_metadata.update_metadata(answer)
+        return bool(answer is not None and answer.brokers)
+
+    async def _metadata(self, topics: Collection[str]) -> Any:
+        """The answer of any broker, None when none answers."""
+        request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
         nodes = [broker.nodeId for broker in self.cluster.brokers()]
         random.shuffle(nodes)
         for node in nodes:
@@ -88,13 +98,10 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
             except (KafkaError, TimeoutError):
                 connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
                 continue
-            if not answer.brokers:
-                return False
-            self._heard(answer)
-            cluster_metadata.update_metadata(answer)
-            return True
-        cluster_metadata.failed_update(None)
-        return False
+            if answer.brokers:
+                self._heard(answer)
+            return answer
+        return None
 
     def _heard(self, answer: Any) -> None:
         identity = getattr(answer, "cluster_id", "") or ""
@@ -104,6 +111,11 @@ class QuietClient(AIOKafkaClient):  # type: ignore[misc]
     async def refresh(self) -> bool:
         """Ask anew now; whether a broker answered."""
         return bool(await self.force_metadata_update())
+
+    async def answers(self) -> bool:
+        """Whether a broker answers now, asked for no topic: what it says of them is unpacked number by number, some milliseconds for ours."""
+        answer = await self._metadata(())
+        return bool(answer is not None and answer.brokers)
 
     def cut(self, node: int) -> None:
         """Close the connections to `node` at once, with whatever is under way on them."""

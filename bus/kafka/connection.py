@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiokafka.client import ConnectionGroup
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 """Between two looks whether a broker answers, while somebody reads."""
+_WHOLE_LOOK = 5
+"""Of so many looks one asks for the topics too."""
 _PROBE_SECONDS = 3.0
 _LAST_LOOK_SECONDS = 0.5
 """Brokers that are there answer within a tenth of it; who pressed Ctrl-C waits for it, and has the whole end within a second."""
@@ -66,6 +69,8 @@ class BrokerLink:
         self.given_up = False
         self.news = asyncio.Event()
         """Set and replaced whenever the state changes."""
+        self.readers: set[Callable[[], None]] = set()
+        """Called then, and after each whole look."""
 
     @property
     def stats(self) -> KafkaStats:
@@ -171,7 +176,7 @@ class BrokerLink:
         raise missing(channel)
 
     def known_partitions(self, channel: str) -> int:
-        """How many the topic has, as the brokers said at the latest look (one a second while somebody reads); 0: not known."""
+        """How many the topic has, as the brokers said at the latest whole look (one in five seconds while somebody reads); 0: not known."""
         return 0 if self._client is None else len(self._client.cluster.partitions_for_topic(channel) or ())
 
     async def leader(self, channel: str, partition: int) -> int | None:
@@ -240,11 +245,13 @@ class BrokerLink:
     async def _look(self) -> None:
         """A question each second; silence for `away_seconds` is away, and away is looked at after each back-off."""
         heard = time.monotonic()
-        while True:
+        for looks in itertools.count():
             try:
                 client = await self.client()
                 async with asyncio.timeout(self.settings.away_seconds):
-                    answered = await client.refresh()
+                    answered = await (client.answers() if looks % _WHOLE_LOOK else client.refresh())
+                if not looks % _WHOLE_LOOK:
+                    self._tell_readers()
                 if answered:
                     heard = time.monotonic()
                 if client.changed:
@@ -308,6 +315,11 @@ class BrokerLink:
     def _tell(self) -> None:
         news, self.news = self.news, asyncio.Event()
         news.set()
+        self._tell_readers()
+
+    def _tell_readers(self) -> None:
+        for tell in tuple(self.readers):
+            tell()
 
     def _check(self) -> None:
         if self.closed:

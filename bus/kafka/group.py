@@ -74,6 +74,8 @@ class GroupSubscription(KafkaReader):
         settings = self._settings
         return {
             "group_id": self._group,
+            # What is asked after a change of the group waits behind this one.
+            "fetch_max_wait_ms": 500,
             "session_timeout_ms": int(settings.session_seconds * 1000),
             "heartbeat_interval_ms": max(100, int(settings.session_seconds * 100)),
             "rebalance_timeout_ms": int((settings.revoke_seconds + _MARGIN_SECONDS) * 1000),

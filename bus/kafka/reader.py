@@ -38,8 +38,8 @@ from schemas.topics import Topic
 log = logging.getLogger(__name__)
 
 _RETENTION: Final = "retention deleted them first; is the reader too slow, or was it away for too long?"
-_ROUND_SECONDS: Final = 0.5
-"""A `getmany` ends after so long without a record."""
+_ROUND_SECONDS: Final = 5.0
+"""A `getmany`, and a wait for what it brings, end after so long without a record; earlier where a member that does not ask is soon out."""
 
 
 class KafkaReader(ABC):
@@ -69,6 +69,7 @@ class KafkaReader(ABC):
         self._record_size = 4096.0
         self._broken: BaseException | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._round = min(_ROUND_SECONDS, self._settings.member_seconds / 8)
         self._left_out = PacedLog(log)
         self._context = contextvars.copy_context()
         self._context.run(most.set, 2 * max(self._settings.record_bytes, self._settings.batch_bytes))
@@ -98,6 +99,8 @@ class KafkaReader(ABC):
         # Once, so that a reader that only ever finds something still lets others run.
         await asyncio.sleep(0)
         while True:
+            # Before the looks: what changes behind one of them is looked at again.
+            self._news.clear()
             await self._ensure()
             self._alive()
             now = time.monotonic()
@@ -109,9 +112,8 @@ class KafkaReader(ABC):
                 return batch
             if max_records and self._fetch is None:
                 self._ask(max_records)
-            self._news.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, _ROUND_SECONDS, max(0.0, self._due - now))):
+                async with asyncio.timeout(min(left, self._round, max(0.0, self._due - now))):
                     await self._news.wait()
             if self._fetch is not None and self._fetch.done():
                 await self._collect()
@@ -125,6 +127,8 @@ class KafkaReader(ABC):
         """A consumer on brokers that answer. Raises `Unavailable`, `Refused` on a closed bus."""
         if self._link.closed:
             raise Refused("expected an open bus, this one was closed; open another")
+        # Whatever else this looks at wakes the `take` that waits.
+        self._link.readers.add(self._tell)
         if self._broken is not None or (self._consumer is not None and self._opened != self._link.opened):
             self._drop()
         if self._link.away is not None:
@@ -157,7 +161,7 @@ class KafkaReader(ABC):
         partition_bytes = max(1 << 20, settings.fetch_bytes // 4)
         known = self._link.arguments()
         consumer = AIOKafkaConsumer(
-            auto_offset_reset="none", enable_auto_commit=False, fetch_max_wait_ms=500, fetch_max_bytes=settings.fetch_bytes,
+            auto_offset_reset="none", enable_auto_commit=False, fetch_max_bytes=settings.fetch_bytes,
             max_partition_fetch_bytes=min(partition_bytes, settings.fetch_bytes), **self._extra(), **known,
         )  # fmt: skip
         # In place of the library's own client: see `client`.
@@ -167,7 +171,7 @@ class KafkaReader(ABC):
         return consumer
 
     def _extra(self) -> dict[str, Any]:
-        """Further arguments of the consumer."""
+        """Further arguments of the consumer: how long a broker holds a question that it has no records for, among others."""
         return {}
 
     def _request_seconds(self) -> float:
@@ -182,7 +186,7 @@ class KafkaReader(ABC):
         consumer = self._consumer
         self._context.run(hand_out)
         self._fetch = asyncio.get_running_loop().create_task(
-            consumer.getmany(timeout_ms=int(_ROUND_SECONDS * 1000), max_records=count), context=self._context
+            consumer.getmany(timeout_ms=int(self._round * 1000), max_records=count), context=self._context
         )
         self._fetch.add_done_callback(lambda _: self._tell())
 
@@ -343,6 +347,7 @@ class KafkaReader(ABC):
 
     async def leave(self) -> None:
         """Give the place back. Never raises, and takes seconds at most."""
+        self._link.readers.discard(self._tell)
         self._drop()
         if self._ending:
             await asyncio.wait(self._ending)

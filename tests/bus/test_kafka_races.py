@@ -35,6 +35,7 @@ class Link:
         self.closed = False
         self.away = None
         self.opened = 1
+        self.readers = set()
 
     async def partitions(self, channel, doing="read"):
         return [0]
