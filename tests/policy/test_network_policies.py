@@ -712,3 +712,23 @@ def test_who_had_an_address_of_pods_that_nobody_has_any_more_is_not_guessed(way:
     assert {str(key.peer) for key in found.seen} == {"10.78.0.9"}
     assert found.unsure == {"addresses in the network of pods, and who had them then is not known": 93}
     assert connectivity(found, directory, made["NetworkPolicy"]).refused == ()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"podSelector": {"matchLabels": {"app": 5}}},
+        {"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": [{}]}]}},
+        {"podSelector": {"matchExpressions": [{"key": "app", "operator": "Is", "values": ["x"]}]}},
+        {"ingress": [{"ports": [{"port": {}}]}]},
+        {"ingress": [{"ports": [{"port": 80, "endPort": "90"}]}]},
+        {"ingress": [{"from": [{"ipBlock": {"cidr": 5}}]}]},
+        {"ingress": [{"from": ["10.0.0.0/8"]}]},
+        {"ingress": 5},
+    ],
+    ids=str,
+)
+def test_a_policy_that_no_engine_would_take_is_said_before_anything_is_asked(spec: dict[str, Any]) -> None:
+    document = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "x"}, "spec": spec}
+    with pytest.raises(PolicyError, match="expected "):
+        written(document)

@@ -18,6 +18,7 @@ from policy.learn.network.addresses import Address, Network
 from schemas.errors import PolicyError
 
 _POD_NAMESPACE: Final = "io.kubernetes.pod.namespace"
+_OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 _CALICO_TERM: Final = re.compile(r"\s*([\w./-]+)\s*==\s*(?:'([^']*)'|\"([^\"]*)\")\s*")
 
 
@@ -121,7 +122,7 @@ def _cilium(document: Mapping[str, Any]) -> WrittenPolicy:
                 tests.append(lambda end: bool(end.host))
             elif name == f"{way}FQDNs":
                 # By exact name alone; what a pattern would match is not guessed.
-                tests.append(_called(frozenset(one["matchName"] for one in value if "matchName" in one)))
+                tests.append(_called(frozenset(_text(one["matchName"]) for one in value if "matchName" in one)))
             elif name not in known:
                 raise PolicyError(
                     f"expected endpoints, CIDR sets, names, host and remote-node, got `{name}`: {value}", ()
@@ -206,11 +207,14 @@ def _expression(text: str) -> Callable[[Mapping[str, str]], bool]:
 
 
 def _selector(selector: Mapping[str, Any]) -> Callable[[Mapping[str, str]], bool]:
-    wanted = dict(selector.get("matchLabels") or {})
+    wanted = {_text(key): _text(value) for key, value in (selector.get("matchLabels") or {}).items()}
     conditions = [
-        (one["key"], one["operator"], frozenset(one.get("values") or ()))
+        (_text(one["key"]), _text(one["operator"]), frozenset(map(_text, one.get("values") or ())))
         for one in selector.get("matchExpressions") or ()
     ]
+    for _, operator, _ in conditions:
+        if operator not in _OPERATORS:
+            raise PolicyError(f"expected In, NotIn, Exists or DoesNotExist, got `{operator}`", ())
 
     def holds(labels: Mapping[str, str]) -> bool:
         return all(labels.get(key) == value for key, value in wanted.items()) and all(
@@ -228,9 +232,8 @@ def _condition(labels: Mapping[str, str], key: str, operator: str, values: froze
             return labels.get(key) not in values
         case "Exists":
             return key in labels
-        case "DoesNotExist":
+        case _:
             return key not in labels
-    raise PolicyError(f"expected In, NotIn, Exists or DoesNotExist, got `{operator}`", ())
 
 
 def _pods(namespace: str, labels: Callable[[Mapping[str, str]], bool]) -> PeerTest:
@@ -238,8 +241,8 @@ def _pods(namespace: str, labels: Callable[[Mapping[str, str]], bool]) -> PeerTe
 
 
 def _block(cidr: str, out: Iterable[str]) -> PeerTest:
-    network = ip_network(cidr, strict=False)
-    without = [ip_network(text, strict=False) for text in out]
+    network = ip_network(_text(cidr), strict=False)
+    without = [ip_network(_text(text), strict=False) for text in out]
 
     def holds(end: PodEnd) -> bool:
         return any(
@@ -260,6 +263,12 @@ def _outside(test: PeerTest) -> PeerTest:
 def _port(entry: Mapping[str, Any]) -> PortTest:
     port, protocol = entry.get("port"), entry.get("protocol", "TCP")
     last = entry.get("endPort")
+    if (
+        not isinstance(port, int | str | None)
+        or not isinstance(last, int | None)
+        or not isinstance(protocol, str | None)
+    ):
+        raise TypeError(f"the port {port!r:.80}")
     if isinstance(port, str) and port.isdigit():
         port = int(port)
     if port is None:
@@ -269,6 +278,13 @@ def _port(entry: Mapping[str, Any]) -> PortTest:
         return lambda end, spoken, number: protocol in (None, spoken) and end.named.get((name, spoken)) == number
     first = port
     return lambda end, spoken, number: protocol in (None, spoken) and first <= number <= (last or first)
+
+
+def _text(value: Any) -> str:
+    """A word as it is written; a number or a list is a mistake that an engine would refuse."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80}")
+    return value
 
 
 def _any(tests: list[PeerTest]) -> PeerTest:
