@@ -113,7 +113,7 @@ class Guest:
 
     def kill(self) -> None:
         """The same without asking."""
-        for name in ("_agent", "_control"):
+        for name in ("_from_agent", "_from_control", "_agent", "_control"):  # a socket is open while its file is
             if hasattr(self, name):
                 getattr(self, name).close()
         if self._guard is not None:
