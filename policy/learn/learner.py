@@ -11,6 +11,7 @@ depends on the set of sightings alone: not on their order, batches or repetition
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -23,12 +24,14 @@ from policy.learn.evidence import Evidence
 from policy.learn.replay import TrainingReplay
 from policy.learn.review import ReviewItem, sort_out
 from policy.learn.rules import LearntRule, Uses, rules
-from policy.learn.sightings import Shown, Sighting, SightingGroups, by_behaviour, flat
+from policy.learn.sightings import Shown, Sighting, SightingGroups, by_behaviour, flat, owned, writes
 from policy.learn.workloads import LearntWorkload, selector, workload
+from schemas.behaviour import Behaviour
 from schemas.errors import PolicyError
 from schemas.identity import Identity
 from schemas.policy import PolicyDocument
 
+_POSITION: Final = re.compile(r"spec\.(\w+)\.(\w+)\[(\d+)\]")
 ROUNDS: Final = 3
 """Replays after each of which what was denied is added. By construction the first denies next to nothing."""
 
@@ -115,9 +118,13 @@ def learn(
                 f"first {first.operation.name.lower()} of `{first.resource}` by `{first.executable}`; this is a bug in Hauberk",
                 (),
             )
-        for draft, some in denied:
-            if some:
-                draft.add(some)
+        named = {_key(draft.document): draft for draft in drafts}
+        # All of these first: where a rule stands is known of the documents that were asked.
+        left_over = [(draft, [one for one in some if not _freed(replay, one, draft, named)]) for draft, some in denied]
+        for draft, own in left_over:
+            draft.rewrite()
+            if own:
+                draft.add(own)
     return [draft.finish() for draft in drafts]
 
 
@@ -140,6 +147,7 @@ class _Draft:
         self._write()
 
     def _write(self) -> None:
+        self._stale = False
         self.body = documents.document(
             self.of, selector(self.of, self.identities.values()), self.rules, presets=self.presets,
             isolate=self._settings.isolate,
@@ -149,6 +157,25 @@ class _Draft:
     def _denied(self, base: list[Shown], late: list[Shown]) -> list[Sighting]:
         self._build(base)
         return list(TrainingReplay([self.document]).denied_of(late, _identities(late, self._number)[0]))
+
+    def free(self, position: str, behaviour: Behaviour) -> None:
+        """Takes from the rule at `position` what keeps it from holding for `behaviour`."""
+        section, name, number = _POSITION.fullmatch(position).groups()  # type: ignore[union-attr]
+        item = self.body["spec"][section][name][int(number)]
+        for at, rule in enumerate(self.rules):
+            same = rule.section == section and item.get(rule.kind) == rule.value
+            if same and item.get("recursive", False) == rule.recursive:
+                self.rules[at] = msgspec.structs.replace(
+                    rule,
+                    read_only=rule.read_only and not writes(behaviour),
+                    owner_only=rule.owner_only and owned(behaviour),
+                )
+                self._stale = True
+
+    def rewrite(self) -> None:
+        """After `free`: its document as its rules are now."""
+        if self._stale:
+            self._write()
 
     def add(self, denied: list[Sighting]) -> None:
         """Rules for exactly what was denied, as wide as the evidence asks for."""
@@ -181,6 +208,21 @@ class _Draft:
             completeness=known, apart=tuple(self.apart), accepted=tuple(sorted(self.accepted)),
             evidence=tuple(evidence), sightings=len(evidence), events=sum(one.count for one in evidence),
         )  # fmt: skip
+
+
+def _key(document: PolicyDocument) -> tuple[str, str, str]:
+    return document.kind, document.namespace, document.name
+
+
+def _freed(replay: TrainingReplay, one: Sighting, own: _Draft, named: Mapping[tuple[str, str, str], _Draft]) -> bool:
+    """Whether limits of rules of others denied it, which they no longer have: on a host the rule of one service holds for all."""
+    found = False
+    for ref in replay.limits(one):
+        draft = named[ref.kind, ref.namespace, ref.policy]
+        if draft is not own:
+            draft.free(ref.position, one.behaviour)
+            found = True
+    return found
 
 
 def _presets(files: Mapping[str, Evidence]) -> list[str]:

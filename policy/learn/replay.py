@@ -8,11 +8,12 @@ from typing import Final
 
 import msgspec
 
+from policy.judge.precedence import permitted
 from policy.learn.sightings import Shown, Sighting, by_behaviour
 from policy.ruleset import PostureSettings, Ruleset, Scope, compile_ruleset
 from schemas.identity import Identity
 from schemas.policy import PolicyDocument
-from schemas.verdict import Action
+from schemas.verdict import Action, RuleRef
 
 STRICT: Final = PostureSettings(
     file="block", network="block", capabilities="block", host_file="block", host_network="block", host_capabilities="block",
@@ -68,3 +69,10 @@ class TrainingReplay:
                     passed = passes[scope] = scope.judge(behaviour).action is _ALLOW
                 if not passed:
                     yield one
+
+    def limits(self, one: Sighting) -> Iterator[RuleRef]:
+        """The rules whose limits (`readOnly`, `ownerOnly`) it is outside of."""
+        for _, candidates, _ in self.scope(one.identity).enforced.candidates(one.behaviour):
+            for candidate in candidates:
+                if candidate.limited and not permitted(candidate, one.behaviour):
+                    yield candidate.rule.ref

@@ -239,6 +239,24 @@ def test_own_proc_only_is_kept_to_by_a_preset() -> None:
     assert "presets" not in only([own, seen(opened("/proc/13/stat"))]).body["spec"]
 
 
+@pytest.mark.parametrize("by", ["/usr/bin/a", "/usr/bin/b"])
+@pytest.mark.parametrize("place", ["/srv/x", "/home/u/x"])
+def test_what_one_service_of_a_host_reads_another_may_change(by: str, place: str) -> None:
+    def of(service: str, behaviour: Behaviour) -> Sighting:
+        identity = Identity(kind=Kind.HOST, node="n", uid=service, cgroup_path=f"/system.slice/{service}.service")
+        return Sighting(identity=identity, behaviour=behaviour, first=1, last=1)
+
+    reads = [of("a", opened(place, by="/usr/bin/a", uid=7, owner=7)), of("a", opened("/srv/only", by="/usr/bin/a"))]
+    writes = [
+        of("b", opened(place, Access.WRITE, by=by, uid=8, owner=7)),
+        of("b", msgspec.structs.replace(opened(place, Access.DELETE, by=by), operation=Operation.UNLINK)),
+    ]
+    found = learn([*reads, *writes])
+    assert not list(TrainingReplay(one.document for one in found).denied([*reads, *writes]))
+    assert [one.body for one in found] == [one.body for one in learn([*writes[::-1], *reads[::-1]])]
+    assert {"path": "/srv/only", "readOnly": True} in files(found[0])["matchPaths"]
+
+
 def test_what_one_process_reads_of_its_own_environment_opens_no_others() -> None:
     own = [seen(opened(f"/proc/{pid}/environ", Access.READ | Access.OWN)) for pid in (12, 345)]
     looked = [seen(opened(f"/proc/{pid}/stat")) for pid in (1, 12)]
