@@ -8,6 +8,7 @@ split, so that no lucky one decides. `python benchmarks/bench_discovery.py [K,..
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import statistics
@@ -279,25 +280,27 @@ def _speed(most: int) -> dict[str, dict[str, Any]]:
 
 def _discovered(room: str) -> tuple[float, float, int]:
     """(seconds by the clock, seconds of CPU, bytes) of one run over the store in `room`."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = [sys.executable, "-m", "hauberk", "discover", "--state", room, "--outdir", f"{room}/out"]
     began = time.monotonic()
     child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = _watched(child)
+    peak, used = _watched(child)
     seconds = time.monotonic() - began
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     if child.returncode:
         raise RuntimeError(f"expected `hauberk discover` to end with 0, got {child.returncode}")
-    return seconds, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, peak
+    return seconds, used.ru_utime + used.ru_stime, peak
 
 
-def _watched(child: subprocess.Popen[bytes]) -> int:
-    """The most bytes that `child` and its children held together, looked at until it ends; never less than the largest of them alone."""
+def _watched(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage]:
+    """(the most bytes that `child` and its children held together, looked at until it ends, and never less than the largest of them alone;
+    what they used). Of this child: `getrusage` would tell of the largest of all that there ever were."""
     peak = 0
-    while child.poll() is None:
+    while True:
+        pid, status, used = os.wait4(child.pid, os.WNOHANG)
+        if pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return max(peak, used.ru_maxrss * 1024), used
         peak = max(peak, sum(map(_held, [child.pid, *_children(child.pid)])))
         time.sleep(0.05)
-    return max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def _children(pid: int) -> list[int]:
