@@ -102,6 +102,10 @@ class KafkaReader(ABC):
             # Before the looks: what changes behind one of them is looked at again.
             self._news.clear()
             await self._ensure()
+            if self._fetch is not None and self._fetch.done():
+                # Perhaps since before this call: nothing wakes for it any more.
+                await self._collect()
+                continue
             self._alive()
             now = time.monotonic()
             batch = self._from_buffer(max_records) if now >= self._due or 0 < max_records <= len(self._buffer) else []
@@ -115,8 +119,6 @@ class KafkaReader(ABC):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, self._round, max(0.0, self._due - now))):
                     await self._news.wait()
-            if self._fetch is not None and self._fetch.done():
-                await self._collect()
 
     def interrupt(self) -> None:
         """Have the `take` that waits now return, with nothing. See `bus.interruptible`."""

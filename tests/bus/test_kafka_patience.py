@@ -75,6 +75,20 @@ async def test_as_many_as_are_asked_for_do_not_wait(world) -> None:
         assert await reader.take(0, 0.3) == []
 
 
+async def test_what_came_while_a_batch_was_handled_is_handed_out_at_once(world, until) -> None:
+    bus = await world.open(patience=0.2)
+    async with bus.subscribe([EVENTS_RAW], None, "earliest") as reader:
+        await ready(bus, reader)
+        await bus.publish(EVENTS_RAW, [record(1, patient=True)])
+        assert values(await reader.take(100, LONG)) == [1]
+        await bus.publish(EVENTS_RAW, [record(2, patient=False)])
+        # Asked for before the batch was handed out, and answered since.
+        await until(lambda: reader._fetch is None or reader._fetch.done())
+        began = time.monotonic()
+        assert values(await reader.take(100, LONG)) == [2]
+        assert time.monotonic() - began < LONG / 4
+
+
 async def test_without_patience_nothing_waits(world) -> None:
     bus = await world.open(patience=0.0)
     async with bus.subscribe([EVENTS_RAW], None, "earliest") as reader:
