@@ -290,17 +290,27 @@ def _discovered(room: str) -> tuple[float, float, int]:
     return seconds, used.ru_utime + used.ru_stime, peak
 
 
+LOOKS = 0.5
+"""Seconds between two looks at the memory of processes: each takes milliseconds of a processor, and stops their allocations meanwhile."""
+
+
 def _watched(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage]:
     """(the most bytes that `child` and its children held together, looked at until it ends, and never less than the largest of them alone;
-    what they used). Of this child: `getrusage` would tell of the largest of all that there ever were."""
-    peak = 0
+    what they used). `ru_maxrss` is not asked: it begins with what this process held when it made the child."""
+    peak, due = 0, time.monotonic()
     while True:
         pid, status, used = os.wait4(child.pid, os.WNOHANG)
         if pid:
             child.returncode = os.waitstatus_to_exitcode(status)
-            return max(peak, used.ru_maxrss * 1024), used
-        peak = max(peak, sum(map(_held, [child.pid, *_children(child.pid)])))
-        time.sleep(0.05)
+            return peak, used
+        if time.monotonic() >= due:
+            family = [child.pid, *_children(child.pid)]
+            together = sum(
+                _kilobytes(pid, "smaps_rollup", "Pss:") for pid in family
+            )  # pages that processes share count once
+            peak = max(peak, 1024 * together, *(1024 * _kilobytes(pid, "status", "VmHWM:") for pid in family))
+            due = time.monotonic() + LOOKS
+        time.sleep(0.02)
 
 
 def _children(pid: int) -> list[int]:
@@ -310,13 +320,12 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _held(pid: int) -> int:
-    """Proportional: pages that processes share count once."""
+def _kilobytes(pid: int, file: str, name: str) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def _figure(value: float, unit: str, n: int, how: str) -> dict[str, Any]:
