@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Final, Self
 
 A, AAAA = 1, 28
-ADDRESS: Final = "127.0.53.1"
+WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+ADDRESS: Final = f"127.0.53.{10 + WORKER}1"
+"""Of its own in each worker of a run: there is one port 53 at an address."""
 UNCONNECTED, CONNECTED, READING = "recvfrom, not connected", "connected", "write and read, as Go does"
 WAYS: Final = (UNCONNECTED, CONNECTED, READING)
 
@@ -75,8 +77,12 @@ class NameServer:
         self.ttl, self.padding = 300, 0
         self.address = address
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind((address, 53))
-        self._tcp = socket.create_server((address, 53))
+        try:
+            self.udp.bind((address, 53))
+            self._tcp = socket.create_server((address, 53))
+        except OSError:
+            self.udp.close()
+            raise
         self._threads = [threading.Thread(target=serve, daemon=True) for serve in (self._datagrams, self._streams)]
 
     def said(self, asked: bytes) -> bytes:
