@@ -20,7 +20,7 @@ from schemas.topics import ALERTS, EVENTS_RAW, SUMMARIES, TELEMETRY
 async def main(root: Path) -> None:
     bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(root / "bus"), housekeeping=0.2))
     telling = asyncio.create_task(disk.report(bus, 0.1, 0.5))
-    failed = {"alert": 0, "commit": 0, "raw": 0}
+    failed = {"alert": 0, "take": 0, "commit": 0, "raw": 0}
     # Somebody else takes all but 14 MiB.
     ballast = int(sys.argv[2])
     if ballast:
@@ -39,6 +39,10 @@ async def main(root: Path) -> None:
                 failed["alert"] += 1
             try:
                 await slow.take(1, 0)
+            except Temporary:
+                # Opening a file of SQLite's needs a page beside it; the next try may find one, and nothing was skipped.
+                failed["take"] += 1
+            try:
                 await slow.commit()
             except Temporary:
                 failed["commit"] += 1

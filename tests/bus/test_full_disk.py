@@ -41,7 +41,7 @@ def test_a_flood_on_a_small_disk_loses_raw_events_and_no_alert(tmp_path: Path, b
     said = flooded(tmp_path, ballast)
     assert said["failed"]["alert"] == said["failed"]["commit"] == 0, said
     assert said["ours"] == 300, "every alert is there"
-    assert said["failed"]["raw"] < 100, said
+    assert max(said["failed"]["raw"], said["failed"]["take"]) < 100, said
     assert said["quarantined"] == 0
     assert said["disk_bytes"] <= said["total"] // 2
     assert said["free"] > 0
