@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls seen at the kernel's functions: nothing runs for others, one run for each, the tracepoint as soon as one function cannot be had.
 
-Runs in a guest with `make test` (tests/vm/test_kernels.py), so it loads twice and no more; that events are the same is asked by every test of
+Runs in a guest with `make test-vm`, so it loads twice and no more; that events are the same is asked by every test of
 this directory that takes `loaded` or `sensor`, once for each way.
 """
 

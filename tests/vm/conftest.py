@@ -91,6 +91,9 @@ def _suite(found: object, files: list[str]) -> dict[str, list[Outcome]]:
     precompile(found)
     guest = Guest(found)
     try:
+        # A kernel that hangs ends its guest, and says so on its console, instead of taking all of WHOLE.
+        hung = "echo 300 >/proc/sys/kernel/hung_task_timeout_secs; echo 1 >/proc/sys/kernel/hung_task_panic"
+        assert guest.run(["sh", "-c", hung])[0] == 0
         report = guest.room / "report.xml"
         # The second run of what failed is the host's business; nothing is judged by the speed of an emulated processor.
         status, said = guest.run(
