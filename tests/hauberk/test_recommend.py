@@ -18,8 +18,8 @@ import cramjam
 import pytest
 import yaml
 from image_files import BASE, TOP, digest, folder, layout, member, saved, symlink, tarred, written
+from recommending import run
 
-from hauberk.cli import main
 from hauberk.images.archives import read_path
 from hauberk.images.layers import LayerReader
 from hauberk.images.streams import ImageLimits
@@ -31,14 +31,6 @@ from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
 from sinks.store.sqlite import SqliteStore
-
-
-def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: int = 0) -> str:
-    capsys.readouterr()
-    got = main(["recommend", *map(str, words), "--state", str(state)])
-    said = capsys.readouterr()
-    assert got == code, (words, said)
-    return said.out + (said.err if code else "")
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,9 @@ from urllib.parse import parse_qs
 
 import pytest
 from image_files import BASE, TOP, layout
+from recommending import run
 
-from hauberk.cli import main
 from hauberk.images.references import reference, spellings
-
-
-def run(capsys: pytest.CaptureFixture[str], state: Path, *words: object, code: int = 0) -> str:
-    capsys.readouterr()
-    got = main(["recommend", *map(str, words), "--state", str(state)])
-    said = capsys.readouterr()
-    assert got == code, (words, said)
-    return said.out + (said.err if code else "")
 
 
 class Registry:
