@@ -6,21 +6,18 @@ The upgrade is to programs of another layout, as another version's are: they att
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hammering import Hammer
 
 from kernel.features import lsm_programs
 from kernel.loading import existing
 
-CALLS = Path(__file__).parents[1] / "enforcers" / "calls.py"
 POLICY = """
 apiVersion: security.kubearmor.com/v1
 kind: KubeArmorPolicy
@@ -46,8 +43,6 @@ def node(make_container: Callable[[str], Any], make_node: Callable[..., Any], tm
     offered = lsm_programs()
     if not offered.available:
         pytest.skip(offered.why)
-    for name in ("secret", "free"):
-        (tmp_path / name).write_text("x")
     shutil.copy("/bin/true", tmp_path / "tool")
     made = make_node(
         POLICY.format(home=tmp_path), make_container("box"), start=False, sensor={"keep": True, "load": LOAD},
@@ -74,18 +69,15 @@ def test_no_open_passes_through_a_stop_a_kill_and_an_upgrade(
     node: Any, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
     node.start()
-    first, end = layout(node), tmp_path / "end"
-    calls = [("hammer", f"{tmp_path}/secret", f"{tmp_path}/free", str(end))]
-    hammer = node.containers["box"].start(
-        sys.executable, "-S", str(CALLS), json.dumps(calls), stdout=subprocess.DEVNULL
-    )
+    first = layout(node)
+    hammer = Hammer(node.containers["box"].start, tmp_path)
 
     def held() -> None:
-        assert hammer.poll() is None
+        assert hammer.process.poll() is None
         assert node.containers["box"].run(f"{tmp_path}/tool").returncode == 126
 
     try:
-        eventually(lambda: Path(f"{end}-begun").exists())
+        eventually(hammer.begun)
         held()
         assert node.ended(signal.SIGTERM) == 0, node.said()
         held()
@@ -101,8 +93,5 @@ def test_no_open_passes_through_a_stop_a_kill_and_an_upgrade(
         node.process.wait(60)
         held()
     finally:
-        end.touch()
-        hammer.wait(300)
-    rounds, missed, wrong = json.loads(end.read_text())
-    assert rounds > 150
-    assert (missed, wrong) == (0, 0), rounds
+        hammer.stop()
+    hammer.expect_held()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hammering import Hammer
 
 from enforcers.plan import Planner
 from enforcers.settings import EnforceSettings
@@ -67,9 +67,7 @@ def killed_agent(pins: str, state: Path) -> None:
 def test_no_open_passes_while_the_agent_is_stopped_killed_and_upgraded(
     home: str, new_cgroup: Any, identity: Any, policies: Any, ksp: Any, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
-    box, pins, end = new_cgroup(), f"{home}/pins", tmp_path / "end"
-    for name in ("secret", "free"):
-        (tmp_path / name).write_text("x")
+    box, pins = new_cgroup(), f"{home}/pins"
     rules = f"file: {{matchPaths: [{{path: {tmp_path}/secret}}]}}, action: Block"
     plan = Planner(compile_ruleset(policies(ksp("held", rules)))).plan("n1", [identity(box)], 1)
     (tmp_path / "plan.msgpack").write_bytes(encode(plan))
@@ -79,19 +77,15 @@ def test_no_open_passes_while_the_agent_is_stopped_killed_and_upgraded(
         carry_over(where, "n1", settings)
 
     assert load(FIRST, pins, prepare=prepare).refused == {}
-    calls = [("hammer", f"{tmp_path}/secret", f"{tmp_path}/free", str(end))]
-    hammer = box.start(sys.executable, "-S", CALLS, json.dumps(calls), stdout=subprocess.DEVNULL)
+    hammer = Hammer(box.start, tmp_path)
     try:
-        eventually(lambda: Path(f"{end}-begun").exists(), 300)  # nobody is there: the agent is stopped
+        eventually(hammer.begun, 300)  # nobody is there: the agent is stopped
         killed_agent(pins, tmp_path)
         assert load(FIRST, pins, prepare=prepare).reused
         killed_agent(pins, tmp_path)
         assert not load(OTHER, pins, prepare=prepare).reused
         killed_agent(pins, tmp_path)
-        assert hammer.poll() is None
+        assert hammer.process.poll() is None
     finally:
-        end.touch()
-        hammer.wait(300)
-    rounds, missed, wrong = json.loads(end.read_text())
-    assert rounds > 150
-    assert (missed, wrong) == (0, 0), rounds
+        hammer.stop()
+    hammer.expect_held()

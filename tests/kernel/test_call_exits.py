@@ -173,7 +173,6 @@ def test_functions_that_are_disarmed_do_nothing_at_once(swapped: Swapped, sensor
     assert creats(watching) == 3
 
 
-@pytest.mark.skipif(os.environ.get("HAUBERK_TEST_VM") == "", reason="a load each, minutes in a guest: make test-vm")
 @pytest.mark.parametrize("what", ["attach", "load"])
 def test_one_function_that_cannot_be_had_leaves_all_to_the_tracepoint(
     bpffs: str, needed: set[str], sensor_of: Callable[..., Any], tmp_path: Path, what: str
