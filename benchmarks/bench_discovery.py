@@ -305,9 +305,8 @@ def _watched(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusag
             return peak, used
         if time.monotonic() >= due:
             family = [child.pid, *_children(child.pid)]
-            together = sum(
-                _kilobytes(pid, "smaps_rollup", "Pss:") for pid in family
-            )  # pages that processes share count once
+            # Pages that processes share count once.
+            together = sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family)
             peak = max(peak, 1024 * together, *(1024 * _kilobytes(pid, "status", "VmHWM:") for pid in family))
             due = time.monotonic() + LOOKS
         time.sleep(0.02)

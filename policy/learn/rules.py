@@ -18,10 +18,10 @@ from policy.learn import zones
 from policy.learn.components import escape
 from policy.learn.evidence import Evidence, just
 from policy.learn.paths import PlaceRule, generalise
-from policy.learn.sightings import Shown, paths
+from policy.learn.sightings import Shown, owned, paths
 from policy.match import glob
 from policy.match.automata import Automaton
-from schemas.behaviour import NO_OWNER, Behaviour
+from schemas.behaviour import Behaviour
 from schemas.operations import Access, Class, Operation
 
 _OWN: Final = int(Access.OWN)
@@ -90,7 +90,7 @@ class Uses:
         seen = Evidence(one.count, one.first, one.last, one.uid, one.instances, just(source))
         if cls is Class.FILE:
             write = seen.write = one.write
-            seen.foreign = behaviour.owner == NO_OWNER or behaviour.uid != behaviour.owner
+            seen.foreign = not owned(behaviour)
             seen.others = not _bits(behaviour.access, _OWN)
             if behaviour.operation is Operation.OPEN:
                 path = behaviour.resource
