@@ -7,18 +7,30 @@
 #define PF_KTHREAD_ 0x00200000
 #define PF_IO_WORKER_ 0x00000010
 
+/* Whether a task makes a call whose registers say nothing here, and its `number` then: a worker of io_uring is in no call of its own, those
+ * of i386 are 0, where many calls may be one. */
+static __always_inline int is_foreign_call(void *task, u32 *number)
+{
+    *number = NR_IO_URING_ENTER;
+    if (READ32(task, K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
+        return 1;
+    *number = 0;
+#if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
+    if (READ32(task, K_task_struct__compat) & TS_COMPAT_)
+        return 1;
+#endif
+    return 0;
+}
+
 /* Number of the system call that is being stopped, and where its registers lie: 0 and 0 when they are not known, or are those of
  * i386, where many calls may be one. A worker of io_uring is in no call of its own. */
 static __always_inline u32 call_of(void *task, u64 *registers)
 {
     u64 distance = setting(CONFIG_REGISTERS);
     *registers = 0;
-    if (READ32(task, K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
-        return NR_IO_URING_ENTER;
-#if defined(K_REG_NARROW0) && defined(K_task_struct__compat)
-    if (READ32(task, K_task_struct__compat) & TS_COMPAT_)
-        return 0;
-#endif
+    u32 number;
+    if (is_foreign_call(task, &number))
+        return number;
     if (!distance)
         return 0;
     *registers = READ64(task, K_task_struct__stack) + distance;

@@ -48,7 +48,6 @@ struct asked {
     u32 number;    /* sockets: the protocol as rules name it */
     u32 exact;     /* a mapping of who is no loader: rules on the very file count alone */
     u32 forced;    /* to be stopped whatever the rules say of the object */
-    u32 told_later; /* in a shadow: the sensor tells of it when it has happened */
     u32 visibility; /* of the scope */
     struct {
         u32 base;
@@ -361,7 +360,7 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     w->at = TEXT_MAX;
     w->state = CLIMBING;
     w->elsewhere = 0;
-    w->exact = w->forced = w->told_later = 0;
+    w->exact = w->forced = 0;
     w->inode = 0;
     w->inode_owner = 0xffffffff;
     w->uid = uid_of(task);

@@ -27,7 +27,6 @@ static __always_inline int is_runtime(struct asked *w)
 int lsm_bprm_check_security(struct bpf_raw_tracepoint_args *ctx) /* bprm: the script first, then its interpreter; each asks */
 {
     ENTER(CLASS_PROCESS, TABLE_HAS_PROCESS | TABLE_FILELESS | TABLE_SESSION, OP_EXEC, ACCESS_EXEC);
-    w->told_later = 1;
     if (w->header.flags & TABLE_SESSION && w->tty)
         w->forced = is_runtime(w);
     u64 file = LOAD64((void *)ctx->args[0], K_linux_binprm__file);

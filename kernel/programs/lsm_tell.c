@@ -37,17 +37,15 @@ static __always_inline u64 executable_of(struct asked *w, void *task)
     return whole(w);
 }
 
+/* A helper that kernels with these hooks have, and compilers for older ones do not know. */
 static u64 (*registers_of_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
 
-/* Number of the call under way; 0: one of i386, where many calls may be one. A ring makes its calls without one of their own. */
+/* Number of the call under way, as `call_of` says it: a hook need not have learned where registers lie. */
 static __always_inline u32 call_under_way(void)
 {
-    if (READ32(TASK(), K_task_struct__flags) & (PF_KTHREAD_ | PF_IO_WORKER_))
-        return NR_IO_URING_ENTER;
-#ifdef K_task_struct__compat
-    if (READ32(TASK(), K_task_struct__compat) & TS_COMPAT_)
-        return 0;
-#endif
+    u32 number;
+    if (is_foreign_call(TASK(), &number))
+        return number;
     return READ32(registers_of_(TASK()), K_REG_NUMBER) & ~X32_BIT_;
 }
 
@@ -130,9 +128,12 @@ static __always_inline int stopped(struct asked *w)
 }
 
 /* Whether the end of the call under way tells what it did to the object of the hook, with all else that the call names. A ring
- * makes its calls without one; of what is sent by a stream, the first bytes alone are told there. */
+ * makes its calls without one; of what is sent by a stream, the first bytes alone are told there; an exec, by whatever entry, is told when
+ * it has happened. */
 static __always_inline int told_at_its_end(struct asked *w)
 {
+    if (w->b.operation == OP_EXEC)
+        return w->visibility >> CLASS_PROCESS & 1;
     u32 number = call_under_way(), class_ = w->class_;
     struct call *call = calls.lookup(&number);
     if (!call || !call->hop || !(w->visibility >> (call->class_ & 31) & 1))
@@ -150,7 +151,7 @@ static __always_inline int answer(struct asked *w, int stop)
 {
     if (!stop)
         return 0;
-    if (!(w->header.flags & TABLE_SHADOW) || !(w->told_later || told_at_its_end(w)))
+    if (!(w->header.flags & TABLE_SHADOW) || !told_at_its_end(w))
         sub_tell_(w);
     return stopped(w);
 }
