@@ -57,18 +57,23 @@ class GroupSubscription(KafkaReader):
     async def join(self) -> None:
         """Write down where the group begins, then begin to join it; the partitions come while the reader takes."""
         places = [(channel, number) for channel in self._topics for number in await self._link.partitions(channel)]
-        known = await self._offsets.committed(self._group)
-        missing = [place for place in places if place not in known]
+        missing = await self._missing(places)
         if missing:
+            begin = await self._offsets.at(missing, END if self._start == "latest" else BEGIN)
             if self._start == "latest":
-                self._ends = await self._offsets.at(missing, END)
-                begin = self._ends
-            else:
-                begin = await self._offsets.at(missing, BEGIN)
+                self._ends = begin
+            # Looked at again right before: a group without members takes any commit, also one that moves it backwards, and
+            # another member may have begun, committed and left meanwhile. What is read twice then is not lost.
+            missing = await self._missing(missing)
             # A group with members has that done by them, when they are given these partitions.
             with contextlib.suppress(errors.UnknownMemberIdError):
-                await self._offsets.commit(self._group, begin)
+                await self._offsets.commit(self._group, {place: begin[place] for place in missing})
         await self._ensure()
+
+    async def _missing(self, places: list[Partition]) -> list[Partition]:
+        """Those of which the group has committed nothing."""
+        known = await self._offsets.committed(self._group)
+        return [place for place in places if place not in known]
 
     def _extra(self) -> dict[str, Any]:
         settings = self._settings

@@ -324,6 +324,9 @@ class KafkaReader(ABC):
     def _alive(self) -> None:
         """The reader has asked: it is not one that hangs."""
         state = self._consumer._subscription
+        if self._fetch is None:
+            # A `getmany` that ended with an error is still counted by the library, which would never see this reader hang.
+            state._fetch_count = 0
         if state._fetch_count == 0:
             state._last_fetch_ended = time.monotonic()
 

@@ -64,13 +64,22 @@ class World:
             os.utime(lease, (0, 0))
         for bus in self._open:
             for reader in getattr(bus, "_readers", ()):
-                consumer = reader._consumer
-                if consumer is not None and not consumer._subscription._fetch_count:
-                    consumer._subscription._last_fetch_ended -= 1000.0
+                if reader._consumer is None or reader._news._waiters:
+                    continue
+                subscription, fetch = reader._consumer._subscription, reader._fetch
+                if subscription._fetch_count:
+                    # A question under way counts as asking, and its end as the last time that it asked.
+                    fetch.add_done_callback(lambda _, asked=subscription: _long_ago(asked))
+                else:
+                    _long_ago(subscription)
 
     async def close(self) -> None:
         for bus in self._open:
             await bus.close()
+
+
+def _long_ago(subscription: Any) -> None:
+    subscription._last_fetch_ended -= 1000.0
 
 
 class Children:

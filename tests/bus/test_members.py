@@ -122,8 +122,9 @@ async def test_a_member_that_dies_leaves_only_what_it_had_not_committed(world, u
     bus = await world.open()
     handled: list[Delivery] = []
     await publish(bus, 0, 90)
-    one, two = Reader(bus, handled, every=1 << 30), Reader(bus, handled)
+    one = Reader(bus, handled, every=1 << 30)
     await until(lambda: len(one.open) >= 3)
+    two = Reader(bus, handled)
     twice = {one.record.value for one in await one.die()}
     await asyncio.wait_for(committed(bus), 60)
     await two.leave()
@@ -229,6 +230,8 @@ async def test_members_come_and_go_and_every_record_is_handled(world, until, see
     handled: list[Delivery] = []
     twice: set[bytes] = set()
     readers = [Reader(bus, handled, every=2)]
+    # A group begins with its first member.
+    await until(lambda: readers[0].owned)
     count = 0
     for _ in range(25):
         await publish(bus, count, 5)

@@ -70,6 +70,8 @@ def test_a_connection_is_told_by_the_name_that_was_asked_for(
     settings, policy, resolv = tmp_path / "settings.toml", tmp_path / "policy.yaml", tmp_path / "resolv.conf"
     settings.write_text(
         f'[[inventory.workloads]]\nname = "asking"\ncgroup = "/{cgroup.name}"\nlabels = {{ app = "asking" }}\n'
+        # Twelve alerts within a second, of sockets and of connections: each is to be told.
+        "[processor.throttle]\nmax_alerts_per_second = 0\n"
     )
     policy.write_text(POLICY)
     resolv.write_text(f"nameserver {ADDRESS}\noptions timeout:20\n")
