@@ -142,7 +142,7 @@ class KafkaReader(ABC):
         opened = self._link.opened
         consumer = self._made()
         try:
-            async with asyncio.timeout(self._settings.call_seconds):
+            async with self._link.limited(self._settings.call_seconds):
                 await consumer.start()
             self._consumer, self._opened = consumer, opened
             await self._begin()

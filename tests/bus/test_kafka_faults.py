@@ -17,7 +17,7 @@ from kafka_topics import create_topics, delete_topics
 from bus.contract import Record
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
-from schemas.errors import Refused, Temporary
+from schemas.errors import Refused, Temporary, Unavailable
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW, POLICIES
 
 FEW = (EVENTS_RAW, DEAD, ALERTS, POLICIES)
@@ -129,6 +129,22 @@ async def test_a_broker_that_hangs(broker, opened, until):
     await load.stop()
     await finished(bus, one, running, until)
     assert account(load, handler) <= load.tries - len(load.sent)
+
+
+async def test_a_reader_that_opens_while_brokers_are_given_up(broker, opened):
+    """The process ends, the broker hangs: a consumer that starts just then is not waited for either."""
+    bus = await opened(broker, call_seconds=60.0)
+    async with bus.subscribe([EVENTS_RAW], None, "latest") as reader:
+        await reader.take(1, 0.1)
+        broker.pause()
+        try:
+            reader._drop()
+            asking = asyncio.create_task(reader.take(1, 60.0))
+            await bus.last_look()
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(asking, 5.0)
+        finally:
+            broker.resume()
 
 
 @pytest.mark.fault(
