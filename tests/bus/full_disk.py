@@ -21,6 +21,7 @@ async def main(root: Path) -> None:
     bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(root / "bus"), housekeeping=0.2))
     telling = asyncio.create_task(disk.report(bus, 0.1, 0.5))
     failed = {"alert": 0, "take": 0, "commit": 0, "raw": 0}
+    why: list[str] = []
     # Somebody else takes all but 14 MiB.
     ballast = int(sys.argv[2])
     if ballast:
@@ -44,8 +45,9 @@ async def main(root: Path) -> None:
                 failed["take"] += 1
             try:
                 await slow.commit()
-            except Temporary:
+            except Temporary as error:
                 failed["commit"] += 1
+                why.append(str(error))
         await asyncio.sleep(1.5)
         stats = bus.stats
         alerts = []
@@ -56,7 +58,7 @@ async def main(root: Path) -> None:
     await bus.close()
     room = os.statvfs(root)
     print(json.dumps({
-        "failed": failed, "ours": sum(not one.Type for one in alerts), "shed": stats.shed, "full": stats.full,
+        "failed": failed, "commits": why, "ours": sum(not one.Type for one in alerts), "shed": stats.shed, "full": stats.full,
         "notices": [one.Message for one in alerts if one.Operation == "DiskFull"], "reserve": (root / "bus/reserve").exists(),
         "total": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize, "disk_bytes": stats.disk_bytes,
         "quarantined": stats.quarantined,
