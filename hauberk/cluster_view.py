@@ -15,7 +15,7 @@ from hauberk.output import plain
 from policy.cluster_facts import ClusterFacts
 from policy.policy_set import PolicySet
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
-from schemas.cluster import EndpointsFact, Fact, NodeFact, PodFact, ServiceFact, decode
+from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, decode
 from schemas.enforcement import decode_plan_head, decode_receipt
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind
@@ -71,6 +71,10 @@ class ClusterView:
             for one in self.containers(pod)
         ]  # fmt: skip
         return told
+
+    def namespace_annotations(self, name: str) -> dict[str, str]:
+        """Of a namespace of this name; nothing where it is not known."""
+        return next((one.annotations for one in self._facts if isinstance(one, NamespaceFact) and one.name == name), {})
 
     def service(self, service: ServiceFact) -> dict[str, Any]:
         """What is known of it, and the pods behind it."""

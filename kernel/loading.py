@@ -114,7 +114,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, msgspec.Meta(ge=1, le=1 << 24, description="network rules of all tables together", examples=[65536])
     ] = 65536
     host_visibility: Annotated[
-        tuple[str, ...],
+        tuple[Literal["process", "file", "network", "capabilities", "dns", "none"], ...],
         msgspec.Meta(
             description="classes reported of cgroups without a scope; none: the host is not watched",
             extra={"setting": "derived"},

@@ -22,7 +22,6 @@ from policy.judge.precedence import needing_arguments
 from policy.rules import select
 from policy.rules.links import linked, names
 from policy.rules.normalise import normalise
-from policy.rules.visibility import ANNOTATION as VISIBILITY
 from policy.rules.visibility import Visibility, asked, visibility
 from schemas.behaviour import Behaviour
 from schemas.identity import Identity, Kind
@@ -31,6 +30,7 @@ from schemas.policy import PolicyDocument
 from schemas.rules import Policy, Rule, Target
 from schemas.verdict import ALLOWED, Action, Mode, RuleRef, Verdict
 from schemas.visibility import EVERYTHING
+from schemas.workload_annotations import POSTURES, VISIBILITY, posture
 
 _UNTOLD: Final = int(Access.UNTOLD)
 _bits: Final = int.__and__
@@ -38,11 +38,6 @@ _bits: Final = int.__and__
 Posture = Literal["audit", "block", "allow"]
 KEPT: Final = 65536
 """Identities whose scope is remembered; then all are forgotten. An entry is about 300 bytes."""
-NAMESPACE_POSTURE: Final = {
-    "file": "kubearmor-file-posture",
-    "network": "kubearmor-network-posture",
-    "capabilities": "kubearmor-capabilities-posture",
-}
 
 _Posture = Annotated[
     Posture,
@@ -52,7 +47,7 @@ _Posture = Annotated[
     ),
 ]
 _Words = Annotated[
-    tuple[str, ...],
+    tuple[Literal["process", "file", "network", "capabilities", "dns", "none"], ...],
     Meta(description="Classes logged: process, file, network, capabilities, dns, none.", examples=[["process", "network"]]),
 ]  # fmt: skip
 
@@ -276,7 +271,7 @@ class Ruleset:
             carried = frozenset((key, labels[key]) for key in self._node_label_keys if key in labels)
             return (False, identity.node, status, seen, carried, links)
         own = identity.namespace_annotations
-        settled = tuple(own.get(key) for key in (VISIBILITY, *NAMESPACE_POSTURE.values())) if own else None
+        settled = tuple(own.get(key) for key in (VISIBILITY, *POSTURES.values())) if own else None
         keys = self._label_keys
         return (
             identity.orchestrated,
@@ -338,9 +333,9 @@ class Ruleset:
             "network": settings.network,
             "capabilities": settings.capabilities,
         }
-        for name, annotation in NAMESPACE_POSTURE.items():
+        for name, annotation in POSTURES.items():
             # An invalid value leaves the setting in force, as KubeArmor does by rewriting the annotation.
-            if (value := identity.namespace_annotations.get(annotation)) in ("audit", "block"):
+            if value := posture(identity.namespace_annotations.get(annotation)):
                 postures[name] = value
         return postures
 

@@ -20,14 +20,28 @@ CLASSES: Final = {
     "network": (Class.NETWORK,),
     "capabilities": (Class.CAPABILITIES,),
 }
+_NOTHING: Final = frozenset({"none", "ima"})
+"""Words that show no class. `ima` is KubeArmor's, for hashes by IMA, of which nothing is reported here."""
 
 
-def words(text: str) -> tuple[str, ...]:
-    """The known words of a comma list, in any case; `none` empties it."""
-    found = [word for word in (part.strip().lower() for part in text.split(",")) if word]
+def words(text: str, otherwise: Iterable[str] = ()) -> tuple[str, ...]:
+    """The known words of a comma list, in any case; `none` empties it. A word that is not known may have meant any class: beside it
+    `otherwise` stays, so that a slip of the pen makes nothing dark."""
+    found = _parts(text)
     if "none" in found:
         return ()
+    if unknown(text):
+        found += otherwise
     return tuple(word for word in dict.fromkeys(found) if word in EVERYTHING)
+
+
+def unknown(text: str) -> tuple[str, ...]:
+    """What in a comma list is no word of these."""
+    return tuple(word for word in dict.fromkeys(_parts(text)) if word not in EVERYTHING and word not in _NOTHING)
+
+
+def _parts(text: str) -> list[str]:
+    return [word for word in (part.strip().lower() for part in text.split(",")) if word]
 
 
 def bits(classes: Iterable[Class]) -> int:

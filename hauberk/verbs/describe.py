@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
-from hauberk.output import as_yaml, table
+from hauberk.output import as_yaml, printable, table
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     async def work(bus: Bus) -> int:
         from hauberk.verbs import get
+        from schemas.identity import Identity
 
         if given.what in CLUSTER:
             return await _of_cluster(bus, given)
@@ -69,6 +70,12 @@ def main(argv: Sequence[str]) -> int:
         refused = await _refused(bus, given.what, values)
         partial = await _partial(bus, given.what, given.name)
         print("\n---\n".join(as_yaml(value) for value in values))
+        _not_understood(
+            one
+            for value in values
+            if isinstance(value, Identity)
+            for one in (value.annotations, value.namespace_annotations)
+        )
         for rules in hits:
             if rules:
                 rows = [
@@ -139,6 +146,15 @@ async def _refused(bus: Bus, what: str, values: list[Any]) -> list[tuple[str, ..
     ]
 
 
+def _not_understood(annotations: Iterable[Mapping[str, str]]) -> None:
+    """A line for each annotation whose value is no word that it takes."""
+    from schemas.workload_annotations import misread
+
+    said = dict.fromkeys(sentence for some in annotations for sentence in misread(some))
+    if said:
+        print("\nAnnotations that are not understood, and change nothing:\n" + "\n".join(map(printable, said)))
+
+
 async def _of_cluster(bus: Bus, given: argparse.Namespace) -> int:
     from hauberk.cluster_view import gather
     from hauberk.policies import postures
@@ -150,6 +166,7 @@ async def _of_cluster(bus: Bus, given: argparse.Namespace) -> int:
     pods = view.pods(given.name, given.namespace) if given.what == "pod" else []
     for number, pod in enumerate(pods):
         print(("---\n" if number else "") + as_yaml(view.pod(pod)))
+        _not_understood((pod.annotations, view.namespace_annotations(pod.namespace)))
         containers = view.containers(pod)
         if selected := view.policies(containers):
             print("\nPolicies:\n" + table(_SELECTED, selected, whole=True))
@@ -173,5 +190,6 @@ async def _node_of_cluster(bus: Bus, given: argparse.Namespace) -> None:
     view = await gather(bus, postures(given))
     if (told := view.node(given.name)) is not None:
         print("\nOf the cluster:\n" + as_yaml(told))
+        _not_understood([told["annotations"]])
     if selected := view.policies(view.of_node(given.name)):
         print("\nPolicies:\n" + table(_SELECTED, selected, whole=True))

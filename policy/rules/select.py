@@ -18,6 +18,7 @@ from schemas.identity import Identity, Kind
 from schemas.rules import Expression as Condition
 from schemas.rules import Operator, Policy, Selection, Target
 from schemas.verdict import Mode
+from schemas.workload_annotations import status
 
 Predicate = Callable[[Identity], bool]
 
@@ -25,7 +26,6 @@ UNTRACKED: Final = frozenset({"kube-system", "kubearmor"})
 """KubeArmor's default `untrackedNs`: Kubernetes namespaces that no policy reaches."""
 UNORCHESTRATED: Final = "container_namespace"
 """Namespace of containers outside Kubernetes."""
-STATUS: Final = "kubearmor-policy"
 NAMESPACE_LABEL: Final = "namespaceName"
 """KubeArmor's agent lets a selector name the namespace as if it were a label."""
 
@@ -46,8 +46,8 @@ def predicate(selection: Selection, untracked: frozenset[str] = UNTRACKED) -> Pr
 
 
 def status_of(identity: Identity) -> str:
-    """`enabled`, `audited` or `disabled`: what the workload itself says, else its namespace."""
-    return identity.annotations.get(STATUS) or identity.namespace_annotations.get(STATUS) or "enabled"
+    """`enabled`, `audited` or `disabled`: what the workload itself says, else its namespace. A word that is none of these is not said."""
+    return status(identity.annotations) or status(identity.namespace_annotations) or "enabled"
 
 
 def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
@@ -55,12 +55,12 @@ def effective_mode(policy: Policy, identity: Identity) -> Mode | None:
 
     A shadow policy stays a shadow, a baseline a baseline; a workload or a policy that is `audited` makes every other one audited.
     """
-    status = status_of(identity)
-    if not policy.enabled or status == "disabled":
+    said = status_of(identity)
+    if not policy.enabled or said == "disabled":
         return None
     if policy.mode in (Mode.SHADOW, Mode.BASELINE):
         return policy.mode
-    return Mode.AUDITED if status == "audited" else policy.mode
+    return Mode.AUDITED if said == "audited" else policy.mode
 
 
 def _containers_in_kubernetes(selection: Selection, untracked: frozenset[str]) -> Predicate:

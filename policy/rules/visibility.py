@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which classes of a workload are logged, and which must be watched because a rule asks about them (kubearmor.md 3.6).
 
-Order: setting of the agent, then the namespace's `kubearmor-visibility`, then the pod's; the last one written counts. Rules do not
+Order: setting of the agent, then the namespace's `kubearmor-visibility`, then the pod's; the last one written counts;
+of one with an unknown word what it does say, beside what counts without it. Rules do not
 depend on it: what a rule asks about is watched even when it is not logged (KubeArmor's silent Audit rules, its issue 995).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 import msgspec
 
 from schemas.operations import Class
 from schemas.rules import Match, Rule
 from schemas.visibility import CLASSES, words
-
-ANNOTATION: Final = "kubearmor-visibility"
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -31,7 +29,7 @@ def visibility(default: Iterable[str], annotations: Iterable[str | None]) -> Vis
     chosen = words(",".join(default))
     for text in annotations:
         if text is not None:
-            chosen = words(text)
+            chosen = words(text, otherwise=chosen)
     classes = frozenset(class_ for word in chosen for class_ in CLASSES.get(word, ()))
     return Visibility(classes, "dns" in chosen)
 

@@ -13,6 +13,7 @@ from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from schemas.identity import Identity, encode
 from schemas.topics import INVENTORY
+from sensors.misread import Misread
 
 
 class IdentityChanges:
@@ -24,11 +25,14 @@ class IdentityChanges:
         self._wake = asyncio.Event()
         self._attempts = Attempts("the inventory", Backoff(max_seconds=5.0), drain_seconds=0.0)
         self.waiting: dict[str, Identity | None] = {}
+        self.misread = Misread()
+        """Annotations of containers (labels of Docker, the settings' workloads) that are not understood."""
 
     def put(self, uid: str, one: Identity | None) -> None:
         """The newest of `uid`, behind everything that waits."""
         self.waiting.pop(uid, None)
         self.waiting[uid] = one
+        self.misread.look(uid.encode(), one.workload if one else "", one.annotations if one and not one.ended else None)
         self._wake.set()
 
     def put_first(self, changes: dict[str, Identity | None]) -> None:

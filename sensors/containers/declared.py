@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.identity import Identity, Kind
+from schemas.workload_annotations import misread
 
 
 class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +38,11 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         dict[str, str],
         msgspec.Meta(description="As a pod's, for policies.", examples=[{"kubearmor-policy": "audited"}]),
     ] = {}
+
+    def __post_init__(self) -> None:
+        """ValueError for annotations that would change nothing: here they are the settings' own."""
+        if said := misread(self.annotations):
+            raise ValueError(said[0])
 
 
 class Declared:

@@ -93,6 +93,7 @@ class NodeInventory:
             identities=len(self._identities),
             runtimes_away=sum(bool(runtime.status) for runtime in self._runtimes),
             links_late=self._links.late,
+            misread=len(self._changes.misread),
         )
 
     @property

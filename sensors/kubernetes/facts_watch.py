@@ -29,6 +29,7 @@ from sensors.kubernetes.objects import (
     ServiceObject,
 )
 from sensors.kubernetes.published import Published
+from sensors.misread import Misread
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ _pod = decoded(PodObject)
 
 class FactsWatch:
     """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them. `cut`: times that
-    an object had more labels than are kept."""
+    an object had more labels than are kept. `misread`: annotations that are not understood."""
 
     def __init__(self, published: Published, ended: EndedPods, clock: Callable[[], float] = time.time) -> None:
         self._published = published
@@ -61,6 +62,7 @@ class FactsWatch:
         self._owners: dict[str, dict[str, MetadataOnly]] = {one.name: {} for one in OWNERS}
         self._owned: dict[str, set[str]] = {}
         self._told_cut = PacedLog(log)
+        self.misread = Misread()
         self.undecoded = 0
         self.cut = 0
         self.problem = ""
@@ -93,7 +95,9 @@ class FactsWatch:
                     continue
                 seen.add(one.key)
                 self._published.put(one.key, value if there else None)
+                self.misread.look(one.key, one.key.decode(), getattr(one, "annotations", None) if there else None)
             if whole and complete:
+                self.misread.only(prefix, seen)
                 for key in self._published.keys(prefix) - seen:
                     self._published.put(key, None)
 
@@ -151,13 +155,16 @@ class FactsWatch:
                     self._tell(one)
                 else:
                     self._ended.gone(f"pod/{one.metadata.uid}".encode(), self._clock())
+                    self.misread.look(f"pod/{one.metadata.uid}".encode(), "", None)
             except (msgspec.MsgspecError, ValueError) as error:
                 complete = False
                 self._unreadable(b"pod/", error)
         if whole and complete:
             for uid in self._pods.keys() - seen:
                 self._forget(uid)
-            for key in self._published.keys(b"pod/") - {f"pod/{uid}".encode() for uid in seen}:
+            there_are = {f"pod/{uid}".encode() for uid in seen}
+            self.misread.only(b"pod/", there_are)
+            for key in self._published.keys(b"pod/") - there_are:
                 self._ended.gone(key, self._clock())
 
     def sweep(self) -> None:
@@ -177,6 +184,7 @@ class FactsWatch:
         ended = self._ended.since(key, self._clock()) if facts.over(one) else 0.0
         fact = facts.pod(one, ChainMap(*self._owners.values()), ended)
         self._published.put(fact.key, encode(fact))
+        self.misread.look(fact.key, f"pod/{fact.namespace}/{fact.name}", None if ended else fact.annotations)
 
     def _unreadable(self, kind: bytes, error: Exception) -> None:
         self.undecoded += 1

@@ -13,7 +13,8 @@ class ClusterStats(msgspec.Struct):
     changed no fact; `undecoded`: objects that are not what the API reference says, whose last fact stays; `waiting`: not
     on the bus yet; `unpublished`: records that the bus refused for good, larger than it takes; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
     `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now; `ended_pods`: pods that are over and whose facts stay, `dropped_pods`: of these, those whose
-    facts went before their time, because there were too many; `cut`: times that an object had more labels than are kept of one."""
+    facts went before their time, because there were too many; `cut`: times that an object had more labels than are kept of one;
+    `misread`: pods, namespaces and nodes with an annotation that is not understood."""
 
     facts: Gauge = 0
     published: int = 0
@@ -29,3 +30,4 @@ class ClusterStats(msgspec.Struct):
     ended_pods: Gauge = 0
     dropped_pods: int = 0
     cut: int = 0
+    misread: Gauge = 0

@@ -119,4 +119,5 @@ class ClusterWatch:
             policies=self.policies.in_force, refused_policies=self.policies.refused,
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
             ended_pods=len(self._ended), dropped_pods=self._ended.dropped, cut=self._facts_watch.cut,
+            misread=len(self._facts_watch.misread),
         )  # fmt: skip

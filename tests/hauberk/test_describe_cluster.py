@@ -14,7 +14,7 @@ from enforcers.planner import PlannerEngine
 from policy.documents import key, to_json
 from policy.parse import parse
 from schemas import cluster
-from schemas.cluster import EndpointsFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 from schemas.enforcement import Receipt, Refusal, decode_plan
 from schemas.enforcement import encode as encode_enforcement
 from schemas.identity import Identity, Kind, Owner, encode
@@ -47,7 +47,8 @@ spec: {selector: {matchLabels: {app: db}}, network: {matchProtocols: [{protocol:
 POD = PodFact(uid="u1", namespace="shop", name="web-1", node="n1", labels={"app": "web"}, owner=Owner("Deployment", "web", "shop"),
               addresses=("10.0.0.7",), started=1.0)  # fmt: skip
 FACTS = (
-    POD, PodFact(uid="u2", namespace="shop", name="alone", node="n2", started=1.0),
+    POD, PodFact(uid="u2", namespace="shop", name="alone", node="n2", started=1.0, annotations={"kubearmor-policy": "audit"}),
+    NamespaceFact(name="shop", annotations={"kubearmor-visibility": "proces", "kubearmor-file-posture": "Block"}),
     NodeFact(name="n1", labels={"zone": "a"}, addresses=("192.0.2.1",)),
     ServiceFact(namespace="shop", name="front", addresses=("10.96.0.1",), ports=(ServicePort(80),), selector={"app": "web"}),
     ServiceFact(namespace="shop", name="headless"), ServiceFact(namespace="shop", name="others", selector={"app": "db"}),
@@ -119,3 +120,17 @@ def test_a_service_and_a_node(command: Any) -> None:
     node = command("describe", "node", "n1").stdout.split("Of the cluster:\n")[1]
     assert "zone: a" in node
     assert "shop/web-1" in node
+
+
+def test_annotations_that_are_not_understood_are_told_of_a_pod_and_of_its_containers(command: Any) -> None:
+    namespaces = "expected process, file, network, capabilities, dns or none in `kubearmor-visibility`, got 'proces'"
+    said = command("describe", "pod", "alone").stdout.split(
+        "Annotations that are not understood, and change nothing:\n"
+    )[1]
+    assert said.splitlines()[:2] == [
+        "expected enabled, audited or disabled in `kubearmor-policy`, got 'audit'",
+        namespaces,
+    ]
+    said = command("describe", "workload", "web", "-n", "shop").stdout
+    assert said.split("Annotations that are not understood, and change nothing:\n")[1].splitlines()[0] == namespaces
+    assert "not understood" not in command("describe", "node", "n1").stdout

@@ -109,6 +109,18 @@ def test_an_error_names_the_place_that_was_written(tmp_path: Path) -> None:
         given(tmp_path, "processor.group=g", "postures.file=maybe")
     with pytest.raises(SettingsError, match=r"`sensor\.load\.new_visibility"):
         given(tmp_path, 'sensor.load.new_visibility=["files"]')
+    # A slip of the pen made everything dark without a word.
+    for key in ("visibility", "host_visibility"):
+        with pytest.raises(
+            SettingsError, match=rf"`postures\.{key}\[0\]`: .*expected one of process.*did you mean `process`"
+        ):
+            given(tmp_path, f'postures.{key}=["proces"]')
+    with pytest.raises(
+        SettingsError, match=r"`(postures|sensor\.load)\.host_visibility\[0\]`: .*did you mean `process`"
+    ):
+        node_configuration(
+            argparse.Namespace(config=None, set=['postures.host_visibility=["proces"]'], state=str(tmp_path))
+        )
 
 
 def test_what_is_derived_is_not_listed_and_settings_can_be_read_back(tmp_path: Path) -> None:

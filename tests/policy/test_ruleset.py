@@ -262,11 +262,32 @@ def test_symlinks_hold_for_the_link_and_what_it_points_to() -> None:
         ),
         ({"annotations": {"kubearmor-visibility": "dns,capabilities"}}, {Class.CAPABILITIES}),
         ({"namespace": "kube-system"}, set()),
+        # What is not understood makes nothing dark: the setting stays, beside the words that are.
+        ({"namespace_annotations": {"kubearmor-visibility": "proces"}}, {Class.PROCESS, Class.SYSCALL}),
+        (
+            {
+                "annotations": {"kubearmor-visibility": "fle"},
+                "namespace_annotations": {"kubearmor-visibility": "network"},
+            },
+            {Class.NETWORK},
+        ),
+        ({"annotations": {"kubearmor-visibility": "File,netwrk"}}, {Class.PROCESS, Class.SYSCALL, Class.FILE}),
+        ({"annotations": {"kubearmor-visibility": "none,netwrk"}}, set()),
+        ({"annotations": {"kubearmor-visibility": "file,ima"}}, {Class.FILE}),
     ],
 )
 def test_visibility_comes_from_the_innermost_annotation(fields: dict[str, Any], expected: set[Class]) -> None:
     ruleset = compile_ruleset([], PostureSettings(visibility=("process",)))
     assert ruleset.scope(container(**fields)).visible == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "posture"), [("block", "block"), ("Block", "block"), ("Audit", "audit"), ("blok", "allow"), ("", "allow")]
+)
+def test_a_posture_is_taken_in_any_case_and_a_slip_of_the_pen_leaves_the_setting(said: str, posture: str) -> None:
+    ruleset = compile_ruleset([], PostureSettings(file="allow"))
+    scope = ruleset.scope(container(namespace_annotations={"kubearmor-file-posture": said}))
+    assert scope.postures["file"] == posture
 
 
 def test_rules_are_watched_whatever_is_visible() -> None:

@@ -188,6 +188,17 @@ def test_modes_of_policy_and_workload_together(on_policy: str, on_workload: str,
     assert effective_mode(made, identity) is mode
 
 
+@pytest.mark.parametrize(
+    ("own", "namespaces", "mode"),
+    [("audit", "audited", Mode.AUDITED), ("Disabled", "", Mode.ENFORCE), ("audit", "audit", Mode.ENFORCE), ("patched", "audited", Mode.ENFORCE)],
+)  # fmt: skip
+def test_a_word_of_a_workload_that_is_none_leaves_what_its_namespace_says(
+    own: str, namespaces: str, mode: Mode
+) -> None:
+    identity = pod(annotations={"kubearmor-policy": own}, namespace_annotations={"kubearmor-policy": namespaces})
+    assert effective_mode(policy("selector: {}\n"), identity) is mode
+
+
 @given(st.lists(st.sampled_from(["app=a", "app=b", "tier=x", "tier=y"]), unique=True), st.permutations([Condition(True, Op.IN, ("app=a", "app=b")), Condition(True, Op.NOT_IN, ("tier=x",)), Condition(False, Op.NOT_IN, ("bank",))]))  # fmt: skip
 def test_the_order_of_expressions_says_nothing(labels: list[str], conditions: list[Condition]) -> None:
     pairs = dict(label.split("=") for label in labels)

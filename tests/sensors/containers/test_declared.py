@@ -17,6 +17,7 @@ from bus.memory import MemoryBus, MemorySettings
 from schemas.identity import Identity, Kind, decode, encode
 from schemas.topics import INVENTORY
 from sensors.containers import cgroups
+from sensors.containers.changes import IdentityChanges
 from sensors.containers.declared import Declared, WorkloadSettings
 from sensors.containers.inventory import NodeInventory
 from sensors.containers.inventory_settings import NodeInventorySettings
@@ -137,3 +138,33 @@ async def _grown(bus: MemoryBus, uid: str) -> Identity:
 
     found: Identity = await until(asked)
     return found
+
+
+def test_an_annotation_that_is_no_word_is_an_error_of_the_settings() -> None:
+    with pytest.raises(
+        msgspec.ValidationError, match="expected enabled, audited or disabled in `kubearmor-policy`, got 'audit'"
+    ):
+        msgspec.convert({"name": "a", "cgroup": "/a", "annotations": {"kubearmor-policy": "audit"}}, WorkloadSettings)
+
+
+def test_a_label_of_docker_that_is_no_word_is_told_once_and_counted_while_its_container_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = IdentityChanges(MemoryBus(MemorySettings()), "n")
+    one = Identity(
+        kind=Kind.CONTAINER,
+        node="n",
+        uid="c1",
+        namespace="demo",
+        container_name="web",
+        annotations={"kubearmor-visibility": "proces"},
+    )
+    changes.put("c1", one)
+    changes.put("c1", msgspec.structs.replace(one, complete=True))
+    assert [record.getMessage() for record in caplog.records] == [
+        "annotations of demo/web: expected process, file, network, capabilities, dns or none in `kubearmor-visibility`, got 'proces'; "
+        "it changes nothing, what is in force without it stays"
+    ]
+    assert len(changes.misread) == 1
+    changes.put("c1", msgspec.structs.replace(one, ended=1.0))
+    assert len(changes.misread) == 0
