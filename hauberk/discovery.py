@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hauberk.client import labels, readable, seconds, with_bus
+from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.network_discovery import when
 from hauberk.output import as_json, printable, table
 from hauberk.progress_line import ProgressLine
@@ -84,7 +85,7 @@ def discover(given: argparse.Namespace) -> int:
     if given.review:
         return _review(learnt, given)
     if given.explain:
-        _explain(learnt, given)
+        _explain(learnt, given, EvidencePods(identity for identity, _ in sizes))
         return 0
     bodies = _merged(before, learnt) if given.merge else [(one.body, comment(one)) for one in learnt]
     return _give(given, bodies, sum(len(one.apart) for one in learnt))
@@ -114,6 +115,7 @@ def _network(given: argparse.Namespace) -> int:
 
     spoken = _shadows(given)
     fits = _namespaces(given)
+    pods = EvidencePods()
 
     def read(*, everywhere: bool = False, network: bool = False) -> Iterator[Sighting]:
         line = ProgressLine(
@@ -121,11 +123,13 @@ def _network(given: argparse.Namespace) -> int:
         )
         for one in line.of(_sightings(given, spoken, everywhere=everywhere, network=network)):
             if one.identity.kind is not Kind.CONTAINER or one.identity.namespace in fits:
+                if given.explain:
+                    pods.add(one.identity)
                 yield one
 
     if given.verify:
         return verify(given, read)
-    bodies, apart = learnt(given, read)
+    bodies, apart = learnt(given, read, pods)
     if given.review:
         return _show_apart(apart, given)
     if given.explain and bodies:
@@ -279,20 +283,20 @@ def _merged(before: list[PolicyDocument], learnt: list[LearntPolicy]) -> list[tu
     return [*found, *((one.body, comment(one)) for one in new.values())]
 
 
-def _explain(learnt: list[LearntPolicy], given: argparse.Namespace) -> None:
+def _explain(learnt: list[LearntPolicy], given: argparse.Namespace, pods: EvidencePods) -> None:
     if given.format == "json":
         print(as_json([
-            {"policy": one.name, "workload": one.workload.label, "completeness": one.completeness, "rules": [_evidence(one, rule) for rule in one.rules]}
+            {"policy": one.name, "workload": one.workload.label, "completeness": one.completeness, "rules": [_evidence(rule, pods) for rule in one.rules]}
             for one in learnt
         ]))  # fmt: skip
         return
     for one in learnt:
         print(f"{one.name}: {printable(comment(one))}")
         rows = [
-            (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["instances"]), ", ".join(found["sources"]))
-            for found in (_evidence(one, rule) for rule in one.rules)
+            (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["pods"]), cell(found["pods"]), ", ".join(found["sources"]))
+            for found in (_evidence(rule, pods) for rule in one.rules)
         ]  # fmt: skip
-        print(table(("RULE", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows) + "\n")
+        print(table(("RULE", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "WHICH", "SOURCES"), rows) + "\n")
 
 
 def rule_text(rule: LearntRule) -> str:
@@ -305,10 +309,10 @@ def rule_text(rule: LearntRule) -> str:
     return " ".join((rule.section, rule.kind, rule.value, *limits))
 
 
-def _evidence(one: LearntPolicy, rule: LearntRule) -> dict[str, Any]:
+def _evidence(rule: LearntRule, pods: EvidencePods) -> dict[str, Any]:
     found = rule.evidence
     return {
-        "rule": rule_text(rule), "count": found.count, "first": found.first, "last": found.last,
+        "rule": rule_text(rule), "count": found.count, "first": found.first, "last": found.last, "pods": pods.of(found.instances),
         "instances": sorted(found.instances), "sources": sorted(found.sources),
     }  # fmt: skip
 

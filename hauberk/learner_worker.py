@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
 
+from hauberk.evidence_pods import EvidencePods
 from hauberk.learner_process import Task
 from kernel.confinement import end_with_parent, give_up_capabilities
 from schemas import socket_names
@@ -65,7 +66,7 @@ class Worker:
         self._due = 0.0
         self._read = self._done = self._of = self._told = self._left = 0
         self._names: dict[LearntWorkload, set[str]] = {}
-        self._pods: dict[str, str] = {}
+        self._pods = EvidencePods()
         self._peers: dict[str, list[str]] = {}
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class Worker:
                 for one in learnt_now:
                     self._tell(one)
                 self._names.clear()
-                self._pods.clear()
+                self._pods = EvidencePods()
         self.tell_peers(self._peers)
         self.put(Done(more=self._left))
 
@@ -176,7 +177,7 @@ class Worker:
             if (key := (identity.node, identity.uid)) not in known:
                 known.add(key)
                 self._names.setdefault(workload(identity), set()).add(identity.workload)
-                self._pods[identity.uid] = identity.pod or identity.container_name or identity.uid[:12]
+                self._pods.add(identity)
             if len(peers) and one.behaviour.family in _INTERNET and one.behaviour.operation in _TALK:
                 self._name(one, peers)
             yield one
@@ -221,7 +222,7 @@ class Worker:
         from hauberk.discovery import rule_text
 
         found = rule.evidence
-        pods = sorted({_cell(self._pods.get(uid, uid[:12])) for uid in found.instances})
+        pods = [_cell(name) for name in self._pods.of(found.instances)]
         sources = sorted(found.sources)
         return RuleLine(
             rule=_cell(rule_text(rule)), count=found.count, first=found.first // 10**9, last=found.last // 10**9,

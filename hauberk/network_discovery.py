@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hauberk.client import readable, with_bus
+from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.learnt_answers import expect_accepted
 from hauberk.output import as_json, table
 from schemas.errors import PolicyError, SettingsError
@@ -33,9 +34,9 @@ Bodies = list[tuple[dict[str, Any], str]]
 
 
 def learnt(
-    given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]
+    given: argparse.Namespace, read: Callable[..., Iterator[Sighting]], pods: EvidencePods
 ) -> tuple[Bodies, list[tuple[str, ReviewItem]]]:
-    """(policies with comments, what was set apart by workload). PolicyError when a flow would be denied."""
+    """(policies with comments, what was set apart by workload). `pods`: of what `read` has given. PolicyError when a flow would be denied."""
     if given.policy == "KubeArmorNetworkPolicy":
         return _firewalls(read, mode=given.mode if given.apply else "enforce"), []
     from policy.learn.completeness import completeness
@@ -75,11 +76,11 @@ def learnt(
                 file=sys.stderr,
             )
     if given.explain:
-        _explain([one for one in made if wanted(one.subject)], given)
+        _explain([one for one in made if wanted(one.subject)], given, pods)
     return bodies, [(of.label, item) for of, item in apart if given.namespace in (None, of.namespace)]
 
 
-def _explain(made: list[ConnectPolicy], given: argparse.Namespace) -> None:
+def _explain(made: list[ConnectPolicy], given: argparse.Namespace, pods: EvidencePods) -> None:
     """Each rule with its evidence."""
     rules = [
         (one, way, rule) for one in made for way, some in (("ingress", one.ingress), ("egress", one.egress)) for rule in some
@@ -89,17 +90,19 @@ def _explain(made: list[ConnectPolicy], given: argparse.Namespace) -> None:
             {
                 "policy": one.name, "direction": way, "peer": str(rule.peer), "ports": [_port(port) for port in rule.ports],
                 "count": rule.evidence.count, "first": rule.evidence.first, "last": rule.evidence.last,
-                "instances": sorted(rule.evidence.instances), "sources": sorted(rule.evidence.sources),
+                "pods": pods.of(rule.evidence.instances), "instances": sorted(rule.evidence.instances), "sources": sorted(rule.evidence.sources),
             }
             for one, way, rule in rules
         ]))  # fmt: skip
         return
     rows = [
         (one.name, way, str(rule.peer), ", ".join(map(_port, rule.ports)), rule.evidence.count, when(rule.evidence.first),
-         when(rule.evidence.last), len(rule.evidence.instances), ", ".join(sorted(rule.evidence.sources)))
+         when(rule.evidence.last), len(who := pods.of(rule.evidence.instances)), cell(who), ", ".join(sorted(rule.evidence.sources)))
         for one, way, rule in rules
     ]  # fmt: skip
-    print(table(("POLICY", "WAY", "PEER", "PORTS", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "SOURCES"), rows))
+    print(
+        table(("POLICY", "WAY", "PEER", "PORTS", "COUNT", "FIRST SEEN", "LAST SEEN", "PODS", "WHICH", "SOURCES"), rows)
+    )
 
 
 def _port(port: PortRange) -> str:

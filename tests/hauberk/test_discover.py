@@ -141,6 +141,7 @@ def test_every_rule_has_its_evidence_and_what_is_apart_its_reason(
     (told,) = json.loads(run(capsys, state, "discover", "--explain", "-f", "json"))
     jobs = next(rule for rule in told["rules"] if "job" in rule["rule"])
     assert (jobs["count"], jobs["instances"], jobs["sources"]) == (21, ["u1", "u2", "u3"], ["/usr/bin/app"])
+    assert jobs["pods"] == ["web-1", "web-2", "web-3"]
     assert "file pattern /srv/job-[0-9]*" in run(capsys, state, "discover", "--explain")
     items = json.loads(run(capsys, state, "discover", "--review", "-f", "json", code=1))
     assert [(item["reason"], item["resource"]) for item in items] == [
@@ -150,6 +151,22 @@ def test_every_rule_has_its_evidence_and_what_is_apart_its_reason(
     accepted = run(capsys, state, "discover", "--accept", items[0]["ident"])
     assert "/etc/shadow" in accepted
     assert "a secret" in run(capsys, state, "discover", "--review", code=1)
+
+
+def test_a_pod_whose_container_was_started_again_and_again_is_one_pod(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    for number in range(10, 15):
+        put(state, 1, opened("/etc/app.conf"), of=msgspec.structs.replace(pod(number), pod="web-1"))
+    (told,) = json.loads(run(capsys, state, "discover", "--explain", "-f", "json"))
+    read = next(rule for rule in told["rules"] if "/etc/app.conf" in rule["rule"])
+    assert (read["pods"], len(read["instances"])) == (["web-1", "web-2", "web-3"], 8)
+    (line,) = [one for one in run(capsys, state, "discover", "--explain").splitlines() if "/etc/app.conf" in one]
+    assert line.split("Z ")[-1].split() == ["3", "web-1,", "web-2,", "web-3", "/usr/bin/app"]
+    for number in range(20, 25):
+        put(state, 1, opened("/etc/app.conf"), of=pod(number))
+    (line,) = [one for one in run(capsys, state, "discover", "--explain").splitlines() if "/etc/app.conf" in one]
+    assert " ".join(line.split("Z ")[-1].split()) == "8 web-1, web-2, web-20, web-21, web-22 and 3 more /usr/bin/app"
 
 
 def test_an_id_that_accepts_nothing_is_refused_before_anything_is_written(
@@ -333,6 +350,9 @@ def test_network_policies_of_what_pods_spoke_to(
     assert main(["discover", "-p", "NetworkPolicy", "--explain", "--state", str(state)]) == 0
     told = capsys.readouterr()
     assert "pods data: app=db" in told.out
+    assert "Z 1 web-1 /usr/bin/app" in " ".join(told.out.split())
+    assert main(["discover", "-p", "NetworkPolicy", "--explain", "-f", "json", "--state", str(state)]) == 0
+    assert [rule["pods"] for rule in json.loads(capsys.readouterr().out)] == [["web-1"]]
     assert "the policy of shop/web selects pods of shop/batch too, of which nothing was seen" in told.err
     for kind in ("CiliumNetworkPolicy", "CalicoNetworkPolicy"):
         assert "15432" in run(capsys, state, "discover", "-p", kind, "-n", "shop")
