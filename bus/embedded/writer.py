@@ -66,6 +66,10 @@ Done = tuple[Job, int | BaseException | None]
 _AT_REST = 10
 """Times as long between two looks when nothing was written in between."""
 _LOOK_SECONDS = 0.02
+_TRIES_OF_WHAT_IS_KEPT = 4
+"""After the first, on a full disk; each makes room."""
+_PAUSE = 0.01
+"""Seconds before the second of them, twice as many before the third."""
 
 _log = logging.getLogger("hauberk.bus")
 
@@ -257,8 +261,8 @@ class LogWriter:
                 log.checkpoint(0, shorten=True)
 
     def _with_room(self, action: Callable[[], None], keeps: bool) -> BaseException | None:
-        """`action`, and once more after making room when the disk is full. `keeps`: what is written must not be lost, so
-        that it may take the reserve."""
+        """`action`, and again after making room when the disk is full. `keeps`: what is written must not be lost, so that it may
+        take the reserve, and is tried again more than once: readers hold the room of what was dropped for a moment longer."""
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             # A flood fills a small disk between two looks of the house.
@@ -267,8 +271,11 @@ class LogWriter:
             if disk.free < disk.spare // 2:
                 self._try(self._make_room)
         problem = self._try(action)
-        if isinstance(problem, DiskFull):
-            self.full += 1
+        for attempt in range(_TRIES_OF_WHAT_IS_KEPT if keeps else 1):
+            if not isinstance(problem, DiskFull):
+                break
+            self.full += not attempt
+            time.sleep(_PAUSE * attempt)
             if keeps:
                 self._reserve.give_up()
             self._try(self._shorten)

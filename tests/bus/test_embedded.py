@@ -16,7 +16,7 @@ import pytest
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedSettings
 from bus.embedded.notify import LOOK_SECONDS_WITHOUT_HINTS
-from schemas.errors import Backpressure, Refused, SettingsError
+from schemas.errors import Backpressure, DiskFull, Refused, SettingsError
 from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, SUMMARIES, TELEMETRY
 
 SMALL = {"segment_bytes": 65536, "housekeeping": 0.02}
@@ -424,6 +424,26 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.parametrize(("keeps", "tries"), [(True, 5), (False, 2)])
+async def test_what_must_not_be_lost_is_tried_more_than_once_on_a_full_disk(log, keeps, tries):
+    bus, asked = await log.open(), []
+
+    def write() -> None:
+        asked.append(keeps)
+        raise DiskFull("expected room, there is none", retry_after=1.0)
+
+    assert isinstance(bus._writer._with_room(write, keeps), DiskFull)
+    assert len(asked) == tries
+
+    def write_at_last() -> None:
+        asked.append(keeps)
+        if len(asked) < 2 * tries:
+            raise DiskFull("expected room, there is none", retry_after=1.0)
+
+    assert bus._writer._with_room(write_at_last, keeps) is None
+    assert len(asked) == 2 * tries
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare to mount a tmpfs")
