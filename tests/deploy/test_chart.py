@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import yaml
 from hauberk.sections import Configuration
 from hauberk.settings import check, merge
 from sinks.kubernetes.settings import ClusterWebhookSettings
+from sinks.web.page import PageSettings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/kubernetes/chart"
@@ -33,12 +35,17 @@ OWN_KAFKA = {
 }  # fmt: skip
 NOTHING_MORE = {"networkPolicies": {"enabled": False}, "podDisruptionBudgets": {"enabled": False}, "priorityClass": {"create": False},
                 "kafka": {"createTopics": False}}  # fmt: skip
+SERVING = {"sinks": [
+    {"name": "prometheus", "storage": "", "settings": {"type": "prometheus", "host": "::"}, "ports": {"prometheus": 9642}},
+    {"name": "alerts", "storage": "", "settings": {"type": "console", "form": "json"}},
+], "networkPolicies": {"sinkFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]}}  # fmt: skip
 WEBHOOK = {"cluster": {"webhook": {"enabled": True}}}
 VALUES: dict[str, dict[str, Any]] = {
     "default": {},
     "own kafka": OWN_KAFKA,
     "nothing more": NOTHING_MORE,
     "webhook": WEBHOOK,
+    "serving": SERVING,
 }
 WORKLOADS = ("DaemonSet", "Deployment", "StatefulSet", "Job")
 Render = Callable[[str], list[dict[str, Any]]]
@@ -179,6 +186,69 @@ def test_each_sink_is_a_deployment_of_its_own(render: Render) -> None:
     sinks = [stage for stage in pods(render("default")) if stage.startswith("sink-")]
     assert sinks == ["sink-alerts", "sink-store"]
     assert [stage for stage in pods(render("own kafka")) if stage.startswith("sink-")] == ["sink-siem"]
+
+
+def test_what_a_sink_serves_can_be_reached(render: Render) -> None:
+    """By name, on its own port, through its own network policy, and by whom the values say; a sink that serves nothing has none of it."""
+    named = {(one["kind"], one["metadata"]["name"]): one for one in render("serving")}
+    (container,) = named["Deployment", "hauberk-sink-prometheus"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "prometheus", "containerPort": 9642} in container["ports"]
+    assert {"name": "metrics", "containerPort": 9644} in container["ports"]
+    labels = named["Deployment", "hauberk-sink-prometheus"]["spec"]["template"]["metadata"]["labels"]
+    service = named["Service", "hauberk-sink-prometheus"]["spec"]
+    assert service["ports"] == [{"name": "prometheus", "port": 9642, "targetPort": "prometheus"}]
+    policy = named["NetworkPolicy", "hauberk-sink-prometheus"]["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{
+        "ports": [{"protocol": "TCP", "port": 9642}],
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }]  # fmt: skip
+    for selector in (service["selector"], policy["podSelector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+        assert selector["app.kubernetes.io/component"] == "sink-prometheus"
+    assert not {("Service", "hauberk-sink-alerts"), ("NetworkPolicy", "hauberk-sink-alerts")} & named.keys()
+
+
+def test_the_documentation_forwards_the_port_of_the_page_from_a_deployment_that_keeps_a_store(render: Render) -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    ((deployment, port),) = re.findall(
+        r"^kubectl port-forward -n hauberk deployment/(\S+) (\d+):\2$", text, re.MULTILINE
+    )
+    assert int(port) == PageSettings().port
+    (found,) = [
+        one for one in render("default") if (one["kind"], one["metadata"]["name"]) == ("Deployment", deployment)
+    ]
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    assert '"type":"store"' in json.dumps(container["env"]).replace("\\", "")
+    (sinks,) = re.findall(r"^```yaml\n(sinks:.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(sinks)["sinks"][0] == SERVING["sinks"][0]  # type: ignore[index]
+
+
+def test_the_hook_before_an_uninstall_reaches_the_api_server_and_nothing_else(render: Render) -> None:
+    """It is made before the Job runs, and gone with it."""
+    named = {(one["kind"], one["metadata"]["name"]): one for one in render("default")}
+    policy, job = named["NetworkPolicy", "hauberk-remove"], named["Job", "hauberk-remove"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == job["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["ingress"] == []
+    assert sorted({port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}) == [53, 443, 6443]
+    said, later = (one["metadata"]["annotations"] for one in (policy, job))
+    assert said["helm.sh/hook"] == later["helm.sh/hook"] == "pre-delete"
+    assert int(said["helm.sh/hook-weight"]) < int(later.get("helm.sh/hook-weight", 0))
+    for other in ("own kafka", "nothing more"):
+        assert not [
+            one
+            for one in render(other)
+            if (one["kind"], one["metadata"]["name"]) == ("NetworkPolicy", "hauberk-remove")
+        ]
+
+
+def test_every_pod_of_the_chart_has_a_network_policy(render: Render) -> None:
+    chosen = [one["spec"]["podSelector"]["matchLabels"] for one in render("default") if one["kind"] == "NetworkPolicy"]
+    for one in render("default"):
+        if one["kind"] in WORKLOADS:
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            assert any(selector.items() <= labels.items() for selector in chosen), one["metadata"]["name"]
 
 
 def test_the_webhook_fails_open_and_trusts_the_certificate_that_its_pods_show(render: Render) -> None:

@@ -42,7 +42,11 @@ app.kubernetes.io/component: {{ .stage }}
 {{- end }}
 
 {{- define "hauberk.probes" -}}
-ports: [{name: metrics, containerPort: 9644}]
+ports:
+  - {name: metrics, containerPort: 9644}
+  {{- range $name, $port := .ports }}
+  - {name: {{ $name }}, containerPort: {{ $port }}}
+  {{- end }}
 livenessProbe: {httpGet: {path: /healthz, port: metrics}, initialDelaySeconds: 30, periodSeconds: 30, timeoutSeconds: 10, failureThreshold: 4}
 readinessProbe: {httpGet: {path: /readyz, port: metrics}, periodSeconds: 10, timeoutSeconds: 10}
 {{- end }}
