@@ -30,7 +30,8 @@ allow (`patience`). Where a batch costs its reader round trips, one of a single 
 class Record(msgspec.Struct, frozen=True, gc=False):
     """What is published. `value` None is a tombstone: on a compacted topic it deletes the key.
 
-    `timestamp_ms`: milliseconds since the epoch; 0 lets the bus stamp it at publish.
+    `timestamp_ms`: milliseconds since the epoch; 0 lets the bus stamp it at publish. Where a far side keeps the log it stamps those of
+    topics with `log_time` itself, whatever was said.
     """
 
     key: bytes

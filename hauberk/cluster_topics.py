@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hauberk topic create|check|alter`: the topics of a Kafka cluster held against the topic table.
 
-`create` makes what is missing, `alter` sets what may be set without harm, `check` only looks; all three then show what still
-differs, as the brokers tell it afterwards. Neighbours: `bus.kafka.topic_configs` (the comparison), `bus.kafka.administration`.
+`create` makes what is missing, `alter` sets what may be set without harm, `create --alter` does both, `check` only looks; all then
+show what still differs, as the brokers tell it afterwards. Neighbours: `bus.kafka.topic_configs` (the comparison), `bus.kafka.administration`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bus.kafka.topic_configs import Difference, Remedy, differences, wanted
@@ -26,7 +26,7 @@ SEEN_SECONDS: Final = 15.0
 """A change goes through the metadata log to every broker: 0.1 s as a rule. Until then the one that is asked may not know of it."""
 
 
-async def run(settings: KafkaSettings, what: str, given: argparse.Namespace) -> tuple[int, str]:
+async def run(settings: KafkaSettings, what: Collection[str], given: argparse.Namespace) -> tuple[int, str]:
     """(exit code, what to print): 0 when the topics are as they should be, 1 when something differs."""
     from bus.kafka.administration import Administration
 
@@ -58,27 +58,23 @@ async def _compared(administration: Administration, topics: Sequence[WantedTopic
 
 
 async def _carry_out(
-    administration: Administration, topics: Sequence[WantedTopic], before: Sequence[Difference], what: str
+    administration: Administration, topics: Sequence[WantedTopic], before: Sequence[Difference], what: Collection[str]
 ) -> list[Difference]:
     """What was asked of the brokers."""
-    if what == "create":
-        missing = [one for one in before if one.remedy is Remedy.CREATE]
+    missing = [one for one in before if one.remedy is Remedy.CREATE and "create" in what]
+    if missing:
         names = {one.topic for one in missing}
-        if missing:
-            await administration.create([one for one in topics if one.name in names])
-        return missing
-    if what == "alter":
-        due = [one for one in before if one.remedy is Remedy.ALTER]
-        configs: dict[str, dict[str, str]] = {}
-        for one in due:
-            if one.what == "partitions":
-                await administration.grow(one.topic, int(one.wanted))
-            else:
-                configs.setdefault(one.topic, {})[one.what] = one.wanted
-        if configs:
-            await administration.alter(configs)
-        return due
-    return []
+        await administration.create([one for one in topics if one.name in names])
+    due = [one for one in before if one.remedy is Remedy.ALTER and "alter" in what]
+    configs: dict[str, dict[str, str]] = {}
+    for one in due:
+        if one.what == "partitions":
+            await administration.grow(one.topic, int(one.wanted))
+        else:
+            configs.setdefault(one.topic, {})[one.what] = one.wanted
+    if configs:
+        await administration.alter(configs)
+    return missing + due
 
 
 async def _settled(

@@ -2,7 +2,7 @@
 """What the bus knows of nodes: when each was last heard of, what it refused, and how one that left for good is forgotten.
 
 A node says that it is there by its receipt, which its agent repeats every 30 s, and by its inventory. It must never judge by
-what a receipt says, only by when the bus took it. Neighbours: `verbs.apply`, `verbs.get`, `verbs.describe`, `verbs.delete`.
+what a receipt says, only by when the bus took it, by the clock of the bus (`Topic.log_time`). Neighbours: `verbs.apply`, `verbs.get`, `verbs.describe`, `verbs.delete`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Role(StrEnum):
 class Topic(msgspec.Struct, frozen=True, kw_only=True):
     """One channel. `name`: without prefix and version, as the CLI takes it. `retention_hours`: 0 keeps forever.
 
-    `record_bytes`: the largest record that a broker is told to take. `writers`, `readers`: roles; nobody else may.
+    `record_bytes`: the largest record that a broker is told to take. `writers`, `readers`: roles; nobody else may. `log_time`: a record's
+    time is when the log took it, by the log's clock, whatever its writer's says: others judge by it whether the writer is there.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     writers: tuple[Role, ...]
     readers: tuple[Role, ...]
     record_bytes: int = 1 << 20
+    log_time: bool = False
 
     @property
     def channel(self) -> str:
@@ -89,6 +91,7 @@ INVENTORY = Topic(
     name="inventory", key="node/container or node uid", value="identity snapshot; tombstone when its events are over",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
     writers=(Role.NODE, Role.ADMIN), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLI, Role.ADMIN),
+    log_time=True,
 )  # fmt: skip
 POLICIES = Topic(
     name="policies", key="kind/namespace/name", value="policy document, as JSON",
@@ -126,7 +129,7 @@ ENFORCEMENT_STATUS = Topic(
     name="enforcement.status", key="node", value="receipt: generation applied, refused rules with reasons, backend",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
     writers=(Role.NODE, Role.ADMIN), readers=(Role.SINK, Role.CLUSTER, Role.CLI, Role.ADMIN),
-    record_bytes=8 << 20,
+    record_bytes=8 << 20, log_time=True,
 )  # fmt: skip
 PROGRESS = Topic(
     name="progress", key="node/group", value="how far a processor group has read the node's frames",

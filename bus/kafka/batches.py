@@ -2,7 +2,8 @@
 """Hot file: records to a batch as it travels, a delivery of what came; which partition a key belongs to. Pure.
 
 The partition is the one that Kafka's own clients take (murmur2), so other programs may write and find ours by key. A time
-that the broker refuses for being an hour ahead travels in a header of ours and is put back by the reader.
+that the broker refuses for being an hour ahead travels in a header of ours and is put back by the reader, but on topics where
+the log's own time counts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from schemas.errors import MissingDependency
 from schemas.topics import Topic
 
 TIME_HEADER: Final = "bus.time-ms"
+_OF_LOG: Final = 1
+"""Type of a record's time: when the leader of its partition took it."""
 _NO_TIME: Final = -1
 """Of a record: retention then goes by the age of the segment's file."""
 CODECS: Final[Mapping[str, int]] = {
@@ -76,7 +79,9 @@ def delivered(topic: Topic, came: Any) -> Delivery:
             # The protocol has values that are null, which the contract has not.
             headers = tuple((name, value or b"") for name, value in headers)
         if headers[-1][0] == TIME_HEADER:
-            time, headers = _time(headers, time)
+            said, headers = _time(headers, time)
+            if not (topic.log_time and came.timestamp_type == _OF_LOG):
+                time = said
     return Delivery(topic, came.partition, came.offset, Record(came.key or b"", came.value, headers, max(time, 0)))
 
 

@@ -22,6 +22,8 @@ Meta = msgspec.Meta
 COPIES: Final = 3
 """Replicas of each partition, where there are as many brokers."""
 HOUR_MS: Final = 3_600_000
+TIME_TYPE: Final = "message.timestamp.type"
+_OWN_CLOCKS: Final = "whether a node is there is told by its own clock until this is set"
 
 
 class TopicSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +124,8 @@ def _wanted(topic: Topic, prefix: str, settings: TopicSettings, brokers: int) ->
         "min.insync.replicas": str(max(1, copies - 1)),
         # Only a segment that is closed is compacted or forgotten; the default closes one after a week.
         "segment.ms": str(_segment(kept)),
+        # Said of each, so that a default of the brokers decides of none.
+        TIME_TYPE: "LogAppendTime" if topic.log_time else "CreateTime",
     }
     if topic.compacted:
         configs |= {"min.cleanable.dirty.ratio": "0.1", "delete.retention.ms": str(24 * HOUR_MS)}
@@ -149,7 +153,8 @@ def differences(want: WantedTopic, found: TopicState | None) -> list[Difference]
     for name, value in want.configs.items():
         has = found.configs.get(name, "")
         if not _same(name, value, has):
-            listed.append(Difference(want.name, name, value, has, Remedy.ALTER))
+            why = _OWN_CLOCKS if name == TIME_TYPE and want.topic.log_time else ""
+            listed.append(Difference(want.name, name, value, has, Remedy.ALTER, why))
     return listed
 
 

@@ -177,17 +177,19 @@ def _brokers(settings: Configuration) -> Iterator[Finding]:
     where = f"`{getattr(settings.bus, 'bootstrap', '')}`"
     yield "ok", "brokers", f"{where} has the {len(TOPICS)} topics, with {asyncio.run(asked()):,} records ever published"
     if isinstance(settings.bus, KafkaSettings):
+        from bus.kafka.topic_configs import TIME_TYPE
         from hauberk.cluster_topics import drift
 
-        differs = asyncio.run(drift(settings.bus))
-        for one in differs:
+        others = 0
+        for one in asyncio.run(drift(settings.bus)):
+            has = f"`{one.topic}` has {one.what} `{one.found}`, expected `{one.wanted}`"
             if one.what == "cleanup.policy":
-                yield (
-                    "bad",
-                    "topics",
-                    f"`{one.topic}` has cleanup.policy `{one.found}`, expected `{one.wanted}`: {_CLEANUP}",
-                )
-        if others := sum(one.what != "cleanup.policy" for one in differs):
+                yield "bad", "topics", f"{has}: {_CLEANUP}"
+            elif one.what == TIME_TYPE and one.why:
+                yield "warn", "topics", f"{has}: {one.why}; run `hauberk topic alter`"
+            else:
+                others += 1
+        if others:
             yield (
                 "warn",
                 "topics",

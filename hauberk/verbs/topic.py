@@ -41,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
         "-f", "--format", choices=("json", "asyncapi"), default="json", help="JSON Schema or AsyncAPI 3.0"
     )
     for name, text in _CLUSTER.items():
-        add_output(sub_parser(below, name, text))
+        made_of = sub_parser(below, name, text)
+        add_output(made_of)
+        if name == "create":
+            made_of.add_argument("--alter", action="store_true", help="set what differs as well, as `alter` does")
     acls = sub_parser(below, "acls", "what each role's account must be granted on the Kafka cluster")
     acls.add_argument(
         "--role", action="append", choices=[role.value for role in Role], help="only this role; repeatable"
@@ -206,7 +209,8 @@ def main(argv: Sequence[str]) -> int:
         from hauberk import cluster_topics
         from hauberk.configuration import kafka_settings
 
-        code, text = asyncio.run(cluster_topics.run(kafka_settings(given), given.what, given))
+        what = {given.what, "alter"} if getattr(given, "alter", False) else {given.what}
+        code, text = asyncio.run(cluster_topics.run(kafka_settings(given), what, given))
         print(text)
         return code
     if given.what == "acls":

@@ -18,7 +18,16 @@ from bus.kafka.topic_configs import (
     forgets,
     wanted,
 )
-from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, SUMMARIES, TOPICS, Topic
+from schemas.topics import (
+    ALERTS,
+    ENFORCEMENT_STATUS,
+    EVENTS_RAW,
+    INVENTORY,
+    POLICIES,
+    SUMMARIES,
+    TOPICS,
+    Topic,
+)
 
 
 def one(topic: Topic, brokers: int = 3, **settings: Any) -> WantedTopic:
@@ -86,6 +95,18 @@ def test_configs_are_altered() -> None:
     assert [(each.what, each.wanted, each.found, each.remedy) for each in differing] == [
         ("cleanup.policy", "delete", "compact", Remedy.ALTER), ("retention.ms", str(168 * 3_600_000), "1000", Remedy.ALTER),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=[topic.name for topic in TOPICS])
+def test_whose_clock_a_time_is_of_is_said_of_each(topic: Topic) -> None:
+    """By the log's, whether a node is there; by their own, frames, alerts and policies, whatever brokers do by default."""
+    want = one(topic)
+    liveness = topic in (INVENTORY, ENFORCEMENT_STATUS)
+    kinds = ("LogAppendTime", "CreateTime") if liveness else ("CreateTime", "LogAppendTime")
+    assert want.configs["message.timestamp.type"] == kinds[0]
+    [differing] = differences(want, found(want, configs={"message.timestamp.type": kinds[1]}))
+    assert (differing.what, differing.remedy) == ("message.timestamp.type", Remedy.ALTER)
+    assert ("its own clock" in differing.why) is liveness
 
 
 def test_words_that_mean_the_same_are_no_difference() -> None:

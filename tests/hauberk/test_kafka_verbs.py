@@ -17,7 +17,7 @@ from kafka_roles import POLICY_FILE, Roles, eventually, metric, played, roles_on
 
 from bus.kafka.administration import Administration
 from bus.kafka.settings import KafkaSettings
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, Topic
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -131,8 +131,16 @@ async def test_verbs_say_what_they_lack(cluster: Roles) -> None:
     assert len(lacking.splitlines()) == 1
 
 
-async def test_doctor_tells_of_a_topic_with_the_wrong_cleanup_policy(
-    hauberk: Any, kafka: Any, kafka_prefix: str
+@pytest.mark.parametrize(
+    ("topic", "what", "found", "expected", "code"),
+    [
+        (POLICIES, "cleanup.policy", "delete", "compact", 1),
+        (INVENTORY, "message.timestamp.type", "CreateTime", "LogAppendTime", 0),
+    ],
+    ids=["cleanup", "time"],
+)
+async def test_doctor_tells_of_a_topic_with_a_wrong_config(
+    hauberk: Any, kafka: Any, kafka_prefix: str, topic: Topic, what: str, found: str, expected: str, code: int
 ) -> None:
     bus = {"type": "kafka", "bootstrap": kafka.bootstrap, "prefix": kafka_prefix}
     there = {"HAUBERK__BUS": json.dumps(bus), "HAUBERK__SINKS": '[{"type": "blackhole"}]'}
@@ -142,18 +150,18 @@ async def test_doctor_tells_of_a_topic_with_the_wrong_cleanup_policy(
     assert not re.search(r"(?m)^\w+ +topics ", well.stdout), well.stdout
     administration = Administration(KafkaSettings(bootstrap=kafka.bootstrap, prefix=kafka_prefix))
     try:
-        await administration.alter({POLICIES.named(kafka_prefix): {"cleanup.policy": "delete"}})
+        await administration.alter({topic.named(kafka_prefix): {what: found}})
     finally:
         await administration.close()
 
     def told() -> str:
         done = hauberk("doctor", **there)
-        return str(done.stdout) if done.returncode == 1 and " topics " in done.stdout else ""
+        return str(done.stdout) if done.returncode == (code or well.returncode) and " topics " in done.stdout else ""
 
     await eventually(told)
     [line] = [line for line in (await asyncio.to_thread(told)).splitlines() if " topics " in line]
-    assert line.startswith("bad")
-    assert f"`{POLICIES.named(kafka_prefix)}` has cleanup.policy `delete`, expected `compact`" in line
+    assert line.startswith("bad" if code else "warn")
+    assert f"`{topic.named(kafka_prefix)}` has {what} `{found}`, expected `{expected}`" in line
     assert "run `hauberk topic alter`" in line
 
 

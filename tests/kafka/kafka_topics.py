@@ -28,7 +28,10 @@ async def create_topics(
             [
                 NewTopic(
                     topic.named(prefix), partitions, copies,
-                    topic_configs={"cleanup.policy": topic.cleanup.value} | dict(configs or {}),
+                    topic_configs={
+                        "cleanup.policy": topic.cleanup.value,
+                        "message.timestamp.type": "LogAppendTime" if topic.log_time else "CreateTime",
+                    } | dict(configs or {}),
                 )
                 for topic in topics
             ]
