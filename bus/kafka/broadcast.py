@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 
-from bus.contract import Delivery, Partition, Start
+from bus.contract import Delivery, Gap, Partition, Start
 from bus.kafka.connection import BrokerLink
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
 from bus.kafka.reader import KafkaReader
@@ -39,6 +39,8 @@ class BroadcastSubscription(KafkaReader):
         self._kept: dict[Partition, int] = dict(kept or {})
         self.remade = 0
         """Partitions whose offsets began anew."""
+        self.lost: Callable[[Gap], None] = link.losses.take
+        """Called with each gap when it is found."""
         self._counts: dict[str, int] = {}
 
     def _extra(self) -> dict[str, Any]:
@@ -78,6 +80,10 @@ class BroadcastSubscription(KafkaReader):
     def _skip(self, topic: Topic, number: int, offset: int, begin: int, end: int) -> None:
         self.remade += offset > end
         super()._skip(topic, number, offset, begin, end)
+
+    def _lose(self, gap: Gap) -> None:
+        super()._lose(gap)
+        self.lost(gap)
 
     def _lost_all(self) -> None:
         # Where it was: everything before the buffer was handed out.

@@ -26,6 +26,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bus.kafka.client import QuietClient
 from bus.kafka.failures import missing, said, translated
+from bus.kafka.losses import GrouplessLosses
 from bus.kafka.probe import why
 from bus.kafka.security import arguments
 from bus.kafka.settings import KafkaSettings
@@ -54,6 +55,7 @@ class BrokerLink:
         self.settings = settings
         self._level = logging.WARNING if aloud else logging.DEBUG
         self._stats = KafkaStats()
+        self.losses = GrouplessLosses(self._stats, settings.prefix)
         self._away_since = 0.0
         self.opened = 0
         self.away: HauberkError | None = None

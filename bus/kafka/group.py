@@ -36,8 +36,6 @@ _MARGIN_SECONDS = 5.0
 class GroupSubscription(KafkaReader):
     """See `contract.Subscription`. `group`: as the brokers know it."""
 
-    _tells = False
-
     def __init__(
         self, link: BrokerLink, offsets: BrokerOffsets, topics: Sequence[Topic], group: str, start: Start
     ) -> None:

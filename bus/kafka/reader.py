@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -30,12 +29,9 @@ from bus.kafka.ending import stopped
 from bus.kafka.failures import translated
 from bus.kafka.offsets import BEGIN, END, BrokerOffsets
 from bus.kafka.unpacking import UnreadBatch, hand_out, most
-from bus.paced_log import PacedLog
 from bus.record_size import KEY_BYTES
 from schemas.errors import Refused
 from schemas.topics import Topic
-
-log = logging.getLogger(__name__)
 
 _RETENTION: Final = "retention deleted them first; is the reader too slow, or was it away for too long?"
 _ROUND_SECONDS: Final = 5.0
@@ -44,9 +40,6 @@ _ROUND_SECONDS: Final = 5.0
 
 class KafkaReader(ABC):
     """The half of `contract.Subscription` that does not depend on who owns what. For one task at a time, as the contract says."""
-
-    _tells = True
-    """Whether gaps are logged here. Those of a group are by its pump."""
 
     def __init__(self, link: BrokerLink, offsets: BrokerOffsets, topics: Sequence[Topic]) -> None:
         self._link = link
@@ -70,7 +63,6 @@ class KafkaReader(ABC):
         self._broken: BaseException | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._round = min(_ROUND_SECONDS, self._settings.member_seconds / 8)
-        self._left_out = PacedLog(log)
         self._context = contextvars.copy_context()
         self._context.run(most.set, 2 * max(self._settings.record_bytes, self._settings.batch_bytes))
         self.joining = False
@@ -241,7 +233,7 @@ class KafkaReader(ABC):
         # What was fetched before the place was set again is handed out once.
         fresh = [_bounded(one) for one in came if one.offset >= self._expected(mine)]
         if any(isinstance(one, UnreadBatch) for one in fresh):
-            fresh = self._without(place, mine, fresh)
+            fresh = self._without(mine, fresh)
         if fresh:
             size = sum(len(one.value or b"") for one in fresh) / len(fresh)
             self._record_size = max(256.0, self._record_size * 0.5 + size * 0.5)
@@ -255,16 +247,11 @@ class KafkaReader(ABC):
         else:
             self._due = 0.0
 
-    def _without(self, place: TopicPartition, mine: Partition, came: list[Any]) -> list[Any]:
+    def _without(self, mine: Partition, came: list[Any]) -> list[Any]:
         """`came` without what is left out of it, which is a gap."""
         for one in came:
             if isinstance(one, UnreadBatch):
                 self._lose(Gap(*mine, one.offset, one.last, f"{one.why}; find out who writes to this topic"))
-                if self._tells:
-                    where = f"{place.topic}, partition {place.partition}, offsets {one.offset} to {one.last}"
-                    self._left_out.say(
-                        logging.ERROR, f"records that cannot be read are left out ({where}): {self._gaps[-1].why}"
-                    )
         records = [one for one in came if not isinstance(one, UnreadBatch)]
         if not records and not any((one.topic.name, one.partition) == mine for one in self._buffer):
             self._position[mine] = came[-1].last + 1

@@ -13,7 +13,9 @@ class KafkaStats(msgspec.Struct):
     `publications` waited for them, failed ones included. `renewed`: producer ids that were given up, after any doubt about a
     batch; `timeless`: batches whose times brokers refused. `rebalances`: times that groups gave this process partitions, or none.
     `connects`: times that a way to the brokers was found; `outages`: times they went away, `away_seconds`: for how long in all;
-    `away`: they are now, and `problem` says why. `reads`: times that followed topics were read from the beginning."""
+    `away`: they are now, and `problem` says why. `reads`: times that followed topics were read from the beginning.
+    `skipped`: records that readers without a group, who follows `policies`, plans or the inventory among them, will never see: they cannot be
+    read, or retention deleted them first. Those of groups are counted by their pumps."""
 
     records: int = 0
     batches: int = 0
@@ -29,4 +31,5 @@ class KafkaStats(msgspec.Struct):
     away_seconds: float = 0.0
     away: bool = False
     reads: int = 0
+    skipped: int = 0
     problem: str = ""

@@ -24,6 +24,7 @@ from bus.interruptible import take_or
 from bus.kafka.batches import partition_of
 from bus.kafka.broadcast import BroadcastSubscription
 from bus.kafka.connection import BrokerLink
+from bus.kafka.losses import GapList
 from bus.kafka.offsets import BrokerOffsets
 from schemas.errors import HauberkError, Refused, Unavailable
 from schemas.topics import Topic
@@ -38,7 +39,7 @@ _PAUSE: Final = 0.5
 
 
 class _FollowedTable:
-    """One topic. `keys` None: all. `position`: offset of the next record to read, per partition."""
+    """One topic. `keys` None: all. `position`: offset of the next record to read, per partition; `gaps`: what was left out up to there."""
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
@@ -46,6 +47,7 @@ class _FollowedTable:
         self.rows: dict[bytes, Delivery] = {}
         self.position: dict[Partition, int] = {}
         self.views: set[TableView] = set()
+        self.gaps = GapList()
         self.tombstones = 0
         self.read = False
         """Whether `position` says where the table stands; before that, its being empty says nothing."""
@@ -59,6 +61,7 @@ class _FollowedTable:
         """Forget everything: it is read again from the beginning."""
         self.rows.clear()
         self.position.clear()
+        self.gaps.clear()
         self.tombstones = 0
         self.read = False
 
@@ -91,6 +94,8 @@ class SharedTables:
         self._link = link
         self._offsets = offsets
         self._tables: dict[str, _FollowedTable] = {}
+        self._gaps = GapList()
+        """Of all that was ever read, so that each is counted once, however often topics are read from the beginning."""
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -163,6 +168,7 @@ class SharedTables:
                         continue
                     batch = await take_or(reader, _MOST, 5.0, self._changed)
                     if reader.remade:
+                        self._gaps.clear()
                         raise Unavailable("expected a topic to go on where it was, it was made anew; read again")
                     if not self._changed.is_set():
                         self._apply(batch, reader.position)
@@ -191,6 +197,7 @@ class SharedTables:
                 wanted=lambda topic, number, count: number in tables[topic.name].partitions(count),
                 kept={place: at for table in tables.values() for place, at in table.position.items()},
             )  # fmt: skip
+            reader.lost = self._lost
             await reader.join()
         except BaseException as error:
             for one in waiting:
@@ -222,6 +229,15 @@ class SharedTables:
         for view in {view for table in self._tables.values() for view in table.views}:
             view.add(batch)
 
+    def _lost(self, gap: Gap) -> None:
+        if (news := self._gaps.add(gap)) is not None:
+            self._link.losses.take(news)
+        table = self._tables.get(gap.topic)
+        if table is not None:
+            table.gaps.add(gap)
+            for view in table.views:
+                view.lose(gap)
+
     def _fail(self, error: HauberkError, *, anew: bool) -> None:
         for table in self._tables.values():
             if anew:
@@ -237,9 +253,7 @@ class SharedTables:
 class TableView:
     """See `contract.Subscription`: a broadcast reader's."""
 
-    skipped = 0
     disowned = 0
-    gaps: Sequence[Gap] = ()
     revoking: frozenset[Partition] = frozenset()
     joining = False
 
@@ -249,6 +263,8 @@ class TableView:
         self._keys = None if keys is None else frozenset(keys)
         self._queue: deque[Delivery] = deque()
         self._next: dict[Partition, int] = {}
+        self._gaps = GapList()
+        self._begun = False
         self._news = asyncio.Event()
         self._error: HauberkError | None = None
         self._over = False
@@ -258,7 +274,15 @@ class TableView:
         for name in self.names:
             table = self._tables.table(name)
             self._next |= table.position
+            self._gaps.join(table.gaps)
             self._queue.extend(row for row in table.rows.values() if self._wants(row))
+
+        self._begun = True
+
+    def lose(self, gap: Gap) -> None:
+        """`gap` was found. What was found before it began it has from the tables."""
+        if self._begun:
+            self._gaps.add(gap)
 
     def widen(self, place: Partition) -> None:
         """A topic has got `place`: it belongs to a view that has begun."""
@@ -306,6 +330,14 @@ class TableView:
     @property
     def owned(self) -> Mapping[Partition, int]:
         return dict.fromkeys(self._next, 1)
+
+    @property
+    def skipped(self) -> int:
+        return self._gaps.skipped
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        return tuple(self._gaps.newest)
 
     async def take(self, max_records: int, max_wait: float) -> list[Delivery]:
         await asyncio.sleep(0)
