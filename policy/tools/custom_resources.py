@@ -30,6 +30,15 @@ _EITHER: Final = {
     "rule": "has(self.selector) != has(self.nodeSelector)",
     "message": "expected either `selector` or `nodeSelector`, got both or none",
 }
+_QUOTAS: Final = [
+    {
+        "rule": f"!has(self.selector) || !has(self.{way}) || self.{way}.all(one, has(one.limit) && has(one.duration))",
+        "message": "a rule lacks `limit` or `duration`: every rule for pods is a quota",
+        "fieldPath": f".{way}",
+    }
+    for way in ("ingress", "egress")
+]
+"""P503 of `policy check`. The cost is that of a look at each rule, of which a request has room for some hundred thousand."""
 _STATUS: Final[dict[str, Any]] = {
     "type": "object",
     "description": "What became of the policy; written by `hauberk cluster`.",
@@ -88,7 +97,9 @@ def definition(kind: str) -> dict[str, Any]:
         inspect.type_info(next(one.type for one in msgspec.structs.fields(KINDS[kind]) if one.name == "spec"))
     )
     if kind == "KubeArmorNetworkPolicy":
-        spec["x-kubernetes-validations"] = [_EITHER]
+        spec["x-kubernetes-validations"] = [_EITHER, *_QUOTAS]
+    if kind != "KubeArmorClusterPolicy" and "selector" in spec["properties"]:
+        _labels_alone(spec["properties"]["selector"]["properties"]["matchExpressions"]["items"], kind)
     # KubeArmor takes the three words of `spec.action` in lower case too, there and nowhere else.
     words = spec["properties"]["action"]["enum"]
     spec["properties"]["action"]["enum"] = words + [word.lower() for word in words]
@@ -110,6 +121,20 @@ def definition(kind: str) -> dict[str, Any]:
             "group": GROUP, "scope": scope, "versions": [version],
             "names": {"plural": plural, "singular": kind.lower(), "kind": kind, "listKind": f"{kind}List", "shortNames": [short]},
         },
+    }  # fmt: skip
+
+
+def _labels_alone(expression: dict[str, Any], kind: str) -> None:
+    """P305 of `policy check`: only a cluster policy selects namespaces. No `enum`: where that fails, the API server asks no rule, and says
+    none of this."""
+    # A network policy is of the whole cluster: it has no namespace to name instead.
+    instead = "; use `metadata.namespace`, or `kind: KubeArmorClusterPolicy`" if NAMES[kind][2] == "Namespaced" else ""
+    expression["properties"]["key"] = {
+        "description": "`label`.", "type": "string", "maxLength": 64,
+        "x-kubernetes-validations": [{
+            "rule": "self == 'label'",
+            "message": f"expected `label`: a {kind} cannot select namespaces{instead}",
+        }],
     }  # fmt: skip
 
 

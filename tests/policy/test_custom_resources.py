@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from policy.parse import parse
+from policy.text.codes import Level
 from policy.text.struct_fields import fields
 from policy.tools.custom_resources import NAMES, definition, main, text
-from schemas.policy import KINDS
+from schemas.policy import API_VERSION, KINDS
 
 CRDS = Path(__file__).parents[2] / "deploy" / "kubernetes" / "crds"
 OF_THE_CHART = CRDS.parent / "chart" / "crds"
@@ -66,3 +69,71 @@ def test_no_field_is_missing(kind: str) -> None:
 
     assert shape.struct is not None
     compare(spec, shape.struct, kind)
+
+
+QUOTA = "a rule lacks `limit` or `duration`: every rule for pods is a quota"
+NAMESPACES = "expected `label`: a {kind} cannot select namespaces"
+BY_NAMESPACE = {"matchExpressions": [{"key": "namespace", "operator": "In", "values": ["shop"]}]}
+BY_LABEL = {"matchExpressions": [{"key": "label", "operator": "In", "values": ["app=web"]}]}
+UDP = {"network": {"matchProtocols": [{"protocol": "udp"}]}, "action": "Block"}
+QUOTAS = {"selector": {"matchLabels": {"a": "b"}}}
+REFUSED = [
+    ("KubeArmorPolicy", {"selector": BY_NAMESPACE} | UDP, "P305", NAMESPACES),
+    (
+        "KubeArmorNetworkPolicy",
+        {"selector": BY_NAMESPACE, "egress": [{"limit": "2MB", "duration": "1m"}]},
+        "P305",
+        NAMESPACES,
+    ),
+    (
+        "KubeArmorNetworkPolicy",
+        QUOTAS | {"egress": [{"limit": "2MB", "duration": "1m"}, {"limit": "2MB"}]},
+        "P503",
+        QUOTA,
+    ),
+    ("KubeArmorNetworkPolicy", QUOTAS | {"ingress": [{"duration": "1m"}]}, "P503", QUOTA),
+    ("KubeArmorNetworkPolicy", QUOTAS | {"ingress": [{}]}, "P503", QUOTA),
+]
+TAKEN = [
+    ("KubeArmorPolicy", {"selector": BY_LABEL} | UDP),
+    ("KubeArmorClusterPolicy", {"selector": BY_NAMESPACE} | UDP),
+    (
+        "KubeArmorNetworkPolicy",
+        QUOTAS | {"egress": [{"limit": "2MB", "duration": "1m"}], "ingress": [{"limit": "1K", "duration": "1h"}]},
+    ),
+    ("KubeArmorNetworkPolicy", {"nodeSelector": {"matchLabels": {"a": "b"}}, "egress": [{"ports": [{"port": "53"}]}]}),
+]
+
+
+def document(kind: str, spec: dict[str, Any]) -> str:
+    place = {"namespace": "default"} if kind == "KubeArmorPolicy" else {}
+    return json.dumps({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": "crossed"} | place, "spec": spec})
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize(("kind", "spec", "code", "sentence"), REFUSED)
+def test_a_real_api_server_refuses_what_no_field_alone_shows(
+    api_server: Any, kind: str, spec: dict[str, Any], code: str, sentence: str
+) -> None:
+    """What `policy check` refuses with `code`, in the words of the definition."""
+    text = document(kind, spec)
+    assert code in {found.code for found in parse(text.encode(), "t").diagnostics}
+    done = api_server.kubectl("apply", "--dry-run=server", "-f", "-", given=text, check=False)
+    assert done.returncode != 0
+    assert sentence.format(kind=kind) in done.stderr
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize(("kind", "spec"), TAKEN)
+def test_a_real_api_server_takes_what_has_no_such_fault(api_server: Any, kind: str, spec: dict[str, Any]) -> None:
+    text = document(kind, spec)
+    assert not [found for found in parse(text.encode(), "t").diagnostics if found.level is Level.ERROR]
+    done = api_server.kubectl("apply", "--dry-run=server", "-f", "-", given=text, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_namespaces_are_offered_to_cluster_policies_alone(kind: str) -> None:
+    said = json.dumps(definition(kind))
+    assert ('"enum": ["label", "namespace"]' in said) is (kind == "KubeArmorClusterPolicy")
+    assert ("`namespace` in cluster policies" in said) is (kind == "KubeArmorClusterPolicy")
