@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,6 +184,22 @@ def test_a_backtest_says_what_would_have_happened(
     assert total in said
     code, said = run(capsys, "diff", file, file, "--state", tmp_path / "state")
     assert (code, "1 behaviours since 7d compared, 0 change" in said) == (0, True)
+
+
+def test_what_the_documentation_runs_in_the_pod_of_the_store_judges_what_is_stored(
+    hauberk: Any, tmp_path: Path
+) -> None:
+    """Its commands after the `--` of `kubectl exec`, with the policies on standard input."""
+    stored(hauberk.state)
+    old, new = POLICY.format(annotations="kubearmor-policy: disabled"), POLICY.format(annotations="")
+    Path(tmp_path, "old.yaml").write_text(old)
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    words = re.findall(r"^kubectl exec -i \S+ \S+ \S+ -- hauberk (policy .*) < new\.yaml$", text, re.MULTILINE)
+    backtest, diff = (shlex.split(one.replace("/tmp/old.yaml", str(tmp_path / "old.yaml"))) for one in words)
+    done = hauberk(*backtest, stdin=new)
+    assert (done.returncode, "7 would be blocked" in done.stdout) == (0, True), done.stderr
+    done = hauberk(*diff, stdin=new)
+    assert (done.returncode, "1 behaviours since 7d compared, 1 change" in done.stdout) == (1, True), done.stdout
 
 
 def test_a_diff_as_json_says_what_it_could_not_judge(
