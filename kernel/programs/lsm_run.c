@@ -13,15 +13,19 @@
 #define PTRACE_MODE_NOAUDIT_ 4
 #define PTRACE_ATTACH_ 16
 
-/* Whether the executable of the task is one that starts containers. It takes the place of the text. */
-static __always_inline int is_runtime(struct asked *w)
+/* Whether the text, which was scanned, is the path of a program that starts containers. */
+static __always_inline int names_runtime(struct asked *w)
 {
-    if (!executable_of(w, (void *)TASK()))
-        return 0;
     if (w->at + 16 < TEXT_MAX && word_at(w, w->at) == TEXT8('m', 'e', 'm', 'f', 'd', ':', 'r', 'u') &&
         word_at(w, w->at + 8) == TEXT8('n', 'c', '_', 'c', 'l', 'o', 'n', 'e'))
         return 1;
     return rule_of(w->table, last_name(w), 0, CLASS_PROCESS, RULE_RUNTIME) != 0;
+}
+
+/* Whether the executable of the task is one. It takes the place of the text. */
+static __always_inline int is_runtime(struct asked *w)
+{
+    return executable_of(w, (void *)TASK()) && names_runtime(w);
 }
 
 int lsm_bprm_check_security(struct bpf_raw_tracepoint_args *ctx) /* bprm: the script first, then its interpreter; each asks */

@@ -15,12 +15,13 @@ struct matcher_question {
     u32 operation;
     u32 capability;
     u32 tty;
-    u32 pad;
+    u32 acting_length;
     u16 family;
     u16 socket_type;
     u16 protocol;
     u16 port;
     u8 address[16];
+    u8 acting[128]; /* the executable of who asks; its last byte is the last of these */
     u8 text[TEXT_MAX];
 };
 
@@ -36,12 +37,22 @@ int match(struct bpf_raw_tracepoint_args *ctx)
     struct rule *header = rule_of(q->table, 0, 0, 0, RULE_HEADER);
     if (!header)
         return 17;
-    u32 has = q->class_ == CLASS_PROCESS        ? TABLE_HAS_PROCESS | TABLE_FILELESS
+    u32 has = q->operation == OP_MMAP           ? TABLE_ANONYMOUS
+              : q->operation == OP_PTRACE       ? TABLE_PROC | TABLE_ENVIRON
+              : q->operation == OP_MOUNT        ? TABLE_MOUNTS
+              : q->class_ == CLASS_PROCESS      ? TABLE_HAS_PROCESS | TABLE_FILELESS | TABLE_SESSION
               : q->class_ == CLASS_FILE         ? TABLE_HAS_FILE | (q->operation == OP_OPEN ? TABLE_PROC | TABLE_ENVIRON : 0)
               : q->class_ == CLASS_CAPABILITIES ? TABLE_HAS_CAPABILITIES
                                                 : TABLE_HAS_NETWORK;
     if (!(header->flags & has))
         return 0; /* as sub_enter */
+    /* What asks no rule but its preset: `access` has the first argument of the call. */
+    if (q->operation == OP_MMAP)
+        return q->access & PROT_EXEC_ ? 1 : 0;
+    if (q->operation == OP_PTRACE)
+        return q->access == PTRACE_ATTACH_ || q->access == 0x4206 /* PTRACE_SEIZE */;
+    if (q->operation == OP_MOUNT)
+        return 1;
     w->header = *header;
     w->table = q->table;
     w->class_ = q->class_;
@@ -65,6 +76,13 @@ int match(struct bpf_raw_tracepoint_args *ctx)
         w->direction = q->direction;
         return sub_sockets_(w) != 0;
     }
+    if (q->class_ == CLASS_PROCESS && w->header.flags & TABLE_SESSION && w->tty) {
+        bpf_probe_read_kernel(&w->text[TEXT_MAX - sizeof(q->acting)], sizeof(q->acting), q->acting);
+        w->at = TEXT_MAX - (q->acting_length & 127);
+        scan_text(w, 0);
+        w->forced = names_runtime(w);
+        w->at = q->at;
+    }
     bpf_probe_read_kernel(w->text, TEXT_MAX, q->text);
-    return sub_verdict_(w) != 0;
+    return (sub_verdict_(w) | w->forced) != 0;
 }

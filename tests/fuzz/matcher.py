@@ -40,10 +40,16 @@ TEXT: Final = (Path(__file__).parent / "matcher.c").read_text()
 KEY: Final = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 _TEST_RUN: Final = 10  # BPF_PROG_TEST_RUN
 _RAW_TRACEPOINT: Final = 17
-_HEAD: Final = struct.Struct("=QQQIIIIIIIIIIHHHH16s")
+_ACTING: Final = 128
+"""Longest path of an executable that is asked about."""
+_HEAD: Final = struct.Struct(f"=QQQIIIIIIIIIIHHHH16s{_ACTING}s")
 """`struct matcher_question` up to its text."""
 _SIZE: Final = _HEAD.size + STRING_LIMIT
 _SENT: Final = {Operation.CONNECT: Direction.SEND, Operation.SEND: Direction.SEND, Operation.BIND: Direction.BIND}
+_OWN_PORT: Final = (Operation.LISTEN, Operation.ACCEPT)
+_ASKED_AS: Final = {Operation.MMAP: Class.PROCESS, Operation.PTRACE: Class.FILE, Operation.MOUNT: Class.FILE}
+_NOTHING: Final = (Operation.MMAP, Operation.PTRACE, Operation.MOUNT)
+"""Operations whose hooks ask for no path."""
 _CHANGED: Final = {
     Operation.CREATE: Access.CREATE, Operation.UNLINK: Access.DELETE, Operation.MKDIR: Access.CREATE,
     Operation.RMDIR: Access.DELETE, Operation.LINK: Access.CREATE, Operation.SYMLINK: Access.CREATE, Operation.RENAME: Access.DELETE,
@@ -51,6 +57,11 @@ _CHANGED: Final = {
     Operation.MKNOD: Access.CREATE,
 }  # fmt: skip
 """The access that each hook asks for (kernel/programs/lsm_files.c)."""
+
+
+def asked_as(operation: Operation) -> Class:
+    """The class whose rules the hook of `operation` asks."""
+    return _ASKED_AS.get(operation) or class_of(operation)
 
 
 class Matcher:
@@ -120,34 +131,43 @@ def ident(text: str) -> int:
 
 def questions(table: int, behaviour: Behaviour) -> Iterator[bytes]:
     """What the hooks of `behaviour` ask, as `struct matcher_question`; the first that is answered with a stop ends it."""
-    class_ = class_of(behaviour.operation)
+    class_ = asked_as(behaviour.operation)
     actor = (behaviour.parent or behaviour.executable) if class_ is Class.PROCESS else behaviour.executable
     who = (ident(actor) if actor else 0, ident(behaviour.script) if behaviour.script else 0)
     if class_ is Class.NETWORK:
         where = address_number(behaviour.address)
         packed = bytes(16) if where is None else ipaddress.ip_address(behaviour.address).packed.ljust(16, b"\0")
         direction = _SENT.get(behaviour.operation, 0) if where is not None else 0
+        if behaviour.operation in _OWN_PORT:
+            direction = Direction.BIND
         yield _HEAD.pack(
-            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, direction, behaviour.operation, 0, 0, 0,
-            behaviour.family, behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port, packed,
+            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, direction, behaviour.operation, 0, behaviour.tty, 0,
+            behaviour.family, behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port, packed, b"",
+        )  # fmt: skip
+        return
+    if behaviour.operation in _NOTHING:
+        yield _HEAD.pack(
+            table, *who, class_, behaviour.args[0], behaviour.owner, behaviour.uid, STRING_LIMIT, 0, behaviour.operation, 0,
+            behaviour.tty, 0, 0, 0, 0, 0, b"", b"",
         )  # fmt: skip
         return
     if class_ is Class.CAPABILITIES:
         number = CAPABILITIES.index(behaviour.detail)
         yield _HEAD.pack(
             table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, 0, behaviour.operation, number, behaviour.tty, 0,
-            0, 0, 0, 0, b"",
+            0, 0, 0, 0, b"", b"",
         )  # fmt: skip
         return
     access = (
         behaviour.access if behaviour.operation is Operation.OPEN else _CHANGED.get(behaviour.operation, Access.EXEC)
     )
+    acting = behaviour.executable.encode("utf-8", "surrogateescape") if class_ is Class.PROCESS else b""
     for path in (behaviour.resource, behaviour.resource2):
         text = path.encode("utf-8", "surrogateescape")
         if text:
             head = _HEAD.pack(
                 table, *who, class_, access, behaviour.owner, behaviour.uid, STRING_LIMIT - len(text), 0, behaviour.operation, 0,
-                behaviour.tty, 0, 0, 0, 0, 0, b"",
+                behaviour.tty, len(acting), 0, 0, 0, 0, b"", acting.rjust(_ACTING, b"\0"),
             )  # fmt: skip
             yield head + text.rjust(STRING_LIMIT, b"\0")
         if behaviour.operation is Operation.RENAME:
