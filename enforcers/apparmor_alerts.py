@@ -89,12 +89,12 @@ def class_of_denial(denial: AuditDenial) -> Class:
 def rule_of_denial(scope: ScopePlan, denial: AuditDenial, cls: Class) -> RuleRef | None:
     """The first rule of the plan that denies it, the posture, or None: the baseline of profiles did."""
     if cls is Class.NETWORK:
-        blocked = [rule for rule in scope.network if rule.action is Action.BLOCK]
+        blocked = [rule for rule in scope.network if rule.stops]
         return next(
             (rule.ref for rule in blocked if rule.ref.policy != DEFAULT_POSTURE), blocked[0].ref if blocked else None
         )
     for rule in scope.paths:
-        if rule.cls is cls and (rule.action is Action.BLOCK or rule.limited) and covers(rule, denial.name):
+        if rule.cls is cls and rule.stops and covers(rule, denial.name):
             return rule.ref
     return RuleRef(DEFAULT_POSTURE) if (cls, Action.BLOCK) in scope.posture else None
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from enforcers.contract import ProfilePart
+from policy.rules.specificity import TYPES
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause, RefusalCode
@@ -47,6 +48,9 @@ _PRESET: Final = Cause(RefusalCode.PRESET, "presets need BPF LSM hooks")
 _TERMINAL: Final = Cause(RefusalCode.TERMINAL, "a profile cannot ask for a terminal")
 _PROTOCOL: Final = Cause(RefusalCode.SOCKET_FAMILY, "a profile knows families and types of sockets, no protocols")
 _ADDRESS: Final = Cause(RefusalCode.ADDRESS, "AppArmor knows socket families and types, no addresses, and no direction")
+_SOCKETS: Final = Cause(
+    RefusalCode.POSTURE, "a profile cannot leave sockets of this machine alone, which no posture reaches"
+)
 _HOLE: Final = Cause(
     RefusalCode.POSTURE, "an Allow rule cannot be carried out, and without it the posture would deny too much"
 )
@@ -68,7 +72,7 @@ def render(scope: ScopePlan) -> ProfilePart:
         for rule, cause in left:
             refuse(rule.ref, cause)
         if (cls, Action.BLOCK) in scope.posture:
-            if any(rule.action is Action.ALLOW for rule, _ in left):
+            if any(rule.frees for rule, _ in left):
                 refuse(RuleRef(DEFAULT_POSTURE), _HOLE)
             else:
                 whitelisted.add(cls)
@@ -82,24 +86,34 @@ def render(scope: ScopePlan) -> ProfilePart:
     held, left = _split([rule for rule in scope.paths if rule.cls is Class.CAPABILITIES])
     for rule, cause in left:
         refuse(rule.ref, cause)
-    denied = {rule.value: rule.ref for rule in held if _stops(rule)}
+    denied = {rule.value: rule.ref for rule in held if rule.stops}
     carried |= set(denied.values())
     if (Class.CAPABILITIES, Action.BLOCK) in scope.posture:
-        if any(rule.action is Action.ALLOW for rule, _ in left):
+        if any(rule.frees for rule, _ in left):
             refuse(RuleRef(DEFAULT_POSTURE), _HOLE)
         else:
             free = {rule.value for rule in held}
             denied |= dict.fromkeys((name for name in CAPABILITIES if name not in free), RuleRef(DEFAULT_POSTURE))
     lines += [f"audit deny capability {name}," for name in denied]
+    excepted: list[NetworkRule] = []
     for network in scope.network:
-        if network.action is not Action.BLOCK or network.ref.policy == DEFAULT_POSTURE:
+        if network.ref.policy == DEFAULT_POSTURE:
+            refuse(network.ref, _ADDRESS)
             continue
         line = _network(network)
+        if not isinstance(line, Cause) and any(_share_sockets(other, network) for other in excepted):
+            line = _EXCEPTION
+        if network.frees and not _of_addresses(network):
+            excepted.append(network)
+        if not network.stops:
+            continue
         if isinstance(line, Cause):
             refuse(network.ref, line)
         else:
             lines.append(line)
             carried.add(network.ref)
+    if (Class.NETWORK, Action.BLOCK) in scope.posture:
+        refuse(RuleRef(DEFAULT_POSTURE), _SOCKETS)
     if not lines and not whitelisted:
         return ProfilePart(refused=tuple(dict.fromkeys(refused)))
     text = "\n".join(dict.fromkeys((*OPEN, *_head(whitelisted), *lines)))
@@ -120,13 +134,13 @@ def _split(rules: Sequence[PathRule]) -> tuple[list[PathRule], list[tuple[PathRu
     freeing: list[PathRule] = []
     for rule in rules:
         cause = _inexpressible(rule)
-        if cause is None and _stops(rule) and any(_may_meet(other, rule) for other in freeing):
+        if cause is None and rule.stops and any(_may_meet(other, rule) for other in freeing):
             cause = _EXCEPTION
         if cause is None:
             held.append(rule)
         else:
             left.append((rule, cause))
-        if rule.action is Action.ALLOW or rule.owner_only or rule.read_only:
+        if rule.frees:
             freeing.append(rule)
     return held, left
 
@@ -143,10 +157,6 @@ def _inexpressible(rule: PathRule) -> Cause | None:
     if rule.match == "pattern" and re.search(r"\[[!^]|/\*\*/|\\", rule.value):
         return _GLOB
     return None
-
-
-def _stops(rule: PathRule) -> bool:
-    return rule.action is Action.BLOCK or rule.limited
 
 
 def _may_meet(one: PathRule, other: PathRule) -> bool:
@@ -188,7 +198,7 @@ def _quoted(text: str) -> str:
 
 
 def _denials(rule: PathRule) -> list[str]:
-    if not _stops(rule):
+    if not rule.stops:
         return []
     names = _names(rule)
     if rule.cls is Class.PROCESS:
@@ -215,10 +225,24 @@ def _allowances(rule: PathRule) -> list[str]:
     return [f"{owner}{_names(rule)} {'rk' if rule.read_only else 'rwkl'},"]
 
 
+def _of_addresses(rule: NetworkRule) -> bool:
+    """Whether the rule is about peers and ports, as those of network policies are also where they name none: no exception to a rule on sockets."""
+    return bool(rule.cidr or rule.port) or rule.ref.kind == "KubeArmorNetworkPolicy"
+
+
+def _share_sockets(one: NetworkRule, other: NetworkRule) -> bool:
+    """Whether a socket may be of both; True where that is not known."""
+    if one.protocol == other.protocol or "all" in (one.protocol, other.protocol):
+        return True
+    return (one.protocol in TYPES) != (other.protocol in TYPES)
+
+
 def _network(rule: NetworkRule) -> str | Cause:
     if rule.source:
         return _SOURCE
-    if rule.cidr or rule.port:
+    if rule.no_terminal:
+        return _TERMINAL
+    if _of_addresses(rule):
         return _ADDRESS
     if rule.protocol == "all":
         return "audit deny network,"

@@ -110,7 +110,10 @@ class LsmEnforcer(Everywhere):
         held = [rule for rule in scope.paths if rule.ref not in left_out]
         flags = TableFlag(0)
         for rule in held:
-            flags |= _PRESETS[rule.value] if rule.match == "preset" else _HAS[rule.cls]
+            if rule.match != "preset":
+                flags |= _HAS[rule.cls]
+            elif rule.stops:
+                flags |= _PRESETS[rule.value]
         if peers:
             flags |= TableFlag.HAS_NETWORK
         for class_, flag in _WHITELIST.items():
@@ -127,7 +130,7 @@ class LsmEnforcer(Everywhere):
                 flags |= flag | _HAS[class_]
         if not flags:
             return TablePart(refused=refused)
-        stops = any(flag & flags for flag in _WHITELIST.values()) or any(map(paths.stops, held))
+        stops = any(flag & flags for flag in _WHITELIST.values()) or any(rule.stops for rule in held)
         if self._closed and stops:
             flags |= TableFlag.CLOSED
         if not self._mounts and flags & _BY_PATH and stops:
@@ -185,7 +188,7 @@ class LsmEnforcer(Everywhere):
                 source = ident(rule.source) if rule.source else 0
                 key = RULE_KEY.struct.pack(0, CAPABILITIES.index(rule.value) + 1, source, rule.cls, RuleKind.EXACT)
                 more.setdefault(key, paths.rule_value(rule, index))
-            elif rule.match == "preset" and rule.value == "exec":
+            elif rule.match == "preset" and rule.value == "exec" and rule.stops:
                 for name in sorted(RUNTIMES):
                     more[RULE_KEY.struct.pack(0, ident(name), 0, rule.cls, RuleKind.RUNTIME)] = paths.rule_value(
                         rule, index
@@ -195,8 +198,8 @@ class LsmEnforcer(Everywhere):
 
 def _in_shadow(part: TablePart, scope: ScopePlan) -> TablePart:
     """What `part` is as a shadow: every rule that would deny is refused, and left to the backends after it."""
-    denying = [rule.ref for rule in scope.paths if paths.stops(rule)]
-    denying += [rule.ref for rule in scope.network if rule.action is Action.BLOCK]
+    denying = [rule.ref for rule in scope.paths if rule.stops]
+    denying += [rule.ref for rule in scope.network if rule.stops]
     denying += [RuleRef(DEFAULT_POSTURE) for _, action in scope.posture if action is Action.BLOCK]
     left_out = {one.ref for one in part.refused}
     told = tuple(
@@ -222,7 +225,7 @@ def _guards(rules: Iterable[PathRule], ident: Ident) -> Entries:
     """The directories above what is forbidden by its path: renamed, they would take it to a path without rules."""
     above: set[str] = set()
     for rule in rules:
-        if paths.stops(rule) and rule.match in ("path", *_DIRECTORIES):
+        if rule.stops and rule.match in ("path", *_DIRECTORIES):
             parts = rule.value.rstrip("/").split("/")
             above.update("/".join(parts[:end]) + "/" for end in range(2, len(parts)))
     value = RULE.struct.pack(RuleAction.BLOCK, 0, 0, 0)

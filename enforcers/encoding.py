@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 
 from enforcers.contract import Entries, TableBackend, TablePart
-from enforcers.paths import stops
 from enforcers.tables import table_id
 from kernel.siphash import string_id
 from schemas.backends import backend_name
@@ -116,8 +115,8 @@ def nobodys(scope: ScopePlan, used: Iterable[Backend]) -> Iterator[Refusal]:
     """Rules of `scope` of whose class none of the backends `used` holds anything: no backend would tell of them. Pure."""
     asked = frozenset(used)
     held = {class_ for class_, backends in _HOLDING.items() if asked & backends}
-    denying = [(rule.cls, rule.ref) for rule in scope.paths if stops(rule)]
-    denying += [(Class.NETWORK, rule.ref) for rule in scope.network if rule.action is Action.BLOCK]
+    denying = [(rule.cls, rule.ref) for rule in scope.paths if rule.stops]
+    denying += [(Class.NETWORK, rule.ref) for rule in scope.network if rule.stops]
     denying += [(class_, RuleRef(DEFAULT_POSTURE)) for class_, action in scope.posture if action is Action.BLOCK]
     for class_, ref in dict.fromkeys(denying):
         if class_ in _HOLDING and class_ not in held:

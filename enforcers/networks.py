@@ -5,7 +5,7 @@ The kernel asks two questions and either may stop a call (`schemas.kernel.Direct
 used, answered by protocol rules; SEND or BIND, may this address and port be used, answered by the rules of network
 policies. Of all that match the greatest rank decides, so the rank is the rule's place in the plan. An IPv4 network is
 written for IPv6 sockets too, as the mapped network they could reach it by. What a trie cannot say is refused, and with it
-each Block rule it would have been an exception to. Neighbours: `cgroup` (whose map this is), `policy.kernel_plan`.
+each rule that denies and that it would have been an exception to. Neighbours: `cgroup` (whose map this is), `policy.kernel_plan`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import msgspec
 from enforcers.contract import Entries, Ident
 from enforcers.paths import ACTIONS
 from schemas.enforcement import NetworkRule, Refusal
-from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, SOCKET_TYPE, Direction
+from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, SOCKET_TYPE, Direction, RuleFlag
 from schemas.operations import Backend
 from schemas.refusals import Cause, RefusalCode
-from schemas.verdict import DEFAULT_POSTURE, PROTECTED, Action
+from schemas.verdict import DEFAULT_POSTURE, PROTECTED
 
 _INET: Final = int(socket.AF_INET)
 _INET6: Final = int(socket.AF_INET6)
@@ -54,7 +54,7 @@ _PEERS: Final = ("KubeArmorNetworkPolicy",)
 def encode(
     rules: Iterable[NetworkRule], ident: Ident, backend: Backend, uid: str, *, every_family: bool = False
 ) -> tuple[Entries, tuple[Refusal, ...], set[Direction]]:
-    """Entries with table id 0; refusals; questions in which an Allow rule is missing, so that no posture must be held.
+    """Entries with table id 0; refusals; questions in which a rule that frees is missing, so that no posture must be held.
     `every_family`: who asks sees sockets of all families, not the internet's alone."""
     ordered = list(rules)
     entries: dict[bytes, bytes] = {}
@@ -65,17 +65,18 @@ def encode(
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
         why = _problem(rule, every_family) or _too_many(rule, len(entries))
-        if why is None and rule.action is Action.BLOCK and holes & questions:
+        if why is None and rule.stops and holes & questions:
             why = Cause(
                 RefusalCode.EXCEPTION,
                 "an exception before it cannot be carried out, and without it too much would be denied",
             )
         if why is not None:
             refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why.text, code=why.code))
-            if rule.action is Action.ALLOW:
+            if rule.frees:
                 holes |= questions
             continue
-        value = RULE.struct.pack(ACTIONS[rule.action], 0, index, len(ordered) - index)
+        flags = RuleFlag.NO_TERMINAL if rule.no_terminal else RuleFlag(0)
+        value = RULE.struct.pack(ACTIONS[rule.action], flags, index, len(ordered) - index)
         source = ident(rule.source) if rule.source else 0
         for question in sorted(questions):
             for key in _keys(rule, question, source):

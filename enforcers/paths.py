@@ -3,7 +3,7 @@
 
 The kernel looks a path up in the judge's own order (`schemas.kernel.RuleKind`), so one entry for each rule says the same as
 the ordered plan; of two rules on one key the first in the plan is kept. A rule that whole paths and names cannot say is
-refused, and so is each Block rule behind an Allow rule that was refused: never wider than asked. Neighbours: `signal`
+refused, and so is each rule that denies behind one that was refused and would have freed something: never wider than asked. Neighbours: `signal`
 (whose map this is), `policy.kernel_plan` (who orders the rules).
 """
 
@@ -35,11 +35,6 @@ _LONGEST: Final = STRING_LIMIT - 5
 ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT, Action.BLOCK: RuleAction.BLOCK}
 
 
-def stops(rule: PathRule) -> bool:
-    """Whether anything is ever denied by the rule."""
-    return rule.action is Action.BLOCK or rule.limited
-
-
 def rule_value(
     rule: PathRule,
     index: int,
@@ -66,17 +61,17 @@ def encode(
     left: Mapping[int, Cause] = {},
     elsewhere: Collection[str] = (),
 ) -> tuple[Entries, tuple[Refusal, ...], set[Class]]:
-    """Entries with table id 0; refusals; classes in which an Allow rule is missing, so that their posture must not be held. `left`:
+    """Entries with table id 0; refusals; classes in which a rule that frees is missing, so that their posture must not be held. `left`:
     rules, by number, that the backend leaves out; `elsewhere`: kinds of match that it writes by itself, where nothing is refused here."""
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
     holes: set[Class] = set()
     for index, rule in enumerate(rules):
         why = left.get(index) or (None if rule.match in elsewhere else _problem(rule, backend))
-        if why is None and rule.action is Action.BLOCK and rule.cls in holes and rule.match != "preset":
+        if why is None and rule.stops and rule.cls in holes and rule.match != "preset":
             why = _EXCEPTION
         if why is not None:
-            if rule.action is Action.ALLOW:
+            if rule.frees:
                 holes.add(rule.cls)
             refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why.text, code=why.code))
         elif rule.match not in elsewhere:

@@ -43,7 +43,7 @@ class SignalEnforcer(Everywhere):
     def encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
         if not scope.signal:
             why = "neither its policies nor the node opt in to kills (annotation `hauberk.io/signal: enabled`)"
-            asked = [rule.ref for rule in scope.paths if paths.stops(rule)]
+            asked = [rule.ref for rule in scope.paths if rule.stops]
             if any((class_, Action.BLOCK) in scope.posture for class_ in _WHITELIST):
                 asked.append(RuleRef(DEFAULT_POSTURE))
             refused = tuple(
@@ -65,12 +65,12 @@ class SignalEnforcer(Everywhere):
                 )
             else:
                 flags |= ScopeFlag.ENFORCE_SIGNAL | flag
-        if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(map(paths.stops, scope.paths))):
+        if self._closed and flags and (flags != ScopeFlag.ENFORCE_SIGNAL or any(rule.stops for rule in scope.paths)):
             flags |= ScopeFlag.CLOSED
         if flags and not self._rings:
             flags |= ScopeFlag.STOP_IO_URING
         held = {rule.ref for rule in scope.paths} - {one.ref for one in refused}
-        files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and paths.stops(rule)} & held
+        files = {rule.ref for rule in scope.paths if rule.cls is Class.FILE and rule.stops} & held
         late = tuple(
             Refusal(ref=ref, uid=scope.uid, backend=self.backend, reason=LATE.text, code=LATE.code)
             for ref in sorted(files, key=lambda ref: (ref.policy, ref.index))

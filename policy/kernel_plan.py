@@ -40,7 +40,7 @@ def plan_scope(
     paths: list[_Placed[PathRule]] = []
     network: list[_Placed[NetworkRule]] = []
     for rule in carried:
-        where = (rule.action is not Action.BLOCK, str(rule.key), rule.index)
+        where = (frees(rule) + (not denies(rule)), str(rule.key), rule.index)
         if rule.class_ is Class.NETWORK:
             network += [(ranked, where, made) for ranked, made in _network(rule)]
         else:
@@ -99,6 +99,8 @@ def _split(scope: Scope, backends: tuple[Backend, ...], signal: bool) -> tuple[l
                 continue
             if mode is not Mode.ENFORCE or rule.action is Action.AUDIT:
                 continue
+            if rule.match is Match.PRESET and not denies(rule):
+                continue  # a preset allows nothing, and nodes of older versions would deny by it
             reasons = [
                 (rule, backend, left_out)
                 for backend in backends
@@ -178,11 +180,12 @@ def _name(rule: Rule) -> str:
 
 
 _Made = TypeVar("_Made")
-_Placed = tuple[Rank, tuple[bool, str, int], _Made]
+_Placed = tuple[Rank, tuple[int, str, int], _Made]
 
 
 def _ordered(rules: list[_Placed[_Made]]) -> list[_Made]:
-    # Two stable sorts: rank downwards, then what the judge does at equal ranks.
+    # Two stable sorts: rank downwards, then what the judge does at equal ranks: what only denies, what denies outside of its limits, what
+    # denies nothing.
     rules.sort(key=lambda placed: placed[1])
     rules.sort(key=lambda placed: placed[0], reverse=True)
     return [made for _, _, made in rules]
@@ -240,7 +243,8 @@ def _network(rule: Rule) -> Iterable[tuple[Rank, NetworkRule]]:
                 yield (
                     rank(rule, source),
                     NetworkRule(
-                        protocol=rule.value, direction=direction, source=name, action=rule.action, ref=rule.ref
+                        protocol=rule.value, direction=direction, source=name, action=rule.action, ref=rule.ref,
+                        no_terminal=rule.pts is False,
                     ),
                 )  # fmt: skip
         return

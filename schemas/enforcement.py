@@ -39,9 +39,20 @@ class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         """Whether the rule leaves a part free."""
         return self.owner_only or self.read_only or self.no_terminal
 
+    @property
+    def stops(self) -> bool:
+        """Whether anything is ever denied by the rule: outside of its limits an Allow rule denies too. A preset allows nothing."""
+        return self.action is Action.BLOCK or (self.limited and self.match != "preset")
+
+    @property
+    def frees(self) -> bool:
+        """Whether the rule is an exception to others: anything passes because of it that would not without it."""
+        return self.match != "preset" and (self.action is Action.ALLOW or self.limited)
+
 
 class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """A network rule. `protocol`: tcp udp icmp icmpv6 sctp raw all or a socket type; `cidr` "" is any address, `port` 0 any."""
+    """A network rule. `protocol`: tcp udp icmp icmpv6 sctp raw all or a socket type; `cidr` "" is any address, `port` 0 any.
+    `no_terminal`: as of a `PathRule`; who has none is free, whether the action is Allow or Block."""
 
     protocol: str
     cidr: str = ""
@@ -51,6 +62,17 @@ class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     source: str = ""
     action: Action
     ref: RuleRef
+    no_terminal: bool = False
+
+    @property
+    def stops(self) -> bool:
+        """Whether anything is ever denied by the rule."""
+        return self.action is Action.BLOCK or self.no_terminal
+
+    @property
+    def frees(self) -> bool:
+        """Whether the rule is an exception to others."""
+        return self.action is Action.ALLOW or self.no_terminal
 
 
 class ScopePlan(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

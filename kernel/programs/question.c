@@ -43,6 +43,7 @@ struct question {
     struct net_key key;
     u32 rank;
     u32 action;
+    u32 terminal; /* whether who asks has one */
 };
 
 static __always_inline void weigh(struct question *q)
@@ -50,9 +51,12 @@ static __always_inline void weigh(struct question *q)
     struct rule *rule = net_rules.lookup(&q->key);
     if (!rule)
         return;
-    if (q->action == NO_OPINION || rule->rank > q->rank || (rule->rank == q->rank && rule->action > q->action)) {
+    u32 action = rule->action;
+    if (rule->flags & FLAG_NO_TERMINAL) /* Allow and Block mean the same for a limit: free inside of it, denied outside */
+        action = q->terminal ? ACTION_BLOCK : ACTION_ALLOW;
+    if (q->action == NO_OPINION || rule->rank > q->rank || (rule->rank == q->rank && action > q->action)) {
         q->rank = rule->rank;
-        q->action = rule->action;
+        q->action = action;
     }
 }
 

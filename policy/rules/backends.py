@@ -62,7 +62,11 @@ def denies(rule: Rule) -> bool:
 
 
 def frees(rule: Rule) -> bool:
-    """Whether anything passes because of the rule that would not without it."""
+    """Whether anything passes because of the rule that would not without it. Presets stand beside the rules: they free nothing."""
+    return rule.match is not Match.PRESET and _frees(rule)
+
+
+def _frees(rule: Rule) -> bool:
     return rule.action is Action.ALLOW or (rule.action is Action.BLOCK and (limited(rule) or rule.has_args))
 
 
@@ -159,8 +163,6 @@ def _cgroup(rule: Rule) -> Cause | None:
         return _WHERE_SOCKETS
     if rule.value not in _INTERNET:
         return Cause(RefusalCode.SOCKET_FAMILY, f"cgroup programs see internet sockets only, not `{rule.value}`")
-    if rule.pts is False:
-        return Cause(RefusalCode.TERMINAL, "a cgroup program cannot ask for a terminal")
     return _source(rule)
 
 

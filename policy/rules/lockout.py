@@ -164,7 +164,7 @@ def denied_by(scope: ScopePlan, need: Need) -> RuleRef | None:
     if need.cls is Class.NETWORK:
         for rule in scope.network:
             if rule.source in ("", need.by) and _listens(rule):
-                return rule.ref if rule.action is Action.BLOCK else None
+                return rule.ref if rule.stops else None
     for one in scope.paths:
         if one.cls is need.cls and one.source in ("", need.by) and covers(one, need.object):
             # Reading stays free under `readOnly`; an owner or a terminal is not everybody.

@@ -67,6 +67,14 @@ def test_a_rule_as_text(given: PathRule | NetworkRule, lines: list[str]) -> None
         (rule("/a/**/b", "pattern"), RefusalCode.PATTERN),
         (NetworkRule(protocol="tcp", action=Action.BLOCK, ref=RuleRef("p")), RefusalCode.SOCKET_FAMILY),
         (NetworkRule(protocol="all", port=80, end_port=80, action=Action.BLOCK, ref=RuleRef("p")), RefusalCode.ADDRESS),
+        # Of a network policy: peers, whichever they are, and not the sockets that stay on the machine.
+        (
+            NetworkRule(protocol="all", action=Action.BLOCK, ref=RuleRef("p", "KubeArmorNetworkPolicy")),
+            RefusalCode.ADDRESS,
+        ),
+        (NetworkRule(protocol="stream", action=Action.BLOCK, ref=RuleRef("p"), no_terminal=True), RefusalCode.TERMINAL),
+        (NetworkRule(protocol="stream", action=Action.ALLOW, ref=RuleRef("p"), no_terminal=True), RefusalCode.TERMINAL),
+        (NetworkRule(protocol="all", action=Action.BLOCK, ref=RuleRef(DEFAULT_POSTURE)), RefusalCode.ADDRESS),
     ],
 )
 def test_what_a_profile_cannot_say_is_refused(given: PathRule | NetworkRule, code: RefusalCode) -> None:
@@ -92,6 +100,42 @@ def test_a_deny_that_an_exception_meets_is_refused(first: PathRule, second: Path
     made = render(scope(first, second))
     assert (second.ref not in made.carried) is meets
     assert any((one.ref, one.code) == (second.ref, RefusalCode.EXCEPTION) for one in made.refused) is meets
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "meets"),
+    [
+        ({"protocol": "tcp"}, "stream", True),
+        ({"protocol": "raw"}, "stream", False),
+        ({"protocol": "raw"}, "all", True),
+        ({"protocol": "stream", "source": "/bin/a"}, "stream", True),
+        ({"protocol": "tcp", "action": Action.BLOCK, "no_terminal": True}, "stream", True),
+        ({"protocol": "tcp", "cidr": "10.0.0.0/8"}, "stream", False),
+    ],
+)
+def test_sockets_that_an_exception_leaves_free_are_not_denied(first: dict[str, Any], second: str, meets: bool) -> None:
+    exception = NetworkRule(**({"action": Action.ALLOW, "ref": RuleRef("p", position="a")} | first))
+    block = NetworkRule(protocol=second, action=Action.BLOCK, ref=RuleRef("p", position="b"))
+    made = render(scope(exception, block))
+    assert (block.ref not in made.carried) is meets
+    assert any((one.ref, one.code) == (block.ref, RefusalCode.EXCEPTION) for one in made.refused) is meets
+
+
+def test_a_terminal_that_is_not_asked_for_leaves_what_it_frees_free() -> None:
+    limited = rule("/etc/a", no_terminal=True)
+    made = render(scope(limited, rule("/etc/", "directory"), posture=((Class.FILE, Action.BLOCK),)))
+    assert made.text == ""
+    assert [one.code for one in made.refused] == [RefusalCode.TERMINAL, RefusalCode.EXCEPTION, RefusalCode.POSTURE]
+
+
+def test_a_preset_that_allows_is_an_exception_to_nothing() -> None:
+    block = rule("/etc/", "directory")
+    assert render(scope(rule("protectProc", "preset", action=Action.ALLOW), block)).carried == {block.ref}
+
+
+def test_a_posture_of_sockets_is_refused() -> None:
+    made = render(scope(posture=((Class.NETWORK, Action.BLOCK),)))
+    assert (made.text, [one.code for one in made.refused]) == ("", [RefusalCode.POSTURE])
 
 
 def test_a_posture_allows_what_is_named_and_nothing_else() -> None:

@@ -188,6 +188,15 @@ def test_without_its_hooks_it_says_why(tmp_path: Path) -> None:
     assert "not attached" in why or "boot with lsm=" in why
 
 
+@pytest.mark.parametrize("name", ["filelessExec", "anonymousMapExec", "protectEnv", "protectProc", "exec"])
+def test_a_preset_that_allows_denies_nothing(name: str) -> None:
+    """Presets stand beside the rules and never loosen them. A plan of an older version may have one."""
+    cls = Class.FILE if name.startswith("protect") else Class.PROCESS
+    preset = PathRule(cls=cls, match="preset", value=name, action=Action.ALLOW, ref=RuleRef("p"))
+    part = LsmEnforcer("/nowhere").encode(ScopePlan(uid="u", cgroups=(7,), paths=(preset,)), len)
+    assert (part.flags, dict(part.entries)) == (0, {})
+
+
 def test_what_the_guards_leave_of_a_rule_on_sockets_it_holds() -> None:
     """Sockets of every family are asked about, and the port of one that listens without bind; not what a raw socket's packet says."""
     files, sockets, peers, ports = (

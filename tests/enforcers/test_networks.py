@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from enforcers.networks import encode
 from schemas.enforcement import NetworkRule
-from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, Direction, RuleAction
+from schemas.kernel import NET_FIXED_BITS, NET_KEY, RULE, Direction, RuleAction, RuleFlag
 from schemas.operations import Backend
 from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
 
@@ -75,6 +75,14 @@ def test_what_a_trie_cannot_say_is_refused_and_what_depended_on_it_too() -> None
     assert "too much would be denied" in refused[1].reason
     assert holes == {Direction.BIND}
     assert len(entries) == 2
+
+
+def test_a_terminal_is_asked_for_by_a_flag_of_the_entry() -> None:
+    for action in (Action.BLOCK, Action.ALLOW):
+        for backend in (Backend.CGROUP, Backend.BPF_LSM):
+            entries, refused, _ = encode((rule(action, no_terminal=True),), ident, backend, "u")
+            assert {RULE.struct.unpack(value)[1] for _, value in entries} == {RuleFlag.NO_TERMINAL}
+            assert not refused
 
 
 def test_an_ipv4_network_holds_mapped_addresses_too() -> None:

@@ -69,6 +69,34 @@ def test_a_pattern_that_blocks_takes_nothing_with_it() -> None:
     assert (len(entries), len(refused), holes) == (1, 1, set())
 
 
+def test_what_a_limit_leaves_free_is_an_exception_too() -> None:
+    """Block and Allow with `pts: false` mean the same; what the backend cannot ask it must not deny by a rule behind it."""
+    for action in (Action.BLOCK, Action.ALLOW):
+        limited = rule("path", "/etc/a", action, no_terminal=True)
+        entries, refused, holes = encode((limited, rule("directory", "/etc/")), ident, Backend.SIGNAL, "u")
+        assert entries == ()
+        assert [one.code for one in refused] == [RefusalCode.TERMINAL, RefusalCode.EXCEPTION]
+        assert holes == {Class.FILE}
+        part = SignalEnforcer("/nowhere").encode(
+            ScopePlan(uid="u", cgroups=(7,), paths=(limited,), posture=((Class.FILE, Action.BLOCK),), signal=True),
+            ident,
+        )
+        assert part.flags == ScopeFlag(0)
+        assert {one.code for one in part.refused} == {RefusalCode.TERMINAL, RefusalCode.POSTURE}
+
+
+def test_a_limited_rule_that_allows_denies_and_needs_its_exceptions() -> None:
+    rules = (rule("pattern", "/etc/*.d", Action.ALLOW), rule("directory", "/etc/", Action.ALLOW, owner_only=True))
+    entries, refused, _ = encode(rules, ident, Backend.SIGNAL, "u")
+    assert (entries, [one.code for one in refused]) == ((), [RefusalCode.PATTERN, RefusalCode.EXCEPTION])
+
+
+def test_a_preset_that_allows_is_an_exception_to_nothing() -> None:
+    preset = rule("preset", "protectProc", Action.ALLOW)
+    entries, _, holes = encode((preset, rule("path", "/a")), ident, Backend.SIGNAL, "u")
+    assert (len(entries), holes) == (1, set())
+
+
 def test_a_rule_is_no_longer_than_what_is_kept_of_a_long_path() -> None:
     rules = [rule("directory_recursive", "/" + "d" * (length - 2) + "/") for length in (4091, 4092)]
     entries, refused, _ = encode(rules, ident, Backend.SIGNAL, "u")

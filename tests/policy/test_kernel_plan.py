@@ -92,6 +92,33 @@ def test_a_family_that_guards_do_not_see_is_in_the_plan_for_the_hooks() -> None:
     }
 
 
+def test_a_terminal_is_in_the_plan_of_a_rule_on_sockets() -> None:
+    """It was lost: who had no terminal was denied too, or who had one was not."""
+    words = [{"protocol": "tcp", "pts": False}, {"protocol": "udp", "action": "Allow", "pts": False}]
+    plan, refused = planned({"network": {"matchProtocols": words}, "action": "Block"})
+    assert refused == ()
+    assert {(one.protocol, one.action, one.no_terminal) for one in plan.network} == {
+        ("tcp", Action.BLOCK, True),
+        ("udp", Action.ALLOW, True),
+    }
+
+
+def test_of_equal_rules_the_strictest_comes_first() -> None:
+    """Who looks one up by its key takes the first: plain Block, then a limit, then Allow."""
+    words = [{"protocol": "tcp", "action": "Allow"}, {"protocol": "tcp", "pts": False}, {"protocol": "tcp"}]
+    plan, _ = planned({"network": {"matchProtocols": words}, "action": "Block"})
+    assert [(one.action, one.no_terminal) for one in plan.network[::2]] == [
+        (Action.BLOCK, False),
+        (Action.BLOCK, True),
+        (Action.ALLOW, False),
+    ]
+
+
+def test_a_preset_that_allows_is_in_no_plan() -> None:
+    plan, refused = planned({"presets": [{"name": "protectProc", "action": "Allow"}]})
+    assert (plan.paths, refused) == ((), ())
+
+
 def test_first_match_is_the_judges_choice() -> None:
     spec = {
         "file": {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from policy.rules import lockout
@@ -95,6 +96,9 @@ def test_a_port_that_sshd_is_named_for() -> None:
     elsewhere = NetworkRule(protocol="tcp", port=80, end_port=90, direction="ingress", source="/usr/sbin/sshd", action=Action.BLOCK, ref=ref("80"))  # fmt: skip
     assert refused(scope(network=(tcp,))) == refused(scope(network=(elsewhere,))) == []
     assert refused(scope(network=(named,))) == ["sshd"]
+    # Who has a terminal is denied by either action.
+    limited = msgspec.structs.replace(named, action=Action.ALLOW, no_terminal=True)
+    assert refused(scope(network=(limited,))) == ["sshd"]
 
 
 PLACES = (
