@@ -89,7 +89,7 @@ def class_of_denial(denial: AuditDenial) -> Class:
 def rule_of_denial(scope: ScopePlan, denial: AuditDenial, cls: Class) -> RuleRef | None:
     """The first rule of the plan that denies it, the posture, or None: the baseline of profiles did."""
     if cls is Class.NETWORK:
-        blocked = [rule for rule in scope.network if rule.stops]
+        blocked = [rule for rule in scope.network if rule.action is Action.BLOCK and not rule.no_terminal]
         return next(
             (rule.ref for rule in blocked if rule.ref.policy != DEFAULT_POSTURE), blocked[0].ref if blocked else None
         )

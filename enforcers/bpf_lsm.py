@@ -163,6 +163,7 @@ class LsmEnforcer(Everywhere):
             entries={"rules": (header, *entries, *guards), "net_rules": peers}, flags=ScopeFlag.ENFORCE_LSM,
             rules=len(carried | networked), refused=refused, carried=frozenset(whole),
             whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes), cells=cells,
+            hidden=any(rule.match == "pattern" and rule.frees for rule in held),
         )  # fmt: skip
 
     def _paths(self, scope: ScopePlan, ident: Ident) -> tuple[Entries, bytes, tuple[Refusal, ...], set[Class]]:

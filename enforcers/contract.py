@@ -32,7 +32,7 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     act; 0 when there is nothing to enforce. `rules`: how many rules of the plan are in `entries`. `partial`: those of them of
     which a part is not enforced. `carried`: those that it enforces whole, whatever another backend leaves of them. `whole`:
     classes of which nothing is left for backends after it. `cells`: the machine of the patterns (`enforcers.machines`); one backend
-    of a node at most makes one."""
+    of a node at most makes one. `hidden`: whether some of its exceptions are none to another backend that reads the same map."""
 
     entries: Mapping[str, Entries] = {}
     flags: ScopeFlag = ScopeFlag(0)
@@ -42,6 +42,7 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     carried: frozenset[RuleRef] = frozenset()
     whole: frozenset[Class] = frozenset()
     cells: bytes = b""
+    hidden: bool = False
 
 
 class ProfilePart(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,10 @@ _HOLDING: Final = {
     Class.CAPABILITIES: frozenset({Backend.BPF_LSM, Backend.APPARMOR}),
 }
 """Who says of a rule of the class that it is held, or refuses it."""
+_KILLED: Final = ((Class.PROCESS, Action.BLOCK), (Class.FILE, Action.BLOCK))
+_HIDDEN: Final = (
+    "the table that it shares with `bpf-lsm` has exceptions by pattern, which it cannot see and would kill for"
+)
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -101,14 +105,36 @@ class Encoder:
             return ids[text]
 
         parts: dict[Backend, TablePart] = {}
+        given: dict[Backend, ScopePlan] = {}
         left = scope
         for one in self._backends:
+            given[one.backend] = left
             part = parts[one.backend] = one.encode(left, ident)
             left = _without(left, part.whole)
+        killing = parts.get(Backend.SIGNAL)
+        if killing is not None and killing.flags and any(part.hidden for part in parts.values()):
+            parts[Backend.SIGNAL] = _blind(given[Backend.SIGNAL], killing)
         entries = joined(self._backends, parts)
         # Named by what the kernel will have, whichever backends it is for.
         cells = b"".join(part.cells for part in parts.values())
         return Encoded(table=table_id(entries, cells), entries=entries, parts=parts, cells=cells)
+
+
+def _blind(scope: ScopePlan, part: TablePart) -> TablePart:
+    """`part` of the signal backend where its table has rules whose exceptions it cannot see: none of it, with a refusal for each rule."""
+    told = {one.ref for one in part.refused}
+    denying = [rule.ref for rule in scope.paths if rule.stops]
+    denying += [RuleRef(DEFAULT_POSTURE) for class_, action in scope.posture if (class_, action) in _KILLED]
+    return TablePart(
+        refused=(
+            *part.refused,
+            *(
+                Refusal(ref=ref, uid=scope.uid, backend=Backend.SIGNAL, reason=_HIDDEN, code=RefusalCode.EXCEPTION)
+                for ref in dict.fromkeys(denying)
+                if ref not in told
+            ),
+        )
+    )
 
 
 def nobodys(scope: ScopePlan, used: Iterable[Backend]) -> Iterator[Refusal]:

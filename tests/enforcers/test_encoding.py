@@ -8,9 +8,11 @@ from typing import get_args
 import msgspec
 import pytest
 
+from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from enforcers.encoding import Encoder, joined, nobodys
 from enforcers.registry import make
+from enforcers.signal import SignalEnforcer
 from schemas.backends import BACKENDS, BY_NAME, Implemented
 from schemas.enforcement import NetworkRule, PathRule, ScopePlan
 from schemas.errors import KernelError
@@ -49,6 +51,32 @@ def test_backends_on_one_map_are_both_in_the_table() -> None:
 
 
 REF = RuleRef("p", "KubeArmorPolicy", "shop", "spec.x[0]")
+
+
+def test_nobody_is_killed_by_a_rule_whose_exception_only_the_hooks_can_see() -> None:
+    """Both read one table. A shadow leaves everything to the signal backend, which knows no patterns."""
+    files = [
+        ("path", "/x", Action.BLOCK),
+        ("pattern", "/etc/*.conf", Action.ALLOW),
+        ("directory", "/etc/", Action.BLOCK),
+    ]
+    rules = tuple(
+        PathRule(cls=Class.FILE, match=match, value=value, action=action, ref=msgspec.structs.replace(REF, index=at))
+        for at, (match, value, action) in enumerate(files)
+    )
+    scope = ScopePlan(uid="u", cgroups=(7,), paths=rules, signal=True)
+    backends = (LsmEnforcer("/nowhere", shadow=True), SignalEnforcer("/nowhere"))
+    encoded = Encoder(backends, (1, 2)).encode(scope)
+    assert not encoded.flags & ScopeFlag.ENFORCE_SIGNAL
+    assert not Encoder(backends[::-1], (1, 2)).encode(scope).flags & ScopeFlag.ENFORCE_SIGNAL
+    refused = {one.ref: one.code for one in encoded.parts[Backend.SIGNAL].refused}
+    assert refused == {
+        rules[0].ref: RefusalCode.EXCEPTION, rules[1].ref: RefusalCode.PATTERN, rules[2].ref: RefusalCode.EXCEPTION,
+    }  # fmt: skip
+    # A pattern that only denies hides nothing.
+    pattern = msgspec.structs.replace(rules[1], action=Action.BLOCK)
+    block = msgspec.structs.replace(scope, paths=(rules[0], pattern, rules[2]))
+    assert Encoder(backends, (1, 2)).encode(block).flags & ScopeFlag.ENFORCE_SIGNAL
 
 
 def test_a_rule_that_no_backend_of_the_node_answers_for_is_told() -> None:
