@@ -127,6 +127,25 @@ def terminal(program, *command):
         raise OSError(errno.EPERM if status == 126 else errno.ECHILD, "")
 
 
+def on_terminal(name, *arguments):
+    """The call `name` in a process with a terminal of its own."""
+    pid, fd = os.forkpty()
+    if not pid:
+        code = 0
+        try:
+            CALLS[name](*arguments)
+        except OSError as error:
+            code = error.errno
+        os._exit(code)
+    with contextlib.suppress(OSError):
+        while os.read(fd, 1024):
+            pass
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(fd)
+    if code:
+        raise OSError(code, "")
+
+
 def userns():
     pid = os.fork()
     if not pid:
@@ -260,6 +279,7 @@ CALLS = {
     "take-descriptor": lambda: victim(taken_descriptor),
     "open-memory": lambda: victim(lambda pid: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY))),
     "terminal": terminal,
+    "on-terminal": on_terminal,
     "userns": userns,
     "mount": mounted,
     "open-tree": open_tree,

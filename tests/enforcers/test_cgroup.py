@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from schemas.identity import Kind
 
 pytestmark = pytest.mark.kernel
+CALLS = str(Path(__file__).parent / "calls.py")
 
 NSP = """---
 apiVersion: security.kubearmor.com/v1
@@ -38,6 +42,27 @@ async def test_a_protocol_is_denied_in_the_container_and_nowhere_else(
         await here.delete(ksp("no-tcp", "action: Block"))
         await here.enforced()
         assert inside.connect(server) == "ok"
+
+
+@pytest.mark.parametrize("action", ["Block", "Allow"])
+async def test_who_has_no_terminal_is_free_of_a_rule_with_pts(
+    house: Any, new_cgroup: Any, identity: Any, ksp: Any, server: int, action: str
+) -> None:
+    box = new_cgroup()
+    calls = [
+        ["connect", "127.0.0.1", server],
+        ["on-terminal", "connect", "127.0.0.1", server],
+        ["on-terminal", "socket", 2, 2],
+    ]
+    async with house() as here:
+        await here.know(identity(box))
+        await here.apply(
+            ksp("no-shell", f"network: {{matchProtocols: [{{protocol: tcp, pts: false}}]}}, action: {action}")
+        )
+        await here.enforced(box)
+        process = box.start(sys.executable, "-S", CALLS, json.dumps(calls), stdout=subprocess.PIPE)
+        answers, _ = await asyncio.to_thread(process.communicate, timeout=90)
+        assert json.loads(answers) == ["ok", "EPERM", "ok"]
 
 
 async def test_a_source_decides_before_anybody(

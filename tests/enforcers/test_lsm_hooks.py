@@ -227,6 +227,27 @@ def test_sockets_of_every_family(bench: Any) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("action", ["Block", "Allow"])
+def test_sockets_without_a_terminal(bench: Any, server: int, action: str) -> None:
+    """Both mean the same: who has none is free."""
+    receipt = bench.hold(f"network: {{matchProtocols: [{{protocol: tcp, pts: false}}]}}, action: {action}")
+    assert receipt.refused == ()
+    inet, local = socket.AF_INET, ("connect", "127.0.0.1", server)
+    bench.expect(
+        ("ok", ("socket", inet, 1)), ("ok", local), (DENIED, ("on-terminal", "socket", inet, 1)), (DENIED, ("on-terminal", *local)),
+        ("ok", ("on-terminal", "socket", inet, 2)), ("ok", ("on-terminal", "socket", socket.AF_UNIX, 1)),
+    )  # fmt: skip
+
+
+def test_a_preset_that_allows_denies_nothing_at_all(bench: Any, tmp_path: Path) -> None:
+    tool = str(shutil.copy("/bin/true", tmp_path / "tool"))
+    names = ("filelessExec", "anonymousMapExec", "protectEnv", "protectProc", "exec")
+    bench.hold(f"presets: [{', '.join(f'{{name: {name}}}' for name in names)}], action: Allow")
+    bench.expect(
+        ("ok", ("memfd", tool)), ("ok", ("anonymous",)), ("ok", ("ptrace",)), ("ok", ("read", "/proc/1/environ"))
+    )
+
+
 def test_peers_and_ports(bench: Any, server: int) -> None:
     bench.hold(
         "",
