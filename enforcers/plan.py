@@ -17,6 +17,7 @@ import msgspec
 from enforcers import newborn, pods, protected
 from policy.kernel_plan import plan_scope
 from policy.rules import lockout
+from policy.rules.backends import denies
 from policy.rules.visibility import visibility
 from policy.ruleset import DoubtfulScope, Ruleset, Scope
 from policy.text.coverage import unseen
@@ -26,7 +27,7 @@ from schemas.identity import Identity, Kind
 from schemas.operations import Backend
 from schemas.refusals import RefusalCode
 from schemas.rules import Policy
-from schemas.verdict import DEFAULT_POSTURE, Action, RuleRef
+from schemas.verdict import DEFAULT_POSTURE, RuleRef
 from schemas.visibility import bits
 
 
@@ -141,7 +142,7 @@ class Planner:
                 held.update(one.ref for one in refusals if one.code is RefusalCode.LOCKOUT)
             if identity.kind is not Kind.CONTAINER and not named and not self._chosen(identity):
                 if identity.kind is Kind.NODE:
-                    blocked = [rule for rule in scope.rules if rule.action is Action.BLOCK and unseen(rule) is None]
+                    blocked = [rule for rule in scope.rules if denies(rule) and unseen(rule) is None]
                     blind = [one for one in refusals if one.code is RefusalCode.UNSEEN]
                     unheld = [
                         Refusal(ref=rule.ref, uid=identity.uid, reason=_NOT_CHOSEN, code=RefusalCode.NOT_CHOSEN)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scope of a pod's own cgroup: what its next container is held to from its first call on, before anybody knows it.
 
-Only rules on paths that block, and the Allow rules among them: the runtime's own setup runs in the new cgroup too, and a posture
+Only rules on paths that deny, and the Allow rules among them: the runtime's own setup runs in the new cgroup too, and a posture
 that blocks what nobody allowed would end it. Policies that name a container are left out, for it may be another. Network rules
 are left out as well: a guard on the pod and one on the container would count each denial twice. Pure. Neighbour: `plan`.
 """
@@ -14,7 +14,7 @@ import msgspec
 
 from schemas.enforcement import ScopePlan
 from schemas.identity import Identity, Kind
-from schemas.verdict import DEFAULT_POSTURE, Action
+from schemas.verdict import DEFAULT_POSTURE
 
 
 def next_containers(living: Iterable[Identity]) -> list[Identity]:
@@ -43,6 +43,6 @@ def _next(cgroup: int, siblings: list[Identity]) -> Identity:
 def from_birth(template: ScopePlan) -> ScopePlan:
     """What of a container's scope may hold before the container is known."""
     paths = tuple(rule for rule in template.paths if rule.ref.policy != DEFAULT_POSTURE)
-    if all(rule.action is not Action.BLOCK for rule in paths):
+    if not any(rule.stops for rule in paths):
         paths = ()
     return msgspec.structs.replace(template, paths=paths, network=(), whitelist=(), posture=())

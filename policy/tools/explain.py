@@ -80,7 +80,7 @@ class Enforceability(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unenforced(msgspec.Struct, frozen=True, kw_only=True):
-    """Block rules of a policy, counted as they stand in its file, without those that nothing sees. `unseen`: rules of any action
+    """Block rules of a policy, and Allow rules whose limits deny, counted as they stand in its file, without those that nothing sees. `unseen`: rules of any action
     about what no sensor reports, each as a sentence. `unheld`: no backend of this version can hold them as
     written; `by_signal`: as many of those could be held if the policy opted in to kills. `host`: see `HOST_ONLY`."""
 
@@ -186,9 +186,7 @@ def _note(policy: Policy, rule: Rule, signal: bool) -> str:
 def unheld(policy: Policy, *, signal: bool = False) -> Unenforced:
     """How much of `policy` looks like a Block and is only audited. `signal`: as for `explain_policy`."""
     opted_in = signal or policy.signal
-    blocks = [
-        rule for rule in policy.rules if rule.action is Action.BLOCK and problem(rule) is None and unseen(rule) is None
-    ]
+    blocks = [rule for rule in policy.rules if denies(rule) and problem(rule) is None and unseen(rule) is None]
     # A comma list is one rule to whoever wrote it.
     blind = {rule.position: f"{rule.position} ({why})" for rule in policy.rules if (why := missing(rule)) is not None}
     # A rule with several sources is one rule to whoever wrote it.

@@ -11,29 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-from policy.rules.backends import ALL, NAMES, reason
+from policy.rules.backends import ALL, NAMES, denies, reason
 from policy.text.coverage import CANNOT, WATCHED, listed, missing, unseen
 from policy.tools.lint_findings import Finding, Together
 from schemas.backends import FLOOR
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause
 from schemas.rules import Rule
-from schemas.verdict import Action
 
 _WHERE: Final = "where the kernel does not offer"
 
 
 def unenforceable(together: Together) -> Iterator[Finding]:
-    """L110: a Block that nothing carries out."""
+    """L110: a Block that nothing carries out, or an Allow whose limit nothing does."""
     told: set[str] = set()
     for rule in together.rules:
         # A rule with several sources is one rule to whoever wrote it.
         # A rule about what nothing reports is L113's: "is only audited" would claim too much.
-        if (
-            rule.action is Action.BLOCK
-            and unseen(rule) is None
-            and (place := f"{rule.key} {rule.position}") not in told
-        ):
+        if denies(rule) and unseen(rule) is None and (place := f"{rule.key} {rule.position}") not in told:
             found = _unheld(rule, together)
             if found is not None:
                 told.add(place)
@@ -64,7 +59,7 @@ def ringed(together: Together) -> Iterator[Finding]:
     told: set[object] = set()
     for rule in together.rules:
         held = (holding.signal or together.signal[rule.key]) and reason(rule, Backend.SIGNAL, signal=True) is None
-        if rule.class_ is Class.FILE and rule.action is Action.BLOCK and held and rule.key not in told:
+        if rule.class_ is Class.FILE and denies(rule) and held and rule.key not in told:
             told.add(rule.key)
             yield Finding(
                 code="L114", rule=rule.ref, level="note",

@@ -84,6 +84,9 @@ def test_a_host_policy_holds_in_chosen_cgroups_only(policies: Any, host: Any) ->
     assert Planner(ruleset).plan("n1", identities, 1).scopes == ()
     refused = Planner(ruleset).plan("n1", identities, 1).refused
     assert ["host_cgroups" in one.reason for one in refused] == [True]
+    limited = HSP.format(spec="file: {matchPaths: [{path: /etc/shadow, readOnly: true}]}, action: Allow")
+    refused = Planner(compile_ruleset(policies(limited))).plan("n1", identities, 1).refused
+    assert ["host_cgroups" in one.reason for one in refused] == [True], "the limit of a rule that allows denies"
     plan = Planner(ruleset, PlanSettings(host_cgroups=("/user.slice/*", "/"))).plan("n1", identities, 1)
     assert [scope.cgroup_path for scope in plan.scopes] == ["/user.slice/a.scope"]
     assert plan.refused == ()  # held where it was asked for: nobody calls it refused

@@ -45,6 +45,12 @@ def test_the_next_container_of_a_pod_is_under_its_block_rules(policies: Any, ksp
     assert scope.signal
 
 
+def test_the_limit_of_a_rule_that_allows_denies_from_birth_too(policies: Any, ksp: Any, pod: Any) -> None:
+    limited = "file: {matchPaths: [{path: /etc/shadow, readOnly: true}]}, action: Allow"
+    (scope,) = of_pod(policies, ksp("a", limited, SIGNAL), [pod(1)])
+    assert [(rule.value, rule.read_only) for rule in scope.paths] == [("/etc/shadow", True)]
+
+
 def test_it_is_off_unless_asked_for(policies: Any, ksp: Any, pod: Any) -> None:
     assert not of_pod(policies, ksp("a", SHADOW, SIGNAL), [pod(1)], pods=False)
 

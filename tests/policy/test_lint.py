@@ -118,6 +118,11 @@ def test_host_rules_on_protected_processes() -> None:
     assert "L106" not in codes(spec)
 
 
+def test_the_limit_of_a_rule_that_allows_is_to_be_held_too() -> None:
+    assert unheld(files({"path": "/a", "action": "Allow", "readOnly": True})) is not None
+    assert unheld(files({"path": "/a", "action": "Allow"})) is None
+
+
 def test_a_block_that_this_version_does_not_hold_is_a_note() -> None:
     pattern = unheld(files(patterns=("/srv/*",)), annotations=SIGNAL)
     assert pattern is not None
