@@ -137,17 +137,34 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
     return asyncio.run(run())
 
 
-def readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T]:
-    """What can be read of `values`. One bad record hides no other: how many there are is said on standard error."""
-    found = []
-    bad: list[Permanent] = []
-    for value in values:
+class Unreadable:
+    """How many of `what` could not be read. One bad record hides no other: `tell` says on standard error how many there are."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._many = 0
+        self._first: Permanent | None = None
+
+    def read(self, decode: Callable[[S], T], value: S) -> T | None:
+        """`decode(value)`, or None."""
         try:
-            found.append(decode(value))
+            return decode(value)
         except Permanent as error:
-            bad.append(error)
-    if bad:
-        print(f"hauberk: {len(bad)} {what} left out, the first because: {bad[0]}", file=sys.stderr)
+            self._many += 1
+            self._first = self._first or error
+            return None
+
+    def tell(self) -> None:
+        """Once, when all were read."""
+        if self._many:
+            print(f"hauberk: {self._many} {self._what} left out, the first because: {self._first}", file=sys.stderr)
+
+
+def readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T]:
+    """What can be read of `values`; the rest is told as `Unreadable` does."""
+    bad = Unreadable(what)
+    found = [one for value in values if (one := bad.read(decode, value)) is not None]
+    bad.tell()
     return found
 
 

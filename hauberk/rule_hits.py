@@ -56,38 +56,41 @@ def rules_of(policy: Policy) -> list[RuleHits]:
     return list(rows.values())
 
 
-def count(policies: Iterable[Policy], alerts: Iterable[bytes]) -> dict[str, PolicyHits]:
-    """Policy key (`kind/namespace/name`) -> hits. Alerts of policies that are gone count for nobody."""
-    found: dict[str, PolicyHits] = {}
-    rows: dict[tuple[str, str], RuleHits] = {}
-    for policy in policies:
-        key = str(policy.key)
-        found[key] = PolicyHits(rules=rules_of(policy))
-        rows |= {(key, row.rule): row for row in found[key].rules}
-    known = named(found)
-    for value in alerts:
+class HitCount:
+    """`found`: policy key (`kind/namespace/name`) -> hits of the alerts that were counted; the alerts themselves are not kept."""
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self.found: dict[str, PolicyHits] = {}
+        self._rows: dict[tuple[str, str], RuleHits] = {}
+        for policy in policies:
+            key = str(policy.key)
+            self.found[key] = PolicyHits(rules=rules_of(policy))
+            self._rows |= {(key, row.rule): row for row in self.found[key].rules}
+        self._known = named(self.found)
+
+    def count(self, alert: bytes) -> None:
+        """One alert. Of a policy that is gone it counts for nobody."""
         try:
-            told = decode(value)
+            told = decode(alert)
         except DecodeError:
             # `get alerts` says which; a record that is none was nobody's hit.
-            continue
-        key = told.whose(known)
+            return
+        key = told.whose(self._known)
         if not key:
-            continue
-        mine = found[key]
+            return
+        mine = self.found[key]
         mine.suppressed += told.Suppressed
         if told.silence:
-            continue
+            return
         if told.Mode == "baseline":
             # Outside all of its rules: it is no rule's hit.
             mine.drift += told.Count
             mine.last = max(mine.last, told.UpdatedTime)
-            continue
-        row = rows.get((key, told.Rule))
+            return
+        row = self._rows.get((key, told.Rule))
         for one in (mine, row) if row is not None else (mine,):
             if told.beside:
                 one.shadow += told.Count
             else:
                 one.hits += told.Count
             one.last = max(one.last, told.UpdatedTime)
-    return found

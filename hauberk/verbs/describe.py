@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
@@ -21,6 +21,10 @@ WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert":
 }
 CLUSTER = ("pod", "service")
 """What the cluster alone knows of."""
+_LATEST: Final = 10
+"""Alerts of a policy or a workload that are shown."""
+_SAME: Final = 100
+"""Alerts of one id that are shown: repeats of a publication that was tried again, and those of several policies."""
 _SELECTED = ("POLICY", "CONTAINERS", "MODE", "NODE", "STATE", "WHY")
 _COLUMNS = ("NODE", "POLICY", "RULE", "BACKEND", "CODE", "REASON")
 SINGULAR = {plural: singular for singular, plural in WHAT.items()} | {f"{one}s": one for one in CLUSTER}
@@ -53,13 +57,13 @@ def main(argv: Sequence[str]) -> int:
         if given.what in CLUSTER:
             return await _of_cluster(bus, given)
         asked = argparse.Namespace(
-            what=WHAT[given.what], names=[] if given.what == "alert" else [given.name], namespace=given.namespace, selector="",
-            output="wide", limit=1_000_000,
-        )  # fmt: skip
-        found = await get._once(bus, asked)
-        values = found.values
+            what=WHAT[given.what], names=[given.name], namespace=given.namespace, selector="", output="wide"
+        )
         if given.what == "alert":
-            values = [value for value in values if value.EventID == given.name]
+            asked.names, asked.limit = [], _SAME
+            values = (await get.alerts(bus, asked, lambda alert: alert.EventID == given.name)).values
+        else:
+            values = (await get._once(bus, asked)).values
         if not values:
             print(
                 f"hauberk describe: expected {given.what} `{given.name}`, there is none; `hauberk get {asked.what}` lists them",
@@ -92,14 +96,17 @@ def main(argv: Sequence[str]) -> int:
             await _node_of_cluster(bus, given)
         if of_policy or given.what == "workload":
             asked = argparse.Namespace(
-                what="alerts", names=[], namespace=None, selector="", output="table", limit=1_000_000
+                what="alerts", names=[], namespace=None, selector="", output="table", limit=_LATEST
             )
-            alerts = await get.alerts(bus, asked)
-            mine = [row for row in alerts.rows if row[3 if of_policy else 2] == given.name][-10:]
-            if mine:
+            alerts = await get.alerts(
+                bus,
+                asked,
+                lambda alert: (alert.PolicyName if of_policy else alert.ContainerName or alert.HostName) == given.name,
+            )
+            if alerts.rows:
                 print(
                     "\nLatest alerts:\n"
-                    + table(alerts.columns, [row[: len(alerts.columns)] for row in mine], whole=False)
+                    + table(alerts.columns, [row[: len(alerts.columns)] for row in alerts.rows], whole=False)
                 )
         return 0
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hauberk.client import add_output, add_scope, labels, readable, with_bus
+from hauberk.client import Unreadable, add_output, add_scope, labels, readable, with_bus
 from hauberk.client import parser as verb_parser
 from hauberk.output import age, plain, show
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bus.contract import Bus, Record
     from hauberk.nodes import RefusedRule
     from hauberk.rule_hits import PolicyHits
+    from schemas.alert import Alert
     from schemas.enforcement import InForce
 
 KINDS = {
@@ -137,7 +139,7 @@ def _values(records: Mapping[bytes, Record]) -> list[bytes]:
 
 async def _hits(bus: Bus) -> dict[str, PolicyHits]:
     """Hits of each rule of each policy, by the policy's key; a policy that cannot be read has none."""
-    from hauberk.rule_hits import count
+    from hauberk.rule_hits import HitCount
     from policy.documents import from_json
     from policy.rules.normalise import normalise
     from schemas.errors import PolicyError
@@ -149,38 +151,54 @@ async def _hits(bus: Bus) -> dict[str, PolicyHits]:
             known.append(normalise(from_json(record.value or b"")))
         except PolicyError:
             continue
-    return count(known, await _alerts(bus))
+    counted = HitCount(known)
+    await _each_alert(bus, counted.count)
+    return counted.found
 
 
-async def _alerts(bus: Bus) -> list[bytes]:
+async def _each_alert(bus: Bus, handle: Callable[[bytes], None]) -> None:
+    """Every alert that is on the bus now, none of them kept. Raises `Unavailable` when not all can be read."""
+    from bus.end_as_of_now import EndAsOfNow
     from schemas.topics import ALERTS
 
-    found: list[bytes] = []
-    end = await bus.end(ALERTS)
+    end = await EndAsOfNow.of(bus, (ALERTS,))
     async with bus.subscribe([ALERTS], None, "earliest") as subscription:
-        while any(subscription.position.get((ALERTS.name, part), 0) < offset for part, offset in end.items()):
-            batch = await subscription.take(5000, 0.5)
-            found += [delivery.record.value for delivery in batch if delivery.record.value is not None]
-            if not batch:
-                break
-    return found
+        while not end.reached(subscription.position):
+            for delivery in await subscription.take(5000, 0.5):
+                if delivery.record.value is not None:
+                    handle(delivery.record.value)
 
 
-async def alerts(bus: Bus, given: argparse.Namespace) -> Listing:
-    """The newest alerts on the bus."""
+async def alerts(bus: Bus, given: argparse.Namespace, asked: Callable[[Alert], bool] = lambda alert: True) -> Listing:
+    """The newest alerts on the bus, of those that are `asked` for. In order of time: that of reading is no order where a topic
+    has several partitions."""
+    from heapq import heappush, heappushpop
+
     from schemas.alert import decode_alert
 
     wanted = labels(given.selector)
-    found: list[Any] = []
-    for alert in readable(await _alerts(bus), decode_alert, "alerts"):
-        own = labels(alert.Labels)
+    newest: list[tuple[int, str, int, Alert]] = []
+    bad = Unreadable("alerts")
+    many = count()
+
+    def keep(value: bytes) -> None:
+        alert = bad.read(decode_alert, value)
+        if alert is None or not asked(alert):
+            return
         if (given.namespace and alert.NamespaceName != given.namespace) or (
             given.names and alert.PolicyName not in given.names
         ):
-            continue
-        if all(own.get(key) == text for key, text in wanted.items()):
-            found.append(alert)
-    found = found[-given.limit :]
+            return
+        if wanted:
+            own = labels(alert.Labels)
+            if any(own.get(key) != text for key, text in wanted.items()):
+                return
+        put = heappush if len(newest) < given.limit else heappushpop
+        put(newest, (alert.Timestamp, alert.UpdatedTime, next(many), alert))
+
+    await _each_alert(bus, keep)
+    bad.tell()
+    found = [alert for *_, alert in sorted(newest)]
     rows: list[tuple[object, ...]] = [
         (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
          alert.Operation, alert.Resource, alert.Result, alert.Enforcer, alert.ProcessName, alert.Severity, alert.EventID)

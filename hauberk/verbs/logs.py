@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -115,24 +114,19 @@ def printer(form: str) -> Callable[[Log], str]:
 
 
 async def _follow(bus: Bus, given: argparse.Namespace, passes: Callable[[Log], bool]) -> int:
+    from bus.end_as_of_now import EndAsOfNow
     from schemas.topics import ALERTS, TELEMETRY
 
     topics = {"policy": [ALERTS], "system": [TELEMETRY], "all": [ALERTS, TELEMETRY]}[given.log_filter]
     write = printer(given.output)
     left = given.limit
     read = written = 0
-    ends = dict(
-        zip((topic.name for topic in topics), await asyncio.gather(*(bus.end(topic) for topic in topics)), strict=True)
-    )
+    end = await EndAsOfNow.of(bus, topics)
     async with bus.subscribe(topics, None, given.start) as subscription:
         if sys.stderr.isatty():
             print(f"following {', '.join(topic.name for topic in topics)}; Ctrl-C ends it", file=sys.stderr)
         while True:
-            if given.no_follow and all(
-                subscription.position.get((name, part), 0) >= end
-                for name, parts in ends.items()
-                for part, end in parts.items()
-            ):
+            if given.no_follow and end.reached(subscription.position):
                 if read and not written:
                     print(f"hauberk logs: none of {read:,} records match the filters", file=sys.stderr)
                 return 0

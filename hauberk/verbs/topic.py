@@ -112,8 +112,10 @@ def _shown(delivery: Delivery) -> Any:
 async def _tail(bus: Bus, given: argparse.Namespace) -> int:
     import orjson
 
+    from bus.end_as_of_now import EndAsOfNow
     from schemas.topics import BY_NAME
 
+    end = await EndAsOfNow.of(bus, (BY_NAME[given.topic],))
     left = given.limit if given.limit is not None else -1
     async with bus.subscribe([BY_NAME[given.topic]], None, given.start) as subscription:
         waited = 0.0
@@ -135,7 +137,8 @@ async def _tail(bus: Bus, given: argparse.Namespace) -> int:
                 sys.stdout.write(orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
                 left -= 1
             sys.stdout.flush()
-            if given.until_quiet is not None and waited >= given.until_quiet:
+            # Before the end as of the start it is the bus that is slow, and quiet says nothing.
+            if given.until_quiet is not None and end.reached(subscription.position) and waited >= given.until_quiet:
                 return 0
     return 0
 

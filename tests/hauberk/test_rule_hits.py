@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from hauberk.rule_hits import count
+from hauberk.rule_hits import HitCount, PolicyHits
 from policy.parse import parse
 from policy.rules.normalise import normalise
 from schemas.rules import Policy
@@ -41,6 +41,13 @@ def alert(rule: str, type_: str = "MatchedPolicy", **fields: object) -> bytes:
     return json.dumps(
         {"PolicyName": "p", "Type": type_, "Rule": rule, "UpdatedTime": "2026-01-01T00:00:00Z"} | fields
     ).encode()
+
+
+def count(policies: list[Policy], alerts: list[bytes]) -> dict[str, PolicyHits]:
+    counted = HitCount(policies)
+    for one in alerts:
+        counted.count(one)
+    return counted.found
 
 
 def test_each_rule_has_its_own_count_and_one_never_hit_is_shown() -> None:
