@@ -103,6 +103,7 @@ class GroupSubscription(KafkaReader):
             return
         coordinator = consumer._coordinator
         self._buffer.clear()
+        self._behind.clear()
         self._forget_fetched()
         if coordinator.generation > 0:
             self._released.clear()

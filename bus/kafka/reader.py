@@ -55,6 +55,8 @@ class KafkaReader(ABC):
         self._due = math.inf
         self._interrupted = False
         self._position: dict[Partition, int] = {}
+        self._behind: dict[Partition, int] = {}
+        """After what was left out behind what is in the buffer: where the reader stands once that is handed out."""
         self._grants: dict[Partition, int] = {}
         self._revoking: set[Partition] = set()
         self._announced: set[Partition] = set()
@@ -238,6 +240,7 @@ class KafkaReader(ABC):
             size = sum(len(one.value or b"") for one in fresh) / len(fresh)
             self._record_size = max(256.0, self._record_size * 0.5 + size * 0.5)
             self._keep([delivered(topic, one) for one in fresh])
+        self._pass_left_out()
 
     def _keep(self, came: list[Delivery]) -> None:
         self._buffer.extend(came)
@@ -252,10 +255,20 @@ class KafkaReader(ABC):
         for one in came:
             if isinstance(one, UnreadBatch):
                 self._lose(Gap(*mine, one.offset, one.last, f"{one.why}; find out who writes to this topic"))
-        records = [one for one in came if not isinstance(one, UnreadBatch)]
-        if not records and not any((one.topic.name, one.partition) == mine for one in self._buffer):
-            self._position[mine] = came[-1].last + 1
-        return records
+        if isinstance(came[-1], UnreadBatch):
+            self._behind[mine] = came[-1].last + 1
+        return [one for one in came if not isinstance(one, UnreadBatch)]
+
+    def _pass_left_out(self) -> None:
+        """Stand behind what was left out, where everything before it is handed out: the end is reached also where nothing follows."""
+        if not self._behind:
+            return
+        waiting = {(one.topic.name, one.partition) for one in self._buffer}
+        for mine in self._behind.keys() - waiting:
+            offset = self._behind.pop(mine)
+            # Of what is being taken away the buffer is dropped, not handed out.
+            if mine in self._grants and mine not in self._revoking:
+                self._position[mine] = max(self._position.get(mine, 0), offset)
 
     def _expected(self, mine: Partition) -> int:
         """The offset after the newest that is in the buffer."""
@@ -274,6 +287,7 @@ class KafkaReader(ABC):
                 self._position[mine] = delivery.offset + 1
                 size += delivery.record.size
                 batch.append(delivery)
+        self._pass_left_out()
         # What is left is due: it waited for as long as what was before it.
         self._due = 0.0 if self._buffer else math.inf
         return batch
@@ -293,6 +307,7 @@ class KafkaReader(ABC):
     def _skip(self, topic: Topic, number: int, offset: int, begin: int, end: int) -> None:
         """Set the position to where reading can go on from `offset`."""
         mine = (topic.name, number)
+        self._behind.pop(mine, None)
         self._position[mine] = min(max(offset, begin), end)
         if offset < begin:
             self._lose(Gap(topic.name, number, offset, begin - 1, _RETENTION))
@@ -323,6 +338,7 @@ class KafkaReader(ABC):
     def _lost_all(self) -> None:
         self._grants.clear()
         self._position.clear()
+        self._behind.clear()
         self._revoking.clear()
         self._buffer.clear()
 

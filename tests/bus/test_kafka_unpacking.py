@@ -153,6 +153,24 @@ async def test_a_table_goes_on_behind_it(
     assert [one for one in caplog.messages if "unpacks to more than" in one and kafka_prefix in one]
 
 
+async def test_the_end_is_reached_where_nothing_lies_behind_it(bus: KafkaBus, kafka: Any, kafka_prefix: str) -> None:
+    """Who reads to the end as of its start would wait there for the next record, and a follower never be ready."""
+    for topic in (EVENTS_RAW, INVENTORY):
+        await bus.publish(topic, [Record(b"n1", b"before")])
+        await send(kafka, topic.named(kafka_prefix), "zstd", b"k" * (KEY_BYTES + 1), b"bad")
+        await bus.publish(topic, [Record(b"n1", b"between")])
+        await send(kafka, topic.named(kafka_prefix), "zstd", b"k" * (KEY_BYTES + 1), b"bad")
+    async with asyncio.timeout(60):
+        assert (await bus.latest(INVENTORY))[b"n1"].value == b"between"
+        for most in (1, 10):
+            found: list[Any] = []
+            async with bus.subscribe((EVENTS_RAW,), None, "earliest") as reader:
+                while reader.position[EVENTS_RAW.name, 0] < (await bus.end(EVENTS_RAW))[0]:
+                    found += await reader.take(most, 1.0)
+                assert [one.record.value for one in found] == [b"before", b"between"]
+                assert [(gap.first, gap.last) for gap in reader.gaps] == [(1, 1), (3, 3)]
+
+
 async def test_what_we_publish_at_most_is_read(bus: KafkaBus, kafka: Any, kafka_prefix: str) -> None:
     """The largest record that settings allow fits, with a key and headers."""
     most = 4 << 20
