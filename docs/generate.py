@@ -3,7 +3,7 @@
 
 Pages: cli.md (verbs' parsers), settings.md (settings structs), refusals.md (codes), metrics.md, topics.md (the topic table, msgpack layouts, checksums of
 the schemas that `hauberk topic schema` prints), and Grafana's dashboards (`hauberk.dashboards`). `policy.tools.reference` does the same for docs/policies.md; SECURITY.md gets its table of attacks from the markers in tests/attacks,
-docs/bus.md its table of faults from those in tests/, docs/scaling.md its figures from benchmarks/sizing.json.
+docs/bus.md its table of faults from those in tests/ and that of accounts from the topic table, docs/scaling.md its figures from benchmarks/sizing.json.
 """
 
 from __future__ import annotations
@@ -288,6 +288,39 @@ def faults(text: str) -> str:
     return f"{head}<!-- generated: faults -->\n{made}\n<!-- end -->\n{tail}"
 
 
+def accounts(text: str) -> str:
+    """docs/bus.md with its table of accounts made again: what each role writes and reads, of which topics and as which groups."""
+    from bus.kafka.acls import Grant, grants
+    from bus.kafka.settings import KafkaSettings
+    from hauberk.topic_grants import groups
+    from schemas.topics import TOPICS, Role
+
+    head, rest = text.split("<!-- generated: accounts -->\n", 1)
+    tail = rest.split("<!-- end -->\n", 1)[1]
+    names = {topic.named(""): topic.name for topic in TOPICS}
+    known = groups(KafkaSettings(prefix=""), "processors")
+
+    def shown(granted: list[Grant]) -> str:
+        return ", ".join(
+            f"`{names.get(one.name, one.name)}{'*' * one.prefixed}`" if one.name else "all" for one in granted
+        )
+
+    rows = ["| role | writes | reads | groups | more |", "|---|---|---|---|---|"]
+    for role in Role:
+        granted = grants(role, "", known)
+        topics = [one for one in granted if one.resource == "topic"]
+        cells = [shown([one for one in topics if one.operation == operation]) for operation in ("Write", "Read")]
+        cells.append(shown([one for one in granted if one.resource == "group" and one.operation == "Read"]))
+        cells.append(
+            ", ".join(
+                f"{one.operation} on all {one.resource}s" for one in granted if not one.name and one.operation != "Read"
+            )
+        )
+        rows.append(f"| `{role}` | {' | '.join(cell or '-' for cell in cells)} |")
+    made = "\n".join(rows)
+    return f"{head}<!-- generated: accounts -->\n{made}\n<!-- end -->\n{tail}"
+
+
 def scaling(text: str) -> str:
     """docs/scaling.md with its tables computed again from what was measured."""
     spec = spec_from_file_location("sizing", HERE.parent / "benchmarks/sizing.py")
@@ -315,7 +348,7 @@ def pages() -> dict[Path, str]:
     bus = HERE / "bus.md"
     made |= {policies: refreshed(policies.read_text()), limits: security(limits.read_text())}
     size = HERE / "scaling.md"
-    return made | {bus: faults(bus.read_text()), size: scaling(size.read_text())}
+    return made | {bus: accounts(faults(bus.read_text())), size: scaling(size.read_text())}
 
 
 def main() -> int:
