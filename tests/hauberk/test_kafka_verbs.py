@@ -7,17 +7,25 @@ import asyncio
 import json
 import re
 import signal
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka_roles import POLICY_FILE, Roles, eventually, metric, played, roles_on
+import yaml
+from kafka_roles import POLICY, POLICY_FILE, Roles, eventually, metric, played, roles_on
 
+from bus.contract import Delivery, Record
 from bus.kafka.administration import Administration
 from bus.kafka.settings import KafkaSettings
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, Topic
+from schemas import expand, telemetry
+from schemas.enforcement import Receipt, digest
+from schemas.enforcement import encode as encode_receipt
+from schemas.identity import decode as decode_identity
+from schemas.operations import Backend
+from schemas.topics import ALERTS, ENFORCEMENT_STATUS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, TELEMETRY, Topic
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -111,7 +119,72 @@ async def test_verbs_with_the_brokers_and_a_store(cluster: Roles) -> None:
     assert re.search(r"(?m)^ok +brokers +`\S+` has the 12 topics", doctor), doctor
     assert re.search(r"(?m)^ok +summaries +`\S+` holds [1-9]\d* identities", doctor), doctor
     assert counts.end(signal.SIGTERM) == 0, counts.said()
+    await _lists_what_is_there(cluster, told)
     assert processor.end(signal.SIGTERM) == 0, processor.said()
+
+
+async def _lists_what_is_there(cluster: Roles, told: list[Delivery]) -> None:
+    """Each verb that lists, against what the test reads from the brokers by itself."""
+    receipt = Receipt(
+        node="n0", generation=7, digest=digest(()), applied_ns=time.time_ns(), took_ms=1.5, backends=(Backend.CGROUP,),
+        scopes=2, rules=3,
+    )  # fmt: skip
+    await cluster.put(ENFORCEMENT_STATUS, [Record(b"n0", encode_receipt(receipt))])
+    alerts = [json.loads(one.record.value or b"") for one in told]
+    ids = sorted(alert["EventID"] for alert in alerts)
+    times = sorted(alert["UpdatedTime"] for alert in alerts)
+    hits = sum(alert.get("Count", 1) for alert in alerts if alert["Type"] == "MatchedHostPolicy")
+    assert len({one.partition for one in told}) > 1, "alerts lie on several partitions"
+    assert hits > 100
+
+    [policy] = json.loads(await cluster.says("get", "policies", "-o", "json"))
+    assert policy["spec"] == POLICY["spec"]
+    assert policy["status"]["hits"] == hits
+    assert await cluster.says("get", "hsp", "-o", "name") == "hsp/everything\n"
+    shown = json.loads(await cluster.says("get", "alerts", "-o", "json", "--limit", "100000"))
+    assert sorted(alert["EventID"] for alert in shown) == ids
+    assert [alert["UpdatedTime"] for alert in shown] == times
+    shown = json.loads(await cluster.says("get", "alerts", "-o", "json", "--limit", "25"))
+    assert [alert["UpdatedTime"] for alert in shown] == times[-25:]
+    there = {identity.uid: identity for identity in map(decode_identity, await _values(cluster, INVENTORY))}
+    workloads = json.loads(await cluster.says("get", "workloads", "-o", "json"))
+    assert {one["uid"] for one in workloads} == there.keys()
+    [node] = json.loads(await cluster.says("get", "nodes", "-o", "json"))
+    assert (node["node"], node["receipt"]["generation"], node["receipt"]["rules"]) == ("n0", 7, 3)
+
+    described = await cluster.says("describe", "policy", "everything")
+    assert yaml.safe_load(described.split("\n\n")[0])["status"]["hits"] == hits
+    latest = described.split("\nLatest alerts:\n")[1].splitlines()[1:]
+    assert [line.split()[0] for line in latest] == [at[11:19] for at in times[-10:]]
+    described = yaml.safe_load((await cluster.says("describe", "node", "n0")).split("\n\n")[0])
+    assert (described["node"], described["receipt"]["generation"]) == ("n0", 7)
+    one = next(alert for alert in alerts if ids.count(alert["EventID"]) == 1)
+    described = yaml.safe_load(await cluster.says("describe", "alert", one["EventID"]))
+    assert (described["EventID"], described["Resource"]) == (one["EventID"], one["Resource"])
+
+    lines = (await cluster.says("logs", "--from", "earliest", "--no-follow", "--json")).splitlines()
+    assert sorted(json.loads(line)["EventID"] for line in lines) == ids
+    system = ("logs", "--log-filter", "system", "--from", "earliest", "--no-follow", "--json")
+    rows = [log for value in await _values(cluster, TELEMETRY) for log in expand.logs(telemetry.decode(value))]
+    assert len((await cluster.says(*system)).splitlines()) == len(rows)
+
+    tail = await cluster.says("topic", "tail", "alerts", "--from", "earliest", "--until-quiet", "1")
+    found = {(line["partition"], line["offset"]): line["value"] for line in map(json.loads, tail.splitlines())}
+    assert found == {(one.partition, one.offset): alert for one, alert in zip(told, alerts, strict=True)}
+    [line] = (await cluster.says("topic", "tail", "policies", "--from", "earliest", "--until-quiet", "1")).splitlines()
+    assert json.loads(line)["value"] == POLICY
+
+
+async def _values(cluster: Roles, topic: Topic) -> list[bytes]:
+    """What is on a topic; the newest of each key where it is compacted."""
+    if topic.compacted:
+        return [record.value for record in (await cluster.bus.latest(topic)).values() if record.value is not None]
+    found: list[bytes] = []
+    async with cluster.bus.subscribe((topic,), None, "earliest") as reader:
+        ends = await cluster.bus.end(topic)
+        while any(reader.position[topic.name, number] < end for number, end in ends.items()):
+            found += [one.record.value for one in await reader.take(1000, 1.0) if one.record.value is not None]
+    return found
 
 
 async def test_verbs_say_what_they_lack(cluster: Roles) -> None:
