@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import kafka_cluster
+import msgspec
 import pytest
 from kafka_topics import create_topics
 from stopping import ends
 
+from bus.contract import Record
+from bus.kafka.bus import KafkaBus
+from bus.kafka.settings import KafkaSettings
+from schemas.alert import Alert
+from schemas.enforcement import Plan, digest
+from schemas.enforcement import encode as encode_plan
+from schemas.identity import Identity, Kind, encode
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, INVENTORY
+
+POLICY = str(Path(__file__).parents[2] / "examples/policies/host-audit-shadow.yaml")
 NOBODY = "127.0.0.1:1"
 OTHERS = ("processor", "planner", "sink")
 
@@ -93,6 +104,57 @@ async def test_a_stop_while_the_broker_hangs(
                     await asyncio.to_thread(one.until, "kafka: away")
             for one in running:
                 await asyncio.to_thread(ends, one, tmp_path)
+        finally:
+            cluster.resume()
+
+
+FOLLOWING = (
+    ("logs", "--from", "earliest", "--json"), ("get", "policies", "-w"), ("get", "alerts", "-w"),
+    ("topic", "tail", "alerts", "--from", "earliest"), ("apply", "-f", POLICY, "--wait", "300"),
+)  # fmt: skip
+
+
+@pytest.mark.fault(
+    "Ctrl-C of a verb that follows (`logs`, `get -w`, `topic tail`, `apply --wait`) while the broker hangs (SIGSTOP), `apply` also "
+    "when it has noticed",
+    "ends within a second",
+)
+async def test_a_verb_that_follows_ends_while_the_broker_hangs(
+    hauberk: Any, kafka_clusters: Any, until: Any, tmp_path: Path
+) -> None:
+    cluster = kafka_clusters()
+    await asyncio.to_thread(cluster.start)
+    await create_topics(cluster.bootstrap, "ends.", 2)
+    bus = await KafkaBus.open(KafkaSettings(bootstrap=cluster.bootstrap, prefix="ends."))
+    alert: Any = Alert(Timestamp=1, UpdatedTime="2026-01-01T00:00:00.000000Z", EventID="n1:b:1", PolicyName="p")
+    node = Identity(kind=Kind.NODE, node="n1", uid="node-n1")
+    plan = Plan(node="n1", generation=1, digest=digest(()), scopes=())
+    try:
+        await bus.publish(ALERTS, [Record(b"n1", msgspec.json.encode(alert))])
+        # `apply --wait` waits for a node that is there and says nothing.
+        await bus.publish(INVENTORY, [Record(node.key, encode(node))])
+        await bus.publish(ENFORCEMENT_DESIRED, [Record(b"n1", encode_plan(plan))])
+    finally:
+        await bus.close()
+    settings = {"type": "kafka", "bootstrap": cluster.bootstrap, "prefix": "ends."}
+    there = {"HAUBERK__BUS": json.dumps(settings)}
+    assert (await asyncio.to_thread(hauberk, "apply", "-f", POLICY, **there)).returncode == 0
+    # Of those, `apply --wait` alone goes on when it has noticed.
+    for noticed, verbs, more in (
+        (False, FOLLOWING, {}),
+        (True, FOLLOWING[-1:], {"away_seconds": 2.0, "call_seconds": 3.0}),
+    ):
+        there = {"HAUBERK__BUS": json.dumps(settings | more)}
+        running = [hauberk.start(*words, **there) for words in verbs]
+        for one in running:
+            await until(lambda: one.told() or "waiting for n1" in one.said() or one.process.poll() is not None)  # noqa: B023
+            assert one.process.poll() is None, one.said()
+        cluster.pause()
+        try:
+            for one in running:
+                if noticed:
+                    await asyncio.to_thread(one.until, "cannot be followed")
+                await asyncio.to_thread(ends, one, tmp_path, 130)
         finally:
             cluster.resume()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon a role that runs as a process ends after Ctrl-C, held to the pace of the machine."""
+"""How soon a role or a verb that runs as a process ends after Ctrl-C, held to the pace of the machine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def pace(where: Path) -> float:
     return time.monotonic() - began
 
 
-def ends(running: Any, where: Path) -> None:
-    """Within a second of SIGINT on a quiet machine: a second, or 40 times what `pace` says right before and after."""
+def ends(running: Any, where: Path, code: int = 0) -> None:
+    """Within a second of SIGINT on a quiet machine, with exit code `code`: a second, or 40 times what `pace` says right before and after."""
     before_and_after = [pace(where)]
     process = running.process
     ran, queued = before = waited(process.pid)
@@ -50,5 +50,5 @@ def ends(running: Any, where: Path) -> None:
     took = time.monotonic() - began - (queued - before[1])
     before_and_after.append(pace(where))
     assert took < max(1.0, 40 * max(before_and_after)), (took, before_and_after, running.said())
-    assert process.returncode == 0, running.said()
+    assert process.returncode == code, running.said()
     assert "Traceback" not in running.said(), running.said()
