@@ -9,7 +9,7 @@ import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,8 +23,10 @@ from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.node_claim import Claiming
 from hauberk.page import listening, open_page
 from hauberk.spooling import spooled
+from hauberk.topic_watch import TopicWatch
 from hauberk.up import load_sensor, prepare, say, tell_runtimes
 from schemas.errors import HauberkError, SettingsError
+from schemas.topics import Role
 from sensors.node.sensor import node_name
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from hauberk.sections import Configuration
     from hauberk.settings import LoadedSettings
 
+UNASKED: Final = (Role.PROCESSOR, Role.PLANNER)
+"""Roles that nobody connects to: not being ready takes nothing away. The page of a sink and the webhook of `cluster` would be away
+because of a topic, and the update of all nodes would stop at the first."""
 S = TypeVar("S", "Configuration", "NodeConfiguration")
 Built = tuple[list[tuple[str, service.Stage]], Exposure]
 """The stages of a role, in the order of their end, and where its metrics and health are shown."""
@@ -65,7 +70,9 @@ async def _part(
         if spool is not None:
             bus = await spooled(bus, settings.bus, spool(settings), node_name(settings.sensor))
         kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
-        telling = [asyncio.create_task(disk.report(far)), asyncio.create_task(_last_look(far, stop))]
+        role = Role(name.split()[0])
+        topics = TopicWatch(far, role)
+        telling = [asyncio.create_task(one) for one in (disk.report(far), _last_look(far, stop), topics.run())]
         memory = ProcessMemory(settings)
         caches.of_bus(memory, bus)
         telling.append(asyncio.create_task(memory.keep_low()))
@@ -81,6 +88,8 @@ async def _part(
                 exposure.collect(lambda: [("memory", memory.stats())])
                 exposure.collect(supervision.shown(kept))
                 exposure.ready_when(health.of_stages(kept))
+                if role in UNASKED:
+                    exposure.ready_when(topics.checks)
                 give_back()
                 print(f"hauberk {name}: running", file=sys.stderr, flush=True)
                 service.notify("READY=1")

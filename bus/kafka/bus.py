@@ -14,6 +14,7 @@ from bus.follow import opened
 from bus.kafka.batches import check_codec
 from bus.kafka.broadcast import BroadcastSubscription
 from bus.kafka.connection import BrokerLink
+from bus.kafka.forgetting import otherwise_forgotten
 from bus.kafka.group import GroupSubscription
 from bus.kafka.offsets import BrokerOffsets
 from bus.kafka.producer import BatchProducer
@@ -129,6 +130,11 @@ class KafkaBus:
     async def forget(self, group: str) -> None:
         self._check()
         await self._offsets.forget(self.settings.prefix + group)
+
+    async def otherwise_forgotten(self, topics: Sequence[Topic]) -> dict[str, str]:
+        """Topic on the brokers -> what is wrong with how it forgets. Raises `Unavailable`, `NotGranted` where this account may ask of none."""
+        self._check()
+        return await otherwise_forgotten(self.link, topics)
 
     async def last_look(self) -> None:
         """See `BrokerLink`: at the end of a process nobody waits for brokers that are away."""

@@ -28,6 +28,7 @@ from bus.kafka.topic_configs import TopicSettings, wanted
 from bus.secret import Secret
 from enforcers.planner import PlannerEngine
 from hauberk.nodes import forget
+from hauberk.topic_watch import topics_of
 from schemas.errors import HauberkError, Unavailable
 from schemas.identity import Identity, Kind
 from schemas.identity import encode as encode_identity
@@ -214,7 +215,7 @@ async def test_a_role_works_with_its_grants_and_names_the_one_that_is_taken_away
 
 
 async def test_a_node_writes_only_what_a_node_writes(stand: Stand) -> None:
-    """An account of a node that was taken over: plans, policies, telemetry and alerts of processors are not its to write."""
+    """An account of a node that was taken over: plans, policies, telemetry and the progress of processors are not its to write."""
     async with Grants(stand.kafka.bootstrap) as grants, Work(stand, Role.NODE) as work:
         await grants.add(stand.lists[Role.NODE])
         await eventually(lambda: work.bus.publish(BY_NAME["events.raw"], [Record(b"node-1", b"frame")]))
@@ -225,6 +226,17 @@ async def test_a_node_writes_only_what_a_node_writes(stand: Stand) -> None:
             said = await refused(lambda topic=topic: work.bus.publish(topic, [Record(b"node-1", b"forged")]))
             assert f"Write on topic `{topic.named(PREFIX)}`" in said
             assert await ends_of(stand, topic) == ends, "nothing of it was written"
+
+
+async def test_how_topics_forget_is_told_to_who_may_ask(stand: Stand) -> None:
+    """A role's list lets it not, so it starts and says nothing; `cli` may, and who has DescribeConfigs beside the list."""
+    async with Grants(stand.kafka.bootstrap) as grants, Work(stand, Role.PLANNER) as work, Work(stand, Role.CLI) as cli:
+        await grants.add(stand.lists[Role.PLANNER])
+        await grants.add(stand.lists[Role.CLI])
+        mine = topics_of(Role.PLANNER)
+        await eventually(lambda: work.bus.latest(INVENTORY))
+        assert "DescribeConfigs on topic `acl." in await refused(lambda: work.bus.otherwise_forgotten(mine))
+        assert await eventually(lambda: cli.bus.otherwise_forgotten(TOPICS)) == {}
 
 
 async def test_only_the_planner_writes_plans(stand: Stand) -> None:
