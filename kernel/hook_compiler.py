@@ -47,6 +47,9 @@ def offsets(btf: Btf) -> str:
     for owner, name, path in _NEWER:
         if (newer := btf.member(owner, path)) is not None:
             lines.append(f"#define {macro(owner, name)} {newer.offset}")
+    _, _, parameters = btf.functions("bpf_lsm_path_rename").get("bpf_lsm_path_rename", (0, 0, 0))
+    if parameters > 4:
+        lines.append("#define K_RENAME_FLAGS 1")
     if btf.function_id("bpf_preempt_disable") is not None and btf.function_id("bpf_preempt_enable") is not None:
         lines.append("#define K_PREEMPT 1")
     return "\n".join(lines) + "\n"

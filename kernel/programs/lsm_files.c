@@ -8,6 +8,7 @@
 #define FMODE_EXEC_ 0x20 /* __FMODE_EXEC in f_flags: execve opens it, which asks by itself */
 #define O_APPEND_ 02000
 #define O_TRUNC_ 01000
+#define RENAME_EXCHANGE_ 2
 #define S_IFMT_HOOK 0170000
 #define S_IFDIR_HOOK 0040000
 
@@ -67,15 +68,23 @@ int lsm_path_link(struct bpf_raw_tracepoint_args *ctx)
     return leave(w, stop);
 }
 
-/* rename(old directory, old dentry, new directory, new dentry, flags); RENAME_EXCHANGE asks a second time, the other way round. */
+/* rename(old directory, old dentry, new directory, new dentry, flags). Of two names that change places each goes and comes: the kernel
+ * says so by a flag, and before Linux 5.19 by asking twice, the other way round first. What lies at the new name is asked about as itself. */
 int lsm_path_rename(struct bpf_raw_tracepoint_args *ctx)
 {
-    u64 inode = READ64(ctx->args[1], K_dentry__d_inode);
-    ENTER(CLASS_FILE, TABLE_HAS_FILE, OP_RENAME, ACCESS_DELETE | is_directory(inode));
+    u64 inode = READ64(ctx->args[1], K_dentry__d_inode), there = READ64(ctx->args[3], K_dentry__d_inode);
+    u32 goes = ACCESS_DELETE | is_directory(inode), comes = ACCESS_CREATE;
+#ifdef K_RENAME_FLAGS
+    if (ctx->args[4] & RENAME_EXCHANGE_) {
+        goes |= ACCESS_CREATE;
+        comes |= ACCESS_DELETE | is_directory(there);
+    }
+#endif
+    ENTER(CLASS_FILE, TABLE_HAS_FILE, OP_RENAME, goes);
     int stop = on_object(w, ctx->args[1], READ64(ctx->args[0], K_file__f_path__mnt - K_file__f_path), inode);
     if (!stop) {
-        w->access = w->b.access = ACCESS_CREATE;
-        stop = on_object(w, ctx->args[3], READ64(ctx->args[2], K_file__f_path__mnt - K_file__f_path), inode);
+        w->access = w->b.access = comes;
+        stop = on_object(w, ctx->args[3], READ64(ctx->args[2], K_file__f_path__mnt - K_file__f_path), there ? there : inode);
     }
     return leave(w, stop);
 }

@@ -34,9 +34,9 @@ def opened(path, flags=os.O_RDONLY):
         os.close(fd)
 
 
-def kept(path, write):
+def kept(path, write, flags=os.O_RDWR):
     """A descriptor that was there before."""
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, flags)
     try:
         write(fd)
     finally:
@@ -255,11 +255,14 @@ CALLS = {
     "unlink": os.unlink,
     "rmdir": os.rmdir,
     "rename": os.rename,
+    "exchange": lambda one, other: check(
+        libc.renameat2(-100, one.encode(), -100, other.encode(), 2)
+    ),  # RENAME_EXCHANGE
     "chmod": lambda path: os.chmod(path, 0o644),
     "chown": lambda path: os.chown(path, 1, 1),
     "truncate": lambda path: os.truncate(path, 0),
     "ftruncate": lambda path: kept(path, lambda fd: os.ftruncate(fd, 0)),
-    "fchmod": lambda path: kept(path, lambda fd: os.fchmod(fd, 0o644)),
+    "fchmod": lambda path: kept(path, lambda fd: os.fchmod(fd, 0o644), os.O_RDONLY),
     "deep": deep,
     "run": run,
     "memfd": memfd,

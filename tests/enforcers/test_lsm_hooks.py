@@ -55,7 +55,7 @@ def test_every_change_of_a_file_is_denied_by_its_path(bench: Any, tmp_path: Path
         *((DENIED, (call, new)) for call in ("creat", "mknod", "mkfifo", "mkdir", "symlink")),
         (DENIED, ("link", free, new)), (DENIED, ("link", secret, f"{tmp_path}/second")), (DENIED, ("rename", secret, new)),
         (DENIED, ("rename", free, secret)), (DENIED, ("rmdir", f"{tmp_path}/dir")),
-        ("ok", ("read", free)), ("ok", ("chmod", free)), ("ok", ("ftruncate", free)), ("ok", ("mkdir", f"{tmp_path}/made")),
+        ("ok", ("read", free)), ("ok", ("chmod", free)), ("ok", ("fchmod", free)), ("ok", ("ftruncate", free)), ("ok", ("mkdir", f"{tmp_path}/made")),
         ("ok", ("rename", f"{tmp_path}/other", f"{tmp_path}/moved")),
     )  # fmt: skip
     assert not (tmp_path / "new").exists(), "nothing is left of what was denied"
@@ -74,9 +74,64 @@ def test_limits_leave_their_part_free(bench: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     config = f"{tmp_path}/config"
     bench.expect(
-        ("ok", ("read", config)), *((DENIED, (call, config)) for call in ("write", "trunc", "truncate", "unlink", "chmod")),
+        ("ok", ("read", config)), *((DENIED, (call, config)) for call in ("write", "trunc", "truncate", "unlink", "chmod", "fchmod")),
         ("ok", ("read", f"{tmp_path}/mine")), (DENIED, ("read", f"{tmp_path}/theirs")),
     )  # fmt: skip
+
+
+def test_what_was_opened_before_the_rule(bench: Any, tmp_path: Path) -> None:
+    """Its size, mode and owner are asked about by what it is, whatever descriptor leads to it."""
+    (tmp_path / "secret").write_text("secret")
+    with open(tmp_path / "secret", "r+b") as before, open(tmp_path / "free", "w+b") as free:
+        bench.hold(files(f"{{path: {tmp_path}/secret}}"))
+        numbers = before.fileno(), free.fileno()
+        calls = [(call, number) for number in numbers for call in ("truncate", "chmod", "chown")]
+        process = bench.box.start(
+            sys.executable, "-S", CALLS, json.dumps(calls), stdout=subprocess.PIPE, pass_fds=numbers
+        )
+        assert json.loads(process.communicate(timeout=300)[0]) == [DENIED] * 3 + ["ok"] * 3
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_file_without_a_name_is_one_of_its_directory(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    bench.hold(f"file: {{matchDirectories: [{{dir: {tmp_path}/closed/, recursive: true}}]}}, action: Block")
+    bench.expect((DENIED, ("tmpfile", f"{tmp_path}/closed")), ("ok", ("tmpfile", str(tmp_path))))
+
+
+def test_directories_above_keep_their_names(bench: Any, tmp_path: Path) -> None:
+    """Renamed or exchanged, from either side, they would give what lies below them another path."""
+    for name in ("top/in/secret", "free/file", "other/file", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    bench.hold(files(f"{{path: {tmp_path}/top/in/secret}}"))
+    top, inner, secret, free, other, file = (
+        f"{tmp_path}/{name}" for name in ("top", "top/in", "top/in/secret", "free", "other", "file")
+    )
+    bench.expect(
+        (DENIED, ("rename", top, f"{tmp_path}/moved")), (DENIED, ("rename", inner, f"{tmp_path}/moved")),
+        *((DENIED, ("exchange", *pair)) for held in (top, inner) for one in (free, file) for pair in ((one, held), (held, one))),
+        (DENIED, ("exchange", file, secret)), (DENIED, ("exchange", secret, file)),
+        ("ok", ("exchange", free, other)), ("ok", ("exchange", file, f"{free}/file")), ("ok", ("rename", free, f"{tmp_path}/moved")),
+    )  # fmt: skip
+    assert Path(secret).read_text() == "top/in/secret"
+
+
+def test_the_owner_of_what_a_rename_replaces_counts(bench: Any, tmp_path: Path) -> None:
+    for name in ("mine", "theirs", "new", "of-others", "more"):
+        (tmp_path / name).write_text(name)
+    for name in ("theirs", "of-others"):
+        os.chown(tmp_path / name, 4242, 4242)
+    bench.hold(files(*(f"{{path: {tmp_path}/{name}, ownerOnly: true}}" for name in ("mine", "theirs", "none"))))
+    mine, theirs, new, of_others, more, none = (
+        f"{tmp_path}/{name}" for name in ("mine", "theirs", "new", "of-others", "more", "none")
+    )
+    bench.expect(
+        (DENIED, ("rename", new, theirs)), (DENIED, ("exchange", new, theirs)), (DENIED, ("exchange", theirs, new)),
+        (DENIED, ("rename", of_others, none)), ("ok", ("rename", more, none)), ("ok", ("exchange", of_others, mine)),
+    )  # fmt: skip
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert (tmp_path / "mine").read_text() == "of-others"
 
 
 def test_patterns_are_asked_in_the_kernel(bench: Any, tmp_path: Path) -> None:
