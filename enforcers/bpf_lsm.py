@@ -15,14 +15,14 @@ from typing import Final
 
 import msgspec
 
-from enforcers import machines, networks, paths
+from enforcers import above, machines, networks, paths
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.btf import VMLINUX
 from kernel.features import locked_down
 from kernel.hooks import HOOKS
 from policy.judge.presets import RUNTIMES
 from schemas.enforcement import PathRule, Refusal, ScopePlan
-from schemas.kernel import NET_KEY, RULE, RULE_KEY, RuleAction, RuleKind, ScopeFlag
+from schemas.kernel import NET_KEY, RULE, RULE_KEY, RuleKind, ScopeFlag
 from schemas.lsm import TableFlag
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause, RefusalCode
@@ -143,7 +143,7 @@ class LsmEnforcer(Everywhere):
             flags |= TableFlag.PATTERNS
         if self._shadow:
             flags |= TableFlag.SHADOW
-        guards = _guards(held, ident)
+        guards = above.guards(held, ident)
         if guards:
             flags |= TableFlag.GUARDS
         header = (
@@ -158,10 +158,12 @@ class LsmEnforcer(Everywhere):
         )
         if flags & TableFlag.WHITELIST_NETWORK:
             whole |= {RuleRef(DEFAULT_POSTURE)}
+        left = above.unguarded(held, self.backend, scope.uid)
+        whole -= {one.ref for one in left}
         lost = {rule.cls for rule in scope.paths if rule.ref in left_out}
         return TablePart(
             entries={"rules": (header, *entries, *guards), "net_rules": peers}, flags=ScopeFlag.ENFORCE_LSM,
-            rules=len(carried | networked), refused=refused, carried=frozenset(whole),
+            rules=len(carried | networked), refused=refused, partial=left, carried=frozenset(whole),
             whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes), cells=cells,
             hidden=any(rule.match == "pattern" and rule.frees for rule in held),
         )  # fmt: skip
@@ -209,7 +211,12 @@ def _in_shadow(part: TablePart, scope: ScopePlan) -> TablePart:
         if ref not in left_out
     )
     return msgspec.structs.replace(
-        part, rules=0, refused=(*part.refused, *told), carried=frozenset[RuleRef](), whole=frozenset[Class]()
+        part,
+        rules=0,
+        refused=(*part.refused, *told),
+        partial=(),
+        carried=frozenset[RuleRef](),
+        whole=frozenset[Class](),
     )
 
 
@@ -220,16 +227,3 @@ def _depths(rules: Iterable[PathRule]) -> int:
         if rule.match in _DIRECTORIES:
             bits |= 1 << min(rule.value.count("/") - 1, _DEEPEST)
     return bits
-
-
-def _guards(rules: Iterable[PathRule], ident: Ident) -> Entries:
-    """The directories above what is forbidden by its path: renamed, they would take it to a path without rules."""
-    above: set[str] = set()
-    for rule in rules:
-        if rule.stops and rule.match in ("path", *_DIRECTORIES):
-            parts = rule.value.rstrip("/").split("/")
-            above.update("/".join(parts[:end]) + "/" for end in range(2, len(parts)))
-    value = RULE.struct.pack(RuleAction.BLOCK, 0, 0, 0)
-    return tuple(
-        (RULE_KEY.struct.pack(0, ident(path), 0, Class.FILE, RuleKind.GUARD), value) for path in sorted(above)
-    )  # fmt: skip

@@ -47,6 +47,7 @@ class RefusalCode(StrEnum):
     OTHER_FAMILIES = "other-families"
     AUTOBIND = "autobind"
     LATE = "late"
+    MOVED = "moved"
     SHADOW = "shadow"
 
     @classmethod
@@ -59,7 +60,7 @@ class RefusalCode(StrEnum):
         return self in _PARTIAL
 
 
-_PARTIAL: Final = frozenset({RefusalCode.OTHER_FAMILIES, RefusalCode.AUTOBIND, RefusalCode.LATE})
+_PARTIAL: Final = frozenset({RefusalCode.OTHER_FAMILIES, RefusalCode.AUTOBIND, RefusalCode.LATE, RefusalCode.MOVED})
 
 MEANING: Final = {
     RefusalCode.UNSPECIFIED: "Written by a version without codes, or with a code that this version does not know; the sentence says why.",
@@ -96,6 +97,7 @@ MEANING: Final = {
     RefusalCode.AUTOBIND: "Enforced at bind; a listen without bind gets an ephemeral port without being asked.",
     RefusalCode.SHADOW: "The node's settings make the backend a shadow (`enforcement.shadow`): it counts and tells what it would deny.",
     RefusalCode.LATE: "Enforced by a kill as the call ends: what it did to files has happened by then.",
+    RefusalCode.MOVED: "Enforced; but a directory that a pattern's wildcards stand for can be renamed, and the pattern may not cover its new name.",
 }  # fmt: skip
 """RefusalCode -> what it means, one sentence."""
 

@@ -98,6 +98,47 @@ def plain(sequence: Sequence) -> str | None:
     return "".join(letters)
 
 
+def directory(sequence: Sequence) -> str:
+    """The deepest directory, with its slash, that everything that matches lies below: as deep as the pattern is plain text. "" when it does
+    not begin with a slash."""
+    letters = []
+    for node in sequence:
+        if node == DIRECTORIES:
+            letters.append("/")
+        if not isinstance(node, One) or not node.literal:
+            break
+        letters.append(chr(node.ranges[0][0]))
+    text = "".join(letters)
+    return text[: text.rfind("/") + 1]
+
+
+def movable(sequence: Sequence) -> bool:
+    """Whether what matches may lie in a directory below `directory` that does not match itself, and by another name of which it would not
+    match any more. True also where that is not known."""
+    above = directory(sequence)
+    start = len(above)  # each letter of it is a node
+    if start and sequence[start - 1] == DIRECTORIES:
+        start -= 1
+    rest = sequence[start:]
+    if above == "/" and rest[:1] in ((DIRECTORIES,), (DOUBLE_STAR,)):
+        rest = rest[1:]  # anywhere: no other name leads out of it
+    if rest[-1:] == (DOUBLE_STAR,):
+        rest = rest[:-1]
+    elif rest[-2:] == (DIRECTORIES, STAR):
+        rest = rest[:-2]  # all that lies below, directories too
+    return _crosses(rest)
+
+
+def _crosses(sequence: Sequence) -> bool:
+    """Whether anything in `sequence` may be a slash."""
+    return any(
+        any(map(_crosses, node.options))
+        if isinstance(node, Either)
+        else any(low <= SLASH <= high for low, high in node.ranges)
+        for node in sequence
+    )
+
+
 def _error(pattern: str, at: int, expected: str) -> PolicyError:
     return PolicyError(f"expected {expected} at character {at + 1} of the pattern `{pattern}`")
 

@@ -25,6 +25,7 @@ from kernel.loading import LoadedPrograms, existing
 from policy.ruleset import PostureSettings
 from schemas.enforcement import PathRule, ScopePlan
 from schemas.operations import Class
+from schemas.refusals import RefusalCode
 from schemas.verdict import Action, RuleRef
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
@@ -135,15 +136,22 @@ def test_the_owner_of_what_a_rename_replaces_counts(bench: Any, tmp_path: Path) 
 
 
 def test_patterns_are_asked_in_the_kernel(bench: Any, tmp_path: Path) -> None:
-    for name in ("note.key", "d/note.key", "d/id_rsa", "file_ä", "file_x", "file_", "open"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("note.key", "d/note.key", "d/id_rsa", "file_ä", "file_x", "file_", "open", "app/a/x.pem", "free/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    patterns = (f"{tmp_path}/*.key", "/**/id_rsa", f"{tmp_path}/file_?", f"{tmp_path}/[n-p]p[a-f]n")
+    patterns = (
+        f"{tmp_path}/*.key", "/**/id_rsa", f"{tmp_path}/file_?", f"{tmp_path}/[n-p]p[a-f]n", f"{tmp_path}/app/*/*.pem",
+    )  # fmt: skip
     receipt = bench.hold(
         f"file: {{matchPatterns: [{', '.join(f'{{pattern: {json.dumps(one)}}}' for one in patterns)}]}}, action: Block"
     )
     assert receipt.refused == ()
+    assert [(one.ref.position, one.code) for one in receipt.partial] == [
+        ("spec.file.matchPatterns[4]", RefusalCode.MOVED)
+    ]
+    app, free = f"{tmp_path}/app", f"{tmp_path}/free"
     bench.expect(
+        (DENIED, ("rename", app, f"{tmp_path}/moved")), (DENIED, ("exchange", free, app)), ("ok", ("rename", free, f"{tmp_path}/moved")),
         (DENIED, ("read", f"{tmp_path}/note.key")), ("ok", ("read", f"{tmp_path}/d/note.key")),
         (DENIED, ("read", f"{tmp_path}/d/id_rsa")), (DENIED, ("read", f"{tmp_path}/file_ä")),
         (DENIED, ("read", f"{tmp_path}/file_x")), ("ok", ("read", f"{tmp_path}/file_")), (DENIED, ("read", f"{tmp_path}/open")),

@@ -186,3 +186,32 @@ def test_doubling_patterns_do_not_exhaust_memory() -> None:
     path = "/" + "".join("ab"[hash((number, 7)) & 1] for number in range(60_000))
     machine.match(path)
     assert machine.states * (machine._classes + 1) <= automata.MAX_CELLS
+
+
+@pytest.mark.parametrize(
+    ("pattern", "above", "movable"),
+    [
+        ("/srv/app/*.key", "/srv/app/", False),
+        ("/srv/app/a.key", "/srv/app/", False),
+        ("/srv/app/{a,b}.key", "/srv/app/", False),
+        ("/srv/app{/a,/b}/key", "/srv/", True),
+        ("/srv/a*", "/srv/", False),
+        ("/srv/a*/key", "/srv/", True),
+        ("/srv/[ab]/key", "/srv/", True),
+        ("/srv/**", "/srv/", False),
+        ("/srv/x?**", "/srv/", False),
+        ("/srv/**/*", "/srv/", False),
+        ("/srv/**/key", "/srv/", True),
+        ("/srv/**.key", "/srv/", True),
+        ("/srv/*/**", "/srv/", True),
+        ("/**/key", "/", False),
+        ("/**.key", "/", False),
+        ("/**/.ssh/*", "/", True),
+        ("/sr\\*v/*", "/sr*v/", False),
+        ("**", "", False),
+    ],
+)
+def test_the_directories_above_what_a_pattern_covers(pattern: str, above: str, movable: bool) -> None:
+    """Known by name down to the first wildcard; others may be renamed, and then what lies in them may not match any more."""
+    parsed = glob.parse(pattern)
+    assert (glob.directory(parsed), glob.movable(parsed)) == (above, movable)

@@ -49,7 +49,9 @@ def test_a_code_of_a_later_version_is_read_as_unspecified() -> None:
 
 @pytest.mark.parametrize("code", RefusalCode)
 def test_only_some_codes_leave_the_rule_in_force(code: RefusalCode) -> None:
-    assert code.partial == (code in (RefusalCode.OTHER_FAMILIES, RefusalCode.AUTOBIND, RefusalCode.LATE))
+    assert code.partial == (
+        code in (RefusalCode.OTHER_FAMILIES, RefusalCode.AUTOBIND, RefusalCode.LATE, RefusalCode.MOVED)
+    )
 
 
 def test_one_table_names_every_backend() -> None:
