@@ -46,6 +46,7 @@ struct asked {
     u32 tty;
     u32 direction; /* sockets: DIRECTION_* of the question about the address, 0: none */
     u32 number;    /* sockets: the protocol as rules name it */
+    u32 bound[4];  /* sockets: the address that it is bound to, where a peer is asked about */
     u32 exact;     /* a mapping of who is no loader: rules on the very file count alone */
     u32 forced;    /* to be stopped whatever the rules say of the object */
     u32 visibility; /* of the scope */

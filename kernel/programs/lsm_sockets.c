@@ -39,10 +39,9 @@ int sub_sockets(u64 argument)
         return 1;
     if (!direction || !internet)
         return 0;
-    u32 bound[4] = {};
-    __builtin_memcpy(q.key.address, w->b.address, 16);
     if (direction == DIRECTION_SEND)
-        destination(family, (u32 *)q.key.address, bound);
+        destination(family, (u32 *)w->b.address, w->bound);
+    __builtin_memcpy(q.key.address, w->b.address, 16);
     q.key.prefix = NET_FIXED_BITS + (family == AF_INET_ ? 32 : 128);
     return ask_both(w, &q, direction, kind, w->b.port) == ACTION_BLOCK;
 }
@@ -57,24 +56,39 @@ static __always_inline void socket_of(struct asked *w, u32 family, u32 type, u32
     w->number = tcp ? 6 : protocol_of(type, protocol);
 }
 
-/* An operation on a socket of `family`; `port` and `address` are asked about in `direction`, 0: in none. */
-static __always_inline int on_socket(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u16 port, const u8 *address)
+/* An operation on a socket of `family`, bound to `bound`; `port` and `address` are asked about in `direction`, 0: in none. */
+static __always_inline int on_socket(
+    u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u16 port, const u32 *address, const u32 *bound)
 {
     ENTER(CLASS_NETWORK, TABLE_HAS_NETWORK, operation, 0);
     socket_of(w, family, type, protocol);
     w->b.port = port;
     __builtin_memcpy(w->b.address, address, 16);
+    __builtin_memcpy(w->bound, bound, 16);
     w->direction = direction;
     int stop = sub_sockets_(w);
     stop = answer(w, stop);
     return leave(w, stop);
 }
 
-/* The same with an address that the caller gave. */
-static __always_inline int on_address(u32 operation, u32 direction, u32 family, u32 type, u32 protocol, u64 address, int length)
+/* What the kernel takes an address of the family `named` for: one of AF_UNSPEC is of the socket's own family where datagrams and raw packets
+ * are sent (udp_sendmsg, raw_sendmsg, rawv6_sendmsg, l2tp_ip_sendmsg), but no address for UDP of IPv6, and where an IPv4 socket is
+ * bound (inet_bind, smc_bind); raw_bind does not look. A connect with it disconnects. */
+static __always_inline u32 taken_for(u32 operation, u32 family, u32 type, u32 protocol, u32 named)
 {
-    u8 peer[16] = {};
-    u16 port = 0, named = address && length >= 2 ? READ16(address, 0) : 0;
+    u32 udp = type == 2 && (protocol == 17 || protocol == 136);
+    if (operation == OP_BIND && (family == AF_INET_ || family == AF_SMC_))
+        return named == 0 || type == 3 ? AF_INET_ : named;
+    if (operation != OP_SEND || named || type == 1)
+        return named;
+    return family == AF_INET6_ && udp ? 0 : family;
+}
+
+/* The same with an address that the caller gave. */
+static __always_inline int on_address(u32 operation, u32 direction, u64 sk, u32 family, u32 type, u32 protocol, u64 address, int length)
+{
+    u32 peer[4] = {}, bound[4] = {}, own = family;
+    u16 port = 0, named = address && length >= 2 ? taken_for(operation, family, type, protocol, READ16(address, 0)) : 0;
     if (named == AF_INET_ && length >= 8) {
         port = swap16(READ16(address, 2));
         bpf_probe_read_kernel(peer, 4, (void *)address + 4);
@@ -84,9 +98,11 @@ static __always_inline int on_address(u32 operation, u32 direction, u32 family, 
         bpf_probe_read_kernel(peer, 16, (void *)address + 8);
         family = AF_INET6_;
     } else {
-        direction = 0; /* AF_UNSPEC: a disconnect; or of a family whose addresses no rule names */
+        direction = 0; /* a disconnect, no address, or of a family whose addresses no rule names */
     }
-    return on_socket(operation, direction, family, type, protocol, port, peer);
+    if (direction == DIRECTION_SEND)
+        bound_to(sk, family, own, bound);
+    return on_socket(operation, direction, family, type, protocol, port, peer, bound);
 }
 
 #define SOCKET(socket)                                                                       \
@@ -97,20 +113,20 @@ int lsm_socket_create(struct bpf_raw_tracepoint_args *ctx) /* family, type, prot
 {
     if ((u32)ctx->args[3])
         return 0;
-    u8 nowhere[16] = {};
-    return on_socket(OP_SOCKET, 0, (u32)ctx->args[0], (u32)ctx->args[1] & 0xf, (u32)ctx->args[2], 0, nowhere);
+    u32 nowhere[4] = {};
+    return on_socket(OP_SOCKET, 0, (u32)ctx->args[0], (u32)ctx->args[1] & 0xf, (u32)ctx->args[2], 0, nowhere, nowhere);
 }
 
 int lsm_socket_bind(struct bpf_raw_tracepoint_args *ctx) /* socket, address, length */
 {
     SOCKET(ctx->args[0]);
-    return on_address(OP_BIND, DIRECTION_BIND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
+    return on_address(OP_BIND, DIRECTION_BIND, sk, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
 }
 
 int lsm_socket_connect(struct bpf_raw_tracepoint_args *ctx) /* socket, address, length */
 {
     SOCKET(ctx->args[0]);
-    return on_address(OP_CONNECT, DIRECTION_SEND, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
+    return on_address(OP_CONNECT, DIRECTION_SEND, sk, family, type, protocol, ctx->args[1], (int)ctx->args[2]);
 }
 
 /* socket, message, size: an address that is given here was never connected to: datagrams, TCP Fast Open */
@@ -120,15 +136,15 @@ int lsm_socket_sendmsg(struct bpf_raw_tracepoint_args *ctx)
     if (!address)
         return 0;
     SOCKET(ctx->args[0]);
-    return on_address(OP_SEND, DIRECTION_SEND, family, type, protocol, address, READ32(ctx->args[1], K_msghdr__msg_namelen));
+    return on_address(OP_SEND, DIRECTION_SEND, sk, family, type, protocol, address, READ32(ctx->args[1], K_msghdr__msg_namelen));
 }
 
 /* The port that the socket has by now: one that listens without bind gets it after the hook on listen, and is asked at accept. */
 static __always_inline int on_own_port(u32 operation, u64 socket)
 {
-    u8 anywhere[16] = {};
+    u32 anywhere[4] = {};
     SOCKET(socket);
-    return on_socket(operation, DIRECTION_BIND, family, type, protocol, READ16(sk, K_sock__num), anywhere);
+    return on_socket(operation, DIRECTION_BIND, family, type, protocol, READ16(sk, K_sock__num), anywhere, anywhere);
 }
 
 int lsm_socket_listen(struct bpf_raw_tracepoint_args *ctx) { return on_own_port(OP_LISTEN, ctx->args[0]); }

@@ -123,17 +123,6 @@ static __always_inline void socket_address(struct work *w, void *sk, int remote)
     }
 }
 
-/* The address a socket is bound to, as the family of the message writes it. */
-static __always_inline void bound_to(void *sk, u32 family, u32 own, u32 *bound)
-{
-    if (family == AF_INET_)
-        bound[0] = READ32(sk, K_sock__rcv_saddr);
-#ifdef K_sock__v6_rcv_saddr
-    else if (own == AF_INET6_)
-        bpf_probe_read_kernel(bound, 16, sk + K_sock__v6_rcv_saddr);
-#endif
-}
-
 /* Where the registers of a system call lie from the task's stack: the guards, which are not given them, read the call's number
  * there. The same for every task of a kernel, and learned from the first. */
 static __always_inline void locate_registers(struct bpf_raw_tracepoint_args *ctx)

@@ -35,6 +35,17 @@ static __always_inline void destination(u32 family, u32 *address, u32 *bound)
     }
 }
 
+/* The address a socket is bound to, as the family of the message writes it. */
+static __always_inline void bound_to(u64 sk, u32 family, u32 own, u32 *bound)
+{
+    if (family == AF_INET_)
+        bound[0] = READ32(sk, K_sock__rcv_saddr);
+#ifdef K_sock__v6_rcv_saddr
+    else if (own == AF_INET6_)
+        bpf_probe_read_kernel(bound, 16, sk + K_sock__v6_rcv_saddr);
+#endif
+}
+
 BPF_F_TABLE("lpm_trie", struct net_key, struct rule, net_rules, NET_RULES, 1);
 
 #define NO_OPINION 0

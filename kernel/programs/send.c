@@ -74,7 +74,7 @@ int hop_send(struct bpf_raw_tracepoint_args *ctx)
             w->b.port = swap16(READ16(sk, K_sock__dport));
     } else if (w->b.family == AF_INET_ || w->b.family == AF_INET6_) {
         u32 bound[4] = {};
-        bound_to(sk, w->b.family, family, bound);
+        bound_to((u64)sk, w->b.family, family, bound);
         destination(w->b.family, (u32 *)w->b.address, bound);
     }
     if (w->ret >= 0 && w->b.port == DNS_PORT && w->b.socket_type == 2 && inet) {

@@ -145,6 +145,9 @@ int main(int count, char **words)
         if (IS("unspec"))
             a.sin_family = AF_UNSPEC;
         say(word, sendto(socket(AF_INET, SOCK_DGRAM, 0), query, sizeof query - 1, 0, (void *)&a, sizeof a));
+    } else if (IS("unspec-raw")) {
+        a.sin_family = AF_UNSPEC;
+        say(word, sendto(socket(AF_INET, SOCK_RAW, 253), "x", 1, 0, (void *)&a, sizeof a));
     } else if (IS("unspec-raw6")) {
         struct sockaddr_in6 b = v6(ip, 0);
         b.sin6_family = AF_UNSPEC;
@@ -186,7 +189,9 @@ int main(int count, char **words)
         say("raw-sent-connected", send(s, "x", 1, 0));
     } else if (IS("create")) { // create FAMILY TYPE PROTOCOL
         say(word, socket(atoi(words[2]), atoi(words[3]), atoi(words[4])));
-    } else if (IS("bind")) {
+    } else if (IS("bind") || IS("bind-unspec")) {
+        if (IS("bind-unspec")) // which the kernel takes for IPv4 where the address is any
+            a.sin_family = AF_UNSPEC;
         say(word, bind(socket(AF_INET, SOCK_STREAM, 0), (void *)&a, sizeof a));
     } else if (IS("autobind")) { // the port a listener gets unasked, chosen by the range it asks for
         int s = socket(AF_INET, SOCK_STREAM, 0);

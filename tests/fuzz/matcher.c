@@ -74,6 +74,7 @@ int match(struct bpf_raw_tracepoint_args *ctx)
         w->b.port = q->port;
         __builtin_memcpy(w->b.address, q->address, 16);
         w->direction = q->direction;
+        __builtin_memset(w->bound, 0, 16);
         return sub_sockets_(w) != 0;
     }
     if (q->class_ == CLASS_PROCESS && w->header.flags & TABLE_SESSION && w->tty) {
