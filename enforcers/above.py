@@ -51,7 +51,7 @@ def unguarded(rules: Iterable[PathRule], backend: Backend, uid: str) -> tuple[Re
             for rule in rules
             if rule.cls is Class.FILE
             and rule.match == "pattern"
-            and stops(rule)
+            and rule.stops
             and glob.movable(glob.parse(rule.value))
         )
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ metadata: {{name: secret, annotations: {{hauberk.io/signal: enabled}}}}
 spec:
   selector: {{matchLabels: {{app: box}}}}
   severity: 9
-  file: {{matchPaths: [{{path: {secret}}}]}}
+  file: {{matchPaths: [{{path: {secret}}}, {{path: {home}/in/secret}}]}}
   action: Block
 """
 
@@ -29,7 +30,10 @@ def attacked(
     home = Path(os.path.realpath(tmp_path_factory.mktemp("names")))
     secret = home / "secret"
     secret.write_text("s3cret")
-    node = make_node(POLICY.format(secret=secret), make_container("box"))
+    for name in ("in", "free"):
+        (home / name).mkdir()
+    (home / "in/secret").write_text("s3cret")
+    node = make_node(POLICY.format(secret=secret, home=home), make_container("box"))
     node.secret = secret
     return node
 
@@ -61,4 +65,34 @@ def test_a_path_below_proc(attacked: Any) -> None:
 def test_an_older_hard_link(attacked: Any) -> None:
     os.link(attacked.secret, attacked.secret.with_name("other"))
     done = read(attacked, attacked.secret.with_name("other"))
+    assert (done.returncode, done.stdout) == (0, "s3cret")
+
+
+EXCHANGE = "import ctypes, sys; sys.exit(ctypes.CDLL(None).renameat2(-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2))"
+
+
+@pytest.mark.attack(
+    "Read of a blocked file after its directory was renamed, or exchanged with another", "not held", by="signal"
+)
+@pytest.mark.parametrize(
+    ("command", "other"), [(("mv",), "moved"), ((sys.executable, "-S", "-c", EXCHANGE), "free")], ids=("mv", "exchange")
+)
+def test_another_name_of_its_directory(attacked: Any, command: tuple[str, ...], other: str) -> None:
+    place, taken = attacked.secret.parent / "in", attacked.secret.parent / other
+    assert read(attacked, place / "secret").returncode == -9
+    box = attacked.containers["box"]
+    assert box.run(*command, str(place), str(taken)).returncode == 0
+    try:
+        done = read(attacked, taken / "secret")
+        assert (done.returncode, done.stdout) == (0, "s3cret")
+    finally:
+        assert box.run(*command, str(taken), str(place)).returncode == 0
+
+
+@pytest.mark.attack("Read of a blocked file through a bind mount of its directory", "not held", by="signal")
+def test_a_bind_mount(attacked: Any) -> None:
+    place, free = attacked.secret.parent / "in", attacked.secret.parent / "free"
+    done = attacked.containers["box"].run(
+        "unshare", "-m", "sh", "-c", f"mount --bind {place} {free} && cat {free}/secret"
+    )
     assert (done.returncode, done.stdout) == (0, "s3cret")
