@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hauberk.client import readable
 from hauberk.output import plain
 from policy.cluster_facts import ClusterFacts
+from policy.cluster_pods import ClusterPods
 from policy.policy_set import PolicySet
 from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, decode
@@ -47,6 +48,10 @@ class ClusterView:
         self._identities = identities
         self._ruleset = ruleset
         self._answers = answers
+        self._pods = ClusterPods()
+        for fact in facts:
+            if isinstance(fact, PodFact):
+                self._pods.put(fact.key, fact)
 
     def pods(self, name: str, namespace: str | None) -> list[PodFact]:
         """Those of this name, or this uid; those that are over last."""
@@ -97,7 +102,7 @@ class ClusterView:
 
     def containers(self, pod: PodFact) -> list[Identity]:
         """Those that the pod's node told of; another node's word does not count."""
-        return [one for one in self._identities if one.pod_uid == pod.uid and one.node == pod.node]
+        return [one for one in self._identities if (found := self._pods.of(one)) is not None and found.uid == pod.uid]
 
     def policies(self, identities: Iterable[Identity]) -> list[SelectingPolicy]:
         """Those that select any of `identities`, all of one node."""

@@ -29,6 +29,7 @@ def names(given: argparse.Namespace, *, owners: bool = False) -> Resolve:
     """Who an address was at a time (Unix ns). `owners`: pods by their workload, for what is compared over time. Without a bus nobody."""
     from policy.cluster_peers import ClusterPeers
     from schemas.cluster import decode
+    from schemas.identity import workload_name
     from schemas.topics import CLUSTER
     from sinks.formats.summary_tables import PeerName
 
@@ -49,7 +50,10 @@ def names(given: argparse.Namespace, *, owners: bool = False) -> Resolve:
             return None
         name = found.name
         if owners and found.owner.name:
-            name = f"{found.owner.ref.lower()}/{found.owner.name}"
+            pod = name.removeprefix("pod/")
+            # Of a static pod the owner is its node, and it is not the node.
+            kind = "pod" if found.owner.ref == "Node" else found.owner.ref.lower()
+            name = f"{kind}/{workload_name(found.owner, pod)}"
         said = "" if owners else ",".join(f"{key}={value}" for key, value in sorted(found.labels.items()))
         return PeerName(name=name, namespace=found.namespace, labels=said)
 

@@ -3,7 +3,8 @@
 
 A node says what runs in a cgroup, as its runtime told it; the cluster says what that pod is. Judge, planner and telling read
 the joined identity, so that all of them select by the same labels. Facts may come before or after the container, and again:
-each call returns the identities that are other than before. Pure. Neighbours: `schemas.cluster`, `schemas.identity`.
+each call returns the identities that are other than before. Pure. Neighbours: `policy.cluster_pods` (which pod), `schemas.cluster`,
+`schemas.identity`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from policy.cluster_pods import ClusterPods, asked, names
 from schemas.cluster import Fact, NamespaceFact, NodeFact, PodFact, decode
 from schemas.identity import Identity, Kind
 
@@ -24,13 +26,14 @@ class ClusterFacts:
 
     def __init__(self) -> None:
         self._facts: dict[bytes, Fact] = {}
+        self._pods = ClusterPods()
         self._gone: set[bytes] = set()
         self._told: dict[bytes, Identity] = {}
         self._joined: dict[bytes, Identity] = {}
         self._concerned: dict[bytes, set[bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._facts)
+        return len(self._facts) + len(self._pods)
 
     def identity(self, key: bytes, identity: Identity | None) -> Identity | None:
         """What a node told (None: it is gone), joined. The caller keeps what it needs of those that are gone."""
@@ -49,29 +52,46 @@ class ClusterFacts:
         self._joined[key] = joined = self._join(identity)
         return joined
 
-    def _leave(self, fact: bytes, key: bytes) -> None:
-        keys = self._concerned[fact]
+    def _leave(self, name: bytes, key: bytes) -> None:
+        keys = self._concerned[name]
         keys.discard(key)
         if not keys:
-            del self._concerned[fact]
-            if fact in self._gone:
-                self._gone.discard(fact)
-                del self._facts[fact]
+            del self._concerned[name]
+            for pod in self._pods.named(name):
+                if pod in self._gone:
+                    self._remove(pod)
+
+    def _remove(self, pod: bytes) -> None:
+        self._gone.discard(pod)
+        self._pods.remove(pod)
 
     def fact(self, key: bytes, value: bytes | None) -> Joined:
         """One record of `cluster.v1`; the identities that it changed. Raises DecodeError."""
-        if value is None:
-            if key not in self._facts:
-                return []
-            if self._concerned.get(key) and key.startswith(b"pod/"):
-                # Its containers are about to end; until then they are what they were.
-                self._gone.add(key)
-                return []
-            del self._facts[key]
-        else:
-            self._facts[key] = decode(value)
+        fact = None if value is None else decode(value)
+        before = self._pods.get(key)
+        touched = {key, *(names(before) if before is not None else ())}
+        if isinstance(fact, PodFact):
+            self._pods.put(key, fact)
             self._gone.discard(key)
-        return self._again(self._concerned.get(key, ()))
+            touched |= {*names(fact)}
+            for other in self._others(key, fact):
+                if other in self._gone:
+                    self._remove(other)
+        elif fact is not None:
+            self._facts[key] = fact
+        elif before is None:
+            self._facts.pop(key, None)
+        elif any(self._concerned.get(name) for name in names(before)) and not self._others(key, before):
+            # Its containers are about to end; until then they are what they were.
+            self._gone.add(key)
+            return []
+        else:
+            self._remove(key)
+        return self._again({told for name in touched for told in self._concerned.get(name, ())})
+
+    def _others(self, key: bytes, pod: PodFact) -> list[bytes]:
+        """Other mirrors of the same static pod, before it or after it."""
+        return [other for name in names(pod) for other in self._pods.named(name) if other != key]
 
     def _again(self, keys: Iterable[bytes]) -> Joined:
         changed: Joined = []
@@ -90,9 +110,8 @@ class ClusterFacts:
             if told.kind is Kind.NODE:
                 more["annotations"] = {**told.annotations, **node.annotations}
         if told.pod_uid:
-            pod = self._facts.get(_pod(told.pod_uid))
-            # A node may say of a container only that it belongs to a pod which the cluster runs there.
-            if isinstance(pod, PodFact) and (pod.node, pod.namespace) == (told.node, told.namespace):
+            pod = self._pods.of(told)
+            if pod is not None:
                 more |= {
                     "pod": pod.name, "labels": pod.labels, "annotations": pod.annotations, "owner": pod.owner, "orchestrated": True,
                 }  # fmt: skip
@@ -106,11 +125,7 @@ def _concerns(told: Identity) -> tuple[bytes, ...]:
     """Keys of the facts that are joined to it, whether or not they are there."""
     if not told.pod_uid:
         return (_node(told.node),)
-    return (_node(told.node), _pod(told.pod_uid), _namespace(told.namespace))
-
-
-def _pod(uid: str) -> bytes:
-    return f"pod/{uid}".encode()
+    return (_node(told.node), *asked(told), _namespace(told.namespace))
 
 
 def _node(name: str) -> bytes:

@@ -9,6 +9,7 @@ since when its addresses may be another's. `policy.cluster_facts` joins facts to
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Annotated, cast
 
@@ -24,7 +25,8 @@ Named = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="pod"):
     """`labels`: of the pod, without what controllers add to tell revisions apart. `owner`: the workload at the top: a
     Deployment, not its ReplicaSet. `addresses`: of the pod's own network, none with `host_network`; of an ended pod those it had.
-    `started`, `ended`: Unix seconds, when it was made and when it was seen to be over; 0: it is not."""
+    `started`, `ended`: Unix seconds, when it was made and when it was seen to be over; 0: it is not. `static_uid`: of the mirror of a
+    static pod, the uid that its kubelet gave it, by which the node's runtime knows its containers."""
 
     uid: Named
     namespace: Named
@@ -38,6 +40,7 @@ class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="p
     service_account: Word = ""
     started: float = 0.0
     ended: float = 0.0
+    static_uid: Word = ""
 
     @property
     def key(self) -> bytes:
@@ -142,6 +145,14 @@ class PolicyFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag
     def key(self) -> bytes:
         """The record key on `cluster.v1`."""
         return f"policy/{self.policy}".encode()
+
+
+_STATIC_UID = re.compile(r"[0-9a-f]{32}")
+
+
+def is_static_uid(text: str) -> bool:
+    """Whether it has the form of the uid that a kubelet gives a static pod: an MD5 sum. Those of the API server have dashes."""
+    return _STATIC_UID.fullmatch(text) is not None
 
 
 def document_mark(document: bytes) -> str:

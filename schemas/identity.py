@@ -28,6 +28,14 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     namespace: str = ""
 
 
+def workload_name(owner: Owner, pod: str) -> str:
+    """What its pods have in common by name: the owner; where there is none, or the owner of a static pod, which is its node, the
+    pod's own name without the node's, which a kubelet puts behind it."""
+    if owner.ref == "Node" and pod:
+        return pod.removesuffix(f"-{owner.name.lower()}") or pod
+    return owner.name or pod
+
+
 class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One value of `inventory.v1`, key `node/uid`. Times are Unix seconds; `ended` 0 while it lives.
 
@@ -95,7 +103,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         """`namespace/owner-or-pod-or-container` for containers, `node` for the host: the key of alerts and summaries."""
         if self.kind is not Kind.CONTAINER:
             return self.node
-        return f"{self.namespace}/{self.owner.name or self.pod or self.container_name or self.uid[:12]}"
+        return f"{self.namespace}/{workload_name(self.owner, self.pod) or self.container_name or self.uid[:12]}"
 
 
 encode = msgspec.msgpack.Encoder().encode

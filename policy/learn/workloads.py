@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which sightings are of one workload's container, what its policy is called and how it is selected. Pure.
 
-A workload is the owner of a pod (of a job its cron job), outside Kubernetes a container, on a host a systemd service. Names depend on
+A workload is the owner of a pod (of a job its cron job; static pods of one name on all nodes), outside Kubernetes a container, on a host a systemd service. Names depend on
 nothing else, so that a policy learnt again is the same object.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from policy.rules.normalise import CONTAINER_LABEL
-from schemas.identity import Identity, Kind
+from schemas.identity import Identity, Kind, workload_name
 
 OF_ONE_POD: Final = frozenset(
     {
@@ -70,7 +70,7 @@ def workload(identity: Identity) -> LearntWorkload:
         name = next((unit for unit in reversed(units) if unit not in ("system", "user", "-")), "host")
         return LearntWorkload(identity.cluster, "", "Service", re.sub(r"[0-9]+", "N", name), "", node=identity.node)
     owner = identity.owner
-    name, kind = owner.name, owner.ref
+    name, kind = workload_name(owner, identity.pod) if owner.name else "", owner.ref
     if kind == "Job" and _RUN.search(name):
         name, kind = _RUN.sub("", name), "CronJob"
     if kind == "ReplicaSet" and (hashed := identity.labels.get("pod-template-hash")) and name.endswith(f"-{hashed}"):

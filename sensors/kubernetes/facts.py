@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort, is_static_uid
 from schemas.identity import Owner
 from sensors.kubernetes.objects import (
     EndpointSliceObject,
@@ -32,6 +32,9 @@ MOST_LABELS: Final = 16 << 10
 """Bytes of labels of one object: alerts repeat them, and a record of a topic may have 1 MiB. The shortest are kept."""
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 """Label of an EndpointSlice: which service of its namespace it is of."""
+MIRROR: Final = "kubernetes.io/config.mirror"
+STATIC_UID: Final = "kubernetes.io/config.hash"
+"""Annotations that a kubelet gives the mirror of a static pod; the second is the uid that it gave the pod."""
 _DEPTH: Final = 8
 """Controllers above a pod that are climbed; a circle ends there."""
 
@@ -54,7 +57,20 @@ def pod(one: PodObject, owners: Owners, ended: float = 0.0) -> PodFact:
         annotations=_annotations(meta), owner=owner(meta, owners), host_network=one.spec.host_network,
         addresses=() if one.spec.host_network else addresses,
         service_account=one.spec.service_account_name, started=_seconds(meta.creation_timestamp), ended=ended,
+        static_uid=_static_uid(one),
     )  # fmt: skip
+
+
+def _static_uid(one: PodObject) -> str:
+    """Of the mirror of a static pod, "" of every other. Its author may write all of this, so it joins nothing by itself
+    (`policy.cluster_pods`)."""
+    said, above = one.metadata.annotations or {}, _controller(one.metadata.owner_references)
+    if MIRROR not in said or above is None:
+        return ""
+    if (above.api_version, above.kind, above.name) != ("v1", "Node", one.spec.node_name):
+        return ""
+    uid = said.get(STATIC_UID, "")
+    return uid if is_static_uid(uid) else ""
 
 
 def owner(meta: ObjectMeta, owners: Owners) -> Owner:
@@ -119,7 +135,10 @@ def endpoints(one: EndpointSliceObject) -> EndpointsFact:
 def trimmed(one: PodObject) -> PodObject:
     """The pod with what its fact keeps of labels and annotations: this is held for every pod."""
     meta = one.metadata
-    kept = msgspec.structs.replace(meta, labels=_labels(meta.labels), annotations=_annotations(meta))
+    annotations = _annotations(meta)
+    if uid := _static_uid(one):
+        annotations |= {MIRROR: uid, STATIC_UID: uid}
+    kept = msgspec.structs.replace(meta, labels=_labels(meta.labels), annotations=annotations)
     return msgspec.structs.replace(one, metadata=kept)
 
 

@@ -14,6 +14,7 @@ import pytest
 from bus.contract import Bus, Record
 from bus.embedded.bus import EmbeddedSettings
 from bus.registry import open_bus
+from policy.cluster_facts import ClusterFacts
 from policy.cluster_peers import ClusterPeers
 from schemas.cluster import Fact, NodeFact, PodFact, ServiceFact, decode
 from schemas.enforcement import decode_plan
@@ -95,6 +96,43 @@ def policy(place: str, action: str = "Block", **spec: Any) -> dict[str, Any]:
         "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": "no-udp", "namespace": place},
         "spec": {"selector": {"matchLabels": {"app": "web"}}, "network": network, "action": action} | spec,
     }  # fmt: skip
+
+
+async def test_containers_of_a_static_pod_are_those_of_its_mirror(
+    hauberk: Any, bus: Bus, api_server: Any, place: str, until: Callable[..., Any]
+) -> None:
+    """The mirror as a kubelet makes it; beside it a pod that somebody made to look like it, which the server takes as well."""
+    running = hauberk.start("cluster", **settings(api_server, place))
+    running.ready()
+    node, uid = f"{place}-cp", "4b8c4f2a9f0d4c6e8a1b3c5d7e9f0a1b"
+
+    def make(name: str, component: str) -> None:
+        api_server.apply({
+            "apiVersion": "v1", "kind": "Pod", "spec": {"nodeName": node, "hostNetwork": True, "containers": [{"name": "etcd", "image": "etcd"}]},
+            "metadata": {
+                "name": name, "namespace": place, "labels": {"component": component},
+                "annotations": {"kubernetes.io/config.hash": uid, "kubernetes.io/config.mirror": uid, "kubearmor-policy": "audited"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node, "uid": "n", "controller": True}],
+            },
+        })  # fmt: skip
+
+    await asyncio.to_thread(make, "forged", "forged")
+    await asyncio.to_thread(make, f"etcd-{node}", "etcd")
+    told = Identity(
+        kind=Kind.CONTAINER, node=node, uid="c1", namespace=place, pod=f"etcd-{node}", pod_uid=uid, container_name="etcd", orchestrated=True
+    )  # fmt: skip
+
+    async def joined() -> Identity | None:
+        found = ClusterFacts()
+        for key, record in (await bus.latest(CLUSTER)).items():
+            found.fact(key, record.value)
+        one = found.identity(told.key, told)
+        return one if one is not None and one.labels else None
+
+    one = await until(joined)
+    assert (one.labels, one.annotations, one.owner) == (
+        {"component": "etcd"}, {"kubearmor-policy": "audited"}, Owner("Node", node, ""),
+    )  # fmt: skip
 
 
 async def test_a_pod_becomes_a_fact_with_its_owner(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from bus.contract import Record
@@ -46,9 +47,13 @@ spec: {selector: {matchLabels: {app: db}}, network: {matchProtocols: [{protocol:
 """
 POD = PodFact(uid="u1", namespace="shop", name="web-1", node="n1", labels={"app": "web"}, owner=Owner("Deployment", "web", "shop"),
               addresses=("10.0.0.7",), started=1.0)  # fmt: skip
+HASH = "4b8c4f2a9f0d4c6e8a1b3c5d7e9f0a1b"
+STATIC = PodFact(uid="u3", namespace="kube-system", name="etcd-n1", node="n1", owner=Owner("Node", "n1"), host_network=True, started=1.0,
+                 static_uid=HASH)  # fmt: skip
 FACTS = (
     POD, PodFact(uid="u2", namespace="shop", name="alone", node="n2", started=1.0, annotations={"kubearmor-policy": "audit"}),
     NamespaceFact(name="shop", annotations={"kubearmor-visibility": "proces", "kubearmor-file-posture": "Block"}),
+    STATIC, msgspec.structs.replace(STATIC, uid="u4", name="other-n1"),
     NodeFact(name="n1", labels={"zone": "a"}, addresses=("192.0.2.1",)),
     ServiceFact(namespace="shop", name="front", addresses=("10.96.0.1",), ports=(ServicePort(80),), selector={"app": "web"}),
     ServiceFact(namespace="shop", name="headless"), ServiceFact(namespace="shop", name="others", selector={"app": "db"}),
@@ -67,7 +72,9 @@ def command(hauberk: Any) -> Any:
         # A node that claims a container of a pod which the cluster runs elsewhere.
         liar = Identity(kind=Kind.CONTAINER, node="n3", uid="c9", cgroups=(9,), container_name="lie", namespace="shop", pod="web-1",
                         pod_uid="u1", orchestrated=True)  # fmt: skip
-        held = (web, liar, Identity(kind=Kind.NODE, node="n1", uid="n1"))
+        etcd = Identity(kind=Kind.CONTAINER, node="n1", uid="c3", cgroups=(8,), container_name="etcd", namespace="kube-system", pod="etcd-n1",
+                        pod_uid=HASH, orchestrated=True)  # fmt: skip
+        held = (web, liar, etcd, Identity(kind=Kind.NODE, node="n1", uid="n1"))
         await bus.publish(INVENTORY, [Record(one.key, encode(one)) for one in held])
         await bus.publish(CLUSTER, [Record(one.key, cluster.encode(one)) for one in FACTS])
         documents = parse(POLICIES_TEXT.encode(), "t").policies
@@ -110,6 +117,11 @@ def test_a_pod_whose_node_says_nothing_and_one_that_is_not_there(command: Any) -
     assert done.returncode == 1
     assert "expected pod `nobody`, the cluster has told of none; `kubectl get pods -A` lists them" in done.stderr
     assert command("describe", "pod", "web-1", "-n", "bank").returncode == 1
+
+
+def test_a_static_pod_has_the_containers_that_its_kubelet_runs(command: Any) -> None:
+    assert "name: etcd\n" in command("describe", "pod", "etcd-n1").stdout
+    assert "no container of it is known" in command("describe", "pod", "other-n1").stdout
 
 
 def test_a_service_and_a_node(command: Any) -> None:

@@ -12,9 +12,11 @@ from ipaddress import ip_network
 import msgspec
 
 from policy.cluster_peers import ClusterPeers
+from policy.cluster_pods import ClusterPods
 from policy.learn.network.addresses import Address, Network, network_of, parsed
 from policy.learn.workloads import OF_ONE_POD
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
+from schemas.identity import Identity, workload_name
 
 Labels = tuple[tuple[str, str], ...]
 """Sorted pairs: a selector that can be a key."""
@@ -37,8 +39,9 @@ def lasting(labels: Iterable[tuple[str, str]]) -> Labels:
     return tuple(sorted((key, value) for key, value in labels if key not in OF_ONE_POD))
 
 
-def _owner(pod: PodFact) -> tuple[str, str, str]:
-    return pod.namespace, pod.owner.ref, pod.owner.name or pod.name
+def _owner(pod: PodFact | Identity) -> tuple[str, str, str]:
+    name = pod.name if isinstance(pod, PodFact) else pod.pod
+    return pod.namespace, pod.owner.ref, workload_name(pod.owner, name)
 
 
 def carries(labels: dict[str, str], wanted: Labels) -> bool:
@@ -57,6 +60,8 @@ class Directory:
     def __init__(self, facts: Iterable[Fact] = ()) -> None:
         self._peers = ClusterPeers()
         self.pods: dict[str, PodFact] = {}
+        self._run = ClusterPods()
+        self._in_node_network: dict[tuple[str, str, str], bool] = {}
         self.services: dict[tuple[str, str], ServiceFact] = {}
         self.nodes: dict[str, NodeFact] = {}
         self._namespaces: dict[str, NamespaceFact] = {}
@@ -72,6 +77,9 @@ class Directory:
             match fact:
                 case PodFact():
                     self.pods[fact.uid] = fact
+                    self._run.put(fact.key, fact)
+                    of = _owner(fact)
+                    self._in_node_network[of] = fact.host_network and self._in_node_network.get(of, True)
                     self._named[fact.namespace, fact.name, fact.started] = fact
                     self._spaces.setdefault(fact.namespace, []).append(fact)
                 case ServiceFact():
@@ -105,6 +113,15 @@ class Directory:
             # What merely stands behind a service is spoken to as itself.
             return service if own else None
         return self.nodes.get(name)
+
+    def pod_of(self, identity: Identity) -> PodFact | None:
+        """The pod of a container; None when it is not known."""
+        return self._run.of(identity)
+
+    def in_node_network(self, identity: Identity) -> bool:
+        """Whether the pod of a container is in its node's network; of one that is not known any more, whether its owner's pods are."""
+        pod = self.pod_of(identity)
+        return pod.host_network if pod is not None else self._in_node_network.get(_owner(identity), False)
 
     def labels_of(self, pod: PodFact) -> Labels:
         """What all pods of its owner carry."""

@@ -22,7 +22,7 @@ from policy.learn.network.directory import Directory, Labels, PortRange, carries
 from policy.learn.sightings import ALLOWED, Sighting, Use, use
 from policy.learn.workloads import LearntWorkload, workload
 from schemas.cluster import NodeFact, PodFact, ServiceFact
-from schemas.identity import Identity, Kind
+from schemas.identity import Identity, Kind, workload_name
 from schemas.operations import Access, Class, Operation
 
 EPHEMERAL: Final = 32768
@@ -164,9 +164,8 @@ class _Reading:
         if key in self._subjects:
             return self._subjects[key]
         made: Subject | None = None
-        pod = self.directory.pods.get(identity.pod_uid)
         of = pods_workload(identity)
-        if of in self._carried and not (pod is not None and pod.host_network):
+        if of in self._carried and not self.directory.in_node_network(identity):
             labels = tuple(sorted(self._carried[of]))
             made = Subject(of, labels) if labels else None
         if made is not None:
@@ -178,9 +177,10 @@ class _Reading:
         behaviour, found = one.behaviour, self.found
         subject = self._subject(one.identity)
         if subject is None:
-            pod = self.directory.pods.get(one.identity.pod_uid)
-            why = "a pod in its node's network" if pod is not None and pod.host_network else "a process in no pod"
-            if one.identity.pod and not (pod is not None and pod.host_network):
+            why = "a process in no pod"
+            if self.directory.in_node_network(one.identity):
+                why = "a pod in its node's network"
+            elif one.identity.pod:
                 why = "a pod without labels, which no policy can select"
             found.left[why] += one.count
             return
@@ -233,14 +233,14 @@ class _Reading:
     ) -> None:  # fmt: skip
         found = self.found
         match holder:
-            case PodFact() if holder.uid == one.identity.pod_uid:
+            case PodFact() if holder is self.directory.pod_of(one.identity):
                 found.left["a pod's own address"] += one.count
             case PodFact() if labels := self.directory.labels_of(holder):
                 self._put(
                     one,
                     subject,
                     ingress,
-                    Party("pods", holder.namespace, holder.owner.name or holder.name, labels),
+                    Party("pods", holder.namespace, workload_name(holder.owner, holder.name), labels),
                     port,
                 )
             case PodFact():
@@ -285,7 +285,7 @@ class _Reading:
                 continue
             match self.directory.holder(where, one.last):
                 case PodFact() as pod if labels := self.directory.labels_of(pod):
-                    peer = Party("pods", pod.namespace, pod.owner.name or pod.name, labels)
+                    peer = Party("pods", pod.namespace, workload_name(pod.owner, pod.name), labels)
                 case NodeFact() as node:
                     peer = Party("node", name=node.name)
                 case _:
@@ -308,7 +308,7 @@ class _Reading:
         elif len(labels) < len(service.selector):
             # It selects one pod or run: the workload of that is who is let pass.
             parties |= {
-                Party("pods", pod.namespace, pod.owner.name or pod.name, mine)
+                Party("pods", pod.namespace, workload_name(pod.owner, pod.name), mine)
                 for pod in own
                 if (mine := self.directory.labels_of(pod))
             }

@@ -154,6 +154,10 @@ def test_a_fact_of_before_is_read() -> None:
     was = msgspec.msgpack.decode(encode(one))
     assert (was.pop(), was[4][0].pop()) == (False, 0)
     assert decode(msgspec.msgpack.encode(was)) == one
+    known = facts.pod(pod(), {})
+    before = msgspec.msgpack.decode(encode(known))
+    assert before.pop() == ""
+    assert decode(msgspec.msgpack.encode(before)) == known
 
 
 @pytest.mark.parametrize("labels", [{"b": "1", "a": "2"}, {"a": "2", "b": "1"}])
@@ -161,6 +165,42 @@ def test_the_same_fact_is_the_same_bytes(labels: dict[str, str]) -> None:
     assert encode(facts.pod(pod(metadata={"labels": labels}), {})) == encode(
         facts.pod(pod(metadata={"labels": dict(sorted(labels.items()))}), {})
     )
+
+
+STATIC = "4b8c4f2a9f0d4c6e8a1b3c5d7e9f0a1b"
+MIRROR = {
+    "annotations": {"kubernetes.io/config.mirror": STATIC, "kubernetes.io/config.hash": STATIC, "kubernetes.io/config.source": "file"},
+    "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "cp-1", "uid": "n", "controller": True}],
+}  # fmt: skip
+
+
+def test_the_mirror_of_a_static_pod_says_the_uid_that_its_kubelet_gave_it() -> None:
+    one = pod(metadata=MIRROR, spec={"nodeName": "cp-1"})
+    fact = facts.pod(one, {})
+    assert (fact.static_uid, fact.annotations, fact.owner) == (STATIC, {}, Owner("Node", "cp-1", ""))
+    assert facts.pod(facts.trimmed(one), {}) == fact
+    assert decode(encode(fact)) == fact
+
+
+@pytest.mark.parametrize(
+    ("metadata", "node"),
+    [
+        ({"ownerReferences": None}, "cp-1"),
+        ({}, "cp-2"),
+        ({}, ""),
+        ({"ownerReferences": [{**MIRROR["ownerReferences"][0], "controller": False}]}, "cp-1"),  # type: ignore[dict-item]
+        ({"ownerReferences": [{**MIRROR["ownerReferences"][0], "kind": "ReplicaSet"}]}, "cp-1"),  # type: ignore[dict-item]
+        ({"ownerReferences": [{**MIRROR["ownerReferences"][0], "apiVersion": "evil.example/v1"}]}, "cp-1"),  # type: ignore[dict-item]
+        ({"annotations": {"kubernetes.io/config.hash": STATIC}}, "cp-1"),
+        ({"annotations": {"kubernetes.io/config.mirror": STATIC}}, "cp-1"),
+        ({"annotations": dict.fromkeys(MIRROR["annotations"], "0b7c2d1e-1111-4222-8333-444455556666")}, "cp-1"),
+        ({"annotations": dict.fromkeys(MIRROR["annotations"], STATIC.upper())}, "cp-1"),
+        ({"annotations": dict.fromkeys(MIRROR["annotations"], STATIC + "\n")}, "cp-1"),
+    ],
+    ids=str,
+)
+def test_no_other_pod_has_one_whatever_its_annotations_say(metadata: dict[str, Any], node: str) -> None:
+    assert facts.pod(pod(metadata={**MIRROR, **metadata}, spec={"nodeName": node}), {}).static_uid == ""
 
 
 def slice_of(**more: Any) -> EndpointSliceObject:
