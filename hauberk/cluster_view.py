@@ -62,9 +62,11 @@ class ClusterView:
         return sorted(found, key=lambda one: (one.ended > 0, one.namespace, -one.started))
 
     def services(self, name: str, namespace: str | None) -> list[ServiceFact]:
-        return [
+        """Those of this name; where there is none now, those that were."""
+        found = [
             one for one in self._facts if isinstance(one, ServiceFact) and one.name == name and namespace in (None, one.namespace)
         ]  # fmt: skip
+        return [one for one in found if not one.ended] or found
 
     def pod(self, pod: PodFact) -> dict[str, Any]:
         """What is known of it; its owner, services, node and containers among it."""
@@ -121,7 +123,8 @@ class ClusterView:
 
     def _node(self, name: str) -> NodeFact:
         return next(
-            (one for one in self._facts if isinstance(one, NodeFact) and one.name == name), NodeFact(name=name or "-")
+            (one for one in self._facts if isinstance(one, NodeFact) and one.name == name and not one.ended),
+            NodeFact(name=name or "-"),
         )
 
     def _services_of(self, pod: PodFact) -> Iterator[ServiceFact]:
@@ -130,7 +133,7 @@ class ClusterView:
             if isinstance(one, EndpointsFact) and one.namespace == pod.namespace and set(one.addresses) & set(pod.addresses)
         }  # fmt: skip
         for one in self._facts:
-            if isinstance(one, ServiceFact) and one.namespace == pod.namespace:
+            if isinstance(one, ServiceFact) and one.namespace == pod.namespace and not one.ended:
                 selects = bool(one.selector) and one.selector.items() <= pod.labels.items()
                 if selects or one.name in behind:
                     yield one

@@ -22,7 +22,7 @@ Joined = list[tuple[bytes, Identity]]
 
 
 class ClusterFacts:
-    """Facts by key, and the identities they are joined to. An ended pod's fact stays while a container of it is known."""
+    """Facts by key, and the identities they are joined to; of services and what is over there is none. An ended pod's fact stays while a container of it is known."""
 
     def __init__(self) -> None:
         self._facts: dict[bytes, Fact] = {}
@@ -77,8 +77,10 @@ class ClusterFacts:
             for other in self._others(key, fact):
                 if other in self._gone:
                     self._remove(other)
-        elif fact is not None:
+        elif isinstance(fact, NamespaceFact) or (isinstance(fact, NodeFact) and not fact.ended):
             self._facts[key] = fact
+        elif fact is not None:
+            return []
         elif before is None:
             self._facts.pop(key, None)
         elif any(self._concerned.get(name) for name in names(before)) and not self._others(key, before):

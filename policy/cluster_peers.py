@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who an address was at a time: a pod, a service or a node, from the facts that a cluster tells. Pure.
 
-Addresses are used again: a pod has its address from when it was made until it was seen to be over, and where two claim one, it
-was the earlier one's until that one ended. A service's and a node's address is theirs from when they were made. An address
+Addresses are used again: whoever has one has it from when it was made until it was seen to be over. Where two pods claim one, it
+was the earlier one's until that one ended, for pods are made before they have addresses; of services and nodes it was the later one's, for
+the end of the earlier may have been seen late. An address
 that nobody is known to have had at that time is nobody's: a name that may be another's is worse than none.
 Neighbours: `schemas.cluster` (the facts), `policy.cluster_facts` (the same for containers).
 """
@@ -19,6 +20,7 @@ import msgspec
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, PolicyFact, ServiceFact, decode
 from schemas.identity import Owner
 
+Holder = PodFact | ServiceFact | NodeFact
 _WORDS: Final = {PodFact: "pod", ServiceFact: "svc", NodeFact: "node"}
 
 
@@ -63,22 +65,30 @@ class ClusterPeers:
         for address in addresses:
             self._held.setdefault(address, {})[key] = fact
 
-    def peer(self, address: str, at: float | None = None) -> ClusterPeer | None:
+    def holder(self, address: str, at: float | None = None) -> Holder | None:
         """Whose `address` was at `at`, Unix seconds (None: now, and whoever has it last when nobody does); None: not known."""
+        held = self._held.get(_normal(address), {})
+        had = [one for one in held.values() if isinstance(one, Holder)]
+        if at is None:
+            return max(had, key=lambda fact: (_until(fact), -fact.started), default=None)
+        found = [one for one in had if one.started <= at < _until(one)]
+        if len(found) > 1 and any(one.ended for one in found) and not any(isinstance(one, PodFact) for one in found):
+            return max(found, key=_started)
+        return min(found, key=_started, default=None)
+
+    def peer(self, address: str, at: float | None = None) -> ClusterPeer | None:
+        """What is told of the holder, or of whoever stands behind a service with `address` outside the cluster."""
         held = self._held.get(_normal(address))
         if not held:
             return None
-        had = [one for one in held.values() if not isinstance(one, EndpointsFact | NamespaceFact | PolicyFact)]
-        found = [one for one in had if at is None or one.started <= at < _until(one)]
-        if not found:
-            return self._behind(held) if not had else None
-        # Of two whose times overlap the earlier had it until it ended; asked without a time, the one that has it last.
-        one = max(found, key=lambda fact: (_until(fact), -fact.started)) if at is None else min(found, key=_started)
+        one = self.holder(address, at)
+        if one is None:
+            return None if any(isinstance(fact, Holder) for fact in held.values()) else self._behind(held)
         if not isinstance(one, PodFact):
             where = "" if isinstance(one, NodeFact) else one.namespace
             return ClusterPeer(
-                name=f"{_WORDS[type(one)]}/{one.name}", namespace=where, labels=one.labels, since=one.started
-            )
+                name=f"{_WORDS[type(one)]}/{one.name}", namespace=where, labels=one.labels, since=one.started, until=_until(one)
+            )  # fmt: skip
         behind = {
             fact.service for fact in held.values() if isinstance(fact, EndpointsFact) and fact.namespace == one.namespace
         }  # fmt: skip
@@ -107,11 +117,11 @@ def _addresses(fact: Fact) -> tuple[str, ...]:
     )
 
 
-def _until(fact: PodFact | NodeFact | ServiceFact) -> float:
-    return (fact.ended or inf) if isinstance(fact, PodFact) else inf
+def _until(fact: Holder) -> float:
+    return fact.ended or inf
 
 
-def _started(fact: PodFact | NodeFact | ServiceFact) -> float:
+def _started(fact: Holder) -> float:
     return fact.started
 
 

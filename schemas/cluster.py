@@ -2,8 +2,8 @@
 """What a cluster says of itself: facts of pods, namespaces, nodes, services, their endpoints and policies, as `cluster.v1` carries them.
 
 A fact is written by one role alone (`cluster`), so that no node can say what labels the pods of another have. Facts of an object
-have one key for its whole life; the tombstone comes when the object is gone, of a pod some hours later: until then `ended` says
-since when its addresses may be another's. `policy.cluster_facts` joins facts to identities, `policy.cluster_peers` to addresses.
+have one key for its whole life; the tombstone comes when the object is gone. Facts of pods, nodes and services that are over stay some
+hours: `ended` says since when their addresses may be another's. `policy.cluster_facts` joins facts to identities, `policy.cluster_peers` to addresses.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from schemas.identity import Owner
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Named = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+
+def _end(ended: float) -> str:
+    """A name may be another's by now, unlike a pod's uid: what is over has a key of its own."""
+    return f"/{ended:.3f}" if ended else ""
 
 
 class PodFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="pod"):
@@ -63,7 +68,8 @@ class NamespaceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, 
 
 class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="node"):
     """`name`: as the cluster knows it; the node's own agent is told it as `inventory.node`. `addresses`: internal and external.
-    `pod_networks`: of which its pods have their addresses, where Kubernetes gives them out (podCIDRs)."""
+    `pod_networks`: of which its pods have their addresses, where Kubernetes gives them out (podCIDRs). `ended`: Unix seconds when it was seen
+    to have these addresses no more, 0 while it has."""
 
     name: Named
     labels: dict[str, str] = {}
@@ -71,11 +77,12 @@ class NodeFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="
     addresses: tuple[Word, ...] = ()
     started: float = 0.0
     pod_networks: tuple[Word, ...] = ()
+    ended: float = 0.0
 
     @property
     def key(self) -> bytes:
         """The record key on `cluster.v1`."""
-        return f"node/{self.name}".encode()
+        return f"node/{self.name}{_end(self.ended)}".encode()
 
 
 class ServicePort(msgspec.Struct, frozen=True, array_like=True):
@@ -89,7 +96,8 @@ class ServicePort(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="service"):
-    """`addresses`: cluster and load balancer addresses; none of a headless service. `public`: it asks for a load balancer that anybody may use."""
+    """`addresses`: cluster and load balancer addresses; none of a headless service. `public`: it asks for a load balancer that anybody may use.
+    `ended`: as of a node. `cluster_addresses`: those of `addresses` that the cluster gave out, of its range for services."""
 
     namespace: Named
     name: Named
@@ -99,11 +107,13 @@ class ServiceFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, ta
     labels: dict[str, str] = {}
     started: float = 0.0
     public: bool = False
+    ended: float = 0.0
+    cluster_addresses: tuple[Word, ...] = ()
 
     @property
     def key(self) -> bytes:
         """The record key on `cluster.v1`."""
-        return f"service/{self.namespace}/{self.name}".encode()
+        return f"service/{self.namespace}/{self.name}{_end(self.ended)}".encode()
 
 
 class EndpointsFact(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="endpoints"):

@@ -112,12 +112,13 @@ def service(one: ServiceObject) -> ServiceFact:
     """Of a service; `None` among the addresses says that it is headless."""
     spec = one.spec
     balanced = [entry.ip for entry in one.status.load_balancer.ingress or ()]
-    addresses = {*(spec.cluster_ips or ()), *(spec.external_ips or ()), *balanced} - {"", "None"}
+    own = {*(spec.cluster_ips or ())} - {"", "None"}
+    addresses = {*own, *(spec.external_ips or ()), *balanced} - {"", "None"}
     return ServiceFact(
         namespace=one.metadata.namespace, name=one.metadata.name, addresses=tuple(sorted(addresses)),
         ports=tuple(ServicePort(port.port, port.protocol, port.name, port.target_port, port.node_port) for port in spec.ports or ()),
         selector=_labels(spec.selector), labels=_labels(one.metadata.labels), started=_seconds(one.metadata.creation_timestamp),
-        public=spec.type == "LoadBalancer" and not spec.source_ranges,
+        public=spec.type == "LoadBalancer" and not spec.source_ranges, cluster_addresses=tuple(sorted(own)),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from bus.paced_log import PacedLog
 from cluster.reflector import Apply, Resource, decoded
 from schemas.cluster import encode
 from sensors.kubernetes import facts
-from sensors.kubernetes.ended_pods import EndedPods
+from sensors.kubernetes.ended_facts import EndedFacts
 from sensors.kubernetes.objects import (
     EndpointSliceObject,
     MetadataOnly,
@@ -54,7 +54,7 @@ class FactsWatch:
     """`applies`: what each reflector is to call. `undecoded`: objects that could not be read; `problem`: the last of them. `cut`: times that
     an object had more labels than are kept. `misread`: annotations that are not understood."""
 
-    def __init__(self, published: Published, ended: EndedPods, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, published: Published, ended: EndedFacts, clock: Callable[[], float] = time.time) -> None:
         self._published = published
         self._ended = ended
         self._clock = clock
@@ -73,13 +73,17 @@ class FactsWatch:
         return [
             *((resource, self._owners_of(resource.name)) for resource in OWNERS),
             (NAMESPACES, self._each(b"namespace/", _metadata, facts.namespace)),
-            (NODES, self._each(b"node/", decoded(NodeObject), facts.node)),
-            (SERVICES, self._each(b"service/", decoded(ServiceObject), facts.service)),
+            (NODES, self._each(b"node/", decoded(NodeObject), facts.node, ends=True)),
+            (SERVICES, self._each(b"service/", decoded(ServiceObject), facts.service, ends=True)),
             (ENDPOINTS, self._each(b"endpoints/", decoded(EndpointSliceObject), facts.endpoints)),
             (PODS, self._pods_changed),
         ]
 
-    def _each(self, prefix: bytes, decode: Callable[[msgspec.Raw], Any], fact: Callable[[Any], Any]) -> Apply:
+    def _each(
+        self, prefix: bytes, decode: Callable[[msgspec.Raw], Any], fact: Callable[[Any], Any], *, ends: bool = False
+    ) -> Apply:
+        """`ends`: what is over is told for a while."""
+
         def apply(whole: bool, changes: list[tuple[bool, msgspec.Raw]]) -> None:
             seen: set[bytes] = set()
             complete = True
@@ -94,12 +98,24 @@ class FactsWatch:
                     self._unreadable(prefix, error)
                     continue
                 seen.add(one.key)
-                self._published.put(one.key, value if there else None)
+                if there and ends and self._published.value(one.key) != value:
+                    self._ended.told(one, self._clock())
+                if there:
+                    self._published.put(one.key, value)
+                else:
+                    gone(one.key)
                 self.misread.look(one.key, one.key.decode(), getattr(one, "annotations", None) if there else None)
             if whole and complete:
                 self.misread.only(prefix, seen)
                 for key in self._published.keys(prefix) - seen:
-                    self._published.put(key, None)
+                    if key not in self._ended:
+                        gone(key)
+
+        def gone(key: bytes) -> None:
+            if ends:
+                self._ended.gone(key, self._clock())
+            else:
+                self._published.put(key, None)
 
         return apply
 
@@ -168,7 +184,7 @@ class FactsWatch:
                 self._ended.gone(key, self._clock())
 
     def sweep(self) -> None:
-        """Remove the facts of pods that have been over for long enough."""
+        """Remove the facts of what has been over for long enough."""
         self._ended.sweep(self._clock(), self._pods.keys())
 
     def _forget(self, uid: str) -> None:

@@ -39,12 +39,15 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         float,
         msgspec.Meta(
             ge=0, le=8760, examples=[72.0],
-            description="Hours in which the fact of a pod that is over stays, so that its addresses are told as its own.",
+            description="Hours in which the fact of a pod, a service or a node that is over stays, so that its addresses are told as its own.",
         ),
     ] = 24.0  # fmt: skip
     ended_most: Annotated[
         int,
         msgspec.Meta(
-            ge=0, le=1_000_000, description="Pods that are over whose facts stay at a time.", examples=[20000]
+            ge=0,
+            le=1_000_000,
+            description="Pods, services and nodes that are over whose facts stay at a time.",
+            examples=[20000],
         ),
     ] = 5000

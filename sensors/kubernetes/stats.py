@@ -12,7 +12,7 @@ class ClusterStats(msgspec.Struct):
     """Plain counts since start. `facts`: known now; `published`, `removed`: records written; `unchanged`: changes of objects that
     changed no fact; `undecoded`: objects that are not what the API reference says, whose last fact stays; `waiting`: not
     on the bus yet; `unpublished`: records that the bus refused for good, larger than it takes; `policies`: in force from objects of the cluster; `refused_policies`: objects that are no policy;
-    `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now; `ended_pods`: pods that are over and whose facts stay, `dropped_pods`: of these, those whose
+    `foreign_policies`: objects whose name a policy of `hauberk apply` has; `away`: kinds that cannot be followed now; `ended_facts`: pods, services and nodes that are over and whose facts stay, `dropped_facts`: of these, those whose
     facts went before their time, because there were too many; `cut`: times that an object had more labels than are kept of one;
     `misread`: pods, namespaces and nodes with an annotation that is not understood."""
 
@@ -27,7 +27,7 @@ class ClusterStats(msgspec.Struct):
     refused_policies: Gauge = 0
     foreign_policies: Gauge = 0
     away: Gauge = 0
-    ended_pods: Gauge = 0
-    dropped_pods: int = 0
+    ended_facts: Gauge = 0
+    dropped_facts: int = 0
     cut: int = 0
     misread: Gauge = 0

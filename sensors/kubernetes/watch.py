@@ -20,7 +20,7 @@ from cluster.lease import LeaderLease
 from cluster.reflector import Reflector
 from cluster.server import Server
 from schemas.topics import CLUSTER, POLICIES
-from sensors.kubernetes.ended_pods import EndedPods
+from sensors.kubernetes.ended_facts import EndedFacts
 from sensors.kubernetes.facts_watch import OWNERS, PODS, FactsWatch
 from sensors.kubernetes.policy_watch import HEADERS, Check, PolicyWatch
 from sensors.kubernetes.published import Published
@@ -54,7 +54,7 @@ class ClusterWatch:
         self._facts = Published(self._bus, CLUSTER)
         self._policies = Published(self._bus, POLICIES, HEADERS)
         settings = self._settings
-        self._ended = EndedPods(self._facts, settings.ended_hours * 3600, settings.ended_most)
+        self._ended = EndedFacts(self._facts, settings.ended_hours * 3600, settings.ended_most)
         self._facts_watch = FactsWatch(self._facts, self._ended)
         self.policies = PolicyWatch(self._policies, self._facts, self._check)
         applies = self._facts_watch.applies + (self.policies.applies if self._settings.policies else [])
@@ -118,6 +118,6 @@ class ClusterWatch:
             unpublished=self._facts.refused + self._policies.refused,
             policies=self.policies.in_force, refused_policies=self.policies.refused,
             foreign_policies=self.policies.foreign, away=sum(bool(one.problem) for one, _ in self._reflected),
-            ended_pods=len(self._ended), dropped_pods=self._ended.dropped, cut=self._facts_watch.cut,
+            ended_facts=len(self._ended), dropped_facts=self._ended.dropped, cut=self._facts_watch.cut,
             misread=len(self._facts_watch.misread),
         )  # fmt: skip

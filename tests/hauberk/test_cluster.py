@@ -133,6 +133,7 @@ async def test_containers_of_a_static_pod_are_those_of_its_mirror(
     assert (one.labels, one.annotations, one.owner) == (
         {"component": "etcd"}, {"kubearmor-policy": "audited"}, Owner("Node", node, ""),
     )  # fmt: skip
+    assert running.end() == 0
 
 
 async def test_a_pod_becomes_a_fact_with_its_owner(
@@ -163,6 +164,43 @@ async def test_a_pod_becomes_a_fact_with_its_owner(
         return isinstance(one, PodFact) and one.ended > 0
 
     await until(over)
+    assert running.end() == 0
+
+
+async def test_a_service_that_is_gone_is_told_for_the_time_when_it_was_there(
+    hauberk: Any, bus: Bus, api_server: Any, place: str, until: Callable[..., Any]
+) -> None:
+    running = hauberk.start("cluster", **settings(api_server, place))
+    running.ready()
+
+    def make(name: str) -> str:
+        api_server.apply({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": place}, "spec": {"ports": [{"port": 80}]},
+        })  # fmt: skip
+        return str(api_server.kubectl("get", "service", name, "-n", place, "-o", "jsonpath={.spec.clusterIP}").stdout)
+
+    mine = await asyncio.to_thread(make, "web")
+
+    async def known() -> Any:
+        return (await facts(bus)).get(f"service/{place}/web".encode())
+
+    fact = await until(known)
+    assert fact.cluster_addresses == (mine,)
+    there = time.time()
+    await asyncio.to_thread(api_server.kubectl, "delete", "service", "web", "-n", place)
+
+    async def over() -> Any:
+        return not await known()
+
+    await until(over)
+    peers = ClusterPeers()
+    for key, record in (await bus.latest(CLUSTER)).items():
+        peers.fact(key, record.value)
+    told = peers.peer(mine, there)
+    assert told is not None
+    assert (told.name, told.namespace) == ("svc/web", place)
+    now = peers.peer(mine, time.time() + 1)
+    assert now is None or now.namespace != place
     assert running.end() == 0
 
 

@@ -93,3 +93,35 @@ def test_what_is_gone_is_not_known_and_what_moved_is_where_it_is_now() -> None:
     assert peers.peer("10.0.0.2", 300.0) is not None
     peers.fact(moved.key, None)
     assert peers.peer("10.0.0.2", 300.0) is None
+
+
+GONE = msgspec.structs.replace(SERVICE, ended=200.0)
+ANEW = ServiceFact(namespace="bank", name="api", addresses=("10.96.0.7",), started=150.0)
+
+
+@pytest.mark.parametrize("order", [(GONE, ANEW), (ANEW, GONE)])
+@pytest.mark.parametrize(
+    ("at", "name"),
+    [(49.0, None), (50.0, "svc/web"), (149.9, "svc/web"), (150.0, "svc/api"), (199.0, "svc/api"), (1e9, "svc/api")],
+)
+def test_a_services_address_is_whose_it_was_then(order: tuple[Fact, ...], at: float, name: str | None) -> None:
+    """The API server gives an address to one service at a time: that one was gone at 200 was only seen then."""
+    found = told(*order).peer("10.96.0.7", at)
+    assert (found.name if found else None) == name
+
+
+def test_a_service_and_a_node_that_are_gone_are_known_until_their_end() -> None:
+    old = msgspec.structs.replace(NODE, ended=300.0)
+    again = msgspec.structs.replace(NODE, started=310.0, labels={"zone": "b"})
+    peers = told(GONE, SLICE, old, again)
+    service, node = peers.peer("10.96.0.7", 199.0), peers.peer("192.168.0.1", 299.0)
+    assert service == ClusterPeer(name="svc/web", namespace="shop", labels={"app": "web"}, since=50.0, until=200.0)
+    assert node == ClusterPeer(name="node/n1", labels={"zone": "a"}, since=1.0, until=300.0)
+    assert peers.peer("10.96.0.7", 200.0) is None
+    assert peers.peer("192.168.0.1", 305.0) is None
+    now = peers.peer("192.168.0.1", 400.0)
+    assert now is not None
+    assert now.labels == {"zone": "b"}
+    peers.fact(GONE.key, None)
+    assert peers.peer("10.96.0.7", 199.0) is None, "the fact of its end goes after its time"
+    assert peers.peer("192.168.0.1", 299.0) is not None

@@ -22,6 +22,8 @@ PRIVATE: Final = tuple(ip_network(text) for text in (
 ))  # fmt: skip
 """Networks that are not of the internet (RFC 1918, 6598, 3927, 4193, 4291): pods, nodes and neighbours live there."""
 INTERNET: Final = {4: "0.0.0.0/0", 6: "2000::/3"}
+_LARGEST_SERVICES: Final = {4: 12, 6: 64}
+"""No API server takes a larger range for services."""
 _METADATA: Final = frozenset({"169.254.169.254", "fd00:ec2::254", "100.100.100.200"})
 """Where clouds hand out credentials of the machine."""
 
@@ -95,6 +97,18 @@ def summarised(addresses: Iterable[str]) -> list[str]:
 def _order(network: str) -> tuple[int, Network]:
     found = ip_network(network)
     return found.version, found
+
+
+def service_ranges(addresses: Iterable[str]) -> list[Network]:
+    """The networks that services have their addresses of, as far as `addresses` tell: what those have in common that may be of one range."""
+    spans: dict[Network, list[Address]] = {}
+    for address in [one for text in addresses if (one := parsed(text)) is not None]:
+        spans.setdefault(ip_network((address, _LARGEST_SERVICES[address.version]), strict=False), []).append(address)
+    made = []
+    for some in spans.values():
+        first, last = min(some, key=int), max(some, key=int)
+        made.append(ip_network((first, first.max_prefixlen - (int(first) ^ int(last)).bit_length()), strict=False))
+    return made
 
 
 def exactly(addresses: Iterable[Address]) -> list[str]:

@@ -11,16 +11,15 @@ from ipaddress import ip_network
 
 import msgspec
 
-from policy.cluster_peers import ClusterPeers
+from policy.cluster_peers import ClusterPeers, Holder
 from policy.cluster_pods import ClusterPods
-from policy.learn.network.addresses import Address, Network, network_of, parsed
+from policy.learn.network.addresses import Address, Network, network_of, parsed, service_ranges
 from policy.learn.workloads import OF_ONE_POD
 from schemas.cluster import EndpointsFact, Fact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort
 from schemas.identity import Identity, workload_name
 
 Labels = tuple[tuple[str, str], ...]
 """Sorted pairs: a selector that can be a key."""
-Holder = PodFact | ServiceFact | NodeFact
 METADATA_NAME = "kubernetes.io/metadata.name"
 
 
@@ -44,6 +43,11 @@ def _owner(pod: PodFact | Identity) -> tuple[str, str, str]:
     return pod.namespace, pod.owner.ref, workload_name(pod.owner, name)
 
 
+def _leads(service: ServiceFact) -> tuple[Labels, list[tuple[int, str, str, int | str]]]:
+    ports = sorted((one.port, one.protocol, one.name, one.target) for one in service.ports)
+    return tuple(sorted(service.selector.items())), ports
+
+
 def carries(labels: dict[str, str], wanted: Labels) -> bool:
     """Whether all of `wanted` are there."""
     return all(labels.get(key) == value for key, value in wanted)
@@ -55,7 +59,7 @@ def inner_addresses(node: NodeFact) -> list[Address]:
 
 
 class Directory:
-    """The facts, each once."""
+    """The facts, each once. `services`, `nodes`: those that are there now."""
 
     def __init__(self, facts: Iterable[Fact] = ()) -> None:
         self._peers = ClusterPeers()
@@ -66,12 +70,12 @@ class Directory:
         self.nodes: dict[str, NodeFact] = {}
         self._namespaces: dict[str, NamespaceFact] = {}
         self._endpoints: dict[tuple[str, str], list[EndpointsFact]] = {}
-        self._named: dict[tuple[str, str, float], PodFact] = {}
         self._carried: dict[tuple[str, str, str], Labels] = {}
         self._node_ports: dict[tuple[str, int], tuple[ServiceFact, ServicePort]] = {}
         self._spaces: dict[str, list[PodFact]] = {}
         self._inner: dict[Address, NodeFact] = {}
         self._pod_networks: dict[tuple[int, int], set[Network]] = {}
+        given: set[str] = set()
         for fact in facts:
             self._peers.put(fact.key, fact)
             match fact:
@@ -80,16 +84,19 @@ class Directory:
                     self._run.put(fact.key, fact)
                     of = _owner(fact)
                     self._in_node_network[of] = fact.host_network and self._in_node_network.get(of, True)
-                    self._named[fact.namespace, fact.name, fact.started] = fact
                     self._spaces.setdefault(fact.namespace, []).append(fact)
+                case ServiceFact() if fact.ended:
+                    given |= {*fact.cluster_addresses}
                 case ServiceFact():
+                    given |= {*fact.cluster_addresses}
                     self.services[fact.namespace, fact.name] = fact
                     self._node_ports |= {
                         (one.protocol, one.node_port): (fact, one) for one in fact.ports if one.node_port
                     }
                 case NodeFact():
-                    self.nodes[fact.name] = fact
-                    self._inner |= dict.fromkeys(inner_addresses(fact), fact)
+                    if not fact.ended:
+                        self.nodes[fact.name] = fact
+                        self._inner |= dict.fromkeys(inner_addresses(fact), fact)
                     for text in fact.pod_networks:
                         if (network := network_of(text)) is not None:
                             self._pod_networks.setdefault((network.version, network.prefixlen), set()).add(network)
@@ -97,22 +104,15 @@ class Directory:
                     self._namespaces[fact.name] = fact
                 case EndpointsFact():
                     self._endpoints.setdefault((fact.namespace, fact.service), []).append(fact)
+        self._service_ranges = service_ranges(given)
 
     def holder(self, address: str, at_ns: int) -> Holder | None:
         """Whose `address` was then; None when nobody of the cluster is known to have had it."""
-        peer = self._peers.peer(address, at_ns / 1e9)
-        if peer is None:
-            found = parsed(address)
-            return self._inner.get(found) if found is not None and not self.once_a_pods(address) else None
-        kind, _, name = peer.name.partition("/")
-        if kind == "pod":
-            return self._named.get((peer.namespace, name, peer.since))
-        if kind == "svc":
-            service = self.services.get((peer.namespace, name))
-            own = service is not None and parsed(address) in {parsed(text) for text in service.addresses}
-            # What merely stands behind a service is spoken to as itself.
-            return service if own else None
-        return self.nodes.get(name)
+        holder = self._peers.holder(address, at_ns / 1e9)
+        if holder is not None or self.at_another_time(address):
+            return holder
+        found = parsed(address)
+        return self._inner.get(found) if found is not None else None
 
     def pod_of(self, identity: Identity) -> PodFact | None:
         """The pod of a container; None when it is not known."""
@@ -133,10 +133,17 @@ class Directory:
             self._carried = {key: tuple(sorted(some)) for key, some in common.items()}
         return self._carried[_owner(pod)]
 
-    def once_a_pods(self, address: str) -> bool:
-        """Whether a pod had `address` at some other time: then it is no address outside."""
-        peer = self._peers.peer(address)
-        return peer is not None and peer.name.startswith("pod/")
+    def at_another_time(self, address: str, holder: Holder | None = None) -> str:
+        """What had `address` at a time when `holder` had it not: a pod, a service, a node. Then it is no address outside; else ""."""
+        last = self._peers.holder(address)
+        if last is None or last is holder:
+            return ""
+        return "pod" if isinstance(last, PodFact) else "service" if isinstance(last, ServiceFact) else "node"
+
+    def now(self, service: ServiceFact) -> ServiceFact:
+        """The service of its name that is there now, if it leads to the same; else `service`."""
+        anew = self.services.get((service.namespace, service.name))
+        return anew if anew is not None and _leads(anew) == _leads(service) else service
 
     def behind(self, service: ServiceFact) -> list[PodFact]:
         """The pods that a service selects, in order; those that ended where it is nobody else."""
@@ -200,6 +207,11 @@ class Directory:
         return found is not None and any(
             ip_network((found, length), strict=False) in some for (version, length), some in self._pod_networks.items() if version == found.version
         )  # fmt: skip
+
+    def among_services(self, address: str) -> bool:
+        """Whether `address` is in a range that services have their addresses of."""
+        found = parsed(address)
+        return found is not None and any(found.version == one.version and found in one for one in self._service_ranges)
 
     def is_inner(self, address: str) -> bool:
         """Whether a node has `address` in the network of its pods."""

@@ -132,7 +132,7 @@ class _Reading:
         self._carried: dict[LearntWorkload, set[tuple[str, str]]] = {}
         self._served: dict[tuple[str, str], set[int]] = {}
         self._streams: set[tuple[str, str, str, int]] = set()
-        self._behind: dict[tuple[str, str], tuple[list[Party], list[str]]] = {}
+        self._behind: dict[bytes, tuple[list[Party], list[str]]] = {}
 
     def read(self, sightings: list[Sighting]) -> Flows:
         some = [one for one in sightings if learnable(one) and one.behaviour.family in (INET, INET6)]
@@ -247,6 +247,8 @@ class _Reading:
                 found.unsure[f"pod {holder.namespace}/{holder.name} has no labels that select it"] += one.count
             case NodeFact() if ingress and holder.name == one.identity.node:
                 found.left["the pod's own node, its kubelet's probes among it"] += one.count
+            case NodeFact() if holder.name not in self.directory.nodes:
+                found.unsure[f"node {holder.name} is gone"] += one.count
             case NodeFact():
                 inner = INNER if self.directory.is_inner(address) else ()
                 self._put(one, subject, ingress, Party("node", name=holder.name, labels=inner), port)
@@ -258,19 +260,27 @@ class _Reading:
                     )
             case ServiceFact() if not ingress:
                 self._service(one, subject, holder, address, port)
-            case _ if self.directory.once_a_pods(address):
-                found.unsure[f"{address} was a pod's at another time"] += one.count
+            case _ if other := self.directory.at_another_time(address, holder):
+                found.unsure[f"{address} was a {other}'s at another time"] += one.count
             case _ if self.directory.among_pods(address):
                 found.unsure["addresses in the network of pods, and who had them then is not known"] += one.count
+            case _ if self.directory.among_services(address):
+                found.unsure["addresses in the network of services, and who had them then is not known"] += one.count
             case _:
                 self._put(one, subject, ingress, Party("outside", name=address), port)
 
     def _service(self, one: Sighting, subject: Subject, service: ServiceFact, address: str, port: PortRange) -> None:
+        service = self.directory.now(service) if service.ended else service
         if service.selector:
             target = self.directory.target(service, port.first, port.protocol)
             if target is None:
                 self.found.unsure[
                     f"service {service.namespace}/{service.name} has no port {port.first}/{port.protocol}"
+                ] += one.count
+                return
+            if target.name and service.ended:
+                self.found.unsure[
+                    f"service {service.namespace}/{service.name} is gone, and the number of its port {target.name} is not known"
                 ] += one.count
                 return
             parties, unsure = self._selected(service)
@@ -279,15 +289,19 @@ class _Reading:
             for why in unsure:
                 self.found.unsure[why] += one.count
             return
-        behind = self.directory.outside_of(service)
+        behind = self.directory.outside_of(service) if not service.ended else []
         for where, number, protocol in behind:
             if protocol != port.protocol:
                 continue
             match self.directory.holder(where, one.last):
                 case PodFact() as pod if labels := self.directory.labels_of(pod):
                     peer = Party("pods", pod.namespace, workload_name(pod.owner, pod.name), labels)
-                case NodeFact() as node:
+                case NodeFact() as node if node.name in self.directory.nodes:
                     peer = Party("node", name=node.name)
+                case PodFact() | NodeFact() as one_of_ours:
+                    why = f"{one_of_ours.name}, behind service {service.namespace}/{service.name}, is gone or has no labels that select it"
+                    self.found.unsure[why] += one.count
+                    continue
                 case _:
                     peer = Party("outside", name=where)
             self._put(one, subject, False, peer, PortRange(protocol, number, number))
@@ -296,7 +310,7 @@ class _Reading:
 
     def _selected(self, service: ServiceFact) -> tuple[list[Party], list[str]]:
         """(whom a selector leads to, why that is not all). A pod in its node's network is that node: no engine knows it by its labels."""
-        known = self._behind.get((service.namespace, service.name))
+        known = self._behind.get(service.key)
         if known is not None:
             return known
         pods, labels = self.directory.behind(service), lasting(service.selector.items())
@@ -321,7 +335,7 @@ class _Reading:
             unsure.append(
                 f"service {service.namespace}/{service.name} selects one pod, and labels that outlast it are not known"
             )
-        self._behind[service.namespace, service.name] = sorted(parties), unsure
+        self._behind[service.key] = sorted(parties), unsure
         return sorted(parties), unsure
 
     def _put(self, one: Sighting, subject: Subject, ingress: bool, peer: Party, port: PortRange) -> None:

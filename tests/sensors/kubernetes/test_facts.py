@@ -131,6 +131,15 @@ def test_a_headless_service_has_no_address() -> None:
     assert decode(encode(fact)) == fact
 
 
+def test_addresses_that_the_cluster_gave_out_are_told_apart() -> None:
+    one = msgspec.convert({
+        "metadata": {"name": "web", "namespace": "shop"}, "spec": {"clusterIPs": ["10.0.0.1"], "externalIPs": ["192.0.2.1"]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}},
+    }, ServiceObject)  # fmt: skip
+    fact = facts.service(one)
+    assert (fact.addresses, fact.cluster_addresses) == (("10.0.0.1", "192.0.2.1", "198.51.100.1"), ("10.0.0.1",))
+
+
 @pytest.mark.parametrize(
     ("more", "public"),
     [
@@ -152,7 +161,7 @@ def test_a_fact_of_before_is_read() -> None:
     """An earlier release knew no ports of nodes; what it wrote stays on the topic."""
     one = ServiceFact(namespace="shop", name="web", ports=(ServicePort(80, "TCP", "http", 8080),))
     was = msgspec.msgpack.decode(encode(one))
-    assert (was.pop(), was[4][0].pop()) == (False, 0)
+    assert (was.pop(), was.pop(), was.pop(), was[4][0].pop()) == ([], 0.0, False, 0)
     assert decode(msgspec.msgpack.encode(was)) == one
     known = facts.pod(pod(), {})
     before = msgspec.msgpack.decode(encode(known))

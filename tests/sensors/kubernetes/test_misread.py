@@ -11,7 +11,7 @@ import pytest
 
 from bus.memory import MemoryBus
 from schemas.topics import CLUSTER
-from sensors.kubernetes.ended_pods import EndedPods
+from sensors.kubernetes.ended_facts import EndedFacts
 from sensors.kubernetes.facts_watch import FactsWatch
 from sensors.kubernetes.published import Published
 
@@ -19,7 +19,7 @@ from sensors.kubernetes.published import Published
 @pytest.fixture
 def watch() -> FactsWatch:
     published = Published(MemoryBus(), CLUSTER)
-    return FactsWatch(published, EndedPods(published, 3600.0, 100), lambda: 1.0)
+    return FactsWatch(published, EndedFacts(published, 3600.0, 100), lambda: 1.0)
 
 
 def tell(
