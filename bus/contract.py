@@ -175,6 +175,7 @@ class Bus(Protocol):
             Backpressure: more waits to be written than the cap; nothing was taken.
             DiskFull: no room where the log lies; nothing was taken.
             Unavailable: the far side did not answer.
+            Unserved: it answered, and this topic cannot be written now: it is not there, or not granted. Others may be.
             Refused: a record is larger than the bus takes, or the bus is closed.
         """
         ...

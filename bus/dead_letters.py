@@ -52,9 +52,10 @@ def letter(delivery: Delivery, error: Exception, attempts: int, value: bytes | N
 
 
 class DeadLetters:
-    """`written` and `lost` count records; lost is what `dead` itself refused, which is logged; lines are paced."""
+    """`written` and `lost` count records; lost is what `dead` itself refused, which is logged; lines are paced. `attempts` None: each
+    letter is tried once, and `Temporary` is the caller's."""
 
-    def __init__(self, bus: Bus, stage: str, group: str | None, attempts: Attempts) -> None:
+    def __init__(self, bus: Bus, stage: str, group: str | None, attempts: Attempts | None) -> None:
         self._bus = bus
         self._stage = stage
         self._group = group or ""
@@ -81,7 +82,10 @@ class DeadLetters:
         )
 
     async def _publish(self, records: list[Record]) -> None:
-        await self._attempts.insist(lambda: self._bus.publish(DEAD, records))
+        if self._attempts is None:
+            await self._bus.publish(DEAD, records)
+        else:
+            await self._attempts.insist(lambda: self._bus.publish(DEAD, records))
 
     async def _write_cut(self, record: Record) -> None:
         cut = Record(record.key[:SHOWN], (record.value or b"")[:SHOWN], record.headers[-len(HEADERS) :])

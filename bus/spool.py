@@ -6,92 +6,46 @@
     publish ─► nothing spooled and the bus answers: straight through
            └─► else: appended to the topic's log in DIR; a task drains it, and only an empty log lets the topic through
 
-So the order per key is kept. The spool has a byte and an age cap; over it, the oldest segments go: raw events and
-telemetry first, then summaries, then state, alerts last; each record shed is counted, and told on `alerts` once the bus is
-back. A record that the bus refuses for good goes to `dead`. Draining may repeat the batch that
-was under way when the process died. Neighbours: `spool_lines` (the disk), `contract` (what it wraps).
+So the order per key is kept. A topic that the bus does not take while it takes others waits by itself (`topic_troubles`). The
+spool has a byte and an age cap; over it, the oldest segments go: raw events and telemetry first, then summaries, then state,
+alerts last; each record shed is counted, and told on `alerts` once the bus is back. A record that the bus refuses for good goes to
+`dead`. Draining may repeat the batch that was under way when the process died. Neighbours: `spool_lines` (the disk),
+`topic_troubles`, `spool_settings`, `contract` (what it wraps).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Final, TypeVar
 
-import msgspec
-
-from bus.attempts import Attempts
-from bus.backoff import Backoff
 from bus.contract import Bus, Record, Start, Subscription
 from bus.dead_letters import DeadLetters, Letter
 from bus.embedded.database import Corrupt
-from bus.spool_lines import Shed, SpoolLine, SpoolLines
+from bus.spool_lines import Row, Shed, SpoolLine, SpoolLines
+from bus.spool_settings import SpoolSettings, SpoolStats
+from bus.topic_troubles import TopicTroubles
 from schemas.errors import Backpressure, HauberkError, Permanent, Temporary, Unavailable
-from schemas.stats import Gauge
 from schemas.topics import ALERTS, Topic
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Meta = msgspec.Meta
 
 CATCH_UP: Final = 0.1
 """Longest time, seconds, that a publisher waits for a spool that drains: it slows a tight one down so that the spool empties some
 day, and lets the sensor, whose rings fill meanwhile, go on."""
 
 
-class SpoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where records wait while the bus is away."""
-
-    directory: Annotated[
-        str, Meta(description="Where the spool lies; made when missing.", examples=["/var/lib/hauberk/spool"])
-    ] = "/var/lib/hauberk/spool"
-    max_bytes: Annotated[
-        int, Meta(ge=1, le=1 << 50, description="Bytes on disk before shedding.", examples=[536870912])
-    ] = 512 << 20
-    max_age: Annotated[
-        float,
-        Meta(gt=0, le=315_360_000, description="Seconds after which a spooled record is shed.", examples=[86400.0]),
-    ] = 86400.0
-    publish_timeout: Annotated[
-        float,
-        Meta(
-            gt=0,
-            le=315_360_000,
-            description="Seconds the bus has to acknowledge before it counts as away.",
-            examples=[10.0],
-        ),
-    ] = 10.0
-    retry: Annotated[Backoff, Meta(description="Between looks whether the bus is back.", examples=[{}])] = Backoff(
-        first_seconds=0.5, max_seconds=15.0
-    )
-    drain_bytes: Annotated[int, Meta(ge=1, le=1 << 50, description="Bytes per drained batch.", examples=[1048576])] = (
-        1 << 20
-    )
-
-
-class SpoolStats(msgspec.Struct):
-    """Counts since open. `shed`: records dropped by topic name; `waiting`: records in the spool now; `full`: times that the disk had
-    no room for a record at first.
-
-    `refused`: records the bus will never take, which went to `dead` while draining.
-    """
-
-    spooled: int = 0
-    drained: int = 0
-    shed: dict[str, int] = {}
-    waiting: Gauge = 0
-    bytes: Gauge = 0
-    full: int = 0
-    refused: int = 0
-    away: bool = False
-    last_error: str = ""
+class _WaitsAloneError(Exception):
+    """A publication failed, and `TopicTroubles` has noted that for one topic."""
 
 
 class SpooledBus:
@@ -118,8 +72,15 @@ class SpooledBus:
         self._moved = asyncio.Event()
         self._closed = False
         self._draining: asyncio.Task[None] | None = None
-        self._dead = DeadLetters(inner, "spool", None, Attempts("the spool", settings.retry, drain_seconds=0.0))
-        self.stats = SpoolStats(shed=self._lines.shed)
+        self._dead = DeadLetters(inner, "spool", None, None)
+        self._troubles = TopicTroubles(settings.retry)
+        self._logged: dict[str, Shed] = {}
+        self.stats = SpoolStats(shed=self._lines.shed, unserved=self._troubles.now, unserved_tries=self._troubles.tries)
+
+    @property
+    def unserved(self) -> dict[str, str]:
+        """Topic name -> why its records wait by themselves while the bus takes others."""
+        return dict(self._troubles.said)
 
     @classmethod
     async def open(
@@ -138,16 +99,18 @@ class SpooledBus:
         line = self._lines.get(topic)
         if line is not None and line.behind:
             await self._let_it_catch_up(line)
-        if (line is None or not line.behind) and not self.stats.away:
+        if (line is None or not line.behind) and not self.stats.away and not self._troubles.waits(topic.name):
             try:
                 async with asyncio.timeout(self._settings.publish_timeout):
                     await self.inner.publish(topic, records)
+                self._troubles.served(topic.name)
                 return
             except Backpressure:
                 # It is there and says slower: spooling would hide that from the sensor.
                 raise
             except (Unavailable, TimeoutError) as error:
-                self._went_away(error)
+                if not self._troubles.failed(topic.name, error):
+                    self._went_away(error)
         if line is None:
             line = await self._thread(self._lines.open, topic)
         line.under_way += 1
@@ -157,7 +120,7 @@ class SpooledBus:
         except HauberkError:
             if not any(one.busy for one in self._lines):
                 # Nothing is drained, so nobody else looks whether the bus is back.
-                self.stats.away = False
+                self._away(False)
             raise
         finally:
             line.under_way -= 1
@@ -219,13 +182,11 @@ class SpooledBus:
                     await asyncio.sleep(self._settings.retry.delay(attempt, asked=asked))
                     attempt += 1
                     problem = None
-                    with contextlib.suppress(HauberkError):
-                        await self._thread(self._lines.tidy)
-                    self._count()
-                if not any(line.busy for line in self._lines):
-                    self._more.clear()
-                    await self._more.wait()
+                    await self._tidy()
+                await self._work()
                 await self._drain_batch()
+                attempt = 0
+            except _WaitsAloneError:
                 attempt = 0
             except HauberkError as error:
                 problem = error
@@ -236,42 +197,105 @@ class SpooledBus:
                 problem = error
                 self._went_away(error)
 
+    async def _work(self) -> None:
+        """Return when there is a line that may be drained now."""
+        while True:
+            self._more.clear()
+            waiting = self._troubles.waiting()
+            left = []
+            for line in self._lines:
+                if line.busy:
+                    # A line that has but a loss to tell waits for `alerts`.
+                    told = waiting.get(ALERTS.name, 0.0) if line.next >= line.end else 0.0
+                    left.append(max(told, waiting.get(line.topic.name, 0.0)))
+            if 0.0 in left:
+                return
+            try:
+                async with asyncio.timeout(min(left, default=None)):
+                    await self._more.wait()
+            except TimeoutError:
+                await self._tidy()
+
+    async def _tidy(self) -> None:
+        with contextlib.suppress(HauberkError):
+            await self._thread(self._lines.tidy)
+        self._count()
+
     async def _drain_batch(self) -> None:
         """Publish the oldest batch there is and remember that it went."""
-        found = await self._thread(self._lines.oldest)
+        found = await self._oldest()
         if found is None:
             return
-        line, first, records, past = found
+        line, first, rows, past = found
         try:
-            if records:
-                try:
-                    await self._pass_on(line.topic, records)
-                except Permanent:
-                    # One of them is refused for good; alone, it cannot hold up the rest.
-                    for record in records:
-                        await self._pass_on_or_give_up(line, record)
+            if rows:
+                await self._send(line, rows)
                 self._came_back()
-        except BaseException:
-            self._pool.submit(self._lines.settle, line)
+        except BaseException as error:
+            await self._put_back(error, functools.partial(self._lines.settle, line))
             raise
         await self._thread(self._lines.published, line, first, past)
+        self._notify()
+        if line.untold is not None and self._troubles.waits(ALERTS.name):
+            # Later: the place stays as it is until then, and the rest of the line goes on.
+            self._count()
+            return
         shed, place = await self._thread(self._lines.to_tell, line)
         if shed is not None:
             # Strictly before the place is saved: a process that is killed here tells again.
             try:
                 await self._tell(shed)
-            except BaseException:
-                self._pool.submit(self._lines.not_told, line, shed)
+            except BaseException as error:
+                await self._put_back(error, functools.partial(self._lines.not_told, line, shed))
                 raise
         await self._thread(self._lines.advance, line, place)
         self._count()
         self._notify()
 
+    async def _put_back(self, error: BaseException, function: Callable[[], None]) -> None:
+        """Have `function` called after `error`, before anybody looks for what is to do next; a task that is cancelled does not wait."""
+        called = self._pool.submit(function)
+        if isinstance(error, Exception):
+            await asyncio.wrap_future(called)
+
+    async def _oldest(self) -> tuple[SpoolLine, int, list[Row], int] | None:
+        waiting = self._troubles.waiting()
+        look = functools.partial(self._lines.oldest, telling=ALERTS.name not in waiting)
+        found = await self._thread(look, waiting.keys() | self._troubles.looked)
+        if found is None and self._troubles.looked:
+            self._troubles.looked.clear()
+            found = await self._thread(look, waiting.keys())
+        unreadable, self._lines.unreadable = self._lines.unreadable, {}
+        for name, error in unreadable.items():
+            self._troubles.hold(name, error)
+        return found
+
+    async def _send(self, line: SpoolLine, rows: list[Row]) -> None:
+        name = line.topic.name
+        try:
+            await self._asked(name, self.inner.publish(line.topic, [record for _, record in rows]))
+            self.stats.drained += len(rows)
+        except Permanent:
+            # One of them is refused for good; alone, it cannot hold up the rest.
+            for offset, record in rows:
+                try:
+                    await self._asked(name, self.inner.publish(line.topic, [record]))
+                    self.stats.drained += 1
+                except Permanent as error:
+                    await self._asked(name, self._dead.write([Letter(line.topic, record, error, 1)]))
+                    self.stats.refused += 1
+                    self.stats.last_error = f"{type(error).__name__}: {error}"
+                # Each by itself: where the next one has to wait, nothing that went goes again.
+                await self._thread(functools.partial(self._lines.published, line, offset, offset + 1, more=True))
+
     async def _tell(self, shed: Shed) -> None:
-        log.error("%d records of `%s` were shed: %s", shed.records, shed.topic, shed.why)
+        if self._logged.get(shed.topic) != shed:
+            # Once, however often it has to be told.
+            log.error("%d records of `%s` were shed: %s", shed.records, shed.topic, shed.why)
+            self._logged[shed.topic] = shed
         if self._notice is not None:
             try:
-                await self._pass_on(ALERTS, [self._notice(shed)], drained=False)
+                await self._asked(ALERTS.name, self.inner.publish(ALERTS, [self._notice(shed)]))
             except Permanent as error:
                 # The line above is all that there is of it; the topic must not wait for ever.
                 log.error("the bus refuses the alert about it: %s", error)
@@ -282,7 +306,9 @@ class SpooledBus:
         """Wait a moment while the bus answers and the spool drains: a tight publisher would otherwise keep it from ever emptying."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP):
-                while line.behind and not self.stats.away and not self._closed:
+                while line.under_way or line.next < line.end:
+                    if self.stats.away or self._closed or self._troubles.waits(line.topic.name):
+                        return
                     moved = self._moved
                     await moved.wait()
 
@@ -290,27 +316,32 @@ class SpooledBus:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    async def _pass_on(self, topic: Topic, records: list[Record], *, drained: bool = True) -> None:
+    async def _asked(self, name: str, publication: Awaitable[None]) -> None:
+        """Await it. What fails may be the matter of topic `name` alone: then it raises `_WaitsAloneError`."""
         try:
             async with asyncio.timeout(self._settings.publish_timeout):
-                await self.inner.publish(topic, records)
-        except TimeoutError as error:
-            raise Unavailable(f"`{topic.name}`: no acknowledgement in time while draining") from error
-        self.stats.drained += len(records) * drained
-
-    async def _pass_on_or_give_up(self, line: SpoolLine, record: Record) -> None:
-        try:
-            await self._pass_on(line.topic, [record])
-        except Permanent as error:
-            await self._dead.write([Letter(line.topic, record, error, 1)])
-            self.stats.refused += 1
-            self.stats.last_error = f"{type(error).__name__}: {error}"
+                await publication
+        except (Permanent, Backpressure):
+            raise
+        except Exception as error:
+            if not self._troubles.failed(name, error):
+                if isinstance(error, TimeoutError):
+                    raise Unavailable(f"`{name}`: no acknowledgement in time while draining") from error
+                raise
+            if not isinstance(error, HauberkError | TimeoutError):
+                log.error("publishing to `%s` failed in a way it should not; that is a bug", name, exc_info=error)
+            self.stats.last_error = self._troubles.said[name]
+            # It answered, or another topic got through since this one did not.
+            self._came_back()
+            self._notify()
+            raise _WaitsAloneError from error
+        self._troubles.served(name)
 
     def _went_away(self, error: BaseException) -> None:
         said = f"{type(error).__name__}: {error}"
         if not self.stats.away:
             log.warning("the bus is away, records are kept in %s: %s", self._settings.directory, said)
-        self.stats.away = True
+        self._away(True)
         self.stats.last_error = said
         self._more.set()
         self._notify()
@@ -318,7 +349,11 @@ class SpooledBus:
     def _came_back(self) -> None:
         if self.stats.away:
             log.warning("the bus is back, %d records of the spool follow", self.stats.waiting)
-        self.stats.away = False
+        self._away(False)
+
+    def _away(self, away: bool) -> None:
+        self.stats.away = away
+        self._troubles.away(away)
 
     def _count(self) -> None:
         self.stats.waiting = sum(line.end - line.position for line in self._lines)

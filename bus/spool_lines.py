@@ -8,7 +8,7 @@ loop's half), `bus.embedded.segments` (the log).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from bus.embedded.database import PAGE_BYTES
 from bus.embedded.offsets import Offsets
 from bus.embedded.segments import SegmentedLog
 from bus.permissions import private_directory
-from schemas.errors import DiskFull
+from schemas.errors import DiskFull, HauberkError
 from schemas.topics import BY_NAME, Topic
 
 SHED_ORDER: Final = (
@@ -34,6 +34,8 @@ SHED_ORDER: Final = (
 A topic that is not named here goes with the state."""
 _NAMED: Final = frozenset(name for names in SHED_ORDER for name in names)
 _GROUP: Final = "spool"
+Row = tuple[int, Record]
+"""(offset, record)."""
 
 
 class Shed(msgspec.Struct, frozen=True):
@@ -78,7 +80,8 @@ class SpoolLine:
 
 
 class SpoolLines:
-    """The lines in `root`. `shed` counts records by topic name and `size` the bytes on disk, as of the last look."""
+    """The lines in `root`. `shed` counts records by topic name and `size` the bytes on disk, as of the last look. `unreadable`: topics
+    whose files could not be read, for who asks next to take out."""
 
     def __init__(self, root: Path, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
         private_directory(root)
@@ -94,6 +97,7 @@ class SpoolLines:
         self._grown = 0
         self._why = ""
         self.shed: dict[str, int] = {}
+        self.unreadable: dict[str, HauberkError] = {}
         self.size = 0
         self.full = 0
 
@@ -158,15 +162,19 @@ class SpoolLines:
             line.log.rotate(self._clock())
         self._make_room(0)
 
-    def oldest(self) -> tuple[SpoolLine, int, list[Record], int] | None:
-        """(line, offset of the first, records, offset after the last) of the line whose head is the oldest; it is `draining`
-        until `drained` or `kept`."""
+    def oldest(
+        self, passed_over: Collection[str] = (), *, telling: bool = True
+    ) -> tuple[SpoolLine, int, list[Row], int] | None:
+        """(line, offset of the first, rows, offset after the last) of the line whose head is the oldest; it is `draining` until
+        `published` or `settle`. `passed_over`: topics that are left alone; `telling`: a line that has but a loss to tell counts too."""
         chosen = gone = None
         oldest = 0
         for line in self:
-            if not line.busy:
+            if line.topic.name in passed_over or not (line.next < line.end or (line.untold is not None and telling)):
                 continue
-            head = line.log.read(line.next, 1, 1).found if line.next < line.end else []
+            head = self._read(line, 1, 1) if line.next < line.end else []
+            if head is None:
+                continue
             if not head:
                 # Gone altogether: nothing to publish, only a place to move and a loss to tell. Last: `alerts` may be away.
                 gone = line
@@ -176,14 +184,27 @@ class SpoolLines:
                 chosen, oldest = line, at
         if chosen is None:
             return None if gone is None else (gone, gone.end, [], gone.end)
-        found = chosen.log.read(chosen.next, 1000, self.batch_bytes).found
+        found = self._read(chosen, 1000, self.batch_bytes)
+        if not found:
+            return None
         chosen.draining = True
-        return chosen, found[0][0], [record for _, record in found], found[-1][0] + 1
+        return chosen, found[0][0], found, found[-1][0] + 1
+
+    def _read(self, line: SpoolLine, most: int, max_bytes: int) -> list[Row] | None:
+        """From `line.next` on; None when its file cannot be read now, which is nothing to the other lines."""
+        try:
+            return line.log.read(line.next, most, max_bytes).found
+        except DiskFull:
+            # There is no room for any reader then.
+            raise
+        except HauberkError as error:
+            self.unreadable[line.topic.name] = error
+            return None
 
     batch_bytes = 1 << 20
 
-    def published(self, line: SpoolLine, first: int, past: int) -> None:
-        """Records `first`..`past` - 1 were written, so they were not lost, whatever was shed meanwhile."""
+    def published(self, line: SpoolLine, first: int, past: int, *, more: bool = False) -> None:
+        """Records `first`..`past` - 1 were written, so they were not lost, whatever was shed meanwhile. `more` of the batch follow."""
         line.gaps = [
             part
             for low, high, why in line.gaps
@@ -191,7 +212,8 @@ class SpoolLines:
             if part[0] < part[1]
         ]
         line.sent = max(line.sent, past)
-        self.settle(line)
+        if not more:
+            self.settle(line)
 
     def settle(self, line: SpoolLine) -> None:
         """Nothing of `line` is under way any more: what was shed of it is lost."""

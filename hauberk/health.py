@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from bus.contract import Bus
     from enforcers.agent import Enforcement
     from hauberk.stages import ClusterPart, PlannerPart, StagePart
     from hauberk.supervision import Supervision
@@ -47,6 +48,17 @@ class StageProgress:
 def of_stages(supervision: Supervision) -> Checks:
     """Stages that failed and do not run again yet."""
     return lambda: {f"stage.{name}": supervision.stats[name].last for name in supervision.down}
+
+
+def of_spool(bus: Bus) -> Checks:
+    """Topics that the bus does not take while it takes others: somebody has to make or grant them. A bus that is away is not here,
+    because what a node does for its containers goes on without."""
+
+    def checks() -> dict[str, str]:
+        # Not asked for by its type: who has no spool does not import it.
+        return {f"spool.{topic}": why for topic, why in getattr(bus, "unserved", {}).items()}
+
+    return checks
 
 
 def of_processor(part: StagePart[Processor]) -> Checks:

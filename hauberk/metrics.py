@@ -29,7 +29,7 @@ def parts() -> dict[str, type[msgspec.Struct]]:
     from bus.handover import HandoverStats
     from bus.kafka.stats import KafkaStats
     from bus.pump import PumpStats
-    from bus.spool import SpoolStats
+    from bus.spool_settings import SpoolStats
     from enforcers.agent import EnforcementStats
     from enforcers.planner import PlannerStats
     from hauberk.memory import MemoryStats

@@ -12,7 +12,7 @@ import msgspec
 
 from bus.embedded.settings import EmbeddedSettings
 from bus.registry import BusSettings
-from bus.spool import SpoolSettings
+from bus.spool_settings import SpoolSettings
 from enforcers.settings import EnforceSettings
 from hauberk.memory import BudgetSettings
 from schemas.decoding import NAME_OR_EMPTY

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from bus.embedded.settings import EmbeddedSettings
 from bus.registry import BusSettings
-from bus.spool import SpoolSettings
+from bus.spool_settings import SpoolSettings
 from enforcers.planner import PlannerSettings
 from enforcers.settings import EnforceSettings
 from hauberk.memory import BudgetSettings

@@ -31,7 +31,7 @@ from sensors.node.sensor import node_name
 
 if TYPE_CHECKING:
     from bus.contract import Bus
-    from bus.spool import SpoolSettings
+    from bus.spool_settings import SpoolSettings
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from hauberk.settings import LoadedSettings
@@ -88,6 +88,7 @@ async def _part(
                 exposure.collect(lambda: [("memory", memory.stats())])
                 exposure.collect(supervision.shown(kept))
                 exposure.ready_when(health.of_stages(kept))
+                exposure.ready_when(health.of_spool(bus))
                 if role in UNASKED:
                     exposure.ready_when(topics.checks)
                 give_back()

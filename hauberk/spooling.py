@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from bus.contract import Bus, Record
     from bus.registry import BusSettings
-    from bus.spool import SpoolSettings
     from bus.spool_lines import Shed
+    from bus.spool_settings import SpoolSettings
 
 
 async def spooled(bus: Bus, settings: BusSettings, spool: SpoolSettings, node: str) -> Bus:

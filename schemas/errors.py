@@ -6,7 +6,8 @@
     HauberkError
     ├── Temporary                 the same call may succeed later; carries `retry_after`
     │   ├── Unavailable           the far side did not answer (broker, socket, server)
-    │   │   └── NotGranted        it answered, and refuses this to our account until somebody grants it
+    │   │   └── Unserved          it answered, and does not serve this one thing (a topic) now; it may serve others
+    │   │       └── NotGranted    it refuses this to our account until somebody grants it
     │   ├── Backpressure          the far side is full; take less, later
     │   └── DiskFull              no space where the bus, a spool or a store writes
     └── Permanent                 the same call fails again until somebody changes something
@@ -66,7 +67,11 @@ class Unavailable(Temporary):
     """The far side did not answer."""
 
 
-class NotGranted(Unavailable):
+class Unserved(Unavailable):
+    """The far side answered: what was asked for, such as a topic that is not there, cannot be had now. Others may go on."""
+
+
+class NotGranted(Unserved):
     """The far side refuses this to our account; the message names the grant. Nothing of what was asked is wrong, so it waits."""
 
     reason = Reason.PERMISSION

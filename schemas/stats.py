@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fields of a stats struct are to whoever renders metrics; declared in the struct, with the type.
 
-A number is a counter: it only grows, and begins again with the process. `Gauge` and `Level` are latest values and may fall; so
+A number is a counter: it only grows, and begins again with the process. `Gauge`, `Gauges` and `Level` are latest values and may fall; so
 is a `bool`. A `Label` becomes a label of every metric of the struct. A mapping of numbers gives one series for each key. Other
 text is for people and is no metric. A field in milliseconds ends in `_ms`, in nanoseconds in `_ns`; it is exported in seconds.
 """
@@ -17,6 +17,8 @@ from msgspec import Meta
 _GAUGE = Meta(extra={"metric": "gauge"})
 Gauge = Annotated[int, _GAUGE]
 """A latest whole number."""
+Gauges = Annotated[dict[str, int], _GAUGE]
+"""Latest whole numbers, one for each key."""
 Level = Annotated[float, _GAUGE]
 """A latest value of any kind."""
 Label = Annotated[str, Meta(extra={"metric": "label"})]

@@ -2,7 +2,8 @@
 """What an error of the brokers is in our tree, in one sentence that names what to change. Pure.
 
 A grant that lacks, a topic that is not there, a name that is not known: somebody can mend each without us, and a record that
-met it must not become a dead letter. So all are `Unavailable`; `Refused` is only what no broker will ever take.
+met it must not become a dead letter. So all are `Unavailable`; `Refused` is only what no broker will ever take. Where a broker answered
+about the topic it is `Unserved`, so that other topics go on; where none answered, or could say who leads the cluster, it is not.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from aiokafka import errors
 from aiokafka.errors import KafkaError
 
 from bus.kafka.acls import Grant
-from schemas.errors import HauberkError, Incompatible, NotGranted, Refused, Unavailable
+from schemas.errors import HauberkError, Incompatible, NotGranted, Refused, Unavailable, Unserved
 
 SLOW_SECONDS: Final = 5.0
 """Before the next try when somebody has to change something first."""
 
 
-def missing(channel: str) -> Unavailable:
-    return Unavailable(
+def missing(channel: str) -> Unserved:
+    return Unserved(
         f"expected topic `{channel}` on the brokers, it is not there; make it with `hauberk topic create`", SLOW_SECONDS
     )
 
@@ -36,6 +37,13 @@ def denied(grant: Grant) -> NotGranted:
 
 _OPERATIONS: Final = {"write to": "Write", "look at": "Describe", "forget": "Delete"}
 """What is done: the grant for it. Reading, and committing what was read, are Read."""
+
+
+_OF_ALL: Final = (
+    errors.GroupCoordinatorNotAvailableError, errors.GroupLoadInProgressError, errors.NotControllerError,
+    errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError,
+)  # fmt: skip
+"""Answers that are about the cluster, whatever topic was asked for: the first two also when a producer asks who it is."""
 
 
 def translated(error: BaseException, doing: str, channel: str = "", group: str = "") -> HauberkError:
@@ -73,6 +81,8 @@ def translated(error: BaseException, doing: str, channel: str = "", group: str =
                 "it now do not: another program, or another version of Hauberk, goes by this name; stop it or choose another group",
                 SLOW_SECONDS,
             )
+        case errors.BrokerResponseError() if channel and not isinstance(error, _OF_ALL):
+            return Unserved(f"expected to {doing} {what}, got {said(error)}")
         case KafkaError() | OSError() | TimeoutError():
             return Unavailable(f"expected to {doing} {what}, got {said(error)}")
     raise error

@@ -15,8 +15,9 @@ from bus.backoff import Backoff
 from bus.contract import Record
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
-from bus.spool import SpooledBus, SpoolSettings
+from bus.spool import SpooledBus
 from bus.spool_lines import Shed
+from bus.spool_settings import SpoolSettings
 from schemas.errors import DiskFull
 from schemas.topics import EVENTS_RAW
 

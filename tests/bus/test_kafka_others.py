@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Others in a group of ours, answers that are lost, a spool whose disk is full: on the broker of the run. See `test_kafka_faults`."""
+"""Others in a group of ours, answers that are lost, a spool whose disk is full or whose topic is gone: on the broker of the run. See `test_kafka_faults`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.produce import ProduceRequest
 from kafka_load import Keep, Load, account, numbers, pump
-from kafka_topics import create_topics
+from kafka_topics import create_topics, delete_topics
 
+from bus.backoff import Backoff
 from bus.contract import Record
 from bus.kafka.bus import KafkaBus
 from bus.kafka.client import QuietClient
 from bus.kafka.settings import KafkaSettings
-from schemas.errors import Unavailable
+from bus.spool import SpooledBus
+from bus.spool_settings import SpoolSettings
+from schemas.errors import Unavailable, Unserved
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW
 
 SCRIPT = Path(__file__).with_name("full_spool.py")
@@ -179,3 +182,47 @@ async def test_a_full_disk_below_the_spool(bus: KafkaBus, tmp_path: Path) -> Non
     assert arrived == sorted(arrived), "one node, in order"
     assert told["notices"] == told["shed"].get("events.raw", 0)
     assert told["full"] > 0
+
+
+async def _published_for_ever(bus: KafkaBus) -> None:
+    """A broker that has yet to hear of it takes some."""
+    while True:
+        await bus.publish(EVENTS_RAW, [Record(b"node-1", b"gone with its topic")])
+
+
+@pytest.mark.fault(
+    "topic that a node writes is deleted, and made again later",
+    "its frames wait in the spool by themselves, told by name and in order; alerts go straight through meanwhile",
+)
+async def test_a_topic_that_is_gone_holds_up_no_other(
+    kafka: Any, kafka_prefix: str, tmp_path: Path, until: Any
+) -> None:
+    await create_topics(kafka.bootstrap, kafka_prefix, 3, topics=(EVENTS_RAW, ALERTS))
+    inner = await KafkaBus.open(
+        KafkaSettings(bootstrap=kafka.bootstrap, prefix=kafka_prefix, publish_seconds=5.0, call_seconds=20.0)
+    )
+    settings = SpoolSettings(
+        directory=str(tmp_path / "spool"), publish_timeout=30.0, retry=Backoff(first_seconds=0.2, max_seconds=1.0)
+    )
+    bus = await SpooledBus.open(inner, settings)
+    try:
+        await bus.publish(EVENTS_RAW, [Record(b"node-1", b"before")])
+        await delete_topics(kafka.bootstrap, kafka_prefix, (EVENTS_RAW,))
+        with pytest.raises(Unserved, match="it is not there"):
+            await _published_for_ever(inner)
+        for number in range(10):
+            await bus.publish(EVENTS_RAW, [Record(b"node-1", b"%d" % number)])
+            await bus.publish(ALERTS, [Record(b"shop", b"%d" % number)])
+        assert sum((await bus.end(ALERTS)).values()) == 10, "straight through"
+        assert (bus.stats.away, bus.stats.waiting, inner.link.away) == (False, 10, None)
+        assert "it is not there; make it with `hauberk topic create`" in bus.unserved["events.raw"]
+        await create_topics(kafka.bootstrap, kafka_prefix, 3, topics=(EVENTS_RAW,))
+        await until(lambda: bus.stats.waiting == 0, 60)
+        assert bus.unserved == {}
+        found: list[int] = []
+        async with bus.subscribe([EVENTS_RAW], None, "earliest") as reader:
+            while len(found) < 10:
+                found += [int(one.record.value or b"") for one in await reader.take(100, 1.0)]
+        assert found == list(range(10))
+    finally:
+        await bus.close()

@@ -12,8 +12,9 @@ import pytest
 from bus.backoff import Backoff
 from bus.contract import Record
 from bus.memory import MemoryBus
-from bus.spool import SpooledBus, SpoolSettings
+from bus.spool import SpooledBus
 from bus.spool_lines import Shed, SpoolLines
+from bus.spool_settings import SpoolSettings
 from schemas.errors import Backpressure, Refused, Unavailable
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW, SUMMARIES, TELEMETRY
 
@@ -221,7 +222,8 @@ _CHILD = """
 import asyncio, sys
 from bus.contract import Record
 from bus.memory import MemoryBus
-from bus.spool import SpooledBus, SpoolSettings
+from bus.spool import SpooledBus
+from bus.spool_settings import SpoolSettings
 from schemas.errors import Unavailable
 from schemas.topics import ALERTS, EVENTS_RAW
 

@@ -180,3 +180,11 @@ def test_who_watches_this_kernel_serves_too(hauberk: Any, eventually: Any, role:
     finally:
         running.end()
         unload(hauberk.pins)
+
+
+def test_a_topic_that_is_not_served_is_named() -> None:
+    assert health.of_spool(SimpleNamespace(unserved={}))() == {}
+    assert health.of_spool(SimpleNamespace(unserved={"events.raw": "it is not there"}))() == {
+        "spool.events.raw": "it is not there"
+    }
+    assert health.of_spool(SimpleNamespace())() == {}, "a bus that lies here has no spool"

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from bus.memory import MemoryBus
-from bus.spool import SpooledBus, SpoolSettings
+from bus.spool import SpooledBus
+from bus.spool_settings import SpoolSettings
 from hauberk.metrics import Exposure, of_bus, parts
 from processors.pipeline import PipelineCounts
 from processors.stats import ProcessorStats

@@ -112,7 +112,7 @@ def numbers(kind: Any, where: str, seen: set[Any], metas: tuple[Any, ...] = ()) 
 
 
 def test_every_number_has_a_range() -> None:
-    from bus.spool import SpoolSettings
+    from bus.spool_settings import SpoolSettings
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from sensors.recordings.replay import ReplaySettings

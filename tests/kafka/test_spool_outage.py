@@ -14,7 +14,8 @@ from bus.backoff import Backoff
 from bus.contract import Record
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
-from bus.spool import SpooledBus, SpoolSettings
+from bus.spool import SpooledBus
+from bus.spool_settings import SpoolSettings
 from schemas.topics import ALERTS, EVENTS_RAW
 
 pytestmark = pytest.mark.timeout(400)
