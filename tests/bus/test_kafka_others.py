@@ -208,14 +208,14 @@ async def test_a_topic_that_is_gone_holds_up_no_other(
     try:
         await bus.publish(EVENTS_RAW, [Record(b"node-1", b"before")])
         await delete_topics(kafka.bootstrap, kafka_prefix, (EVENTS_RAW,))
-        with pytest.raises(Unserved, match="it is not there"):
+        with pytest.raises(Unserved):
             await _published_for_ever(inner)
         for number in range(10):
             await bus.publish(EVENTS_RAW, [Record(b"node-1", b"%d" % number)])
             await bus.publish(ALERTS, [Record(b"shop", b"%d" % number)])
         assert sum((await bus.end(ALERTS)).values()) == 10, "straight through"
         assert (bus.stats.away, bus.stats.waiting, inner.link.away) == (False, 10, None)
-        assert "it is not there; make it with `hauberk topic create`" in bus.unserved["events.raw"]
+        await until(lambda: "it is not there; make it with `hauberk topic create`" in bus.unserved["events.raw"])
         await create_topics(kafka.bootstrap, kafka_prefix, 3, topics=(EVENTS_RAW,))
         await until(lambda: bus.stats.waiting == 0, 60)
         assert bus.unserved == {}
