@@ -235,10 +235,10 @@ class SpooledBus:
             await self._put_back(error, functools.partial(self._lines.settle, line))
             raise
         await self._thread(self._lines.published, line, first, past)
-        self._notify()
-        if line.untold is not None and self._troubles.waits(ALERTS.name):
+        if self._alerts_wait(line):
             # Later: the place stays as it is until then, and the rest of the line goes on.
             self._count()
+            self._notify()
             return
         shed, place = await self._thread(self._lines.to_tell, line)
         if shed is not None:
@@ -251,6 +251,10 @@ class SpooledBus:
         await self._thread(self._lines.advance, line, place)
         self._count()
         self._notify()
+
+    def _alerts_wait(self, line: SpoolLine) -> bool:
+        """Whether what was lost of `line` cannot be told now."""
+        return line.untold is not None and self._troubles.waits(ALERTS.name)
 
     async def _put_back(self, error: BaseException, function: Callable[[], None]) -> None:
         """Have `function` called after `error`, before anybody looks for what is to do next; a task that is cancelled does not wait."""
@@ -306,8 +310,8 @@ class SpooledBus:
         """Wait a moment while the bus answers and the spool drains: a tight publisher would otherwise keep it from ever emptying."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP):
-                while line.under_way or line.next < line.end:
-                    if self.stats.away or self._closed or self._troubles.waits(line.topic.name):
+                while line.behind and not self.stats.away and not self._closed:
+                    if self._troubles.waits(line.topic.name) or (line.next >= line.end and self._alerts_wait(line)):
                         return
                     moved = self._moved
                     await moved.wait()
