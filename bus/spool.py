@@ -74,8 +74,13 @@ class SpooledBus:
         self._draining: asyncio.Task[None] | None = None
         self._dead = DeadLetters(inner, "spool", None, None)
         self._troubles = TopicTroubles(settings.retry)
-        self._logged: dict[str, Shed] = {}
-        self.stats = SpoolStats(shed=self._lines.shed, unserved=self._troubles.now, unserved_tries=self._troubles.tries)
+        self._logged: dict[tuple[str, str], Shed] = {}
+        self.stats = SpoolStats(
+            shed=self._lines.shed,
+            damaged=self._lines.damaged,
+            unserved=self._troubles.now,
+            unserved_tries=self._troubles.tries,
+        )
 
     @property
     def unserved(self) -> dict[str, str]:
@@ -116,7 +121,7 @@ class SpooledBus:
         line.under_way += 1
         try:
             stamped = [r if r.timestamp_ms else Record(r.key, r.value, r.headers, self._now_ms()) for r in records]
-            line.end = max(line.end, await self._thread(self._lines.append, line, stamped))
+            await self._thread(self._lines.append, line, stamped)
         except HauberkError:
             if not any(one.busy for one in self._lines):
                 # Nothing is drained, so nobody else looks whether the bus is back.
@@ -240,21 +245,22 @@ class SpooledBus:
             self._count()
             self._notify()
             return
-        shed, place = await self._thread(self._lines.to_tell, line)
-        if shed is not None:
+        sheds, place = await self._thread(self._lines.to_tell, line)
+        while sheds:
             # Strictly before the place is saved: a process that is killed here tells again.
             try:
-                await self._tell(shed)
+                await self._tell(sheds[0])
             except BaseException as error:
-                await self._put_back(error, functools.partial(self._lines.not_told, line, shed))
+                await self._put_back(error, functools.partial(self._lines.not_told, line, sheds))
                 raise
+            del sheds[0]
         await self._thread(self._lines.advance, line, place)
         self._count()
         self._notify()
 
     def _alerts_wait(self, line: SpoolLine) -> bool:
         """Whether what was lost of `line` cannot be told now."""
-        return line.untold is not None and self._troubles.waits(ALERTS.name)
+        return line.to_tell and self._troubles.waits(ALERTS.name)
 
     async def _put_back(self, error: BaseException, function: Callable[[], None]) -> None:
         """Have `function` called after `error`, before anybody looks for what is to do next; a task that is cancelled does not wait."""
@@ -293,10 +299,10 @@ class SpooledBus:
                 await self._thread(functools.partial(self._lines.published, line, offset, offset + 1, more=True))
 
     async def _tell(self, shed: Shed) -> None:
-        if self._logged.get(shed.topic) != shed:
+        if self._logged.get((shed.topic, shed.reason)) != shed:
             # Once, however often it has to be told.
             log.error("%d records of `%s` were shed: %s", shed.records, shed.topic, shed.why)
-            self._logged[shed.topic] = shed
+            self._logged[shed.topic, shed.reason] = shed
         if self._notice is not None:
             try:
                 await self._asked(ALERTS.name, self.inner.publish(ALERTS, [self._notice(shed)]))
@@ -360,7 +366,7 @@ class SpooledBus:
         self._troubles.away(away)
 
     def _count(self) -> None:
-        self.stats.waiting = sum(line.end - line.position for line in self._lines)
+        self.stats.waiting = sum(line.waiting for line in self._lines)
         self.stats.bytes, self.stats.full = self._lines.size, self._lines.full
 
     def _now_ms(self) -> int:

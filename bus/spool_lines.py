@@ -8,21 +8,24 @@ loop's half), `bus.embedded.segments` (the log).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from bus.contract import Record
 from bus.disk import LEAST_SEGMENT, capped
-from bus.embedded.database import PAGE_BYTES
+from bus.embedded.database import PAGE_BYTES, Corrupt
 from bus.embedded.offsets import Offsets
 from bus.embedded.segments import SegmentedLog
 from bus.permissions import private_directory
 from schemas.errors import DiskFull, HauberkError
 from schemas.topics import BY_NAME, Topic
+
+logger = logging.getLogger(__name__)
 
 SHED_ORDER: Final = (
     ("events.raw", "telemetry"),
@@ -38,20 +41,26 @@ Row = tuple[int, Record]
 """(offset, record)."""
 
 
+DAMAGED: Final = "files of the spool were damaged, lie aside as `*.corrupt`, and held so many at most"
+
+
 class Shed(msgspec.Struct, frozen=True):
-    """`records` of `topic` that were shed and nobody was told of yet; `first`: offset in the spool, the same for a repeat."""
+    """`records` of `topic` that were shed and nobody was told of yet; `first`: offset in the spool, the same for a repeat. `reason`:
+    "damaged" where they could not be read any more."""
 
     topic: str
     records: int
     first: int
     why: str
+    reason: Literal["shed", "damaged"] = "shed"
 
 
 class SpoolLine:
     """One topic's queue on disk: everything below `position` is done with, below `sent` the bus has it; `under_way` counts
     publishers that are writing to it.
 
-    `gaps`: (first, past, why) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good.
+    `gaps`: (first, past, why) of what was shed and may yet turn out to be in the batch under way; `untold`: what was shed for good,
+    `damaged`: what could not be read. `unused`: offsets that no record was given, because those go on far above a damaged segment.
     """
 
     def __init__(self, topic: Topic, log: SegmentedLog, position: int, end: int) -> None:
@@ -63,6 +72,23 @@ class SpoolLine:
         self.draining = False
         self.gaps: list[tuple[int, int, str]] = []
         self.untold: Shed | None = None
+        self.damaged: Shed | None = None
+        self.unused: list[tuple[int, int]] = []
+
+    def records(self, first: int, past: int) -> int:
+        """How many records `first`..`past` - 1 are."""
+        unused = sum(max(0, min(past, high) - max(first, low)) for low, high in self.unused)
+        return max(0, past - first - unused)
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not done with."""
+        return self.records(self.position, self.end)
+
+    @property
+    def to_tell(self) -> bool:
+        """Whether there is a loss that nobody was told of."""
+        return self.untold is not None or self.damaged is not None
 
     @property
     def behind(self) -> bool:
@@ -71,7 +97,7 @@ class SpoolLine:
     @property
     def busy(self) -> bool:
         """Whether the drain has anything to do here."""
-        return self.next < self.end or self.untold is not None
+        return self.next < self.end or self.to_tell
 
     @property
     def next(self) -> int:
@@ -80,7 +106,7 @@ class SpoolLine:
 
 
 class SpoolLines:
-    """The lines in `root`. `shed` counts records by topic name and `size` the bytes on disk, as of the last look. `unreadable`: topics
+    """The lines in `root`. `shed` counts records by topic name, `damaged` those of them that could not be read, and `size` the bytes on disk, as of the last look. `unreadable`: topics
     whose files could not be read, for who asks next to take out."""
 
     def __init__(self, root: Path, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
@@ -97,6 +123,7 @@ class SpoolLines:
         self._grown = 0
         self._why = ""
         self.shed: dict[str, int] = {}
+        self.damaged: dict[str, int] = {}
         self.unreadable: dict[str, HauberkError] = {}
         self.size = 0
         self.full = 0
@@ -122,15 +149,29 @@ class SpoolLines:
             log = SegmentedLog(
                 self._root / topic.name, durable=False, segment_bytes=self._segment_bytes, segment_age=600.0
             )
-            position = self._offsets.of(_GROUP, topic.name) or 0
+            position = self._place(topic) or 0
             log.raise_floor(position)
             low, end = log.span()
+            if low > position and self._offsets.quarantined:
+                logger.error(
+                    "the place of `%s` in the spool was damaged: what is left is sent, perhaps again; whether anything before it was lost "
+                    "and not told, nobody knows",
+                    topic.name,
+                )
+                position = low
             line = self._lines[topic.name] = SpoolLine(topic, log, position, end)
             if low > position:
                 # Shed by a process that was killed before it could tell.
                 self._why = "it was over its cap when the process before this one ended"
                 self._lost(line, low)
         return line
+
+    def _place(self, topic: Topic) -> int | None:
+        try:
+            return self._offsets.of(_GROUP, topic.name)
+        except Corrupt:
+            # It was put aside, and begins anew.
+            return self._offsets.of(_GROUP, topic.name)
 
     def append(self, line: SpoolLine, records: list[Record]) -> int:
         """Write `records`; the offset after the last. DiskFull only when shedding made no room."""
@@ -144,6 +185,9 @@ class SpoolLines:
                 # Somebody else may have filled it: then the spool is far below its cap, and still has to give.
                 if not self._make_room(self._max_bytes // 8, least=self._segment_bytes):
                     raise
+        if first > line.end:
+            line.unused.append((line.end, first))
+        line.end = first + len(records)
         # A transaction takes two pages at least, however small the record is.
         self._grown += max(2 * PAGE_BYTES, sum(record.size for record in records))
         # Looking at every file for each record would cost more than writing it.
@@ -170,11 +214,12 @@ class SpoolLines:
         chosen = gone = None
         oldest = 0
         for line in self:
-            if line.topic.name in passed_over or not (line.next < line.end or (line.untold is not None and telling)):
+            if line.topic.name in passed_over or not (line.next < line.end or (line.to_tell and telling)):
                 continue
             head = self._read(line, 1, 1) if line.next < line.end else []
             if head is None:
                 continue
+            self._unread(line, head)
             if not head:
                 # Gone altogether: nothing to publish, only a place to move and a loss to tell. Last: `alerts` may be away.
                 gone = line
@@ -187,8 +232,17 @@ class SpoolLines:
         found = self._read(chosen, 1000, self.batch_bytes)
         if not found:
             return None
+        self._unread(chosen, found)
+        # Up to the first record that cannot be read: that one is met by the next call.
+        found = [row for index, row in enumerate(found) if row[0] == found[0][0] + index]
         chosen.draining = True
         return chosen, found[0][0], found, found[-1][0] + 1
+
+    def _unread(self, line: SpoolLine, found: list[Row]) -> None:
+        """What lies before `found`, all that there is from `line.next` on, was there and cannot be read."""
+        past = found[0][0] if found else line.end
+        if past > line.next:
+            self._gone(line, past, DAMAGED)
 
     def _read(self, line: SpoolLine, most: int, max_bytes: int) -> list[Row] | None:
         """From `line.next` on; None when its file cannot be read now, which is nothing to the other lines."""
@@ -219,26 +273,36 @@ class SpoolLines:
         """Nothing of `line` is under way any more: what was shed of it is lost."""
         line.draining = False
         gaps, line.gaps = line.gaps, []
+        name = line.topic.name
         for low, high, why in gaps:
-            before = line.untold
-            records = high - low + (before.records if before else 0)
-            line.untold = Shed(line.topic.name, records, before.first if before else low, why)
-            self.shed[line.topic.name] = self.shed.get(line.topic.name, 0) + high - low
+            records = line.records(low, high)
+            if not records:
+                continue
+            self.shed[name] = self.shed.get(name, 0) + records
+            if why == DAMAGED:
+                self.damaged[name] = self.damaged.get(name, 0) + records
+                line.damaged = _with(line.damaged, Shed(name, records, low, why, "damaged"))
+            else:
+                line.untold = _with(line.untold, Shed(name, records, low, why))
 
-    def to_tell(self, line: SpoolLine) -> tuple[Shed | None, int]:
+    def to_tell(self, line: SpoolLine) -> tuple[list[Shed], int]:
         """What is to be told, and the place up to which everything is published or in it: for `advance`, once it was told."""
-        shed, line.untold = line.untold, None
-        return shed, line.next
+        sheds = [shed for shed in (line.untold, line.damaged) if shed is not None]
+        line.untold = line.damaged = None
+        return sheds, line.next
 
-    def not_told(self, line: SpoolLine, shed: Shed) -> None:
+    def not_told(self, line: SpoolLine, sheds: list[Shed]) -> None:
         """Together with what was shed meanwhile, next time."""
-        since = line.untold
-        records = shed.records + (since.records if since else 0)
-        line.untold = Shed(shed.topic, records, shed.first, shed.why)
+        for shed in sheds:
+            if shed.reason == "damaged":
+                line.damaged = _with(shed, line.damaged)
+            else:
+                line.untold = _with(shed, line.untold)
 
     def advance(self, line: SpoolLine, position: int) -> None:
         """Everything below `position` is published, or lost and told. What was shed since lies behind it."""
         line.position = max(line.position, position)
+        line.unused = [part for part in line.unused if part[1] > line.position]
         saved = [(_GROUP, line.topic.name, position)]
         try:
             self._offsets.commit(saved, durable=False)
@@ -298,7 +362,26 @@ class SpoolLines:
             self._lost(line, bases[0])
 
     def _lost(self, line: SpoolLine, past: int) -> None:
-        line.gaps.append((line.next, past, self._why))
+        """Everything from `line.next` to `past` is gone: by damage where a file was put aside, otherwise for the reason of now."""
+        for low, high in line.log.damaged():
+            if high > line.next and low < past:
+                self._gone(line, low, self._why)
+                self._gone(line, min(high, past), DAMAGED)
+        self._gone(line, past, self._why)
+
+    def _gone(self, line: SpoolLine, past: int, why: str) -> None:
+        # No record was given an offset from the end on.
+        past = min(past, line.end)
+        if past <= line.next:
+            return
+        line.gaps.append((line.next, past, why))
         line.position = past
         if not line.draining:
             self.settle(line)
+
+
+def _with(first: Shed | None, later: Shed | None) -> Shed | None:
+    """Both as one."""
+    if first is None or later is None:
+        return first or later
+    return Shed(first.topic, first.records + later.records, first.first, later.why, first.reason)

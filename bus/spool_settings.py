@@ -44,7 +44,7 @@ class SpoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class SpoolStats(msgspec.Struct):
-    """Counts since open. `shed`: records dropped by topic name; `waiting`: records in the spool now; `full`: times that the disk had
+    """Counts since open. `shed`: records lost by topic name, `damaged` those of them whose file could not be read; `waiting`: records in the spool now; `full`: times that the disk had
     no room for a record at first.
 
     `refused`: records the bus will never take, which went to `dead` while draining. `unserved`: 1 for each topic whose records wait by
@@ -54,6 +54,7 @@ class SpoolStats(msgspec.Struct):
     spooled: int = 0
     drained: int = 0
     shed: dict[str, int] = {}
+    damaged: dict[str, int] = {}
     waiting: Gauge = 0
     bytes: Gauge = 0
     full: int = 0

@@ -35,11 +35,13 @@ def teller(node: str) -> Callable[[Shed], Record]:
         # Imported here: a node that sheds nothing does not carry what alerts need.
         from processors.notices import notice
 
-        message = (
-            f"{shed.records} records of `{shed.topic}` that this node kept while the bus was away were shed before they could be sent: "
-            f"{shed.why}; give `spool.max_bytes` or `spool.max_age` more room, or see why the bus was away"
-        )
-        data = {"topic": shed.topic, "records": str(shed.records), "first": str(shed.first)}
+        if shed.reason == "damaged":
+            what, mend = "cannot be read any more", "check the disk below `spool.directory`"
+        else:
+            what = "were shed before they could be sent"
+            mend = "give `spool.max_bytes` or `spool.max_age` more room, or see why the bus was away"
+        message = f"{shed.records} records of `{shed.topic}` that this node kept while the bus was away {what}: {shed.why}; {mend}"
+        data = {"topic": shed.topic, "records": str(shed.records), "first": str(shed.first), "reason": shed.reason}
         return notice(node, "SpoolShed", message, data, severity=9)
 
     return tell

@@ -20,7 +20,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bus.contract import Record
@@ -152,6 +152,11 @@ class SegmentedLog:
             return self.span()
         return bases[0], max(base if top is None else top + 1, self._floor)
 
+    def damaged(self) -> list[tuple[int, int]]:
+        """Offsets that segments which were put aside may have held: (first, past), ascending."""
+        names = [name.split(".") for name in os.listdir(self._directory) if name.endswith(".corrupt")]
+        return sorted((int(name[0]), int(name[1])) for name in names if len(name) == 4)
+
     def raise_floor(self, offset: int) -> None:
         """Never hand out an offset under `offset`: a group has been there, whatever a power cut took from the log."""
         self._floor = max(self._floor, offset)
@@ -199,27 +204,38 @@ class SegmentedLog:
         lost = freed = 0
         if len(bases) < 2:
             return 0, 0
+        damaged: Path | None = None
         with self._lock():
             bases = self.bases()
             sizes = [file_bytes(self._path(base)) for base in bases]
             total = sum(sizes)
             for base, successor, size in zip(bases, bases[1:], sizes, strict=False):
                 path = self._path(base)
-                if not (
-                    (successor <= passed and not keep_passed) or total > max_bytes or self._newest_ms(path) < oldest_ms
-                ):
-                    break
+                if not (successor <= passed and not keep_passed) and total <= max_bytes:
+                    try:
+                        if self._newest_ms(path) >= oldest_ms:
+                            break
+                    except Corrupt:
+                        damaged = path
+                        break
                 lost += max(0, successor - max(base, passed))
                 unlink(path)
                 freed += size
                 total -= size
         self._forget_readers(self.bases())
+        if damaged is not None:
+            # It has no age. After the lock is given back, which this takes itself; what lies behind it goes with the next call.
+            self.quarantine(damaged)
         return lost, freed
 
     def oldest_ms(self) -> int | None:
         """Time of the newest record (ms) of the oldest segment that has a successor; None when there is none."""
         bases = self.bases()
-        return self._newest_ms(self._path(bases[0])) if len(bases) > 1 else None
+        if len(bases) < 2:
+            return None
+        with suppress(Corrupt):
+            return self._newest_ms(self._path(bases[0]))
+        return 0
 
     def drop_oldest(self, passed: int) -> tuple[int, int]:
         """Unlink the oldest segment that has a successor, read or not; as `drop`, (0, 0) when there is none."""
@@ -250,7 +266,7 @@ class SegmentedLog:
                     raise problem from error
 
     def quarantine(self, path: Path) -> None:
-        """Put an unreadable segment aside as `NAME.corrupt` and see that offsets go on above everything it held."""
+        """Put an unreadable segment aside as `FIRST.PAST.TIME.corrupt` and see that offsets go on above everything it held."""
         with self._lock():
             if path == self._live_path:
                 self._close_live()
@@ -266,7 +282,8 @@ class SegmentedLog:
                 self._make(self._path(above))
             for suffix in ("-wal", "-shm"):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
-            path.rename(path.with_suffix(f".{time.time_ns()}.corrupt"))
+            past = min(later, default=above)
+            path.rename(path.with_suffix(f".{past}.{time.time_ns()}.corrupt"))
             self.quarantined += 1
 
     def close(self) -> None:
@@ -347,9 +364,12 @@ class SegmentedLog:
                 self._open.pop(path).close()
 
     def _newest_ms(self, path: Path) -> int:
+        """Raises `Corrupt`."""
         try:
             row = self._reader(path).execute("SELECT at FROM record ORDER BY offset DESC LIMIT 1").fetchone()
-        except (sqlite3.Error, Corrupt, HauberkError):
+        except (sqlite3.Error, HauberkError) as error:
+            if isinstance(error, sqlite3.Error) and isinstance(problem := translate(error, path), Corrupt):
+                raise problem from error
             # A full disk has no room even for the shared memory of a reader: such a segment counts as old.
             return 0
         return 0 if row is None else int(row[0])

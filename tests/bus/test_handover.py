@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -167,6 +168,30 @@ async def test_too_much_to_be_written_again_is_told(
     assert "after newer ones" in caplog.text
     async with bus.subscribe([EVENTS_RAW], "g") as reader:
         assert sorted(numbers(await taken(reader, 120))) == list(range(120))
+
+
+async def test_a_hole_in_the_log_is_not_passed_over_by_the_end(
+    bus: HandoverBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What memory held is written behind what the log has, and that again behind it: a hole in between would be told to nobody."""
+    async with bus.subscribe([EVENTS_RAW], "g") as reader:
+        await settle(reader)
+        for number in range(120):
+            await bus.publish(EVENTS_RAW, [record(number)])
+    handed = bus.handover.handed
+    with sqlite3.connect(next((tmp_path / "bus" / "topics").glob("events.raw*/*.db"))) as database:
+        database.execute("UPDATE record SET key = 'no bytes' WHERE offset = 5")
+    database.close()
+    await bus.spill()
+    assert "some of those are lost" in caplog.text
+    await bus.close()
+    again = HandoverBus(await EmbeddedBus.open(EmbeddedSettings(directory=str(tmp_path / "bus"))), 1000)
+    async with again.subscribe([EVENTS_RAW], "g") as reader:
+        found = numbers(await taken(reader, 119))
+        assert sorted(found) == [number for number in range(120) if number != handed + 5]
+        assert [(gap.first, gap.records) for gap in reader.gaps] == [(5, 1)]
+        assert reader.skipped == 1
+    await again.close()
 
 
 async def test_a_record_too_large_for_memory_goes_to_the_log(bus: HandoverBus) -> None:
