@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         choices=(*WHAT, *CLUSTER),
         help="what; the plural does as well",
     )
-    made.add_argument("name", metavar="NAME", help="its name; an alert's EventID or policy")
+    made.add_argument("name", metavar="NAME", help="its name; of an alert its EventID")
     made.add_argument("-n", "--namespace", help="only in this namespace")
     return made
 

@@ -58,8 +58,14 @@ def parser() -> argparse.ArgumentParser:
     add_scope(made)
     add_output(made)
     made.add_argument("-w", "--watch", action="store_true", help="list again whenever it changes; Ctrl-C ends it")
-    made.add_argument("--limit", type=int, default=100, metavar="N", help="alerts: the newest N (default 100)")
+    made.add_argument("--limit", type=_limit, default=100, metavar="N", help="alerts: the newest N (default 100)")
     return made
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got `{text}`")
+    return int(text)
 
 
 async def policies(bus: Bus, given: argparse.Namespace) -> Listing:

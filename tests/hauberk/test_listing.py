@@ -89,6 +89,14 @@ async def test_the_newest_alerts_are_those_of_all_partitions() -> None:
     assert found.names == [f"alert/{at}" for at in range(106, 110)]
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "x"])
+def test_none_is_no_limit(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        get.parser().parse_args(["alerts", "--limit", limit])
+    assert raised.value.code == 2
+    assert f"expected a number from 1 on, got `{limit}`" in capsys.readouterr().err
+
+
 async def test_alerts_of_one_second_are_in_order_too() -> None:
     bus = MemoryBus(MemorySettings(partitions=3))
     times = [updated_time(100 * 10**9 + micro * 1000) for micro in (5, 3, 1, 4, 2)]
