@@ -109,7 +109,7 @@ class ClusterFacts:
         node = self._facts.get(_node(told.node))
         if isinstance(node, NodeFact):
             more["node_labels"] = {**told.node_labels, **node.labels}
-            if told.kind is Kind.NODE:
+            if told.kind is not Kind.CONTAINER:
                 more["annotations"] = {**told.annotations, **node.annotations}
         if told.pod_uid:
             pod = self._pods.of(told)

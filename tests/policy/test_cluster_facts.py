@@ -49,6 +49,17 @@ def test_the_order_does_not_matter(things: list[Identity | Fact]) -> None:
     assert known[NODE.key].node_labels == {"zone": "a"}
 
 
+def test_what_is_said_on_a_node_counts_for_its_services_and_for_no_container() -> None:
+    facts: ClusterFacts = ClusterFacts()
+    known: dict[bytes, Identity] = {}
+    service = Identity(kind=Kind.HOST, node="n1", uid="h1", cgroup_path="/system.slice/ssh.service")
+    said = {"kubearmor-policy": "audited", "kubearmor-visibility": "process"}
+    for thing in (TOLD, NODE, service, *FACTS, NodeFact(name="n1", annotations=said)):
+        put(facts, known, thing)
+    assert known[NODE.key].annotations == known[service.key].annotations == said
+    assert known[TOLD.key].annotations == POD.annotations
+
+
 def test_a_fact_told_again_changes_nothing() -> None:
     facts: ClusterFacts = ClusterFacts()
     known: dict[bytes, Identity] = {}
