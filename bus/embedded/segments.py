@@ -266,7 +266,8 @@ class SegmentedLog:
                     raise problem from error
 
     def quarantine(self, path: Path) -> None:
-        """Put an unreadable segment aside as `FIRST.PAST.TIME.corrupt` and see that offsets go on above everything it held."""
+        """Put an unreadable segment aside, named by the first offset that it may have held, the one past the last and the time (as in
+        `1.900.1700000000.corrupt`), and see that offsets go on above everything it held."""
         with self._lock():
             if path == self._live_path:
                 self._close_live()

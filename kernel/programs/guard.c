@@ -133,8 +133,8 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
     u8 number = protocol_of(d->type, d->protocol);
     q->key.table = scope.table;
     q->key.prefix = NET_FIXED_BITS;
-    if (!d->packet) /* rules on packets have no such limit, and who sends them again may be any task */
-        q->terminal = READ64(READ64(bpf_get_current_task(), K_task_struct__signal), K_signal_struct__tty) != 0;
+    /* Rules on packets have no such limit, and who sends them again may be any task. */
+    q->limited = d->packet ? ACTION_ALLOW : limited(READ64(READ64(bpf_get_current_task(), K_task_struct__signal), K_signal_struct__tty));
     u32 kind = d->packet ? ACTION_ALLOW : ask(q, DIRECTION_CREATE, source, number, 0xf0 | (d->type & 0xf), 0);
     int denied = kind == ACTION_BLOCK || (kind == NO_OPINION && scope.flags & SCOPE_WHITELIST_NETWORK);
     if (!denied && d->direction) {

@@ -30,7 +30,7 @@ int sub_sockets(u64 argument)
         kind = 0; /* SOCK_RAW means nothing there */
     if (!internet)
         w->number = 0; /* numbers of protocols are its own */
-    q.terminal = w->tty;
+    q.limited = limited(w->tty);
     q.key.table = w->table;
     q.key.family = internet ? family : 0;
     q.key.prefix = NET_FIXED_BITS;

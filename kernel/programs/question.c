@@ -54,17 +54,28 @@ struct question {
     struct net_key key;
     u32 rank;
     u32 action;
-    u32 terminal; /* whether who asks has one */
+    u32 limited; /* what a rule says that only those without a terminal pass */
 };
+
+/* Computed and not asked: a branch here is a state more for the verifier in each round of `ask`. */
+#define ONE_STATE(value) asm volatile("" : "+r"(value))
+
+/* What a rule with such a limit says to a task whose terminal is `tty`; Allow and Block mean the same for it. */
+static __always_inline u32 limited(u64 tty)
+{
+    u64 one = (tty | -tty) >> 63;
+    ONE_STATE(one);
+    return ACTION_ALLOW + (u32)one * (ACTION_BLOCK - ACTION_ALLOW);
+}
 
 static __always_inline void weigh(struct question *q)
 {
     struct rule *rule = net_rules.lookup(&q->key);
     if (!rule)
         return;
-    u32 action = rule->action;
-    if (rule->flags & FLAG_NO_TERMINAL) /* Allow and Block mean the same for a limit: free inside of it, denied outside */
-        action = q->terminal ? ACTION_BLOCK : ACTION_ALLOW;
+    u32 limit = rule->flags / FLAG_NO_TERMINAL & 1;
+    ONE_STATE(limit);
+    u32 action = rule->action + limit * (q->limited - rule->action);
     if (q->action == NO_OPINION || rule->rank > q->rank || (rule->rank == q->rank && action > q->action)) {
         q->rank = rule->rank;
         q->action = action;
