@@ -198,6 +198,8 @@ class Cluster:
     def _spawn(self, node: Node) -> subprocess.Popen[bytes]:
         command = [
             *kafka_jars.java(self._heap),
+            # A broker that is killed leaves what its codecs unpacked there.
+            f"-Djava.io.tmpdir={node.directory}",
             *self._options,
             "kafka.Kafka",
             str(node.directory / "server.properties"),

@@ -116,7 +116,14 @@ def java(stand: Stand, topic: str, tmp_path: Path) -> tuple[list[Any], str]:
         pytest.skip("no `javac` on PATH (Debian's package default-jdk-headless)")
     properties = tmp_path / "client.properties"
     properties.write_text(f"prefix={stand.prefix}\ngroup.id=java-{topic}\nrecords={len(stand.records[topic])}\n")
-    command = ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{jars()}/*", str(CONSUMERS / "java/Consumer.java")]
+    command = [
+        "java",
+        "-XX:TieredStopAtLevel=1",
+        f"-Djava.io.tmpdir={tmp_path}",
+        "-cp",
+        f"{jars()}/*",
+        str(CONSUMERS / "java/Consumer.java"),
+    ]
     return stand.read([*command, topic, stand.kafka.bootstrap, str(properties)], tmp_path)
 
 
