@@ -153,7 +153,7 @@ class SegmentedLog:
         return bases[0], max(base if top is None else top + 1, self._floor)
 
     def damaged(self) -> list[tuple[int, int]]:
-        """Offsets that segments which were put aside may have held: (first, past), ascending."""
+        """Offsets that segments which were put aside may have held: (first, past), ascending. Named so: `1.900.1700000000.corrupt`."""
         names = [name.split(".") for name in os.listdir(self._directory) if name.endswith(".corrupt")]
         return sorted((int(name[0]), int(name[1])) for name in names if len(name) == 4)
 
@@ -266,8 +266,7 @@ class SegmentedLog:
                     raise problem from error
 
     def quarantine(self, path: Path) -> None:
-        """Put an unreadable segment aside, named by the first offset that it may have held, the one past the last and the time (as in
-        `1.900.1700000000.corrupt`), and see that offsets go on above everything it held."""
+        """Put an unreadable segment aside (see `damaged` for its name) and see that offsets go on above everything it held."""
         with self._lock():
             if path == self._live_path:
                 self._close_live()
