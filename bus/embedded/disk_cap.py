@@ -15,6 +15,7 @@ import msgspec
 
 from bus.embedded.compacted import CompactedLog
 from bus.embedded.layout import ROWS_AT_ONCE, DirectoryLayout, Log
+from schemas.errors import DiskFull
 from schemas.topics import Cleanup, Topic
 
 
@@ -42,7 +43,7 @@ def make_room(
 ) -> DiskCap:
     """Drop until all of `logs` take at most `most` bytes (0: no cap) and `short` bytes are free that were not. `lowest`:
     committed offsets, None without a group. Over the cap the oldest goes; for a full disk it goes by what it is (`_SHED`)."""
-    used = sum(log.size() for log in logs.values())
+    used = sum(map(_size, logs.values()))
     taken: dict[str, Dropped] = {}
     rows = ROWS_AT_ONCE
     exhausted: set[Topic] = set()
@@ -57,7 +58,12 @@ def make_room(
         topic = min(found)[4]
         log, passed = logs[topic], lowest[topic]
         if isinstance(log, CompactedLog):
-            lost, freed = log.drop_oldest(min(max(used - most if over else 0, short), rows), passed or 0)
+            try:
+                lost, freed = log.drop_oldest(min(max(used - most if over else 0, short), rows), passed or 0)
+            except DiskFull:
+                # Rows are deleted by writing, for which there is no room: files that are removed make some.
+                exhausted.add(topic)
+                continue
             rows -= freed
         else:
             lost, freed = log.drop_oldest(passed or 0)
@@ -69,3 +75,11 @@ def make_room(
         one.bytes += freed
         one.unread += 0 if passed is None else lost
     return DiskCap(used=used, dropped=[one for one in taken.values() if one.bytes])
+
+
+def _size(log: Log) -> int:
+    """Bytes of `log`, 0 for one that can only be asked with room that there is not: the others are to make some."""
+    try:
+        return log.size()
+    except DiskFull:
+        return 0

@@ -12,7 +12,7 @@ import pytest
 
 from bus.contract import Record
 from bus.embedded.compacted import CompactedLog
-from schemas.errors import SettingsError
+from schemas.errors import DiskFull, SettingsError
 from schemas.topics import ALERTS, DEAD, EVENTS_RAW, INVENTORY, SUMMARIES, TELEMETRY
 
 # A segment holds some ten records of 20 KB.
@@ -104,6 +104,18 @@ async def test_state_is_never_dropped_and_summaries_by_row(filled, capped):
     assert left == list(range(left[0], 300))
     assert 300 - cap // 20_000 < left[0] < 300 - cap // 60_000
     assert (await bus.end(SUMMARIES))[0] == 300
+
+
+async def test_rows_that_find_no_room_to_be_deleted_keep_no_file_from_going(filled, capped, monkeypatch):
+    await filled((SUMMARIES, 30), (EVENTS_RAW, 60))
+
+    def no_room(*_):
+        raise DiskFull("expected room to delete rows, there is none", retry_after=1.0)
+
+    monkeypatch.setattr(CompactedLog, "drop_oldest", no_room)
+    bus = await capped(1_400_000)
+    assert await oldest(bus, SUMMARIES) == 0
+    assert await oldest(bus, EVENTS_RAW) > 0
 
 
 async def test_a_topic_that_forgets_by_age_has_its_own_cap_too(log, until):
