@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # waited out and end in SIGKILL. A verb that runs on sets its own.
         import signal
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        # Ended as other processes are, without an exception: raised in the midst of an import it can be swallowed, or crash a C module.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -89,6 +89,31 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a process namespace: needs root")
+def test_a_stop_of_the_first_process_of_a_container_can_be_swallowed_by_no_import() -> None:
+    # An import may catch what is raised in its midst, as those of optional packages do.
+    program = """
+import os, signal, sys
+from hauberk import cli
+
+def run(words):
+    try:
+        os.kill(1, signal.SIGTERM)
+        for _ in range(1000):
+            pass
+    except BaseException:
+        pass
+    return 0
+
+cli._run = run
+sys.exit(cli.main([]))
+"""
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", program], check=False, timeout=60
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a process namespace: needs root")
 def test_the_first_process_of_a_container_can_be_stopped_before_a_verb_listens() -> None:
     # `policy check` of a pipe that says nothing stands for any verb that has not got so far.
     words = [
