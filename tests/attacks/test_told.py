@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 POLICIES = """
 apiVersion: security.kubearmor.com/v1
@@ -194,7 +195,13 @@ def test_what_was_told_is_judged_the_same_again(attacked: Any) -> None:
     attacked.alert("alias2")
     attacked.alert("not allowed")
     attacked.alert(ContainerName="box", Operation="Process")
-    told = [row for row in attacked.alerts() if row["Type"] == "MatchedPolicy" and row.get("PolicyName")]
+
+    def of_policies() -> list[dict[str, Any]]:
+        return [row for row in attacked.alerts() if row["Type"] == "MatchedPolicy" and row.get("PolicyName")]
+
+    # In the order in which the ring told them, which is not the order of the waits above.
+    eventually(lambda: len(of_policies()) >= 4)
+    told = of_policies()
     events = attacked.home / "again.jsonl"
     events.write_text("".join(json.dumps(row) + "\n" for row in told))
     done = attacked.hauberk(
