@@ -149,7 +149,11 @@ class CompactedLog:
 
     def oldest_ms(self) -> int | None:
         """Time of the oldest row (ms) that may go; None when there is none."""
-        rows = self._open().execute("SELECT at FROM record ORDER BY offset LIMIT 2").fetchall()
+        try:
+            rows = self._open().execute("SELECT at FROM record ORDER BY offset LIMIT 2").fetchall()
+        except (sqlite3.Error, Corrupt) as error:
+            self._damaged(error)
+            return self.oldest_ms()
         return int(rows[0][0]) if len(rows) > 1 else None
 
     def drop_oldest(self, most: int, passed: int) -> tuple[int, int]:

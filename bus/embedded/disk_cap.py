@@ -51,7 +51,7 @@ def make_room(
         found = [
             (layout.durable(topic), 0 if over else _SHED.get(topic.name, 0), at, topic.name, topic)
             for topic, log in logs.items()
-            if topic not in exhausted and topic.cleanup is not Cleanup.COMPACT and (at := log.oldest_ms()) is not None
+            if topic not in exhausted and topic.cleanup is not Cleanup.COMPACT and (at := _oldest_ms(log)) is not None
         ]
         if not found:
             break
@@ -78,8 +78,16 @@ def make_room(
 
 
 def _size(log: Log) -> int:
-    """Bytes of `log`, 0 for one that can only be asked with room that there is not: the others are to make some."""
+    """Bytes of `log`, 0 for a table that can only be asked with room that there is not: the others are to make some."""
     try:
         return log.size()
     except DiskFull:
         return 0
+
+
+def _oldest_ms(log: Log) -> int | None:
+    """As `log.oldest_ms`; None for a table that can only be asked with room that there is not."""
+    try:
+        return log.oldest_ms()
+    except DiskFull:
+        return None

@@ -106,14 +106,15 @@ async def test_state_is_never_dropped_and_summaries_by_row(filled, capped):
     assert (await bus.end(SUMMARIES))[0] == 300
 
 
-async def test_rows_that_find_no_room_to_be_deleted_keep_no_file_from_going(filled, capped, monkeypatch):
+@pytest.mark.parametrize("asked", ["size", "oldest_ms", "drop_oldest"])
+async def test_a_table_that_finds_no_room_keeps_no_file_from_going(filled, capped, monkeypatch, asked):
     await filled((SUMMARIES, 30), (EVENTS_RAW, 60))
 
     def no_room(*_):
-        raise DiskFull("expected room to delete rows, there is none", retry_after=1.0)
+        raise DiskFull("expected room to look at a table or to delete from it, there is none", retry_after=1.0)
 
-    monkeypatch.setattr(CompactedLog, "drop_oldest", no_room)
-    bus = await capped(1_400_000)
+    monkeypatch.setattr(CompactedLog, asked, no_room)
+    bus = await capped(1_400_000 if asked != "size" else 900_000)
     assert await oldest(bus, SUMMARIES) == 0
     assert await oldest(bus, EVENTS_RAW) > 0
 
