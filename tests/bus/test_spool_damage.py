@@ -117,13 +117,19 @@ def drained(lines: SpoolLines, line: SpoolLine) -> tuple[list[int], list[Shed]]:
     return found, said
 
 
-def test_offsets_that_no_record_had_are_no_loss(tmp_path):
-    """After a damaged newest segment offsets go on far above it."""
-    lines = SpoolLines(tmp_path / "spool", 1 << 26, 1e9, lambda: 1000.0)
+def newest_damaged(where: Path) -> tuple[SpoolLines, SpoolLine]:
+    """Three records in the only segment, which was put aside."""
+    lines = SpoolLines(where / "spool", 1 << 26, 1e9, lambda: 1000.0)
     line = lines.open(EVENTS_RAW)
     for number in range(3):
         lines.append(line, [Record(b"k", b"%d" % number, (), 1)])
     line.log.quarantine(line.log._path(0))
+    return lines, line
+
+
+def test_offsets_that_no_record_had_are_no_loss(tmp_path):
+    """After a damaged newest segment offsets go on far above it."""
+    lines, line = newest_damaged(tmp_path)
     for number in range(3, 6):
         lines.append(line, [Record(b"k", b"%d" % number, (), 1)])
     assert line.waiting == 6
@@ -135,11 +141,7 @@ def test_offsets_that_no_record_had_are_no_loss(tmp_path):
 
 
 def test_the_newest_segment_is_damaged_and_nothing_comes_after_it(tmp_path):
-    lines = SpoolLines(tmp_path / "spool", 1 << 26, 1e9, lambda: 1000.0)
-    line = lines.open(EVENTS_RAW)
-    for number in range(3):
-        lines.append(line, [Record(b"k", b"%d" % number, (), 1)])
-    line.log.quarantine(line.log._path(0))
+    lines, line = newest_damaged(tmp_path)
     lines.tidy()
     found, said = drained(lines, line)
     assert (found, [(one.records, one.reason) for one in said]) == ([], [(3, "damaged")])
