@@ -23,7 +23,7 @@ from schemas.errors import HauberkError, Incompatible
 
 log = logging.getLogger(__name__)
 
-_LOOK: Final = 0.5
+_LOOK: Final = 0.3
 """Seconds for the server to answer who has the lease, when it is given back: who ends waits no longer for one that hangs."""
 _GIVE_BACK: Final = 2.0
 """The same with the writing, by a server that has just answered."""

@@ -46,7 +46,8 @@ _RECORD_MOST: Final = 1 << 16
 
 
 class Ring:
-    """One consumer of one ring. `size`: bytes of its data area. Not for two threads, and only one consumer per ring."""
+    """One consumer of one ring. `size`: bytes of its data area. `emptied`: the last `take_table` left no committed record behind, whether
+    or not all it took was handed out. Not for two threads, and only one consumer per ring."""
 
     def __init__(
         self, consumer: mmap.mmap, producer: mmap.mmap, size: int, target: str = "ring", fd: int | None = None
@@ -57,6 +58,7 @@ class Ring:
         self.size = size
         self.target = target
         self.discarded = 0
+        self.emptied = True
         self._fd = fd
         # Data from `_base` on lies at `_memory[_shift:]`; without an fd all of it, for ever.
         self._memory, self._shift = producer, PAGE
@@ -126,7 +128,9 @@ class Ring:
         """
         stride = length + RING_HEADER
         # The producer's position is read strictly before the headers, the headers strictly before the data.
-        count = min(self._producer[0] - self._cursor, limit, TAKE_BYTES, self.size) // stride
+        most = min(limit, TAKE_BYTES, self.size) // stride
+        count = min((self._producer[0] - self._cursor) // stride, most)
+        self.emptied = count < most
         if count <= 0:
             return b""
         self._order()
@@ -134,10 +138,11 @@ class Ring:
         flags = memory[start + _TOP : start + count * stride : stride]
         if flags.count(0) != count:
             busy = _first_busy(flags)
-            if busy == 0:
-                return b""
-            if busy > 0:
+            if busy >= 0:
+                self.emptied = True
                 count, flags = busy, flags[:busy]
+            if not count:
+                return b""
         self._order()
         chunk = memory[start : start + count * stride]
         if chunk[_LOW::stride].count(length & 0xFF) != count:

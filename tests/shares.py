@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pytest plugin (registered by `tests/conftest.py`): what one worker of a run with `-n` takes as a whole.
 
-Tests that share a booted kernel or an API server run one after the other in one worker, which starts it once, and so do files whose
+Tests that share a booted kernel, an API server or the demonstration run one after the other in one worker, which starts it once, and so do files whose
 tests read what one of them measured. Any other test goes to whoever is free: also those that load programs or share a broker, whose
 workers wait much, and each have programs and a broker of their own.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-SERVED = {"api_server": "kubernetes", "guest": "vm", "kernels": "vm", "results": "vm"}
+SERVED = {"api_server": "kubernetes", "guest": "vm", "kernels": "vm", "results": "vm", "show": "show"}
 """Fixture to share."""
 WHOLE = ("tests/hauberk/test_benchmarks.py",)
 """Files that are a share: what one test measured the next one reads."""

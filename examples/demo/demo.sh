@@ -7,6 +7,9 @@ mount=$(awk '$3 == "cgroup2" {print $2; exit}' /proc/self/mounts)
 [ -n "$mount" ] || { echo "demo: expected a cgroup2 mount, found none" >&2; exit 3; }
 [ "$(id -u)" = 0 ] || { echo "demo: expected root, got uid $(id -u); run with sudo" >&2; exit 3; }
 cgroup=$mount/hauberk-demo
+# One at a time: the cgroup has one name, and whoever ends removes it. The lock is on this file, and ends with the process.
+exec 9<"$0"
+flock 9
 work=$(mktemp -d)
 clean() { rm -rf "$work"; for _ in $(seq 500); do rmdir "$cgroup" 2>/dev/null && return; sleep 0.02; done; }
 trap clean EXIT

@@ -277,11 +277,17 @@ class Agent:
         if finish is None:
             return
         batch: Batch = finish()
-        while batch:
+        while batch or batch.more:
             await self._deliver(batch)
             self.source.release()
             batch = finish() if batch.more and not self._late() and not self._left_for_the_next() else Batch()
         self.source.release()
+        if not self._elsewhere and self._late() and (fill := getattr(self.source, "fill", 0.0)):
+            log.warning(
+                "%g s after the stop the ring of events was still %.3g %% full, and these events are not told; "
+                "`sensor.agent.drain_seconds` says how long a stop may take",
+                self._settings.drain_seconds, fill * 100,
+            )  # fmt: skip
 
     def _left_for_the_next(self) -> bool:
         """The rings of a node outlive it: the next start finds what was not drained by now."""

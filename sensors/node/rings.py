@@ -235,9 +235,9 @@ class RingSource:
             chunk = self._occurrences.take_table(wanted)
             if not chunk and not parked:
                 self._learn()
-                return False
-            # A short chunk emptied the ring. Producers go on, but chasing them would make frames of a few rows.
-            left = left - len(chunk) if len(chunk) > wanted - STRIDE else 0
+                return not self._occurrences.emptied
+            # Producers go on, but chasing them would make frames of a few rows.
+            left = 0 if self._occurrences.emptied else left - len(chunk)
             rows = parked + chunk
             parked = b""
             behaviours, processes = columns(rows)
@@ -250,7 +250,7 @@ class RingSource:
                     made += frames(rows, closure, self._definitions, self._stamp, limit)
                     self.rows += len(rows) // STRIDE
             self._settle()
-        if len(chunk) > wanted - STRIDE:
+        if not self._occurrences.emptied:
             return True
         self._learn()
         return False
@@ -287,7 +287,7 @@ class RingSource:
             if chunk:
                 fold.add(chunk)
                 self._learn(fold.behaviours)
-            if len(chunk) <= TAKE_BYTES - STRIDE:
+            if self._occurrences.emptied:
                 break
             left -= len(chunk)
             if fold.size >= limit // 2:
@@ -322,10 +322,11 @@ class RingSource:
         # and this memory need not. Once around at most: under a flood of new ids producers may be as fast as this loop.
         end = self._ring.position + self._ring.size
         while self._ring.position < end and not (wanted is not None and self._definitions.knows(wanted)):
-            records = self._ring.take_records(_PIECE)
-            if not records:
+            before = self._ring.position
+            self._take_in(self._ring.take_records(_PIECE))
+            # A piece may be all discarded, with more behind it.
+            if self._ring.position == before:
                 return
-            self._take_in(records)
 
     def _settle(self) -> None:
         rotations = self._definitions.rotations

@@ -111,6 +111,23 @@ def test_a_workload_is_denied_a_connection_and_an_exec(show: Show) -> None:
 
 
 @pytest.mark.kernel
+def test_two_demonstrations_at_once_wait_for_each_other(show: Show) -> None:
+    def start() -> subprocess.Popen[str]:
+        command = [ROOT / "examples/demo/demo.sh"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = start()
+    assert first.stdout is not None
+    assert first.stdout.readline() == "demo: connecting to 127.0.0.1 port 9\n"
+    second = start()
+    for one in (first, second):
+        out, err = one.communicate(timeout=120)
+        assert "No such file" not in err
+        assert "Operation not permitted" in out
+        assert "exit code 137" in out
+
+
+@pytest.mark.kernel
 def test_the_summary_shows_what_it_did(show: Show) -> None:
     assert SUMMARY in README
     said = show.summary.stdout  # type: ignore[attr-defined]

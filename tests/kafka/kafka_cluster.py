@@ -72,8 +72,8 @@ class Node:
     def cpu(self) -> float:
         """Seconds of processor time since its start."""
         assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # What clock_getcpuclockid(3) gives: to the nanosecond, where /proc/PID/stat counts in ticks of 10 ms, and ended threads are in it.
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
 
 class Cluster:

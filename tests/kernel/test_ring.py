@@ -92,14 +92,16 @@ class RingModel(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 40))
     def take(self, limit: int) -> None:
         chunk = self.ring.take_table(limit * STRIDE)
-        expected = []
+        expected, taken = [], 0
         for _ in range(limit):
             if not self.line or self.line[0][2] == "busy":
                 break
             entry = self.line.popleft()
             self.unreleased.append(entry)
+            taken += 1
             if entry[2] == "kept":
                 expected.append(entry[0])
+        assert self.ring.emptied == (taken < min(limit, self.ring.size // STRIDE))
         assert list(memoryview(chunk).cast("Q")[1::8]) == expected
 
     @rule(limit=st.integers(1, 40))

@@ -74,6 +74,32 @@ def emitter(ring: int, source: int, flags: int = 1) -> int:
     return bpf.program_load(31, code, name="emit", flags=1 << 4)
 
 
+def taker_back(ring: int, size: int) -> int:
+    """A program that reserves `size` bytes in `ring` and discards them."""
+
+    def ins(code: int, regs: int = 0, off: int = 0, imm: int = 0) -> bytes:
+        return struct.pack("=BBhi", code, regs, off, imm)
+
+    code = b"".join(
+        [
+            ins(0x18, 0x11, 0, ring), ins(0x00),  # r1 = map
+            ins(0xB7, 0x02, 0, size),  # r2: bytes
+            ins(0xB7, 0x03),  # r3: no flags
+            ins(0x85, 0, 0, 131),  # call bpf_ringbuf_reserve
+            ins(0x15, 0x00, 4),  # a full ring
+            ins(0xBF, 0x01),  # r1 = r0
+            ins(0xB7, 0x02, 0, 1),  # r2: BPF_RB_NO_WAKEUP
+            ins(0x85, 0, 0, 133),  # call bpf_ringbuf_discard
+            ins(0x05, 0, 2),  # to r0 = 0
+            ins(0xB7, 0x00, 0, 1),  # r0 = 1
+            ins(0x95),
+            ins(0xB7, 0x00),  # r0 = 0
+            ins(0x95),
+        ]
+    )  # fmt: skip
+    return bpf.program_load(31, code, name="take_back", flags=1 << 4)
+
+
 class StandIn:
     """Pins like the loader's, fed by hand. `say` announces, `happen` writes rows; both answer False when the ring is full."""
 
@@ -144,6 +170,14 @@ class StandIn:
         row = occurrence(ident, next(self._sequence), 0, 1)
         self._source.put(bytes(4), struct.pack("=Q", len(row)) + row.ljust(8192, b"\0"))
         program = emitter(self.fds["occurrences"], self._source.fd, 2)
+        try:
+            assert run_program(program) == 0
+        finally:
+            os.close(program)
+
+    def take_back(self, ring: str = "occurrences", size: int = OCCURRENCE.size) -> None:
+        """A record that is reserved and discarded: what is left of a program that called the reader, or of no answer of a name server."""
+        program = taker_back(self.fds[ring], size)
         try:
             assert run_program(program) == 0
         finally:

@@ -233,6 +233,28 @@ async def test_stop_drains_what_there_is(stand_in: Any) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("stand_in", [64], indirect=True)
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_a_late_stop_leaves_in_the_ring_is_said(stand_in: Any, elsewhere: bool, caplog: Any) -> None:
+    bus = MemoryBus()
+    source = RingSource(str(stand_in.pins), "n", "run", RingSettings(drain_bytes=64 * 1024, fold="never"))
+    agent = Agent(source, bus, AgentSettings(drain_seconds=0), elsewhere=elsewhere)
+    stand_in.behaviour(5)
+    for _ in range(3072):
+        assert stand_in.happen(5)
+    agent.stop()
+    await asyncio.wait_for(agent.run(), 60)
+    assert agent.stats.events == 1024
+    said = [one.getMessage() for one in caplog.records if "not told" in one.getMessage()]
+    # Where the rings outlive this process the next start finds it.
+    assert [one.partition(" after")[2][:55] for one in said] == (
+        [] if elsewhere else [" the stop the ring of events was still 50 % full, and th"[:55]]
+    )
+    source.close()
+    await bus.close()
+
+
+@pytest.mark.kernel
 async def test_a_call_of_the_kernel_ends_the_wait(stand_in: Any) -> None:
     bus = MemoryBus()
     source = RingSource(str(stand_in.pins), "n", "run", RingSettings())

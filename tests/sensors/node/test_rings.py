@@ -273,6 +273,40 @@ def test_rows_stay_in_order_across_windows_and_wraps(stand_in: Any) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("fold", ["never", "always"])
+@pytest.mark.parametrize("stand_in", [512], indirect=True)
+def test_a_row_that_was_taken_back_does_not_end_the_last_drain(stand_in: Any, fold: str) -> None:
+    """A program that calls a sleeping reader leaves a discarded row: the chunk with it was taken for the last one, and what lay behind
+    went with the ring at a stop."""
+    source = open_source(stand_in, fold=fold)
+    stand_in.behaviour(5)
+    for number in range(20_000):
+        if number in (100, 9000, 9001):
+            stand_in.take_back()
+        assert stand_in.happen(5)
+    told, more = 0, True
+    while more:
+        batch = source.finish()
+        told += sum(frame.header.events for frame in batch.frames)
+        source.release()
+        more = batch.more
+    assert told == 20_000
+    assert source.fill == 0
+    source.close()
+
+
+def test_definitions_behind_what_was_taken_back_are_found(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(stand_in)
+    monkeypatch.setattr("sensors.node.rings._PIECE", 4096)
+    for _ in range(20):
+        stand_in.take_back("definitions", 8 << 10)
+    stand_in.behaviour(5)
+    assert stand_in.happen(5)
+    (frame,) = source.finish().frames
+    assert frame.header.undefined == 0
+    source.close()
+
+
 def test_pressure_folds_and_counts_exactly(stand_in: Any) -> None:
     source = open_source(stand_in, frames=FrameSettings(fold_from=8, keep=4), fold="pressure", pressure=0.5)
     for ident in (5, 6, 7):
