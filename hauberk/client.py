@@ -25,10 +25,10 @@ CLUSTER_OPTIONS: Final = ("--kubeconfig", "--context", "--installed-in")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """A verb's parser with the options every verb has."""
+def parser(verb: str, description: str, *, config: str = "") -> argparse.ArgumentParser:
+    """A verb's parser with the options every verb has. `config`: what else `--config` takes there."""
     made = argparse.ArgumentParser(prog=f"hauberk {verb}", description=description, allow_abbrev=False)
-    _add_settings(made, None, [])
+    _add_settings(made, None, [], config)
     if verb in THROUGH:
         _add_cluster(made)
     return made
@@ -65,10 +65,13 @@ def cluster_options(verb: str, words: Sequence[str]) -> tuple[argparse.Namespace
     return given, rest
 
 
-def _add_settings(made: argparse.ArgumentParser, nothing: Any, no_sets: Any) -> None:
+def _add_settings(made: argparse.ArgumentParser, nothing: Any, no_sets: Any, config: str = "") -> None:
     group = made.add_argument_group("settings")
     group.add_argument(
-        "--config", metavar="FILE", default=nothing, help="settings file (.toml, .yaml, .json); default HAUBERK_CONFIG"
+        "--config",
+        metavar="FILE",
+        default=nothing,
+        help=f"settings file (.toml, .yaml, .json); default HAUBERK_CONFIG{config}",
     )
     group.add_argument("--set", metavar="A.B=VALUE", action="append", default=no_sets, help="one setting; repeatable")
     group.add_argument(

@@ -28,6 +28,7 @@ _HUB_NAME: Final = "https://index.docker.io/v1/"
 """What docker calls its own registry."""
 _NOT_THERE: Final = "credentials not found in native keychain"
 """What a helper says that has none for a registry."""
+_OF_DOCKER: Final = frozenset({"auths", "credHelpers", "credsStore", "HttpHeaders", "currentContext"})
 _IDENTITY: Final = "<token>"
 """The user's name that a helper gives with an identity token."""
 
@@ -48,6 +49,15 @@ class RegistryCredentials(msgspec.Struct, frozen=True):
 class _HelperAnswer(msgspec.Struct, frozen=True):
     Username: str = ""
     Secret: str = ""
+
+
+def is_docker_configuration(path: Path) -> bool:
+    """Whether a file has what docker's configuration has and Hauberk's settings never do."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not _OF_DOCKER.isdisjoint(found)
 
 
 def credentials(config: Path, of: ImageReference) -> RegistryCredentials:

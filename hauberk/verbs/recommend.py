@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from hauberk.client import parser as verb_parser
 from schemas.errors import SettingsError
@@ -15,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     made = verb_parser(
         "recommend",
         "Recommend hardening policies for images, manifests or what runs, checked against what was recorded.",
+        config="; a docker configuration is taken as with -c",
     )
     made.add_argument(
         "what",
@@ -51,6 +53,11 @@ def main(argv: Sequence[str]) -> int:
     """Exit 1 when nothing is recommended."""
     given = parser().parse_args(argv)
     from hauberk import recommending
+    from hauberk.images.credentials import is_docker_configuration
+
+    # karmor's `-c/--config` is docker's configuration, and every verb's here the settings: none has a key of the other.
+    if given.config and not given.docker_config and is_docker_configuration(Path(given.config)):
+        given.config, given.docker_config = None, given.config
 
     if given.what == "update":
         if not given.path:

@@ -29,6 +29,7 @@ INVALID: Any = object()
 FORMS: dict[tuple[type | None, str], Callable[[str, values.Say], None]] = {
     (None, "path"): values.path,
     (sections.SyscallPath, "path"): values.path_or_directory,
+    (sections.SourceMatch, "path"): values.source_path,
     (None, "dir"): values.directory,
     (sections.SourceMatch, "dir"): values.source_directory,
     (None, "execname"): values.execname,

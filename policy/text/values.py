@@ -80,24 +80,24 @@ def elements(text: str) -> list[str]:
     return [part for part in ("".join(piece.split()) for piece in text.split(",")) if part]
 
 
-def path(text: str, say: Say) -> None:
-    """The absolute path of a file."""
+def path(text: str, say: Say, directory: str = "move it to `matchDirectories` as `dir`") -> None:
+    """The absolute path of a file. `directory`: what to do with one that ends as directories do."""
     if not text:
         say(codes.EMPTY, "the path is empty", expected="an absolute path such as `/usr/bin/curl`")
     elif not text.startswith("/"):
         help_ = "for a name without directory use `execname`" if "/" not in text else f"write `/{text}`"
         say(codes.PATH, f"`{text}` is not an absolute path", expected="a path that starts with `/`", suggestion=help_)
     elif text.endswith("/"):
-        say(
-            codes.PATH,
-            f"`{text}` is a directory",
-            expected="the path of a file",
-            suggestion="move it to `matchDirectories` as `dir`",
-        )
+        say(codes.PATH, f"`{text}` is a directory", expected="the path of a file", suggestion=directory)
     elif not _PATH.fullmatch(text):
         say(codes.PATH, f"`{text}` is not the path of a file", expected="an absolute path such as `/usr/bin/curl`")
     else:
         _plausible(text, say)
+
+
+def source_path(text: str, say: Say) -> None:
+    """The absolute path of an executable that acts."""
+    path(text, say, f"write `dir: {text}`")
 
 
 def directory(text: str, say: Say) -> None:

@@ -257,6 +257,34 @@ def test_a_helper_that_is_none_is_told_where_the_registry_refuses(
     assert says in run(capsys, tmp_path / "state", "-i", f"{host}/team/web:1", "-c", config, code=2)
 
 
+@pytest.mark.parametrize("option", ["-c", "--config", "--docker-config"])
+def test_dockers_configuration_by_each_of_its_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, option: str
+) -> None:
+    host = f"127.0.0.1:{registry.port}"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": {host: BASIC}}))
+    words = ("-i", f"{host}/team/web:1", "--platform", "amd64")
+    assert "web-package-managers" in run(capsys, tmp_path / "state", *words, option, config)
+    # The settings of Hauberk stay what --config is, also beside docker's configuration.
+    (tmp_path / "hauberk.toml").write_text("[postures]\nuntracked_namespaces = ['default']\n")
+    told = run(
+        capsys,
+        tmp_path / "state",
+        *words,
+        option,
+        config,
+        "--config",
+        tmp_path / "hauberk.toml",
+        code=2 if option == "--config" else 0,
+    )
+    assert ("it refuses (401)" in told) == (option == "--config"), "the last one counts"
+    (tmp_path / "hauberk.toml").write_text("auths = 5\n")
+    assert "expected one of state" in run(
+        capsys, tmp_path / "state", *words, "--config", tmp_path / "hauberk.toml", code=2
+    )
+
+
 def test_the_configuration_that_docker_would_read(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
