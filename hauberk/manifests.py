@@ -22,13 +22,22 @@ _OBJECTS: Final = 100_000
 """Objects and containers of one file."""
 
 
+class ImagePuller(msgspec.Struct, frozen=True, order=True):
+    """Whose pull secrets count for an image: those that the pod names, else those of its service account."""
+
+    namespace: str
+    secrets: tuple[str, ...]
+    account: str
+
+
 class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
     """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks. `placed`: its namespace is written.
-    `origin`: the file that says so."""
+    `origin`: the file that says so. `puller`: who pulls its image, in a cluster."""
 
     workload: HardenedWorkload
     commands: tuple[str, ...]
     placed: bool
+    puller: ImagePuller | None = None
     origin: str = ""
 
 
@@ -67,7 +76,7 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
             of = found.workload
             if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
                 raise _templated(path, text)
-            yield msgspec.structs.replace(found, origin=str(path))
+            yield msgspec.structs.replace(found, origin=str(path), puller=None)
 
 
 def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:
@@ -137,6 +146,11 @@ class _DocumentReading:
         else:
             return
         word = self._word
+        puller = ImagePuller(
+            word(metadata.get("namespace") or "default"),
+            tuple(name for one in pod.get("imagePullSecrets") or () if (name := word(one.get("name")))),
+            word(pod.get("serviceAccountName") or "default"),
+        )
         carried = {word(key): word(value) for key, value in (labels or {}).items() if key not in OF_ONE_POD}
         for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
             self._object()
@@ -146,6 +160,7 @@ class _DocumentReading:
                     image=word(container.get("image", "")), container=word(container["name"]),
                 ),
                 commands=tuple(part for text in self._words(container) for part in split(text)), placed=bool(metadata.get("namespace")),
+                puller=puller,
             )  # fmt: skip
 
     def _words(self, container: dict[str, Any]) -> Iterator[str]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,14 +18,13 @@ from cluster.settings import ServerSettings
 from hauberk.client import labels, seconds
 from hauberk.configuration import store_path
 from hauberk.discovery import stored
+from hauberk.image_fetching import ImageFetching
 from hauberk.images.archives import read_path
-from hauberk.images.engine import image_store
 from hauberk.images.image import ReadImage
 from hauberk.images.references import ImageReference, reference
-from hauberk.images.registry import pull
 from hauberk.images.streams import ImageLimits
 from hauberk.learning import ROWS, selectable
-from hauberk.manifests import ManifestContainer, manifests
+from hauberk.manifests import ImagePuller, ManifestContainer, manifests
 from policy.learn.sightings import Sighting
 from policy.learn.workloads import OF_ONE_POD, workload
 from policy.recommend.contents import ImageContents
@@ -34,6 +33,9 @@ from schemas.errors import SettingsError
 from schemas.identity import Identity
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Query
+
+if TYPE_CHECKING:
+    from hauberk.pull_secrets import PullSecrets
 
 
 class RecordedWorkload(msgspec.Struct, kw_only=True):
@@ -47,19 +49,20 @@ class RecordedWorkload(msgspec.Struct, kw_only=True):
 
 class HardeningTarget(msgspec.Struct, kw_only=True):
     """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it, the file
-    that says of it."""
+    that says of it, who pulls its image in a cluster."""
 
     workload: HardenedWorkload
     contents: ImageContents | None = None
     commands: tuple[str, ...] = ()
     recorded: list[RecordedWorkload] = []
     origin: str = ""
+    puller: ImagePuller | None = None
 
 
 def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
     """Of manifests, else of what was recorded, else of the images alone; each with what is known of the other two. `-n` and `-l` choose, but
     of images, and of manifests without a namespace, they say where they will run."""
-    fetch = _Fetch(given)
+    fetch = ImageFetching(given)
     images = [one for text in given.image for one in _image(text, given, fetch)]
     recorded = _recorded(given)
     manifested = _manifested(given)
@@ -79,12 +82,13 @@ def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
         for one in found
         if given.namespace in (None, one.workload.namespace) and wanted <= one.workload.labels.items()
     ]
+    fetch.secrets = lambda: _secrets(given, found)
     for one in found:
         one.recorded = [
             each for each in recorded
             if _same(each.workload, one.workload) or (manifested is None and _alike(each.workload.image, one.workload.image))
         ]  # fmt: skip
-        if one.contents is None and (image := _matching(one.workload.image, images, fetch)) is not None:
+        if one.contents is None and (image := _matching(one, images, fetch)) is not None:
             one.contents = image.contents
             one.commands += image.commands
     fetch.tell()
@@ -100,16 +104,25 @@ def _manifested(given: argparse.Namespace) -> list[ManifestContainer] | None:
     if asked:
         from hauberk.live_workloads import live_workloads
 
-        settings = ServerSettings(kubeconfig=given.kubeconfig or "", context=given.context or "")
-        found += live_workloads(settings, given.namespace)
+        found += live_workloads(_server(given), given.namespace)
     return found
+
+
+def _server(given: argparse.Namespace) -> ServerSettings:
+    return ServerSettings(kubeconfig=given.kubeconfig or "", context=given.context or "")
+
+
+def _secrets(given: argparse.Namespace, targets: list[HardeningTarget]) -> PullSecrets:
+    from hauberk.pull_secrets import pull_secrets
+
+    return pull_secrets(_server(given), (one.puller for one in targets if one.puller is not None))
 
 
 def _same(one: HardenedWorkload, other: HardenedWorkload) -> bool:
     return (one.namespace, one.name, one.container) == (other.namespace, other.name, other.container)
 
 
-def _image(text: str, given: argparse.Namespace, fetch: _Fetch) -> list[ReadImage]:
+def _image(text: str, given: argparse.Namespace, fetch: ImageFetching) -> list[ReadImage]:
     path = Path(text)
     if path.exists():
         return read_path(path, given.platform, ImageLimits())
@@ -118,64 +131,15 @@ def _image(text: str, given: argparse.Namespace, fetch: _Fetch) -> list[ReadImag
     return [fetch.named(text)]
 
 
-class _Fetch:
-    """Images by reference: of the engine of this machine where that was asked for, of their registry otherwise."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        self._given = given
-        self._engine = image_store(given.engine) if given.engine is not None else None
-        self._missing: set[str] = set()
-
-    def named(self, text: str) -> ReadImage:
-        """The image that somebody named. SettingsError when it is nowhere."""
-        found = self._of_engine(text)
-        if found is None and self._engine is not None and not self._given.pull:
-            raise SettingsError(
-                f"expected the image `{text}` in the container engine at `{self._engine.place}`, it has none; pull it there, or add --pull"
-            )
-        return found or self._pulled(text)
-
-    def of_workload(self, text: str) -> ReadImage | None:
-        """The image that a workload runs, where it was asked for; None where the engine has not got it, which `tell` says."""
-        found = self._of_engine(text)
-        if found is None and self._given.pull:
-            return self._pulled(text)
-        if found is None and self._engine is not None:
-            self._missing.add(text)
-        return found
-
-    def tell(self) -> None:
-        """What the engine has not got."""
-        if self._missing and self._engine is not None:
-            are = "image is" if len(self._missing) == 1 else "images are"
-            print(
-                f"hauberk recommend: {len(self._missing)} {are} not in the container engine at {self._engine.place} (`{min(self._missing)}`); "
-                "their programs are named wherever they lie",
-                file=sys.stderr,
-            )
-
-    def _of_engine(self, text: str) -> ReadImage | None:
-        return self._engine.image(text, self._given.platform) if self._engine is not None else None
-
-    def _pulled(self, text: str) -> ReadImage:
-        return pull(text, _docker_config(self._given), self._given.platform)
-
-
-def _docker_config(given: argparse.Namespace) -> Path:
-    if given.docker_config and not Path(given.docker_config).exists():
-        raise SettingsError(f"expected docker's configuration at `{given.docker_config}`, there is none")
-    usual = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-    return Path(given.docker_config or usual)
-
-
-def _matching(image: str, images: list[ReadImage], fetch: _Fetch) -> ReadImage | None:
-    """The image of that name among those given; fetched once where that was asked for."""
+def _matching(target: HardeningTarget, images: list[ReadImage], fetch: ImageFetching) -> ReadImage | None:
+    """Its image among those given, by name; fetched once where that was asked for."""
+    image = target.workload.image
     if not image:
         return None
     for one in images:
         if any(_alike(name, image) for name in one.names):
             return one
-    found = fetch.of_workload(image)
+    found = fetch.of_workload(image, target.puller)
     if found is not None:
         images.append(found)
     return found
@@ -198,7 +162,7 @@ def _of_manifest(one: ManifestContainer, namespace: str | None) -> HardeningTarg
     of = one.workload
     if namespace and not one.placed:
         of = msgspec.structs.replace(of, namespace=namespace)
-    return HardeningTarget(workload=of, commands=one.commands, origin=one.origin)
+    return HardeningTarget(workload=of, commands=one.commands, origin=one.origin, puller=one.puller)
 
 
 def _of_image_alone(one: ReadImage, given: argparse.Namespace) -> HardeningTarget:

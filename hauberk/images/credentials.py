@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for registries out of docker's configuration: written there, or with a helper that it names (docker-credential-helpers).
+"""Credentials for registries out of docker's configuration, written there or with a helper that it names (docker-credential-helpers), and out
+of pull secrets of a cluster.
 
 A helper is a program of this user's PATH that is asked for one registry, `docker-credential-NAME get`. What it says goes to that registry
 and to the token service that this one names; no sentence repeats it.
@@ -13,6 +14,7 @@ import json
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +46,16 @@ class RegistryCredentials(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "RegistryCredentials(***)"
+
+
+class PullSecret(msgspec.Struct, frozen=True):
+    """What a secret of a cluster has written down by registry. `name`: `secret NAMESPACE/NAME`."""
+
+    name: str
+    auths: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"PullSecret({self.name}, ***)"
 
 
 class _HelperAnswer(msgspec.Struct, frozen=True):
@@ -79,9 +91,30 @@ def credentials(config: Path, of: ImageReference) -> RegistryCredentials:
         return _of_helper(own, of.host)
     for name in names:
         entry = auths.get(name) if isinstance(auths, dict) else None
-        if isinstance(entry, dict) and (written := _written(entry, of.host, config)) is not None:
+        if isinstance(entry, dict) and (written := _written(entry, of.host, str(config))) is not None:
             return written
     return _of_helper(known["credsStore"], of.host) if known.get("credsStore") else RegistryCredentials()
+
+
+def of_secret(secret: PullSecret, of: ImageReference) -> RegistryCredentials | None:
+    """Those of the image's registry; None when it has none for it. SettingsError, which does not repeat them, for credentials that are none."""
+    several = sorted((name for name in secret.auths if _stands_for(name, of)), key=len, reverse=True)
+    for name in (*_names(of), *several):
+        entry = secret.auths.get(name)
+        if isinstance(entry, dict) and (written := _written(entry, of.host, secret.name)) is not None:
+            return written
+    return None
+
+
+def _stands_for(name: str, of: ImageReference) -> bool:
+    """Whether it is `*.example.com` or so, as Kubernetes takes it: a star for one part of the registry's name, with the beginning of a path."""
+    host, _, path = name.partition("://")[2 if "://" in name else 0].partition("/")
+    domain, _, port = host.partition(":")
+    its, _, its_port = of.host.partition(":")
+    parts, its_parts = domain.split("."), its.split(".")
+    below = path.strip("/") in ("", "v1", "v2", of.name) or of.name.startswith(f"{path.strip('/')}/")
+    alike = len(parts) == len(its_parts) and all(map(fnmatchcase, its_parts, parts))
+    return "*" in domain and port == its_port and alike and below
 
 
 def _names(of: ImageReference) -> list[str]:
@@ -93,24 +126,24 @@ def _names(of: ImageReference) -> list[str]:
     return [*names, _HUB_NAME, "index.docker.io", "docker.io"] if of.host == HUB else names
 
 
-def _written(entry: dict[str, Any], host: str, config: Path) -> RegistryCredentials | None:
+def _written(entry: dict[str, Any], host: str, where: str) -> RegistryCredentials | None:
     def text(name: str) -> str:
         return entry[name] if isinstance(entry.get(name), str) else ""
 
     if text("registrytoken"):
         return RegistryCredentials(bearer=text("registrytoken"))
-    basic = _of_base64(text("auth"), host, config) if text("auth") else ""
+    basic = _of_base64(text("auth"), host, where) if text("auth") else ""
     if not basic and text("username"):
         basic = _basic(text("username"), text("password"))
     return RegistryCredentials(basic=basic, identity=text("identitytoken")) if basic or text("identitytoken") else None
 
 
-def _of_base64(given: str, host: str, config: Path) -> str:
+def _of_base64(given: str, host: str, where: str) -> str:
     """In one line. SettingsError, which does not repeat them, for credentials that are none."""
     try:
         return base64.b64encode(base64.b64decode("".join(given.split()), validate=True)).decode()
     except (binascii.Error, ValueError):
-        raise SettingsError(f"expected `auth` of {host} in `{config}` to be base64, it is not") from None
+        raise SettingsError(f"expected `auth` of {host} in `{where}` to be base64, it is not") from None
 
 
 def _basic(user: str, password: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in registries (OCI distribution-spec, Docker's token protocol), with the credentials of docker's configuration.
+"""Images in registries (OCI distribution-spec, Docker's token protocol), with the credentials of docker's configuration or of pull secrets.
 
 Registries on loopback are spoken to without TLS, as docker does. Credentials go to the registry and to the token service that it names over
 TLS or on loopback, never to where a blob is redirected to.
@@ -12,7 +12,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from hauberk.images.archives import architecture
-from hauberk.images.credentials import RegistryCredentials, credentials
+from hauberk.images.credentials import PullSecret, RegistryCredentials, credentials, of_secret
 from hauberk.images.image import DIGEST, ImageManifest, ReadImage, from_manifest, read_json
 from hauberk.images.references import LOOPBACK, ImageReference, reference
 from hauberk.images.streams import ByteSource, ImageLimits
@@ -35,10 +35,28 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """A token of RFC 6750: anything else would not go into a header."""
 
 
-def pull(text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits()) -> ReadImage:  # noqa: B008
-    """The image of a reference, layer after layer, nothing kept. SettingsError when the registry does not give it."""
+class RegistryRefusal(SettingsError):
+    """A registry does not let it be read, or says that there is none: some say that to who may not know."""
+
+
+def pull(
+    text: str, docker_config: Path, wanted: str = "", limits: ImageLimits = ImageLimits(), secrets: Iterable[PullSecret] = (),  # noqa: B008
+) -> ReadImage:  # fmt: skip
+    """The image of a reference, layer after layer, nothing kept; with those of `secrets` that are for its registry, one after the other, then
+    with docker's own credentials. SettingsError when the registry does not give it."""
     of = reference(text)
-    registry = _Registry(of, credentials(docker_config, of))
+    for secret in secrets:
+        known = of_secret(secret, of)
+        if known is not None:
+            try:
+                return _pulled(text, of, known, wanted, limits)
+            except RegistryRefusal:
+                continue
+    return _pulled(text, of, credentials(docker_config, of), wanted, limits)
+
+
+def _pulled(text: str, of: ImageReference, known: RegistryCredentials, wanted: str, limits: ImageLimits) -> ReadImage:
+    registry = _Registry(of, known)
     with registry.get(f"{of.base}/manifests/{of.digest or of.tag}", _ACCEPT) as answer:
         manifest = read_json(answer, f"the manifest of `{text}`", ImageManifest, limits, of.digest)
     return from_manifest(registry, manifest, text, (text,), wanted or architecture(), limits)
@@ -106,16 +124,16 @@ class _Registry:
     def _refusal(self, error: urllib.error.HTTPError) -> SettingsError:
         name = f"{self._of.name}:{self._of.tag}"
         if error.code in (401, 403) and self._known.without:
-            return SettingsError(
+            return RegistryRefusal(
                 f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}): {self._known.without}; log in with docker, or name "
                 "a configuration that has them in `auths` with -c"
             )
         if error.code in (401, 403):
-            return SettingsError(
+            return RegistryRefusal(
                 f"expected to be let read `{name}` at {self._of.host}, it refuses ({error.code}); log in with docker, or name its configuration with -c"
             )
         if error.code == 404:
-            return SettingsError(f"expected `{name}` at {self._of.host}, it has no such image")
+            return RegistryRefusal(f"expected `{name}` at {self._of.host}, it has no such image")
         return SettingsError(f"expected `{name}` of {self._of.host}, it answers {error.code} {error.reason}")
 
     def _token(self, challenge: str) -> str:
