@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def discover(given: argparse.Namespace) -> int:
     from hauberk.learning import learn_store, selectable
     from hauberk.learnt_answers import expect_accepted, untracked
     from hauberk.policies import postures
+    from hauberk.selected_unseen import unseen_of
     from policy.learn.learner import LearnSettings
 
     settings = LearnSettings(
@@ -84,10 +85,11 @@ def discover(given: argparse.Namespace) -> int:
         return 1
     if given.review:
         return _review(learnt, given)
+    unseen = unseen_of(given, learnt, (identity for identity, _ in sizes))
     if given.explain:
-        _explain(learnt, given, EvidencePods(identity for identity, _ in sizes))
+        _explain(learnt, given, EvidencePods(identity for identity, _ in sizes), unseen)
         return 0
-    bodies = _merged(before, learnt) if given.merge else [(one.body, comment(one)) for one in learnt]
+    bodies = _merged(before, learnt, unseen) if given.merge else [(one.body, _comment(one, unseen)) for one in learnt]
     return _give(given, bodies, sum(len(one.apart) for one in learnt))
 
 
@@ -230,7 +232,7 @@ def _shadows(given: argparse.Namespace) -> Ruleset | None:
         documents = [document for _, document in with_bus(given, _policies)]
     except SettingsError as error:
         print(
-            f"hauberk discover: what shadow policies spoke against is not known, and is learnt: {error}",
+            f"hauberk discover: what shadow policies spoke against is not known, and is learnt, nor whom else policies would select: {error}",
             file=sys.stderr,
         )
         return None
@@ -256,15 +258,18 @@ async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
     return readable(told, lambda one: (one[0], from_json(one[1])), "policies")
 
 
-def comment(one: LearntPolicy) -> str:
-    """The line above a policy."""
+def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
+    """The line above a policy. `others`: whom it selects that nothing was seen of."""
+    also = f" It selects {', '.join(others)} too, of which nothing was seen." if others else ""
     return (
         f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
-        f"{one.completeness.sentence()}."
+        f"{one.completeness.sentence()}.{also}"
     )
 
 
-def _merged(before: list[PolicyDocument], learnt: list[LearntPolicy]) -> list[tuple[dict[str, Any], str]]:
+def _merged(
+    before: list[PolicyDocument], learnt: list[LearntPolicy], unseen: Mapping[str, Sequence[str]]
+) -> list[tuple[dict[str, Any], str]]:
     """The policies of `--merge` in their order, extended; then those that it does not have."""
     from policy.learn.merge import merged
 
@@ -280,18 +285,25 @@ def _merged(before: list[PolicyDocument], learnt: list[LearntPolicy]) -> list[tu
         found.append(
             (extended, f"{changed} rule{'s' * (changed != 1)} added or widened. {one.completeness.sentence()}.")
         )
-    return [*found, *((one.body, comment(one)) for one in new.values())]
+    return [*found, *((one.body, _comment(one, unseen)) for one in new.values())]
 
 
-def _explain(learnt: list[LearntPolicy], given: argparse.Namespace, pods: EvidencePods) -> None:
+def _comment(one: LearntPolicy, unseen: Mapping[str, Sequence[str]]) -> str:
+    return comment(one, unseen.get(one.workload.label, ()))
+
+
+def _explain(
+    learnt: list[LearntPolicy], given: argparse.Namespace, pods: EvidencePods, unseen: Mapping[str, Sequence[str]]
+) -> None:
     if given.format == "json":
         print(as_json([
-            {"policy": one.name, "workload": one.workload.label, "completeness": one.completeness, "rules": [_evidence(rule, pods) for rule in one.rules]}
+            {"policy": one.name, "workload": one.workload.label, "completeness": one.completeness,
+             "selects_unseen": unseen.get(one.workload.label, ()), "rules": [_evidence(rule, pods) for rule in one.rules]}
             for one in learnt
         ]))  # fmt: skip
         return
     for one in learnt:
-        print(f"{one.name}: {printable(comment(one))}")
+        print(f"{one.name}: {printable(_comment(one, unseen))}")
         rows = [
             (found["rule"], found["count"], when(found["first"]), when(found["last"]), len(found["pods"]), cell(found["pods"]), ", ".join(found["sources"]))
             for found in (_evidence(rule, pods) for rule in one.rules)

@@ -33,9 +33,10 @@ from schemas.cluster import PodFact, ServiceFact, ServicePort
 from schemas.cluster import encode as encode_fact
 from schemas.errors import PolicyError
 from schemas.identity import Identity, Kind, Owner
+from schemas.identity import encode as encode_identity
 from schemas.operations import Access, Operation
 from schemas.summary import Summary, SummaryEntry
-from schemas.topics import CLUSTER, POLICIES
+from schemas.topics import CLUSTER, INVENTORY, POLICIES
 from schemas.verdict import Action
 from sinks.store.sqlite import SqliteStore
 
@@ -311,6 +312,47 @@ def test_a_policy_that_cannot_be_read_stops_nothing(capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert said.out == text
     assert "1 policies left out, the first because: " in said.err
+
+
+def test_whom_a_policy_selects_that_nothing_was_seen_of_is_told(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    """By what nodes and the cluster say on the bus: beside the policies, above each, and with its evidence."""
+    alone = run(capsys, state, "discover")
+    unseen = msgspec.structs.replace(
+        pod(1), uid="b1", pod="batch-1", pod_uid="b", owner=Owner("Deployment", "batch", "shop"), labels={"app": "web"}
+    )
+    nightly = PodFact(uid="c", namespace="shop", name="n-1", labels={"app": "web"}, owner=Owner("CronJob", "n", "shop"))
+
+    async def tell() -> None:
+        bus = await EmbeddedBus.open(EmbeddedSettings(directory=str(state / "bus")))
+        await bus.publish(INVENTORY, [Record(key=one.key, value=encode_identity(one)) for one in (pod(1), unseen)])
+        await bus.publish(CLUSTER, [Record(key=nightly.key, value=encode_fact(nightly))])
+        await bus.close()
+
+    asyncio.run(tell())
+    for words in ((), ("--explain",), ("--outdir", tmp_path / "out")):
+        capsys.readouterr()
+        assert main(["discover", *map(str, words), "--state", str(state)]) == 0
+        said = capsys.readouterr()
+        assert said.err.startswith(
+            "hauberk discover: the policy of shop/web/app selects shop/batch/app, shop/n too, of which nothing was seen"
+        )
+        text = next((tmp_path / "out").rglob("*.yaml")).read_text() if "--outdir" in words else said.out
+        assert "It selects shop/batch/app, shop/n too, of which nothing was seen." in text
+    assert yaml.safe_load(run(capsys, state, "discover")) == yaml.safe_load(alone), "the policy is what it was"
+    (told,) = json.loads(run(capsys, state, "discover", "--explain", "-f", "json"))
+    assert told["selects_unseen"] == ["shop/batch/app", "shop/n"]
+    put(state, 4, opened("/etc/app.conf"), of=unseen)
+    put(
+        state,
+        4,
+        opened("/etc/app.conf"),
+        of=msgspec.structs.replace(unseen, uid="n1", pod_uid="c", pod="n-1", owner=nightly.owner),
+    )
+    capsys.readouterr()
+    assert main(["discover", "--state", str(state)]) == 0
+    assert "nothing was seen" not in capsys.readouterr().err
 
 
 def test_network_policies_of_what_pods_spoke_to(

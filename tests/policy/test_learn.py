@@ -12,18 +12,23 @@ from policy.learn import components
 from policy.learn.documents import checked
 from policy.learn.evidence import Evidence
 from policy.learn.learner import LearnSettings, LearntPolicy, learn
+from policy.learn.merge import merged
 from policy.learn.places import places
 from policy.learn.replay import TrainingReplay
 from policy.learn.rules import word
-from policy.learn.sightings import Sighting, Use, use
+from policy.learn.sightings import Sighting, Use, paths, use
 from policy.learn.together import together
+from policy.learn.unseen import selected_unseen
 from policy.match import glob
 from policy.match.automata import Automaton
 from policy.ruleset import compile_ruleset
 from policy.tools.lint import lint
 from schemas.behaviour import Behaviour
+from schemas.cluster import PodFact
+from schemas.errors import PolicyError
 from schemas.identity import Identity, Kind, Owner
 from schemas.operations import Access, Backend, Class, Operation
+from schemas.policy import PolicyDocument
 
 HOUR = 3600 * 10**9
 
@@ -510,3 +515,123 @@ def test_workloads_are_learnt_together_only_where_a_policy_of_one_selects_the_ot
         one.body for go in goes for one in learn([each for each in every if each.identity.uid in {of.uid for of in go}])
     ]
     assert sorted(map(str, apart)) == sorted(map(str, whole))
+
+
+def test_whom_a_policy_selects_that_nothing_was_seen_of() -> None:
+    """Other workloads of the same labels, by their containers where a node has told of them, else by their pods."""
+    (policy,) = learn([seen(opened("/srv/x"), number) for number in (1, 2)])
+    learnt = [(policy.workload, policy.document)]
+
+    def box(owner: str, container: str = "app", **more: object) -> Identity:
+        return pod(5, owner, container, **({"labels": {"app": "web", "x": "y"}, "pod_uid": f"{owner}-p"} | more))
+
+    def fact(owner: str, **more: object) -> PodFact:
+        fields: dict[str, object] = {"uid": f"{owner}-p", "namespace": "shop", "name": f"{owner}-5", "labels": {"app": "web"}, "owner": Owner("Deployment", owner, "shop")}  # fmt: skip
+        return PodFact(**(fields | more))  # type: ignore[arg-type]
+
+    seen_pods = [pod(1), pod(2)]
+    there = [
+        *seen_pods, pod(7), box("batch"), box("proxy", "envoy"), box("far", namespace="far"), box("over", ended=5.0), box("else", labels={"app": "else"}),
+        msgspec.structs.replace(box("job"), owner=Owner("Job", "job-28912345", "shop")),
+    ]  # fmt: skip
+    facts = [
+        fact("batch"), fact("proxy"), fact("web"), fact("new"), fact("gone", ended=5.0), fact("away", namespace="away"), fact("other", labels={"app": "other"}),
+    ]  # fmt: skip
+    expected = ("shop/batch/app", "shop/job/app", "shop/new")
+    for order in (1, -1):
+        assert selected_unseen(learnt, seen_pods, there[::order], facts[::order]) == {"shop/web/app": expected}
+    assert selected_unseen(learnt, [*seen_pods, box("batch"), box("new"), there[-1]], there, facts) == {}
+    # Pods without labels of their own are known by their container's name alone, which selects every pod's.
+    (bare,) = learn([seen(opened("/srv/x"), identity=pod(1, labels={"pod-template-hash": "h"}))])
+    assert selected_unseen([(bare.workload, bare.document)], [pod(1)], [box("else", labels={"app": "else"})], []) == {"shop/web/app": ("shop/else/app",)}  # fmt: skip
+
+
+SMALL = st.builds(
+    lambda top, name, access: opened(f"{top}/{name}", access),
+    st.sampled_from(["/srv/app", "/var/lib/x/y"]),
+    st.sampled_from(
+        ["a", "b", "c", "dd", "ee", "ff", "gg", "hh", "sub/a", "sub/b", "sub/c", "sub/d", "sub/e", "x/y/z"]
+    ),
+    READ | WRITE,
+)
+ANY = st.one_of(SMALL, SMALL, EXECS, BEHAVIOURS)
+BEFORE = st.lists(st.builds(seen, ANY, st.integers(1, 4), st.integers(10, 40)), min_size=6, max_size=30)
+LATE = st.lists(st.builds(seen, ANY, st.integers(1, 7), st.integers(1, 60)), min_size=1, max_size=15)
+"""Between, before and after the others, of the same instances and of new ones."""
+
+
+def batch(some: list[Sighting], chance: random.Random) -> list[Sighting]:
+    """The same evidence as it may come: in any order, some of it twice, some in parts."""
+    parts = [
+        part for one in some
+        for part in ([msgspec.structs.replace(one, count=1), one] if chance.random() < 0.3 else [one])
+    ]  # fmt: skip
+    chance.shuffle(parts)
+    return parts
+
+
+def lost(before: LearntPolicy, after: PolicyDocument, questions: list[Sighting]) -> list[Sighting]:
+    """What the first lets pass and the other does not."""
+    small, large = TrainingReplay([before.document]), TrainingReplay([after])
+    denied = {id(one) for one in small.denied(questions)}
+    return [one for one in large.denied(questions) if id(one) not in denied]
+
+
+@RUN
+@given(BEFORE, LATE, st.lists(ANY, max_size=25), st.randoms(use_true_random=False))
+def test_a_policy_that_is_extended_never_shrinks_however_old_the_evidence(
+    before: list[Sighting], late: list[Sighting], asked: list[Behaviour], chance: random.Random
+) -> None:
+    """`--merge`, which is what keeps a policy that is in force."""
+    before = [*before, *WHITELISTS]
+    first, every = only(before), only(batch([*before, *late], chance))
+    assert every.body == only([*late, *before]).body
+    try:
+        body, _ = merged(first.body, every)
+    except PolicyError:
+        # A preset of it keeps what was seen since from everybody: told, and nothing is written.
+        assert first.body["spec"].get("presets")
+        return
+    questions = [seen(behaviour) for behaviour in asked] + before + late
+    assert [one.behaviour for one in lost(first, checked(body), questions)] == []
+    assert list(TrainingReplay([checked(body)]).denied(every.evidence)) == []
+
+
+@RUN
+@given(BEFORE, LATE, st.lists(ANY, max_size=25), st.randoms(use_true_random=False))
+def test_what_a_policy_gives_up_for_late_evidence_is_told_or_was_never_seen(
+    before: list[Sighting], late: list[Sighting], asked: list[Behaviour], chance: random.Random
+) -> None:
+    """Learnt anew, it gives up what was seen only where `--review` says so; of what was not seen only what lay in a directory that was open."""
+    before = [*before, *WHITELISTS]
+    first, every = only(before), only(batch([*before, *late], chance))
+    apart = {item.resource for item in every.apart}
+    whole = [rule.value for rule in first.rules if rule.kind == "dir"]
+    shown = {id(one) for one in before}
+    for one in lost(first, every.document, [seen(behaviour) for behaviour in asked] + before):
+        about = {*paths(one.behaviour), one.behaviour.executable}
+        about |= {word(one.behaviour)} if one.behaviour.cls is Class.NETWORK else set()
+        open_before = any(path.startswith(tuple(whole)) for path in paths(one.behaviour))
+        assert about & apart or (id(one) not in shown and open_before), one.behaviour
+
+
+def test_one_set_of_evidence_is_two_histories() -> None:
+    """Why a policy that is learnt anew cannot keep all of what it allowed: the same sightings are an open set, and then old evidence of
+    the names that were new in it; and a set that was complete after its first look, and then looks that repeat some of it. The second is a
+    list for good. So is the first from then on, where an answer does not depend on the order in which evidence comes."""
+    old = [seen(opened(f"/srv/app/{name}"), 9, 1) for name in ("ab", "bb", "cb", "db", "eb", "fb")]
+    start = [seen(opened(f"/srv/app/{name}"), 1, 10) for name in ("ab", "bb", "cb", "db")]
+    news = [seen(opened(f"/srv/app/{name}"), 1, 12) for name in ("eb", "fb")]
+    was_open, complete = only([*start, *news]), only(old)
+    assert files(was_open)["matchDirectories"][0]["dir"] == "/srv/app/"
+    assert "matchDirectories" not in files(complete)
+    assert only([*start, *news, *old]).body == only([*old, *start, *news]).body == complete.body
+    question = [seen(opened("/srv/app/zb"))]
+    assert lost(was_open, complete.document, question) == question
+    # And a program that was the first's is that of a fourth, where the first three come late.
+    ran = [seen(executed("/usr/bin/x"), 4, 10)]
+    earlier = [seen(opened("/srv/app/ab"), number, number) for number in (1, 2, 3)]
+    assert only(ran).apart == ()
+    assert [item.reason for item in only([*ran, *earlier]).apart] == [
+        "a program that the first 3 instances did not run"
+    ]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of learnt policies that select more than what they were learnt from, by what is on the bus now. Neighbours:
+`hauberk.discovery`, `policy.learn.unseen`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hauberk.client import readable, with_bus
+from hauberk.output import printable
+from schemas.errors import DecodeError, SettingsError
+
+if TYPE_CHECKING:
+    from bus.contract import Bus
+    from policy.learn.learner import LearntPolicy
+    from schemas.cluster import Fact
+    from schemas.identity import Identity
+
+
+def unseen_of(
+    given: argparse.Namespace, learnt: list[LearntPolicy], seen: Iterable[Identity]
+) -> dict[str, tuple[str, ...]]:
+    """By label of a policy's workload whom it selects that nothing was seen of; each is told. Without a bus, which `discover` says, none."""
+    from policy.learn.unseen import selected_unseen
+    from schemas.cluster import PodFact
+
+    try:
+        facts, there = with_bus(given, _there)
+    except SettingsError:
+        return {}
+    pods = (one for one in facts if isinstance(one, PodFact))
+    found = selected_unseen(((one.workload, one.document) for one in learnt), seen, there, pods)
+    for label, others in found.items():
+        print(
+            f"hauberk discover: the policy of {printable(label)} selects {printable(', '.join(others))} too, of which nothing was seen in this time and selection: what "
+            "the policy does not allow would be denied there; give them other labels, or wait until they were seen",
+            file=sys.stderr,
+        )
+    return found
+
+
+async def _there(bus: Bus) -> tuple[list[Fact], list[Identity]]:
+    from policy.cluster_facts import ClusterFacts
+    from schemas.cluster import decode
+    from schemas.identity import decode as decode_identity
+    from schemas.topics import CLUSTER, INVENTORY
+
+    def values(records: dict[bytes, Any]) -> list[tuple[bytes, bytes]]:
+        return [(key, record.value) for key, record in records.items() if record.value]
+
+    cluster = values(await bus.latest(CLUSTER))
+    joined = ClusterFacts()
+    facts = readable((value for _, value in cluster), decode, "facts of the cluster")
+    for fact in cluster:
+        try:
+            joined.fact(*fact)
+        except DecodeError:
+            # Told with the others that cannot be read.
+            continue
+    told = readable((value for _, value in values(await bus.latest(INVENTORY))), decode_identity, "identities")
+    return facts, [one for each in told if (one := joined.identity(each.key, each)) is not None]
