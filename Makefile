@@ -54,10 +54,11 @@ test-compose: setup-dev ## both compose stacks built, started, tried and taken d
 	@deploy/packages.sh test
 	@HAUBERK_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/deploy/test_stacks.py -s $(PYTEST)
 
-test-kubernetes: setup-dev ## build an API server of Kubernetes and helm once (20 minutes of processor time), and run the tests that need them
+test-kubernetes: setup-dev ## build an API server of Kubernetes, helm and an engine for network policies once (20 minutes of processor time), and run the tests that need them
 	@deploy/packages.sh test
 	@$(BIN)/python tests/cluster/api_server.py
 	@$(BIN)/python tests/cluster/helm.py
+	@$(BIN)/python tests/cluster/policy_engine.py
 	@$(BIN)/python -m pytest -m kubernetes $(PYTEST)
 
 lint: setup-dev ## ruff, mypy, import contracts

@@ -6,7 +6,7 @@ set -euo pipefail
 
 run=(python3-bpfcc)
 test=(rsyslog rsyslog-gnutls prometheus docker.io containerd runc crun podman busybox-static iproute2 openssl gcc libc6-dev
-    default-jdk-headless maven util-linux qemu-system-x86 zstd kmod debian-archive-keyring apparmor curl mmdebstrap)
+    default-jdk-headless maven util-linux qemu-system-x86 zstd kmod debian-archive-keyring apparmor curl mmdebstrap iptables)
 # For the tests of the web page; any other of this family on PATH does as well. Ubuntu has none as a package: skipped with a reason.
 browser=chromium-headless-shell
 
