@@ -141,11 +141,12 @@ def with_bus(given: argparse.Namespace, work: Callable[[Bus], Awaitable[T]]) -> 
 
 
 class Unreadable:
-    """How many of `what` could not be read. One bad record hides no other: `tell` says on standard error how many there are."""
+    """How many of `what` could not be read. One bad record hides no other: `tell` says on standard error how many there are, and
+    again when there are more."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._many = 0
+        self._many = self._told = 0
         self._first: Permanent | None = None
 
     def read(self, decode: Callable[[S], T], value: S) -> T | None:
@@ -158,8 +159,9 @@ class Unreadable:
             return None
 
     def tell(self) -> None:
-        """Once, when all were read."""
-        if self._many:
+        """When all were read."""
+        if self._many > self._told:
+            self._told = self._many
             print(f"hauberk: {self._many} {self._what} left out, the first because: {self._first}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from bus.standing import Newest
     from schemas.verdict import RuleRef
 
 DROP_SECONDS: Final = 10.0
@@ -41,7 +42,7 @@ class RefusedRule(NamedTuple):
         return self.ref.position or "(default posture)"
 
 
-async def last_heard(bus: Bus) -> dict[str, float]:
+async def last_heard(bus: Newest) -> dict[str, float]:
     """Node -> Unix seconds of its newest receipt or identity on the bus."""
     from schemas.topics import ENFORCEMENT_STATUS, INVENTORY
 
@@ -53,7 +54,7 @@ async def last_heard(bus: Bus) -> dict[str, float]:
     return found
 
 
-async def unheld(bus: Bus, *, partial: bool = False) -> list[RefusedRule]:
+async def unheld(bus: Newest, *, partial: bool = False) -> list[RefusedRule]:
     """Every rule that some node's receipt refuses, by node; with `partial` those enforced of which a part is not."""
     from hauberk.client import readable
     from schemas.backends import backend_name

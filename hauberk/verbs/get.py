@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -16,8 +15,9 @@ from hauberk.output import age, plain, show
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
+    from bus.standing import Newest
     from hauberk.nodes import RefusedRule
-    from hauberk.rule_hits import PolicyHits
+    from hauberk.rule_hits import HitCount, PolicyHits
     from schemas.alert import Alert
     from schemas.enforcement import InForce
 
@@ -29,6 +29,8 @@ KINDS = {
 }
 
 
+_EACH_SECONDS = 0.5
+"""Between two looks of `--watch`."""
 PLURAL = {"policy": "policies", "workload": "workloads", "alert": "alerts", "node": "nodes"}
 """What kubectl takes too: `get policy NAME`."""
 
@@ -70,6 +72,15 @@ def _limit(text: str) -> int:
 
 async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     """Policies with their actions, selectors and, from the nodes' receipts, whether they are in force."""
+    from bus.standing import StandingCount
+    from schemas.topics import ALERTS, POLICIES
+
+    known = await bus.latest(POLICIES)
+    async with StandingCount(bus, ALERTS, lambda: _hit_count(known)) as told:
+        return await _policies(bus, given, told.counted.found)
+
+
+async def _policies(bus: Newest, given: argparse.Namespace, hits: Mapping[str, PolicyHits]) -> Listing:
     from hauberk.nodes import unheld
     from hauberk.rule_hits import PolicyHits
     from schemas.topics import POLICIES
@@ -79,7 +90,6 @@ async def policies(bus: Bus, given: argparse.Namespace) -> Listing:
     for known, found in ((refused, await unheld(bus)), (partial, await unheld(bus, partial=True))):
         for one in found:
             known.setdefault(one.policy, []).append(one)
-    hits = await _hits(bus)
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     names: list[str] = []
@@ -143,78 +153,78 @@ def _values(records: Mapping[bytes, Record]) -> list[bytes]:
     return [record.value for record in records.values() if record.value]
 
 
-async def _hits(bus: Bus) -> dict[str, PolicyHits]:
-    """Hits of each rule of each policy, by the policy's key; a policy that cannot be read has none."""
+def _hit_count(records: Mapping[bytes, Record]) -> HitCount:
+    """Hits of each rule of each policy, by the policy's key, to be counted; a policy that cannot be read has none."""
     from hauberk.rule_hits import HitCount
     from policy.documents import from_json
     from policy.rules.normalise import normalise
     from schemas.errors import PolicyError
-    from schemas.topics import POLICIES
 
     known = []
-    for record in (await bus.latest(POLICIES)).values():
+    for record in records.values():
         try:
             known.append(normalise(from_json(record.value or b"")))
         except PolicyError:
             continue
-    counted = HitCount(known)
-    await _each_alert(bus, counted.count)
-    return counted.found
+    return HitCount(known)
 
 
-async def _each_alert(bus: Bus, handle: Callable[[bytes], None]) -> None:
-    """Every alert that is on the bus now, none of them kept. Raises `Unavailable` when not all can be read."""
-    from bus.end_as_of_now import EndAsOfNow
-    from schemas.topics import ALERTS
+class NewestAlerts:
+    """The newest `given.limit` of the alerts that are `asked` for. In order of time: that of reading is no order where a topic has
+    several partitions."""
 
-    end = await EndAsOfNow.of(bus, (ALERTS,))
-    async with bus.subscribe([ALERTS], None, "earliest") as subscription:
-        while not end.reached(subscription.position):
-            for delivery in await subscription.take(5000, 0.5):
-                if delivery.record.value is not None:
-                    handle(delivery.record.value)
+    def __init__(self, given: argparse.Namespace, asked: Callable[[Alert], bool] = lambda alert: True) -> None:
+        self._given = given
+        self._asked = asked
+        self._wanted = labels(given.selector)
+        self._newest: list[tuple[int, str, int, Alert]] = []
+        self._bad = Unreadable("alerts")
+        self._many = count()
 
+    def count(self, value: bytes) -> None:
+        """One alert as it lies on the bus."""
+        from heapq import heappush, heappushpop
 
-async def alerts(bus: Bus, given: argparse.Namespace, asked: Callable[[Alert], bool] = lambda alert: True) -> Listing:
-    """The newest alerts on the bus, of those that are `asked` for. In order of time: that of reading is no order where a topic
-    has several partitions."""
-    from heapq import heappush, heappushpop
+        from schemas.alert import decode_alert
 
-    from schemas.alert import decode_alert
-
-    wanted = labels(given.selector)
-    newest: list[tuple[int, str, int, Alert]] = []
-    bad = Unreadable("alerts")
-    many = count()
-
-    def keep(value: bytes) -> None:
-        alert = bad.read(decode_alert, value)
-        if alert is None or not asked(alert):
+        given = self._given
+        alert = self._bad.read(decode_alert, value)
+        if alert is None or not self._asked(alert):
             return
         if (given.namespace and alert.NamespaceName != given.namespace) or (
             given.names and alert.PolicyName not in given.names
         ):
             return
-        if wanted:
+        if self._wanted:
             own = labels(alert.Labels)
-            if any(own.get(key) != text for key, text in wanted.items()):
+            if any(own.get(key) != text for key, text in self._wanted.items()):
                 return
-        put = heappush if len(newest) < given.limit else heappushpop
-        put(newest, (alert.Timestamp, alert.UpdatedTime, next(many), alert))
+        put = heappush if len(self._newest) < given.limit else heappushpop
+        put(self._newest, (alert.Timestamp, alert.UpdatedTime, next(self._many), alert))
 
-    await _each_alert(bus, keep)
-    bad.tell()
-    found = [alert for *_, alert in sorted(newest)]
-    rows: list[tuple[object, ...]] = [
-        (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
-         alert.Operation, alert.Resource, alert.Result, alert.Enforcer, alert.ProcessName, alert.Severity, alert.EventID)
-        for alert in found
-    ]  # fmt: skip
-    return Listing(("TIME", "NAMESPACE", "WORKLOAD", "POLICY", "ACTION", "OPERATION", "RESOURCE"),
-                   ("RESULT", "ENFORCER", "PROCESS", "SEVERITY", "EVENT ID"), list(found), rows, [f"alert/{alert.EventID}" for alert in found])  # fmt: skip
+    def listing(self) -> Listing:
+        """Those counted so far; says on standard error how many could not be read."""
+        self._bad.tell()
+        found = [alert for *_, alert in sorted(self._newest)]
+        rows: list[tuple[object, ...]] = [
+            (alert.UpdatedTime[11:19], alert.NamespaceName or "-", alert.ContainerName or alert.HostName, alert.PolicyName, alert.Action,
+             alert.Operation, alert.Resource, alert.Result, alert.Enforcer, alert.ProcessName, alert.Severity, alert.EventID)
+            for alert in found
+        ]  # fmt: skip
+        return Listing(("TIME", "NAMESPACE", "WORKLOAD", "POLICY", "ACTION", "OPERATION", "RESOURCE"),
+                       ("RESULT", "ENFORCER", "PROCESS", "SEVERITY", "EVENT ID"), list(found), rows, [f"alert/{alert.EventID}" for alert in found])  # fmt: skip
 
 
-async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
+async def alerts(bus: Bus, given: argparse.Namespace, asked: Callable[[Alert], bool] = lambda alert: True) -> Listing:
+    """The newest alerts on the bus, of those that are `asked` for."""
+    from bus.standing import StandingCount
+    from schemas.topics import ALERTS
+
+    async with StandingCount(bus, ALERTS, lambda: NewestAlerts(given, asked)) as told:
+        return told.counted.listing()
+
+
+async def workloads(bus: Newest, given: argparse.Namespace) -> Listing:
     """Containers (and host cgroups with `-o wide`) of the inventory, with what the cluster says of their pods."""
     from policy.cluster_facts import ClusterFacts
     from schemas.identity import Kind, decode
@@ -250,7 +260,7 @@ async def workloads(bus: Bus, given: argparse.Namespace) -> Listing:
                    values, rows, names)  # fmt: skip
 
 
-async def nodes(bus: Bus, given: argparse.Namespace) -> Listing:
+async def nodes(bus: Newest, given: argparse.Namespace) -> Listing:
     """Nodes by their receipts: what they enforce and with what, and when each was last heard of."""
     from hauberk.nodes import last_heard
     from schemas.backends import backend_name
@@ -310,27 +320,65 @@ async def _once(bus: Bus, given: argparse.Namespace) -> Listing:
             return await policies(bus, given)
 
 
+async def _again_and_again(bus: Bus, given: argparse.Namespace, say: Callable[[Listing], None]) -> None:
+    """What `_once` finds, now and each half second, of readers that stay: each record is read once."""
+    from bus.standing import StandingCount, StandingTables
+    from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_STATUS, INVENTORY, POLICIES
+
+    match given.what:
+        case "alerts":
+            async with StandingCount(bus, ALERTS, lambda: NewestAlerts(given)) as newest:
+                while True:
+                    say(newest.counted.listing())
+                    await newest.follow(_EACH_SECONDS)
+        case "workloads":
+            async with StandingTables(bus, (CLUSTER, INVENTORY)) as tables:
+                while True:
+                    say(await workloads(tables, given))
+                    await tables.follow(_EACH_SECONDS)
+        case "nodes":
+            async with StandingTables(bus, (INVENTORY, ENFORCEMENT_STATUS)) as tables:
+                while True:
+                    say(await nodes(tables, given))
+                    await tables.follow(_EACH_SECONDS)
+    async with StandingTables(bus, (POLICIES, ENFORCEMENT_STATUS)) as tables:
+        known = dict(await tables.latest(POLICIES))
+        async with StandingCount(bus, ALERTS, lambda: _hit_count(known)) as hits:
+            while True:
+                say(await _policies(tables, given, hits.counted.found))
+                await hits.follow(_EACH_SECONDS)
+                await tables.follow(0)
+                if (now := await tables.latest(POLICIES)) != known:
+                    # Whose the alerts before were is another question now.
+                    known = dict(now)
+                    await hits.read()
+
+
 def main(argv: Sequence[str]) -> int:
     """Exit 1 when something named is not there."""
     import sys
 
     given = parser().parse_intermixed_args(argv)  # names may stand behind options, as kubectl takes them
+    before: str | None = None
+
+    def say(found: Listing) -> None:
+        nonlocal before
+        text = show(found.values, found.columns, found.rows, given.output, wide=found.wide, names=found.names,
+                    headings=not given.no_headers)  # fmt: skip
+        if text == before:
+            return
+        if found.rows or given.output in ("json", "yaml"):
+            print(text, flush=True)
+        elif before is None:
+            where = f" in namespace `{given.namespace}`" if given.namespace else ""
+            print(f"No {given.what} found{where}.", file=sys.stderr)
+        before = text
 
     async def work(bus: Bus) -> int:
-        before = None
-        while True:
-            found = await _once(bus, given)
-            text = show(found.values, found.columns, found.rows, given.output, wide=found.wide, names=found.names,
-                        headings=not given.no_headers)  # fmt: skip
-            if text != before:
-                if found.rows or given.output in ("json", "yaml"):
-                    print(text, flush=True)
-                elif before is None:
-                    where = f" in namespace `{given.namespace}`" if given.namespace else ""
-                    print(f"No {given.what} found{where}.", file=sys.stderr)
-                before = text
-            if not given.watch:
-                return 1 if given.names and not found.rows else 0
-            await asyncio.sleep(0.5)
+        if given.watch:
+            await _again_and_again(bus, given, say)
+        found = await _once(bus, given)
+        say(found)
+        return 1 if given.names and not found.rows else 0
 
     return with_bus(given, work)

@@ -32,7 +32,7 @@ ROLES: dict[str, tuple[Role, ...]] = {
 AS_CLI = ("sensors/recordings/recorder.py",)
 
 WRITES = {"publish", "_publish"}
-READS = {"subscribe", "latest", "end", "whole", "Follower", "Pump"}
+READS = {"subscribe", "latest", "end", "whole", "Follower", "Pump", "StandingTables", "StandingCount"}
 
 
 def used(file: Path) -> Iterator[tuple[Topic, bool]]:
