@@ -165,6 +165,8 @@ class ApiServer:
         """The API server keeps its connections and answers nothing, until `resume`."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
+        # The kernel says so once the last thread has stopped; until then some answer.
+        os.waitid(os.P_PID, self._server.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on."""

@@ -158,8 +158,13 @@ class Cluster:
 
     def pause(self, number: int | None = None) -> None:
         """Connections are taken and nothing is answered, until `resume` or `kill`."""
-        for node in self._chosen(number):
+        nodes = [node for node in self._chosen(number) if node.running]
+        for node in nodes:
             self._signal(node, signal.SIGSTOP)
+        for node in nodes:
+            assert node.process is not None
+            # The kernel says so once the last thread has stopped; until then some answer.
+            os.waitid(os.P_PID, node.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self, number: int | None = None) -> None:
         for node in self._chosen(number):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import kafka_jars
@@ -76,3 +77,15 @@ def test_a_cluster_comes_back_moves_and_is_emptied(kafka_clusters):
 
 def test_the_broker_of_the_run_is_one(kafka):
     assert brokers_seen(kafka.nodes[1].listeners[0]) == 1
+
+
+def test_a_paused_broker_answers_nothing_from_then_on(kafka_clusters):
+    """Each of its threads goes on until it has seen the signal: what a test asks meanwhile would be answered."""
+    cluster = kafka_clusters()
+    cluster.start()
+    tasks = Path(f"/proc/{cluster.nodes[1].process.pid}/task")
+    for _ in range(100):
+        cluster.pause()
+        states = Counter((one / "stat").read_text().rpartition(")")[2].split()[0] for one in tasks.iterdir())
+        cluster.resume()
+        assert states.keys() == {"T"}, states
