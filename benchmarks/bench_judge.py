@@ -203,6 +203,8 @@ def _stage(ruleset: Any, rows: int, behaviours: int, told: int = 0, throttle: in
             pipeline.read(delivery)
         pipeline.settle(closing=True)
         pipeline.discard()
+        # Else those of the next round are frames that it has read.
+        pipeline.released([(EVENTS_RAW.name, 0)])
         return rows * len(deliveries)
 
     work()

@@ -32,7 +32,7 @@ _NO_RECORD: Final = Record(b"", None)
 
 
 class _Taken:
-    """Where a delivery lay; `group` numbers the group it was told in; 0 until then, -1 for a dead one."""
+    """Where a delivery lay; `group` numbers the group it was told in; 0 until then, -1 for a dead one or a repeat."""
 
     __slots__ = ("delivery", "group")
 
@@ -87,6 +87,11 @@ class CommitTracker:
         item = self._taken[place_of(delivery)]
         news, item.group = item.group != -1, -1
         return news
+
+    def repeated(self, delivery: Delivery) -> None:
+        """What is in this one was read before, from a lower offset: it holds nothing back."""
+        self.taken([delivery])
+        self._taken[place_of(delivery)].group = -1
 
     def groups(self, now: float, everything: bool = False) -> list[list[FrameCounts]]:
         """Groups that are whole and closed, taken out of their runs. `everything`: do not wait for the next second."""

@@ -20,6 +20,7 @@ from processors import rows
 from processors.alerts import Alerts
 from processors.clocks import Clocks
 from processors.commit_tracker import CommitTracker
+from processors.frame_numbers import holds, note
 from processors.inventory import Inventory
 from processors.judge import FrameJudge, JudgedBehaviour, Tally
 from processors.losses import ReportedLosses
@@ -113,6 +114,7 @@ class Pipeline:
         self.names = names or Names()
         self._clocks = Clocks(clock)
         self._numbers: dict[tuple[str, str, str], int] = {}
+        self._read: dict[tuple[str, str, str], list[int]] = {}
         self._read_from: dict[tuple[str, str, str], tuple[str, int]] = {}
         self._lost = ReportedLosses()
         self._bugs = PacedLog(_log)
@@ -126,6 +128,12 @@ class Pipeline:
         if value is None:
             raise DecodeError(f"expected a frame under key `{delivery.record.key!r}`, got a tombstone; nothing to do")
         frame = frames.decode(value)
+        run = (frame.header.node, frame.header.boot, frame.header.run)
+        if holds(self._read.get(run, []), frame.header.number):
+            # Its node had no answer and sent it again. All of it was told, or is in hand.
+            self.counts.repeats += 1
+            self._tracker.repeated(delivery)
+            return
         # Strictly before any row: what was asked for names where the rows go.
         heard = self._inventory.called.learn(frame.header, frame.answers) if frame.answers else 0
         self.release()
@@ -148,8 +156,9 @@ class Pipeline:
         if not of_frame and header.origin == "ring" and not self._clocks.knows(header):
             of_frame = delivery.record.timestamp_ms * 1_000_000
         self._losses(header, of_frame)
-        run = (header.node, header.boot, header.run)
+        # Strictly now: one that could not be read to its end is handed out again.
         if run in self._numbers:
+            note(self._read.setdefault(run, []), header.number)
             self._read_from[run] = (delivery.topic.name, delivery.partition)
         self.counts.frames += 1
         self.counts.events += len(times) + sum(row[1] for found in tally.folded.values() for row in found)
@@ -177,6 +186,7 @@ class Pipeline:
         for run in [run for run, place in self._read_from.items() if place in partitions]:
             del self._read_from[run]
             self._numbers.pop(run, None)
+            self._read.pop(run, None)
 
     def release(self) -> None:
         """Tell parked rows whose owner is known by now."""
@@ -325,15 +335,12 @@ class Pipeline:
         """Count and tell what the node says it lost, and frames that never came."""
         run = (header.node, header.boot, header.run)
         last = self._numbers.pop(run, None)
-        if last is not None and header.number <= last:
-            self._numbers[run] = last
-            self.counts.repeats += 1
-            return
-        self._numbers[run] = header.number
+        self._numbers[run] = header.number if last is None else max(last, header.number)
         if len(self._numbers) > _RUNS:
             oldest = next(iter(self._numbers))
             del self._numbers[oldest]
             self._read_from.pop(oldest, None)
+            self._read.pop(oldest, None)
         counts = [
             (Loss(index).name.lower(), many) for index, many in enumerate(header.lost) if many and index < len(Loss)
         ]

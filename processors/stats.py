@@ -17,7 +17,7 @@ class ProcessorStats(msgspec.Struct):
     `drift_forgotten`: behaviours outside baselines that were told and will be told again, for there was no room to remember more;
     `dns_answers`: heard of name servers; `dns_answers_unread`: of these, not well formed or without an address; `dns_answers_cut`: of which a part was missing;
     `dns_names`: addresses that workloads have a name for now; `dns_names_forgotten`: those that lost it for want of room;
-    `undefined`: events whose definition never came; `repeats`: frames seen again; `holes`: frames that never came; `bad_frames`: dead letters;
+    `undefined`: events whose definition never came; `repeats`: frames that were read before and are left out; `holes`: frames that never came; `bad_frames`: dead letters;
     `refused_records`: what came of frames and the bus would not take; `unjudged`: events lost to an error of this program, told
     as lost; `policies_damaged`: policies that plans were made of are missing on the bus; `outages`: times that policies and
     identities could not be read, `damaged_reads`: of these, because a file of the bus was damaged."""

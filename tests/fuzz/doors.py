@@ -102,6 +102,8 @@ class Frames(_Plain):
             # What one frame leaves behind must not decide about those a million later: a case is found again from few.
             self._fresh()
         pipeline, tracker = self._processor.pipeline, self._processor.tracker
+        # Else a changed frame is one that was read: most keep their run and number.
+        pipeline._read.clear()
         delivery = Delivery(EVENTS_RAW, 0, self._taken, Record(b"k", data))
         tracker.taken([delivery])
         taken = True

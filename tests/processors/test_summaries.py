@@ -99,3 +99,37 @@ async def test_losses_without_a_row_are_told_at_the_time_of_the_latest_one(node,
     (alert,) = stage.alerts
     (summary,) = stage.summaries
     assert alert.Timestamp == summary.entries[0].last // 1_000_000_000
+
+
+async def test_a_frame_that_comes_twice_is_counted_once(node, stage):
+    """As a node's spool sends it again whose first answer was lost, at once or after others of the same second."""
+    read = node.behaviour(Operation.OPEN, "/a", syscall=257)
+    sent = []
+    for _ in range(12):
+        node.row(read, step=100_000_000)
+        sent.append(node.record())
+    for record in (*sent[:3], sent[2], *sent[3:6], *sent[3:6], *sent[6:]):
+        await stage.take(record)
+    await stage.finish()
+    assert [(summary.first_frame, summary.last_frame, summary.entries[0].count) for summary in stage.summaries] == [
+        (0, 8, 9),
+        (9, 11, 3),
+    ]
+    stats = stage.processor.stats()
+    assert (stats.repeats, stats.holes, stats.frames) == (4, 0, 12)
+
+
+async def test_a_frame_that_comes_late_is_counted(node, stage):
+    """One behind newer ones that was not read before is no repeat, whatever its number."""
+    read = node.behaviour(Operation.OPEN, "/a", syscall=257)
+    sent = []
+    for _ in range(6):
+        node.row(read, step=1_000_000_000)
+        sent.append(node.record())
+    for record in (sent[0], *sent[3:], *sent[1:3], sent[4], sent[1]):
+        await stage.take(record)
+    await stage.finish()
+    assert sorted((summary.first_frame, summary.entries[0].count) for summary in stage.summaries) == [
+        (number, 1) for number in range(6)
+    ]
+    assert stage.processor.stats().repeats == 2
