@@ -222,7 +222,7 @@ async def opened(
         yield subscription, found
 
 
-async def whole(bus: Bus, topic: Topic) -> dict[bytes, Record]:
-    """Key -> its newest record, tombstones too, which `Bus.latest` leaves out. Raises what the bus raises."""
-    async with opened(bus, (topic,)) as (_, found):
+async def whole(bus: Bus, topic: Topic, stopping: asyncio.Event | None = None) -> dict[bytes, Record]:
+    """Key -> its newest record, tombstones too, which `Bus.latest` leaves out; less when `stopping` is set. Raises what the bus raises."""
+    async with opened(bus, (topic,), stopping) as (_, found):
         return found[topic.name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `hauberk up` ends: what it takes down, what it leaves, and what of it is said."""
+"""How processes end: whether a bus that is elsewhere is waited for; and of `hauberk up` what it takes down, what it leaves, and what of it is said."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
+    from bus.contract import Bus
     from sensors.node.sensor import Node
     from sinks.delivery.engine import SinkState
 
@@ -39,3 +40,11 @@ def take_down(node: Node, over: asyncio.Event) -> None:
         service.say("ended")
     else:
         service.say("ended, its programs are removed: nothing is enforced now (`sensor.keep` leaves rules in force)")
+
+
+async def last_look(bus: Bus, stop: asyncio.Event) -> None:
+    """Once asked to end, find out whether a bus that is elsewhere is there to be waited for."""
+    await stop.wait()
+    look = getattr(bus, "last_look", None)
+    if look is not None:
+        await look()

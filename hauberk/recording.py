@@ -16,8 +16,9 @@ import msgspec
 
 from hauberk import service, stages
 from hauberk.configuration import client_bus, configuration
+from hauberk.ending import last_look
 from hauberk.up import open_sensor, prepare
-from schemas.errors import KernelError, PermissionMissing, SettingsError
+from schemas.errors import KernelError, PermissionMissing, SettingsError, Unavailable
 from sensors.node.pins import require_free
 from sensors.recordings.recorder import Recorder, describe
 from sensors.recordings.recording import RecordingReader
@@ -110,7 +111,12 @@ async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, serv
     code = 0
 
     async def writing(stop: asyncio.Event) -> None:
-        await stages.run(recorder, stop)
+        try:
+            await stages.run(recorder, stop)
+        except Unavailable as error:
+            if not over.is_set():
+                raise
+            service.say(f"the bus does not answer, what came last is not in the file: {error}", "record")
         over.set()
 
     async def driving(stop: asyncio.Event) -> None:
@@ -141,5 +147,9 @@ async def _run(bus: Bus, given: argparse.Namespace, before: list[tuple[str, serv
                 await asyncio.wait_for(stop.wait(), given.seconds)
         over.set()
 
-    await service.run([("command", driving), *before, ("recorder", writing)], over)
+    looking = asyncio.create_task(last_look(bus, over))
+    try:
+        await service.run([("command", driving), *before, ("recorder", writing)], over)
+    finally:
+        looking.cancel()
     return code, f"{recorder.frames} frames, {recorder.bytes} bytes, {recorder.identities} identities in {given.file}"

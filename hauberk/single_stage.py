@@ -18,6 +18,7 @@ from hauberk import caches, disk, health, service, stages, supervision
 from hauberk.allocator import give_back
 from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
+from hauberk.ending import last_look
 from hauberk.memory import ProcessMemory
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.node_claim import Claiming
@@ -72,7 +73,7 @@ async def _part(
         kept = supervision.Supervision(supervision.reporter(bus, node_name(settings.sensor)))
         role = Role(name.split()[0])
         topics = TopicWatch(far, role)
-        telling = [asyncio.create_task(one) for one in (disk.report(far), _last_look(far, stop), topics.run())]
+        telling = [asyncio.create_task(one) for one in (disk.report(far), last_look(far, stop), topics.run())]
         memory = ProcessMemory(settings)
         caches.of_bus(memory, bus)
         telling.append(asyncio.create_task(memory.keep_low()))
@@ -105,14 +106,6 @@ async def _part(
         raise kept.fatal
     service.say("ended", name)
     return supervision.exit_code(kept)
-
-
-async def _last_look(bus: Bus, stop: asyncio.Event) -> None:
-    """Once asked to end, find out whether a bus that is elsewhere is there to be waited for."""
-    await stop.wait()
-    look = getattr(bus, "last_look", None)
-    if look is not None:
-        await look()
 
 
 async def run_node(given: argparse.Namespace, usual: int) -> int:

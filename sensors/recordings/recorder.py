@@ -49,7 +49,7 @@ class Recorder:
         """Record until `stop`, or until the file's entries reach `limit_bytes` before compression (0: no limit)."""
         async with self._bus.subscribe([INVENTORY, EVENTS_RAW], None, "latest") as reader:
             with RecordingWriter(self._path, self._header) as writer:
-                for key, record in (await whole(self._bus, INVENTORY)).items():
+                for key, record in (await whole(self._bus, INVENTORY, self._stop)).items():
                     if record.value is not None:
                         writer.add(BlockKind.INVENTORY, time.time_ns(), key, record.value)
                         self.identities += 1

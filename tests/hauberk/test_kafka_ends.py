@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from schemas.alert import Alert
 from schemas.enforcement import Plan, digest
 from schemas.enforcement import encode as encode_plan
 from schemas.identity import Identity, Kind, encode
-from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, INVENTORY
+from schemas.topics import ALERTS, ENFORCEMENT_DESIRED, EVENTS_RAW, INVENTORY
+from sensors.recordings.recording import BlockKind, RecordingReader
 
 POLICY = str(Path(__file__).parents[2] / "examples/policies/host-audit-shadow.yaml")
 NOBODY = "127.0.0.1:1"
@@ -157,6 +159,77 @@ async def test_a_verb_that_follows_ends_while_the_broker_hangs(
                 await asyncio.to_thread(ends, one, tmp_path, 130)
         finally:
             cluster.resume()
+
+
+@pytest.mark.fault(
+    "Ctrl-C of `record --attach` while the broker hangs (SIGSTOP), before and after its first record",
+    "ends within a second; all that it has read is in the file, which is whole",
+)
+@pytest.mark.fault(
+    "`record --attach` whose brokers are away",
+    "ends with 3 and the reason; all that it has read is in the file, which is whole",
+)
+async def test_a_recording_ends_whole_while_the_broker_hangs(
+    hauberk: Any, kafka_clusters: Any, until: Any, tmp_path: Path
+) -> None:
+    cluster = kafka_clusters()
+    await asyncio.to_thread(cluster.start)
+    await create_topics(cluster.bootstrap, "ends.", 2)
+    settings = {"type": "kafka", "bootstrap": cluster.bootstrap, "prefix": "ends."}
+    there = {"HAUBERK__BUS": json.dumps(settings)}
+    bus = await KafkaBus.open(KafkaSettings(bootstrap=cluster.bootstrap, prefix="ends."))
+    node = Identity(kind=Kind.NODE, node="n1", uid="node-n1")
+    large = [Record(b"n1", os.urandom(200_000)) for _ in range(2)]
+
+    def file(name: str) -> Path:
+        return tmp_path / f"{name}.hbrk"
+
+    async def written(running: Any, name: str) -> bool:
+        # More than a block, which is written at once; what comes behind it waits in memory.
+        assert running.process.poll() is None, running.said()
+        await bus.publish(EVENTS_RAW, [Record(b"n1", b"before"), *large, Record(b"n1", b"behind")])
+        return file(name).stat().st_size > 100_000
+
+    def whole(name: str) -> list[bytes | None]:
+        with RecordingReader(str(file(name))) as reader:
+            values = [entry.value for entry in reader if entry.kind is BlockKind.FRAMES]
+            assert not reader.truncated
+        return values
+
+    def listens(running: Any) -> bool:
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), 16)
+        return bool(caught & 1 << signal.SIGTERM - 1)
+
+    try:
+        await bus.publish(INVENTORY, [Record(node.key, encode(node))])
+        recording = hauberk.start("record", "--attach", str(file("read")), **there)
+        await until(file("read").exists)
+        await until(lambda: written(recording, "read"))
+        cluster.pause()
+        await asyncio.to_thread(ends, recording, tmp_path)
+        values = whole("read")
+        assert {b"before", large[0].value, large[1].value} <= set(values)
+        assert f"{len(values)} frames, " in recording.said()
+
+        # It has not come to read anything.
+        hanging = hauberk.start("record", "--attach", str(file("hung")), **there)
+        await until(lambda: listens(hanging))
+        await asyncio.to_thread(ends, hanging, tmp_path)
+        assert "the bus does not answer" in hanging.said()
+        cluster.resume()
+
+        soon = {"HAUBERK__BUS": json.dumps(settings | {"away_seconds": 2.0, "call_seconds": 3.0})}
+        left = hauberk.start("record", "--attach", str(file("away")), **soon)
+        await until(file("away").exists)
+        await until(lambda: written(left, "away"))
+        cluster.pause()
+        assert await asyncio.to_thread(left.process.wait, 60) == 3, left.said()
+        assert "expected an answer of the brokers" in left.said()
+        assert b"before" in whole("away")
+    finally:
+        cluster.resume()
+        await bus.close()
 
 
 def _ready(running: Any) -> bool:
