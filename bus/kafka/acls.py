@@ -65,7 +65,6 @@ def _grants(role: Role, prefix: str, groups: dict[Role, Sequence[ConsumerGroup]]
         # With Alter comes Describe, with AlterConfigs DescribeConfigs.
         for one in ("Create", "Alter", "AlterConfigs"):
             yield Grant("topic", prefix, one, prefixed=True)
-        yield Grant("group", prefix, "Delete", prefixed=True)
 
 
 def commands(granted: Sequence[Grant], principal: str, bootstrap: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,35 @@ OPERATIONS = {
     "AlterConfigs": 11, "IdempotentWrite": 12,
 }  # fmt: skip
 ALLOW = 3
+AUDIT = "-Dorg.slf4j.simpleLogger.log.kafka.authorizer.logger=debug"
+"""Option of a broker that has its authorizer write down what it allowed, and by which grant."""
+_ALLOWED = re.compile(
+    r"Principal = (?P<principal>\S+) is Allowed operation = (?P<asked>\w+) from .* based on rule "
+    r"MatchingAcl\(acl=StandardAcl\[resourceType=(?P<resource>\w+), resourceName=(?P<name>.*?), patternType=\w+, .*, "
+    r"operation=(?P<granted>\w+), permissionType=ALLOW\]\)"
+)
+UsedGrant = tuple[str, str, str, str]
+"""(principal, resource, its name in the grant, operation), in the words of `hauberk topic acls -o json`."""
+
+
+def granted(entry: Mapping[str, Any]) -> UsedGrant:
+    """An entry in the form of `used`."""
+    return entry["principal"], entry["resource"]["type"], entry["resource"]["name"], entry["operation"]
+
+
+def used(audit: str) -> set[UsedGrant]:
+    """The grants that were needed for what they say, by the log of a broker with `AUDIT`. A topic is described by whoever may read or
+    write it: that needs none of them."""
+    words = {name.upper(): name for name in OPERATIONS} | {
+        "DESCRIBE_CONFIGS": "DescribeConfigs",
+        "ALTER_CONFIGS": "AlterConfigs",
+    }
+    found = (one.groupdict() for one in _ALLOWED.finditer(audit))
+    return {
+        (one["principal"], one["resource"].lower(), one["name"], words[one["granted"]])
+        for one in found
+        if one["asked"] == one["granted"]
+    }
 
 
 class Grants:
