@@ -109,6 +109,12 @@ async def _costs(cluster: Cluster, count: int) -> Result:
         "kafka_processor_event_cpu": figure(judge / count / events * 1e6, "us/event", count, f"take, judge, publish; {how}, its start included"),
         "kafka_broker_frame_cpu": figure(brokered / count * 1e6, "us/frame", count, f"the broker's for all of it; {how}"),
     }  # fmt: skip
+    made["kafka_broker_event_cpu"] = figure(
+        brokered / count / events * 1e6,
+        "us/event",
+        count,
+        f"the broker's for all of it, with what its JVM compiles; {how}",
+    )
     made["kafka_frame_event"] = figure(size / events, "bytes/event", count, f"as published, before compression; {how}")
     made["kafka_wire_event"] = figure(
         wire / count / events, "bytes/event", count, f"what the broker wrote of `events.raw`; {how}"
