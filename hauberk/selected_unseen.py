@@ -32,7 +32,8 @@ def unseen_of(
     except SettingsError:
         return {}
     pods = (one for one in facts if isinstance(one, PodFact))
-    found = selected_unseen(((one.workload, one.document) for one in learnt), seen, there, pods)
+    selectors = ((one.workload, one.body["spec"].get("selector", {}).get("matchLabels", {})) for one in learnt)
+    found = selected_unseen(selectors, seen, there, pods)
     for label, others in found.items():
         print(
             f"hauberk discover: the policy of {printable(label)} selects {printable(', '.join(others))} too, of which nothing was seen in this time and selection: what "

@@ -16,7 +16,8 @@ from policy.learn.workloads import LearntWorkload, selector, workload
 from policy.ruleset import compile_ruleset
 from schemas.identity import Identity
 
-_ANY = LearntRule(section="process", kind="path", value="/x", evidence=Evidence())
+ANY = LearntRule(section="process", kind="path", value="/x", evidence=Evidence())
+"""For a document that is about nothing but whom it selects."""
 
 
 def together(identities: Iterable[Identity]) -> list[list[Identity]]:
@@ -29,7 +30,7 @@ def together(identities: Iterable[Identity]) -> list[list[Identity]]:
     named: dict[tuple[str, str], list[LearntWorkload]] = {}
     made = []
     for of in order:
-        document = documents.checked(documents.document(of, selector(of, grouped[of]), [_ANY]))
+        document = documents.checked(documents.document(of, selector(of, grouped[of]), [ANY]))
         named.setdefault((document.namespace, document.name), []).append(of)
         made.append(document)
     ruleset = compile_ruleset(made, STRICT)

@@ -520,7 +520,7 @@ def test_workloads_are_learnt_together_only_where_a_policy_of_one_selects_the_ot
 def test_whom_a_policy_selects_that_nothing_was_seen_of() -> None:
     """Other workloads of the same labels, by their containers where a node has told of them, else by their pods."""
     (policy,) = learn([seen(opened("/srv/x"), number) for number in (1, 2)])
-    learnt = [(policy.workload, policy.document)]
+    learnt = [(policy.workload, policy.body["spec"]["selector"]["matchLabels"])]
 
     def box(owner: str, container: str = "app", **more: object) -> Identity:
         return pod(5, owner, container, **({"labels": {"app": "web", "x": "y"}, "pod_uid": f"{owner}-p"} | more))
@@ -543,7 +543,7 @@ def test_whom_a_policy_selects_that_nothing_was_seen_of() -> None:
     assert selected_unseen(learnt, [*seen_pods, box("batch"), box("new"), there[-1]], there, facts) == {}
     # Pods without labels of their own are known by their container's name alone, which selects every pod's.
     (bare,) = learn([seen(opened("/srv/x"), identity=pod(1, labels={"pod-template-hash": "h"}))])
-    assert selected_unseen([(bare.workload, bare.document)], [pod(1)], [box("else", labels={"app": "else"})], []) == {"shop/web/app": ("shop/else/app",)}  # fmt: skip
+    assert selected_unseen([(bare.workload, bare.body["spec"]["selector"]["matchLabels"])], [pod(1)], [box("else", labels={"app": "else"})], []) == {"shop/web/app": ("shop/else/app",)}  # fmt: skip
 
 
 SMALL = st.builds(
