@@ -172,6 +172,27 @@ def blackhole() -> Iterator[str]:
             one.close()
 
 
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """Port of a server on loopback that greets and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"welcome\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(60)
+
+
 @pytest.fixture(scope="session")
 def live() -> None:
     """Skips where this kernel cannot be watched."""

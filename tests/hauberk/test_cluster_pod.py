@@ -11,9 +11,7 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -32,27 +30,6 @@ pytestmark = [
 PLACE, NODE, POD = "shop", "pod-node", "web-7c9d-x1"
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/default/leases/pod-proof"
 POLICY_PATH = f"/apis/security.kubearmor.com/v1/namespaces/{PLACE}/kubearmorpolicies"
-
-
-@pytest.fixture
-def listener() -> Iterator[int]:
-    """Port of a server on loopback that greets and closes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"welcome\n")
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(60)
 
 
 class Pod:

@@ -191,6 +191,11 @@ class Containerd:
         self.call("StartContainer", p.string(1, id_))
         return id_
 
+    def end(self, id_: str) -> None:
+        """End a container and remove it, as of an init container that is through."""
+        self.call("StopContainer", protobuf.string(1, id_))
+        self.call("RemoveContainer", protobuf.string(1, id_))
+
     def remove(self, sandbox: str) -> None:
         self.call("StopPodSandbox", protobuf.string(1, sandbox))
         self.call("RemovePodSandbox", protobuf.string(1, sandbox))
