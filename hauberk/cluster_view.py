@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pod, service or node of a cluster as the bus knows it: facts, containers, and which policies select it, in force or why not.
+"""One pod, service, node or namespace of a cluster as the bus knows it: facts, containers, and which policies select it, in force or why not.
 
-What `hauberk describe pod|service|node` shows. Selection is asked of the compiled policies, and what became of them of plans and
+What `hauberk describe pod|service|node|namespace` shows. Selection is asked of the compiled policies, and what became of them of plans and
 receipts, as the status writer does. Reads the bus, changes nothing. Neighbours: `verbs.describe`, `policy.cluster_facts`, `sinks.kubernetes.answers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hauberk.client import readable
 from hauberk.output import plain
@@ -23,10 +23,15 @@ from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
 from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from schemas.verdict import Mode
+from schemas.workload_annotations import misread
 from sinks.kubernetes.answers import Answers, PolicyOutcome
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
+
+
+_FEW: Final = 3
+"""Pods that a row names."""
 
 
 class SelectingPolicy(NamedTuple):
@@ -83,6 +88,40 @@ class ClusterView:
         """Of a namespace of this name; nothing where it is not known."""
         return next((one.annotations for one in self._facts if isinstance(one, NamespaceFact) and one.name == name), {})
 
+    def namespace(self, name: str) -> dict[str, Any] | None:
+        """What the cluster says of it, and how many pods it has; None when it says nothing."""
+        fact = next((one for one in self._facts if isinstance(one, NamespaceFact) and one.name == name), None)
+        if fact is None:
+            return None
+        told: dict[str, Any] = plain(fact)
+        return told | {"pods": len(self._pods_in(name))}
+
+    def misread_pods(self, namespace: str) -> list[tuple[str, str]]:
+        """A row for each sentence about annotations of pods there: the pods, of many the first ones, and what is not understood."""
+        found: dict[str, list[str]] = {}
+        for pod in self._pods_in(namespace):
+            for sentence in misread(pod.annotations):
+                found.setdefault(sentence, []).append(pod.name)
+        return [(_some(pods), sentence) for sentence, pods in sorted(found.items())]
+
+    def policies_of_namespace(self, namespace: str) -> list[tuple[str, str, str]]:
+        """A row for each policy that selects a container of its pods, and for each of its own that selects none: policy, pods, mode."""
+        chosen: dict[tuple[str, str], set[str]] = {}
+        for one in self._identities:
+            if one.kind is Kind.CONTAINER and one.namespace == namespace and one.pod and not one.ended:
+                for policy, mode in self._ruleset.scope(one).members:
+                    chosen.setdefault((str(policy.key), mode.value), set()).add(one.pod)
+        known = {key for key, _ in chosen}
+        own = {str(one.key) for one in self._ruleset.policies if one.key.namespace == namespace}
+        rows = [(key, _some(sorted(pods)), mode) for (key, mode), pods in chosen.items()]
+        return sorted([*rows, *((key, "-", "selects none now") for key in own - known)])
+
+    def _pods_in(self, namespace: str) -> list[PodFact]:
+        found = [
+            one for one in self._facts if isinstance(one, PodFact) and one.namespace == namespace and not one.ended
+        ]
+        return sorted(found, key=lambda one: one.name)
+
     def service(self, service: ServiceFact) -> dict[str, Any]:
         """What is known of it, and the pods behind it."""
         told: dict[str, Any] = plain(service)
@@ -137,6 +176,10 @@ class ClusterView:
                 selects = bool(one.selector) and one.selector.items() <= pod.labels.items()
                 if selects or one.name in behind:
                     yield one
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _state(one: Identity) -> str:

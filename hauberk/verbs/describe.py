@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hauberk describe policy|workload|node|alert|pod|service NAME`: one thing in full, as YAML with its latest alerts."""
+"""`hauberk describe policy|workload|node|alert|pod|service|namespace NAME`: one thing in full, as YAML with its latest alerts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from hauberk.output import as_yaml, printable, table
 
 if TYPE_CHECKING:
     from bus.contract import Bus
+    from hauberk.cluster_view import ClusterView
 
 SHORT = ("ksp", "hsp", "csp", "nsp")
 WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"} | {
     kind: kind for kind in SHORT
 }
-CLUSTER = ("pod", "service")
+CLUSTER = ("pod", "service", "namespace")
 """What the cluster alone knows of."""
 _LATEST: Final = 10
 """Alerts of a policy or a workload that are shown."""
 _SAME: Final = 100
 """Alerts of one id that are shown: repeats of a publication that was tried again, and those of several policies."""
+_OF_NAMESPACE = ("POLICY", "PODS", "MODE")
 _SELECTED = ("POLICY", "CONTAINERS", "MODE", "NODE", "STATE", "WHY")
 _COLUMNS = ("NODE", "POLICY", "RULE", "BACKEND", "CODE", "REASON")
 SINGULAR = {plural: singular for singular, plural in WHAT.items()} | {f"{one}s": one for one in CLUSTER}
@@ -33,7 +35,7 @@ SINGULAR = {plural: singular for singular, plural in WHAT.items()} | {f"{one}s":
 def parser() -> argparse.ArgumentParser:
     """What and which."""
     made = verb_parser(
-        "describe", "Show one policy, workload, node or alert, or a pod or service of the cluster, in full."
+        "describe", "Show one policy, workload, node or alert, or a pod, service or namespace of the cluster, in full."
     )
     made.add_argument(
         "what",
@@ -167,10 +169,24 @@ async def _of_cluster(bus: Bus, given: argparse.Namespace) -> int:
     from hauberk.policies import postures
 
     view = await gather(bus, postures(given))
-    if given.what == "service":
-        values = [view.service(one) for one in view.services(given.name, given.namespace)]
-        print("\n---\n".join(as_yaml(one) for one in values), end="\n" if values else "")
-    pods = view.pods(given.name, given.namespace) if given.what == "pod" else []
+    shown = {"pod": _pods, "service": _services, "namespace": _namespace}[given.what](view, given)
+    if not shown:
+        print(
+            f"hauberk describe: expected {given.what} `{given.name}`, the cluster has told of none; `kubectl get {given.what}s -A` lists "
+            "them, and `hauberk cluster` tells of them while it runs",
+            file=sys.stderr,
+        )  # fmt: skip
+    return 0 if shown else 1
+
+
+def _services(view: ClusterView, given: argparse.Namespace) -> bool:
+    values = [view.service(one) for one in view.services(given.name, given.namespace)]
+    print("\n---\n".join(as_yaml(one) for one in values), end="\n" if values else "")
+    return bool(values)
+
+
+def _pods(view: ClusterView, given: argparse.Namespace) -> bool:
+    pods = view.pods(given.name, given.namespace)
     for number, pod in enumerate(pods):
         print(("---\n" if number else "") + as_yaml(view.pod(pod)))
         _not_understood((pod.annotations, view.namespace_annotations(pod.namespace)))
@@ -179,14 +195,23 @@ async def _of_cluster(bus: Bus, given: argparse.Namespace) -> int:
             print("\nPolicies:\n" + table(_SELECTED, selected, whole=True))
         elif not containers and not pod.ended:
             print(f"\nno container of it is known: is `hauberk node` running on {pod.node or 'its node'}?")
-    if not pods and not (given.what == "service" and values):
+    return bool(pods)
+
+
+def _namespace(view: ClusterView, given: argparse.Namespace) -> bool:
+    told = view.namespace(given.name)
+    if told is None:
+        return False
+    print(as_yaml(told))
+    _not_understood([told["annotations"]])
+    if rows := view.misread_pods(given.name):
         print(
-            f"hauberk describe: expected {given.what} `{given.name}`, the cluster has told of none; `kubectl get {given.what}s -A` lists "
-            "them, and `hauberk cluster` tells of them while it runs",
-            file=sys.stderr,
-        )  # fmt: skip
-        return 1
-    return 0
+            "\nAnnotations of its pods that are not understood, and change nothing:\n"
+            + table(("POD", "WHAT"), rows, whole=True)
+        )
+    if selected := view.policies_of_namespace(given.name):
+        print("\nPolicies:\n" + table(_OF_NAMESPACE, selected, whole=True))
+    return True
 
 
 async def _node_of_cluster(bus: Bus, given: argparse.Namespace) -> None:

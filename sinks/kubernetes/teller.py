@@ -5,6 +5,7 @@
 
     cluster (policy objects), policies, plans, receipts ─► Answers ─► status, when it says something else than the one there
     alerts ─► AlertCounts ─► status, now and then; an Event for a storm of Block
+    cluster (pods, namespaces, nodes) ─► AnnotationEvents ─► an Event where a word is not understood
 
 Nothing is kept beside the cluster's own objects: counts go on from the status that is there, which says of which alerts
 they are; alerts are committed once their counts are written, and none that comes again is counted twice. What cannot be written is tried again after a back-off, and what nodes enforce never waits for it. Run by the
@@ -35,6 +36,8 @@ from schemas.enforcement import decode_plan_head, decode_receipt
 from schemas.errors import DecodeError, HauberkError, Incompatible
 from schemas.stats import Gauge
 from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES, Topic
+from sinks.kubernetes import event as events
+from sinks.kubernetes.annotation_events import AnnotationEvents
 from sinks.kubernetes.answers import Answers
 from sinks.kubernetes.policy_hits import AlertCounts
 from sinks.kubernetes.policy_status import Hits, differs, shortened, status, told
@@ -83,6 +86,7 @@ class Teller:
         self._there: dict[str, tuple[str, bytes]] = {}
         self._changed = asyncio.Event()
         self._statusless: set[str] = set()
+        self._wordy: set[str] = set()
 
     async def run(self) -> None:
         """From what the cluster's objects say now."""
@@ -97,6 +101,8 @@ class Teller:
             # Strictly before anything is told: half of the answers would be a status that nobody should see.
             await parts.until(follower.ready.wait())
             parts.start(self._tell_all(), self._count_all())
+            if self._settings.events:
+                parts.start(AnnotationEvents(self._bus, self._event).run())
             await parts.first()
 
     async def _insist_statuses(self) -> dict[str, tuple[str, bytes]]:
@@ -199,12 +205,15 @@ class Teller:
         self._there[key] = fact.uid, msgspec.json.encode(made)
         word = told(fact, outcome)
         if word.word not in (before.get("status"), _UNTOLD) and (before or word.word != "NoEffect"):
-            await self._event(fact, "NotEnforced" if word.word == "Partial" else word.word, word.sentence)
+            await self._event(
+                events.of_policy(fact), "NotEnforced" if word.word == "Partial" else word.word, word.sentence
+            )
 
     async def _written(self, fact: PolicyFact, made: dict[str, Any], before: dict[str, Any]) -> bool:
         """Write `made`, or its short form; False when the object has no room even for that, which is told."""
         try:
-            await self._writes.status(fact, made)
+            if not await self._writes.status(fact, made):
+                self._word_alone(fact)
         except TooLarge:
             # The author's part fills the object: the word and one reason still say what to do.
             brief = shortened(made)
@@ -220,6 +229,16 @@ class Teller:
             return False
         return True
 
+    def _word_alone(self, fact: PolicyFact) -> None:
+        """The definition of its kind is another's: told once."""
+        if fact.kind not in self._wordy:
+            self._wordy.add(fact.kind)
+            log.warning(
+                "expected the definition of %s to keep a whole status, got one that keeps its word alone, as KubeArmor's own does; its policies "
+                "are in force as ever, Events tell the reasons, and numbers and hits are told nowhere in the cluster: "
+                "`kubectl apply --server-side --force-conflicts -f deploy/kubernetes/crds`, and start `hauberk cluster` again", fact.kind,
+            )  # fmt: skip
+
     def _older(self, fact: PolicyFact) -> None:
         """The definition of its kind is older than statuses: told once, and counted."""
         self.stats.untold += 1
@@ -230,15 +249,20 @@ class Teller:
                 "became of them is told nowhere: apply deploy/kubernetes/crds and start `hauberk cluster` again", fact.kind,
             )  # fmt: skip
 
-    async def _event(self, fact: PolicyFact, reason: str, message: str) -> None:
+    async def _event(self, subject: events.Subject, reason: str, message: str, once: str = "") -> bool:
+        """Whether it was taken, or Events are off."""
         if not self._settings.events:
-            return
+            return True
         try:
-            await self._writes.event(fact, reason, message, _now())
-            self.stats.events += 1
+            await self._writes.event(subject, reason, message, _now(), once)
         except HauberkError as error:
             self.stats.lost_events += 1
-            log.warning("an Event about %s was not taken: %s", fact.policy, error)
+            log.warning(
+                "an Event about %s %s was not taken: %s", subject.kind, f"{subject.namespace}/{subject.name}", error
+            )
+            return False
+        self.stats.events += 1
+        return True
 
     async def _count_all(self) -> None:
         attempt = 0
@@ -271,7 +295,7 @@ class Teller:
             await self._insist_hits(key)
         for key, storm in self._hits.storms(self._settings.storm).items():
             if (fact := self._answers.policies.get(key)) is not None:
-                await self._event(fact, "Blocked", storm.sentence)
+                await self._event(events.of_policy(fact), "Blocked", storm.sentence)
         await subscription.commit()
         await subscription.release()
 

@@ -74,12 +74,14 @@ class Writes:
                 query["continue"] = page.metadata.continue_
         return found
 
-    async def status(self, fact: PolicyFact, status: dict[str, Any]) -> None:
-        """Write the status of the object that `fact` is of; Conflict when another has its name by now."""
+    async def status(self, fact: PolicyFact, status: dict[str, Any]) -> bool:
+        """Write the status of the object that `fact` is of; whether the server kept all of it: what its definition does not name it drops.
+        Conflict when another has its name by now."""
         place = f"namespaces/{fact.namespace}/" if fact.namespace else ""
         path = f"/apis/{API_VERSION}/{place}{_PLURALS[fact.kind]}/{fact.name}/status"
         # With its uid: the server refuses to give one object the status of another that had its name.
-        await self._send("PATCH", path, {"metadata": {"uid": fact.uid}, "status": status}, _MERGE)
+        stored = await self._send("PATCH", path, {"metadata": {"uid": fact.uid}, "status": status}, _MERGE)
+        return "conditions" not in status or "conditions" in _kept(stored)
 
     async def still_there(self, fact: PolicyFact) -> bool:
         """Whether the object that `fact` is of is there: then a status that was not found is one that its definition lacks."""
@@ -88,21 +90,32 @@ class Writes:
         page = _page(await self._server.get(f"/apis/{API_VERSION}/{place}{_PLURALS[fact.kind]}", query))
         return any(one.metadata.uid == fact.uid for one in page.items or ())
 
-    async def event(self, fact: PolicyFact, reason: str, message: str, now: str) -> None:
-        """Say it in an Event, or count it in the one that is there."""
-        made = events.event(fact, reason, message, now, self._me)
+    async def event(self, subject: events.Subject, reason: str, message: str, now: str, once: str = "") -> None:
+        """Say it in an Event, or count it in the one that is there. `once`: what is said; where that was said before, nothing is."""
+        made = events.event(subject, reason, message, now, self._me, once)
         path = f"/api/v1/namespaces/{made['metadata']['namespace']}/events"
         try:
             await self._send("POST", path, made, "application/json")
         except Conflict:
+            if once:
+                return
             mine = f"{path}/{made['metadata']['name']}"
             found = msgspec.json.decode(await self._server.get(mine))
             await self._send("PATCH", mine, events.again(found, message, now), _MERGE)
 
-    async def _send(self, method: str, path: str, body: object, content: str) -> None:
+    async def _send(self, method: str, path: str, body: object, content: str) -> bytes:
         clock = asyncio.get_running_loop().time
         async with self._one:
             if (left := self._next - clock()) > 0:
                 await asyncio.sleep(left)
             self._next = clock() + self._pause
-            await self._server.send(method, path, body, content=content)
+            return await self._server.send(method, path, body, content=content)
+
+
+def _kept(stored: bytes) -> dict[str, Any]:
+    """The status of an object as the server answers with it; {} when that is none."""
+    try:
+        found = msgspec.json.decode(msgspec.json.decode(stored, type=_StatusObject).status)
+    except (msgspec.MsgspecError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -146,3 +146,31 @@ def test_annotations_that_are_not_understood_are_told_of_a_pod_and_of_its_contai
     said = command("describe", "workload", "web", "-n", "shop").stdout
     assert said.split("Annotations that are not understood, and change nothing:\n")[1].splitlines()[0] == namespaces
     assert "not understood" not in command("describe", "node", "n1").stdout
+
+
+def test_a_namespace_with_its_annotations_pods_and_policies(command: Any) -> None:
+    said = command("describe", "namespace", "shop").stdout
+    assert "pods: 2" in said
+    assert "kubearmor-file-posture: Block" in said
+    parts = said.split("\n\n")
+    assert parts[1].splitlines() == [
+        "Annotations that are not understood, and change nothing:",
+        "expected process, file, network, capabilities, dns or none in `kubearmor-visibility`, got 'proces'",
+    ]
+    assert parts[2].splitlines()[0] == "Annotations of its pods that are not understood, and change nothing:"
+    assert parts[2].splitlines()[2].split(maxsplit=1) == [
+        "alone", "expected enabled, audited or disabled in `kubearmor-policy`, got 'audit'",
+    ]  # fmt: skip
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in parts[3].splitlines()[2:]}
+    assert rows == {
+        "KubeArmorPolicy/shop/no-udp": "web-1 enforce", "KubeArmorPolicy/shop/refused": "web-1 enforce",
+        "KubeArmorPolicy/shop/beside": "web-1 shadow", "KubeArmorPolicy/shop/other": "- selects none now",
+    }  # fmt: skip
+    # `alone` is on a node that says nothing; the plural does as well.
+    assert command("describe", "namespaces", "shop").stdout == said
+    done = command("describe", "namespace", "nowhere")
+    assert done.returncode == 1
+    assert (
+        "expected namespace `nowhere`, the cluster has told of none; `kubectl get namespaces -A` lists them"
+        in done.stderr
+    )
