@@ -197,6 +197,16 @@ def _brokers(settings: Configuration) -> Iterator[Finding]:
             )
 
 
+def _cluster(settings: Configuration) -> Iterator[Finding]:
+    """Whether the definitions of policies in the cluster can say what ours do."""
+    import asyncio
+
+    from hauberk.cluster_definitions import asked, findings
+
+    if asked(settings.cluster.server):
+        yield from asyncio.run(findings(settings.cluster.server))
+
+
 def _bus(settings: Configuration) -> Iterator[Finding]:
     where = getattr(settings.bus, "directory", "")
     # os.walk passes over what may not be read, which `_places` has told already.
@@ -222,6 +232,7 @@ def _findings(given: argparse.Namespace) -> Iterator[Finding]:
         checks += [
             ("settings", lambda: _settings(settings)), ("state", lambda: _places(settings, state)),
             ("summaries", lambda: _summaries(settings)), ("bus", lambda: _bus(settings)), ("brokers", lambda: _brokers(settings)),
+            ("cluster", lambda: _cluster(settings)),
         ]  # fmt: skip
     except HauberkError as error:
         wrong = str(error)
