@@ -6,17 +6,29 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from hauberk import in_force
 from hauberk.client import seconds
 from hauberk.output import as_json, plain, table
 from hauberk.policies import ruleset_of
 from hauberk.progress_line import ProgressLine
+from schemas.errors import SettingsError
 from schemas.operations import Access
 
 if TYPE_CHECKING:
     from policy.tools.backtest import BacktestRow
     from policy.tools.diff import Observed
+
+
+_IN_ITS_POD: Final = (
+    "that of a cluster lies in the pod of its sink `store`: `kubectl exec -i -n hauberk deployment/hauberk-sink-store -- hauberk policy ...` "
+    "runs this there, with `bus:` for what is in force and `-` for a file on standard input"
+)
+
+
+def _named_by(given: argparse.Namespace) -> list[str]:
+    return [given.before, given.after] if given.what == "diff" else list(given.filename)
 
 
 def observed(given: argparse.Namespace) -> Iterator[Observed]:
@@ -28,7 +40,13 @@ def observed(given: argparse.Namespace) -> Iterator[Observed]:
     from sinks.store.store import Query
 
     since = int(time.time() - seconds(given.since))
-    reader = SqliteReader(str(existing_store(given)))
+    try:
+        store = existing_store(given)
+    except SettingsError as error:
+        if not any(name.startswith(in_force.CLUSTER) for name in _named_by(given)):
+            raise
+        raise SettingsError(f"{error}; {_IN_ITS_POD}") from error
+    reader = SqliteReader(str(store))
     try:
         for row in reader.behaviours(Query(since=since)):
             yield Observed(

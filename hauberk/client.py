@@ -48,8 +48,15 @@ def _add_cluster(made: argparse.ArgumentParser) -> None:
 
 
 def through_cluster(verb: str, words: Sequence[str]) -> bool:
-    """Whether `words` of this verb name a cluster to run it in."""
-    return verb in THROUGH and any(word.partition("=")[0] in CLUSTER_OPTIONS for word in words)
+    """Whether `words` of this verb name a cluster to run it in. SettingsError for a verb that has another way there."""
+    named = any(word.partition("=")[0] in CLUSTER_OPTIONS for word in words)
+    if named and verb == "policy":
+        raise SettingsError(
+            "expected no --kubeconfig, --context or --installed-in, `policy` is run here: name `cluster:` in the place of a file, and the "
+            "kubeconfig by $KUBECONFIG or `--set cluster.server.kubeconfig=FILE`; `diff` and `backtest` need the summary store, which lies in "
+            "the pod of the sink `store`: `kubectl exec -i -n hauberk deployment/hauberk-sink-store -- hauberk policy ...`"
+        )
+    return verb in THROUGH and named
 
 
 def cluster_options(verb: str, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -51,7 +51,7 @@ def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, li
     from hauberk.policy_files import read
     from policy.ruleset import compile_ruleset
 
-    documents = read(files, getattr(given, "recursive", False), quiet=True)
+    documents = read(files, getattr(given, "recursive", False), quiet=True, sources=given)
     return compile_ruleset(documents, postures(given)), documents
 
 
@@ -69,7 +69,7 @@ def check(given: argparse.Namespace) -> int:
     levels: dict[str, int] = {}
     found: list[Any] = []
     policies = shown = 0
-    for origin, data in files(given.filename, given.recursive):
+    for origin, data in files(given.filename, given.recursive, given):
         parsed = parse(data, origin, strict=given.strict)
         policies += len(parsed.policies)
         told = (

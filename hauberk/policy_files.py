@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy files that a person names: found, read and parsed, with every diagnostic on standard error."""
+"""Policy files that a person names, or what is in force somewhere: found, read and parsed, with every diagnostic on standard error."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hauberk import inputs
+from hauberk import in_force, inputs
 from schemas.errors import SettingsError
 
 
-def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
-    """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`."""
-    for name in given:
+def files(
+    given: Sequence[str], recursive: bool, sources: argparse.Namespace | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`.
+    `sources`: the settings by which `bus:` and `cluster:` are read; without them these are files like others."""
+    for named in given:
+        source, name = in_force.parted(named) if sources is not None else ("", named)
+        if source and sources is not None:
+            yield from in_force.policies(source, sources)
+            if not name:
+                continue
         if name == "-":
             yield "<stdin>", inputs.read(name, "policies", inputs.POLICIES)
             continue
@@ -33,17 +42,33 @@ def files(given: Sequence[str], recursive: bool) -> Iterator[tuple[str, bytes]]:
             yield str(file), inputs.read(str(file), "a policy file", inputs.POLICIES)
 
 
-def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: bool = False) -> list[Any]:
-    """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error."""
+def read(
+    given: Sequence[str],
+    recursive: bool,
+    strict: bool = False,
+    quiet: bool = False,
+    sources: argparse.Namespace | None = None,
+) -> list[Any]:
+    """Every policy document in the files; all diagnostics go to stderr, PolicyError when one of them is an error. `sources`: as of `files`;
+    a file's policy takes the place of the one in force that has its name."""
     from policy.parse import parse
     from policy.text.diagnostics import render
     from schemas.errors import PolicyError
 
     documents: list[Any] = []
+    there: list[Any] = []
     found: list[object] = []
     errors = warnings = 0
-    for origin, data in files(given, recursive):
+    for origin, data in files(given, recursive, sources):
         parsed = parse(data, origin, strict=strict)
+        if sources is not None and in_force.parted(origin)[0]:
+            there += parsed.policies if parsed.ok else ()
+            if not parsed.ok:
+                print(
+                    f"hauberk: {origin} is left out, it is no valid policy; `hauberk policy check` says why",
+                    file=sys.stderr,
+                )
+            continue
         documents += parsed.policies
         found += parsed.diagnostics
         for diagnostic in parsed.diagnostics:
@@ -56,6 +81,8 @@ def read(given: Sequence[str], recursive: bool, strict: bool = False, quiet: boo
             f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}; nothing was applied",
             tuple(found),
         )
+    named = {one.key for one in documents}
+    documents = [one for one in there if one.key not in named] + documents
     if not documents:
         raise SettingsError(f"expected at least one policy in {', '.join(given)}, found none")
     return documents

@@ -14,13 +14,17 @@ from schemas.errors import SettingsError
 def _files(made: argparse.ArgumentParser) -> None:
     made.add_argument("files", nargs="*", default=[], metavar="FILE", help="the same as -f")
     made.add_argument("-f", "--filename", action="append", default=[], metavar="FILE",
-                      help="policy file, directory or `-`; repeatable")  # fmt: skip
+                      help="policy file, directory, `-`, `bus:` or `cluster:`; repeatable")  # fmt: skip
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
 
 
 def parser() -> argparse.ArgumentParser:
     """One sub-verb each."""
-    made = verb_parser("policy", "Check, test, explain, compare, replay and lint policies. Nothing is applied.")
+    made = verb_parser(
+        "policy",
+        "Check, test, explain, compare, replay and lint policies. Nothing is applied. In the place of a file, `bus:` is what is in force on the "
+        "bus, `cluster:` what is an object of the cluster, and `bus:FILE` what is in force with FILE put over it.",
+    )
     below = made.add_subparsers(dest="what", required=True, metavar="check|test|explain|diff|backtest|lint")
     check = sub_parser(below, "check", "parse, and show everything that is wrong; exit 0 clean, 1 warnings, 2 errors")
     _files(check)
@@ -38,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
     diff = sub_parser(below, "diff", "which observed behaviours change verdict; exit 1 when some do")
-    diff.add_argument("before", metavar="A", help="policy file or directory")
-    diff.add_argument("after", metavar="B", help="policy file or directory")
+    diff.add_argument("before", metavar="A", help="policy file, directory, `bus:` or `cluster:`")
+    diff.add_argument("after", metavar="B", help="the same; `bus:FILE` puts a file over what is in force")
     backtest = sub_parser(
         below, "backtest", "judge stored behaviours again: what would have been blocked, by whom, how often"
     )
