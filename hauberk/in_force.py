@@ -69,12 +69,12 @@ def _settings(given: argparse.Namespace) -> ServerSettings:
         ) from error
 
 
-class _Meta(msgspec.Struct):
+class _PolicyPageMeta(msgspec.Struct):
     continue_: str = msgspec.field(default="", name="continue")
 
 
-class _Page(msgspec.Struct):
-    metadata: _Meta = msgspec.field(default_factory=_Meta)
+class _PolicyPage(msgspec.Struct):
+    metadata: _PolicyPageMeta = msgspec.field(default_factory=_PolicyPageMeta)
     items: list[msgspec.Raw] | None = None
 
 
@@ -89,7 +89,9 @@ async def _listed(settings: ServerSettings) -> dict[str, bytes]:
             query = {"limit": str(settings.page)}
             while True:
                 try:
-                    page = msgspec.json.decode(await server.get(f"/apis/{API_VERSION}/{plural}", query), type=_Page)
+                    page = msgspec.json.decode(
+                        await server.get(f"/apis/{API_VERSION}/{plural}", query), type=_PolicyPage
+                    )
                     made = [author_document(kind, raw) for raw in page.items or ()]
                 except Incompatible:
                     print(f"hauberk: the cluster has no definition of {kind}, so it has none of these", file=sys.stderr)

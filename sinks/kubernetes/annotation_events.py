@@ -20,7 +20,7 @@ from schemas.cluster import NamespaceFact, NodeFact, PodFact, decode
 from schemas.errors import DecodeError
 from schemas.topics import CLUSTER
 from schemas.workload_annotations import misread
-from sinks.kubernetes.event import Subject, of
+from sinks.kubernetes.event import EventSubject, of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _AGAIN: Final = 30.0
 _TOGETHER: Final = (0.2, 2.0)
 """Seconds: pods of one rollout come together."""
 
-Say = Callable[[Subject, str, str, str], Awaitable[bool]]
+Say = Callable[[EventSubject, str, str, str], Awaitable[bool]]
 """`await say(subject, reason, message, once)`: whether it was taken."""
 
 
@@ -52,7 +52,7 @@ class AnnotationEvents:
         self._follower = Follower(bus, (CLUSTER,), wanted=lambda key: key.startswith(_FOLLOWED))
         self._say = say
         self._left_out = PacedLog(log)
-        self._members: dict[Alike, dict[bytes, Subject]] = {}
+        self._members: dict[Alike, dict[bytes, EventSubject]] = {}
         self._said: dict[bytes, tuple[Alike, ...]] = {}
         self._told: dict[Alike, bytes] = {}
         self._unsaid: set[Alike] = set()

@@ -19,7 +19,7 @@ _MOST: Final = 1024
 """Bytes of a message that the API server takes."""
 
 
-class Subject(NamedTuple):
+class EventSubject(NamedTuple):
     """The object that an Event is about. `namespace`: where the Event lies; "" where the object has none."""
 
     api_version: str
@@ -29,23 +29,23 @@ class Subject(NamedTuple):
     uid: str
 
 
-def of_policy(fact: PolicyFact) -> Subject:
+def of_policy(fact: PolicyFact) -> EventSubject:
     """The policy itself."""
-    return Subject(API_VERSION, fact.kind, fact.namespace, fact.name, fact.uid)
+    return EventSubject(API_VERSION, fact.kind, fact.namespace, fact.name, fact.uid)
 
 
-def of(fact: PodFact | NamespaceFact | NodeFact) -> Subject:
+def of(fact: PodFact | NamespaceFact | NodeFact) -> EventSubject:
     """The pod, namespace or node."""
     if isinstance(fact, PodFact):
-        return Subject("v1", "Pod", fact.namespace, fact.name, fact.uid)
+        return EventSubject("v1", "Pod", fact.namespace, fact.name, fact.uid)
     if isinstance(fact, NamespaceFact):
         # Within it: who works there may read Events of that namespace, and as a rule of no other.
-        return Subject("v1", "Namespace", fact.name, fact.name, "")
+        return EventSubject("v1", "Namespace", fact.name, fact.name, "")
     # As kubelets write it: `kubectl describe node` looks for its name as the uid too.
-    return Subject("v1", "Node", "", fact.name, fact.name)
+    return EventSubject("v1", "Node", "", fact.name, fact.name)
 
 
-def event(subject: Subject, reason: str, message: str, now: str, instance: str, about: str = "") -> dict[str, Any]:
+def event(subject: EventSubject, reason: str, message: str, now: str, instance: str, about: str = "") -> dict[str, Any]:
     """A new Event. `now`: RFC 3339; `instance`: who says it; `about`: what tells it from others of the same reason."""
     # Of what has no namespace: the API server takes Events about it in `default` alone, as those about nodes.
     namespace = subject.namespace or "default"

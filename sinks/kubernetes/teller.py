@@ -249,7 +249,7 @@ class Teller:
                 "became of them is told nowhere: apply deploy/kubernetes/crds and start `hauberk cluster` again", fact.kind,
             )  # fmt: skip
 
-    async def _event(self, subject: events.Subject, reason: str, message: str, once: str = "") -> bool:
+    async def _event(self, subject: events.EventSubject, reason: str, message: str, once: str = "") -> bool:
         """Whether it was taken, or Events are off."""
         if not self._settings.events:
             return True

@@ -90,7 +90,7 @@ class Writes:
         page = _page(await self._server.get(f"/apis/{API_VERSION}/{place}{_PLURALS[fact.kind]}", query))
         return any(one.metadata.uid == fact.uid for one in page.items or ())
 
-    async def event(self, subject: events.Subject, reason: str, message: str, now: str, once: str = "") -> None:
+    async def event(self, subject: events.EventSubject, reason: str, message: str, now: str, once: str = "") -> None:
         """Say it in an Event, or count it in the one that is there. `once`: what is said; where that was said before, nothing is."""
         made = events.event(subject, reason, message, now, self._me, once)
         path = f"/api/v1/namespaces/{made['metadata']['namespace']}/events"

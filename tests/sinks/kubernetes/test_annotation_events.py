@@ -19,7 +19,7 @@ from schemas.errors import Unavailable
 from schemas.topics import CLUSTER
 from sinks.kubernetes import annotation_events
 from sinks.kubernetes.annotation_events import MOST, AnnotationEvents
-from sinks.kubernetes.event import Subject, event, of
+from sinks.kubernetes.event import EventSubject, event, of
 
 WRONG = {"kubearmor-policy": "audit"}
 
@@ -37,7 +37,7 @@ class Told:
         self.taken = True
         self._marks = 0
 
-    async def say(self, subject: Subject, reason: str, message: str, once: str) -> bool:
+    async def say(self, subject: EventSubject, reason: str, message: str, once: str) -> bool:
         assert reason == "AnnotationNotUnderstood"
         assert once in message
         self.said.append((subject.kind, subject.name, message))
