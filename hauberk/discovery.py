@@ -261,6 +261,9 @@ async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
 def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
     """The line above a policy. `others`: whom it selects that nothing was seen of."""
     also = f" It selects {', '.join(others)} too, of which nothing was seen." if others else ""
+    free = [name for name in ("process", "file", "network") if name not in one.body["spec"]]
+    if free:
+        also += f" Without a rule for {' or '.join(free)} it restricts none of that{'; --isolate does' * (free == ['network'])}."
     return (
         f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
         f"{one.completeness.sentence()}.{also}"

@@ -112,6 +112,9 @@ def test_the_policy_is_whole_and_allows_what_was_seen(capsys: pytest.CaptureFixt
         "matchPaths": [{"path": "/etc/app.conf", "readOnly": True}], "matchPatterns": [{"pattern": "/srv/job-[0-9]*"}],
     }  # fmt: skip
     assert text.startswith("# shop/web/app: 3 rules from 9 behaviours (63 events), of which it denies none. ")
+    free = [name for name in ("process", "file", "network") if name not in body["spec"]]
+    assert free
+    assert f"Without a rule for {' or '.join(free)} it restricts none of that" in text.splitlines()[0]
     assert run(capsys, state, "discover") == text
     parsed = parse(text, "learnt")
     assert not parsed.diagnostics
