@@ -15,8 +15,9 @@ from typing import Any
 
 import kafka_jars
 import pytest
-from kafka_grants import AUDIT, Grants, granted, used
+from kafka_grants import AUDIT, Grants, UsedGrant, granted, used
 from kafka_roles import POLICY_FILE, eventually, played
+from kafka_topics import create_topics
 
 from bus.contract import Record
 from bus.kafka.administration import Administration
@@ -36,6 +37,7 @@ from schemas.topics import (
     EVENTS_RAW,
     INVENTORY,
     NODES,
+    POLICIES,
     PROGRESS,
     SUMMARIES,
     TELEMETRY,
@@ -45,7 +47,15 @@ from schemas.topics import (
 pytestmark = pytest.mark.timeout(400)
 
 PREFIX = "used."
-USERS = {"processor": "processor", "planner": "planner", "sink": "sink", "cli": "cli", "admin": "nobody"}
+USERS = {
+    "processor": "processor",
+    "planner": "planner",
+    "sink": "sink",
+    "cli": "cli",
+    "admin": "nobody",
+    "cluster": "cluster",
+}
+HERE = ("processor", "planner", "sink", "cli", "admin")
 RARE = {
     (
         "User:planner",
@@ -54,6 +64,7 @@ RARE = {
         "Write",
     ): "a stage of it that fails, its disk that is full (hauberk/supervision.py, disk.py)",
     ("User:sink", "topic", "used.alerts.v1", "Write"): "the same",
+    ("User:cluster", "topic", "used.alerts.v1", "Write"): "the same",
 }
 """What this run does not come to, and when a role does."""
 
@@ -118,7 +129,7 @@ async def test_every_grant_of_a_list_is_used(hauberk: Any, kafka_clusters: Any, 
     async def read(group: str, topic: Topic) -> bool:
         return not (await bus.lag(group)).get(topic.name, 1)
 
-    lists = {role: await asyncio.to_thread(accounts.grants, role) for role in USERS}
+    lists = {role: await asyncio.to_thread(accounts.grants, role) for role in HERE}
     async with Grants(kafka.bootstrap) as grants:
         for entries in lists.values():
             await grants.add(entries)
@@ -173,5 +184,44 @@ async def test_every_grant_of_a_list_is_used(hauberk: Any, kafka_clusters: Any, 
             assert "grant" not in one.said(), (role, one.said())
     await bus.close()
     wanted = {granted(entry) for entries in lists.values() for entry in entries}
-    found = used((kafka.nodes[1].directory / "log").read_text(errors="replace"))
-    assert wanted - found == RARE.keys()
+    assert wanted - _used(kafka) == {one for one in RARE if one[0] != "User:cluster"}
+
+
+@pytest.mark.kubernetes
+async def test_every_grant_of_the_watch_of_a_cluster_is_used(
+    hauberk: Any, kafka_clusters: Any, api_server: Any, until: Any
+) -> None:
+    kafka = kafka_clusters(secure=True, options=(AUDIT,))
+    await asyncio.to_thread(kafka.start)
+    await create_topics(kafka.bootstrap, PREFIX, 1)
+    accounts = Accounts(kafka, hauberk)
+    policy = {
+        "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorPolicy", "metadata": {"name": "used", "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "network": {"matchProtocols": [{"protocol": "udp"}]}, "action": "Block"},
+    }  # fmt: skip
+    bus = await KafkaBus.open(KafkaSettings(bootstrap=kafka.bootstrap, prefix=PREFIX))
+    entries = await asyncio.to_thread(accounts.grants, "cluster")
+    async with Grants(kafka.bootstrap) as grants:
+        await grants.add(entries)
+        try:
+            await asyncio.to_thread(api_server.apply, policy)
+            watching = hauberk.start(
+                "cluster", **accounts.there("cluster"), HAUBERK__CLUSTER__LEASE__ENABLED="false",
+                HAUBERK__CLUSTER__SERVER__KUBECONFIG=str(api_server.kubeconfig()), HAUBERK__CLUSTER_STATUS__HITS_SECONDS="1",
+            )  # fmt: skip
+
+            async def at_work() -> bool:
+                written = [sum((await bus.end(topic)).values()) for topic in (CLUSTER, POLICIES)]
+                return all(written) and "cluster" in await bus.groups()
+
+            await until(at_work)
+            assert watching.end(signal.SIGTERM) == 0, watching.said()
+            assert "grant" not in watching.said(), watching.said()
+        finally:
+            await asyncio.to_thread(api_server.kubectl, "delete", "ksp", "used", "-n", "default", "--ignore-not-found")
+            await bus.close()
+    assert {granted(entry) for entry in entries} - _used(kafka) == {one for one in RARE if one[0] == "User:cluster"}
+
+
+def _used(kafka: Any) -> set[UsedGrant]:
+    return used((kafka.nodes[1].directory / "log").read_text(errors="replace"))
