@@ -22,7 +22,7 @@ from bus.paced_log import PacedLog
 from enforcers.plan import Planner, PlanSettings
 from policy.cluster_facts import ClusterFacts
 from policy.policy_set import PolicySet
-from policy.ruleset import PostureSettings, Ruleset, compile_ruleset
+from policy.ruleset import PostureSettings, Ruleset, RulesetCompiler
 from schemas.enforcement import Plan, decode_plan, encode
 from schemas.errors import DecodeError, HauberkError, Permanent, Refused, Temporary
 from schemas.identity import Identity, Kind
@@ -32,6 +32,8 @@ from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, INVENTORY, POLICIES
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE: Final = 32
+"""Nodes that are planned in one turn of a thread: a turn of its own for each costs as much again as a small plan."""
 _REFUSED: Final = (
     "the bus refused the plan that was to replace this one, the planner's log says why; this one stays in force. Let fewer or "
     "shorter rules select the containers of this node, or raise `record_bytes` of the bus"
@@ -92,10 +94,7 @@ class PlannerEngine:
     def __init__(self, bus: Bus, settings: PlannerSettings | None = None) -> None:
         self._bus = bus
         self._settings = settings or PlannerSettings()
-        postures = self._settings.postures
-        self._policies: PolicySet[Ruleset] = PolicySet(
-            lambda documents: compile_ruleset(documents, postures), self._refuse
-        )
+        self._policies: PolicySet[Ruleset] = PolicySet(RulesetCompiler(self._settings.postures), self._refuse)
         self._identities: dict[str, dict[bytes, Identity]] = {}
         self._facts = ClusterFacts()
         self._desired: set[str] = set()
@@ -241,8 +240,8 @@ class PlannerEngine:
             await self._compile()
         gone = {node for node in self._gone if node in self._published or node in nodes}
         changed: dict[str, Plan] = {}
+        asked: list[str] = []
         for node in sorted(nodes - gone):
-            identities = list(self._identities.get(node, {}).values())
             old = self._published.get(node)
             if old is not None and (why := self._policies.lost(old)):
                 self._held.add(node)
@@ -251,9 +250,9 @@ class PlannerEngine:
                     self.stats.problem = why
                     changed[node] = msgspec.structs.replace(old, generation=old.generation + 1, held=why)
                 continue
-            plan = await self._plan(node, identities, old)
-            if plan is None:
-                continue
+            asked.append(node)
+        for node, plan in await self._plan_each(asked):
+            old = self._published.get(node)
             # Refusals count too: who applied a policy must hear why nothing of it is in force. `answer`: policies changed,
             # by the record's time also while this was down; whoever applied them waits for a receipt.
             same = old and (old.digest, old.refused, old.partial, old.policies, old.selected, old.policy_set, old.held) == (
@@ -332,15 +331,25 @@ class PlannerEngine:
         else:
             self._held.discard(plan.node)
 
-    async def _plan(self, node: str, identities: list[Identity], old: Plan | None) -> Plan | None:
-        """The plan of one node; None when it cannot be made, which is told: other nodes have theirs all the same."""
+    async def _plan_each(self, nodes: list[str]) -> list[tuple[str, Plan]]:
+        """Plans of the nodes; one that cannot be made is told and left out: other nodes have theirs all the same."""
+        found: list[tuple[str, Plan]] = []
+        for first in range(0, len(nodes), _AT_ONCE):
+            made = await asyncio.to_thread(self._plan_some, nodes[first : first + _AT_ONCE])
+            found += [(plan.node, plan) for plan in made]
+        return found
+
+    def _plan_some(self, nodes: list[str]) -> list[Plan]:
+        """In a thread, while nothing is taken in."""
+        return [plan for node in nodes if (plan := self._plan(node)) is not None]
+
+    def _plan(self, node: str) -> Plan | None:
         assert self._planner is not None
+        identities, old = list(self._identities.get(node, {}).values()), self._published.get(node)
         # Never before the plan it replaces, whatever the clocks say: an older one is not carried out.
         created = max(self._policies.newest_ns, old.created_ns if old else 0)
         try:
-            plan = await asyncio.to_thread(
-                self._planner.plan, node, identities, old.generation + 1 if old else 1, created
-            )
+            plan = self._planner.plan(node, identities, old.generation + 1 if old else 1, created)
             return msgspec.structs.replace(plan, policy_set=self._policies.mark)
         except Exception as error:
             log.exception("no plan could be made for node `%s`; what is in force there stays", node)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterable
+from itertools import pairwise
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from policy.judge.compile import compile_judge, posture_of, problem, whitelists
+from policy.judge.compile import compile_judge, posture_of, whitelists
 from policy.judge.judge import Judge, stronger
 from policy.judge.precedence import needing_arguments
+from policy.judge.prepared import LabelIndex, PreparedPolicy, prepare
 from policy.rules import select
-from policy.rules.links import linked, names
+from policy.rules.links import linked
 from policy.rules.normalise import normalise
 from policy.rules.visibility import Visibility, asked, visibility
 from schemas.behaviour import Behaviour
@@ -202,16 +204,24 @@ class DoubtfulScope(Scope):
 class Ruleset:
     """All policies, ready to be asked by identity. `problems`: rules left out, with the reason."""
 
-    def __init__(self, policies: Iterable[Policy], settings: PostureSettings, digest: str) -> None:
-        self.policies = tuple(sorted(policies, key=lambda policy: (policy.key, msgspec.msgpack.encode(policy))))
+    def __init__(
+        self,
+        policies: Iterable[Policy],
+        settings: PostureSettings,
+        digest: str,
+        *,
+        prepared: Iterable[PreparedPolicy] = (),
+    ) -> None:
+        """`prepared`: more policies, of which what they say by themselves is worked out."""
+        self._untracked = frozenset(settings.untracked_namespaces)
+        made = _in_order([*prepared, *(prepare(policy, self._untracked) for policy in policies)])
+        self.policies = tuple(one.policy for one in made)
         self.settings = settings
         self.digest = digest
-        self.problems: tuple[tuple[RuleRef, str], ...] = tuple(
-            (rule.ref, text) for policy in self.policies for rule in policy.rules if (text := problem(rule)) is not None
-        )
-        self._untracked = frozenset(settings.untracked_namespaces)
-        self._predicates = [select.predicate(policy.selection, self._untracked) for policy in self.policies]
+        self.problems: tuple[tuple[RuleRef, str], ...] = tuple(each for one in made for each in one.problems)
+        self._predicates = [one.selects for one in made]
         self._containers: dict[str, list[int]] = {}
+        self._in_kubernetes: dict[str, LabelIndex] = {}
         self._nodes: list[int] = []
         self._label_keys: set[str] = set()
         self._node_label_keys = {"kubernetes.io/hostname"}
@@ -223,20 +233,19 @@ class Ruleset:
                 self._node_label_keys.update(key for key, _ in selection.labels)
             else:
                 self._containers.setdefault(selection.namespace, []).append(number)
+                self._in_kubernetes.setdefault(selection.namespace, LabelIndex()).put(number, selection)
                 self._label_keys.update(key for key, _ in selection.labels)
                 self._label_keys.update(
                     value.partition("=")[0] for entry in selection.expressions if entry.labels for value in entry.values
                 )
                 self._names_containers |= selection.containers is not None
-        self._links = [names(policy.rules) for policy in self.policies]
+        self._links = [one.links for one in made]
         self._link_keys = frozenset().union(*self._links)
         self._kept: dict[Hashable, Scope] = {}
         self._compiled: dict[Hashable, Scope] = {}
         self._doubtful: dict[tuple[int, int], DoubtfulScope] = {}
         numbers = [number for some in self._containers.values() for number in some]
-        self.newborn = visibility(settings.visibility, ()).classes | asked(
-            rule for number in numbers for rule in self.policies[number].rules
-        )
+        self.newborn = visibility(settings.visibility, ()).classes.union(*(made[number].asked for number in numbers))
         """Classes to watch in a container of which only the cgroup is known: the setting, and what any policy may ask about."""
 
     def scope(self, identity: Identity) -> Scope:
@@ -288,7 +297,10 @@ class Ruleset:
         if identity.kind is not Kind.CONTAINER:
             return self._nodes
         if identity.orchestrated:
-            return (*self._containers.get(identity.namespace, ()), *(self._containers.get("", ()) if identity.namespace else ()))  # fmt: skip
+            places = {identity.namespace, ""}
+            return (
+                number for place in places if (some := self._in_kubernetes.get(place)) for number in some.of(identity)
+            )
         return (number for numbers in self._containers.values() for number in numbers)
 
     def _scope(self, identity: Identity) -> Scope:
@@ -340,10 +352,35 @@ class Ruleset:
         return postures
 
 
+def _in_order(made: list[PreparedPolicy]) -> list[PreparedPolicy]:
+    """By key; of policies that have the same, by what they say: whatever the order in which they came."""
+    made.sort(key=lambda one: one.policy.key)
+    if any(one.policy.key == other.policy.key for one, other in pairwise(made)):
+        made.sort(key=lambda one: (one.policy.key, msgspec.msgpack.encode(one.policy)))
+    return made
+
+
+class RulesetCompiler:
+    """`compile_ruleset` for a set of which a policy changes at a time: what was worked out of the others in the call before is kept.
+    One call at a time."""
+
+    def __init__(self, settings: PostureSettings) -> None:
+        self._settings = settings
+        self._untracked = frozenset(settings.untracked_namespaces)
+        self._known: dict[tuple[str, bytes, str, int], PreparedPolicy] = {}
+
+    def __call__(self, documents: Iterable[PolicyDocument]) -> Ruleset:
+        known = sorted({(one.key, one.raw): one for one in documents}.items(), key=lambda item: item[0])
+        hashed = hashlib.sha256(msgspec.msgpack.encode(self._settings))
+        made: dict[tuple[str, bytes, str, int], PreparedPolicy] = {}
+        for (key, raw), document in known:
+            hashed.update(f"{len(key)}:{len(raw)}:{key}".encode() + raw)
+            name = (key, raw, document.origin, document.line)
+            made[name] = self._known.get(name) or prepare(normalise(document), self._untracked)
+        self._known = made
+        return Ruleset((), self._settings, hashed.hexdigest()[:32], prepared=made.values())
+
+
 def compile_ruleset(documents: Iterable[PolicyDocument], settings: PostureSettings = PostureSettings()) -> Ruleset:  # noqa: B008
     """A ruleset of `documents`, in any order. A rule that cannot be compiled is in `Ruleset.problems`, never an exception."""
-    known = sorted({(document.key, document.raw): document for document in documents}.items(), key=lambda item: item[0])
-    hashed = hashlib.sha256(msgspec.msgpack.encode(settings))
-    for (key, raw), _ in known:
-        hashed.update(f"{len(key)}:{len(raw)}:{key}".encode() + raw)
-    return Ruleset((normalise(document) for _, document in known), settings, hashed.hexdigest()[:32])
+    return RulesetCompiler(settings)(documents)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from bus.contract import Bus, Partition, Record
 from bus.follow import Changes, Follower
 from policy.policy_set import PolicySet, Row
-from policy.ruleset import PostureSettings, compile_ruleset
+from policy.ruleset import PostureSettings, RulesetCompiler
 from processors.inventory import Inventory
 from processors.judge import CompiledPolicies
 from schemas.enforcement import Plan, decode_plan
@@ -50,7 +50,7 @@ class Followed:
         self._moved = moved
         self._told = told
         self._policies: PolicySet[CompiledPolicies] = PolicySet(
-            compile_documents or (lambda documents: compile_ruleset(documents, postures)), self._refuse
+            compile_documents or RulesetCompiler(postures), self._refuse
         )
         self._plans: list[Plan] = []
         self._follower = Follower(bus, (CLUSTER, INVENTORY, POLICIES), prepare=self._read_plans, failed=self._failed)
