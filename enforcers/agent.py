@@ -60,6 +60,7 @@ class EnforcementStats(msgspec.Struct):
     lsm_no_scratch: int = 0
     lsm_claim_lost: int = 0
     lsm_no_header: int = 0
+    lsm_no_actor: int = 0
     apparmor_denials: int = 0
     apparmor_elsewhere: int = 0
     apparmor_silenced: int = 0

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from enforcers import above, machines, networks, paths
+from enforcers.actors import Actors
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.btf import VMLINUX
 from kernel.features import locked_down
@@ -103,8 +104,11 @@ class LsmEnforcer(Everywhere):
         return _in_shadow(part, scope) if self._shadow and part.flags else part
 
     def _encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
-        entries, cells, refused, holes = self._paths(scope, ident)
-        peers, not_peers, net_holes = networks.encode(scope.network, ident, self.backend, scope.uid, every_family=True)
+        actors = Actors(scope.paths, scope.network)
+        entries, cells, refused, holes = self._paths(scope, ident, actors)
+        peers, not_peers, net_holes = networks.encode(
+            scope.network, ident, self.backend, scope.uid, every_family=True, actors=actors
+        )
         refused = (*refused, *not_peers)
         left_out = {one.ref for one in refused}
         held = [rule for rule in scope.paths if rule.ref not in left_out]
@@ -137,6 +141,9 @@ class LsmEnforcer(Everywhere):
             flags |= TableFlag.MOUNTS
         if any(rule.source for rule in scope.paths) or any(rule.source for rule in scope.network):
             flags |= TableFlag.SOURCES
+        connected = [rule for rule in scope.network if rule.ref not in left_out]
+        if any(rule.many for rule in held) or any(rule.many for rule in connected):
+            flags |= TableFlag.ACTORS
         if any(rule.match == "execname" for rule in held):
             flags |= TableFlag.NAMES
         if cells:
@@ -148,10 +155,10 @@ class LsmEnforcer(Everywhere):
             flags |= TableFlag.GUARDS
         header = (
             RULE_KEY.struct.pack(0, 0, 0, 0, RuleKind.HEADER),
-            RULE.struct.pack(_depths(held), flags, 0, len(held)),
+            RULE.struct.pack(_depths(held), flags, 0, len(cells) // 4),
         )
         carried = {rule.ref for rule in held}
-        networked = {rule.ref for rule in scope.network} - left_out
+        networked = {rule.ref for rule in connected}
         # A raw socket may write another peer into its packet than the one that the hook sees: the rest of such a rule is the guards'.
         whole = (
             carried | {rule.ref for rule in scope.network if not rule.cidr and rule.direction == "ingress"} - left_out
@@ -164,11 +171,17 @@ class LsmEnforcer(Everywhere):
         return TablePart(
             entries={"rules": (header, *entries, *guards), "net_rules": peers}, flags=ScopeFlag.ENFORCE_LSM,
             rules=len(carried | networked), refused=refused, partial=left, carried=frozenset(whole),
-            whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes), cells=cells,
-            hidden=any(rule.match == "pattern" and rule.frees for rule in held),
+            whole=frozenset({Class.PROCESS, Class.FILE} - lost - holes),
+            cells=cells + actors.cells if flags & TableFlag.ACTORS else cells,
+            hidden=frozenset(
+                {rule.cls for rule in held if rule.frees and (rule.many or rule.match == "pattern")}
+                | {Class.NETWORK for rule in connected if rule.frees and rule.many}
+            ),
         )  # fmt: skip
 
-    def _paths(self, scope: ScopePlan, ident: Ident) -> tuple[Entries, bytes, tuple[Refusal, ...], set[Class]]:
+    def _paths(
+        self, scope: ScopePlan, ident: Ident, actors: Actors
+    ) -> tuple[Entries, bytes, tuple[Refusal, ...], set[Class]]:
         """Entries and machine of the rules on paths, capabilities and presets; refusals; classes without an Allow rule of theirs."""
         rules = list(enumerate(scope.paths))
         patterns = [one for one in rules if one[1].match == "pattern"]
@@ -177,20 +190,29 @@ class LsmEnforcer(Everywhere):
             for index, rule in rules
             if rule.match == "capability" and rule.value not in CAPABILITIES
         }
+        if (problem := actors.problem) is not None:
+            left |= {index: problem for index, rule in rules if rule.many}
         made, cells, unfit = machines.encode(patterns, ident)
         left |= {index: _TOO_MANY for index, _ in unfit}
         entries, refused, holes = paths.encode(
-            scope.paths, ident, self.backend, scope.uid, left=left, elsewhere=_ELSEWHERE
+            scope.paths, ident, self.backend, scope.uid, left=left, elsewhere=_ELSEWHERE, many=True
         )
         gone = {one.ref for one in refused}
         if any(rule.ref in gone for _, rule in patterns):
             made, cells, _ = machines.encode([one for one in patterns if one[1].ref not in gone], ident)
+
+        def what(rule: PathRule) -> paths.Key:
+            if rule.match == "capability":
+                return CAPABILITIES.index(rule.value) + 1, rule.cls, RuleKind.EXACT
+            return paths.key(rule, ident)
+
         more: dict[bytes, bytes] = dict(made)
+        more |= actors.entries([one for one in rules if one[1].ref not in gone], what)
         for index, rule in rules:
-            if rule.match == "capability" and rule.ref not in gone:
+            if rule.match == "capability" and rule.ref not in gone and not rule.many:
+                path, class_, kind = what(rule)
                 source = ident(rule.source) if rule.source else 0
-                key = RULE_KEY.struct.pack(0, CAPABILITIES.index(rule.value) + 1, source, rule.cls, RuleKind.EXACT)
-                more.setdefault(key, paths.rule_value(rule, index))
+                more.setdefault(RULE_KEY.struct.pack(0, path, source, class_, kind), paths.rule_value(rule, index))
             elif rule.match == "preset" and rule.value == "exec" and rule.stops:
                 for name in sorted(RUNTIMES):
                     more[RULE_KEY.struct.pack(0, ident(name), 0, rule.cls, RuleKind.RUNTIME)] = paths.rule_value(

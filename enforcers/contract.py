@@ -31,8 +31,9 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     """A table backend's share of a scope. `entries`: map name -> entries. `flags`: what the scope must have for them to
     act; 0 when there is nothing to enforce. `rules`: how many rules of the plan are in `entries`. `partial`: those of them of
     which a part is not enforced. `carried`: those that it enforces whole, whatever another backend leaves of them. `whole`:
-    classes of which nothing is left for backends after it. `cells`: the machine of the patterns (`enforcers.machines`); one backend
-    of a node at most makes one. `hidden`: whether some of its exceptions are none to another backend that reads the same map."""
+    classes of which nothing is left for backends after it. `cells`: the machines of the patterns and of the sources (`enforcers.machines`,
+    `actors`); one backend of a node at most makes some. `hidden`: classes in which some of its exceptions are none to another backend
+    that reads the same map."""
 
     entries: Mapping[str, Entries] = {}
     flags: ScopeFlag = ScopeFlag(0)
@@ -42,7 +43,7 @@ class TablePart(msgspec.Struct, frozen=True, kw_only=True):
     carried: frozenset[RuleRef] = frozenset()
     whole: frozenset[Class] = frozenset()
     cells: bytes = b""
-    hidden: bool = False
+    hidden: frozenset[Class] = frozenset()
 
 
 class ProfilePart(msgspec.Struct, frozen=True, kw_only=True):

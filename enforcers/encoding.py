@@ -31,9 +31,14 @@ _HOLDING: Final = {
     Class.CAPABILITIES: frozenset({Backend.BPF_LSM, Backend.APPARMOR}),
 }
 """Who says of a rule of the class that it is held, or refuses it."""
-_KILLED: Final = ((Class.PROCESS, Action.BLOCK), (Class.FILE, Action.BLOCK))
+_READS: Final = {
+    Backend.SIGNAL: frozenset({Class.PROCESS, Class.FILE}),
+    Backend.CGROUP: frozenset({Class.NETWORK}),
+}
+"""Whose rules these read from a table that `bpf-lsm` writes too."""
 _HIDDEN: Final = (
-    "the table that it shares with `bpf-lsm` has exceptions by pattern, which it cannot see and would kill for"
+    "the table that it shares with `bpf-lsm` has exceptions by a pattern, or by a `fromSource` that is a directory or a pattern, which it "
+    "cannot see and would stop"
 )
 
 
@@ -111,25 +116,31 @@ class Encoder:
             given[one.backend] = left
             part = parts[one.backend] = one.encode(left, ident)
             left = _without(left, part.whole)
-        killing = parts.get(Backend.SIGNAL)
-        if killing is not None and killing.flags and any(part.hidden for part in parts.values()):
-            parts[Backend.SIGNAL] = _blind(given[Backend.SIGNAL], killing)
+        hidden = frozenset[Class]().union(*(part.hidden for part in parts.values()))
+        for backend, reads in _READS.items():
+            if backend in parts and parts[backend].flags and hidden & reads:
+                parts[backend] = _blind(given[backend], parts[backend], backend)
         entries = joined(self._backends, parts)
         # Named by what the kernel will have, whichever backends it is for.
         cells = b"".join(part.cells for part in parts.values())
         return Encoded(table=table_id(entries, cells), entries=entries, parts=parts, cells=cells)
 
 
-def _blind(scope: ScopePlan, part: TablePart) -> TablePart:
-    """`part` of the signal backend where its table has rules whose exceptions it cannot see: none of it, with a refusal for each rule."""
+def _blind(scope: ScopePlan, part: TablePart, backend: Backend) -> TablePart:
+    """`part` of `backend` where its table has rules whose exceptions it cannot see: none of it, with a refusal for each rule."""
     told = {one.ref for one in part.refused}
-    denying = [rule.ref for rule in scope.paths if rule.stops]
-    denying += [RuleRef(DEFAULT_POSTURE) for class_, action in scope.posture if (class_, action) in _KILLED]
+    rules = scope.network if backend is Backend.CGROUP else scope.paths
+    denying = [rule.ref for rule in rules if rule.stops]
+    denying += [
+        RuleRef(DEFAULT_POSTURE)
+        for class_, action in scope.posture
+        if class_ in _READS[backend] and action is Action.BLOCK
+    ]
     return TablePart(
         refused=(
             *part.refused,
             *(
-                Refusal(ref=ref, uid=scope.uid, backend=Backend.SIGNAL, reason=_HIDDEN, code=RefusalCode.EXCEPTION)
+                Refusal(ref=ref, uid=scope.uid, backend=backend, reason=_HIDDEN, code=RefusalCode.EXCEPTION)
                 for ref in dict.fromkeys(denying)
                 if ref not in told
             ),

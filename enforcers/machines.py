@@ -73,9 +73,13 @@ def _fitting(patterns: Sequence[glob.Sequence]) -> tuple[int, ByteMachine | None
 
 
 def _strictest(found: Sequence[Indexed]) -> bytes:
-    # As the judge decides between rules that all match: the greatest rank alone counts; of equals every limit holds, and Block.
+    # As the judge decides between rules that all match: the greatest rank alone counts.
     most = max(glob.literals(glob.parse(rule.value)) for _, rule in found)
-    equal = [(index, rule) for index, rule in found if glob.literals(glob.parse(rule.value)) == most]
+    return strictest([(index, rule) for index, rule in found if glob.literals(glob.parse(rule.value)) == most])
+
+
+def strictest(equal: Sequence[Indexed]) -> bytes:
+    """The value of rules that all match and rank the same: every limit of theirs holds, and Block."""
     for index, rule in equal:
         if rule.action is Action.BLOCK and not rule.limited:
             return rule_value(rule, index)

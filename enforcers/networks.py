@@ -13,10 +13,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Final
 
 import msgspec
 
+from enforcers.actors import Actors
 from enforcers.contract import Entries, Ident
 from enforcers.paths import ACTIONS
 from schemas.enforcement import NetworkRule, Refusal
@@ -48,14 +50,25 @@ PORTS: Final = 1024
 """Widest range of ports that is written out port by port; the kernel's key holds one."""
 _LAST_PORT: Final = 65535
 
+_MANY: Final = Cause(
+    RefusalCode.SOURCE,
+    "its `fromSource` is a directory or a pattern, and cgroup programs look executables up by their whole paths",
+)
 _PEERS: Final = ("KubeArmorNetworkPolicy",)
 
 
 def encode(
-    rules: Iterable[NetworkRule], ident: Ident, backend: Backend, uid: str, *, every_family: bool = False
+    rules: Iterable[NetworkRule],
+    ident: Ident,
+    backend: Backend,
+    uid: str,
+    *,
+    every_family: bool = False,
+    actors: Actors | None = None,
 ) -> tuple[Entries, tuple[Refusal, ...], set[Direction]]:
     """Entries with table id 0; refusals; questions in which a rule that frees is missing, so that no posture must be held.
-    `every_family`: who asks sees sockets of all families, not the internet's alone."""
+    `every_family`: who asks sees sockets of all families, not the internet's alone. `actors`: it knows executables by directories and
+    patterns."""
     ordered = list(rules)
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
@@ -64,7 +77,7 @@ def encode(
     anywhere: dict[bytes, bytes] = {}
     for index, rule in enumerate(ordered):
         questions = _questions(rule)
-        why = _problem(rule, every_family) or _too_many(rule, len(entries))
+        why = _problem(rule, every_family) or _source(rule, actors) or _too_many(rule, len(entries))
         if why is None and rule.stops and holes & questions:
             why = Cause(
                 RefusalCode.EXCEPTION,
@@ -77,8 +90,7 @@ def encode(
             continue
         flags = RuleFlag.NO_TERMINAL if rule.no_terminal else RuleFlag(0)
         value = RULE.struct.pack(ACTIONS[rule.action], flags, index, len(ordered) - index)
-        source = ident(rule.source) if rule.source else 0
-        for question in sorted(questions):
+        for question, source in product(sorted(questions), _sources(rule, ident, actors)):
             for key in _keys(rule, question, source):
                 entries.setdefault(key, value)
             if every_family and question is Direction.CREATE and (other := _other_families(rule, source)):
@@ -92,6 +104,18 @@ def encode(
     for key in wide:
         entries.setdefault(key, anywhere.get(key, _NO_OPINION))
     return tuple(entries.items()), tuple(refused), holes
+
+
+def _source(rule: NetworkRule, actors: Actors | None) -> Cause | None:
+    if not rule.many:
+        return None
+    return _MANY if actors is None else actors.problem
+
+
+def _sources(rule: NetworkRule, ident: Ident, actors: Actors | None) -> tuple[int, ...]:
+    if rule.many and actors is not None:
+        return actors.numbers(rule)
+    return (ident(rule.source) if rule.source else 0,)
 
 
 def _questions(rule: NetworkRule) -> set[Direction]:

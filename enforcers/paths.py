@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from enforcers.contract import Entries, Ident
+from policy.match import glob
+from policy.rules.specificity import directory_weight
 from schemas.enforcement import PathRule, Refusal
 from schemas.kernel import RULE, RULE_KEY, STRING_LIMIT, RuleAction, RuleFlag, RuleKind
 from schemas.operations import Backend, Class
@@ -32,6 +34,13 @@ _EXCEPTION: Final = Cause(
 )
 _LONGEST: Final = STRING_LIMIT - 5
 """What the kernel keeps of an over-long path: the rest of STRING_LIMIT is the slash and the three dots that say so, and a NUL."""
+_SOURCE_BITS: Final = 16
+"""Room for the weight of a source: twice the longest path, and one."""
+_MANY: Final = Cause(
+    RefusalCode.SOURCE,
+    "its `fromSource` is a directory or a pattern, and executables are looked up by their whole paths",
+)
+Key = tuple[int, Class, RuleKind]
 ACTIONS: Final = {Action.ALLOW: RuleAction.ALLOW, Action.AUDIT: RuleAction.AUDIT, Action.BLOCK: RuleAction.BLOCK}
 
 
@@ -49,7 +58,25 @@ def rule_value(
         | RuleFlag.READ_ONLY * (rule.read_only if read_only is None else read_only)
         | RuleFlag.NO_TERMINAL * (rule.no_terminal if no_terminal is None else no_terminal)
     )
-    return RULE.struct.pack(ACTIONS[rule.action], flags, index, 0)
+    return RULE.struct.pack(ACTIONS[rule.action], flags, index, source_rank(rule))
+
+
+def source_rank(rule: PathRule) -> int:
+    """How much the source of `rule` says of who acts, as `policy.rules.specificity`: of rules on one thing the greatest decides."""
+    match rule.source_match if rule.source else "":
+        case "":
+            return 0
+        case "path":
+            return 3 << _SOURCE_BITS
+        case "pattern":
+            return 2 << _SOURCE_BITS | glob.literals(glob.parse(rule.source))
+        case how:
+            return 1 << _SOURCE_BITS | directory_weight(rule.source, how == "directory_recursive")
+
+
+def key(rule: PathRule, ident: Ident) -> Key:
+    """Path, class and kind of the key of `rule`, which is on whole paths, names or directories."""
+    return ident(rule.value), rule.cls, _KINDS[rule.match]
 
 
 def encode(
@@ -60,24 +87,28 @@ def encode(
     *,
     left: Mapping[int, Cause] = {},
     elsewhere: Collection[str] = (),
+    many: bool = False,
 ) -> tuple[Entries, tuple[Refusal, ...], set[Class]]:
     """Entries with table id 0; refusals; classes in which a rule that frees is missing, so that their posture must not be held. `left`:
-    rules, by number, that the backend leaves out; `elsewhere`: kinds of match that it writes by itself, where nothing is refused here."""
+    rules, by number, that the backend leaves out; `elsewhere`: kinds of match that it writes by itself, where nothing is refused here;
+    `many`: so it does with sources that stand for many executables."""
     entries: dict[bytes, bytes] = {}
     refused: list[Refusal] = []
     holes: set[Class] = set()
     for index, rule in enumerate(rules):
         why = left.get(index) or (None if rule.match in elsewhere else _problem(rule, backend))
+        if why is None and rule.many and not many:
+            why = _MANY
         if why is None and rule.stops and rule.cls in holes and rule.match != "preset":
             why = _EXCEPTION
         if why is not None:
             if rule.frees:
                 holes.add(rule.cls)
             refused.append(Refusal(ref=rule.ref, uid=uid, backend=backend, reason=why.text, code=why.code))
-        elif rule.match not in elsewhere:
+        elif rule.match not in elsewhere and not rule.many:
+            path, class_, kind = key(rule, ident)
             source = ident(rule.source) if rule.source else 0
-            key = RULE_KEY.struct.pack(0, ident(rule.value), source, rule.cls, _KINDS[rule.match])
-            entries.setdefault(key, rule_value(rule, index))
+            entries.setdefault(RULE_KEY.struct.pack(0, path, source, class_, kind), rule_value(rule, index))
     return tuple(entries.items()), tuple(refused), holes
 
 

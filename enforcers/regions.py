@@ -38,10 +38,14 @@ class Machines:
         """Take the region that a table's header names for taken."""
         if header is None or self._cells is None:
             return
-        _, flags, base, _ = RULE.struct.unpack(header)
-        if flags & TableFlag.PATTERNS and base:
-            length = self._cells.get(base.to_bytes(4, "little"))
-            self._placed[table] = (base, int.from_bytes(length or b"", "little"))
+        _, flags, base, behind = RULE.struct.unpack(header)
+        if not base or not flags & (TableFlag.PATTERNS | TableFlag.ACTORS):
+            return
+        last = (
+            behind if flags & TableFlag.ACTORS else 0
+        )  # of two machines in one piece the second is that of the sources
+        length = self._cells.get((base + last).to_bytes(4, "little"))
+        self._placed[table] = (base, last + int.from_bytes(length or b"", "little"))
 
     def place(self, table: int, cells: bytes) -> int:
         """Write the machine of `table`; its first cell. KernelError when nothing that large is free."""

@@ -23,7 +23,7 @@ from kernel.members import macro, offsets_from
 from schemas.c_header import c_header
 from schemas.errors import Incompatible, KernelError
 
-UNPINNED: Final = ("lsm_scratch", "scratch")
+UNPINNED: Final = ("lsm_scratch", "lsm_texts", "lsm_actors", "scratch")
 
 _MEMBERS: Final = (
     ("mount", "mnt_ns", "mnt_ns"),

@@ -15,8 +15,8 @@ import msgspec
 from kernel.catalogue import PROGRAM_DIRECTORY, KernelMap
 
 SOURCES: Final = (
-    "hash", "work", "scope", "budget", "announce", "event", "caller", "question", "lsm_ask", "lsm_match", "lsm_tell", "lsm_files",
-    "lsm_run", "lsm_sockets",
+    "hash", "work", "scope", "budget", "announce", "event", "caller", "question", "lsm_ask", "lsm_match", "lsm_actors", "lsm_tell",
+    "lsm_files", "lsm_run", "lsm_sockets",
 )  # fmt: skip
 """Files of kernel/programs in the order they are compiled."""
 

@@ -22,7 +22,20 @@ CALLBACKS: Final = {1: "cb_climb", 2: "cb_scan", 3: "cb_pattern"}
 SUBPROGRAMS: Final = {
     0x7FFFFE01 + place: f"sub_{name}"
     for place, name in enumerate(
-        ("enter", "sources", "object", "tell", "climb", "verdict", "lookup", "sockets", "patterns", "preset")
+        (
+            "enter",
+            "sources",
+            "object",
+            "tell",
+            "climb",
+            "verdict",
+            "lookup",
+            "sockets",
+            "patterns",
+            "preset",
+            "actors",
+            "keep",
+        )
     )
 }
 FUNCTIONS: Final = {0x7FFFFF02: "bpf_preempt_disable", 0x7FFFFF03: "bpf_preempt_enable"}

@@ -24,7 +24,7 @@ from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.identity import Identity
 from schemas.operations import Backend, Class
 from schemas.refusals import Cause, RefusalCode
-from schemas.rules import Match, Ports, Rule
+from schemas.rules import Match, Ports, Rule, Source, SourceKind
 from schemas.verdict import DEFAULT_POSTURE, Action, Mode, RuleRef
 
 _DIRECTIONS: Final = ("egress", "ingress")
@@ -193,9 +193,9 @@ def _ordered(rules: list[_Placed[_Made]]) -> list[_Made]:
 
 def _merged(rules: list[PathRule]) -> tuple[PathRule, ...]:
     # Of rules on one thing by one source the judge takes the strictest: a plain Block, else every limit that is written.
-    merged: dict[tuple[Class, str, str, str], PathRule] = {}
+    merged: dict[tuple[Class, str, str, str, str], PathRule] = {}
     for rule in rules:
-        key = (rule.cls, rule.match, rule.value, rule.source)
+        key = (rule.cls, rule.match, rule.value, rule.source_match, rule.source)
         kept = merged.setdefault(key, rule)
         if kept is rule or _plain_block(kept):
             continue
@@ -225,6 +225,7 @@ def _paths(rule: Rule) -> Iterable[tuple[Rank, PathRule]]:
                 match=match,
                 value=rule.value,
                 source=source.value if source is not None else "",
+                source_match=_source_match(source),
                 action=rule.action,
                 owner_only=rule.owner_only,
                 read_only=rule.read_only,
@@ -232,6 +233,12 @@ def _paths(rule: Rule) -> Iterable[tuple[Rank, PathRule]]:
                 ref=rule.ref,
             ),
         )
+
+
+def _source_match(source: Source | None) -> str:
+    if source is None:
+        return "path"
+    return "directory_recursive" if source.kind is SourceKind.DIRECTORY and source.recursive else source.kind.value
 
 
 def _network(rule: Rule) -> Iterable[tuple[Rank, NetworkRule]]:
@@ -244,7 +251,7 @@ def _network(rule: Rule) -> Iterable[tuple[Rank, NetworkRule]]:
                     rank(rule, source),
                     NetworkRule(
                         protocol=rule.value, direction=direction, source=name, action=rule.action, ref=rule.ref,
-                        no_terminal=rule.pts is False,
+                        no_terminal=rule.pts is False, source_match=_source_match(source),
                     ),
                 )  # fmt: skip
         return

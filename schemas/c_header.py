@@ -17,7 +17,7 @@ from schemas.kernel import (
     RuleKind,
     ScopeFlag,
 )  # fmt: skip
-from schemas.lsm import HookCount, TableFlag
+from schemas.lsm import ACTOR_UNKNOWN, HookCount, TableFlag
 from schemas.operations import Access, Backend, Class, Operation
 from schemas.syscalls import ENTRIES
 from schemas.wakeup import CALLS, Sleep
@@ -41,6 +41,7 @@ def c_header() -> str:
         "NET_FIXED_BITS": NET_FIXED_BITS,
         "FD_ROOT": ROOT,
         "TOLD_CALLS": CALLS,
+        "ACTOR_UNKNOWN": ACTOR_UNKNOWN,
     } | ENTRIES
     parts += [f"#define {name} {value}" for name, value in numbers.items()]
     return "\n".join(parts) + "\n"

@@ -21,7 +21,8 @@ from schemas.verdict import Action, RuleRef
 
 class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A process or file rule, or one on a capability or a preset. `match`: `path`, `directory`, `directory_recursive`, `pattern`,
-    `execname`, `capability` or `preset`. Directories end in `/`. `source`: executable the rule is limited to (exec: the parent's), "" for any. `no_terminal`: who has a controlling
+    `execname`, `capability` or `preset`. Directories end in `/`. `source`: executable the rule is limited to (exec: the parent's), "" for any;
+    `source_match`: how that is meant, `path`, `directory`, `directory_recursive` or `pattern`. `no_terminal`: who has a controlling
     terminal is outside of what the rule leaves free."""
 
     cls: Class
@@ -33,6 +34,12 @@ class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     read_only: bool = False
     ref: RuleRef
     no_terminal: bool = False
+    source_match: str = "path"
+
+    @property
+    def many(self) -> bool:
+        """Whether the source stands for any number of executables."""
+        return bool(self.source) and self.source_match != "path"
 
     @property
     def limited(self) -> bool:
@@ -52,7 +59,7 @@ class PathRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A network rule. `protocol`: tcp udp icmp icmpv6 sctp raw all or a socket type; `cidr` "" is any address, `port` 0 any.
-    `no_terminal`: as of a `PathRule`; who has none is free, whether the action is Allow or Block."""
+    `source`, `source_match`, `no_terminal`: as of a `PathRule`; who has no terminal is free, whether the action is Allow or Block."""
 
     protocol: str
     cidr: str = ""
@@ -63,6 +70,12 @@ class NetworkRule(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     action: Action
     ref: RuleRef
     no_terminal: bool = False
+    source_match: str = "path"
+
+    @property
+    def many(self) -> bool:
+        """Whether the source stands for any number of executables."""
+        return bool(self.source) and self.source_match != "path"
 
     @property
     def stops(self) -> bool:

@@ -220,7 +220,8 @@ class RuleKind(IntEnum):
     the last component alone. Looked up in the judge's order: limited to the source before not; then EXACT, EXECNAME, and
     directories from the deepest upwards, DIRECTORY (its own entries) before RECURSIVE. The first that is there decides.
     LSM: HEADER, see `schemas.lsm.TableFlag`; GUARD, a directory that may not be renamed; PATTERN, `path` numbers a set that the machine
-    accepts; RUNTIME, the name of what starts containers. Of a capability `path` is its number + 1."""
+    accepts; RUNTIME, the name of what starts containers. Of a capability `path` is its number + 1. `rule_key.source` is an executable's id,
+    or numbers a set that the machine for executables accepts."""
 
     EXACT = 0
     DIRECTORY = 1
@@ -261,7 +262,11 @@ RULE: Final = Layout(
     Field("action", "u32", "RuleAction"),
     Field("flags", "u32", "RuleFlag"),
     Field("index", "u32", "the planner's number of the rule"),
-    Field("rank", "u32", "network rules: of all that match the greatest decides, then BLOCK over AUDIT over ALLOW"),
+    Field(
+        "rank",
+        "u32",
+        "of all that match the greatest decides, then BLOCK over AUDIT over ALLOW; rules on paths: of the source alone",
+    ),
 )
 
 

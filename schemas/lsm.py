@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Final
 
 
 class TableFlag(IntFlag):
@@ -12,7 +13,8 @@ class TableFlag(IntFlag):
     the class matches is denied. CLOSED: so is what no rule can be asked about. SOURCES, NAMES, GUARDS: some rule is limited to a
     source, some is an EXECNAME, some directory may not be renamed. FILELESS, ANONYMOUS, ENVIRON, PROC, SESSION: the presets filelessExec,
     anonymousMapExec, protectEnv, protectProc and exec deny. MOUNTS: nothing is mounted, no root changed, no user namespace made.
-    PATTERNS: there is a machine, whose first cell is the header's `index`. SHADOW: nothing is denied, what would be is counted and told."""
+    PATTERNS: there is a machine, whose first cell is the header's `index`. SHADOW: nothing is denied, what would be is counted and told.
+    ACTORS: some source is a directory or a pattern, and there is a machine for executables, the header's `rank` cells behind `index`."""
 
     HAS_PROCESS = 1
     HAS_FILE = 2
@@ -34,6 +36,12 @@ class TableFlag(IntFlag):
     MOUNTS = 131072
     PATTERNS = 262144
     SHADOW = 524288
+    ACTORS = 1048576
+
+
+ACTOR_UNKNOWN: Final = 0xFFFFFFFF
+"""`rule_key.source` of what denies whoever acts by an executable whose path is not known any more; below it are the sets that the machine
+for executables accepts."""
 
 
 class HookCount(IntEnum):
@@ -52,3 +60,5 @@ class HookCount(IntEnum):
     """A scope named a table that was not there; denied."""
     SHADOWED = 6
     """Denied by a table that is a shadow: the call went on."""
+    NO_ACTOR = 7
+    """Executables whose path was asked for by a rule and was not known any more."""

@@ -70,7 +70,7 @@ MEANING: Final = {
     RefusalCode.WRONG_CLASS: "The backend does not decide operations of this class.",
     RefusalCode.NO_OPT_IN: "The rule could be enforced by killing, and neither its policy nor the node opted in.",
     RefusalCode.PATTERN: "The backend looks up whole paths, names and directories, no patterns.",
-    RefusalCode.SOURCE: "`fromSource` by directory or pattern is matched in userspace only.",
+    RefusalCode.SOURCE: "`fromSource` by directory or pattern is decided by the hooks of `bpf-lsm` alone, and by no profile at all.",
     RefusalCode.TERMINAL: "The backend cannot ask whether the process has a terminal (`pts`).",
     RefusalCode.ARGUMENTS: "The backend cannot see arguments (`allowedArgs`).",
     RefusalCode.CALLED_NAME: "The name is a link to a program of many names, and a kernel sees the program alone.",

@@ -27,7 +27,7 @@ struct asked {
     struct rule header;
     u64 cgroup;
     u64 payer; /* who pays for what is told (budget.c) */
-    u64 sources[2]; /* string ids: the acting executable (exec: the parent's), and the script that it runs; 0: none */
+    u64 sources[4]; /* string ids: the acting executable (exec: the parent's), and the script that it runs; then the sets of both; 0: none */
     u64 path;       /* id of the text, once it was scanned */
     u64 dentry;
     u64 mount;
@@ -74,9 +74,8 @@ struct asked {
     } best[2]; /* of the rules that match: [0] limited to a source, [1] for anybody; rank 0: none */
     struct {
         u64 id;
+        u64 rank;
         u32 kind;
-        u32 shape;
-        u32 weight;
         u32 hole;
     } lookup;
     struct definition behaviour_head; /* strictly before `b`: both leave in one ring record */
@@ -104,6 +103,8 @@ static long (*sub_lookup_)(struct asked *w) = (void *)0x7ffffe07;
 static long (*sub_sockets_)(struct asked *w) = (void *)0x7ffffe08;
 static long (*sub_patterns_)(struct asked *w) = (void *)0x7ffffe09;
 static long (*sub_preset_)(struct asked *w) = (void *)0x7ffffe0a;
+static long (*sub_actors_)(struct asked *w) = (void *)0x7ffffe0b;
+static long (*sub_keep_)(u64 file) = (void *)0x7ffffe0c;
 static long (*bpf_loop_)(u32 count, u64 callback, void *context, u64 flags) = (void *)181;
 #ifdef K_PREEMPT
 static void (*preempt_disable_)(void) = (void *)0x7fffff02;
@@ -280,6 +281,16 @@ static __always_inline int unclaim(struct asked *w, u64 me)
 #endif
 }
 
+/* The same before it ends. */
+static __always_inline int still_claimed(struct asked *w)
+{
+#ifdef K_PREEMPT
+    return 1;
+#else
+    return *(volatile u64 *)&w->owner == bpf_get_current_pid_tgid();
+#endif
+}
+
 /* What the kernel is told. In assembly, or the compiler would compute it, and the verifier (6.12) not see that it is 0 or an errno. */
 static __always_inline int told(int stop)
 {
@@ -356,7 +367,7 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     w->visibility = scope.visibility;
     w->class_ = e->class_;
     w->access = e->access;
-    w->sources[0] = w->sources[1] = 0;
+    w->sources[0] = w->sources[1] = w->sources[2] = w->sources[3] = 0;
     w->path = 0;
     w->at = TEXT_MAX;
     w->state = CLIMBING;
@@ -378,4 +389,6 @@ u64 sub_enter(struct bpf_raw_tracepoint_args *ctx)
     if (!w)                                                                                                      \
         return told(e.stop != 0);                                                                          \
     if (w->header.flags & TABLE_SOURCES)                                                                         \
-        sub_sources_(w)
+        sub_sources_(w);                                                                                         \
+    if (w->header.flags & TABLE_ACTORS)                                                                          \
+        sub_actors_(w)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The matcher of the bpf-lsm backend: what the rules of a table say of a path. The judge's order, exactly: rules limited to a
- * source before others, then exact path, name, the longest directory; of equals the one that forbids. Its cost depends on the path
+ * source before others, then exact path, name, the longest directory, then what says most of the source; of equals the one that forbids. Its cost depends on the path
  * alone: one pass hashes it and asks for the directories on the way, at the depths where some rule is.
  */
 #define SCAN_ROUNDS 2700 /* words and slashes of the longest path */
 #define CHANGES (ACCESS_WRITE | ACCESS_APPEND | ACCESS_CREATE | ACCESS_TRUNCATE | ACCESS_DELETE | ACCESS_METADATA)
 #define EACH_BYTE(b) (0x0101010101010101ULL * (b))
-#define RANK(shape, weight) ((u64)(shape) << 32 | (u32)(weight))
+#define RANK(shape, weight) ((u64)(shape) << 48 | (u64)(u32)(weight) << 20) /* the last bits are the source's (struct rule) */
 
 static __always_inline u32 forbids(struct asked *w, struct rule *rule)
 {
@@ -22,9 +22,10 @@ static __always_inline u32 forbids(struct asked *w, struct rule *rule)
 }
 
 /* One rule that matches: it counts where none of a greater rank does. */
-static __always_inline void weigh_rule(struct asked *w, u32 column, struct rule *rule, u64 rank)
+static __always_inline void weigh_rule(struct asked *w, u32 column, struct rule *rule)
 {
-    if (!rule || rank < w->best[column].rank)
+    u64 rank = w->lookup.rank | (rule->rank & 0xfffff);
+    if (rank < w->best[column].rank)
         return;
     u32 stop = forbids(w, rule);
     if (rank == w->best[column].rank && stop <= w->best[column].stop)
@@ -34,23 +35,22 @@ static __always_inline void weigh_rule(struct asked *w, u32 column, struct rule 
     w->best[column].index = rule->index;
 }
 
-/* A question to the table: rules for `id`, of this kind and rank. */
+/* A question to the table: rules for `id`, of this kind and rank. Its frame is the key alone: the stacks of five functions are full (512 bytes). */
 int sub_lookup(u64 argument)
 {
     struct asked *w = ASKED(argument);
     struct rule_key key = {.table = w->table, .path = w->lookup.id, .class_ = w->class_, .kind = w->lookup.kind};
-    u32 weight = w->lookup.weight, shape = w->lookup.shape;
     struct rule *rule = rules.lookup(&key);
     if (rule)
-        weigh_rule(w, 1, rule, RANK(shape, weight));
+        weigh_rule(w, 1, rule);
     if (!(w->header.flags & TABLE_SOURCES))
         return 0;
 #pragma clang loop unroll(disable)
-    for (int i = 0; i < 2; i++) {
-        key.source = w->sources[i & 1];
+    for (int i = 0; i < 4; i++) {
+        key.source = w->sources[i & 3];
         rule = key.source ? rules.lookup(&key) : 0;
         if (rule)
-            weigh_rule(w, 0, rule, RANK(shape, weight));
+            weigh_rule(w, 0, rule);
     }
     return 0;
 }
@@ -59,8 +59,7 @@ static __always_inline void ask_for(struct asked *w, u64 id, u32 kind, u32 shape
 {
     w->lookup.id = id;
     w->lookup.kind = kind;
-    w->lookup.shape = shape;
-    w->lookup.weight = weight;
+    w->lookup.rank = RANK(shape, weight);
     sub_lookup_(w);
 }
 
@@ -195,17 +194,24 @@ int cb_pattern(u64 index)
     return state == 0; /* nothing can match any more */
 }
 
-/* The rules of the patterns that cover the text. State 0 is dead, 1 the first; a state's first cell is the set it accepts. */
-int sub_patterns(u64 argument)
+/* The set that the machine whose first cell is `base` accepts the text in; 0: nothing covers it. State 0 is dead, 1 the first; a state's
+ * first cell is its set. */
+static __always_inline u32 accepted_by(struct asked *w, u32 base)
 {
-    struct asked *w = ASKED(argument);
     u64 frame = (u64)w;
-    w->machine.base = w->header.index;
-    w->machine.stride = cell(w->header.index + 1);
+    w->machine.base = base;
+    w->machine.stride = cell(base + 1);
     w->machine.state = 1;
     w->machine.at = w->at;
     bpf_loop_(PATTERN_ROUNDS, CALLBACK_PATTERN, &frame, 0);
-    u32 set = w->machine.at >= TEXT_MAX ? cell(w->machine.base + MACHINE_HEAD + w->machine.state * w->machine.stride) : 0;
+    return w->machine.at >= TEXT_MAX ? cell(w->machine.base + MACHINE_HEAD + w->machine.state * w->machine.stride) : 0;
+}
+
+/* The rules of the patterns that cover the text. */
+int sub_patterns(u64 argument)
+{
+    struct asked *w = ASKED(argument);
+    u32 set = accepted_by(w, w->header.index);
     if (set)
         ask_for(w, set, RULE_PATTERN, 3, 1);
     return 0;

@@ -30,6 +30,7 @@ static __always_inline int is_runtime(struct asked *w)
 
 int lsm_bprm_check_security(struct bpf_raw_tracepoint_args *ctx) /* bprm: the script first, then its interpreter; each asks */
 {
+    sub_keep_(LOAD64((void *)ctx->args[0], K_linux_binprm__file));
     ENTER(CLASS_PROCESS, TABLE_HAS_PROCESS | TABLE_FILELESS | TABLE_SESSION, OP_EXEC, ACCESS_EXEC);
     if (w->header.flags & TABLE_SESSION && w->tty)
         w->forced = is_runtime(w);

@@ -6,14 +6,20 @@
 #define AF_SMC_ 43
 #define AF_NETLINK_ 16
 
-/* `ask` for whoever acts: the executable, and the script that it runs. */
-static __always_inline u32 ask_both(struct asked *w, struct question *q, u32 direction, u8 kind, u16 port)
+/* `ask` for whoever acts: the executable, the script that it runs, and the sets that they are in. */
+static __always_inline u32 ask_all(struct asked *w, struct question *q, u32 direction, u8 kind, u16 port)
 {
     u32 answered = ask(q, direction, w->sources[0], w->number, kind, port), rank = q->rank;
-    if (w->sources[1]) {
-        u32 other = ask(q, direction, w->sources[1], w->number, kind, port);
-        if (other != NO_OPINION && (answered == NO_OPINION || q->rank > rank))
+#pragma clang loop unroll(disable)
+    for (int i = 1; i < 4; i++) {
+        u64 source = w->sources[i & 3];
+        if (!source)
+            continue;
+        u32 other = ask(q, direction, source, w->number, kind, port);
+        if (other != NO_OPINION && (answered == NO_OPINION || q->rank > rank)) {
             answered = other;
+            rank = q->rank;
+        }
     }
     return answered;
 }
@@ -34,7 +40,7 @@ int sub_sockets(u64 argument)
     q.key.table = w->table;
     q.key.family = internet ? family : 0;
     q.key.prefix = NET_FIXED_BITS;
-    u32 answered = ask_both(w, &q, DIRECTION_CREATE, kind, 0);
+    u32 answered = ask_all(w, &q, DIRECTION_CREATE, kind, 0);
     if (answered == ACTION_BLOCK || (answered == NO_OPINION && !local && w->header.flags & TABLE_WHITELIST_NETWORK))
         return 1;
     if (!direction || !internet)
@@ -43,7 +49,7 @@ int sub_sockets(u64 argument)
         destination(family, (u32 *)w->b.address, w->bound);
     __builtin_memcpy(q.key.address, w->b.address, 16);
     q.key.prefix = NET_FIXED_BITS + (family == AF_INET_ ? 32 : 128);
-    return ask_both(w, &q, direction, kind, w->b.port) == ACTION_BLOCK;
+    return ask_all(w, &q, direction, kind, w->b.port) == ACTION_BLOCK;
 }
 
 /* The socket of the question, by the family that rules name. SMC speaks TCP to a peer that knows no SMC. */

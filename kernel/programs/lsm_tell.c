@@ -24,19 +24,6 @@ static __always_inline void announce_object(struct asked *w, u64 id)
     strings.update(&id, &one);
 }
 
-/* The path of the executable of `task` in place of the text. Its id, 0 when it has none. */
-static __always_inline u64 executable_of(struct asked *w, void *task)
-{
-    u64 mm = READ64(task, K_task_struct__mm), file = mm ? READ64(mm, K_mm_struct__exe_file) : 0;
-    if (!file)
-        return 0;
-    climb(w, READ64(file, K_file__f_path__dentry), READ64(file, K_file__f_path__mnt));
-    if (w->state == UNRESOLVED || w->at >= TEXT_MAX)
-        return 0;
-    scan_text(w, 0);
-    return whole(w);
-}
-
 /* A helper that kernels with these hooks have, and compilers for older ones do not know. */
 static u64 (*registers_of_)(void *task) = (void *)BPF_FUNC_task_pt_regs;
 
@@ -154,24 +141,6 @@ static __always_inline int answer(struct asked *w, int stop)
     if (!(w->header.flags & TABLE_SHADOW) || !told_at_its_end(w))
         sub_tell_(w);
     return stopped(w);
-}
-
-/* Whose rules are asked first. An exec is its parent's, as for the judge. Strictly before the object's path: it takes its place. */
-int sub_sources(u64 argument)
-{
-    struct asked *w = ASKED(argument);
-    void *task = (void *)TASK();
-    u32 tgid = tgid_of(task);
-    struct image *image = processes.lookup(&tgid);
-    if (image && image->executable) {
-        w->sources[0] = w->class_ == CLASS_PROCESS && image->parent ? image->parent : image->executable;
-        w->sources[1] = image->script;
-        return 0;
-    }
-    if (w->class_ == CLASS_PROCESS)
-        task = (void *)LOAD64(task, K_task_struct__real_parent);
-    w->sources[0] = executable_of(w, task);
-    return 0;
 }
 
 /* Whether the object at `dentry` in `mount` is denied to whoever asks. */

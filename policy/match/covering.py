@@ -14,7 +14,7 @@ from policy.match import glob
 from policy.match.automata import Automaton
 
 if TYPE_CHECKING:
-    from schemas.enforcement import PathRule
+    from schemas.enforcement import NetworkRule, PathRule
 
 
 def covers(rule: PathRule, name: str) -> bool:
@@ -23,7 +23,7 @@ def covers(rule: PathRule, name: str) -> bool:
     path = name.rstrip("/") or "/"
     match rule.match:
         case "directory":
-            return name == rule.value or posixpath.dirname(path).rstrip("/") + "/" == rule.value
+            return name == rule.value or _holds(rule.value, path)
         case "directory_recursive":
             return name.startswith(rule.value)
         case "execname":
@@ -32,6 +32,25 @@ def covers(rule: PathRule, name: str) -> bool:
             return bool(_pattern(rule.value).match(path))
         case _:
             return rule.value == path
+
+
+def acts(rule: PathRule | NetworkRule, executable: str) -> bool:
+    """Whether `rule` is for what `executable` does, "" for nobody who is known: one that is limited to no source is for everybody."""
+    if not rule.source or not executable:
+        return not rule.source
+    match rule.source_match:
+        case "directory":
+            return _holds(rule.source, executable)
+        case "directory_recursive":
+            return executable.startswith(rule.source)
+        case "pattern":
+            return bool(_pattern(rule.source).match(executable))
+        case _:
+            return rule.source == executable
+
+
+def _holds(directory: str, path: str) -> bool:
+    return posixpath.dirname(path).rstrip("/") + "/" == directory
 
 
 @lru_cache(maxsize=1024)

@@ -128,7 +128,7 @@ def _source(rule: Rule) -> Cause | None:
     if any(source.kind is not SourceKind.PATH for source in rule.sources):
         return Cause(
             RefusalCode.SOURCE,
-            "`fromSource` with `dir` or `pattern` is matched in userspace; name the executables with `path`",
+            "`fromSource` with `dir` or `pattern` is decided by the hooks of `bpf-lsm` alone; name the executables with `path`",
         )
     return None
 
@@ -138,7 +138,7 @@ def _bpf_lsm(rule: Rule) -> Cause | None:
         return Cause(RefusalCode.SYSCALL, "system call rules only audit")
     if rule.has_args:
         return Cause(RefusalCode.ARGUMENTS, "the LSM hooks do not look at arguments")
-    return _source(rule)
+    return None
 
 
 def _apparmor(rule: Rule) -> Cause | None:

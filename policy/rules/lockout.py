@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from policy.match.covering import covers
+from policy.match.covering import acts, covers
 from schemas.enforcement import NetworkRule, PathRule, Refusal, ScopePlan
 from schemas.operations import Class
 from schemas.refusals import RefusalCode
@@ -127,8 +127,10 @@ def judged(
 
 def fenced(scope: ScopePlan, executables: tuple[str, ...]) -> ScopePlan:
     """`scope` with exceptions for `executables`, but for those that one of its rules names."""
-    named = {rule.value for rule in scope.paths if rule.match == "path"} | {rule.source for rule in scope.paths}
-    named |= {rule.source for rule in scope.network}
+    named = {rule.value for rule in scope.paths if rule.match == "path"} | {
+        rule.source for rule in scope.paths if not rule.many
+    }
+    named |= {rule.source for rule in scope.network if not rule.many}
     names = {rule.value for rule in scope.paths if rule.match == "execname"}
     kept = [path for path in executables if path not in named and posixpath.basename(path) not in names]
     postures = {cls for cls, action in scope.posture if action is Action.BLOCK}
@@ -163,10 +165,10 @@ def denied_by(scope: ScopePlan, need: Need) -> RuleRef | None:
     """The rule that denies `need`, the first that matches as in every plan; None when it is allowed."""
     if need.cls is Class.NETWORK:
         for rule in scope.network:
-            if rule.source in ("", need.by) and _listens(rule):
+            if acts(rule, need.by) and _listens(rule):
                 return rule.ref if rule.stops else None
     for one in scope.paths:
-        if one.cls is need.cls and one.source in ("", need.by) and covers(one, need.object):
+        if one.cls is need.cls and acts(one, need.by) and covers(one, need.object):
             # Reading stays free under `readOnly`; an owner or a terminal is not everybody.
             free = one.read_only if one.limited else one.action is not Action.BLOCK
             return None if free and not (one.owner_only or one.no_terminal) else one.ref

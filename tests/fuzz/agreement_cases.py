@@ -25,6 +25,17 @@ _NAMES: Final = (
     "y" * 248, "ä", "файл", ".x", "x.d", "bin",
 )  # fmt: skip
 _PROGRAMS: Final = ("/bin/sh", "/usr/bin/cat", "/opt/x/tool", "/" + "p" * 64 + "/q", "/usr/bin/python3")
+_SOURCES: Final = (
+    "/usr/**",
+    "/**/bin/*",
+    "/*/sh",
+    "/{usr/bin,opt/x}/*",
+    "/**/[a-c]*",
+    "/**",
+    "/usr/bin/python?",
+    "/opt/**/tool",
+    "/?in/sh",
+)
 _STARTERS: Final = (
     "/usr/bin/runc",
     "/opt/crun",
@@ -108,8 +119,27 @@ def _limited(chance: random.Random, rule: dict[str, Any]) -> None:
 def _sourced(chance: random.Random, rule: dict[str, Any]) -> None:
     if chance.random() < 0.3:
         rule["fromSource"] = [{"path": chance.choice(_PROGRAMS)} for _ in range(chance.choice((1, 1, 2)))]
-    elif chance.random() < 0.02:
-        rule["fromSource"] = [{"dir": chance.choice(("/usr/bin", "/opt/")), "recursive": True}]
+    elif chance.random() < 0.3:
+        rule["fromSource"] = [_source(chance) for _ in range(chance.choice((1, 1, 2, 3)))]
+
+
+def _source(chance: random.Random) -> dict[str, Any]:
+    how = chance.choice(("path", "dir", "recursive", "pattern", "pattern"))
+    if how == "pattern":
+        return {"pattern": chance.choice(_SOURCES)}
+    path = chance.choice(_PROGRAMS)
+    if how == "path":
+        return {"path": path}
+    cut = [at for at, letter in enumerate(path) if letter == "/"]
+    return {"dir": path[: chance.choice(cut) + 1], "recursive": how == "recursive"}
+
+
+def _with_others(chance: random.Random, rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """`rule`, and now and then the same of other sources: which of them says most of who acts is to decide."""
+    made = [rule]
+    while "fromSource" in rule and chance.random() < 0.5:
+        made.append(rule | {"fromSource": [_source(chance)], "action": chance.choice(("Allow", "Block"))})
+    return made
 
 
 def _workload(chance: random.Random, paths: list[str]) -> list[dict[str, Any]]:
@@ -120,13 +150,13 @@ def _workload(chance: random.Random, paths: list[str]) -> list[dict[str, Any]]:
         for kind in ("process", "file"):
             for _ in range(chance.choice((0, 1, 2, 3, 5))):
                 where, rule = _rule(chance, kind, paths, patterns)
-                spec.setdefault(kind, {}).setdefault(where, []).append(rule)
+                spec.setdefault(kind, {}).setdefault(where, []).extend(_with_others(chance, rule))
         for _ in range(chance.choice((0, 0, 1, 2, 4))):
             rule: dict[str, Any] = {"protocol": chance.choice(_PROTOCOLS)}
             _limited(chance, rule)
             _sourced(chance, rule)
             rule["action"] = chance.choice(("Allow", "Block", "Block", "Audit"))
-            spec.setdefault("network", {}).setdefault("matchProtocols", []).append(rule)
+            spec.setdefault("network", {}).setdefault("matchProtocols", []).extend(_with_others(chance, rule))
         for name in chance.sample(_CAPABILITIES, chance.choice((0, 0, 1, 2))):
             rule = {"capability": name, "action": chance.choice(("Allow", "Block"))}
             _sourced(chance, rule)

@@ -5,7 +5,7 @@
  */
 struct matcher_question {
     u64 table;
-    u64 sources[2];
+    u64 sources[2]; /* of these two `actor` and `script` are the texts */
     u32 class_;
     u32 access;
     u32 inode_owner;
@@ -16,16 +16,31 @@ struct matcher_question {
     u32 capability;
     u32 tty;
     u32 acting_length;
+    u32 actor_length;
+    u32 script_length;
     u16 family;
     u16 socket_type;
     u16 protocol;
     u16 port;
     u8 address[16];
     u8 acting[128]; /* the executable of who asks; its last byte is the last of these */
+    u8 actor[128];
+    u8 script[128];
     u8 text[TEXT_MAX];
 };
 
 BPF_F_TABLE("array", u32, struct matcher_question, matcher_questions, 1, 1024 /* BPF_F_MMAPABLE */);
+
+/* As if it had been executed. */
+static __always_inline void executed(struct asked *w, u8 *text, u32 length)
+{
+    if (!length)
+        return;
+    bpf_probe_read_kernel(&w->text[TEXT_MAX - 128], 128, text);
+    w->at = TEXT_MAX - (length & 127);
+    w->state = WHOLE;
+    keep_text(w);
+}
 
 int match(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -59,6 +74,7 @@ int match(struct bpf_raw_tracepoint_args *ctx)
     w->access = q->access;
     w->sources[0] = q->sources[0];
     w->sources[1] = q->sources[1];
+    w->sources[2] = w->sources[3] = 0;
     w->inode_owner = q->inode_owner;
     w->uid = q->uid;
     w->at = q->at;
@@ -67,6 +83,13 @@ int match(struct bpf_raw_tracepoint_args *ctx)
     w->exact = w->forced = 0;
     __builtin_memset(&w->b, 0, sizeof(w->b));
     w->b.operation = q->operation;
+    if (w->header.flags & TABLE_ACTORS) {
+        executed(w, q->actor, q->actor_length);
+        executed(w, q->script, q->script_length);
+        w->state = CLIMBING;
+        sub_actors_(w);
+        w->at = q->at;
+    }
     if (q->class_ == CLASS_CAPABILITIES)
         return of_capability(w, q->capability) != 0;
     if (q->class_ == CLASS_NETWORK) {

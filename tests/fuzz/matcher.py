@@ -42,7 +42,7 @@ _TEST_RUN: Final = 10  # BPF_PROG_TEST_RUN
 _RAW_TRACEPOINT: Final = 17
 _ACTING: Final = 128
 """Longest path of an executable that is asked about."""
-_HEAD: Final = struct.Struct(f"=QQQIIIIIIIIIIHHHH16s{_ACTING}s")
+_HEAD: Final = struct.Struct(f"=QQQ12I4H16s{_ACTING}s{_ACTING}s{_ACTING}s")
 """`struct matcher_question` up to its text."""
 _SIZE: Final = _HEAD.size + STRING_LIMIT
 _SENT: Final = {Operation.CONNECT: Direction.SEND, Operation.SEND: Direction.SEND, Operation.BIND: Direction.BIND}
@@ -74,6 +74,7 @@ class Matcher:
         self.program = hook_loading.load_program("match", code, compiled.starts["match"], kind=_RAW_TRACEPOINT)
         self._maps = {name: Map(self._fds[name], name) for name in LsmEnforcer.maps}
         self._cells = Map(self._fds["patterns"], "patterns")
+        self._kept = [Map(self._fds[name], name) for name in ("lsm_actors", "lsm_texts")]
         self._memory = mmap.mmap(self._fds["matcher_questions"], -(-_SIZE // mmap.PAGESIZE) * mmap.PAGESIZE)
         self._attributes = ctypes.create_string_buffer(struct.pack("=II", self.program, 0), 80)
         self._encoder = LsmEnforcer("/nowhere")
@@ -106,7 +107,7 @@ class Matcher:
     def clear(self) -> None:
         """Empty the tables."""
         self._free = 1
-        for one in self._maps.values():
+        for one in (*self._maps.values(), *self._kept):
             one.clear()
 
     def stops(self, table: int, behaviour: Behaviour) -> bool:
@@ -132,46 +133,57 @@ def ident(text: str) -> int:
 def questions(table: int, behaviour: Behaviour) -> Iterator[bytes]:
     """What the hooks of `behaviour` ask, as `struct matcher_question`; the first that is answered with a stop ends it."""
     class_ = asked_as(behaviour.operation)
-    actor = (behaviour.parent or behaviour.executable) if class_ is Class.PROCESS else behaviour.executable
-    who = (ident(actor) if actor else 0, ident(behaviour.script) if behaviour.script else 0)
     if class_ is Class.NETWORK:
         where = address_number(behaviour.address)
         packed = bytes(16) if where is None else ipaddress.ip_address(behaviour.address).packed.ljust(16, b"\0")
         direction = _SENT.get(behaviour.operation, 0) if where is not None else 0
         if behaviour.operation in _OWN_PORT:
             direction = Direction.BIND
-        yield _HEAD.pack(
-            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, direction, behaviour.operation, 0, behaviour.tty, 0,
-            behaviour.family, behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port, packed, b"",
-        )  # fmt: skip
+        yield _head(table, behaviour, direction=direction, address=packed)
         return
     if behaviour.operation in _NOTHING:
-        yield _HEAD.pack(
-            table, *who, class_, behaviour.args[0], behaviour.owner, behaviour.uid, STRING_LIMIT, 0, behaviour.operation, 0,
-            behaviour.tty, 0, 0, 0, 0, 0, b"", b"",
-        )  # fmt: skip
+        yield _head(table, behaviour, access=behaviour.args[0])
         return
     if class_ is Class.CAPABILITIES:
-        number = CAPABILITIES.index(behaviour.detail)
-        yield _HEAD.pack(
-            table, *who, class_, 0, behaviour.owner, behaviour.uid, STRING_LIMIT, 0, behaviour.operation, number, behaviour.tty, 0,
-            0, 0, 0, 0, b"", b"",
-        )  # fmt: skip
+        yield _head(table, behaviour, capability=CAPABILITIES.index(behaviour.detail))
         return
     access = (
         behaviour.access if behaviour.operation is Operation.OPEN else _CHANGED.get(behaviour.operation, Access.EXEC)
     )
-    acting = behaviour.executable.encode("utf-8", "surrogateescape") if class_ is Class.PROCESS else b""
     for path in (behaviour.resource, behaviour.resource2):
-        text = path.encode("utf-8", "surrogateescape")
+        text = _bytes(path)
         if text:
-            head = _HEAD.pack(
-                table, *who, class_, access, behaviour.owner, behaviour.uid, STRING_LIMIT - len(text), 0, behaviour.operation, 0,
-                behaviour.tty, len(acting), 0, 0, 0, 0, b"", acting.rjust(_ACTING, b"\0"),
-            )  # fmt: skip
-            yield head + text.rjust(STRING_LIMIT, b"\0")
+            yield _head(table, behaviour, access=access, length=len(text)) + text.rjust(STRING_LIMIT, b"\0")
         if behaviour.operation is Operation.RENAME:
             access = Access.CREATE
+
+
+def _head(
+    table: int, behaviour: Behaviour, *, access: int = 0, length: int = 0, direction: int = 0, capability: int = 0,
+    address: bytes = b"",
+) -> bytes:  # fmt: skip
+    class_ = asked_as(behaviour.operation)
+    actor = (behaviour.parent or behaviour.executable) if class_ is Class.PROCESS else behaviour.executable
+    texts = [_bytes(behaviour.executable) if class_ is Class.PROCESS else b"", _bytes(actor), _bytes(behaviour.script)]
+    socket = (0, 0, 0, 0)
+    if class_ is Class.NETWORK:
+        socket = (behaviour.family, behaviour.socket_type & 0xF, behaviour.protocol, behaviour.port)
+    return _HEAD.pack(
+        table, ident(actor) if actor else 0, ident(behaviour.script) if behaviour.script else 0, class_, access, behaviour.owner,
+        behaviour.uid, STRING_LIMIT - length, direction, behaviour.operation, capability, behaviour.tty, *map(len, texts), *socket,
+        address, *(text.rjust(_ACTING, b"\0") for text in texts),
+    )  # fmt: skip
+
+
+def forgotten(question: bytes) -> bytes:
+    """`question` without the texts of who acts."""
+    fields = list(_HEAD.unpack_from(question))
+    fields[14] = fields[13] = 0
+    return _HEAD.pack(*fields) + question[_HEAD.size :]
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def compile_matcher() -> Compiled:

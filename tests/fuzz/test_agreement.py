@@ -15,10 +15,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import agreement
-from matcher import Matcher, compile_matcher
+from matcher import Matcher, compile_matcher, forgotten, questions
 
+from enforcers.bpf_lsm import LsmEnforcer
+from schemas.behaviour import Behaviour
+from schemas.enforcement import PathRule, ScopePlan
 from schemas.errors import MissingDependency, PermissionMissing
-from schemas.operations import Backend, Operation
+from schemas.operations import Access, Backend, Class, Operation
+from schemas.verdict import Action, RuleRef
 
 pytestmark = pytest.mark.kernel
 PAIRS = 20_000
@@ -48,6 +52,36 @@ def test_they_agree_on_generated_pairs(matcher: Matcher) -> None:
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_what_once_differed(matcher: Matcher, path: Path) -> None:
     assert agreement.Both(matcher).disagreement(json.loads(path.read_text())) == ""
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_who_is_not_known_any_more_is_anybody_of_a_rule_or_nobody(
+    matcher: Matcher, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """A script whose path the hooks have forgotten: nothing that runs can tell it."""
+    monkeypatch.setattr(matcher, "_encoder", LsmEnforcer("/nowhere", closed=closed))
+
+    def rule(path: str, action: Action) -> PathRule:
+        return PathRule(
+            cls=Class.FILE, match="path", value=path, source="/opt/*", source_match="pattern", action=action, ref=RuleRef("p")
+        )  # fmt: skip
+
+    scope = ScopePlan(uid="u", cgroups=(1,), paths=(rule("/secret", Action.BLOCK), rule("/free", Action.ALLOW)))
+    matcher.clear()
+    matcher.fill(1, scope)
+
+    def stops(path: str, script: str, known: bool) -> bool:
+        behaviour = Behaviour(
+            operation=Operation.OPEN, access=Access.READ, resource=path, executable="/bin/sh", script=script
+        )
+        (asked,) = questions(1, behaviour)
+        return matcher.ask(asked if known else forgotten(asked))
+
+    assert stops("/secret", "/srv/script", known=False) is closed
+    assert not stops("/free", "/srv/script", known=False)
+    assert not stops("/secret", "/srv/other", known=True)
+    assert stops("/secret", "/opt/script", known=True)
+    assert stops("/secret", "/opt/script", known=False), "it was heard of"
 
 
 def test_a_disagreement_is_found_and_cut_down(matcher: Matcher) -> None:

@@ -188,8 +188,16 @@ def test_posture_block_is_left_to_the_judge_when_the_list_is_not_complete() -> N
     assert [(one.code, one.reason) for one in refused] == [OTHER_FAMILIES]
     spec["network"]["matchProtocols"].append({"protocol": "udp", "fromSource": [{"dir": "/usr/"}]})
     plan, refused = planned(spec, network="block")
+    assert plan.posture == ((Class.NETWORK, Action.BLOCK),)
+    assert [(one.protocol, one.source_match, one.source) for one in plan.network if one.source] == [
+        ("udp", "directory", "/usr/")
+    ] * 2
+    spec = {"action": "Allow", "process": {"matchPaths": [{"path": "/bin/a"}]}}
+    assert planned(spec, file="block")[0].posture == ((Class.PROCESS, Action.BLOCK),)
+    spec["process"]["matchPaths"].append({"path": "/bin/b", "allowedArgs": ["-l"]})
+    plan, refused = planned(spec, file="block")
     assert plan.posture == ()
-    assert any("posture block of network" in refusal.reason for refusal in refused)
+    assert any("posture block of process" in refusal.reason for refusal in refused)
 
 
 @pytest.mark.parametrize("word", ["all", "raw", "stream", "dgram", "seqpacket", "tcp", "udp", "icmp"])

@@ -194,7 +194,7 @@ def test_a_host_rule_is_held_in_chosen_cgroups_only() -> None:
     ("spec", "why"),
     [
         ({"network": {"matchDNSQueries": [{"domain": "x.org"}]}}, "names are read from packets"),
-        (files({"path": "/srv/a", "fromSource": [{"dir": "/usr/bin/"}]}), "is matched in userspace"),
+        ({"process": {"matchPaths": [{"path": "/srv/a", "allowedArgs": ["-l"]}]}}, "arguments"),
     ],
 )
 def test_a_block_that_nothing_will_ever_hold_is_a_warning(spec: dict[str, Any], why: str) -> None:
@@ -203,6 +203,13 @@ def test_a_block_that_nothing_will_ever_hold_is_a_warning(spec: dict[str, Any], 
     assert found.level == "warning"
     assert "no backend can enforce it" in found.message
     assert why in found.message
+
+
+def test_a_block_of_sources_that_only_the_hooks_know_is_a_note() -> None:
+    found = unheld(files({"path": "/srv/a", "fromSource": [{"dir": "/usr/bin/"}]}), annotations=SIGNAL)
+    assert found is not None
+    assert found.level == "note"
+    assert "bpf-lsm could enforce it" in found.message
 
 
 @pytest.mark.parametrize("annotations", [{}, SIGNAL])

@@ -23,7 +23,7 @@ from policy.rules.specificity import rank
 from policy.rules.visibility import Visibility
 from policy.ruleset import Scope
 from schemas.behaviour import Behaviour
-from schemas.enforcement import PathRule
+from schemas.enforcement import NetworkRule, PathRule
 from schemas.identity import Identity, Kind
 from schemas.operations import Access, Backend, Class, Operation
 from schemas.rules import Match, Policy, PolicyKey, Rule, Selection, Source, SourceKind, Target
@@ -110,6 +110,11 @@ def source_holds(source: Source, actor: str) -> bool:
     if source.kind is SourceKind.PATTERN:
         return matches_glob(source.value, actor)
     return actor.startswith(source.value) and (source.recursive or "/" not in actor[len(source.value) :])
+
+
+def acts_by(rule: PathRule | NetworkRule, actor: str) -> bool:
+    kind = SourceKind.DIRECTORY if rule.source_match.startswith("directory") else SourceKind(rule.source_match)
+    return not rule.source or source_holds(Source(kind, rule.source, rule.source_match.endswith("recursive")), actor)
 
 
 def resource_holds(rule: Rule, path: str) -> bool:
@@ -286,7 +291,7 @@ def planned(rules: tuple[PathRule, ...], behaviour: Behaviour) -> str | None:
         match = Match.DIRECTORY if rule.match.startswith("directory") else Match(rule.match)
         key = PolicyKey("", "", "")
         same = Rule(key=key, index=0, position="", class_=rule.cls, match=match, value=rule.value, recursive=rule.match.endswith("recursive"), action=rule.action)  # fmt: skip
-        if rule.cls is not class_ or not resource_holds(same, behaviour.resource) or rule.source not in ("", actor):
+        if rule.cls is not class_ or not resource_holds(same, behaviour.resource) or not acts_by(rule, actor):
             continue
         changes = behaviour.operation is Operation.UNLINK or (class_ is Class.FILE and Access.WRITE in behaviour.access)
         if rule.limited:
@@ -363,7 +368,7 @@ def test_network_plans_never_deny_what_the_judge_allows(
     asked = words(*socket)
     done = dict(plan.posture).get(Class.NETWORK, Action.ALLOW)
     for rule in plan.network:
-        if rule.direction == "egress" and rule.protocol in asked and rule.source in ("", actor):
+        if rule.direction == "egress" and rule.protocol in asked and acts_by(rule, actor):
             done = rule.action
             break
     behaviour = Behaviour(operation=Operation.SOCKET, family=socket[0], socket_type=socket[1], protocol=socket[2], executable=actor)  # fmt: skip
