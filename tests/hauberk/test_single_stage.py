@@ -222,6 +222,8 @@ def test_a_node_names_less_while_its_processor_is_behind(parts: Any, eventually:
     processor = parts.started["processor"].process
     eventually(reported)
     processor.send_signal(signal.SIGSTOP)
+    # Until its last thread has stopped it reads.
+    os.waitid(os.P_PID, processor.pid, os.WSTOPPED | os.WNOWAIT)
     try:
         parts.workload.touch(["unread"])
         eventually(lambda: spared(parts) > 0, 25)

@@ -248,6 +248,8 @@ async def test_the_last_message_is_not_left_in_a_dead_servers_socket(bus, server
     await until(lambda: server.ids() == [1])
     assert server.process is not None
     os.kill(server.process.pid, signal.SIGSTOP)
+    # Until its last thread has stopped it reads.
+    os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
     await publish(make.alert(2))
     await until(lambda: delivery.stats.committed == 2)
     assert delivery.wait() < 6
