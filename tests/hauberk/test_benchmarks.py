@@ -17,10 +17,11 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
-APART = {"cluster", "hook", "kafka_alert", "kafka_memory", "recovery", "shares"}
-"""Groups that form, processes that are killed, an API server, container runtimes: half a minute each at any scale. `make bench` runs them; what those over
+APART = {"cluster", "hook", "kafka_alert", "kafka_memory", "lsm", "recovery", "shares"}
+"""Groups that form, processes that are killed, an API server, container runtimes, a booted kernel: half a minute each at any scale. `make bench` runs them; what those over
 Kafka measured lies in sizing.json."""
 KERNEL = {
+    "apply",
     "enforce",
     "flood",
     "hook",

@@ -38,6 +38,16 @@ guest.run(["sleep", "3600"], seconds=3600)
 """
 
 
+WORK = """
+import time
+for _ in range(7):
+    began = time.monotonic_ns()
+    for _ in range(200000):
+        pass
+    print(time.monotonic_ns() - began)
+"""
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("series", SOURCES if os.environ.get("HAUBERK_TEST_VM") == "all" else ("6.1",))
 def test_a_stock_kernel_finds_what_was_compiled_for_it(
@@ -66,6 +76,22 @@ def test_the_guest_sees_the_files_and_keeps_its_own_writes(
     assert running.run(["sh", "-c", f"echo told >{running.room}/word; exit 3"]) == (3, "")
     assert (running.room / "word").read_text() == "told\n"
     assert running.run(["sleep", "600"], seconds=1)[0] == -1
+
+
+@pytest.mark.skipif(os.environ.get("HAUBERK_TEST_VM") != "all", reason="boots a kernel: make test-vm")
+@pytest.mark.timeout(1800)
+def test_time_of_a_counted_guest_is_its_instructions(kernels: Callable[[str], Any]) -> None:
+    """The same work takes the same time, whatever else this machine does."""
+    from vmrig.machine import Guest
+
+    running = Guest(kernels("6.1"), template=False, counted=True)
+    try:
+        status, said = running.run([PYTHON, "-S", "-c", WORK], seconds=600)
+    finally:
+        running.off()
+    assert status == 0, said
+    took = [int(word) for word in said.split()]
+    assert max(took) < 1.02 * min(took), took
 
 
 @pytest.mark.timeout(1800)

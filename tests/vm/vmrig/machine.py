@@ -61,15 +61,18 @@ class Guest:
     """A running guest. `run` and `lines` ask it for something; `off` ends it."""
 
     _parameters = ""
+    _counted = False
 
-    def __init__(self, kernel: Kernel, *, template: bool = True, parameters: str = "") -> None:
-        """Boots, or thaws a template (made first when there is none). `parameters`: more on the kernel's command line, which needs a
+    def __init__(self, kernel: Kernel, *, template: bool = True, parameters: str = "", counted: bool = False) -> None:
+        """Boots, or thaws a template (made first when there is none). `parameters`: more on the kernel's command line; `counted`: one
+        processor, whose clock goes on by a nanosecond with each instruction, so that a time is a number of instructions. Both need a
         boot. Raises GuestFailed, NoPackage."""
-        assert template is False or not parameters
+        assert template is False or not (parameters or counted)
         if (reason := why_not()) is not None:
             raise NoPackage(reason)
         self.kernel = kernel
         self._parameters = parameters
+        self._counted = counted
         self.place = Path(tempfile.mkdtemp(prefix="hauberk-vm-"))
         self.room = self.place / "room"
         """A directory that the host and the guest see under the same path, and both may write."""
@@ -125,8 +128,10 @@ class Guest:
     def _words(self, memory: str = "", more: Sequence[str] = ()) -> list[str]:
         kernel, place = self.kernel, self.place
         share = "local,security_model=none,multidevs=remap"
+        # What counts instructions takes one thread for all processors (qemu, docs/devel/tcg-icount.rst).
+        how = ["single", "1", "-icount", "shift=0"] if self._counted else ["multi", str(PROCESSORS)]
         words = [
-            PROGRAM, "-M", "pc", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", str(PROCESSORS),
+            PROGRAM, "-M", "pc", "-accel", f"tcg,thread={how[0]},tb-size=256", "-cpu", "max", "-smp", *how[1:],
             "-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(kernel.image), "-initrd", str(initramfs(kernel)), "-append", f"{_APPEND} {self._parameters}",
             "-chardev", f"file,id=console,path={place}/console", "-serial", "chardev:console",
