@@ -12,11 +12,12 @@ from vmrig.kernels import SOURCES
 from vmrig.machine import CHECKOUT
 
 CHOSEN = {
-    "6.1": ("enforcers/test_bpf_lsm", "enforcers/test_lsm_hooks", "enforcers/test_lsm_shadow"),
-    "6.12": ("enforcers/test_apparmor", "enforcers/test_lsm_capabilities"),
+    "6.1": ("kernel/test_bpf", "enforcers/test_bpf_lsm", "enforcers/test_lsm_hooks", "enforcers/test_lsm_shadow"),
+    "6.12": ("kernel/test_bpf", "enforcers/test_apparmor", "enforcers/test_lsm_capabilities"),
 }
 """What skips on most machines that run this, the backends of security modules, in one kernel each: a load of the hooks alone takes a
-minute of processor time there. The attacks, births, host policies, mixed fleets and programs of functions are with `make test-vm`: to
+minute of processor time there. Of `kernel/` the file about bpf(2) alone: a load of the sensor's programs would take a minute more. The rest
+of it, the attacks, births, host policies, mixed fleets and programs of functions are with `make test-vm`: to
 attach and detach some 280 functions has stopped an emulated 6.12 once (rcu_tasks_rude and the workers of a processor hung)."""
 EVERYTHING = tuple(
     str(path.relative_to(CHECKOUT))
