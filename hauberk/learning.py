@@ -89,20 +89,30 @@ def _after(learning: ProgressLine, before: int) -> Done:
 
 def selectable(sizes: Iterable[tuple[Identity, int]]) -> tuple[list[tuple[Identity, int]], str]:
     """Those that a policy can be for, and a sentence on the others: a container in a namespace that Kubernetes refuses. Whoever starts one by
-    hand chooses its labels, and with them that; it must not stop the learning of all others."""
+    hand chooses its labels, and with them that; it must not stop the learning of all others. Or one without a namespace, as a cgroup that is
+    named like a container's has while no runtime tells of it."""
     kept: list[tuple[Identity, int]] = []
     out: list[str] = []
+    nowhere = 0
     fits: dict[str, bool] = {}
     for identity, rows in sizes:
         if identity.kind is Kind.CONTAINER and not fits.setdefault(identity.namespace, _fits(identity.namespace)):
-            out.append(identity.namespace)
+            if identity.namespace:
+                out.append(identity.namespace)
+            else:
+                nowhere += 1
         else:
             kept.append((identity, rows))
-    if not out:
-        return kept, ""
-    are = "container is in a namespace" if len(out) == 1 else "containers are in namespaces"
-    have = "has" if len(out) == 1 else "have"
-    return kept, f"{len(out)} {are} that Kubernetes refuses (`{printable(shortened(min(out)))}`), and {have} no policy"
+    said = []
+    if nowhere:
+        has = "container has" if nowhere == 1 else "containers have"
+        said.append(f"{nowhere} {has} no namespace that is known, and no policy")
+    if out:
+        are = "container is in a namespace" if len(out) == 1 else "containers are in namespaces"
+        have = "has" if len(out) == 1 else "have"
+        name = printable(shortened(min(out)))
+        said.append(f"{len(out)} {are} that Kubernetes refuses (`{name}`), and {have} no policy")
+    return kept, "; ".join(said)
 
 
 def _fits(namespace: str) -> bool:

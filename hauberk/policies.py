@@ -205,7 +205,7 @@ def explain(given: argparse.Namespace) -> int:
         for entry in rules:
             for name, why in entry.backends.items():
                 if why is not None and not (entry.unseen and why in entry.unseen):
-                    missing = " (not in this version)" if name in entry.not_in_this_version else ""
+                    missing = " (off by default)" if name in entry.not_in_this_version else ""
                     print(f"  {entry.rule.policy} {entry.rule.position}: {name}{missing}: {why}")
         for name, note in dict.fromkeys((entry.rule.policy, entry.note) for entry in rules if entry.note):
             print(f"  {name}: {note}")

@@ -149,7 +149,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
         settings = beside_another(settings, loaded)
     documents = read(given.filename, False, quiet=True) if given.filename else []
     prepare(state)
-    if not given.quiet:
+    if not given.quiet and "console" not in map(_kind, settings.sinks):
         console = {"type": "console", "name": "live", "form": given.output}
         settings = msgspec.structs.replace(settings, sinks=[*settings.sinks, msgspec.convert(console, _sink_type())])
     over = asyncio.Event()

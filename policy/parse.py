@@ -81,7 +81,13 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
 
 def _decode(text: str | bytes, report: Report) -> str | None:
     if len(text) > SIZE:
-        report.add(codes.TOO_LARGE, f"{len(text)} bytes; at most {SIZE} are read", line=1, column=1)
+        report.add(
+            codes.TOO_LARGE,
+            f"{len(text)} bytes; at most {SIZE} are read",
+            line=1,
+            column=1,
+            suggestion="split it into several",
+        )
         return None
     try:
         if isinstance(text, bytes):
@@ -91,7 +97,13 @@ def _decode(text: str | bytes, report: Report) -> str | None:
     except UnicodeDecodeError as error:
         before = bytes(text[: error.start]) if isinstance(text, bytes) else b""
         line = before.count(b"\n") + 1
-        report.add(codes.NOT_TEXT, f"byte {error.start} is not UTF-8 text", line=line, column=1)
+        report.add(
+            codes.NOT_TEXT,
+            f"byte {error.start} is not UTF-8 text",
+            line=line,
+            column=1,
+            suggestion="name a file of text, saved as UTF-8",
+        )
     except UnicodeEncodeError as error:
         report.add(codes.NOT_TEXT, f"character {error.start} is half of a surrogate pair", line=1, column=1)
     return None

@@ -133,7 +133,9 @@ def path_or_directory(text: str, say: Say) -> None:
 
 
 def _plausible(text: str, say: Say) -> None:
-    if ".." in text.split("/"):
+    if "\0" in text:
+        say(codes.NEVER, f"`{text}` holds a NUL byte, which no name does", suggestion="remove `\\0`")
+    elif ".." in text.split("/"):
         say(
             codes.NEVER,
             f"`{text}` holds `..`, which no path that the kernel reports does",

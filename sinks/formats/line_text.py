@@ -7,7 +7,6 @@ Neighbours: `sinks.console` writes it, the CLI's `logs` may use it too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,22 +21,19 @@ _FIRST: Final = (
 )  # fmt: skip
 _HEADER: Final = frozenset({"Timestamp", "UpdatedTime"})
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""C0, DEL, C1 (ANSI escapes begin there) and the bidirectional overrides."""
-
 _COLOURS: Final = {"Block": "31;1", "Audit": "33", "Allow": "32"}
 
 
 def printable(text: str) -> str:
-    """`text` with everything a terminal would act on written as `\\xNN` or `\\uNNNN`."""
-    if text.isprintable():
-        return text
-    return _CONTROL.sub(_escape, text)
+    """`text` with everything that a terminal would act on or show as nothing written as `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def block(item: Log) -> str:

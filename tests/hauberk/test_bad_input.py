@@ -192,6 +192,17 @@ def test_a_broken_recording(hauberk: Any, change: Callable[[bytes], bytes], part
     refused(hauberk("up", "-q", "--replay", "broken.hbrk", "--speed", "0"), 2, "broken.hbrk", *parts)
 
 
+def test_alerts_are_shown_once_where_the_settings_have_a_console_too(hauberk: Any) -> None:
+    shown = [
+        hauberk("up", "--replay", str(RECORDING), "--speed", "0", "-f", POLICY, HAUBERK__SINKS=sinks)
+        for sinks in ("[]", '[{"type": "console"}]')
+    ]
+    assert shown[0].stdout.count("Audit") > 0
+    assert [one.stderr.count("alerts below") for one in shown] == [1, 1]
+    first, second = ([line[len("00:00:00.000") :] for line in one.stdout.splitlines()] for one in shown)
+    assert first == second
+
+
 def test_damaged_blocks_can_be_left_out(hauberk: Any) -> None:
     (hauberk.home / "broken.hbrk").write_bytes(_damaged(RECORDING.read_bytes()))
     done = hauberk("up", "-q", "--replay", "broken.hbrk", "--speed", "0", "--skip-damaged")

@@ -73,6 +73,8 @@ def test_explain_marks_what_this_version_does_not_have(hauberk: Any) -> None:
     assert rows["spec.network.matchProtocols[0]"] == ["later", "no", "yes", "no"]
     assert "no node uses bpf-lsm or apparmor unless `enforcement.backends` names it" in done.stdout
     assert "host_cgroups" not in done.stdout
+    assert ": apparmor (off by default): " in done.stdout
+    assert "not in this version" not in done.stdout
     first = json.loads(hauberk("policy", "explain", "-f", "demo.yaml", "-o", "json").stdout)[0]
     assert first["not_in_this_version"] == ["bpf-lsm", "apparmor"]
     assert first["note"] == ""

@@ -102,6 +102,13 @@ async def test_a_workload_cannot_write_to_the_terminal(make, form):
     assert "/tmp/\\x1b[2J\\x9b1m\\x0d\\x0a\\u202eexe" in text
 
 
+@pytest.mark.parametrize("form", ["line", "text"])
+async def test_a_workload_cannot_hide_part_of_a_name(make, form):
+    """As `hauberk get` shows them: line ends of Unicode, letters of no width, tags."""
+    text = await shown(make, form, Resource="/tmp/a\u2028b\u200bc\ufeffd\U000e0021")
+    assert r"/tmp/a\u2028b\u200bc\ufeffd\U000e0021" in text
+
+
 def test_ordinary_text_of_any_language_is_left_alone():
     assert line_text.printable("/home/żółw/数据") == "/home/żółw/数据"
 
