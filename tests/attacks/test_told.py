@@ -28,7 +28,9 @@ spec:
   process:
     matchPaths: [{{path: {home}/backup.sh}}, {{execname: other.sh}}]
     matchDirectories: [{{dir: {home}/noexec/, recursive: true}}]
-  file: {{matchPaths: [{{path: {home}/ro, readOnly: true}}, {{path: {home}/precious}}]}}
+  file:
+    matchPaths: [{{path: {home}/ro, readOnly: true}}, {{path: {home}/precious}}]
+    matchDirectories: [{{dir: {home}/shut/}}]
   action: Block
 ---
 apiVersion: security.kubearmor.com/v1
@@ -57,6 +59,7 @@ def attacked(
 ) -> Any:
     home = Path(os.path.realpath(tmp_path_factory.mktemp("told")))
     (home / "noexec").mkdir()
+    (home / "shut").mkdir()
     (home / "bin").mkdir()
     for name in ("backup.sh", "other.sh", "noexec/deep.sh"):
         script(home / name, "echo ran")
@@ -65,6 +68,7 @@ def attacked(
     for name in ("ro", "precious", "secret"):
         (home / name).write_text("text")
     shutil.copy("/bin/true", home / "tool")
+    shutil.copy("/bin/true", home / "noexec/tool")
     shutil.copy("/bin/true", home / "bin/busybox")
     (home / "bin/cat").symlink_to("busybox")
     node = make_node(POLICIES.format(home=home), make_container("box"), make_container("glass"))
@@ -92,6 +96,30 @@ def test_a_script_that_the_kernel_forgets(attacked: Any, build: Callable[[str], 
     """Its path is not known then, and an enforced scope stops what it does not know (`fail closed`)."""
     done = attacked.containers["box"].run(build("script_after_ring"), str(attacked.files / "innocent"))
     assert (done.returncode, done.stdout) == (-9, "")
+
+
+LOADERS = [path for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1") if os.path.exists(path)]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [*((loader, "noexec/tool") for loader in LOADERS[:1]), ("/bin/sh", "backup.sh")]
+)
+@pytest.mark.attack(
+    "Blocked program run by the loader (`ld.so PROGRAM`), or blocked script by its interpreter", "not held", by="signal"
+)
+def test_a_program_that_another_runs(attacked: Any, way: str, name: str) -> None:
+    """Nobody executes it then: it is a file that the loader, or the interpreter, reads. A rule on files holds, and the other program is told."""
+    box = attacked.containers["box"]
+    assert box.run(str(attacked.files / name)).returncode == -9
+    assert box.run(way, str(attacked.files / name)).returncode == 0
+
+
+@pytest.mark.attack("File that bind(2) of a Unix socket makes in a blocked directory", "not held", by="signal")
+def test_a_socket_as_a_file(attacked: Any) -> None:
+    code = f"import socket; socket.socket(socket.AF_UNIX).bind('{attacked.files}/shut/made')"
+    assert attacked.containers["box"].run(sys.executable, "-S", "-c", code).returncode == 0
+    assert (attacked.files / "shut/made").is_socket()
+    assert attacked.containers["box"].run("touch", f"{attacked.files}/shut/other").returncode == -9
 
 
 @pytest.mark.attack("Write to a readOnly file by an openat2 whose flags another thread changes", "held", by="signal")

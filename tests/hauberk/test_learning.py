@@ -17,6 +17,7 @@ import pytest
 
 import hauberk.learning
 from policy.learn.learner import LearnSettings
+from schemas.identity import Identity, Kind
 
 LARGE = 1 << 20
 """Bytes of an answer: more than a pipe takes, so that who writes it waits for who reads it."""
@@ -126,3 +127,16 @@ def test_more_parts_than_a_pipe_holds_numbers(monkeypatch: pytest.MonkeyPatch) -
     parts = [frozenset({("n", str(number))}) for number in range(10)]
     answers = dict(hauberk.learning._children(parts, 2, lambda _: iter(()), LearnSettings(), False))
     assert sorted(answers) == list(range(10))
+
+
+def test_containers_without_a_namespace_are_told_as_that() -> None:
+    """A cgroup named like a container's that no runtime knew; its namespace is not one that Kubernetes refuses."""
+    named, unknown, refused = (
+        (Identity(kind=Kind.CONTAINER, node="n1", uid=name, container_name=name, namespace=name), 1)
+        for name in ("shop", "", "<")
+    )
+    assert hauberk.learning.selectable([named, unknown, refused]) == (
+        [named],
+        "1 container has no namespace that is known, and no policy; "
+        "1 container is in a namespace that Kubernetes refuses (`<`), and has no policy",
+    )

@@ -359,17 +359,6 @@ def test_a_namespace_that_no_policy_can_name_hides_nobody_else(store, make, insi
     ]
 
 
-def test_containers_without_a_namespace_are_told_as_that(store, make, inside):
-    """A cgroup named like a container's that no runtime knew."""
-    found = [make.summary(0, identity=make.identity(name, namespace=name * n)) for n, name in enumerate(("a", "<"))]
-    store.apply([make.summary(0), *found], [])
-    told = inside()
-    assert [one.text for one in one_of(Remark, told)] == [
-        "1 container has no namespace that is known, and no policy; "
-        "1 container is in a namespace that Kubernetes refuses (`<`), and has no policy"
-    ]
-
-
 def test_a_workload_that_cannot_be_learnt_hides_nobody_else(store, make, inside, monkeypatch):
     monkeypatch.setattr("hauberk.learning.ROWS", 1)
     other = make.identity("other", container_name="cart", owner=Owner("Deployment", "cart", "shop"))
