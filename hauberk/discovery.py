@@ -18,7 +18,7 @@ from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.network_discovery import when
 from hauberk.output import as_json, printable, table
 from hauberk.progress_line import ProgressLine
-from hauberk.written_policies import expect_directory, write_policies, yaml_text
+from hauberk.written_policies import comment, expect_directory, write_policies, yaml_text
 from schemas.errors import PolicyError, SettingsError
 from schemas.identity import Kind
 from schemas.operations import Class
@@ -256,18 +256,6 @@ async def _policies(bus: Bus) -> list[tuple[bytes, Any]]:
 
     told = [(key, record.value) for key, record in (await bus.latest(POLICIES)).items() if record.value is not None]
     return readable(told, lambda one: (one[0], from_json(one[1])), "policies")
-
-
-def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
-    """The line above a policy. `others`: whom it selects that nothing was seen of."""
-    also = f" It selects {', '.join(others)} too, of which nothing was seen." if others else ""
-    free = [name for name in ("process", "file", "network") if name not in one.body["spec"]]
-    if free:
-        also += f" Without a rule for {' or '.join(free)} it restricts none of that{'; --isolate does' * (free == ['network'])}."
-    return (
-        f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
-        f"{one.completeness.sentence()}.{also}"
-    )
 
 
 def _merged(

@@ -198,8 +198,8 @@ class Worker:
                 names.append(said)
 
     def _found(self, one: LearntPolicy) -> FoundWorkload:
-        from hauberk.discovery import comment, rule_text
-        from hauberk.written_policies import yaml_text
+        from hauberk.discovery import rule_text
+        from hauberk.written_policies import comment, yaml_text
 
         newest = max(one.rules, key=lambda rule: rule.evidence.first, default=None)
         known = one.completeness

@@ -5,11 +5,27 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hauberk.output import as_json, as_yaml, printable
 from schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from policy.learn.learner import LearntPolicy
+
+
+def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
+    """The line above a learnt policy. `others`: whom it selects that nothing was seen of."""
+    also = f" It selects {', '.join(others)} too, of which nothing was seen." if others else ""
+    free = [name for name in ("process", "file", "network") if name not in one.body["spec"]]
+    if free:
+        also += f" Without a rule for {' or '.join(free)} it restricts none of that{'; --isolate does' * (free == ['network'])}."
+    return (
+        f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
+        f"{one.completeness.sentence()}.{also}"
+    )
 
 
 def yaml_text(body: dict[str, Any], comment: str) -> str:

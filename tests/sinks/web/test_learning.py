@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bus.contract import Record
-from hauberk import discovery
+from hauberk import discovery, written_policies
 from hauberk.learner_process import LearnerProcess, Task, bounded
 from hauberk.learner_worker import Worker
 from kernel.machine import Machine
@@ -230,7 +230,9 @@ def test_it_learns_what_discover_learns(store, make, inside, tmp_path):
         one for kinds in (("container",), ("host", "node"))
         for one in learn(discovery.stored(str(tmp_path / "summary.db"), Query(kinds=kinds), None))
     ]  # fmt: skip
-    assert [one.sheet.yaml for one in some] == [discovery.yaml_text(one.body, discovery.comment(one)) for one in wanted]
+    assert [one.sheet.yaml for one in some] == [
+        written_policies.yaml_text(one.body, written_policies.comment(one)) for one in wanted
+    ]
     web, ssh = some
     assert (web.line.label, web.line.workloads, web.line.instances, web.line.behaviours) == (
         "shop/web/web",
