@@ -35,7 +35,7 @@ _TOO_MANY: Final = Cause(
 )
 
 
-class Actors:
+class ActorMachine:
     """The sources of a scope's rules. `cells`: the machine, empty when there is none; `problem`: why these rules cannot be held."""
 
     def __init__(self, paths: Sequence[PathRule], network: Sequence[NetworkRule]) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from enforcers import above, machines, networks, paths
-from enforcers.actors import Actors
+from enforcers.actors import ActorMachine
 from enforcers.contract import Entries, Everywhere, Ident, TablePart
 from kernel.btf import VMLINUX
 from kernel.features import locked_down
@@ -104,7 +104,7 @@ class LsmEnforcer(Everywhere):
         return _in_shadow(part, scope) if self._shadow and part.flags else part
 
     def _encode(self, scope: ScopePlan, ident: Ident) -> TablePart:
-        actors = Actors(scope.paths, scope.network)
+        actors = ActorMachine(scope.paths, scope.network)
         entries, cells, refused, holes = self._paths(scope, ident, actors)
         peers, not_peers, net_holes = networks.encode(
             scope.network, ident, self.backend, scope.uid, every_family=True, actors=actors
@@ -180,7 +180,7 @@ class LsmEnforcer(Everywhere):
         )  # fmt: skip
 
     def _paths(
-        self, scope: ScopePlan, ident: Ident, actors: Actors
+        self, scope: ScopePlan, ident: Ident, actors: ActorMachine
     ) -> tuple[Entries, bytes, tuple[Refusal, ...], set[Class]]:
         """Entries and machine of the rules on paths, capabilities and presets; refusals; classes without an Allow rule of theirs."""
         rules = list(enumerate(scope.paths))

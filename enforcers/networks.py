@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from enforcers.actors import Actors
+from enforcers.actors import ActorMachine
 from enforcers.contract import Entries, Ident
 from enforcers.paths import ACTIONS
 from schemas.enforcement import NetworkRule, Refusal
@@ -64,7 +64,7 @@ def encode(
     uid: str,
     *,
     every_family: bool = False,
-    actors: Actors | None = None,
+    actors: ActorMachine | None = None,
 ) -> tuple[Entries, tuple[Refusal, ...], set[Direction]]:
     """Entries with table id 0; refusals; questions in which a rule that frees is missing, so that no posture must be held.
     `every_family`: who asks sees sockets of all families, not the internet's alone. `actors`: it knows executables by directories and
@@ -106,13 +106,13 @@ def encode(
     return tuple(entries.items()), tuple(refused), holes
 
 
-def _source(rule: NetworkRule, actors: Actors | None) -> Cause | None:
+def _source(rule: NetworkRule, actors: ActorMachine | None) -> Cause | None:
     if not rule.many:
         return None
     return _MANY if actors is None else actors.problem
 
 
-def _sources(rule: NetworkRule, ident: Ident, actors: Actors | None) -> tuple[int, ...]:
+def _sources(rule: NetworkRule, ident: Ident, actors: ActorMachine | None) -> tuple[int, ...]:
     if rule.many and actors is not None:
         return actors.numbers(rule)
     return (ident(rule.source) if rule.source else 0,)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from enforcers import actors
-from enforcers.actors import Actors
+from enforcers.actors import ActorMachine
 from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.cgroup import CgroupEnforcer
 from enforcers.encoding import Encoder
@@ -48,7 +48,7 @@ def walk(cells: bytes, path: str) -> int:
     return table[66 + state * stride]
 
 
-def said(found: Actors, rules: list[PathRule], path: str) -> tuple[int, int] | None:
+def said(found: ActorMachine, rules: list[PathRule], path: str) -> tuple[int, int] | None:
     """Action and number of the rule for `path`."""
     entries = dict(found.entries(list(enumerate(rules)), lambda _: (7, Class.FILE, RuleKind.EXACT)))
     value = entries.get(
@@ -59,7 +59,7 @@ def said(found: Actors, rules: list[PathRule], path: str) -> tuple[int, int] | N
 
 def test_of_several_sources_the_one_that_says_most_decides() -> None:
     rules = [rule("/usr/*/ssh*", Action.ALLOW), rule("/usr/bin/"), rule("/usr/", Action.ALLOW)]
-    found = Actors(rules, ())
+    found = ActorMachine(rules, ())
     assert said(found, rules, "/usr/bin/ssh") == (RuleAction.ALLOW, 0)
     assert said(found, rules, "/usr/bin/cat") == (RuleAction.BLOCK, 1)
     assert said(found, rules, "/usr/lib/x/y") == (RuleAction.ALLOW, 2)
@@ -69,10 +69,10 @@ def test_of_several_sources_the_one_that_says_most_decides() -> None:
 
 def test_who_is_not_known_is_denied_by_any_of_them() -> None:
     rules = [rule("/usr/*/ssh*", Action.ALLOW), rule("/usr/bin/", read_only=True), rule("/usr/")]
-    assert said(Actors(rules, ()), rules, "") == (RuleAction.BLOCK, 2)
+    assert said(ActorMachine(rules, ()), rules, "") == (RuleAction.BLOCK, 2)
     rules = [rule("/usr/*/ssh*", Action.ALLOW), rule("/usr/bin/", Action.ALLOW, owner_only=True)]
-    assert said(Actors(rules, ()), rules, "") == (RuleAction.ALLOW, 1)
-    assert said(Actors(rules[:1], ()), rules[:1], "") is None
+    assert said(ActorMachine(rules, ()), rules, "") == (RuleAction.ALLOW, 1)
+    assert said(ActorMachine(rules[:1], ()), rules[:1], "") is None
 
 
 def test_rules_that_say_as_much_all_hold() -> None:
@@ -81,7 +81,7 @@ def test_rules_that_say_as_much_all_hold() -> None:
     rules = [one, msgspec.structs.replace(other, source="/usr/?in/ssh*"), rule("/usr/")]
     rules[1] = msgspec.structs.replace(rules[1], source="/usr/*/?sh*")
     rules[0] = msgspec.structs.replace(rules[0], source="/usr/*/s?h*")
-    found = Actors(rules, ())
+    found = ActorMachine(rules, ())
     (value,) = [
         value for key, value in found.entries(list(enumerate(rules)), lambda _: (7, Class.FILE, RuleKind.EXACT))
         if RULE_KEY.struct.unpack(key)[2] == walk(found.cells, "/usr/bin/ssh")
@@ -95,7 +95,7 @@ def test_what_protects_the_nodes_programs_goes_before() -> None:
     made, refused = judged(scope)
     assert refused == ()
     assert any(one.source == "/usr/sbin/sshd" and one.ref.policy == PROTECTED for one in made.paths)
-    found = Actors(made.paths, made.network)
+    found = ActorMachine(made.paths, made.network)
     assert said(found, [scope.paths[0]], "/usr/sbin/tool") == (RuleAction.BLOCK, 0)
     assert said(found, [scope.paths[0]], "/usr/sbin/sshd") is None
 
