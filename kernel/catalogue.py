@@ -79,7 +79,12 @@ GUARDS: Final = (
     Guard("guard_connect6", CGROUP_SOCK_ADDR, 11, "connect(2) of an IPv6 socket"),
     Guard("guard_sendmsg4", CGROUP_SOCK_ADDR, 14, "a datagram to an IPv4 address"),
     Guard("guard_sendmsg6", CGROUP_SOCK_ADDR, 15, "a datagram to an IPv6 address"),
-    Guard("guard_egress", CGROUP_SKB, 1, "a packet of a socket whose sends ask nobody: raw, ping, SCTP"),
+    Guard(
+        "guard_egress",
+        CGROUP_SKB,
+        1,
+        "a packet of a socket whose sends ask nobody: raw, ping, SCTP; of any, one with a source route",
+    ),
 )
 
 LISTENERS: Final = (

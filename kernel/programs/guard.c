@@ -15,6 +15,7 @@ struct denial {
     u32 protocol;
     u32 connects; /* DIRECTION_SEND: by connect or as good as one */
     u32 packet;   /* 1: a packet is stopped. Its socket was asked for, and has a type that says nothing of it. */
+    u32 hidden;   /* 1: what the packet carries could not be found, so no rule on ports can be asked: it is stopped */
 };
 
 /* Whether the end of call `number` looks for what a guard noted; one that is not known (0) may. */
@@ -131,6 +132,8 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
     struct image *image = processes.lookup(&tgid);
     u64 source = image ? image->executable : 0;
     u8 number = protocol_of(d->type, d->protocol);
+    if (skb)
+        number = hidden(number);
     q->key.table = scope.table;
     q->key.prefix = NET_FIXED_BITS;
     /* Rules on packets have no such limit, and who sends them again may be any task. */
@@ -139,7 +142,7 @@ static __always_inline int guard(struct question *q, struct denial *d, u64 cgrou
     int denied = kind == ACTION_BLOCK || (kind == NO_OPINION && scope.flags & SCOPE_WHITELIST_NETWORK);
     if (!denied && d->direction) {
         q->key.prefix = NET_FIXED_BITS + (q->key.family == AF_INET_ ? 32 : 128);
-        denied = ask(q, d->direction, source, number, 0xf0 | (d->type & 0xf), port) == ACTION_BLOCK;
+        denied = ask(q, d->direction, source, number, 0xf0 | (d->type & 0xf), port) == ACTION_BLOCK || d->hidden;
     }
     if (!denied)
         return 1;
@@ -209,8 +212,41 @@ GUARD6(connect, DIRECTION_SEND, 1)
 GUARD4(sendmsg, DIRECTION_SEND, 0)
 GUARD6(sendmsg, DIRECTION_SEND, 0)
 
+#define EXTENSION_HEADERS 16 /* that are looked behind; what honest senders write has two or three */
+#define NEXT_ROUTING 43
+#define NEXT_FRAGMENT 44
+#define NEXT_AUTHENTICATION 51
+#define NEXT_OPTIONS 60 /* and 0, those of each hop */
+
+/* What an IPv6 packet carries behind its extension headers, and where; `after` is 0 when that begins in another fragment. 1 when that cannot
+ * be found: there are more of them than are looked behind, or one is cut. `part`: room for eight bytes. Strictly nothing that is known goes
+ * on into the next round, or out of the loop: the verifier would follow what comes then once for each. */
+static __always_inline u32 look_behind(void *skb, u8 *part, u32 *protocol, u32 *after)
+{
+    u64 next = *protocol, at = *after, more = 1;
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < EXTENSION_HEADERS; i++) {
+        at = hidden(at);
+        next = hidden(next) & 255;
+        more = next == 0 || next == NEXT_ROUTING || next == NEXT_FRAGMENT || next == NEXT_AUTHENTICATION || next == NEXT_OPTIONS;
+        if (!more || bpf_skb_load_bytes(skb, at, part, 8))
+            break;
+        if (next == NEXT_FRAGMENT)
+            at = part[2] | (part[3] & 0xf8) ? 0 : at + 8;
+        else
+            at += next == NEXT_AUTHENTICATION ? (part[1] + 2) * 4 : (part[1] + 1) * 8;
+        next = part[0];
+        if (!at)
+            break;
+    }
+    *protocol = next;
+    *after = at;
+    return more && at;
+}
+
 /* Packets of sockets that connect and send without asking: raw ones, ICMP's datagrams, SCTP. What the packet says counts, whatever
- * the socket says: a raw socket writes addresses, protocol and ports itself. In the sender's context: ip_finish_output. */
+ * the socket says: a raw socket writes addresses, protocol and ports itself. Of the others, packets with options: a source route (RFC 791,
+ * RFC 8754) has them go to another address first than the one that was asked about. In the sender's context: ip_finish_output. */
 int guard_egress(struct __sk_buff *skb)
 {
     struct bpf_sock *sk = skb->sk;
@@ -220,28 +256,36 @@ int guard_egress(struct __sk_buff *skb)
     if (!sk)
         return 1;
     u32 type = LOAD_SOCK(sk, type), protocol = LOAD_SOCK(sk, protocol);
-    if ((type == 1 && protocol != IPPROTO_SCTP_) || (type == 2 && (protocol == 17 || protocol == 136)))
-        return 1; /* asked already */
-    u8 head[40];
+    u32 asked = (type == 1 && protocol != IPPROTO_SCTP_) || (type == 2 && (protocol == 17 || protocol == 136));
+    u8 head[20]; /* no more than this: the stack is full */
     struct question q = {};
     struct denial d = {.direction = DIRECTION_SEND, .packet = 1};
-    u32 *address = (u32 *)q.key.address, after = 40;
+    u32 *address = (u32 *)q.key.address, after = 40, family = AF_INET_;
     if (bpf_skb_load_bytes(skb, 0, head, 20))
         return 1;
+    if (asked && (head[0] == 0x45 || (head[0] >> 4 == 6 && (head[6] == 6 || head[6] == 17 || head[6] == 136))))
+        return 1;
     if (head[0] >> 4 == 4) {
-        q.key.family = AF_INET_;
         d.protocol = head[9];
         __builtin_memcpy(address, head + 16, 4);
-        after = (head[0] & 15) * 4;
+        after = (head[6] & 0x1f) | head[7] ? 0 : (head[0] & 15) * 4;
     } else {
-        if (bpf_skb_load_bytes(skb, 0, head, 40))
+        if (bpf_skb_load_bytes(skb, 24, address, 16))
             return 1;
-        q.key.family = AF_INET6_;
+        family = AF_INET6_;
         d.protocol = head[6];
-        __builtin_memcpy(address, head + 24, 16);
+        d.hidden = look_behind(skb, head, &d.protocol, &after);
     }
-    u8 ports[4] = {};
-    if ((d.protocol == 6 || d.protocol == 17 || d.protocol == IPPROTO_SCTP_) && !bpf_skb_load_bytes(skb, after, ports, 4))
-        q.key.port = ports[2] << 8 | ports[3];
+    /* From here on both are one to the verifier, which has most to go through behind this. */
+    q.key.family = hidden(family);
+    d.protocol = hidden(d.protocol);
+    d.hidden = hidden(d.hidden);
+    after = hidden(after);
+#pragma unroll
+    for (int i = 1; i < 4; i++)
+        address[i] = hidden(address[i]);
+    if (after && (d.protocol == 6 || d.protocol == 17 || d.protocol == IPPROTO_SCTP_) && !bpf_skb_load_bytes(skb, after, head, 4))
+        q.key.port = head[2] << 8 | head[3];
+    q.key.port = hidden(q.key.port);
     return guard(&q, &d, bpf_skb_cgroup_id(skb), skb);
 }

@@ -3,15 +3,19 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/io_uring.h>
+#include <linux/ipv6.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -187,6 +191,50 @@ int main(int count, char **words)
         int s = socket(AF_INET, SOCK_RAW, 253);
         say("raw-connect", connect(s, (void *)&a, sizeof a));
         say("raw-sent-connected", send(s, "x", 1, 0));
+    } else if (IS("routed")) { // routed FINAL PORT VIA TYPE: options of the socket send its packets by VIA first
+        const char *via = words[4];
+        int six = strchr(ip, ':') != 0, s = socket(six ? AF_INET6 : AF_INET, atoi(words[5]), 0);
+        struct sockaddr_in6 b = v6(ip, port);
+        struct timeval soon = {0, 300000};
+        uint8_t loose[8] = {131, 7, 4}, segments[40] = {0, 4, 4, 1, 1}; // RFC 791, RFC 8754
+        inet_pton(AF_INET, via, loose + 3);
+        inet_pton(AF_INET6, ip, segments + 8);
+        inet_pton(AF_INET6, via, segments + 24);
+        b.sin6_flowinfo = 0;
+        setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &soon, sizeof soon);
+        if (six ? setsockopt(s, IPPROTO_IPV6, IPV6_RTHDR, segments, sizeof segments) : setsockopt(s, IPPROTO_IP, IP_OPTIONS, loose, sizeof loose))
+            say("option", -1);
+        else if (atoi(words[5]) == SOCK_STREAM)
+            say(word, connect(s, six ? (void *)&b : (void *)&a, six ? sizeof b : sizeof a));
+        else
+            say(word, sendto(s, "x", 1, 0, six ? (void *)&b : (void *)&a, six ? sizeof b : sizeof a));
+    } else if (IS("behind")) { // behind IP PORT HEADERS: a TCP segment behind so many empty extension headers, from a raw socket
+        unshare(CLONE_NEWNET); // where the address is its own: nothing leaves the machine
+        int headers = atoi(words[4]), s = socket(AF_INET6, SOCK_RAW, IPPROTO_RAW);
+        struct sockaddr_in6 b = v6(ip, 0);
+        b.sin6_flowinfo = 0;
+        struct ifreq up = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+        struct in6_ifreq own = {.ifr6_prefixlen = 128, .ifr6_ifindex = 1};
+        inet_pton(AF_INET6, ip, &own.ifr6_addr);
+        if (ioctl(s, SIOCSIFFLAGS, &up) || ioctl(s, SIOCSIFADDR, &own))
+            say("address", -1);
+        for (int tries = 0; tries < 5000 && bind(socket(AF_INET6, SOCK_DGRAM, 0), (void *)&b, sizeof b); tries++)
+            usleep(1000); // the address is usable a moment later; what is sent before is dropped unseen
+        uint8_t packet[40 + 64 * 8 + 20] = {0x60, [5] = headers * 8 + 20, [6] = headers ? 60 : 6, [7] = 64};
+        packet[4] = (headers * 8 + 20) >> 8;
+        inet_pton(AF_INET6, ip, packet + 8);
+        inet_pton(AF_INET6, ip, packet + 24);
+        for (int i = 0; i < headers; i++) {
+            packet[40 + 8 * i] = i + 1 < headers ? 60 : 6;
+            packet[40 + 8 * i + 2] = 1; // PadN
+            packet[40 + 8 * i + 3] = 4;
+        }
+        uint8_t *tcp = packet + 40 + 8 * headers;
+        tcp[2] = port >> 8;
+        tcp[3] = port;
+        tcp[12] = 0x50;
+        tcp[13] = 2;
+        say(word, sendto(s, packet, 40 + headers * 8 + 20, 0, (void *)&b, sizeof b));
     } else if (IS("create")) { // create FAMILY TYPE PROTOCOL
         say(word, socket(atoi(words[2]), atoi(words[3]), atoi(words[4])));
     } else if (IS("bind") || IS("bind-unspec")) {

@@ -24,6 +24,8 @@ spec:
   - to: [{{ipBlock: {{cidr: 127.0.0.1/32}}}}]
   - to: [{{ipBlock: {{cidr: 127.0.0.77/32}}}}]
   - to: [{{ipBlock: {{cidr: "::1/128"}}}}]
+  - to: [{{ipBlock: {{cidr: "2001:db8::5/128"}}}}]
+    ports: [{{port: {behind}, protocol: TCP}}]
   ingress:
   - ports: [{{port: {taken}, protocol: TCP}}]
   action: Block
@@ -62,7 +64,7 @@ def attacked(
 ) -> Any:
     wall = make_container("wall")
     node = make_node(
-        POLICY.format(taken=TAKEN), make_container("mute"), make_container("tcp"), make_container("alone"),
+        POLICY.format(taken=TAKEN, behind=TAKEN + 1), make_container("mute"), make_container("tcp"), make_container("alone"),
         planner={"plan": {"host_cgroups": [wall.cgroup]}},
         postures={"host_visibility": ["none"], "network": "block"},
     )  # fmt: skip
@@ -209,6 +211,37 @@ def test_raw_packets(attacked: Any, attack: Any) -> None:
     assert len(rows) == before + 2
     is_named(rows[-1], "wall", "8")
     assert attack("raw", "127.0.0.5")["raw-send"] == "ok"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@pytest.mark.parametrize(
+    ("final", "via", "free"), [("127.0.0.5", "127.0.0.77", "127.0.0.78"), ("2001:db8::5", "::1", "")]
+)
+@pytest.mark.attack(
+    "Peer of a Block rule as the first hop of a source route, to an allowed address", "held", by="cgroup"
+)
+def test_a_source_route(attacked: Any, attack: Any, final: str, via: str, free: str, kind: int) -> None:
+    _LAST[0] += 1
+    port = _LAST[0]
+    answer = attack("routed", final, port, via, int(kind))
+    if kind == socket.SOCK_DGRAM:
+        assert answer == {"routed": "EPERM"}
+    else:  # the packet is dropped; who connects is told nothing, and tries until its time is over
+        assert answer == {"routed": "EINPROGRESS"}
+    row, *_ = blocks(attacked, attack, port)
+    is_named(row, "wall", "8")
+    assert f"DestinationIP={via} " in row["Data"]
+    if free and kind == socket.SOCK_DGRAM:
+        assert attack("routed", final, port, free, int(kind)) == {"routed": "ok"}
+
+
+@pytest.mark.parametrize("headers", [0, 1, 7, 60])  # of the last, more than are looked behind: it is stopped for that
+@pytest.mark.attack("Packet to a blocked port from a raw socket, behind extension headers of IPv6", "held", by="cgroup")
+def test_a_port_behind_extension_headers(attacked: Any, attack: Any, headers: int) -> None:
+    assert attack("behind", "2001:db8::5", TAKEN + 1, headers) == {"behind": "EPERM"}
+    assert attack("behind", "2001:db8::5", TAKEN + 2, headers) == {"behind": "EPERM" if headers == 60 else "ok"}
+    (row, *_) = blocks(attacked, attack, TAKEN + 1)
+    is_named(row, "wall", "8")
 
 
 @pytest.mark.parametrize(("family", "kind"), [(17, 3), (17, 2), (40, 1), (44, 3), (16, 3), (1, 1)])
