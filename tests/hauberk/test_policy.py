@@ -187,19 +187,23 @@ def test_a_backtest_says_what_would_have_happened(
 
 
 def test_what_the_documentation_runs_in_the_pod_of_the_store_judges_what_is_stored(
-    hauberk: Any, tmp_path: Path
+    hauberk: Any,
 ) -> None:
     """Its commands after the `--` of `kubectl exec`, with the policies on standard input."""
     stored(hauberk.state)
     old, new = POLICY.format(annotations="kubearmor-policy: disabled"), POLICY.format(annotations="")
-    Path(tmp_path, "old.yaml").write_text(old)
+    (hauberk.state / "bus").mkdir()
+    done = hauberk("apply", "-f", "-", stdin=old)
+    assert done.returncode == 0, done.stderr
     text = (ROOT / "docs/kubernetes.md").read_text()
     words = re.findall(r"^kubectl exec -i \S+ \S+ \S+ -- hauberk (policy .*) < new\.yaml$", text, re.MULTILINE)
-    backtest, diff = (shlex.split(one.replace("/tmp/old.yaml", str(tmp_path / "old.yaml"))) for one in words)
+    backtest, diff = map(shlex.split, words)
     done = hauberk(*backtest, stdin=new)
     assert (done.returncode, "7 would be blocked" in done.stdout) == (0, True), done.stderr
     done = hauberk(*diff, stdin=new)
-    assert (done.returncode, "1 behaviours since 7d compared, 1 change" in done.stdout) == (1, True), done.stdout
+    assert (done.returncode, "1 behaviours since 7d compared, 1 change" in done.stdout) == (1, True), (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_diff_as_json_says_what_it_could_not_judge(
