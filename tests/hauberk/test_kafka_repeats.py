@@ -11,28 +11,23 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from kafka_roles import POLICY, Roles, eventually, metric, played, roles_on
+from kafka_roles import Roles, eventually, metric, once, played, roles_on
 
 from bus.backoff import Backoff
 from bus.contract import Bus, Record
 from bus.kafka.bus import KafkaBus
-from bus.memory import MemoryBus
 from bus.spool import SpooledBus
 from bus.spool_settings import SpoolSettings
-from hauberk import stages
-from hauberk.sections import Configuration
 from schemas.alert import decode_alert
 from schemas.errors import Unavailable
 from schemas.summary import Summary, decode
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, SUMMARIES, Topic
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, SUMMARIES, Topic
 from sinks.store.queries import SqliteReader
 from sinks.store.store import Query
 
 pytestmark = pytest.mark.timeout(400)
 
-UNTHROTTLED = {"processor": {"throttle": {"max_alerts_per_second": 0}}}
 Counts = dict[tuple[str, str, str], int]
 """(operation, resource, status) -> events."""
 
@@ -50,13 +45,7 @@ class Once:
 
 
 async def _once(node: str) -> Once:
-    bus = MemoryBus()
-    await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//everything", json.dumps(POLICY).encode())])
-    identities, records = played(node)
-    await bus.publish(INVENTORY, identities)
-    await bus.publish(EVENTS_RAW, records)
-    part = stages.processor(bus, msgspec.convert(UNTHROTTLED, Configuration), last=True)
-    await asyncio.gather(part.stage(asyncio.Event()), part.finish())
+    bus = await once(node)
     ids = [decode_alert(one.value or b"").EventID for one in bus.records(ALERTS)]
     found = Once(ids, [decode(one.value or b"") for one in bus.records(SUMMARIES)])
     assert len(ids) > 100

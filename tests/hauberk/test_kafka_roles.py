@@ -12,30 +12,17 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 import pytest
-from kafka_roles import PARTITIONS, POLICY, Roles, eventually, metric, played, roles_on
+from kafka_roles import PARTITIONS, Roles, eventually, metric, once, played, roles_on
 
-from bus.contract import Record
-from bus.memory import MemoryBus
-from hauberk import stages
-from hauberk.sections import Configuration
-from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY
 
 pytestmark = pytest.mark.timeout(400)
-
-UNTHROTTLED = {"processor": {"throttle": {"max_alerts_per_second": 0}}}
 
 
 async def _reference(node: str) -> list[str]:
     """Ids of the alerts of one node, as one processor in this process makes them."""
-    bus = MemoryBus()
-    await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//everything", json.dumps(POLICY).encode())])
-    identities, records = played(node)
-    await bus.publish(INVENTORY, identities)
-    await bus.publish(EVENTS_RAW, records)
-    part = stages.processor(bus, msgspec.convert(UNTHROTTLED, Configuration), last=True)
-    await asyncio.gather(part.stage(asyncio.Event()), part.finish())
+    bus = await once(node)
     return [json.loads(one.value or b"")["EventID"] for one in bus.records(ALERTS)]
 
 

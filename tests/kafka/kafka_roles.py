@@ -18,9 +18,12 @@ from kafka_topics import create_topics
 from bus.contract import Delivery, Record
 from bus.kafka.bus import KafkaBus
 from bus.kafka.settings import KafkaSettings
+from bus.memory import MemoryBus
+from hauberk import stages
+from hauberk.sections import Configuration
 from schemas import frame as frames
 from schemas.errors import Temporary
-from schemas.topics import ALERTS, EVENTS_RAW, POLICIES, Topic
+from schemas.topics import ALERTS, EVENTS_RAW, INVENTORY, POLICIES, Topic
 from sensors.recordings.replay import Replay, ReplaySettings
 
 RECORDING = str(Path(__file__).parents[2] / "examples/recordings/host.hbrk")
@@ -34,6 +37,19 @@ POLICY = {
         "process": {"matchDirectories": [{"dir": "/", "recursive": True}]},
     },
 }  # fmt: skip
+UNTHROTTLED = {"processor": {"throttle": {"max_alerts_per_second": 0}}}
+
+
+async def once(node: str) -> MemoryBus:
+    """The bus of one processor in this process that has read what `played` gives of a node, once, and has told all of it."""
+    bus = MemoryBus()
+    await bus.publish(POLICIES, [Record(b"KubeArmorHostPolicy//everything", json.dumps(POLICY).encode())])
+    identities, records = played(node)
+    await bus.publish(INVENTORY, identities)
+    await bus.publish(EVENTS_RAW, records)
+    part = stages.processor(bus, msgspec.convert(UNTHROTTLED, Configuration), last=True)
+    await asyncio.gather(part.stage(asyncio.Event()), part.finish())
+    return bus
 
 
 class Roles:
