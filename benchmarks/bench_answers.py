@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from own_pins import own_pins
+
 from kernel import bpf
 from kernel.catalogue import CGROUP_SKB, LISTENERS
 from kernel.features import cgroup2_mount
-from kernel.loading import LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadSettings, load
 from processors.called import Called, CalledSettings
 from schemas.behaviour import Behaviour
 from schemas.frame import FrameHeader, definition
@@ -104,50 +105,43 @@ def packets(scale: float) -> dict[str, Row]:
     """What the programs cost packets, by the kernel's own count; nothing where they cannot be loaded."""
     count, size = max(int(PACKETS * scale), 500), max(int(BYTES * scale), 1 << 22)
     rows: dict[str, Row] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        bpffs = str(Path(directory) / "bpffs")
-        mounted = mount_bpffs(bpffs)
+    with own_pins() as pins:
+        with on_root() as floor_program:
+            floor = {
+                "udp": per_run([floor_program], lambda: datagrams(count)),
+                "tcp": per_run([floor_program], lambda: stream(size)),
+            }
+        loaded = load(LoadSettings(new_visibility=("none",)), pins)
+        if "dns_answers" in loaded.refused:
+            raise SystemExit(f"expected to hear answers, got: {loaded.refused['dns_answers']}")
+        programs = [loaded.program(listener.name) for listener in LISTENERS]
         try:
-            with on_root() as floor_program:
-                floor = {
-                    "udp": per_run([floor_program], lambda: datagrams(count)),
-                    "tcp": per_run([floor_program], lambda: stream(size)),
-                }
-            loaded = load(LoadSettings(new_visibility=("none",)), f"{bpffs}/bench")
-            if "dns_answers" in loaded.refused:
-                raise SystemExit(f"expected to hear answers, got: {loaded.refused['dns_answers']}")
-            programs = [loaded.program(listener.name) for listener in LISTENERS]
-            try:
-                for kind, work in (("udp", lambda: datagrams(count)), ("tcp", lambda: stream(size))):
-                    value, runs = per_run(programs, work)
-                    rows[f"answers_packet_{kind}"] = {
-                        "value": round(value, 1), "unit": "ns", "n": runs,
-                        "how": f"run time of a program for a {kind} packet of another port; an empty one takes {floor[kind][0]:.0f} ns",
-                    }  # fmt: skip
-                    rows[f"answers_packet_{kind}_over_empty"] = {
-                        "value": round(value / max(1.0, floor[kind][0]), 2), "unit": "x", "n": runs,
-                        "how": "the same over the empty program's run time",
-                    }  # fmt: skip
-                with watched(loaded):
-                    value, runs = per_run(programs, lambda: conversation(min(count, 200)))
-                rows["answers_told"] = {
-                    "value": round(value * 4, 1), "unit": "ns", "n": runs // 4,
-                    "how": "run time of both programs for a question and its answer that is handed on: each is sent and received here, four runs",
+            for kind, work in (("udp", lambda: datagrams(count)), ("tcp", lambda: stream(size))):
+                value, runs = per_run(programs, work)
+                rows[f"answers_packet_{kind}"] = {
+                    "value": round(value, 1), "unit": "ns", "n": runs,
+                    "how": f"run time of a program for a {kind} packet of another port; an empty one takes {floor[kind][0]:.0f} ns",
                 }  # fmt: skip
-                took = turns(loaded, count)
-                for other in ("plain", "empty"):
-                    what = "no program" if other == "plain" else "an empty one each way"
-                    rows[f"answers_datagram_over_{other}"] = {
-                        "value": round(took["ours"] / took[other], 3), "unit": "x", "n": count,
-                        "how": f"a datagram sent and received on the loopback, over {took[other]:.0f} ns with {what}; fastest of 30 rounds in turns",
-                    }  # fmt: skip
-            finally:
-                for program in programs:
-                    os.close(program)
+                rows[f"answers_packet_{kind}_over_empty"] = {
+                    "value": round(value / max(1.0, floor[kind][0]), 2), "unit": "x", "n": runs,
+                    "how": "the same over the empty program's run time",
+                }  # fmt: skip
+            with watched(loaded):
+                value, runs = per_run(programs, lambda: conversation(min(count, 200)))
+            rows["answers_told"] = {
+                "value": round(value * 4, 1), "unit": "ns", "n": runs // 4,
+                "how": "run time of both programs for a question and its answer that is handed on: each is sent and received here, four runs",
+            }  # fmt: skip
+            took = turns(loaded, count)
+            for other in ("plain", "empty"):
+                what = "no program" if other == "plain" else "an empty one each way"
+                rows[f"answers_datagram_over_{other}"] = {
+                    "value": round(took["ours"] / took[other], 3), "unit": "x", "n": count,
+                    "how": f"a datagram sent and received on the loopback, over {took[other]:.0f} ns with {what}; fastest of 30 rounds in turns",
+                }  # fmt: skip
         finally:
-            unload(f"{bpffs}/bench")
-            if mounted:
-                unmount(bpffs)
+            for program in programs:
+                os.close(program)
     return rows
 
 

@@ -9,9 +9,7 @@ programs load on. Every container has rules of its own: equal ones share a table
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +19,14 @@ sys.path.append(str(Path(__file__).parent))
 
 import msgspec
 from held import boxes, memory
+from own_pins import own_pins
 
 from enforcers.apply import Applier
 from enforcers.bpf_lsm import LsmEnforcer
 from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import Planner
 from enforcers.registry import Usable
-from kernel.loading import LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadSettings, load
 from policy.parse import parse
 from policy.ruleset import compile_ruleset
 from schemas.enforcement import Plan, encode
@@ -46,23 +45,16 @@ def run(scale: float) -> Result:
         print("bench_apply: needs root and cgroup v2", file=sys.stderr)
         return {}
     containers = max(3, round(CONTAINERS * min(1.0, scale)))
-    home = tempfile.mkdtemp(prefix="hauberk-bench-")
-    mounted = False
+    settings = LoadSettings(
+        occurrence_pages=256, definition_pages=256, new_visibility=("none",), rules=1 << 18, scopes=1 << 14
+    )
     try:
-        mounted = mount_bpffs(home)
-        settings = LoadSettings(
-            occurrence_pages=256, definition_pages=256, new_visibility=("none",), rules=1 << 18, scopes=1 << 14
-        )
-        pins = load(settings, f"{home}/pins").pin_dir
-        return _applied(pins, "apply", containers, RULES) | _applied(pins, "apply_one", 1, MANY) | _maps(pins)
+        with own_pins() as pins:
+            load(settings, pins)
+            return _applied(pins, "apply", containers, RULES) | _applied(pins, "apply_one", 1, MANY) | _maps(pins)
     except HauberkError as error:
         print(f"bench_apply: {error}", file=sys.stderr)
         return {}
-    finally:
-        unload(f"{home}/pins")
-        if mounted:
-            unmount(home)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def _policy(number: int, rules: int) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from typing import Any
 
 import msgspec
+from own_pins import own_pins
 
 from bus.contract import Record
 from bus.embedded.bus import EmbeddedBus, EmbeddedSettings
@@ -26,7 +26,7 @@ from enforcers.cgroup import cgroup2_mount
 from enforcers.plan import Planner
 from enforcers.planner import PlannerEngine
 from enforcers.settings import EnforceSettings
-from kernel.loading import LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadSettings, load
 from policy.documents import key, to_json
 from policy.parse import parse
 from policy.ruleset import compile_ruleset
@@ -44,14 +44,10 @@ def run(scale: float) -> Result:
     if os.geteuid() != 0 or not cgroup2_mount():
         print("bench_enforce: needs root and cgroup v2", file=sys.stderr)
         return {}
-    home = tempfile.mkdtemp(prefix="hauberk-bench-")
-    mounted = False
+    settings = LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",))
     try:
-        mounted = mount_bpffs(home)
-        loaded = load(
-            LoadSettings(occurrence_pages=256, definition_pages=256, new_visibility=("none",)), f"{home}/pins"
-        )
-        with tempfile.TemporaryDirectory() as directory:
+        with own_pins() as pins, tempfile.TemporaryDirectory() as directory:
+            loaded = load(settings, pins)
             return (
                 asyncio.run(_latency(loaded.pin_dir, directory, max(5, int(300 * scale))))
                 | _push(loaded.pin_dir, max(50, int(10_000 * min(1.0, scale * 10))))
@@ -61,11 +57,6 @@ def run(scale: float) -> Result:
     except HauberkError as error:
         print(f"bench_enforce: {error}", file=sys.stderr)
         return {}
-    finally:
-        unload(f"{home}/pins")
-        if mounted:
-            unmount(home)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 class _Box:

@@ -26,13 +26,13 @@ sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "tests/vm"))
 
 import held
+from own_pins import own_pins
 from vmrig.debian import NoPackage
 from vmrig.kernels import kernel
 from vmrig.machine import CHECKOUT, Guest, GuestFailed
 from vmrig.programs import precompile
 
 from kernel.features import lsm_programs
-from kernel.loading import mount_bpffs, unload, unmount
 
 HERE: Final = Path(__file__).parent
 Result = dict[str, dict[str, Any]]
@@ -98,24 +98,16 @@ def _build(room: Path) -> None:
 
 def _here(size: Sizes) -> dict[str, Any]:
     """On this kernel."""
-    home = tempfile.mkdtemp(prefix="hauberk-bench-")
-    mounted = mount_bpffs(home)
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            room = Path(directory)
-            _build(room)
+    with own_pins() as pins, tempfile.TemporaryDirectory() as directory:
+        room = Path(directory)
+        _build(room)
 
-            def stage(name: str) -> dict[str, Any]:
-                subprocess.run(_words(name, room, f"{room}/place", f"{home}/{PINS}", size), check=True)
-                found: dict[str, Any] = json.loads((room / f"{name}.json").read_text())
-                return found
+        def stage(name: str) -> dict[str, Any]:
+            subprocess.run(_words(name, room, f"{room}/place", pins, size), check=True)
+            found: dict[str, Any] = json.loads((room / f"{name}.json").read_text())
+            return found
 
-            return _all(stage, room / "tables", size)
-    finally:
-        unload(f"{home}/{PINS}")
-        if mounted:
-            unmount(home)
-        shutil.rmtree(home, ignore_errors=True)
+        return _all(stage, room / "tables", size)
 
 
 def _guest(size: Sizes) -> dict[str, Any]:

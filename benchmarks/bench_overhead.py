@@ -24,10 +24,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from own_pins import own_pins
+
 from kernel import bpf
 from kernel.catalogue import PROBES
 from kernel.features import cgroup2_mount
-from kernel.loading import LoadedPrograms, LoadSettings, load, mount_bpffs, unload, unmount
+from kernel.loading import LoadedPrograms, LoadSettings, load
 from kernel.ring import Ring
 from schemas.kernel import SCOPE, Config, Loss, ScopeFlag
 from schemas.operations import Class
@@ -57,55 +59,48 @@ print(took[len(took) // 100], took[len(took) // 2])
 def run(scale: float) -> dict[str, Row]:
     """All figures; `scale` 1.0 takes about a minute, 0.1 gives a first idea."""
     rows: dict[str, Row] = {}
-    with tempfile.TemporaryDirectory() as directory, own_cgroup() as cgroup:
+    with tempfile.TemporaryDirectory() as directory, own_pins() as pins, own_cgroup() as cgroup:
         place = Path(directory)
         PATHS["open_long"] = str(place.joinpath(*["component"] * 16, "a-file-with-a-name-longer-than-forty-characters"))
         Path(PATHS["open_long"]).parent.mkdir(parents=True)
         Path(PATHS["open_long"]).touch()
         storm = build(place)
-        bpffs = str(place / "bpffs")
-        mounted = mount_bpffs(bpffs)
-        try:
-            plain = measure(storm, cgroup, scale)
-            with empty_program() as empty:
-                floor = measure(storm, cgroup, scale)
-                counted = count([empty], storm, cgroup, scale)
-            loaded = load(LoadSettings(new_visibility=("none",), calls_by="tracepoint"), f"{bpffs}/bench")
-            with draining(loaded), loaded.map("scopes") as scopes:
-                for name, visibility in (("unwatched", 0), ("watched", ALL)):
-                    record = SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, visibility)
-                    scopes.put(struct.pack("=Q", cgroup.stat().st_ino), record)
-                    add(rows, name, measure(storm, cgroup, scale), plain, scale)
-                programs = [loaded.program(probe.name) for probe in PROBES]
-                for kind, value in count(programs, storm, cgroup, scale).items():
-                    rows[f"overhead_program_{kind}"] = {
-                        "value": round(value - (0 if kind == "exec" else counted[kind]), 1),
-                        "unit": "ns",
-                        "n": max(int(COUNTS[kind] * scale), 50),
-                        "how": f"run time of all programs per watched {kind} as the kernel counts it, less an empty program's",
-                    }
-                for program in programs:
-                    os.close(program)
-                rows |= exec_pairs(loaded, storm, cgroup, scale)
-            add(rows, "floor", floor, plain, scale)
-            for name in ("watched", "unwatched"):
-                one, empty_one = rows[f"overhead_{name}_open"], rows["overhead_floor_open"]
-                rows[f"overhead_{name}_open_over_empty"] = {
-                    "value": round(one["value"] / max(1.0, empty_one["value"]), 2), "unit": "x", "n": one["n"],
-                    "how": f"what is added to an open and close over what an empty program adds ({empty_one['value']:.0f} ns); {one['how']}",
-                }  # fmt: skip
-            with loaded.map("losses") as losses:
-                lost = losses.sum_u64(struct.pack("=I", Loss.OCCURRENCES_FULL))
-            rows["overhead_lost"] = {
-                "value": lost,
-                "unit": "events",
-                "n": 1,
-                "how": "occurrences lost during the flood",
-            }
-        finally:
-            unload(f"{bpffs}/bench")
-            if mounted:
-                unmount(bpffs)
+        plain = measure(storm, cgroup, scale)
+        with empty_program() as empty:
+            floor = measure(storm, cgroup, scale)
+            counted = count([empty], storm, cgroup, scale)
+        loaded = load(LoadSettings(new_visibility=("none",), calls_by="tracepoint"), pins)
+        with draining(loaded), loaded.map("scopes") as scopes:
+            for name, visibility in (("unwatched", 0), ("watched", ALL)):
+                record = SCOPE.struct.pack(0, 0, ScopeFlag.CONTAINER, visibility)
+                scopes.put(struct.pack("=Q", cgroup.stat().st_ino), record)
+                add(rows, name, measure(storm, cgroup, scale), plain, scale)
+            programs = [loaded.program(probe.name) for probe in PROBES]
+            for kind, value in count(programs, storm, cgroup, scale).items():
+                rows[f"overhead_program_{kind}"] = {
+                    "value": round(value - (0 if kind == "exec" else counted[kind]), 1),
+                    "unit": "ns",
+                    "n": max(int(COUNTS[kind] * scale), 50),
+                    "how": f"run time of all programs per watched {kind} as the kernel counts it, less an empty program's",
+                }
+            for program in programs:
+                os.close(program)
+            rows |= exec_pairs(loaded, storm, cgroup, scale)
+        add(rows, "floor", floor, plain, scale)
+        for name in ("watched", "unwatched"):
+            one, empty_one = rows[f"overhead_{name}_open"], rows["overhead_floor_open"]
+            rows[f"overhead_{name}_open_over_empty"] = {
+                "value": round(one["value"] / max(1.0, empty_one["value"]), 2), "unit": "x", "n": one["n"],
+                "how": f"what is added to an open and close over what an empty program adds ({empty_one['value']:.0f} ns); {one['how']}",
+            }  # fmt: skip
+        with loaded.map("losses") as losses:
+            lost = losses.sum_u64(struct.pack("=I", Loss.OCCURRENCES_FULL))
+        rows["overhead_lost"] = {
+            "value": lost,
+            "unit": "events",
+            "n": 1,
+            "how": "occurrences lost during the flood",
+        }
     return rows
 
 

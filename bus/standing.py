@@ -8,6 +8,7 @@ Nobody has to wait for a change: `follow` takes what comes within a time, and wh
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -40,7 +41,7 @@ class Counts(Protocol):
 C = TypeVar("C", bound=Counts)
 
 
-class _Standing:
+class _Standing(ABC):
     """`async with`: read to the end as of now, at once; `follow` what comes. Raises what the bus raises."""
 
     def __init__(self, bus: Bus) -> None:
@@ -57,9 +58,9 @@ class _Standing:
     ) -> None:
         await self._open.aclose()
 
+    @abstractmethod
     async def read(self) -> None:
         """Everything anew."""
-        raise NotImplementedError
 
 
 class StandingTables(_Standing):

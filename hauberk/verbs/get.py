@@ -7,7 +7,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from hauberk.client import Unreadable, add_output, add_scope, labels, readable, with_bus
 from hauberk.client import parser as verb_parser
@@ -320,7 +320,7 @@ async def _once(bus: Bus, given: argparse.Namespace) -> Listing:
             return await policies(bus, given)
 
 
-async def _again_and_again(bus: Bus, given: argparse.Namespace, say: Callable[[Listing], None]) -> None:
+async def _again_and_again(bus: Bus, given: argparse.Namespace, say: Callable[[Listing], None]) -> NoReturn:
     """What `_once` finds, now and each half second, of readers that stay: each record is read once."""
     from bus.standing import StandingCount, StandingTables
     from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_STATUS, INVENTORY, POLICIES
@@ -341,17 +341,18 @@ async def _again_and_again(bus: Bus, given: argparse.Namespace, say: Callable[[L
                 while True:
                     say(await nodes(tables, given))
                     await tables.follow(_EACH_SECONDS)
-    async with StandingTables(bus, (POLICIES, ENFORCEMENT_STATUS)) as tables:
-        known = dict(await tables.latest(POLICIES))
-        async with StandingCount(bus, ALERTS, lambda: _hit_count(known)) as hits:
-            while True:
-                say(await _policies(tables, given, hits.counted.found))
-                await hits.follow(_EACH_SECONDS)
-                await tables.follow(0)
-                if (now := await tables.latest(POLICIES)) != known:
-                    # Whose the alerts before were is another question now.
-                    known = dict(now)
-                    await hits.read()
+        case _:
+            async with StandingTables(bus, (POLICIES, ENFORCEMENT_STATUS)) as tables:
+                known = dict(await tables.latest(POLICIES))
+                async with StandingCount(bus, ALERTS, lambda: _hit_count(known)) as hits:
+                    while True:
+                        say(await _policies(tables, given, hits.counted.found))
+                        await hits.follow(_EACH_SECONDS)
+                        await tables.follow(0)
+                        if (now := await tables.latest(POLICIES)) != known:
+                            # Whose the alerts before were is another question now.
+                            known = dict(now)
+                            await hits.read()
 
 
 def main(argv: Sequence[str]) -> int:
