@@ -54,7 +54,7 @@ class AnnotationEvents:
         self._left_out = PacedLog(log)
         self._members: dict[Alike, dict[bytes, EventSubject]] = {}
         self._said: dict[bytes, tuple[Alike, ...]] = {}
-        self._told: dict[Alike, bytes] = {}
+        self._told: dict[tuple[str, str], dict[Alike, bytes]] = {}
         self._unsaid: set[Alike] = set()
 
     async def run(self) -> None:
@@ -96,10 +96,14 @@ class AnnotationEvents:
 
     async def _tell(self, one: Alike) -> None:
         members = self._members.get(one, {})
-        if self._told.get(one) in members:
+        place = one.kind, one.namespace
+        told = self._told.get(place, {})
+        if told.get(one) in members:
             return
-        self._told.pop(one, None)
-        if not members or sum((told.kind, told.namespace) == one[:2] for told in self._told) >= MOST:
+        told.pop(one, None)
+        if not told:
+            self._told.pop(place, None)
+        if not members or len(told) >= MOST:
             return
         # By name: another replica finds the same one, and its Event.
         key = min(members, key=lambda member: (members[member].name, member))
@@ -111,6 +115,6 @@ class AnnotationEvents:
         )
         message = f"{one.sentence}; it changes nothing, what is in force without it stays{others}"
         if await self._say(members[key], REASON, message, one.sentence):
-            self._told[one] = key
+            self._told.setdefault(place, {})[one] = key
         else:
             self._unsaid.add(one)
