@@ -17,6 +17,7 @@ from policy.tools.events import reread
 from policy.tools.rejudge import unsaid
 from processors import rows
 from processors.alert_record import record_of
+from processors.denial_reason import denial_reason
 from processors.drift import DriftTold
 from processors.judge import JudgedBehaviour, Tally
 from processors.telemetry import PeerOf
@@ -346,18 +347,11 @@ def _silent_until(bucket: Bucket) -> int:
     return bucket.silent_until
 
 
-_MOUNTING: Final = frozenset((Operation.MOUNT, Operation.CALL))
-
-
 def _message(entry: JudgedBehaviour, verdict: Verdict) -> str:
     if entry.raw.access & Access.UNTOLD:
         return "blocked on the node; its container made too many new names at once, so the details are missing"
     if verdict.policy is None and entry.outcome.due:
-        if entry.behaviour.syscall_name == "io_uring_setup":
-            return "ended by enforcement.io_uring=stop: what goes through a ring is no system call that a rule sees"
-        if entry.behaviour.enforcer is Backend.BPF_LSM and entry.behaviour.operation in _MOUNTING:
-            return "denied by enforcement.mounts=stop: a mount gives a file another path, under which no rule knows it"
-        return "blocked on the node by a plan older than the current policies"
+        return denial_reason(entry.behaviour)
     return verdict.message
 
 

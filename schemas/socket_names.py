@@ -29,6 +29,8 @@ PROTOCOLS: Final = {
     108: "COMP", 132: "SCTP", 136: "UDPLITE", 137: "MPLS", 143: "ETHERNET", 255: "RAW",
 }  # fmt: skip
 SMC, MPTCP = 256, 262
+EXTENSION_HEADERS: Final = frozenset((0, 43, 44, 51, 60))
+"""Protocols that are headers of IPv6 with another protocol behind them (RFC 8200, 4), of those that the guard of packets looks behind."""
 TCP_STREAMS: Final = frozenset((0, 6, SMC, MPTCP))
 """Protocols of an internet stream socket that speak TCP to any TCP peer: TCP itself; SMC (net/smc/smc_inet.c) and MPTCP (RFC 8684),
 which fall back to it."""

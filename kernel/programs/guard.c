@@ -230,8 +230,8 @@ static __always_inline u32 look_behind(void *skb, u8 *part, u32 *protocol, u32 *
         at = hidden(at);
         next = hidden(next) & 255;
         more = next == 0 || next == NEXT_ROUTING || next == NEXT_FRAGMENT || next == NEXT_AUTHENTICATION || next == NEXT_OPTIONS;
-        if (!more || bpf_skb_load_bytes(skb, at, part, 8))
-            break;
+        if (!more || i == EXTENSION_HEADERS - 1 || bpf_skb_load_bytes(skb, at, part, 8))
+            break; /* `next` is then what was found, or the header that is not looked behind, which is told as the protocol */
         if (next == NEXT_FRAGMENT)
             at = part[2] | (part[3] & 0xf8) ? 0 : at + 8;
         else

@@ -235,15 +235,34 @@ def test_a_source_route(attacked: Any, attack: Any, final: str, via: str, free: 
         assert attack("routed", final, port, free, int(kind)) == {"routed": "ok"}
 
 
-@pytest.mark.parametrize(
-    "headers", [0, 1, 5, 6, 60]
-)  # of the last two, more than are looked behind: it is stopped for that
+def behind(attacked: Any, attack: Any, port: int, headers: int) -> tuple[str, list[dict[str, Any]]]:
+    """The answer to a packet behind so many extension headers, and the denials of it."""
+    peer = {"RemoteAddress": "2001:db8::5", "Action": "Block"}
+    before = len(attacked.alerts(**peer))
+    answer = attack("behind", "2001:db8::5", port, headers)["behind"]
+    blocks(attacked, attack, 1)
+    return answer, attacked.alerts(**peer)[before:]
+
+
+@pytest.mark.parametrize("headers", [0, 1, 5])
 @pytest.mark.attack("Packet to a blocked port from a raw socket, behind extension headers of IPv6", "held", by="cgroup")
 def test_a_port_behind_extension_headers(attacked: Any, attack: Any, headers: int) -> None:
-    assert attack("behind", "2001:db8::5", TAKEN + 1, headers) == {"behind": "EPERM"}
-    assert attack("behind", "2001:db8::5", TAKEN + 2, headers) == {"behind": "EPERM" if headers > 5 else "ok"}
-    (row, *_) = blocks(attacked, attack, TAKEN + 1)
+    answer, (row,) = behind(attacked, attack, TAKEN + 1, headers)
+    assert answer == "EPERM"
     is_named(row, "wall", "8")
+    assert f"DestinationPort={TAKEN + 1} " in row["Data"]
+    assert behind(attacked, attack, TAKEN + 2, headers) == ("ok", [])
+
+
+@pytest.mark.parametrize("port", [TAKEN + 1, TAKEN + 2])
+@pytest.mark.parametrize("headers", [6, 7, 60])
+@pytest.mark.attack("Packet behind more extension headers of IPv6 than are looked behind", "held", by="cgroup")
+def test_more_extension_headers_than_are_looked_behind(attacked: Any, attack: Any, headers: int, port: int) -> None:
+    answer, (row,) = behind(attacked, attack, port, headers)
+    assert answer == "EPERM"
+    assert "more extension headers" in row["Message"]
+    assert (row["Resource"], row["Enforcer"]) == ("remoteip=2001:db8::5 port=0 protocol=60", "Hauberk cgroup")
+    assert "PolicyName" not in row
 
 
 @pytest.mark.parametrize(("family", "kind"), [(17, 3), (17, 2), (40, 1), (44, 3), (16, 3), (1, 1)])

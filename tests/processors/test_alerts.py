@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from processors.denial_reason import UNKNOWN
 from schemas.cluster import PodFact, ServiceFact
 from schemas.cluster import encode as encode_fact
 from schemas.expand import logs
@@ -270,7 +271,7 @@ async def test_what_was_stopped_is_told_whatever_the_policies_say_now(node, stag
     await stage.take(node.record())
     (alert,) = stage.alerts
     assert (alert.Action, alert.PolicyName) == ("Block", "")
-    assert "older than the current policies" in alert.Message
+    assert alert.Message == UNKNOWN
 
 
 async def test_host_policies_make_host_alerts(node, stage, make_policy):
