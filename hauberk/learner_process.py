@@ -3,7 +3,7 @@
 those to read files, killed with its page.
 
 A million stored behaviours take seconds of CPU that no loop of a sink should stop for. What the process needs of the bus (policies, for
-what shadows spoke against; facts of a cluster, for names of peers) is asked here, where the bus is open, and handed over.
+what shadows spoke against; facts of a cluster, for names of peers; both, with what nodes tell of containers, for whom a policy selects) is asked here, where the bus is open, and handed over.
 Neighbours: `hauberk.learner_worker` (the process), `sinks.web.learning` (when it runs).
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from schemas.errors import HauberkError, Temporary
-from schemas.topics import CLUSTER, POLICIES
+from schemas.topics import CLUSTER, INVENTORY, POLICIES
 from sinks.web.learnt import FRAME_MOST, LENGTH, LearnFailure, Remark, Told, told
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _WORDS_MOST: Final = 2000
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is given on its standard input, as msgpack. `parent`: the process that starts it; `policies`: documents as JSON;
-    `facts`: records of `cluster.v1`."""
+    `facts`: records of `cluster.v1`; `inventory`: values of `inventory.v1`."""
 
     parent: int
     store: str
@@ -45,6 +45,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     postures: bytes
     policies: tuple[bytes, ...]
     facts: tuple[tuple[bytes, bytes], ...]
+    inventory: tuple[bytes, ...]
 
 
 def bounded(learn_bytes: int, here: Machine) -> int:
@@ -77,6 +78,7 @@ class LearnerProcess:
         """The words of one run."""
         policies: tuple[bytes, ...] = ()
         facts: tuple[tuple[bytes, bytes], ...] = ()
+        inventory: tuple[bytes, ...] = ()
         try:
             policies = tuple(value for _, value in _there(await self._bus.latest(POLICIES)))
         except HauberkError as error:
@@ -84,13 +86,19 @@ class LearnerProcess:
         try:
             facts = tuple(_there(await self._bus.latest(CLUSTER)))
         except HauberkError as error:
-            yield Remark(text=f"peers are told by their addresses: {error}")
+            yield Remark(
+                text=f"peers are told by their addresses, and pods that a policy selects and nothing was seen of are not: {error}"
+            )
+        try:
+            inventory = tuple(value for _, value in _there(await self._bus.latest(INVENTORY)))
+        except HauberkError as error:
+            yield Remark(text=f"containers that a policy selects and nothing was seen of are not told: {error}")
         task = msgspec.msgpack.encode(Task(
             parent=os.getpid(), store=self._store, since=int(time.time()) - DAYS * 86400, memory_bytes=self._memory_bytes, postures=self._postures,
-            policies=policies, facts=facts,
+            policies=policies, facts=facts, inventory=inventory,
         ))  # fmt: skip
         # Megabytes, in a large cluster: not held while it learns.
-        del policies, facts
+        del policies, facts, inventory
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "hauberk.learner_worker",

@@ -12,13 +12,15 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 import msgspec
 
 from hauberk.evidence_pods import EvidencePods
 from hauberk.learner_process import Task
+from hauberk.selected_unseen import CONSEQUENCE, joined, selected
+from hauberk.written_policies import selects
 from kernel.confinement import end_with_parent, give_up_capabilities
 from schemas import socket_names
 from schemas.errors import HauberkError
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from policy.learn.workloads import LearntWorkload
     from policy.ruleset import Ruleset
     from sinks.store.store import Query
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 TOLD_EACH: Final = 0.3
 """Seconds between two words on how far it is."""
@@ -80,6 +85,7 @@ class Worker:
 
         self.put(Far())
         shadows, peers = self._shadows(), self._cluster()
+        facts, there = joined(self._task.facts, self._task.inventory, _readable)
         for kinds in (("container",), ("host", "node")):
             query = Query(kinds=kinds, since=self._task.since)
             reader = SqliteReader(self._task.store)
@@ -104,19 +110,22 @@ class Worker:
                     # The others are learnt all the same.
                     self.put(Remark(text=str(error)))
                     continue
+                unseen = selected(
+                    (one for one in learnt_now if one.rules), (identity for identity, _ in sizes), facts, there
+                )
                 for one in learnt_now:
-                    self._tell(one)
+                    self._tell(one, unseen.get(one.workload.label, ()))
                 self._names.clear()
                 self._pods = EvidencePods()
         self.tell_peers(self._peers)
         self.put(Done(more=self._left))
 
-    def _tell(self, one: LearntPolicy) -> None:
+    def _tell(self, one: LearntPolicy, unseen: Sequence[str]) -> None:
         if self._told >= WORKLOADS_MOST:
             self._left += 1
         elif one.rules or one.apart:
             self._told += 1
-            self.put(learnt.fitting(self._found(one)))
+            self.put(learnt.fitting(self._found(one, unseen)))
 
     def tell_peers(self, names: Mapping[str, Sequence[str]]) -> None:
         """Some at a time: the longest names that there are, all in one frame, would not fit."""
@@ -197,7 +206,7 @@ class Worker:
             if said not in names and len(names) < _PEERS_OF_ONE:
                 names.append(said)
 
-    def _found(self, one: LearntPolicy) -> FoundWorkload:
+    def _found(self, one: LearntPolicy, unseen: Sequence[str]) -> FoundWorkload:
         from hauberk.discovery import rule_text
         from hauberk.written_policies import comment, yaml_text
 
@@ -209,9 +218,9 @@ class Worker:
             newest=_cell(rule_text(newest)) if newest is not None else "", newest_at=newest.evidence.first // 10**9 if newest is not None else 0,
             rules=len(one.rules), apart=len(one.apart), behaviours=one.sightings, events=one.events,
         )  # fmt: skip
-        text = yaml_text(one.body, comment(one)) if one.rules else ""
+        text = yaml_text(one.body, comment(one, unseen)) if one.rules else ""
         sheet = LearntSheet(
-            policy=one.name, label=line.label, sentence=known.sentence(),
+            policy=one.name, label=line.label, sentence=known.sentence(), selects_unseen=_selects(unseen),
             rules=tuple(self._rule(rule) for rule in one.rules[: learnt.RULES_MOST]), more_rules=max(0, len(one.rules) - learnt.RULES_MOST),
             apart=tuple(_apart(item) for item in one.apart[: learnt.RULES_MOST]), more_apart=max(0, len(one.apart) - learnt.RULES_MOST),
             yaml=text if len(text.encode()) <= learnt.YAML_MOST else "",
@@ -236,6 +245,23 @@ def _apart(item: ReviewItem) -> ApartLine:
         ident=item.ident, reason=item.reason, operation=item.operation, resource=_cell(item.resource), count=item.count,
         first=item.first // 10**9,
     )  # fmt: skip
+
+
+def _selects(unseen: Sequence[str]) -> str:
+    if not unseen:
+        return ""
+    names = ", ".join(map(_cell, unseen[: learnt.NAMES_MOST]))
+    more = len(unseen) - learnt.NAMES_MOST
+    return f"{selects(f'{names} and {more} more' if more > 0 else names)}: {CONSEQUENCE}."
+
+
+def _readable(values: Iterable[S], decode: Callable[[S], T], what: str) -> list[T]:
+    """One that cannot be read hides no other; `hauberk discover` counts them."""
+    found = []
+    for value in values:
+        with contextlib.suppress(HauberkError):
+            found.append(decode(value))
+    return found
 
 
 def _cell(text: str) -> str:

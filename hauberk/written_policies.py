@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
     """The line above a learnt policy. `others`: whom it selects that nothing was seen of."""
-    also = f" It selects {', '.join(others)} too, of which nothing was seen." if others else ""
+    also = f" {selects(', '.join(others))}." if others else ""
     free = [name for name in ("process", "file", "network") if name not in one.body["spec"]]
     if free:
         also += f" Without a rule for {' or '.join(free)} it restricts none of that{'; --isolate does' * (free == ['network'])}."
@@ -26,6 +26,11 @@ def comment(one: LearntPolicy, others: Sequence[str] = ()) -> str:
         f"{one.workload.label}: {len(one.rules)} rules from {one.sightings:,} behaviours ({one.events:,} events), of which it denies none. "
         f"{one.completeness.sentence()}.{also}"
     )
+
+
+def selects(others: str) -> str:
+    """That a policy is for them too, without a full stop."""
+    return f"It selects {others} too, of which nothing was seen"
 
 
 def yaml_text(body: dict[str, Any], comment: str) -> str:

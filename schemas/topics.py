@@ -90,7 +90,7 @@ EVENTS_RAW = Topic(
 INVENTORY = Topic(
     name="inventory", key="node/container or node uid", value="identity snapshot; tombstone when its events are over",
     content_type=MSGPACK, cleanup=Cleanup.COMPACT, retention_hours=0, partitions=3,
-    writers=(Role.NODE, Role.ADMIN), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.CLI, Role.ADMIN),
+    writers=(Role.NODE, Role.ADMIN), readers=(Role.NODE, Role.PROCESSOR, Role.PLANNER, Role.SINK, Role.CLI, Role.ADMIN),
     log_time=True,
 )  # fmt: skip
 POLICIES = Topic(

@@ -72,11 +72,13 @@ class ApartLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LearntSheet(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload's discovered policy. `yaml`: "" where it is too long for a page."""
+    """One workload's discovered policy. `selects_unseen`: a sentence about others that its selector is for too and of which nothing was seen,
+    "" where there are none. `yaml`: "" where it is too long for a page."""
 
     policy: str
     label: str
     sentence: str
+    selects_unseen: str
     rules: tuple[RuleLine, ...]
     more_rules: int
     apart: tuple[ApartLine, ...]

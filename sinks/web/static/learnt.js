@@ -74,6 +74,7 @@ function chosen(sheet) {
   const made = el('div', { id: 'policy' },
     el('h3', {}, sheet.policy),
     el('p', { class: 'quiet' }, sheet.sentence),
+    ...(sheet.selects_unseen ? [el('p', { class: 'trouble', id: 'selects-unseen' }, sheet.selects_unseen)] : []),
     ...(rules.length ? table(RULES, rules, sheet.more_rules, 'rules') : [el('p', { class: 'quiet' }, 'No rules: nothing that was seen is learnt.')]));
   if (apart.length) made.append(el('h3', {}, 'Set apart, not learnt'), ...table(APART, apart, sheet.more_apart, 'set apart'));
   if (sheet.yaml) {

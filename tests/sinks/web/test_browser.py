@@ -14,9 +14,10 @@ from bus.contract import Record
 from policy.parse import parse
 from schemas.cluster import PodFact
 from schemas.cluster import encode as encode_fact
+from schemas.identity import encode as encode_identity
 from schemas.operations import Operation
 from schemas.summary import SummaryEntry
-from schemas.topics import CLUSTER
+from schemas.topics import CLUSTER, INVENTORY
 from schemas.verdict import RuleRef
 
 pytestmark = pytest.mark.servers
@@ -190,6 +191,9 @@ async def test_what_was_learnt_is_shown_with_its_evidence_and_can_be_copied(stor
     )  # fmt: skip
     fact = PodFact(uid="p", namespace="shop", name="db-0", addresses=("10.0.0.9",), started=make.start - 9.0)
     await bus.publish(CLUSTER, [Record(b"pod/p", encode_fact(fact))])
+    evil = make.identity().owner.__class__("Deployment", "<b onclick=x>\u202e", "shop")
+    batch = make.identity("b", pod="batch-1", owner=evil)
+    await bus.publish(INVENTORY, [Record(batch.key, encode_identity(batch))])
     page = await serve(learner)
     await tab.open(page.url)
     await tab.until("document.querySelector('#state').textContent == 'live'")
@@ -212,6 +216,11 @@ async def test_what_was_learnt_is_shown_with_its_evidence_and_can_be_copied(stor
     assert (rule[1], rule[4], rule[5]) == ("9", "web-2, web-c0ffee", "/bin/cat")
     (apart,) = (one for one in cells if one[2] == "/etc/shadow")
     assert apart[0] == "told as Deny"
+    said = "It selects shop/<b onclick=x>\\u202e/web too, of which nothing was seen"
+    assert (await tab.text("#selects-unseen")).startswith(
+        f"{said}: what the policy does not allow would be denied there; "
+    )
+    assert f"{said}." in await tab.text("#yaml")
     await tab.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     await tab.click("#copy")
     await tab.until("document.querySelector('#policy [role=status]').textContent == ' copied'")

@@ -27,8 +27,9 @@ from schemas.cluster import PodFact
 from schemas.cluster import encode as encode_fact
 from schemas.errors import DecodeError, HauberkError, PolicyError, Unavailable
 from schemas.identity import Owner
+from schemas.identity import encode as encode_identity
 from schemas.operations import Operation
-from schemas.topics import CLUSTER, POLICIES
+from schemas.topics import CLUSTER, INVENTORY, POLICIES
 from sinks.store.store import Query
 from sinks.web import learning as module
 from sinks.web import learnt
@@ -45,7 +46,15 @@ def found(name: str, size: int = 10) -> FoundWorkload:
     return FoundWorkload(
         line=line,
         sheet=LearntSheet(
-            policy=name, label=name, sentence="", rules=(), more_rules=0, apart=(), more_apart=0, yaml=text
+            policy=name,
+            label=name,
+            sentence="",
+            selects_unseen="",
+            rules=(),
+            more_rules=0,
+            apart=(),
+            more_apart=0,
+            yaml=text,
         ),
     )
 
@@ -184,14 +193,14 @@ async def words(learner):
 def inside(tmp_path):
     """What the process does, in this one: for what does not depend on where."""
 
-    def inside(path=None):
+    def inside(path=None, **more):
         out = io.BytesIO()
         task = Task(
             parent=0,
             store=str(path or tmp_path / "summary.db"), since=0, memory_bytes=1 << 30, postures=msgspec.json.encode(PostureSettings()), policies=(),
-            facts=(),
+            facts=(), inventory=(),
         )  # fmt: skip
-        Worker(task, out).run()
+        Worker(msgspec.structs.replace(task, **more), out).run()
         told, left = [], out.getvalue()
         while left:
             (length,) = learnt.LENGTH.unpack(left[:4])
@@ -273,6 +282,56 @@ async def test_the_process_knows_shadows_and_peers_of_the_bus(store, make, learn
     assert [one.names for one in one_of(learnt.Peers, told)] == [{"10.0.0.9": ("pod/db-0 in shop",)}]
 
 
+def strangers(make, number=1):
+    """A Deployment's container and a CronJob's pod that carry the labels of `make.identity()`, and a container of the same workload."""
+    seen = make.identity()
+    batch = [
+        make.identity(
+            f"b{one}", pod=f"batch{one}-1", pod_uid=f"b{one}", owner=Owner("Deployment", f"batch{one}", "shop"), labels=seen.labels, orchestrated=True
+        )
+        for one in range(number)
+    ]  # fmt: skip
+    nightly = PodFact(uid="c", namespace="shop", name="n-1", labels=seen.labels, owner=Owner("CronJob", "n", "shop"))
+    return {
+        "inventory": (*map(encode_identity, [seen, *batch]), b"\xff"),
+        "facts": ((nightly.key, encode_fact(nightly)), (b"bad", b"\xff")),
+    }
+
+
+def test_whom_a_policy_selects_that_nothing_was_seen_of_is_told(store, make, inside):
+    """In the words of `discover`, beside the policy and above its text; names that are many are a number."""
+    seen = make.identity(orchestrated=True)
+    store.apply([make.summary(0, None, make.entry(3, resource="/srv/a"), identity=seen)], [])
+    (alone,) = one_of(FoundWorkload, inside())
+    assert alone.sheet.selects_unseen == ""
+    (one,) = one_of(FoundWorkload, inside(**strangers(make)))
+    said = "It selects shop/batch0/web, shop/n too, of which nothing was seen."
+    assert one.sheet.selects_unseen.startswith(f"{said[:-1]}: what the policy does not allow would be denied there; ")
+    assert said in one.sheet.yaml
+    assert yaml.safe_load(one.sheet.yaml) == yaml.safe_load(alone.sheet.yaml)
+    (many,) = one_of(FoundWorkload, inside(**strangers(make, 9)))
+    assert "shop/batch4/web and 5 more too, of which nothing was seen" in many.sheet.selects_unseen
+    assert "shop/batch8/web, shop/n too, of which nothing was seen." in many.sheet.yaml
+
+
+def test_what_was_set_apart_alone_selects_nobody(store, make, inside):
+    seen = make.identity(orchestrated=True)
+    store.apply([make.summary(0, None, make.entry(3, "Deny", resource="/srv/a"), identity=seen)], [])
+    (one,) = one_of(FoundWorkload, inside(**strangers(make)))
+    assert (one.line.rules, one.sheet.selects_unseen) == (0, "")
+
+
+async def test_the_process_asks_the_bus_whom_a_policy_selects(store, make, learner, bus):
+    store.apply(
+        [make.summary(0, None, make.entry(3, resource="/srv/a"), identity=make.identity(orchestrated=True))], []
+    )
+    there = strangers(make)
+    await bus.publish(INVENTORY, [Record(str(key).encode(), value) for key, value in enumerate(there["inventory"])])
+    await bus.publish(CLUSTER, [Record(*fact) for fact in there["facts"]])
+    (one,) = one_of(FoundWorkload, await words(learner))
+    assert one.sheet.selects_unseen.startswith("It selects shop/batch0/web, shop/n too, ")
+
+
 async def test_a_policy_that_cannot_be_read_hides_no_other(store, make, learner, bus):
     store.apply([make.summary(0, None, make.entry(3, resource="/srv/a"))], [])
     await bus.publish(POLICIES, [Record(b"KubeArmorPolicy/shop/bad", b"{}")])
@@ -284,11 +343,12 @@ async def test_a_policy_that_cannot_be_read_hides_no_other(store, make, learner,
 
 
 async def test_no_bus_is_a_remark_and_no_store_a_sentence(learner, bus):
-    bus.fail(Unavailable("the brokers are away"), call="latest", times=2)
+    bus.fail(Unavailable("the brokers are away"), call="latest", times=3)
     told = await words(learner)
     assert [one.text for one in one_of(Remark, told)] == [
         "what shadow policies spoke against is not known, and is learnt: the brokers are away",
-        "peers are told by their addresses: the brokers are away",
+        "peers are told by their addresses, and pods that a policy selects and nothing was seen of are not: the brokers are away",
+        "containers that a policy selects and nothing was seen of are not told: the brokers are away",
     ]
     assert isinstance(told[-1], LearnFailure)
     assert "there is none" in told[-1].why
@@ -416,7 +476,7 @@ def test_what_does_not_fit_a_frame_hides_nobody_else(store, make, inside, monkey
 
 def test_names_of_many_peers_come_in_several_frames():
     out = io.BytesIO()
-    task = Task(parent=0, store="", since=0, memory_bytes=0, postures=b"", policies=(), facts=())
+    task = Task(parent=0, store="", since=0, memory_bytes=0, postures=b"", policies=(), facts=(), inventory=())
     worker = Worker(task, out)
     names = {
         f"10.0.{number // 256}.{number % 256}": [f"pod/{'p' * 253} in {'n' * 63}"] * 3
