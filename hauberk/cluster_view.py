@@ -21,6 +21,7 @@ from schemas.enforcement import decode_plan_head, decode_receipt
 from schemas.errors import DecodeError
 from schemas.identity import Identity, Kind
 from schemas.identity import decode as decode_identity
+from schemas.policy import reference
 from schemas.topics import CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from schemas.verdict import Mode
 from schemas.workload_annotations import misread
@@ -113,8 +114,8 @@ class ClusterView:
                     chosen.setdefault((str(policy.key), mode.value), set()).add(one.pod)
         known = {key for key, _ in chosen}
         own = {str(one.key) for one in self._ruleset.policies if one.key.namespace == namespace}
-        rows = [(key, _some(sorted(pods)), mode) for (key, mode), pods in chosen.items()]
-        return sorted([*rows, *((key, "-", "selects none now") for key in own - known)])
+        rows = [(reference(key), _some(sorted(pods)), mode) for (key, mode), pods in chosen.items()]
+        return sorted([*rows, *((reference(key), "-", "selects none now") for key in own - known)])
 
     def _pods_in(self, namespace: str) -> list[PodFact]:
         found = [
@@ -153,7 +154,7 @@ class ClusterView:
                 for policy, mode in self._ruleset.scope(one).members:
                     chosen.setdefault((str(policy.key), mode, one.node), []).append(one.container_name or "the node")
         return [
-            SelectingPolicy(key, ", ".join(sorted(set(names))), mode.value, node, *_became(self._answers.outcome(key), mode, node))
+            SelectingPolicy(reference(key), ", ".join(sorted(set(names))), mode.value, node, *_became(self._answers.outcome(key), mode, node))
             for (key, mode, node), names in sorted(chosen.items())
         ]  # fmt: skip
 

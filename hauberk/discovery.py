@@ -342,10 +342,11 @@ def _apply(given: argparse.Namespace, bodies: Sequence[dict[str, Any]]) -> int:
     """Onto the bus, as `hauberk apply` does it."""
     from hauberk.verbs.apply import publish
     from policy.learn.documents import checked
+    from schemas.policy import reference
 
     documents = [checked(body) for body in bodies]
     for name, what in with_bus(given, lambda bus: publish(bus, documents)):
-        print(f"{name.lower()} {what} ({given.mode})")
+        print(f"{reference(name).lower()} {what} ({given.mode})")
     return 0
 
 
@@ -354,7 +355,7 @@ def promote(given: argparse.Namespace) -> int:
     another namespace. SettingsError when there is none or more than one, PolicyError when it enforces."""
     from hauberk.verbs.apply import publish
     from policy.learn.documents import checked
-    from schemas.policy import ANNOTATION_MODE
+    from schemas.policy import ANNOTATION_MODE, reference
 
     namespace, _, name = given.promote.rpartition("/")
     wanted = namespace or given.namespace
@@ -371,7 +372,7 @@ def promote(given: argparse.Namespace) -> int:
             )
         if len(found) > 1:
             raise SettingsError(
-                f"expected one policy `{given.promote}`, got {', '.join(sorted(document.key for document in found))}; name one with -n NAMESPACE "
+                f"expected one policy `{given.promote}`, got {', '.join(sorted(reference(document.key) for document in found))}; name one with -n NAMESPACE "
                 "or NAMESPACE/NAME"
             )
         body = json.loads(found[0].raw)
@@ -384,7 +385,7 @@ def promote(given: argparse.Namespace) -> int:
         if not annotations:
             body["metadata"].pop("annotations")
         for key, what in await publish(bus, [checked(body)]):
-            print(f"{key.lower()} {what} (enforce)")
+            print(f"{reference(key).lower()} {what} (enforce)")
         return 0
 
     return with_bus(given, work)

@@ -36,9 +36,11 @@ def parted(name: str) -> tuple[str, str]:
 
 def policies(source: str, given: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
     """(origin, JSON) of each policy. Raises HauberkError."""
+    from schemas.policy import reference
+
     found = _of_bus(given) if source == BUS else _of_cluster(given)
     for key, document in sorted(found.items()):
-        yield f"{source}{key}", document
+        yield f"{source}{reference(key)}", document
 
 
 def _of_bus(given: argparse.Namespace) -> dict[str, bytes]:

@@ -228,7 +228,9 @@ def explain(given: argparse.Namespace) -> int:
         ]
         print(table(("", "POLICY", "RULE", "SAYS", "WHY"), rows))
     if said.unselected:
-        print(f"not for this workload: {', '.join(said.unselected)}")
+        from schemas.policy import reference
+
+        print(f"not for this workload: {', '.join(map(reference, said.unselected))}")
     return 0
 
 

@@ -21,6 +21,7 @@ from hauberk.nodes import STALE_SECONDS
 from hauberk.output import age
 from schemas.enforcement import Plan, Receipt, decode_plan, decode_receipt
 from schemas.errors import DecodeError, HauberkError
+from schemas.policy import reference
 from schemas.policy_sets import PolicySets
 from schemas.topics import ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, INVENTORY, POLICIES
 from sensors.containers.symlinks import named
@@ -156,7 +157,7 @@ async def in_force(bus: Bus, names: Sequence[str], deadline: float) -> int:
 def _report(rollout: Rollout, found: RolloutProgress, wanted: set[str], deadline: float) -> int:
     if rollout.deleted:
         print(
-            f"hauberk apply: expected {', '.join(rollout.deleted)} on the bus, somebody deleted it meanwhile; apply it again",
+            f"hauberk apply: expected {', '.join(map(reference, rollout.deleted))} on the bus, somebody deleted it meanwhile; apply it again",
             file=sys.stderr,
         )
         return 1

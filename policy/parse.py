@@ -23,7 +23,7 @@ from policy.text.check import INVALID, Checker
 from policy.text.diagnostics import Diagnostic, Report
 from policy.text.kinds import flatten, identify, member
 from policy.text.yaml_nodes import Mapping, Scalar, plain
-from schemas.policy import KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument
+from schemas.policy import KINDS, KubeArmorNetworkPolicy, KubeArmorPolicy, PolicyDocument, reference
 
 SIZE: Final = 4 * 1024 * 1024
 """Bytes of one file. The largest policy sets in the wild are a quarter of it."""
@@ -68,7 +68,7 @@ def parse(text: str | bytes, origin: str, *, strict: bool = False) -> Parsed:
             if earlier is not None:
                 report.add(
                     codes.TWICE,
-                    f"{document.key} is already at line {earlier}; this one replaces it",
+                    f"{reference(document.key)} is already at line {earlier}; this one replaces it",
                     line=node.line,
                     column=node.column,
                 )

@@ -264,3 +264,9 @@ class PolicyDocument(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> str:
         """`kind/namespace/name`: the key of `policies.v1`."""
         return f"{self.kind}/{self.namespace}/{self.name}"
+
+
+def reference(key: str) -> str:
+    """A policy as people are told of it, from its key `kind/namespace/name`: `kind/name` where it belongs to no namespace."""
+    kind, _, rest = key.partition("/")
+    return f"{kind}/{rest.removeprefix('/')}" if rest else key

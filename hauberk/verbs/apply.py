@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
 from hauberk.policy_files import read
-from schemas.policy import ANNOTATION_FORCE, ANNOTATION_UNCONFIRMED
+from schemas.policy import ANNOTATION_FORCE, ANNOTATION_UNCONFIRMED, reference
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -58,7 +58,9 @@ async def publish(bus: Bus, documents: Sequence[Any], dry_run: bool = False) -> 
 
     known = await bus.latest(POLICIES)
     owned = [
-        document.key for document in documents if (old := known.get(key(document))) and owner_of(old) == CLUSTER_OWNER
+        reference(document.key)
+        for document in documents
+        if (old := known.get(key(document))) and owner_of(old) == CLUSTER_OWNER
     ]
     if owned:
         raise Refused(
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     async def work(bus: Bus) -> int:
         told = await publish(bus, documents, given.dry_run)
         for name, what in told:
-            print(f"{name.lower()} {what}{' (dry run)' if given.dry_run else ''}")
+            print(f"{reference(name).lower()} {what}{' (dry run)' if given.dry_run else ''}")
         if given.confirm and not given.dry_run:
             names = " ".join(dict.fromkeys(document.name for document in documents))
             print(f"held for 60 s on each node, then lifted unless: hauberk confirm {names}")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     async def work(bus: Bus) -> int:
         from hauberk.verbs.apply import annotated, publish
         from policy.documents import from_json
-        from schemas.policy import ANNOTATION_UNCONFIRMED
+        from schemas.policy import ANNOTATION_UNCONFIRMED, reference
         from schemas.topics import POLICIES
 
         known = {key.decode(): record for key, record in (await bus.latest(POLICIES)).items() if record.value}
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
                 document = from_json(known[key].value or b"", key)
                 waits = ANNOTATION_UNCONFIRMED in document.policy.metadata.annotations
                 await publish(bus, [annotated(document, ANNOTATION_UNCONFIRMED, None)] if waits else [])
-                print(f"{key.lower()} {'confirmed' if waits else 'needs no confirmation'}")
+                print(f"{reference(key).lower()} {'confirmed' if waits else 'needs no confirmation'}")
         return wrong
 
     return with_bus(given, work)

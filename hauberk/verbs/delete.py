@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         from bus.contract import Record
         from bus.record_times import newest, not_before
         from schemas.enforcement import decode_plan
+        from schemas.policy import reference
         from schemas.policy_owner import CLUSTER_OWNER, owner_of
         from schemas.topics import ENFORCEMENT_DESIRED, POLICIES
 
@@ -88,7 +89,8 @@ def main(argv: Sequence[str]) -> int:
 
             for document in read(given.filename, given.recursive, quiet=True):
                 key = key_of(document).decode()
-                (wanted if key in known else missing).append(key)
+                wanted += [key] if key in known else []
+                missing += [] if key in known else [reference(key)]
         for name in given.names:
             hits = [key for key in known if key.split("/", 1)[-1] == name or key.split("/")[-1] == name]
             wanted += hits
@@ -96,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         kept = [] if given.force else [key for key in dict.fromkeys(wanted) if key in owned]
         for key in kept:
             print(
-                f"hauberk delete: {key} is an object of the cluster: delete it with kubectl; --force deletes it here all the same, "
+                f"hauberk delete: {reference(key)} is an object of the cluster: delete it with kubectl; --force deletes it here all the same, "
                 "until the cluster's watch starts again",
                 file=sys.stderr,
             )
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
             gone = [Record(key.encode("utf-8", "surrogateescape"), None) for key in dict.fromkeys(wanted)]
             await bus.publish(POLICIES, not_before(newest(records.values()), gone))
         for key in dict.fromkeys(wanted):
-            print(f"{key.lower()} deleted")
+            print(f"{reference(key).lower()} deleted")
         for name in missing:
             print(
                 f"hauberk delete: expected policy `{name}`, there is none; `hauberk get policies` lists them",

@@ -22,7 +22,7 @@ from cluster.policy_object import KINDS, PolicyFindings, author_document
 from cluster.reflector import Apply, Resource
 from schemas.cluster import PolicyFact, document_mark, encode
 from schemas.errors import Refused
-from schemas.policy import API_VERSION
+from schemas.policy import API_VERSION, reference
 from schemas.policy_owner import CLUSTER_OWNER, OWNER, owner_of
 from sensors.kubernetes.published import Published
 
@@ -91,7 +91,7 @@ class PolicyWatch:
             self._published.forget(key)
             if key in self._documents:
                 log.warning("policy %s: %s put one of that name in force; the object of the cluster has no effect until `hauberk delete`",
-                            key.decode("utf-8", "replace"), owner)  # fmt: skip
+                            reference(key.decode("utf-8", "replace")), owner)  # fmt: skip
         elif self._foreign.pop(key, None) is not None and key in self._documents:
             self._published.put(key, self._documents[key])
         self._tell(key)
@@ -124,7 +124,9 @@ class PolicyWatch:
             errors, _, mode = self._check(document)
             if errors and (known is None or known.errors != errors):
                 log.warning(
-                    "policy %s of the cluster is not applied: %s", key.decode("utf-8", "replace"), "; ".join(errors)
+                    "policy %s of the cluster is not applied: %s",
+                    reference(key.decode("utf-8", "replace")),
+                    "; ".join(errors),
                 )
         self._marks[key] = mark
         self._objects[key] = PolicyFact(

@@ -34,6 +34,7 @@ from schemas.cluster import PolicyFact
 from schemas.cluster import decode as decode_fact
 from schemas.enforcement import decode_plan_head, decode_receipt
 from schemas.errors import DecodeError, HauberkError, Incompatible
+from schemas.policy import reference
 from schemas.stats import Gauge
 from schemas.topics import ALERTS, CLUSTER, ENFORCEMENT_DESIRED, ENFORCEMENT_STATUS, POLICIES, Topic
 from sinks.kubernetes import event as events
@@ -199,7 +200,7 @@ class Teller:
                 self._older(fact)
                 return
             # It is gone, or another by now: the watch says so in a moment, and that touches it.
-            log.info("the status of %s was not written: %s", key, error)
+            log.info("the status of %s was not written: %s", reference(key), error)
             return
         self.stats.written += 1
         self._there[key] = fact.uid, msgspec.json.encode(made)
@@ -225,7 +226,11 @@ class Teller:
         except TooLarge as error:
             self.stats.untold += 1
             self._there[fact.policy] = fact.uid, msgspec.json.encode(made)
-            log.error("what became of %s is told in no status, `hauberk get policies` has it: %s", fact.policy, error)
+            log.error(
+                "what became of %s is told in no status, `hauberk get policies` has it: %s",
+                reference(fact.policy),
+                error,
+            )
             return False
         return True
 

@@ -44,6 +44,11 @@ apiVersion: security.kubearmor.com/v1
 kind: KubeArmorPolicy
 metadata: {name: other, namespace: shop}
 spec: {selector: {matchLabels: {app: db}}, network: {matchProtocols: [{protocol: tcp}]}, action: Block}
+---
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorClusterPolicy
+metadata: {name: all, annotations: {hauberk.io/mode: shadow}}
+spec: {selector: {matchExpressions: [{key: namespace, operator: In, values: [shop]}]}, network: {matchProtocols: [{protocol: icmp}]}, action: Block}
 """
 POD = PodFact(uid="u1", namespace="shop", name="web-1", node="n1", labels={"app": "web"}, owner=Owner("Deployment", "web", "shop"),
               addresses=("10.0.0.7",), started=1.0)  # fmt: skip
@@ -108,6 +113,7 @@ def test_a_pod_is_told_with_owner_services_and_the_policies_that_select_it(comma
         "KubeArmorPolicy/shop/no-udp": "web enforce n1 in force",
         "KubeArmorPolicy/shop/refused": "web enforce n1 partial spec.network.matchProtocols[0]: the kernel is too old [not-chosen]",
         "KubeArmorPolicy/shop/beside": "web shadow n1 judged nothing of it is enforced",
+        "KubeArmorClusterPolicy/all": "web shadow n1 judged nothing of it is enforced",
     }
 
 
@@ -165,6 +171,7 @@ def test_a_namespace_with_its_annotations_pods_and_policies(command: Any) -> Non
     assert rows == {
         "KubeArmorPolicy/shop/no-udp": "web-1 enforce", "KubeArmorPolicy/shop/refused": "web-1 enforce",
         "KubeArmorPolicy/shop/beside": "web-1 shadow", "KubeArmorPolicy/shop/other": "- selects none now",
+        "KubeArmorClusterPolicy/all": "web-1 shadow",
     }  # fmt: skip
     # `alone` is on a node that says nothing; the plural does as well.
     assert command("describe", "namespaces", "shop").stdout == said

@@ -100,7 +100,7 @@ def test_objects_of_the_cluster_are_judged_as_files_are(kept: Any, in_cluster: A
     here = kept("policy", "backtest", "-f", POLICY, *PAST)
     there = kept("policy", "backtest", "cluster:", *PAST, *server)
     assert (there.returncode, there.stdout) == (0, here.stdout), there.stderr
-    assert "cluster:KubeArmorHostPolicy//no-policy is left out, it is no valid policy" in there.stderr
+    assert "cluster:KubeArmorHostPolicy/no-policy is left out, it is no valid policy" in there.stderr
     done = kept("policy", "diff", "cluster:", f"cluster:{changed(kept.home, action='Block')}", *PAST, *server)
     assert done.returncode == 1, done.stderr
     assert f"Block ({NAME})" in done.stdout
