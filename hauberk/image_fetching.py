@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images by reference: of the engine of this machine where that was asked for, of their registry otherwise; with what to say of those that
-could not be had. Neighbours: `images.engine`, `images.registry`, `pull_secrets`."""
+could not be had. Neighbours: `images.engine`, `images.registry`, `pull_secrets`, `manifest_secrets`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 from hauberk.images.engine import image_store
 from hauberk.images.image import ReadImage
-from hauberk.images.registry import pull
+from hauberk.images.registry import RegistryRefusal, pull
 from hauberk.manifests import ImagePuller
 from schemas.errors import SettingsError
 
 if TYPE_CHECKING:
-    from hauberk.pull_secrets import PullSecrets
+    from hauberk.manifest_secrets import ManifestSecrets
+    from hauberk.pull_secret_objects import PullSecrets
 
 
 class ImageFetching:
-    """`secrets`, when it is set, reads the pull secrets of all workloads of a cluster that were asked for; once, and not before one is needed."""
+    """`secrets`, when it is set, reads the pull secrets of all workloads of a cluster that were asked for; once, and not before one is needed.
+    `in_files`: those of manifest files."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
@@ -31,6 +33,7 @@ class ImageFetching:
         self._failed: dict[tuple[str, tuple[str, ...]], str] = {}
         self._read: PullSecrets | None = None
         self.secrets: Callable[[], PullSecrets] | None = None
+        self.in_files: ManifestSecrets | None = None
 
     def named(self, text: str) -> ReadImage:
         """The image that somebody named. SettingsError when it is nowhere."""
@@ -46,7 +49,9 @@ class ImageFetching:
         registry does not give: `tell` says so."""
         found = self._of_engine(text)
         if found is None and self._given.pull:
-            return self._pulled(text) if puller is None else self._pulled_for(text, puller)
+            if puller is None or puller.in_files:
+                return self._pulled_of_files(text, puller)
+            return self._pulled_for(text, puller)
         if found is None and self._engine is not None:
             self._missing.add(text)
         return found
@@ -64,6 +69,8 @@ class ImageFetching:
             _say(
                 f"{len(self._read.unread)} of the cluster's pull secrets could not be read ({name}: {why}); registries are asked without them"
             )
+        if self.in_files is not None and self.in_files.unread:
+            _say(_lacking(self.in_files.unread))
         if self._failed:
             (text, _), why = min(self._failed.items())
             images = len({text for text, _ in self._failed})
@@ -76,6 +83,16 @@ class ImageFetching:
 
     def _pulled(self, text: str) -> ReadImage:
         return pull(text, _docker_config(self._given), self._given.platform)
+
+    def _pulled_of_files(self, text: str, puller: ImagePuller | None) -> ReadImage:
+        """One that a manifest file names: what it is refused ends the run, as of an image that somebody named."""
+        if self.in_files is None or puller is None:
+            return self._pulled(text)
+        secrets, lacking = self.in_files.of(puller)
+        try:
+            return pull(text, _docker_config(self._given), self._given.platform, secrets=secrets)
+        except RegistryRefusal as error:
+            raise (SettingsError(f"{error}; {_lacking(lacking)}") if lacking else error) from None
 
     def _pulled_for(self, text: str, puller: ImagePuller) -> ReadImage | None:
         """One of many of a cluster: what it is refused keeps the others from nothing."""
@@ -91,6 +108,15 @@ class ImageFetching:
         except SettingsError as error:
             self._failed[key] = str(error)
             return None
+
+
+def _lacking(unread: dict[str, str]) -> str:
+    name, why = min(unread.items())
+    them, give = ("it", "the Secret") if len(unread) == 1 else ("them", "the Secrets")
+    return (
+        f"{len(unread)} of the manifests' pull secrets could not be read ({name}: {why}); registries are asked without {them}: give the file of "
+        f"{give} too (-f), or log in with docker or name a configuration of docker that has the credentials (--config)"
+    )
 
 
 def _docker_config(given: argparse.Namespace) -> Path:

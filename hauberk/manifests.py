@@ -17,22 +17,28 @@ from policy.recommend.recommend import HardenedWorkload
 from schemas.errors import SettingsError
 
 _TEMPLATED: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job")
+_PULLING: Final = ("Secret", "ServiceAccount")
 _MOST: Final = 16 << 20
 _OBJECTS: Final = 100_000
 """Objects and containers of one file."""
 
+PullObject = tuple[str, str, str]
+"""Kind, namespace and name."""
+
 
 class ImagePuller(msgspec.Struct, frozen=True, order=True):
-    """Whose pull secrets count for an image: those that the pod names, else those of its service account."""
+    """Whose pull secrets count for an image: those that the pod names, else those of its service account. `in_files`: these are looked for in
+    manifest files, not in a cluster."""
 
     namespace: str
     secrets: tuple[str, ...]
     account: str
+    in_files: bool = False
 
 
 class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
     """A container, whose it is, and the words of what it runs: command, arguments, probes, hooks. `placed`: its namespace is written.
-    `origin`: the file that says so. `puller`: who pulls its image, in a cluster."""
+    `origin`: the file that says so. `puller`: who pulls its image."""
 
     workload: HardenedWorkload
     commands: tuple[str, ...]
@@ -41,9 +47,21 @@ class ManifestContainer(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
 
 
-def manifests(paths: list[Path]) -> list[ManifestContainer]:
-    """Containers in order of file. SettingsError for a file that cannot be read, is no YAML or has a template in it."""
+class ManifestFiles(msgspec.Struct, frozen=True):
+    """What was read. `objects`: Secrets and ServiceAccounts by kind, namespace and name; of two of one name the later."""
+
+    containers: list[ManifestContainer]
+    objects: dict[PullObject, dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"ManifestFiles({len(self.containers)} containers, ***)"
+
+
+def manifests(paths: list[Path], usual: str = "default") -> ManifestFiles:
+    """Containers in order of file. `usual`: the namespace of what names none, for pull secrets. SettingsError for a file that cannot be read,
+    is no YAML or has a template in it."""
     found: list[ManifestContainer] = []
+    objects: dict[PullObject, dict[str, Any]] = {}
     for path in paths:
         files = (
             sorted(one for one in path.rglob("*") if one.suffix in (".yaml", ".yml", ".json") and one.is_file())
@@ -51,13 +69,13 @@ def manifests(paths: list[Path]) -> list[ManifestContainer]:
             else [path]
         )
         for file in files:
-            found += _file(file)
+            found += _file(file, usual, objects)
     if not found:
         raise SettingsError(f"expected workloads in `{', '.join(map(str, paths))}`, found none")
-    return found
+    return ManifestFiles(found, objects)
 
 
-def _file(path: Path) -> Iterator[ManifestContainer]:
+def _file(path: Path, usual: str, objects: dict[PullObject, dict[str, Any]]) -> Iterator[ManifestContainer]:
     try:
         if path.stat().st_size > _MOST:
             raise SettingsError(f"expected a manifest of at most {_MOST:,} bytes, `{path}` is larger")
@@ -69,24 +87,37 @@ def _file(path: Path) -> Iterator[ManifestContainer]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if "{{" in text:
             raise _templated(path, text) from error
-        raise SettingsError(f"expected YAML at `{path}`, got: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"expected YAML at `{path}`, got: {_fault(error)}") from error
     for document in documents:
-        for found in containers(document, str(path)):
+        reading = _DocumentReading(str(path))
+        for found in reading.formed(document):
             # A rendered manifest may hold braces of others: dashboards, alerts, commands.
             of = found.workload
             if any("{{" in word for word in (of.namespace, of.name, of.container, of.image, *of.labels.values())):
                 raise _templated(path, text)
-            yield msgspec.structs.replace(found, origin=str(path), puller=None)
+            yield msgspec.structs.replace(found, origin=str(path), puller=_in_files(found, usual))
+        for (kind, namespace, name), one in reading.pulling.items():
+            objects[kind, namespace or usual, name] = one
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong, and where. Not the line itself, which an error of PyYAML quotes where there is no libyaml: secrets may lie there."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+def _in_files(found: ManifestContainer, usual: str) -> ImagePuller | None:
+    if found.puller is None:
+        return None
+    namespace = found.puller.namespace if found.placed else usual
+    return msgspec.structs.replace(found.puller, namespace=namespace, in_files=True)
 
 
 def containers(document: Any, origin: str) -> Iterator[ManifestContainer]:
     """Those of one object, or of a list of them; none of kinds that have none. SettingsError for one that is not formed as they are."""
-    try:
-        yield from _DocumentReading(origin).containers(document)
-    except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise SettingsError(
-            f"expected objects of Kubernetes at `{origin}`, one is not formed as they are ({error})"
-        ) from error
+    return _DocumentReading(origin).formed(document)
 
 
 def _templated(path: Path, text: str) -> SettingsError:
@@ -97,11 +128,22 @@ def _templated(path: Path, text: str) -> SettingsError:
 
 
 class _DocumentReading:
-    """One document. Aliases make billions of objects and a terabyte of words of a few lines, so what they come to is counted."""
+    """One document. Aliases make billions of objects and a terabyte of words of a few lines, so what they come to is counted. `pulling`: the
+    objects in it that say how images are pulled; "" for a namespace that is not written."""
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
         self._objects = self._characters = 0
+        self.pulling: dict[PullObject, dict[str, Any]] = {}
+
+    def formed(self, document: Any) -> Iterator[ManifestContainer]:
+        """`containers`, with one sentence for what is not formed as objects are."""
+        try:
+            yield from self.containers(document)
+        except (AttributeError, TypeError, KeyError, ValueError, RecursionError) as error:
+            raise SettingsError(
+                f"expected objects of Kubernetes at `{self._origin}`, one is not formed as they are ({error})"
+            ) from error
 
     def containers(self, document: Any) -> Iterator[ManifestContainer]:
         """Of a list those of its items in order, which may be lists."""
@@ -115,8 +157,18 @@ class _DocumentReading:
             if kind == "List" or (kind.endswith("List") and "items" in one):
                 waiting += reversed(one.get("items") or ())
                 self._object(len(waiting))
+            elif kind in _PULLING:
+                self._pulls(one, kind)
             else:
                 yield from self._of(one, kind)
+
+    def _pulls(self, one: dict[str, Any], kind: str) -> None:
+        """Of one that has no name nobody can pull with it, and nothing else of it is of interest here."""
+        metadata = one.get("metadata")
+        if isinstance(metadata, dict) and isinstance(name := metadata.get("name"), str):
+            namespace = metadata.get("namespace") or ""
+            if isinstance(namespace, str):
+                self.pulling[kind, namespace, name] = one
 
     def _object(self, waiting: int = 0) -> None:
         self._objects += not waiting

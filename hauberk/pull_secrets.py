@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pull secrets of a cluster, for the images of its workloads: read with the rights of the kubeconfig, kept in memory, told by name alone.
 
-As Kubernetes has it: those that a pod names, else those of its service account. Of a secret only written credentials count (`auths`): a
-helper that it named would be a program of this machine. Neighbours: `live_workloads`, `images.credentials`, which finds a registry's own.
+As Kubernetes has it: those that a pod names, else those of its service account. Neighbours: `live_workloads`, `pull_secret_objects` (what an
+object says), `manifest_secrets` (the same of files).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -21,31 +18,11 @@ from cluster.server import Server, connected
 from cluster.settings import ServerSettings
 from hauberk.images.credentials import PullSecret
 from hauberk.manifests import ImagePuller
+from hauberk.pull_secret_objects import NO_ACCOUNT, NO_CREDENTIALS, AccountObject, PullSecrets, SecretObject
 from schemas.errors import HauberkError, Incompatible, SettingsError
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 """Nobody checks the names that a pod gives: one with a slash in it would lead to the secrets of others."""
-_FORMS: Final = {"kubernetes.io/dockerconfigjson": ".dockerconfigjson", "kubernetes.io/dockercfg": ".dockercfg"}
-
-
-class _Named(msgspec.Struct, frozen=True):
-    name: str = ""
-
-
-class _Account(msgspec.Struct, frozen=True):
-    imagePullSecrets: list[_Named] | None = None
-
-
-class _Secret(msgspec.Struct, frozen=True):
-    type: str = ""
-    data: dict[str, str] | None = None
-
-
-class PullSecrets(msgspec.Struct, frozen=True):
-    """By who pulls. `unread`: why some could not be read, by `secret namespace/name` or `service account namespace/name`."""
-
-    by_puller: dict[ImagePuller, tuple[PullSecret, ...]]
-    unread: dict[str, str]
 
 
 def pull_secrets(settings: ServerSettings, pullers: Iterable[ImagePuller]) -> PullSecrets:
@@ -79,11 +56,11 @@ class _SecretReading:
         if key not in self._accounts:
             body = await self._get(key, namespace, "serviceaccounts", name)
             try:
-                account = msgspec.json.decode(body, type=_Account) if body else _Account()
+                account = msgspec.json.decode(body, type=AccountObject) if body else AccountObject()
             except msgspec.MsgspecError:
-                self.unread[key] = "it is not formed as service accounts are"
-                account = _Account()
-            self._accounts[key] = tuple(one.name for one in account.imagePullSecrets or () if one.name)
+                self.unread[key] = NO_ACCOUNT
+                account = AccountObject()
+            self._accounts[key] = account.secrets
         return self._accounts[key]
 
     async def secret(self, namespace: str, name: str) -> PullSecret | None:
@@ -93,10 +70,12 @@ class _SecretReading:
             self._secrets[key] = None
             body = await self._get(key, namespace, "secrets", name)
             try:
-                self._secrets[key] = PullSecret(name=key, auths=_auths(body)) if body else None
-            except (msgspec.MsgspecError, ValueError, RecursionError, binascii.Error):
-                # What it says is in none of these words.
-                self.unread[key] = "it holds no credentials of docker"
+                self._secrets[key] = (
+                    PullSecret(name=key, auths=msgspec.json.decode(body, type=SecretObject).auths()) if body else None
+                )
+            except (ValueError, RecursionError):
+                # An error of msgspec is a ValueError too.
+                self.unread[key] = NO_CREDENTIALS
         return self._secrets[key]
 
     async def _get(self, key: str, namespace: str, plural: str, name: str) -> bytes:
@@ -114,13 +93,3 @@ class _SecretReading:
         except HauberkError as error:
             self.unread[key] = str(error)
         return b""
-
-
-def _auths(body: bytes) -> dict[str, Any]:
-    secret = msgspec.json.decode(body, type=_Secret)
-    form = _FORMS.get(secret.type, "")
-    found = json.loads(base64.b64decode((secret.data or {}).get(form, ""), validate=True))
-    auths = found.get("auths") if form == ".dockerconfigjson" and isinstance(found, dict) else found
-    if not isinstance(auths, dict):
-        raise ValueError("no entries by registry")
-    return auths

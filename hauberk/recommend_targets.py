@@ -24,6 +24,7 @@ from hauberk.images.image import ReadImage
 from hauberk.images.references import ImageReference, reference
 from hauberk.images.streams import ImageLimits
 from hauberk.learning import ROWS, selectable
+from hauberk.manifest_secrets import ManifestSecrets
 from hauberk.manifests import ImagePuller, ManifestContainer, manifests
 from policy.learn.sightings import Sighting
 from policy.learn.workloads import OF_ONE_POD, workload
@@ -35,7 +36,7 @@ from sinks.store.queries import SqliteReader
 from sinks.store.store import Query
 
 if TYPE_CHECKING:
-    from hauberk.pull_secrets import PullSecrets
+    from hauberk.pull_secret_objects import PullSecrets
 
 
 class RecordedWorkload(msgspec.Struct, kw_only=True):
@@ -49,7 +50,7 @@ class RecordedWorkload(msgspec.Struct, kw_only=True):
 
 class HardeningTarget(msgspec.Struct, kw_only=True):
     """A container to harden: what is in its image (None: not known), what it runs by its manifest or image, what is recorded of it, the file
-    that says of it, who pulls its image in a cluster."""
+    that says of it, who pulls its image."""
 
     workload: HardenedWorkload
     contents: ImageContents | None = None
@@ -65,7 +66,7 @@ def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
     fetch = ImageFetching(given)
     images = [one for text in given.image for one in _image(text, given, fetch)]
     recorded = _recorded(given)
-    manifested = _manifested(given)
+    manifested = _manifested(given, fetch)
     if manifested is not None:
         found = [_of_manifest(one, given.namespace) for one in manifested]
     elif recorded and not given.image:
@@ -95,12 +96,16 @@ def targets_of(given: argparse.Namespace) -> list[HardeningTarget]:
     return found
 
 
-def _manifested(given: argparse.Namespace) -> list[ManifestContainer] | None:
+def _manifested(given: argparse.Namespace, fetch: ImageFetching) -> list[ManifestContainer] | None:
     """Of files, of a cluster, or of both; None where neither was asked for."""
     asked = given.kubeconfig is not None or given.context
     if not given.file and not asked:
         return None
-    found = manifests([Path(text) for text in given.file]) if given.file else []
+    found: list[ManifestContainer] = []
+    if given.file:
+        files = manifests([Path(text) for text in given.file], given.namespace or "default")
+        found += files.containers
+        fetch.in_files = ManifestSecrets(files.objects)
     if asked:
         from hauberk.live_workloads import live_workloads
 
@@ -115,7 +120,9 @@ def _server(given: argparse.Namespace) -> ServerSettings:
 def _secrets(given: argparse.Namespace, targets: list[HardeningTarget]) -> PullSecrets:
     from hauberk.pull_secrets import pull_secrets
 
-    return pull_secrets(_server(given), (one.puller for one in targets if one.puller is not None))
+    return pull_secrets(
+        _server(given), (one.puller for one in targets if one.puller is not None and not one.puller.in_files)
+    )
 
 
 def _same(one: HardenedWorkload, other: HardenedWorkload) -> bool:
