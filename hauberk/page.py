@@ -13,15 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.sections import Configuration
-    from hauberk.settings import LoadedSettings
     from sinks.web.page import WebPage
-
-
-def beside_another(settings: Configuration, loaded: LoadedSettings) -> Configuration:
-    """For a replay: nobody asked for the port, and it is as often as not a running `up`'s, so any free one."""
-    if any(key == "page" or key.startswith("page.") for key in loaded.origins):
-        return settings
-    return msgspec.structs.replace(settings, page=msgspec.structs.replace(settings.page, port=0))
 
 
 async def open_page(settings: Configuration, bus: Bus, opened: contextlib.AsyncExitStack) -> WebPage | None:

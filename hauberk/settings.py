@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import msgspec
 
 from hauberk.inputs import read
+from hauberk.settings_lists import advice
 from hauberk.settings_text import DEPTH, SIZE, bounded, one_line, parse, too_deep
 from schemas.errors import SettingsError
 
@@ -63,8 +64,10 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, origin: str) -> 
     for step in path[:-1]:
         below = spot.setdefault(step, {})
         if not isinstance(below, dict):
+            at = ".".join(path[: path.index(step) + 1])
+            whole = f"; {advice(at, {}, (), origin, _SECRET)}" if isinstance(below, list) else ""
             raise SettingsError(
-                f"expected a table at `{step}` for `{'.'.join(path)}` ({origin}), got `{type(below).__name__}`"
+                f"expected a table at `{step}` for `{'.'.join(path)}` ({origin}), got `{type(below).__name__}`{whole}"
             )
         spot = below
     spot[path[-1]] = value
@@ -245,6 +248,10 @@ def _explain(message: str, loaded: LoadedSettings, kind: Any) -> str:
         said += f"; expected one of {', '.join(known)}" if known else ""
         if near := _nearest(wrong.group(1), known):
             said += f"; did you mean `{near}`?"
+    if isinstance(table := _value(loaded.tree, where), dict) and text.startswith("Expected `array`"):
+        items = [option for one in _at(where, loaded.tree, kind) for item in get_args(one) for option in _options(item)]
+        tags = [str(one.__struct_config__.tag) for one in items if _is_struct(one)]
+        said += f"; {advice(where, table, tags, origin, _SECRET)}"
     return said + "; `hauberk settings --reference` lists the keys"
 
 

@@ -7,14 +7,14 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from bus.registry import elsewhere, open_bus
-from hauberk import caches, disk, health, service, stages, supervision
+from hauberk import caches, disk, health, ports, service, stages, supervision
 from hauberk.allocator import give_back
 from hauberk.client import damage_text
 from hauberk.configuration import configuration, node_configuration
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from hauberk.node_sections import NodeConfiguration
     from hauberk.sections import Configuration
     from hauberk.settings import LoadedSettings
+    from sinks.registry import SinkSettings
+    from sinks.web.page import PageSettings
 
 UNASKED: Final = (Role.PROCESSOR, Role.PLANNER)
 """Roles that nobody connects to: not being ready takes nothing away. The page of a sink and the webhook of `cluster` would be away
@@ -62,8 +64,10 @@ async def _part(
     build: Callable[[Starting[S]], Awaitable[Built]],
     read: Callable[[argparse.Namespace], tuple[S, LoadedSettings, Path]],
     spool: Callable[[S], SpoolSettings] | None = None,
+    shown: Callable[[S], tuple[Sequence[SinkSettings], PageSettings] | tuple[()]] = lambda _: (),
 ) -> int:
     settings, _, state = read(given)
+    await ports.look(state, settings.metrics, *shown(settings))
     prepare(state)
     stop = asyncio.Event()
     with service.listening(stop) as hurry:
@@ -208,7 +212,13 @@ async def run_sink(given: argparse.Namespace) -> int:
             exposure.collect(listening(page))
         return [("sinks", part.stage)], exposure
 
-    return await _part(given, f"sink {given.name}" if given.name else "sink", build, read)
+    return await _part(
+        given,
+        f"sink {given.name}" if given.name else "sink",
+        build,
+        read,
+        shown=lambda settings: (settings.sinks, settings.page),
+    )
 
 
 async def run_planner(given: argparse.Namespace) -> int:

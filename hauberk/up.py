@@ -21,7 +21,7 @@ from bus.contract import Record
 from bus.permissions import refuse_loose
 from bus.registry import open_bus
 from bus.rest import until_look
-from hauberk import caches, disk, health, service, stages, supervision
+from hauberk import caches, disk, health, ports, service, stages, supervision
 from hauberk.allocator import give_back
 from hauberk.client import damage_text
 from hauberk.configuration import configuration
@@ -31,7 +31,7 @@ from hauberk.lock import sole
 from hauberk.memory import ProcessMemory
 from hauberk.metrics import Exposure, expose, of_bus
 from hauberk.output import colourful, paint
-from hauberk.page import beside_another, listening, open_page
+from hauberk.page import listening, open_page
 from kernel.descriptors import raise_limit
 from schemas.errors import DiskFull, HauberkError, KernelError, PermissionMissing, SettingsError
 from schemas.topics import ENFORCEMENT_STATUS, POLICIES
@@ -140,14 +140,10 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
     settings, loaded, state = configuration(given)
     if not given.replay:
         prefer(settings.sensor.nice or usual)
-    if given.replay and "sinks" not in loaded.origins:
-        # A recording is looked at beside a running `up` as often as not: the port is the other's.
-        settings = msgspec.structs.replace(
-            settings, sinks=[sink for sink in settings.sinks if _kind(sink) != "prometheus"]
-        )
     if given.replay:
-        settings = beside_another(settings, loaded)
+        settings = ports.beside_another(settings, loaded)
     documents = read(given.filename, False, quiet=True) if given.filename else []
+    await ports.look(state, settings.metrics, settings.sinks, settings.page)
     prepare(state)
     if not given.quiet and "console" not in map(_kind, settings.sinks):
         console = {"type": "console", "name": "live", "form": given.output}

@@ -108,6 +108,14 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 512 << 20
 
 
+def refused(settings: PageSettings, error: OSError) -> SettingsError:
+    """Its port cannot be had."""
+    return SettingsError(
+        f"page: expected to listen on `{settings.host}:{settings.port}`, but {why(error)}; set `page.port`, stop who "
+        "listens there, or switch it off with `page.enabled=false`"
+    )
+
+
 class WebPage:
     """`await open()`, then `await close()`. `url` is known after `open`. `opening`: a new reader of the store. `learner`: who learns
     policies from it; None: nobody."""
@@ -147,10 +155,7 @@ class WebPage:
             await listener.open(application, shutdown_timeout=0.5, handler_cancellation=True)
         except OSError as error:
             self._questions.close()
-            raise SettingsError(
-                f"page: expected to listen on `{listener.host}:{listener.port}`, but {why(error)}; set `page.port`, stop who "
-                "listens there, or switch it off with `page.enabled=false`"
-            ) from error
+            raise refused(self._settings, error) from error
         self._listener = listener
         self.url = f"{listener.url}/"
 

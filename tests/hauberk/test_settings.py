@@ -215,3 +215,34 @@ def test_a_text_that_does_not_fit_is_told_with_what_it_is_for(given: str, said: 
     with pytest.raises(SettingsError) as caught:
         check(merge("", ["bus.type=kafka", given], {}), Configuration)
     assert said in str(caught.value)
+
+
+def test_a_table_in_the_place_of_a_list_is_told_with_what_to_write(tmp_path: Path) -> None:
+    """`sinks` is a list, and its tables look like sections to whoever has seen the others."""
+
+    def said(*sets: str, file: str = "", **environment: str) -> str:
+        with pytest.raises(SettingsError) as error:
+            check(merge(file or None, sets, environment), Configuration)
+        return str(error.value)
+
+    port = '[{"type":"prometheus","port":9700}]'
+    assert said("sinks.prometheus.port=9700") == (
+        f"settings: `sinks`: Expected `array`, got `object` (from --set); it is a list, and is given whole: `--set 'sinks={port}'`, "
+        "in the place of the usual ones; `hauberk settings --reference` lists the keys"
+    )
+    assert f"`--set 'sinks={port}'`" in said('sinks={"type": "prometheus", "port": 9700}')
+    assert f"`HAUBERK__SINKS='{port}'`" in said(HAUBERK__SINKS__PROMETHEUS__PORT="9700")
+    # What names no sink has an example; a list of words has none.
+    assert '`--set \'sinks=[{"type":"prometheus","port":9642}]\'`' in said("sinks.0.port=1")
+    assert "given whole: `--set 'enforcement.backends=[...]'`;" in said("enforcement.backends.first=cgroup")
+    file = tmp_path / "a.toml"
+    file.write_text("[sinks.prometheus]\nport = 9700\n")
+    assert 'given whole: `[[sinks]]`, and below it `type = "prometheus"`, `port = 9700`, in' in said(file=str(file))
+    file = tmp_path / "a.yaml"
+    file.write_text("sinks: {syslog: {host: siem, ca_file: /secret/ca}}")
+    assert '`sinks: [{"type":"syslog","host":"siem"}]`' in said(file=str(file))
+    # Beside a list that is there already.
+    file.write_text("sinks: [{type: prometheus}]")
+    assert "got `list`; it is a list, and is given whole: `--set 'sinks=[...]'`" in said(
+        "sinks.prometheus.port=1", file=str(file)
+    )

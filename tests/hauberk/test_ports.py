@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A port that cannot be had is said before anything is written: a start that comes to nothing leaves no state behind."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hauberk.ports import look
+from schemas.errors import SettingsError
+from sinks.endpoint import MetricsSettings
+from sinks.prometheus import PrometheusSettings
+from sinks.store.sink import StoreSettings
+from sinks.web.page import PageSettings
+
+METRICS = ("--set", "metrics.enabled=true", "--set", "metrics.port={port}")
+PAGE = ("--set", "page.port={port}")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+@pytest.mark.parametrize("words", [PAGE, METRICS], ids=["page", "metrics"])
+@pytest.mark.parametrize("role", ["up", "sink"])
+def test_a_port_in_use_leaves_no_state_behind(hauberk: Any, taken: int, role: str, words: tuple[str, ...]) -> None:
+    hauberk.sinks = [{"type": "store", "path": str(hauberk.state / "summary.db")}]
+    given = [one.format(port=taken) for one in words]
+    done = hauberk.replay(*given) if role == "up" else hauberk(role, *given)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert f"expected to listen on `127.0.0.1:{taken}`, but it is in use; set " in done.stderr
+    assert not hauberk.state.exists()
+
+
+@pytest.mark.parametrize("role", ["up", "sink"])
+def test_so_does_the_port_of_a_sink(hauberk: Any, taken: int, role: str) -> None:
+    hauberk.sinks = [{"type": "prometheus", "port": taken}]
+    done = hauberk.replay() if role == "up" else hauberk(role)
+    assert done.returncode == 2, done.stderr
+    assert "it is in use; set `port` of that sink" in done.stderr
+    assert not hauberk.state.exists()
+
+
+def test_a_role_without_sinks_looks_at_its_metrics(hauberk: Any, taken: int) -> None:
+    done = hauberk("processor", *(one.format(port=taken) for one in METRICS))
+    assert done.returncode == 2, done.stderr
+    assert "it is in use; set `metrics.port`" in done.stderr
+    assert not hauberk.state.exists()
+
+
+async def test_what_is_begun_is_not_looked_at_again_and_free_ports_stay_free(tmp_path: Path, taken: int) -> None:
+    state, off = tmp_path / "state", MetricsSettings()
+    store = StoreSettings(path=str(state / "summary.db"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    sinks = (store, PrometheusSettings(port=0))
+    await look(state, MetricsSettings(enabled=True, port=free), sinks, PageSettings(port=0))
+    with contextlib.closing(socket.create_server(("127.0.0.1", free))):
+        pass
+    assert not state.exists()
+    # The page is served of a store, and where it is on.
+    await look(state, off, (PrometheusSettings(port=0),), PageSettings(port=taken))
+    await look(state, off, (store,), PageSettings(port=taken, enabled=False))
+    with pytest.raises(SettingsError, match="page: expected to listen"):
+        await look(state, off, (store,), PageSettings(port=taken))
+    # One number for two.
+    with pytest.raises(SettingsError, match=f"metrics: expected to listen on `127.0.0.1:{free}`, but it is in use"):
+        await look(state, MetricsSettings(enabled=True, port=free), (PrometheusSettings(port=free),))
+    state.mkdir()
+    with pytest.raises(SettingsError):
+        await look(state, off, (store,), PageSettings(port=taken))
+    (state / "up.lock").touch()
+    await look(state, off, (store,), PageSettings(port=taken))
