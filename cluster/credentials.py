@@ -15,6 +15,7 @@ from typing import Any, Final
 from cluster.client_library import light
 from cluster.settings import ServerSettings
 from schemas.errors import SettingsError
+from schemas.file_text import not_utf8
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,22 @@ async def configured(settings: ServerSettings) -> tuple[Any, str]:
             config.load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
     except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise SettingsError(
-            f"expected a cluster's address and credentials in {source}, got: {' '.join(str(error).split())}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
+            f"expected a cluster's address and credentials in {source}, got: {_why(error, file)}; set `cluster.server.kubeconfig`, or $KUBECONFIG"
         ) from error
     return made, str(made.host)
+
+
+def _why(error: Exception, files: str) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        # The loader reads in pieces, and its places are those in a piece.
+        for one in files.split(os.pathsep):
+            try:
+                Path(one).read_bytes().decode()
+            except UnicodeDecodeError as whole:
+                return f"in `{one}` {not_utf8(whole)}"
+            except OSError:
+                continue
+    return " ".join(str(error).split())
 
 
 def _found(settings: ServerSettings) -> tuple[str, str]:

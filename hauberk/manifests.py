@@ -15,6 +15,7 @@ from hauberk.images.image import split
 from policy.learn.workloads import OF_ONE_POD
 from policy.recommend.recommend import HardenedWorkload
 from schemas.errors import SettingsError
+from schemas.file_text import not_utf8
 
 _TEMPLATED: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job")
 _PULLING: Final = ("Secret", "ServiceAccount")
@@ -80,7 +81,9 @@ def _file(path: Path, usual: str, objects: dict[PullObject, dict[str, Any]]) -> 
         if path.stat().st_size > _MOST:
             raise SettingsError(f"expected a manifest of at most {_MOST:,} bytes, `{path}` is larger")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"expected a manifest at `{path}`, got {not_utf8(error)}") from error
+    except OSError as error:
         raise SettingsError(f"expected a readable manifest at `{path}`, got: {error}") from error
     try:
         documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

@@ -18,6 +18,7 @@ from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.learnt_answers import expect_accepted
 from hauberk.output import as_json, table
 from schemas.errors import PolicyError, SettingsError
+from schemas.file_text import not_utf8
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -156,7 +157,9 @@ def _documents(path: str) -> list[dict[str, Any]]:
 
     try:
         found = [one for one in yaml.safe_load_all(Path(path).read_text(encoding="utf-8")) if one is not None]
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"expected a file of policies at `{path}`, got {not_utf8(error)}") from error
+    except OSError as error:
         raise SettingsError(f"expected a readable file of policies at `{path}`, got: {error}") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"expected YAML in `{path}`, got: {' '.join(str(error).split())}") from error

@@ -16,6 +16,7 @@ import msgspec
 from hauberk import inputs
 from hauberk.output import as_json, paint, printable, table
 from schemas.errors import DecodeError, PolicyError, SettingsError
+from schemas.file_text import not_utf8
 
 if TYPE_CHECKING:
     from policy.ruleset import PostureSettings, Ruleset
@@ -57,6 +58,13 @@ def ruleset_of(given: argparse.Namespace, files: list[str]) -> tuple[Ruleset, li
 
 def _lines(name: str) -> list[bytes]:
     return inputs.read(name, "a file", inputs.EVENTS).splitlines()
+
+
+def _tests(name: str) -> str:
+    try:
+        return inputs.read(name, "a file of tests", inputs.POLICIES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"expected a file of tests at `{name}`, got {not_utf8(error)}") from error
 
 
 def check(given: argparse.Namespace) -> int:
@@ -144,11 +152,11 @@ def test(given: argparse.Namespace) -> int:
         results += cases.run_cases(together(policy.origin), tests, document.name, policy.origin)
     for name in dict.fromkeys(policy.origin for policy in policies):
         if (found := tests_beside(name)) is not None and str(found) not in given.tests:
-            tests, diagnostics = cases.read_cases(b"\n".join(_lines(str(found))).decode("utf-8", "replace"), str(found))
+            tests, diagnostics = cases.read_cases(_tests(str(found)), str(found))
             _refuse(diagnostics)
             results += cases.run_cases(together(name), tests, file=str(found))
     for name in given.tests:
-        tests, diagnostics = cases.read_cases(b"\n".join(_lines(name)).decode("utf-8", "replace"), name)
+        tests, diagnostics = cases.read_cases(_tests(name), name)
         _refuse(diagnostics)
         results += cases.run_cases(ruleset, tests, file=name)
     if not results:

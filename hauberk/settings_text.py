@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.errors import SettingsError
+from schemas.file_text import not_utf8
 
 SIZE: Final = 1 << 20
 """Bytes of a settings file; with every setting in it, one has 40 KiB."""
@@ -26,9 +27,12 @@ _DOTS: Final = 256
 def parse(data: bytes, form: str, name: str) -> dict[str, Any]:
     """The table in `data`. `form`: toml, yaml or json. SettingsError names `name`."""
     try:
-        value = _decoded(data, form, name)
+        # A mark at its start, as editors of Windows write it, is no part of the text.
+        value = _decoded(data.decode("utf-8-sig").encode(), form, name)
     except SettingsError:
         raise
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"expected {form.upper()} in `{name}`, got {not_utf8(error)}") from error
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise SettingsError(f"expected {form.upper()} in `{name}`, got an error: {one_line(error)}") from error
     except RecursionError as error:
@@ -58,7 +62,7 @@ def _decoded(data: bytes, form: str, name: str) -> Any:
 
     report = Report(name)
     # Reads by events: it says what is nested too deep or expands without end before the composer sees it.
-    read(data.decode("utf-8-sig"), report)
+    read(data.decode(), report)
     for found in report.sorted():
         if found.level == "error":
             raise SettingsError(f"expected YAML in `{name}`, got an error: {one_line(found)}")

@@ -22,6 +22,7 @@ import msgspec
 
 from hauberk.images.references import HUB, ImageReference
 from schemas.errors import SettingsError
+from schemas.file_text import not_utf8
 
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SECONDS: Final = 60.0
@@ -79,6 +80,8 @@ def credentials(config: Path, of: ImageReference) -> RegistryCredentials:
         found = json.loads(config.read_bytes())
     except FileNotFoundError:
         return RegistryCredentials()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"expected docker's configuration at `{config}`, got {not_utf8(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"expected docker's configuration at `{config}`, got: {error}") from error
     known = (

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import PolicyError
+from schemas.file_text import not_utf8
 
 FRAMEWORKS: Final = ("MITRE", "NIST", "CIS", "PCI-DSS")
 _NAME: Final = r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$"
@@ -63,7 +64,9 @@ class TemplateSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def read(text: bytes, origin: str) -> TemplateSet:
     """The templates in `text`. PolicyError for anything that is none, with where and why."""
     try:
-        found = msgspec.yaml.decode(text, type=TemplateSet)
+        found = msgspec.yaml.decode(text.decode("utf-8-sig"), type=TemplateSet)
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"expected a file of templates in `{origin}`, got {not_utf8(error)}", ()) from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PolicyError(
             f"expected a file of templates in `{origin}`, got: {' '.join(str(error).split())}", ()
