@@ -124,7 +124,7 @@ def run_child(
         raise Unavailable("the load was ended: a stop was asked for before the programs were there")
     if late.is_set() and "done" not in last:
         raise Unavailable(
-            f"the loader did not finish in {timeout} s; raise `timeout`, or see whether the machine is out of memory or processors"
+            f"the loader did not finish in {timeout} s; raise `sensor.load.timeout`, or see whether the machine is out of memory or processors"
         )
     if "done" in last:
         done: dict[str, Any] = last["done"]

@@ -55,6 +55,10 @@ def watchable() -> None:
         pytest.skip(f"this node cannot be watched: {why.stderr.strip()}")
 
 
+PATIENCE = 900.0 if "HAUBERK_TEST_EMULATED" in os.environ else 180.0
+"""Seconds for a start, and for a policy to be in force; an emulated machine (tests/vm) takes minutes."""
+
+
 class Container:
     """A cgroup that policies see as a container named `name` with the label `app: NAME`."""
 
@@ -116,12 +120,12 @@ class Node:
         }  # fmt: skip
         for section, values in settings.items():
             made[section] = made[section] | values if isinstance(made.get(section), dict) else values
+        made["sensor"]["load"] = {"timeout": PATIENCE} | made["sensor"].get("load", {})
         (home / "settings.json").write_text(json.dumps(made))
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HAUBERK")}
         self.environment = plain | {"HAUBERK_STATE": str(self.state), "HAUBERK_CONFIG": str(home / "settings.json")}
         self.process: subprocess.Popen[str] | None = None
-        self.patience = 180.0
-        """Seconds for a start, and for a policy to be in force; an emulated machine takes minutes."""
+        self.patience = PATIENCE
         self.before: Sequence[str] = ()
         """Words in front of the command, as `prlimit --nofile=256`."""
 

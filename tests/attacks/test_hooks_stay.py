@@ -31,7 +31,7 @@ spec:
 """
 LOAD = {
     "occurrence_pages": 256, "definition_pages": 256, "behaviours": 65536, "strings": 65536, "processes": 65536, "rules": 262144,
-    "net_rules": 65536, "scopes": 16384, "timeout": 900.0,
+    "net_rules": 65536, "scopes": 16384,
 }  # fmt: skip
 """Sizes whose programs the rig compiles beforehand (tests/vm/vmrig/programs.py), and OTHER's."""
 OTHER = 131072
@@ -44,12 +44,10 @@ def node(make_container: Callable[[str], Any], make_node: Callable[..., Any], tm
     if not offered.available:
         pytest.skip(offered.why)
     shutil.copy("/bin/true", tmp_path / "tool")
-    made = make_node(
+    return make_node(
         POLICY.format(home=tmp_path), make_container("box"), start=False, sensor={"keep": True, "load": LOAD},
         enforcement={"backends": ["bpf-lsm", "cgroup", "signal"]},
     )  # fmt: skip
-    made.patience = 900.0
-    return made
 
 
 def layout(node: Any) -> int:
