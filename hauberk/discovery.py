@@ -18,7 +18,7 @@ from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.network_discovery import when
 from hauberk.output import as_json, printable, table
 from hauberk.progress_line import ProgressLine
-from hauberk.written_policies import comment, expect_directory, write_policies, yaml_text
+from hauberk.written_policies import comment, expect_directory, selects, write_policies, yaml_text
 from schemas.errors import PolicyError, SettingsError
 from schemas.identity import Kind
 from schemas.operations import Class
@@ -273,9 +273,12 @@ def _merged(
             found.append((body, "as it was: nothing of it was seen in this time"))
             continue
         extended, changed = merged(body, one)
-        found.append(
-            (extended, f"{changed} rule{'s' * (changed != 1)} added or widened. {one.completeness.sentence()}.")
-        )
+        said = f"{changed} rule{'s' * (changed != 1)} added or widened. {one.completeness.sentence()}."
+        others = unseen.get(one.workload.label, ())
+        # Who was looked for is whom the learnt selector is for.
+        if others and extended["spec"].get("selector") == one.body["spec"].get("selector"):
+            said += f" {selects(', '.join(others))}."
+        found.append((extended, said))
     return [*found, *((one.body, _comment(one, unseen)) for one in new.values())]
 
 

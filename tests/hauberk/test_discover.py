@@ -344,6 +344,10 @@ def test_whom_a_policy_selects_that_nothing_was_seen_of_is_told(
         text = next((tmp_path / "out").rglob("*.yaml")).read_text() if "--outdir" in words else said.out
         assert "It selects shop/batch/app, shop/n too, of which nothing was seen." in text
     assert yaml.safe_load(run(capsys, state, "discover")) == yaml.safe_load(alone), "the policy is what it was"
+    for written, said_too in ((alone, True), (alone.replace("app: web", "app: web\n      tier: front"), False)):
+        (tmp_path / "before.yaml").write_text(written)
+        merged = run(capsys, state, "discover", "--merge", tmp_path / "before.yaml")
+        assert ("It selects shop/batch/app, shop/n too, of which nothing was seen." in merged) == said_too, merged
     (told,) = json.loads(run(capsys, state, "discover", "--explain", "-f", "json"))
     assert told["selects_unseen"] == ["shop/batch/app", "shop/n"]
     put(state, 4, opened("/etc/app.conf"), of=unseen)
