@@ -21,6 +21,11 @@ POSTURES: Final = {
 }
 STATUS_WORDS: Final = ("enabled", "audited", "disabled")
 POSTURE_WORDS: Final = ("audit", "block")
+LONGEST: Final = 1024
+"""Characters of a value that are kept; those that mean something are lists of a few words."""
+TOO_LONG: Final = f"(more than {LONGEST} characters)"
+"""Kept in the place of a longer one: no word of any of them, so it decides nothing, and is told."""
+DECIDING: Final = frozenset({VISIBILITY, STATUS, *POSTURES.values()})
 _PATCHED: Final = "patched"
 """KubeArmor writes it itself, for `enabled`."""
 _SHOWN: Final = 64
@@ -57,6 +62,9 @@ def misread(annotations: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _sentence(key: str, value: str, words: tuple[str, ...]) -> str:
-    shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
     *others, last = words
-    return f"expected {', '.join(others)} or {last} in `{key}`, got {shown!r}"
+    expected = f"expected {', '.join(others)} or {last} in `{key}`, got"
+    if value == TOO_LONG:
+        return f"{expected} more than {LONGEST:,} characters, which are not read"
+    shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
+    return f"{expected} {shown!r}"

@@ -11,6 +11,7 @@ import msgspec
 
 from schemas.cluster import EndpointsFact, NamespaceFact, NodeFact, PodFact, ServiceFact, ServicePort, is_static_uid
 from schemas.identity import Owner
+from schemas.workload_annotations import DECIDING, LONGEST, TOO_LONG
 from sensors.kubernetes.objects import (
     EndpointSliceObject,
     MetadataOnly,
@@ -26,8 +27,6 @@ REVISION_LABELS: Final = frozenset({"pod-template-hash", "pod-template-generatio
 TOLD: Final = ("kubearmor", "hauberk.io/")
 """How annotations begin that mean something here. What else is written there may be 256 KiB of each pod, and anybody's."""
 MOST_ANNOTATIONS: Final = 64
-LONGEST_ANNOTATION: Final = 1024
-"""Characters of a value; those that mean something are lists of a few words."""
 MOST_LABELS: Final = 16 << 10
 """Bytes of labels of one object: alerts repeat them, and a record of a topic may have 1 MiB. The shortest are kept."""
 SERVICE_NAME: Final = "kubernetes.io/service-name"
@@ -166,11 +165,16 @@ def _size(written: dict[str, str] | None) -> int:
 
 
 def _annotations(meta: ObjectMeta) -> dict[str, str]:
-    mine = sorted(
-        (key, value) for key, value in (meta.annotations or {}).items()
-        if key.startswith(TOLD) and len(value) <= LONGEST_ANNOTATION
-    )  # fmt: skip
-    return dict(mine[:MOST_ANNOTATIONS])
+    """Those that mean something. A value that is too long is kept as a mark where its annotation decides something, so that it is told."""
+    written = {key: value for key, value in (meta.annotations or {}).items() if key.startswith(TOLD)}
+    mine = {
+        key: value if len(value) <= LONGEST else TOO_LONG
+        for key, value in written.items()
+        if len(value) <= LONGEST or key in DECIDING
+    }
+    # Those that decide something come first: who writes many of the others leaves none of them out.
+    kept = sorted(mine, key=lambda key: (key not in DECIDING, key))[:MOST_ANNOTATIONS]
+    return {key: mine[key] for key in sorted(kept)}
 
 
 def _seconds(stamp: str | None) -> float:

@@ -67,14 +67,16 @@ async def test_each_is_one_event_on_its_object_and_stays_one_over_a_restart(
         assert running.end() == 0
         running = hauberk.start("cluster", **settings)
         await asyncio.to_thread(running.ready)
-        await asyncio.to_thread(api_server.apply, pod("later", "off"))
-        await has("later", "web-1")
+        await asyncio.to_thread(api_server.apply, pod("later", "off"), pod("long", "audited," * 1000))
+        await has("later", "long", "web-1")
+        long = f"{WORD}more than 1,024 characters, which are not read{STAYS}"
+        assert ("long", long, 1) in await told(PLACE, "Pod")
         assert {count for _, _, count in await told(PLACE, "Pod")} == {1}
         # The one that was told goes, another has the word still.
         await asyncio.to_thread(
             api_server.kubectl, "delete", "pod", "web-1", "-n", PLACE, "--force", "--grace-period=0"
         )
-        await has("later", "web-1", "web-2")
+        await has("later", "long", "web-1", "web-2")
         assert "Traceback" not in running.said()
         assert running.end() == 0
     finally:

@@ -10,6 +10,8 @@ import pytest
 
 from schemas.cluster import ServiceFact, ServicePort, decode, encode
 from schemas.identity import Owner
+from schemas.visibility import words
+from schemas.workload_annotations import LONGEST, TOO_LONG, misread, posture, status
 from sensors.kubernetes import facts
 from sensors.kubernetes.objects import EndpointSliceObject, MetadataOnly, NodeObject, PodObject, ServiceObject
 
@@ -82,12 +84,32 @@ def test_megabytes_of_labels_and_annotations_become_a_fact_of_a_few_kilobytes() 
     })  # fmt: skip
     fact = facts.pod(one, {})
     assert fact.labels["app"] == "web"
-    assert len(encode(fact)) < facts.MOST_LABELS + facts.MOST_ANNOTATIONS * (facts.LONGEST_ANNOTATION + 64)
+    assert len(encode(fact)) < facts.MOST_LABELS + facts.MOST_ANNOTATIONS * (LONGEST + 64)
     assert "note" not in fact.annotations
-    assert "kubearmor-file-posture" not in fact.annotations
+    assert fact.annotations["kubearmor-file-posture"] == TOO_LONG
     assert fact.annotations["hauberk.io/signal"] == "enabled"
+    # After 200 others by the alphabet, and kept: it decides something.
+    assert fact.annotations["kubearmor-policy"] == "audited"
     assert facts.cut(one.metadata)
     assert facts.pod(facts.trimmed(one), {}) == fact
+
+
+@pytest.mark.parametrize(
+    "key", ["kubearmor-policy", "kubearmor-visibility", "kubearmor-file-posture", "kubearmor-network-posture"]
+)
+def test_a_value_that_is_too_long_decides_nothing_is_not_kept_and_is_told(key: str) -> None:
+    """With words in it that would decide something: cut, it might."""
+    long = "process,none,audited," * 60
+    assert len(long) > LONGEST
+    fact = facts.pod(pod(metadata={"annotations": {key: long, f"{key}-2": long}}), {})
+    assert fact.annotations == {key: TOO_LONG}
+    (said,) = misread(fact.annotations)
+    assert said.startswith("expected ")
+    assert said.endswith(f" in `{key}`, got more than 1,024 characters, which are not read")
+    assert (status(fact.annotations), posture(fact.annotations[key])) == ("", "")
+    assert words(fact.annotations[key], ("file",)) == ("file",), "what is in force without it"
+    # As long as may be, it is what was written.
+    assert facts.pod(pod(metadata={"annotations": {key: "x" * LONGEST}}), {}).annotations == {key: "x" * LONGEST}
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,13 @@ def test_a_value_of_thousands_of_characters_is_told_in_a_line(watch: FactsWatch,
     (line,) = lines(caplog)
     assert len(line) < 500
     assert "\x1b" not in line
+
+
+def test_a_value_that_is_too_long_is_told_once_whatever_else_it_becomes(watch: FactsWatch, caplog: Any) -> None:
+    for length in (1025, 5000, 250_000):
+        tell(watch, "pods", ("web", {"kubearmor-policy": "x" * length}))
+    assert lines(caplog) == [
+        "annotations of pod/shop/web: expected enabled, audited or disabled in `kubearmor-policy`, got more than 1,024 characters, which are not "
+        "read; it changes nothing, what is in force without it stays"
+    ]
+    assert len(watch.misread) == 1
