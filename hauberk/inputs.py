@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from schemas.errors import SettingsError
@@ -31,6 +32,8 @@ def read(path: str, what: str, most: int, hint: str = "") -> bytes:
     """The bytes at `path`, `-` for standard input. SettingsError, which names `what`, when it is no file, takes more than
     `most` bytes or does not end."""
     if path == "-":
+        if sys.stdin is None:
+            raise SettingsError(f"expected {what} on standard input, it is closed; give it with `< FILE`")
         return _piped(sys.stdin.fileno(), "standard input", what, most, forever=True)
     try:
         # Without waiting for a writer; regular files do not care.
@@ -47,6 +50,14 @@ def read(path: str, what: str, most: int, hint: str = "") -> bytes:
         return _whole(descriptor, path, what, most, hint)
     finally:
         os.close(descriptor)
+
+
+def once(names: Iterable[str]) -> None:
+    """SettingsError when standard input is to be read for more than one of `names`: the second would find nothing, and say nothing."""
+    if (many := sum(name == "-" for name in names)) > 1:
+        raise SettingsError(
+            f"expected `-` once, for what is on standard input, got it {many} times; name a file for the others"
+        )
 
 
 def kind(mode: int) -> str:

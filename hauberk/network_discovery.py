@@ -8,11 +8,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from hauberk import inputs
 from hauberk.client import readable, with_bus
 from hauberk.evidence_pods import EvidencePods, cell
 from hauberk.learnt_answers import expect_accepted
@@ -123,7 +123,7 @@ def verify(given: argparse.Namespace, read: Callable[..., Iterator[Sighting]]) -
     from policy.learn.network.intermediate import policies
 
     # Strictly first: a file that is none must not pass for an answer where nothing was seen.
-    written = None if given.verify == "-" else _documents(given.verify)
+    written = None if given.verify is True else _documents(given.verify)
     directory = _directory(given)
     found, _ = _flows(given, read, directory)
     if not found.seen:
@@ -156,11 +156,10 @@ def _documents(path: str) -> list[dict[str, Any]]:
     import yaml
 
     try:
-        found = [one for one in yaml.safe_load_all(Path(path).read_text(encoding="utf-8")) if one is not None]
+        text = inputs.read(path, "a readable file of policies", inputs.POLICIES).decode("utf-8-sig")
+        found = [one for one in yaml.safe_load_all(text) if one is not None]
     except UnicodeDecodeError as error:
         raise SettingsError(f"expected a file of policies at `{path}`, got {not_utf8(error)}") from error
-    except OSError as error:
-        raise SettingsError(f"expected a readable file of policies at `{path}`, got: {error}") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"expected YAML in `{path}`, got: {' '.join(str(error).split())}") from error
     if not found or not all(isinstance(one, dict) for one in found):

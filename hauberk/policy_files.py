@@ -18,14 +18,20 @@ def files(
 ) -> Iterator[tuple[str, bytes]]:
     """(origin, bytes) of each file named, of the .yaml, .yml and .json files (but no NAME.tests.yaml) of each directory, of standard input for `-`.
     `sources`: the settings by which `bus:` and `cluster:` are read; without them these are files like others."""
-    for named in given:
-        source, name = in_force.parted(named) if sources is not None else ("", named)
+    parts = [in_force.parted(named) if sources is not None else ("", named) for named in given]
+    inputs.once(name for _, name in parts)
+    for source, name in parts:
         if source and sources is not None:
             yield from in_force.policies(source, sources)
             if not name:
                 continue
         if name == "-":
-            yield "<stdin>", inputs.read(name, "policies", inputs.POLICIES)
+            data = inputs.read(name, "policies", inputs.POLICIES)
+            if not data.strip():
+                raise SettingsError(
+                    "expected policies on standard input, got nothing; give them with `< FILE`, to a command in a pod with `kubectl exec -i`"
+                )
+            yield "<stdin>", data
             continue
         path = Path(name)
         if path.is_dir():

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--merge", metavar="FILE", help="extend the policies of this file by what they would deny, and show them")  # fmt: skip
     made.add_argument("--explain", action="store_true", help="each rule with its evidence, instead of the policies")
     made.add_argument("--review", action="store_true", help="what was not learnt, and why, instead of the policies; exit 1 when there is any")  # fmt: skip
-    made.add_argument("--verify", nargs="?", const="-", metavar="FILE", help="would the network policies of FILE (without one: those that would be learnt) let through every connection that was seen; exit 1 when not")  # fmt: skip
+    made.add_argument("--verify", nargs="?", const=True, metavar="FILE", help="would the network policies of FILE (`-`: standard input; without one: those that would be learnt) let through every connection that was seen; exit 1 when not")  # fmt: skip
     made.add_argument("--accept", metavar="ID,...", default="", help="learn these items of --review all the same")
     made.add_argument("--no-patterns", action="store_true", help="no globs, for enforcers that have none: directories instead")  # fmt: skip
     made.add_argument("--isolate", action="store_true", help="keep workloads that never used the internet off it")

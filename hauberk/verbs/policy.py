@@ -42,8 +42,10 @@ def parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer")
     diff = sub_parser(below, "diff", "which observed behaviours change verdict; exit 1 when some do")
-    diff.add_argument("before", metavar="A", help="policy file, directory, `bus:` or `cluster:`")
-    diff.add_argument("after", metavar="B", help="the same; `bus:FILE` puts a file over what is in force")
+    diff.add_argument("before", metavar="A", help="policy file, directory, `-`, `bus:` or `cluster:`")
+    diff.add_argument(
+        "after", metavar="B", help="the same; `bus:FILE` puts a file over what is in force, `bus:-` standard input"
+    )
     backtest = sub_parser(
         below, "backtest", "judge stored behaviours again: what would have been blocked, by whom, how often"
     )
@@ -63,12 +65,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Exit 0 for yes, 1 for no, 2 for wrong input."""
     given = parser().parse_args(argv)
-    from hauberk import backtests, policies
+    from hauberk import backtests, in_force, inputs, policies
 
     if given.what != "diff":
         given.filename = [*given.filename, *given.files]
         if not given.filename:
             raise SettingsError("expected policy files, got none; name them or use -f")
+    # `bus:-` is standard input too.
+    named = [given.before, given.after] if given.what == "diff" else given.filename
+    beside = [getattr(given, "event", None), getattr(given, "events", None), *getattr(given, "tests", ())]
+    inputs.once([*(in_force.parted(one)[1] for one in named), *(str(one).removeprefix("@") for one in beside)])
     match given.what:
         case "check":
             return policies.check(given)

@@ -363,7 +363,7 @@ def test_whom_a_policy_selects_that_nothing_was_seen_of_is_told(
 
 
 def test_network_policies_of_what_pods_spoke_to(
-    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the store and the facts on the bus: a service by its pods' port, checked, written, and broken files found out."""
     put(state, 1, connected("10.96.0.4", 5432), connected("127.0.0.1", 1))
@@ -412,6 +412,9 @@ def test_network_policies_of_what_pods_spoke_to(
     broken = tmp_path / "broken.yaml"
     broken.write_text(text.replace("15432", "5432"))
     assert "shop/web -> data/svc/db TCP 15432" in run(capsys, state, "discover", "--verify", broken, code=1)
+    with broken.open() as given, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", given)
+        assert "shop/web -> data/svc/db TCP 15432" in run(capsys, state, "discover", "--verify", "-", code=1)
     told = json.loads(run(capsys, state, "discover", "--verify", broken, "-f", "json", code=1))
     assert (told["flows"], len(told["refused"]), told["policies"]) == (1, 1, 1)
     firewall = run(capsys, state, "discover", "-p", "KubeArmorNetworkPolicy")
