@@ -9,9 +9,10 @@ ended; what is on its topics then is the mark, and its pump reads to it, finishe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from schemas.errors import DecodeError, SettingsError
@@ -338,6 +339,24 @@ def starts(path: str, inventory: Inventories, enforcing: StagePart[Enforcement])
     return [StagePart(make, work)]
 
 
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"expected a recording at `{path}`, got: {error.strerror}; name one, as examples/recordings/host.hbrk"
+        ) from error
+
+
+def require_recording(path: str) -> None:
+    """Refuse what is no recording before anything is written. SettingsError, DecodeError."""
+    from sensors.recordings.recording import RecordingReader
+
+    with _readable(path):
+        RecordingReader(path).close()
+
+
 def replay(
     bus: Bus, settings: ReplaySettings, over: asyncio.Event, *readers: Callable[[], Awaitable[None]]
 ) -> tuple[Agent, Stage]:
@@ -348,12 +367,8 @@ def replay(
     from sensors.node.agent import Agent
     from sensors.recordings.replay import Replay
 
-    try:
+    with _readable(settings.path):
         source = Replay(settings, secrets.token_hex(8))
-    except OSError as error:
-        raise SettingsError(
-            f"expected a recording at `{settings.path}`, got: {error.strerror}; name one, as examples/recordings/host.hbrk"
-        ) from error
     agent = Agent(source, bus)
 
     async def stage(stop: asyncio.Event) -> None:

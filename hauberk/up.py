@@ -141,6 +141,7 @@ async def run_up(given: argparse.Namespace, usual: int) -> int:
     if not given.replay:
         prefer(settings.sensor.nice or usual)
     if given.replay:
+        stages.require_recording(given.replay)
         settings = ports.beside_another(settings, loaded)
     documents = read(given.filename, False, quiet=True) if given.filename else []
     await ports.look(state, settings.metrics, settings.sinks, settings.page)

@@ -97,8 +97,8 @@ def test_every_error_of_a_policy_at_once_and_nothing_applied(hauberk: Any, verb:
         (("get", "policies", "--state", "file"), ("file/bus", "Not a directory")),
         (("up", "--replay", "none.hbrk"), ("none.hbrk", "No such file")),
         (("up", "--replay", "."), ("Is a directory",)),
-        (("up", "--replay", "x", "--state", "file"), ("`file`", "--state")),
-        (("up", "--replay", "x", "--state", "file/below"), ("file/below", "--state")),
+        (("up", "--replay", str(RECORDING), "--state", "file"), ("`file`", "--state")),
+        (("up", "--replay", str(RECORDING), "--state", "file/below"), ("file/below", "--state")),
         (("--config=x",), ()),
     ],
 )  # fmt: skip

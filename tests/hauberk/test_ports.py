@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A port that cannot be had is said before anything is written: a start that comes to nothing leaves no state behind."""
+"""A port that cannot be had, or what is no recording, is said before anything is written: a start that comes to nothing leaves no state behind."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ def test_a_role_without_sinks_looks_at_its_metrics(hauberk: Any, taken: int) -> 
     assert done.returncode == 2, done.stderr
     assert "it is in use; set `metrics.port`" in done.stderr
     assert not hauberk.state.exists()
+
+
+def test_neither_does_what_is_no_recording(hauberk: Any) -> None:
+    (hauberk.home / "text").write_text("no recording")
+    for name, said in (("nowhere", "got: No such file or directory"), ("text", "got `no recor` in `text`")):
+        done = hauberk("up", "-q", "--replay", name)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert "hauberk up: expected a recording" in done.stderr
+        assert said in done.stderr
+        assert not hauberk.state.exists()
 
 
 async def test_what_is_begun_is_not_looked_at_again_and_free_ports_stay_free(tmp_path: Path, taken: int) -> None:
