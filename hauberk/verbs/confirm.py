@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
+from hauberk.policy_names import named
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -21,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
         "confirm",
         "Keep policies that were applied with `hauberk apply --confirm`. One that was lifted already is held again.",
     )
-    made.add_argument("names", nargs="+", metavar="NAME", help="name of a policy, or NAMESPACE/NAME")
+    made.add_argument(
+        "names", nargs="+", metavar="NAME", help="name of a policy, NAMESPACE/NAME, or KIND/NAME as `apply` prints it"
+    )
     return made
 
 
@@ -38,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         known = {key.decode(): record for key, record in (await bus.latest(POLICIES)).items() if record.value}
         wrong = 0
         for name in dict.fromkeys(given.names):
-            hits = [key for key in known if name in (key, key.split("/", 1)[-1], key.split("/")[-1])]
+            hits = named(known, name)
             if not hits:
                 print(
                     f"hauberk confirm: expected policy `{name}`, there is none; `hauberk get policies` lists them",

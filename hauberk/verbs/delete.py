@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hauberk.client import parser as verb_parser
 from hauberk.client import readable, with_bus
+from hauberk.policy_names import SHORT, named
 
 if TYPE_CHECKING:
     from bus.contract import Bus
@@ -21,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "what", nargs="?", choices=("policy", "policies", *SHORT, "node", "nodes"), help="what is deleted"
     )
-    made.add_argument("names", nargs="*", metavar="NAME", help="name, or namespace/name")
+    made.add_argument(
+        "names", nargs="*", metavar="NAME", help="name, namespace/name, or kind/name as `get -o name` prints it"
+    )
     made.add_argument("-f", "--filename", action="append", default=[], metavar="FILE", help="the policies in this file")
     made.add_argument("-R", "--recursive", action="store_true", help="subdirectories of a directory too")
     made.add_argument("-n", "--namespace", help="only in this namespace")
@@ -36,14 +39,6 @@ def parser() -> argparse.ArgumentParser:
         "enforcing, and when its agent starts again it is back."
     )
     return made
-
-
-SHORT = {
-    "ksp": "KubeArmorPolicy",
-    "hsp": "KubeArmorHostPolicy",
-    "csp": "KubeArmorClusterPolicy",
-    "nsp": "KubeArmorNetworkPolicy",
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
                 wanted += [key] if key in known else []
                 missing += [] if key in known else [reference(key)]
         for name in given.names:
-            hits = [key for key in known if key.split("/", 1)[-1] == name or key.split("/")[-1] == name]
+            hits = named(known, name)
             wanted += hits
             missing += [] if hits else [name]
         kept = [] if given.force else [key for key in dict.fromkeys(wanted) if key in owned]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from hauberk.client import parser as verb_parser
 from hauberk.client import with_bus
 from hauberk.output import as_yaml, printable, table
+from hauberk.policy_names import SHORT, parted
 
 if TYPE_CHECKING:
     from bus.contract import Bus
     from hauberk.cluster_view import ClusterView
 
-SHORT = ("ksp", "hsp", "csp", "nsp")
 WHAT = {"policy": "policies", "workload": "workloads", "node": "nodes", "alert": "alerts"} | {
     kind: kind for kind in SHORT
 }
@@ -50,7 +50,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Exit 1 when there is no such thing."""
-    given = parser().parse_args(argv)
+    made = parser()
+    given = made.parse_args(argv)
+    if given.what in ("policy", *SHORT):
+        kind, namespace, given.name = parted(given.name)
+        if (kind and given.what not in ("policy", kind)) or (namespace and given.namespace not in (None, namespace)):
+            made.error("expected one kind and one namespace, the name has another")
+        given.what, given.namespace = kind or given.what, namespace or given.namespace
 
     async def work(bus: Bus) -> int:
         from hauberk.verbs import get

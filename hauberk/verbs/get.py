@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from hauberk.client import Unreadable, add_output, add_scope, labels, readable, with_bus
 from hauberk.client import parser as verb_parser
 from hauberk.output import age, plain, show
+from hauberk.policy_names import KINDS, named
 
 if TYPE_CHECKING:
     from bus.contract import Bus, Record
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
     from hauberk.rule_hits import HitCount, PolicyHits
     from schemas.alert import Alert
     from schemas.enforcement import InForce
-
-KINDS = {
-    "KubeArmorPolicy": "ksp",
-    "KubeArmorHostPolicy": "hsp",
-    "KubeArmorClusterPolicy": "csp",
-    "KubeArmorNetworkPolicy": "nsp",
-}
-
 
 _EACH_SECONDS = 0.5
 """Between two looks of `--watch`."""
@@ -93,15 +86,16 @@ async def _policies(bus: Newest, given: argparse.Namespace, hits: Mapping[str, P
     values: list[Any] = []
     rows: list[tuple[object, ...]] = []
     names: list[str] = []
-    for (kind, namespace, name), document, record in readable(
-        [record for _, record in sorted((await bus.latest(POLICIES)).items())], _policy, "policies"
-    ):
+    records = sorted((await bus.latest(POLICIES)).items())
+    keys = [key.decode("utf-8", "surrogateescape") for key, _ in records]
+    wanted = {key for name in given.names for key in named(keys, name)}
+    for (kind, namespace, name), document, record in readable([record for _, record in records], _policy, "policies"):
         short = KINDS.get(kind, kind)
         if given.what not in ("policies", short) or (given.namespace and namespace != given.namespace):
             continue
-        if given.names and name not in given.names:
-            continue
         key = f"{kind}/{namespace}/{name}"
+        if given.names and key not in wanted:
+            continue
         spec = document.get("spec", {})
         annotations = document.get("metadata", {}).get("annotations") or {}
         mode = annotations.get("hauberk.io/mode") or annotations.get("kubearmor-policy") or "enabled"

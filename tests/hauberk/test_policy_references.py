@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hauberk.policy_names import named
 from policy.parse import parse
 from schemas.policy import reference
 
@@ -54,6 +55,45 @@ def test_verbs_name_a_policy_without_a_namespace_by_kind_and_name(hauberk: Any) 
     event = '{"operation": "File", "resource": "/etc/hosts", "data": "syscall=SYS_OPENAT", "result": "Passed", "containerID": "c", "containerName": "web", "namespaceName": "shop", "podName": "web-1"}'
     done = hauberk("policy", "explain", "-f", "bare.yaml", "--event", event)
     assert "not for this workload: KubeArmorHostPolicy/bare\n" in done.stdout, done.stderr
+
+
+def test_what_a_verb_prints_is_taken_as_a_name(hauberk: Any) -> None:
+    assert hauberk("apply", "-f", "bare.yaml").returncode == 0
+    for name in (
+        "bare",
+        "hsp/bare",
+        "kubearmorhostpolicy/bare",
+        "KubeArmorHostPolicy/bare",
+        "KubeArmorHostPolicy//bare",
+    ):
+        assert hauberk("get", "policy", name, "-o", "name").stdout == "hsp/bare\n", name
+        assert "name: bare" in hauberk("describe", "policy", name).stdout, name
+        assert hauberk("confirm", name).stdout == "kubearmorhostpolicy/bare needs no confirmation\n", name
+    for verb in (("get", "policy"), ("describe", "policy"), ("confirm",), ("delete", "policy")):
+        done = hauberk(*verb, "ksp/bare")
+        assert (done.returncode, done.stdout) == (1, ""), verb
+    done = hauberk("describe", "ksp", "hsp/bare")
+    assert (done.returncode, "expected one kind" in done.stderr) == (2, True)
+    assert hauberk("delete", "policy", "hsp/bare").stdout == "kubearmorhostpolicy/bare deleted\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("web", ["KubeArmorPolicy/shop/web", "KubeArmorPolicy/ksp/web", "KubeArmorHostPolicy//web"]),
+        ("shop/web", ["KubeArmorPolicy/shop/web"]),
+        ("ksp/web", ["KubeArmorPolicy/ksp/web"]),
+        ("hsp/web", ["KubeArmorHostPolicy//web"]),
+        ("kubearmorpolicy/web", ["KubeArmorPolicy/shop/web", "KubeArmorPolicy/ksp/web"]),
+        ("ksp/shop/web", ["KubeArmorPolicy/shop/web"]),
+        ("csp/web", []),
+        ("ksp/", []),
+        ("/", []),
+        ("", []),
+    ],
+)
+def test_a_namespace_goes_before_a_kind(name: str, meant: list[str]) -> None:
+    assert named(["KubeArmorPolicy/shop/web", "KubeArmorPolicy/ksp/web", "KubeArmorHostPolicy//web"], name) == meant
 
 
 def test_the_second_policy_of_a_name_in_one_file_is_warned_of_by_it() -> None:
