@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,19 +37,17 @@ async def look(
     Where something does, whoever opens the port says it: a second `up` on one state is to be told of the first."""
     if _begun(state):
         return
+    from sinks.reserved_ports import ReservedPorts
+
     # All at once: two of one number are found too.
-    async with contextlib.AsyncExitStack() as opened:
+    with ReservedPorts() as ports:
         for endpoint in (*_of_sinks(sinks), *_of_metrics(metrics)):
-            opened.push_async_callback(endpoint.close)
-            await endpoint.open()
+            await endpoint.reserve(ports)
         if page is not None and page.enabled and any(one.__struct_config__.tag == "store" for one in sinks):
-            from sinks.listener import Listener
             from sinks.web.page import refused
 
-            listener = Listener("page", page.host, page.port)
-            opened.push_async_callback(listener.close)
             try:
-                await listener.open_protocol(asyncio.Protocol)
+                await ports.reserve(page.host, page.port)
             except OSError as error:
                 raise refused(page, error) from error
 

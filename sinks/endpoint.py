@@ -17,6 +17,7 @@ from schemas.errors import SettingsError
 from sinks.formats.exposition import OPENMETRICS, TEXT, ExposedStats, Family, from_stats, render, wants_openmetrics
 from sinks.http_get import GetProtocol, Request, Response
 from sinks.listener import Listener, is_loopback, names_us, why
+from sinks.reserved_ports import ReservedPorts
 
 Collector = Callable[[], Iterable[ExposedStats]]
 """Called at each scrape, on the loop; must be quick and must not raise."""
@@ -92,13 +93,23 @@ class Endpoint:
         try:
             await listener.open_protocol(lambda: GetProtocol(self.answer, listener.answered))
         except OSError as error:
-            raise SettingsError(
-                f"{self._name}: expected to listen on `{listener.host}:{listener.port}`, but {why(error)}; set {self._setting} "
-                "or stop who listens there"
-            ) from error
+            raise self._refused(error) from error
         self._listener = listener
         # A free port that was found once is the one that is said, so it is taken again.
         self._port, self.url = listener.port, listener.url
+
+    async def reserve(self, ports: ReservedPorts) -> None:
+        """See that the port can be had, without answering anybody on it. SettingsError as of `open`."""
+        try:
+            await ports.reserve(self._host, self._port)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> SettingsError:
+        return SettingsError(
+            f"{self._name}: expected to listen on `{self._host}:{self._port}`, but {why(error)}; set {self._setting} "
+            "or stop who listens there"
+        )
 
     async def close(self) -> None:
         """Let go of the port. Twice is once."""

@@ -13,8 +13,9 @@ import pytest
 
 from hauberk.ports import look
 from schemas.errors import SettingsError
-from sinks.endpoint import MetricsSettings
+from sinks.endpoint import Endpoint, MetricsSettings
 from sinks.prometheus import PrometheusSettings
+from sinks.reserved_ports import ReservedPorts
 from sinks.store.sink import StoreSettings
 from sinks.web.page import PageSettings
 
@@ -88,3 +89,36 @@ async def test_what_is_begun_is_not_looked_at_again_and_free_ports_stay_free(tmp
         await look(state, off, (store,), PageSettings(port=taken))
     (state / "up.lock").touch()
     await look(state, off, (store,), PageSettings(port=taken))
+
+
+async def test_nobody_is_answered_on_a_port_that_is_looked_at() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    with ReservedPorts() as ports:
+        await Endpoint("metrics", MetricsSettings(port=free)).reserve(ports)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", free))
+
+
+@pytest.mark.parametrize(("first", "second"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("localhost", "127.0.0.1")])  # fmt: skip
+async def test_one_port_is_had_once(first: str, second: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    with ReservedPorts() as ports:
+        await ports.reserve(first, free)
+        await ports.reserve("127.0.0.2", 0)
+        with pytest.raises(OSError, match="in use"):
+            await ports.reserve(second, free)
+    with socket.create_server(("127.0.0.1", free)):
+        pass
+
+
+async def test_a_connection_that_has_ended_is_in_nobodys_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        served, _ = server.accept()
+        served.close()  # who ends first keeps the port for a minute (TIME_WAIT)
+        client.close()
+    with ReservedPorts() as ports:
+        await ports.reserve("127.0.0.1", port)
