@@ -25,6 +25,7 @@ def test_a_sink_reads_and_leaves_what_it_cannot_deliver() -> None:
         "Read on topic `hauberk.cluster.v1`",
         "Write on topic `hauberk.dead.v1`",
         "Read on topic `hauberk.enforcement.status.v1`",
+        "Read on topic `hauberk.inventory.v1`",
         "Read on topic `hauberk.policies.v1`",
         "Read on topic `hauberk.summaries.v1`",
         "Read on topic `hauberk.telemetry.v1`",
