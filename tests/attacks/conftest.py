@@ -67,11 +67,15 @@ class Container:
         self.cgroup = f"/hauberk-attack-{os.getpid()}-{time.monotonic_ns()}-{name}"
         self.path = Path(f"{cgroup2_mount()}{self.cgroup}")
         self.path.mkdir()
+        self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Starts a program inside: the shell moves itself in, then becomes the program."""
         words = ["/bin/sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$@"', "sh", *command]
-        return subprocess.Popen(words, text=True, **options)
+        process = subprocess.Popen(words, text=True, **options)
+        # Kept until the end, where a test that failed has left it unwaited for: its warning would be the failure of another test.
+        self._started.append(process)
+        return process
 
     def run(self, *command: str, seconds: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a program inside. returncode -9: it was killed."""
@@ -87,6 +91,9 @@ class Container:
             with contextlib.suppress(OSError):
                 self._remove()
             assert time.monotonic() < deadline, f"{self.path} stays"
+        while self._started:
+            with self._started.pop() as process:
+                process.kill()  # where a test had moved him out of the cgroup
 
     def _remove(self) -> None:
         below = subprocess.run(
