@@ -62,7 +62,8 @@ def run(scale: float) -> Result:
 class _Box:
     """A cgroup that stands for a container."""
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, app: str = "web") -> None:
+        self._app = app
         self.path = f"/hauberk-bench-{os.getpid()}-{number}"
         self.full = cgroup2_mount() + self.path
         os.mkdir(self.full)
@@ -84,15 +85,15 @@ class _Box:
     def identity(self) -> Identity:
         return Identity(
             kind=Kind.CONTAINER, node=NODE, uid=f"uid-{self.id}", cgroups=(self.id,), cgroup_path=self.path,
-            namespace="shop", container_name="box", labels={"app": "web"},
+            namespace="shop", container_name="box", labels={"app": self._app},
         )  # fmt: skip
 
 
-def _policy(spec: str, name: str = "bench") -> Any:
+def _policy(spec: str, name: str = "bench", app: str = "web") -> Any:
     text = (
         "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorPolicy\n"
         f"metadata: {{name: {name}, namespace: shop, annotations: {{hauberk.io/signal: enabled}}}}\n"
-        f"spec: {{selector: {{matchLabels: {{app: web}}}}, {spec}}}\n"
+        f"spec: {{selector: {{matchLabels: {{app: {app}}}}}, {spec}}}\n"
     )
     return parse(text, "bench").policies[0]
 
@@ -167,90 +168,78 @@ def _push(pin_dir: str, count: int) -> Result:
 OPENS = """
 import os, sys, time
 path, count = sys.argv[1], int(sys.argv[2])
-best = 1e9
-for _ in range(7):
+for turns in (200, count):
     started = time.perf_counter()
-    for _ in range(count):
+    for _ in range(turns):
         os.close(os.open(path, 0))
-    best = min(best, time.perf_counter() - started)
-print(best / count * 1e9)
+    took = time.perf_counter() - started
+print(took / count * 1e9)
 """
+ROUNDS = 15
+"""Of measurements in turn, each with a process of its own, so that a machine that grows slower does so for both."""
+
+
+def _measured(box: _Box, program: str, *words: str) -> list[float]:
+    """What `program`, run in the cgroup, printed."""
+    shell = ["/bin/sh", "-c", f'echo $$ > {box.full}/cgroup.procs && exec "$@"', "sh", sys.executable, "-S", "-c"]
+    done = subprocess.run([*shell, program, *words], capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
 
 
 def _lookups(pin_dir: str, count: int) -> Result:
-    """open() of one file in a container under 10 file rules and under 10,000."""
-    nanoseconds = {}
-    for rules in (10, 10_000):
-        paths = ", ".join(f"{{path: /opt/application/etc/file-{n}}}" for n in range(rules))
-        ruleset = compile_ruleset([_policy(f"file: {{matchPaths: [{paths}]}}, action: Block")])
-        with _Box(rules) as box:
-            applier = Applier(pin_dir, NODE)
-            applier.apply(Planner(ruleset).plan(NODE, [box.identity], 1))
-            command = [
-                "/bin/sh",
-                "-c",
-                f'echo $$ > {box.full}/cgroup.procs && exec "$@"',
-                "sh",
-                sys.executable,
-                "-S",
-                "-c",
-            ]
-            done = subprocess.run(
-                [*command, OPENS, "/etc/hostname", str(count)], capture_output=True, text=True, check=True
-            )
-            nanoseconds[rules] = float(done.stdout)
-            applier.clear()
-            applier.close()
-    how = "open+close of /etc/hostname in a watched cgroup under the signal backend, best of 7"
+    """open() of one file in a container under 10 file rules and in one under 10,000."""
+    with _Box(10, "few") as few, _Box(10_000, "many") as many:
+        policies = []
+        for rules, app in ((10, "few"), (10_000, "many")):
+            paths = ", ".join(f"{{path: /opt/application/etc/file-{n}}}" for n in range(rules))
+            policies.append(_policy(f"file: {{matchPaths: [{paths}]}}, action: Block", app, app))
+        applier = Applier(pin_dir, NODE)
+        applier.apply(Planner(compile_ruleset(policies)).plan(NODE, [few.identity, many.identity], 1))
+        asked = (OPENS, "/etc/hostname", str(count))
+        rounds = [(_measured(few, *asked)[0], _measured(many, *asked)[0]) for _ in range(ROUNDS)]
+        applier.clear()
+        applier.close()
+    how = f"open+close of /etc/hostname in a watched cgroup under the signal backend, median of {ROUNDS}"
+    ratio = statistics.median(many / few for few, many in rounds)
     return {
-        "enforce_open_10_rules": _figure(nanoseconds[10], "ns", count, how),
-        "enforce_open_10000_rules": _figure(nanoseconds[10_000], "ns", count, how),
-        "enforce_open_rules_ratio": _figure(
-            nanoseconds[10_000] / nanoseconds[10], "x", count, "10,000 rules against 10"
-        ),
+        "enforce_open_10_rules": _figure(statistics.median(few for few, _ in rounds), "ns", count, how),
+        "enforce_open_10000_rules": _figure(statistics.median(many for _, many in rounds), "ns", count, how),
+        "enforce_open_rules_ratio": _figure(ratio, "x", count, f"10,000 rules against 10, median of {ROUNDS} pairs"),
     }
 
 
 SOCKETS = """
 import socket, sys, time
-count, best = int(sys.argv[1]), {}
+count = int(sys.argv[1])
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 t = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 peer, other = ("127.0.0.1", 9), ("127.0.0.1", 10)
-calls = {"connect": lambda: s.connect(peer), "sendto": lambda: t.sendto(b"x", other)}
-for _ in range(7):
-    for name, call in calls.items():
+for call in (lambda: s.connect(peer), lambda: t.sendto(b"x", other)):
+    for turns in (200, count):
         began = time.perf_counter_ns()
-        for _ in range(count):
+        for _ in range(turns):
             call()
-        best[name] = min(best.get(name, 1e18), (time.perf_counter_ns() - began) / count)
-print(best["connect"], best["sendto"])
+    print((time.perf_counter_ns() - began) / count)
 """
 
 
 def _sockets(pin_dir: str, count: int) -> Result:
     """What guards that let them pass add to a connect and a send of datagrams, telling included."""
     spec = "network: {matchProtocols: [{protocol: sctp}]}, action: Block"
-    took = {}
-    for guarded in (False, True):
-        with _Box(int(guarded)) as box:
-            applier = Applier(pin_dir, NODE)
-            if guarded:
-                applier.apply(Planner(compile_ruleset([_policy(spec)])).plan(NODE, [box.identity], 1))
-            words = f'echo $$ > {box.full}/cgroup.procs && exec "$@"'
-            command = ["/bin/sh", "-c", words, "sh", sys.executable, "-S", "-c", SOCKETS, str(count)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            took[guarded] = [float(word) for word in done.stdout.split()]
-            applier.clear()
-            applier.close()
-    return {
-        f"enforce_{name}": _figure(
-            with_guards - without, "ns", count, f"watched and guarded {call} of UDP minus one in a cgroup that is neither ({without:.0f} ns), best of 7"
-        )
-        for name, call, with_guards, without in zip(
-            ("connect", "send"), ("connect", "sendto"), took[True], took[False], strict=True
-        )
-    }  # fmt: skip
+    with _Box(0) as free, _Box(1) as guarded:
+        applier = Applier(pin_dir, NODE)
+        applier.apply(Planner(compile_ruleset([_policy(spec)])).plan(NODE, [guarded.identity], 1))
+        asked = (SOCKETS, str(count))
+        rounds = [(_measured(free, *asked), _measured(guarded, *asked)) for _ in range(ROUNDS)]
+        applier.clear()
+        applier.close()
+    found: Result = {}
+    for at, (name, call) in enumerate((("connect", "connect"), ("send", "sendto"))):
+        without = statistics.median(free[at] for free, _ in rounds)
+        added = statistics.median(guarded[at] - free[at] for free, guarded in rounds)
+        how = f"watched and guarded {call} of UDP minus one in a cgroup that is neither ({without:.0f} ns), median of {ROUNDS} pairs"
+        found[f"enforce_{name}"] = _figure(added, "ns", count, how)
+    return found
 
 
 def _figure(value: float, unit: str, n: int, how: str) -> dict[str, Any]:
