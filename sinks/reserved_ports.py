@@ -9,7 +9,6 @@ import errno
 import os
 import socket
 from types import TracebackType
-from typing import Any
 
 _ANY = frozenset(("0.0.0.0", "::"))
 
@@ -18,7 +17,7 @@ class ReservedPorts:
     """`await reserve(...)` inside of `with`; all are let go at its end."""
 
     def __init__(self) -> None:
-        self._held: list[socket.socket] = []
+        self._held: list[asyncio.Server] = []
 
     def __enter__(self) -> ReservedPorts:
         return self
@@ -31,20 +30,21 @@ class ReservedPorts:
 
     async def reserve(self, host: str, port: int) -> None:
         """Have `port` of all addresses of `host`; 0 is any. OSError when somebody listens there, one of these has it, or there is no such address."""
-        loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(addresses):
-            one = socket.socket(family, kind, protocol)
-            self._held.append(one)
-            # As `create_server` has it: what a connection that ended a moment ago has left is in nobody's way.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # With that the kernel gives one port to as many as ask, until one of them listens.
-            if any(_same(other.getsockname(), address) for other in self._held[:-1]):
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-            one.bind(address)
+        # Bound as a listener binds, and never told to listen.
+        new = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, host, port, reuse_address=True, start_serving=False
+        )
+        others = [sock for server in self._held for sock in server.sockets]
+        self._held.append(new)
+        # The kernel gives one port to as many as ask so, until one of them listens.
+        if any(_same(one, other) for one in new.sockets for other in others):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return one[1] == other[1] and (one[0] == other[0] or not _ANY.isdisjoint((one[0], other[0])))
+def _same(one: socket.socket, other: socket.socket) -> bool:
+    mine, its = one.getsockname(), other.getsockname()
+    return (
+        one.family == other.family
+        and mine[1] == its[1]
+        and (mine[0] == its[0] or not _ANY.isdisjoint((mine[0], its[0])))
+    )

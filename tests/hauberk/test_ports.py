@@ -122,3 +122,15 @@ async def test_a_connection_that_has_ended_is_in_nobodys_way() -> None:
         client.close()
     with ReservedPorts() as ports:
         await ports.reserve("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("first", "second"), [("", None), ("0.0.0.0", "::"), ("127.0.0.1", "::1")])
+async def test_addresses_of_both_families_may_have_one_number(first: str, second: str | None) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    with ReservedPorts() as ports:
+        await ports.reserve(first, free)
+        if second is not None:
+            await ports.reserve(second, free)
