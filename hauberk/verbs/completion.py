@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from hauberk.policy_names import SHORT
+
 if TYPE_CHECKING:
     from schemas.topics import Topic
 
-POLICY_KINDS: Final = {
-    "policy": "", "policies": "", "ksp": "KubeArmorPolicy", "hsp": "KubeArmorHostPolicy", "csp": "KubeArmorClusterPolicy",
-    "nsp": "KubeArmorNetworkPolicy",
-}  # fmt: skip
+POLICY_KINDS: Final = {"policy": "", "policies": ""} | SHORT
 """What `get`, `describe` and `delete` call policies -> the kind in a policy's key, "" for all."""
 ASKED: Final = 5.0
 """Seconds that brokers have to answer: somebody waits at a prompt."""

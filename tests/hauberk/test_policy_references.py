@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from hauberk.policy_names import named
+from hauberk.policy_names import KINDS, named
 from policy.parse import parse
+from policy.tools.custom_resources import NAMES
 from schemas.policy import reference
 
 POLICY = """\
@@ -94,6 +95,10 @@ def test_what_a_verb_prints_is_taken_as_a_name(hauberk: Any) -> None:
 )
 def test_a_namespace_goes_before_a_kind(name: str, meant: list[str]) -> None:
     assert named(["KubeArmorPolicy/shop/web", "KubeArmorPolicy/ksp/web", "KubeArmorHostPolicy//web"], name) == meant
+
+
+def test_kinds_are_short_as_the_cluster_has_them() -> None:
+    assert {kind: short for kind, (_, short, _) in NAMES.items()} == KINDS
 
 
 def test_the_second_policy_of_a_name_in_one_file_is_warned_of_by_it() -> None:
