@@ -24,6 +24,7 @@ from kernel.syscalls import call_records
 from schemas.c_header import c_header
 from schemas.errors import DecodeError, Incompatible, MissingDependency
 from schemas.kernel import CALL, LAYOUTS
+from schemas.socket_names import EXTENSION_HEADERS
 from schemas.syscalls import I386_FIRST, ROWS, number
 from schemas.watched import CALLS
 
@@ -103,6 +104,14 @@ def test_btf_knows_this_kernel() -> None:
     assert nested is not None
     assert whole is not None
     assert nested.offset == whole.offset + 8
+
+
+def test_the_guard_looks_behind_the_headers_that_alerts_know() -> None:
+    source = (PROGRAM_DIRECTORY / "guard.c").read_text()
+    named = {int(number) for number in re.findall(r"#define NEXT_\w+ (\d+)", source)}
+    (asked,) = re.findall(r"more = (next .+);", source)
+    assert asked.count("next == ") == len(named | {0}) == len(EXTENSION_HEADERS)
+    assert named | {0} == EXTENSION_HEADERS
 
 
 def test_btf_refuses_what_is_not_btf(tmp_path: Path) -> None:
