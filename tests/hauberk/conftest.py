@@ -210,3 +210,15 @@ def _no_mount_stays() -> Iterator[None]:
     yield
     if not before and is_bpffs("/sys/fs/bpf") and os.geteuid() == 0:
         unmount("/sys/fs/bpf")
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Docker's own configuration has nothing; a helper on the PATH leaves `ran` behind."""
+    (tmp_path / "config.json").write_text("{}")
+    program = tmp_path / "bin/docker-credential-mine"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,27 +69,21 @@ Ask = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Runs it on files of these objects, each of its own; no word is what nobody may read. A helper on the PATH leaves `ran` behind."""
-    (tmp_path / "config.json").write_text("{}")
-    program = tmp_path / "bin/docker-credential-mine"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+def ask(capsys: pytest.CaptureFixture[str], nowhere: Path) -> Ask:
+    """Runs it on files of these objects, each of its own; no word is what nobody may read."""
 
     def ask(*objects: dict[str, Any] | str, words: tuple[str, ...] = ("--pull",)) -> tuple[int, str, str]:
         capsys.readouterr()
         given: list[str] = []
         for number, one in enumerate(objects):
-            path = tmp_path / f"{number}.yaml"
+            path = nowhere / f"{number}.yaml"
             path.write_text(one if isinstance(one, str) else yaml.safe_dump(one))
             given += ["-f", str(path)]
-        usual = ["-p", "package-managers", "--platform", "amd64", "--state", str(tmp_path / "state")]
-        code = main(["recommend", *usual, "--config", str(tmp_path / "config.json"), *given, *words])
+        usual = ["-p", "package-managers", "--platform", "amd64", "--state", str(nowhere / "state")]
+        code = main(["recommend", *usual, "--config", str(nowhere / "config.json"), *given, *words])
         out, err = capsys.readouterr()
         assert not any(word in out + err for word in (AUTH, WRONG, "user:secret", "t0ken", "hidden"))
-        assert not (tmp_path / "ran").exists(), "no program of this machine is named by a secret"
+        assert not (nowhere / "ran").exists(), "no program of this machine is named by a secret"
         return code, out, err
 
     return ask

@@ -7,7 +7,6 @@ import base64
 import gzip
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,18 +103,6 @@ def asked(
     for text in (out, err, *(one.read_text() for one in tmp_path.rglob("*") if one.is_file())):
         assert not any(word in text for word in (AUTH, "user:secret", "t0ken"))
     return code, list(yaml.safe_load_all(out)), err
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Docker's own configuration has nothing; a helper on the PATH leaves `ran` behind."""
-    (tmp_path / "config.json").write_text("{}")
-    program = tmp_path / "bin/docker-credential-mine"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    return tmp_path
 
 
 @pytest.mark.kubernetes
